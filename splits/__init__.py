@@ -1,0 +1,4 @@
+"""Facts about the benchmarks: one manifest (``NAME.toml``) and one assignment (``NAME.assignment.json``) each.
+
+Neither holds a video id or a label; ``meidbench.manifests`` reads them.
+"""
