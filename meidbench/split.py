@@ -1,0 +1,307 @@
+"""A split: which video goes to which subset, what its labels are, and which groups its classes form."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from meidbench.annotations import Annotations
+from meidbench.errors import SplitError
+from meidbench.manifests import SUBSETS
+
+FORMAT_VERSION = 1
+METADATA_KEY = b"meidbench"
+GROUP_NAMES = ("head", "medium", "tail")
+
+SEGMENT = pa.struct([("label", pa.int16()), ("start_s", pa.float32()), ("end_s", pa.float32())])
+SCHEMA = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("subset", pa.string()),
+        ("labels", pa.list_(pa.int16())),
+        ("source", pa.string()),
+        ("length_s", pa.float32()),
+        ("subject", pa.string()),
+        ("view", pa.string()),
+        ("pair_id", pa.string()),
+        ("segments", pa.list_(SEGMENT)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that a split was made from."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitMetadata:
+    """What a split file says of itself (schema metadata key ``meidbench``)."""
+
+    dataset: str
+    variant: str
+    seed: int | None
+    num_classes: int
+    class_names: tuple[str, ...]
+    head_above: int
+    tail_up_to: int
+    train_counts: tuple[int, ...]
+    digest: str
+    sources: tuple[Source, ...]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Return the metadata as JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "SplitMetadata":
+        """Parse metadata; a missing, unknown or mistyped key raises ``SplitError``."""
+        try:
+            facts: dict[str, Any] = json.loads(text)
+            sources = tuple(Source(**source) for source in facts.pop("sources"))
+            names = tuple(str(name) for name in facts.pop("class_names"))
+            counts = tuple(int(count) for count in facts.pop("train_counts"))
+            metadata = cls(class_names=names, train_counts=counts, sources=sources, **facts)
+            numbers = (
+                metadata.num_classes,
+                metadata.head_above,
+                metadata.tail_up_to,
+                metadata.format_version,
+            )
+            if not all(isinstance(number, int) for number in numbers):
+                raise TypeError("num_classes, head_above, tail_up_to and format_version must be integers")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SplitError(f"its metadata is not that of a split file: {error}") from None
+        if metadata.format_version > FORMAT_VERSION:
+            raise SplitError(
+                f"it has format version {metadata.format_version}, this meidbench reads up to {FORMAT_VERSION}: "
+                "upgrade it"
+            )
+        return metadata
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Class indices of the frequency groups, ascending, by the number of training videos a class has."""
+
+    head: npt.NDArray[np.intp]
+    medium: npt.NDArray[np.intp]
+    tail: npt.NDArray[np.intp]
+
+    @classmethod
+    def from_counts(cls, train_counts: Sequence[int], head_above: int, tail_up_to: int) -> "Groups":
+        """Group classes: head n > head_above, tail n <= tail_up_to, medium between (MEID, Table 1).
+
+        Examples
+        --------
+        >>> Groups.from_counts([501, 500, 100, 101], head_above=500, tail_up_to=100).medium
+        array([1, 3])
+        """
+        counts = np.asarray(train_counts)
+        head, tail = counts > head_above, counts <= tail_up_to
+        return cls(np.flatnonzero(head), np.flatnonzero(~head & ~tail), np.flatnonzero(tail & ~head))
+
+    def names(self, num_classes: int) -> list[str]:
+        """Return the group of each class."""
+        names = [""] * num_classes
+        for name in GROUP_NAMES:
+            for index in getattr(self, name):
+                names[index] = name
+        return names
+
+
+def rows_digest(table: pa.Table) -> str:
+    """Digest which videos a split has, where and with which labels.
+
+    The sha256 over the rows sorted by id, each ``video_id TAB subset TAB comma-joined sorted labels LF`` in UTF-8.
+    """
+    labels = table.column("labels").combine_chunks()
+    texts = pa.ListArray.from_arrays(labels.offsets, pc.cast(labels.values, pa.string()))
+    lines = pc.binary_join_element_wise(
+        table.column("video_id").combine_chunks(),
+        table.column("subset").combine_chunks(),
+        pc.binary_join(texts, ","),
+        "\t",
+    )
+    lines = pc.binary_join_element_wise(lines, "\n", "")
+    order = pc.sort_indices(table.column("video_id"))
+    return hashlib.sha256("".join(lines.take(order).to_pylist()).encode()).hexdigest()
+
+
+class Split:
+    """Videos with their subset, labels and segments, and what groups the classes fall into.
+
+    Made by ``meidbench.split_file.load_split`` or ``Split.from_annotations``.
+
+    Attributes
+    ----------
+    table : pyarrow.Table
+        One row a video in official order; columns as in ``meidbench.split.SCHEMA``.
+    metadata : SplitMetadata
+    """
+
+    def __init__(self, table: pa.Table, metadata: SplitMetadata) -> None:
+        self.table = table
+        self.metadata = metadata
+        self._rows: dict[str, pa.Table] = {}
+
+    def __repr__(self) -> str:
+        sizes = " / ".join(f"{len(self.video_ids(subset)):,}" for subset in SUBSETS)
+        return f"<Split {self.dataset} ({self.variant}): {sizes} videos, {self.num_classes} classes>"
+
+    @classmethod
+    def from_annotations(
+        cls,
+        annotations: Annotations,
+        subsets: Sequence[str],
+        *,
+        dataset: str,
+        variant: str,
+        head_above: int,
+        tail_up_to: int,
+        seed: int | None = None,
+    ) -> "Split":
+        """Make a split from annotated videos and the subset of each.
+
+        Parameters
+        ----------
+        annotations : Annotations
+            The pooled official annotations.
+        subsets : sequence of str
+            For each annotated video ``train``, ``val``, ``test``, or empty where it is not used.
+        dataset, variant, seed, head_above, tail_up_to
+            As in ``SplitMetadata``.
+        """
+        used = [row for row, subset in enumerate(subsets) if subset]
+        labels = [sorted(annotations.labels[row]) for row in used]
+        segments = [annotations.segments[row] for row in used]
+        columns = [
+            pa.array([annotations.video_ids[row] for row in used], pa.string()),
+            pa.array([subsets[row] for row in used], pa.string()),
+            pa.array(labels, pa.list_(pa.int16())),
+            pa.array([annotations.sources[row] for row in used], pa.string()),
+            # NaN is how a float says "not known"; a null would be another answer to the same question.
+            pa.array([annotations.lengths[row] for row in used], pa.float32(), from_pandas=False),
+            pa.array([annotations.subjects[row] for row in used], pa.string()),
+            pa.array([annotations.views[row] for row in used], pa.string()),
+            pa.array([annotations.pair_ids[row] for row in used], pa.string()),
+            _segments_array(segments),
+        ]
+        table = pa.Table.from_arrays(columns, schema=SCHEMA)
+        num_classes = len(annotations.class_names)
+        metadata = SplitMetadata(
+            dataset=dataset,
+            variant=variant,
+            seed=seed,
+            num_classes=num_classes,
+            class_names=annotations.class_names,
+            head_above=head_above,
+            tail_up_to=tail_up_to,
+            train_counts=tuple(class_counts(_subset_rows(table, "train"), num_classes).tolist()),
+            digest=rows_digest(table),
+            sources=tuple(Source(file.name, file.bytes, file.sha256) for file in annotations.files),
+        )
+        return cls(table, metadata)
+
+    @property
+    def dataset(self) -> str:
+        """The benchmark's name, e.g. ``charadeslt``."""
+        return self.metadata.dataset
+
+    @property
+    def variant(self) -> str:
+        """How it was drawn: ``released`` for the published split."""
+        return self.metadata.variant
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return self.metadata.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, by class index."""
+        return self.metadata.class_names
+
+    @property
+    def digest(self) -> str:
+        """sha256 over ids, subsets and labels; the same for two splits exactly if they agree in all three."""
+        return self.metadata.digest
+
+    @cached_property
+    def train_counts(self) -> npt.NDArray[np.int64]:
+        """(C,) training videos a class."""
+        return np.asarray(self.metadata.train_counts, dtype=np.int64)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Head, medium and tail classes by the split's own thresholds."""
+        return Groups.from_counts(self.metadata.train_counts, self.metadata.head_above, self.metadata.tail_up_to)
+
+    def rows(self, subset: str) -> pa.Table:
+        """Return the rows of one subset, in official order."""
+        if subset not in SUBSETS:
+            raise SplitError(f"unknown subset {subset!r}; known: {', '.join(SUBSETS)}")
+        if subset not in self._rows:
+            self._rows[subset] = _subset_rows(self.table, subset)
+        return self._rows[subset]
+
+    def video_ids(self, subset: str) -> list[str]:
+        """Return the ids of one subset, in official order."""
+        ids: list[str] = self.rows(subset).column("video_id").to_pylist()
+        return ids
+
+    def labels(self, subset: str) -> npt.NDArray[np.bool_]:
+        """Return the (n, C) label matrix of one subset, rows as in ``video_ids``."""
+        rows, classes = self.label_pairs(subset)
+        matrix = np.zeros((len(self.rows(subset)), self.num_classes), dtype=bool)
+        matrix[rows, classes] = True
+        return matrix
+
+    def label_pairs(self, subset: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16]]:
+        """Return row (as in ``video_ids``) and class index of every label of one subset, row by row."""
+        return label_pairs(self.rows(subset))
+
+    def positives(self, subset: str) -> npt.NDArray[np.int64]:
+        """Return the (C,) number of videos a class has in one subset."""
+        return class_counts(self.rows(subset), self.num_classes)
+
+
+def _segments_array(segments: list[tuple[tuple[int, float, float], ...]]) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in segments])]).astype(np.int32)
+    flat = [segment for row in segments for segment in row]
+    labels, starts, ends = zip(*flat, strict=True) if flat else ((), (), ())
+    values = pa.StructArray.from_arrays(
+        [pa.array(labels, pa.int16()), pa.array(starts, pa.float32()), pa.array(ends, pa.float32())],
+        fields=list(SEGMENT),
+    )
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def label_pairs(rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16]]:
+    """Return row and class index of every label among rows of a split's table, row by row."""
+    labels = rows.column("labels").combine_chunks()
+    counts = np.asarray(pc.list_value_length(labels)).astype(np.int64)
+    return np.repeat(np.arange(len(counts)), counts), np.asarray(labels.flatten())
+
+
+def _subset_rows(table: pa.Table, subset: str) -> pa.Table:
+    return table.filter(pc.equal(table.column("subset"), subset))
+
+
+def class_counts(rows: pa.Table, num_classes: int) -> npt.NDArray[np.int64]:
+    """Return the (C,) videos a class among rows of a split's table."""
+    _, classes = label_pairs(rows)
+    return np.bincount(classes, minlength=num_classes)

@@ -1,0 +1,108 @@
+"""Make the assignment of a benchmark from the official annotations and the lists its authors released.
+
+    python -m meidbench.splits.make charadeslt --annotations DIR --lists DIR --out splits
+
+writes ``charadeslt.assignment.json``. The result holds no video id and no label: one symbol a video in the order of
+the sorted official ids, digests, counts, and sketches in which every cell mixes many videos.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from meidbench.annotations import Annotations, read_annotations
+from meidbench.errors import MeidbenchError, SplitError, first_few
+from meidbench.manifests import SUBSETS, Manifest, load_manifest
+from meidbench.reconciliation import Sketch
+from meidbench.released import SYMBOLS, id_rows, label_rows, lines_digest, source_digests, source_positives
+from meidbench.split import Split
+
+_SYMBOL_OF = {subset: symbol for symbol, subset in SYMBOLS.items()}
+_WIDTH = 100
+
+
+def read_lists(manifest: Manifest, folder: Path, annotations: Annotations) -> dict[str, str]:
+    """Read the released lists ``VIDEOID c1,c2,...``: the subset of each id, checked against the annotations."""
+    official = dict(zip(annotations.video_ids, annotations.labels, strict=True))
+    subset_of: dict[str, str] = {}
+    for subset in SUBSETS:
+        for line in (folder / manifest.released[subset].file).read_text(encoding="utf-8").splitlines():
+            video_id, cell = line.split()
+            if video_id in subset_of:
+                raise SplitError(f"{video_id} is in {subset_of[video_id]} and in {subset}")
+            if official.get(video_id) != tuple(map(int, cell.split(","))):
+                raise SplitError(f"the classes of {video_id} are not those of the annotations, in their order")
+            subset_of[video_id] = subset
+    return subset_of
+
+
+def make_assignment(manifest: Manifest, annotations: Annotations, subset_of: dict[str, str]) -> dict[str, Any]:
+    """Describe a released split without ids and labels; the keys are those of ``manifests.Assignment``."""
+    subsets = [subset_of.get(video_id, "") for video_id in annotations.video_ids]
+    split = Split.from_annotations(
+        annotations,
+        subsets,
+        dataset=manifest.name,
+        variant="released",
+        head_above=manifest.head_above,
+        tail_up_to=manifest.tail_up_to,
+    )
+    ids = sorted(annotations.video_ids)
+    symbols = "".join(_SYMBOL_OF[subset_of.get(video_id, "")] for video_id in ids)
+    digests = source_digests(annotations)
+    return {
+        "symbols": [symbols[start : start + _WIDTH] for start in range(0, len(symbols), _WIDTH)],
+        "ids_digest": lines_digest(ids),
+        "names_digest": lines_digest(annotations.class_names),
+        "split_digest": split.digest,
+        "source_videos": {source: annotations.sources.count(source) for source in digests},
+        "source_digests": digests,
+        "source_positives": {source: source_positives(annotations, source) for source in digests},
+        "positives": {subset: split.positives(subset).tolist() for subset in SUBSETS},
+        "id_sketch": Sketch(id_rows(annotations)).cells(),
+        "row_sketch": Sketch(label_rows(split)).cells(),
+    }
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """Lay the assignment out with a line an entry, so that a change shows as the lines that changed."""
+    blocks = []
+    for key, value in content.items():
+        if isinstance(value, list):
+            body = ",\n".join(f"  {json.dumps(entry)}" for entry in value)
+            blocks.append(f'"{key}": [\n{body}\n]')
+        elif isinstance(value, dict):
+            body = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+            blocks.append(f'"{key}": {{\n{body}\n}}')
+        else:
+            blocks.append(f'"{key}": {json.dumps(value)}')
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--annotations", "annotations_folder", type=click.Path(path_type=Path), required=True)
+@click.option("--lists", type=click.Path(path_type=Path), required=True, help="Folder of the released lists.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("splits"), show_default=True)
+def main(dataset: str, annotations_folder: Path, lists: Path, out: Path) -> None:
+    """Write DATASET.assignment.json from the annotations and the released lists.
+
+    DATASET is videolt, charadeslt or charadesegolt, or the path of a manifest.
+    """
+    try:
+        manifest = load_manifest(dataset)
+        annotations = read_annotations(manifest, annotations_folder)
+        subset_of = read_lists(manifest, lists, annotations)
+    except MeidbenchError as error:
+        raise click.ClickException(str(error)) from None
+    if unknown := set(subset_of) - set(annotations.video_ids):
+        raise click.ClickException(f"ids of the lists that the annotations lack: {first_few(sorted(unknown))}")
+    path = out / f"{manifest.name}.assignment.json"
+    path.write_text(to_json(make_assignment(manifest, annotations, subset_of)), encoding="utf-8")
+    click.echo(path)
+
+
+if __name__ == "__main__":
+    main()
