@@ -1,0 +1,89 @@
+"""``meidbench download``: fetch a benchmark's annotations or label lists."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from meidbench.cli.parameters import DATASET, FOLDER
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+@click.command(epilog="\b\nExample:\n  meidbench download charadeslt --accept-licence")
+@click.argument("dataset", metavar="DATASET", type=DATASET)
+@click.option("--to", "folder", type=FOLDER, help="Folder to write to [default: where 'build-splits' looks for them].")
+@click.option("--accept-licence", is_flag=True, help="Accept the licence, which is shown in any case.")
+def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
+    """Fetch annotations or label lists, verified.
+
+    DATASET is videolt, charadeslt or charadesegolt. A file counts only when its size and sha256 are right; a
+    download that was cut off goes on where it stopped, and what is there already is not fetched again. The
+    paths go to stdout, one a line.
+    """
+    from meidbench.download import download_annotations, licence_text
+    from meidbench.home import annotations_folder
+    from meidbench.manifests import load_manifest
+
+    manifest = load_manifest(dataset)
+    click.echo(licence_text(manifest), err=True)
+    if not accept_licence:
+        raise click.UsageError("nothing was fetched; to accept the licence above, add --accept-licence")
+
+    folder = folder or annotations_folder(manifest.annotations)
+    display = _Display()
+    try:
+        paths = download_annotations(
+            manifest, folder, accept_licence=True, progress=display.progress, report=display.say
+        )
+    finally:
+        display.close()
+    for path in paths:
+        click.echo(path)
+    if dataset == "videolt":
+        click.echo(
+            "These are the labels. The features are handed out by e-mail by the authors on request, see\n"
+            f"{manifest.licence.url}; `meidbench pack-features` then makes one file of them.",
+            err=True,
+        )
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+class _Display:
+    """Shows how far a download is: bars on a terminal, else a line when a file begins and ends."""
+
+    def __init__(self) -> None:
+        self.on_terminal = _on_terminal()
+        self.name = ""
+        self.bar: tqdm[NoReturn] | None = None
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        if name != self.name:
+            self.close()
+            self.name = name
+            if self.on_terminal:
+                from tqdm import tqdm
+
+                self.bar = tqdm(desc=name, total=total, unit="B", unit_scale=True, file=sys.stderr)
+            else:
+                self.say(f"{name}: {total:,} bytes" + (f", of which {done:,} are here" if done else ""))
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
+        elif done == total:
+            self.say(f"{name}: fetched")
+
+    def say(self, message: str) -> None:
+        if self.bar is not None:
+            self.bar.write(message, file=sys.stderr)
+        else:
+            click.echo(message, err=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

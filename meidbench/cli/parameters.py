@@ -1,0 +1,28 @@
+"""Parameters that several commands share."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+DATASETS = ("videolt", "charadeslt", "charadesegolt")
+DATASET = click.Choice(DATASETS)
+SUBSET = click.Choice(("train", "val", "test"))
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a script to read.")
+
+
+class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A benchmark's name, or the path of a manifest of one's own."""
+
+    name = "dataset"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if text not in DATASETS and not (text.endswith(".toml") and Path(text).is_file()):
+            self.fail(f"{text!r} is neither one of {', '.join(DATASETS)} nor a manifest file (.toml)", param, ctx)
+        return text
+
+
+DATASET_OR_MANIFEST = _DatasetOrManifest()

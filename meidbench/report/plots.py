@@ -1,0 +1,65 @@
+"""Plots, drawn with matplotlib where the extra ``plot`` is installed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from meidbench.errors import MeidbenchError
+from meidbench.files import written_whole
+from meidbench.split import GROUP_NAMES, Split
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+GROUP_COLOURS = {"head": "#0072B2", "medium": "#E69F00", "tail": "#D55E00"}
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+
+
+def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
+    """Draw the class frequency curve of each split: training videos a class, descending, coloured by group.
+
+    Parameters
+    ----------
+    splits : sequence of Split
+        One panel each.
+    path : Path
+        ``.png``, ``.svg`` or ``.pdf``.
+    """
+    if path.suffix.lower() not in PLOT_FORMATS:
+        raise MeidbenchError(f"cannot draw {path.name}: known formats are {', '.join(PLOT_FORMATS)}")
+    try:
+        import matplotlib
+    except ImportError:
+        raise MeidbenchError("plots need matplotlib: pip install 'meidbench[plot]'") from None
+    # A figure of its own needs no display; the salt and the missing date keep the bytes the same.
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "meidbench", "font.size": 10}):
+        figure = Figure(figsize=(5.0 * len(splits), 3.6), layout="constrained")
+        panels = figure.subplots(1, len(splits), squeeze=False)[0]
+        for axes, split in zip(panels, splits, strict=True):
+            order = np.argsort(-split.train_counts, kind="stable")
+            rank_of = np.empty_like(order)
+            rank_of[order] = np.arange(1, len(order) + 1)
+            for name in GROUP_NAMES:
+                group = getattr(split.groups, name)
+                axes.bar(
+                    rank_of[group],
+                    split.train_counts[group],
+                    width=1.0,
+                    color=GROUP_COLOURS[name],
+                    label=f"{name} ({len(group)})",
+                )
+            for threshold in (split.metadata.head_above, split.metadata.tail_up_to):
+                axes.axhline(threshold, color="0.45", linewidth=0.8, linestyle=":")
+            axes.set_yscale("log")
+            axes.set_xlim(0.5, max(split.num_classes, 1) + 0.5)
+            axes.set_xlabel("class, by descending frequency")
+            axes.set_ylabel("training videos")
+            name = split.dataset if split.variant == "released" else f"{split.dataset} ({split.variant})"
+            axes.set_title(name)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, title="classes")
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+        with written_whole(path) as temporary:
+            figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=160, metadata=metadata)
+    return path

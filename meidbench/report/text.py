@@ -1,0 +1,102 @@
+"""Tables for a terminal."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from tabulate import tabulate
+
+from meidbench.evaluation import GROUPS_SHOWN, Result
+from meidbench.manifests import Manifest
+from meidbench.statistics import Statistics
+
+_GROUP_SIZES = ("head", "medium", "tail")
+_SUBSET_SIZES = ("train", "val", "test")
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:,.{digits}f}"
+
+
+def _triple(facts: dict[str, float], names: Sequence[str]) -> str:
+    return " / ".join(f"{facts[name]:,.0f}" for name in names)
+
+
+def _statistics_column(facts: dict[str, float]) -> list[str]:
+    """Return one split's cells of the statistics table; what is not known is a dash."""
+
+    def cell(name: str, digits: int) -> str:
+        return _number(facts.get(name), digits)
+
+    per_subset = [cell(f"labels_per_video_{name}", 2) for name in _SUBSET_SIZES]
+    return [
+        cell("classes", 0),
+        _triple(facts, _GROUP_SIZES),
+        _triple(facts, _SUBSET_SIZES),
+        cell("labels_per_video", 2 if "labels_per_video_train" in facts else 1),
+        " / ".join(per_subset) if "labels_per_video_train" in facts else "-",
+        f"{cell('most_frequent', 0)} / {cell('least_frequent', 0)}" if "most_frequent" in facts else "-",
+        cell("imbalance_ratio", 1),
+        cell("least_positives_test", 0),
+    ]
+
+
+_STATISTICS_ROWS = (
+    "classes",
+    "head / medium / tail",
+    "train / val / test",
+    "labels a video, train+test",
+    "  train / val / test",
+    "most / least frequent",
+    "imbalance ratio",
+    "least positives in test",
+)
+
+
+def statistics_table(statistics: Sequence[Statistics]) -> str:
+    """Lay out Table 1 with one column a split."""
+    columns = [_statistics_column(asdict(entry)) for entry in statistics]
+    header = ["", *(_split_name(entry) for entry in statistics)]
+    return _columns_table(header, columns)
+
+
+def _split_name(entry: Statistics) -> str:
+    return entry.dataset if entry.variant == "released" else f"{entry.dataset} {entry.variant}"
+
+
+def table_1_comparison(statistics: Statistics, manifest: Manifest) -> str:
+    """Lay out a built split's row of Table 1 beside the paper's."""
+    columns, header = [_statistics_column(asdict(statistics))], [manifest.title, "built"]
+    if manifest.paper:
+        columns.append(_statistics_column({"classes": float(manifest.num_classes), **manifest.paper}))
+        header.append("paper")
+    return _columns_table(header, columns)
+
+
+def _columns_table(header: list[str], columns: list[list[str]]) -> str:
+    rows = [list(row) for row in zip(_STATISTICS_ROWS, *columns, strict=True)]
+    return tabulate(rows, header, tablefmt="simple", disable_numparse=True, preserve_whitespace=True)
+
+
+def evaluation_table(result: Result) -> str:
+    """Lay out overall, head, medium and tail mAP, and the accuracies."""
+    rows = []
+    for name in GROUPS_SHOWN:
+        group = result.groups[name]
+        rows.append([name, _number(getattr(result.mAP, name), 4), str(group.classes), f"{group.positives:,}"])
+    table = tabulate(
+        rows,
+        ["group", "mAP", "classes", "positives"],
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=("left", "right", "right", "right"),
+    )
+    lines = [table, "", f"top-1 {result.accuracy.top1:.4f}   top-5 {result.accuracy.top5:.4f}"]
+    if result.diagnostics.classes_without_positives:
+        lines.append(
+            f"{result.diagnostics.classes_without_positives} class(es) without a positive in "
+            f"{result.subset} are left out of the means"
+        )
+    return "\n".join(lines)
