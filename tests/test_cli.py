@@ -1,0 +1,200 @@
+"""The commands, as a user meets them: output, exit codes, messages."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from material import REAL, TOY, TOY_MANIFEST, real_data
+
+from meidbench.cli import main
+from meidbench.home import split_path
+from meidbench.split_file import read_split
+
+
+def test_help_of_every_command_has_an_example(run):
+    assert run("--help").exit_code == 0
+    for name in main.commands:
+        text = run(name, "--help").stdout
+        assert re.search(rf"Examples?:\n +meidbench {name}\b", text), name
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(outcome.stdout.split())
+
+
+def test_heavy_modules_are_imported_only_where_they_are_needed():
+    heavy = {"torch", "pandas", "numpy", "pyarrow", "h5py", "sklearn", "requests", "matplotlib", "tqdm"}
+    assert not heavy & modules_after("import meidbench")
+    assert not heavy & modules_after("import meidbench.cli")
+    evaluating = modules_after("import meidbench as mb; mb.evaluate, mb.load_split, mb.read_predictions")
+    assert not {"torch", "sklearn", "matplotlib", "requests", "h5py"} & evaluating
+
+
+def test_build_splits_writes_all_forms(run, tmp_path, toy_split):
+    outcome = run(
+        "build-splits", TOY_MANIFEST, "--annotations", TOY, "--out", tmp_path,
+        "--format", "parquet", "--format", "csv", "--format", "lst",
+    )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.stderr
+    names = ["toylt.parquet", "toylt.csv", "ToyLT_train.txt", "ToyLT_val.txt", "ToyLT_test.txt"]
+    assert [line for line in outcome.stdout.splitlines() if line.startswith("wrote ")] == [
+        f"wrote {tmp_path / name}" for name in names
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert read_split(tmp_path / "toylt.parquet").digest == toy_split.digest
+
+
+def test_build_splits_prints_a_line_that_a_script_reads(run, tmp_path, toy_split):
+    outcome = run("build-splits", TOY_MANIFEST, "--annotations", TOY, "--out", tmp_path, "--json")
+    content = json.loads(outcome.stdout)
+    assert content["digest"] == toy_split.digest
+    assert content["files"] == [str(tmp_path / "toylt.parquet")]
+    assert content["statistics"]["train"] == len(toy_split.video_ids("train"))
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_build_splits_prints_table_1_beside_the_papers(run, name):
+    outcome = run("build-splits", name, "--annotations", real_data(REAL[name]))
+    assert outcome.exit_code == 0, outcome.stderr
+    cells = {line[:27].strip(): line[27:].split("  ") for line in outcome.stdout.splitlines() if "  " in line}
+    for row in ("classes", "head / medium / tail", "imbalance ratio"):
+        built, paper = [cell.strip() for cell in cells[row] if cell.strip()]
+        assert built == paper
+    assert split_path(name).is_file()
+    assert run("stats", name).exit_code == 0
+
+
+def test_a_refused_build_writes_nothing(run, tmp_path, toy_folder):
+    (toy_folder / "Toy_v1_train.csv").write_text("id\n")
+    outcome = run("build-splits", TOY_MANIFEST, "--annotations", toy_folder, "--out", tmp_path / "out")
+    assert outcome.exit_code == 1
+    assert outcome.stdout == "" and "no column subject, actions" in outcome.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [
+    ["build-splits", "kinetics"],
+    ["build-splits", "charadeslt", "--variant", "pareto"],
+    ["build-splits", "charadeslt", "--seed", "1"],
+    ["evaluate", "x.npz"],
+    ["evaluate", "x.npz", "--split", "s", "--subset", "dev"],
+    ["stats"],
+    ["nonsense"],
+])  # fmt: skip
+def test_a_wrong_call_ends_with_2(run, arguments):
+    outcome = run(*arguments)
+    assert outcome.exit_code == 2 and outcome.stdout == "" and "Error: " in outcome.stderr
+
+
+@pytest.mark.parametrize("arguments", [
+    ["stats", "charadeslt"],
+    ["audit", "nowhere.parquet"],
+    ["evaluate", "nowhere.npz", "--split", "charadeslt"],
+    ["build-splits", "charadeslt", "--annotations", "nowhere"],
+    ["build-splits", "charadeslt"],
+])  # fmt: skip
+def test_missing_data_ends_with_1_and_a_message(run, arguments):
+    outcome = run(*arguments)
+    assert outcome.exit_code == 1 and outcome.stdout == ""
+    assert outcome.stderr.startswith("Error: ") and "Traceback" not in outcome.stderr
+
+
+def test_a_folder_that_cannot_be_written_ends_with_1(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = run("build-splits", TOY_MANIFEST, "--annotations", TOY, "--out", tmp_path / "file" / "below")
+    assert outcome.exit_code == 1 and outcome.stderr.startswith("Error: ")
+
+
+def test_datasets_says_what_is_there_and_what_is_missing(run, toy_split):
+    from meidbench.home import annotations_folder
+    from meidbench.split_file import write_split
+
+    folder = annotations_folder("charades")
+    folder.mkdir(parents=True)
+    (folder / "Charades_v1_train.csv").write_text("")
+    write_split(toy_split, split_path("charadesegolt"))
+    entries = {entry["dataset"]: entry for entry in json.loads(run("datasets", "--json").stdout)}
+    assert set(entries) == {"videolt", "charadeslt", "charadesegolt"}
+    assert entries["charadeslt"]["present"] == ["Charades_v1_train.csv"]
+    assert entries["charadeslt"]["missing"] == ["Charades_v1_test.csv", "Charades_v1_classes.txt"]
+    assert [entry["split_built"] for entry in entries.values()] == [False, False, True]
+    text = run("datasets").stdout
+    assert "missing Charades_v1_test.csv, Charades_v1_classes.txt" in text
+    assert "meidbench download charadeslt --accept-licence" in text and "non-commercial" in text
+
+
+def test_stats_prints_a_column_a_split(run, toy_split_file, tmp_path):
+    outcome = run("stats", toy_split_file, toy_split_file, "--plot", tmp_path / "p.svg")
+    assert outcome.exit_code == 0
+    assert outcome.stdout.splitlines()[0].split() == ["toylt", "toylt"]
+    assert (tmp_path / "p.svg").stat().st_size > 1000
+    assert json.loads(run("stats", toy_split_file, "--json").stdout)[0]["classes"] == 12
+
+
+def test_audit_lists_findings_and_strict_fails_on_them(run, toy_split_file):
+    outcome = run("audit", toy_split_file)
+    assert outcome.exit_code == 0
+    assert "warning  pair-leakage: " in outcome.stdout
+    assert "nothing found by: consistency, duplicate-ids" in outcome.stdout
+    assert run("audit", toy_split_file, "--strict").exit_code == 1
+    checks = {finding["check"] for finding in json.loads(run("audit", toy_split_file, "--json").stdout)}
+    assert "pair-leakage" in checks
+
+
+def test_evaluate_writes_table_json_and_classes(run, toy_split_file, tmp_path):
+    predictions = TOY / "predictions.npz"
+    files = ["--json", tmp_path / "r.json", "--per-class", tmp_path / "r.csv"]
+    outcome = run("evaluate", predictions, "--split", toy_split_file, *files)
+    assert outcome.exit_code == 0, outcome.stderr
+    content = json.loads((tmp_path / "r.json").read_text())
+    shown = {
+        line.split()[0]: line.split()[1]
+        for line in outcome.stdout.splitlines()
+        if line[:4] in ("over", "head", "medi", "tail")
+    }
+    assert shown == {name: f"{value:.4f}" for name, value in content["mAP"].items()}
+    with (tmp_path / "r.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["ap"]) for row in rows] == [entry["ap"] for entry in content["per_class"]]
+    on_stdout = run("evaluate", predictions, "--split", toy_split_file, "--json", "-")
+    assert json.loads(on_stdout.stdout) == content
+
+
+def test_evaluate_refuses_with_all_problems_and_writes_nothing(run, toy_split_file, tmp_path):
+    np.savez(tmp_path / "p.npz", video_ids=np.array(["a", "a"]), scores=np.full((2, 3), np.nan))
+    outcome = run("evaluate", tmp_path / "p.npz", "--split", toy_split_file, "--json", tmp_path / "r.json")
+    assert outcome.exit_code == 1 and not (tmp_path / "r.json").exists()
+    for problem in ("occur more than once: a", "are missing", "are not in test: a", "3 classes", "NaN or infinity"):
+        assert problem in outcome.stderr
+
+
+def test_float16_scores_need_a_word(run, toy_split, toy_split_file, tmp_path):
+    ids = toy_split.video_ids("val")
+    np.savez(tmp_path / "p.npz", video_ids=np.array(ids), scores=np.zeros((len(ids), 12), np.float16))
+    arguments = ["evaluate", tmp_path / "p.npz", "--split", toy_split_file, "--subset", "val"]
+    assert "pass --allow-float16" in run(*arguments).stderr
+    assert run(*arguments, "--allow-float16").exit_code == 0
+
+
+def test_the_module_runs_as_the_command_does():
+    outcome = subprocess.run(
+        [sys.executable, "-m", "meidbench", "--version"], capture_output=True, text=True, check=True
+    )
+    assert outcome.stdout.startswith("meidbench, version ")
+
+
+def test_tables_fit_a_narrow_terminal(run, toy_split_file):
+    for arguments in (["stats", toy_split_file], ["evaluate", TOY / "predictions.npz", "--split", toy_split_file]):
+        assert max(map(len, run(*arguments).stdout.splitlines())) <= 60
+    narrow = {**os.environ, "COLUMNS": "40"}
+    text = subprocess.run(
+        [sys.executable, "-m", "meidbench", "evaluate", "--help"], env=narrow, capture_output=True, text=True
+    )
+    assert text.returncode == 0

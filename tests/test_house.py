@@ -1,0 +1,70 @@
+"""The house keeps its own rules: style, types, nothing licensed in the tree, nothing without test and documentation."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from material import real_data
+
+import meidbench
+from meidbench.audit import CHECKS
+from meidbench.cli import main
+from meidbench.manifests import DATASETS
+
+ROOT = Path(__file__).parents[1]
+
+
+def text_of(*patterns: str) -> str:
+    return "\n".join(path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+
+
+@pytest.mark.parametrize("arguments", [
+    ["ruff", "check", "."],
+    ["ruff", "format", "--check", "."],
+    ["mypy"],
+])  # fmt: skip
+def test_linters_are_content(arguments):
+    outcome = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+@pytest.mark.parametrize("name", [*main.commands, *DATASETS, *CHECKS])
+def test_everything_with_a_name_has_a_test_and_a_line_in_the_docs(name):
+    assert re.search(rf"\b{name}\b", text_of("tests/test_*.py")), f"no test names {name}"
+    assert re.search(rf"\b{name}\b", text_of("README.md", "docs/*.md")), f"no documentation names {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "meidbench").rglob("*.py")), ids=lambda path: path.stem)
+def test_every_module_has_its_line_in_the_architecture(path):
+    if path.name not in ("__init__.py", "__main__.py") and path.parent.name != "cli":
+        assert f"`{path.relative_to(ROOT / 'meidbench')}`" in (ROOT / "docs" / "architecture.md").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in meidbench.__all__ if name != "__version__"])
+def test_every_public_name_is_there_and_documented(name):
+    assert getattr(meidbench, name).__doc__
+    assert name in text_of("README.md", "docs/*.md")
+
+
+def tracked_files() -> list[Path]:
+    try:
+        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout: there are no tracked files to look through")
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_row_of_the_licensed_files_is_in_the_tree():
+    rows = set()
+    for path in [*real_data().rglob("*.csv"), *real_data().rglob("*.lst"), *real_data("meid_lists").glob("*_*.txt")]:
+        rows |= {line.strip()[:60] for line in path.read_bytes().splitlines()[1:] if len(line) > 24}
+    assert len(rows) > 10_000
+    for path in tracked_files():
+        lines = {line.strip()[:60] for line in path.read_bytes().splitlines()}
+        assert not lines & rows, path
+
+
+def test_no_tracked_file_is_large():
+    assert [path.name for path in tracked_files() if path.stat().st_size > 1 << 20] == []

@@ -1,0 +1,184 @@
+"""Prediction files: every refusal of the contract, all problems in one message, nothing unpickled."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from meidbench.errors import PredictionError
+from meidbench.predictions import Predictions, align_predictions, read_predictions
+
+
+@pytest.fixture
+def given(toy_split):
+    """Well-formed predictions for the test subset, rows not in the split's order."""
+    ids = toy_split.video_ids("test")[::-1]
+    scores = np.random.default_rng(0).normal(size=(len(ids), toy_split.num_classes)).astype(np.float32)
+    return Predictions(ids, scores)
+
+
+def write_parquet(path, ids, scores, metadata=None):
+    values = pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), scores.shape[1])
+    table = pa.table({"video_id": ids, "scores": values})
+    if metadata is not None:
+        table = table.replace_schema_metadata({"meidbench": json.dumps(metadata)})
+    pq.write_table(table, path)
+    return path
+
+
+def test_parquet_and_npz_are_read(given, tmp_path):
+    write_parquet(tmp_path / "p", given.video_ids, given.scores, {"dataset": "toylt"})
+    np.savez(tmp_path / "n.npz", video_ids=np.array(given.video_ids), scores=given.scores)
+    for path in (tmp_path / "p", tmp_path / "n.npz"):
+        got = read_predictions(path)
+        assert got.video_ids == given.video_ids
+        assert got.scores.dtype == np.float32 and np.array_equal(got.scores, given.scores)
+    assert read_predictions(tmp_path / "p").metadata == {"dataset": "toylt"}
+
+
+def test_many_row_groups_are_read_in_order(given, tmp_path):
+    write_parquet(tmp_path / "p", given.video_ids, given.scores)
+    pq.write_table(pq.read_table(tmp_path / "p"), tmp_path / "q", row_group_size=7)
+    assert np.array_equal(read_predictions(tmp_path / "q").scores, given.scores)
+
+
+def test_rows_are_brought_into_the_order_of_the_split(given, toy_split):
+    aligned = align_predictions(given, toy_split, "test")
+    assert np.array_equal(aligned, given.scores[::-1])
+
+
+def refusal(predictions, split, subset="test", **options):
+    with pytest.raises(PredictionError) as caught:
+        align_predictions(predictions, split, subset, **options)
+    return str(caught.value)
+
+
+def test_missing_unknown_and_repeated_ids_are_named_together(given, toy_split):
+    ids = list(given.video_ids)
+    lost, ids[0], ids[1] = ids[:2], "unknown", ids[2]
+    message = refusal(Predictions(ids, given.scores), toy_split)
+    assert message.startswith("3 problem(s) with the predictions for toylt test:")
+    assert f"1 video(s) occur more than once: {ids[2]}" in message
+    assert f"2 of {len(ids)} videos are missing: {lost[1]}, {lost[0]}" in message
+    assert "1 video(s) are not in test: unknown" in message
+
+
+def test_predictions_for_another_subset_are_recognised(toy_split):
+    ids = toy_split.video_ids("val")
+    message = refusal(Predictions(ids, np.zeros((len(ids), 12))), toy_split)
+    assert "it holds videos of val" in message
+
+
+@pytest.mark.parametrize(("scores", "complaint"), [
+    (lambda s: s[:, :-1], "there are scores for 11 classes, the split has 12"),
+    (lambda s: s[:-1], "the scores have shape"),
+    (lambda s: s.ravel(), "the scores have shape"),
+    (lambda s: s.astype(np.float16), "float16"),
+    (lambda s: s.astype(complex), "of type complex128; expected real numbers"),
+    (lambda s: s > 0, "of type bool; expected real numbers"),
+    (lambda s: s.astype(str), "expected real numbers"),
+])  # fmt: skip
+def test_wrong_scores_are_refused(given, toy_split, scores, complaint):
+    assert complaint in refusal(Predictions(given.video_ids, scores(given.scores)), toy_split)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_are_named_by_video(given, toy_split, bad):
+    scores = given.scores.copy()
+    scores[3, 2] = bad
+    message = refusal(Predictions(given.video_ids, scores), toy_split)
+    assert f"the scores of 1 video(s) hold NaN or infinity: {given.video_ids[3]}" in message
+
+
+def test_huge_finite_scores_are_no_infinity(given, toy_split):
+    scores = np.full(given.scores.shape, np.finfo(np.float32).max, np.float32)
+    assert align_predictions(Predictions(given.video_ids, scores), toy_split, "test").shape == scores.shape
+
+
+def test_infinities_that_cancel_out_are_seen(given, toy_split):
+    scores = given.scores.copy()
+    scores[3, 2], scores[3, 3] = np.inf, -np.inf
+    assert "NaN or infinity" in refusal(Predictions(given.video_ids, scores), toy_split)
+
+
+def test_float16_and_integers_are_scored_where_allowed(given, toy_split):
+    half = Predictions(given.video_ids, given.scores.astype(np.float16))
+    assert align_predictions(half, toy_split, "test", allow_float16=True).dtype == np.float16
+    whole = Predictions(given.video_ids, (given.scores * 100).astype(np.int32))
+    assert align_predictions(whole, toy_split, "test").dtype == np.int32
+
+
+@pytest.mark.parametrize(("metadata", "complaint"), [
+    ({"dataset": "videolt"}, "its dataset is 'videolt', expected 'toylt'"),
+    ({"subset": "val"}, "its subset is 'val', expected 'test'"),
+    ({"split_digest": "abc"}, "its split_digest is 'abc'"),
+    ({"class_names": ["x"]}, "its class_names are not a list of 12 names"),
+    ({"class_names": ["Doing thing 1", "Doing thing 0", *(f"Doing thing {i}" for i in range(2, 12))]},
+     "2 class name(s) are others: 0 'Doing thing 1' (expected 'Doing thing 0'), 1 'Doing thing 0'"),
+])  # fmt: skip
+def test_metadata_of_another_split_is_refused(given, toy_split, metadata, complaint):
+    assert complaint in refusal(Predictions(given.video_ids, given.scores, metadata), toy_split)
+
+
+def test_right_metadata_is_accepted(given, toy_split):
+    metadata = {
+        "dataset": "toylt", "subset": "test", "split_digest": toy_split.digest,
+        "class_names": list(toy_split.class_names), "run": {"method": "any"},
+    }  # fmt: skip
+    align_predictions(Predictions(given.video_ids, given.scores, metadata), toy_split, "test")
+
+
+def test_files_of_another_kind_are_refused(tmp_path):
+    def complaint(name, content=None):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(PredictionError) as caught:
+            read_predictions(tmp_path / name)
+        return str(caught.value)
+
+    assert "there is no prediction file" in complaint("none")
+    assert "is empty" in complaint("empty", b"")
+    assert "neither a Parquet file" in complaint("text", b"hello, world")
+    assert "is not a readable Parquet file" in complaint("cut.parquet", b"PAR1 and no more")
+    assert "is not a readable NPZ archive" in complaint("cut.npz", b"PK\x03\x04 and no more")
+
+
+def test_pickled_objects_are_never_loaded(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    np.savez(tmp_path / "p.npz", video_ids=np.array(["a"]), scores=np.array([Trap()], dtype=object))
+    with pytest.raises(PredictionError, match="pickled objects, which are never loaded"):
+        read_predictions(tmp_path / "p.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(("columns", "complaint"), [
+    ({"id": ["a"], "scores": [1.0]}, "has the columns id, scores; expected video_id and scores"),
+    ({"video_id": ["a"], "scores": [1.0]}, "scores is of type double; expected fixed_size_list"),
+    ({"video_id": ["a"], "scores": pa.array([[1.0, 2.0]])}, "expected fixed_size_list of a real number"),
+    ({"video_id": ["a"], "scores": pa.array([["x"]], pa.list_(pa.string(), 1))}, "fixed_size_list of a real number"),
+    ({"video_id": [1], "scores": pa.array([[1.0]], pa.list_(pa.float32(), 1))}, "video_id is of type int64"),
+    ({"video_id": [None], "scores": pa.array([[1.0]], pa.list_(pa.float32(), 1))}, "expected string|has empty cells"),
+    ({"video_id": ["a"], "scores": pa.array([[None]], pa.list_(pa.float32(), 1))}, "has empty cells"),
+    ({"video_id": ["a"], "scores": pa.array([None], pa.list_(pa.float32(), 1))}, "has empty cells|all lists to be of"),
+])  # fmt: skip
+def test_parquet_columns_must_be_those_of_the_contract(tmp_path, columns, complaint):
+    pq.write_table(pa.table(columns), tmp_path / "p")
+    with pytest.raises(PredictionError, match=complaint):
+        read_predictions(tmp_path / "p")
+
+
+@pytest.mark.parametrize(("arrays", "complaint"), [
+    ({"scores": np.zeros((1, 2))}, "lacks video_ids; it holds scores"),
+    ({"video_ids": np.array(["a"])}, "lacks scores"),
+    ({"video_ids": np.array([[1]]), "scores": np.zeros((1, 2))}, "expected \\(n,\\) unicode"),
+    ({"video_ids": np.array([b"a"]), "scores": np.zeros((1, 2))}, "expected \\(n,\\) unicode"),
+])  # fmt: skip
+def test_npz_arrays_must_be_those_of_the_contract(tmp_path, arrays, complaint):
+    np.savez(tmp_path / "n.npz", **arrays)
+    with pytest.raises(PredictionError, match=complaint):
+        read_predictions(tmp_path / "n.npz")

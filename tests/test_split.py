@@ -1,0 +1,198 @@
+"""Split files: the format of the contract, the same bytes every time, and no contradiction goes unseen."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from material import TOY, TOY_MANIFEST
+
+from meidbench.errors import SplitError
+from meidbench.home import split_path
+from meidbench.listing import write_csv, write_lists
+from meidbench.manifests import SUBSETS, load_manifest
+from meidbench.released import build_released
+from meidbench.split import GROUP_NAMES, METADATA_KEY, Groups, Split, rows_digest
+from meidbench.split_file import load_split, read_split, write_split
+
+COLUMNS = {
+    "video_id": pa.string(),
+    "subset": pa.string(),
+    "labels": pa.list_(pa.int16()),
+    "source": pa.string(),
+    "length_s": pa.float32(),
+    "subject": pa.string(),
+    "view": pa.string(),
+    "pair_id": pa.string(),
+    "segments": pa.list_(pa.struct([("label", pa.int16()), ("start_s", pa.float32()), ("end_s", pa.float32())])),
+}
+KEYS = {
+    "dataset", "variant", "seed", "num_classes", "class_names", "head_above", "tail_up_to", "train_counts", "digest",
+    "sources", "format_version",
+}  # fmt: skip
+
+
+def test_the_file_is_as_the_contract_says(toy_split_file):
+    table = pq.read_table(toy_split_file)
+    assert {field.name: field.type for field in table.schema} == COLUMNS
+    metadata = json.loads(table.schema.metadata[b"meidbench"])
+    assert set(metadata) == KEYS
+    assert metadata["dataset"] == "toylt" and metadata["variant"] == "released" and metadata["seed"] is None
+    for row in table.to_pylist():
+        assert row["labels"] == sorted({segment["label"] for segment in row["segments"]})
+        assert row["subset"] in SUBSETS
+
+
+def naive_digest(split: Split) -> str:
+    lines = sorted(
+        f"{row['video_id']}\t{row['subset']}\t{','.join(map(str, sorted(row['labels'])))}\n"
+        for row in split.table.to_pylist()
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_the_digest_is_that_of_the_contract(toy_split):
+    assert toy_split.digest == naive_digest(toy_split)
+    backwards = toy_split.table.take(list(range(toy_split.table.num_rows))[::-1])
+    assert rows_digest(backwards) == toy_split.digest
+    assert rows_digest(toy_split.table.slice(5, 20)) == naive_digest(Split(toy_split.table.slice(5, 20), None))
+
+
+def test_the_same_split_gives_the_same_bytes(toy_split, tmp_path):
+    again = build_released(TOY_MANIFEST, TOY)
+    a, b = write_split(toy_split, tmp_path / "a.parquet"), write_split(again, tmp_path / "b.parquet")
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_what_is_written_is_read_back(toy_split, toy_split_file):
+    again = read_split(toy_split_file)
+    assert again.table.equals(toy_split.table)
+    assert again.metadata == toy_split.metadata
+
+
+def test_groups_and_labels(toy_split):
+    counts = np.zeros(toy_split.num_classes, int)
+    for labels in (row["labels"] for row in toy_split.table.to_pylist() if row["subset"] == "train"):
+        counts[labels] += 1
+    assert toy_split.train_counts.tolist() == counts.tolist()
+    assert toy_split.groups.head.tolist() == [c for c in range(12) if counts[c] > 30]
+    assert toy_split.groups.tail.tolist() == [c for c in range(12) if counts[c] <= 12]
+    names = toy_split.groups.names(12)
+    assert [names[c] == "medium" for c in range(12)] == [12 < counts[c] <= 30 for c in range(12)]
+    matrix = toy_split.labels("val")
+    rows = [row for row in toy_split.table.to_pylist() if row["subset"] == "val"]
+    assert matrix.dtype == bool and matrix.shape == (len(rows), 12)
+    assert [np.flatnonzero(line).tolist() for line in matrix] == [row["labels"] for row in rows]
+    assert matrix.sum(axis=0).tolist() == toy_split.positives("val").tolist()
+
+
+def test_thresholds_are_exclusive_above_and_inclusive_below():
+    groups = Groups.from_counts([101, 100, 21, 20, 0], head_above=100, tail_up_to=20)
+    assert [getattr(groups, name).tolist() for name in GROUP_NAMES] == [[0], [1, 2], [3, 4]]
+
+
+def test_an_unknown_subset_is_refused(toy_split):
+    with pytest.raises(SplitError, match="unknown subset 'validation'; known: train, val, test"):
+        toy_split.video_ids("validation")
+
+
+def test_a_benchmark_is_loaded_by_name(toy_split):
+    with pytest.raises(SplitError, match="meidbench build-splits charadeslt"):
+        load_split("charadeslt")
+    with pytest.raises(SplitError, match="neither a split file nor one of videolt"):
+        load_split("charades")
+    write_split(toy_split, split_path("charadeslt"))
+    assert load_split("charadeslt").digest == toy_split.digest
+    assert load_split(toy_split) is toy_split
+
+
+def test_the_csv_holds_what_the_parquet_holds(toy_split, tmp_path):
+    import pandas as pd
+
+    frame = pd.read_csv(write_csv(toy_split, tmp_path / "s.csv"), keep_default_na=False)
+    assert list(frame.columns) == list(COLUMNS)
+    assert frame["video_id"].tolist() == toy_split.table.column("video_id").to_pylist()
+    assert [[int(x) for x in cell.split(";")] for cell in frame["labels"]] == toy_split.table.column(
+        "labels"
+    ).to_pylist()
+    assert np.allclose(frame["length_s"].astype(float), toy_split.table.column("length_s").to_numpy())
+    segments = toy_split.table.column("segments").to_pylist()
+    assert [cell.count(";") + 1 for cell in frame["segments"]] == [len(row) for row in segments]
+
+
+def test_the_lists_of_toylt_come_out_byte_for_byte(toy_split, tmp_path):
+    names = {subset: entry.file for subset, entry in load_manifest(TOY_MANIFEST).released.items()}
+    for path in write_lists(toy_split, tmp_path, names).values():
+        assert path.read_bytes() == (TOY / path.name).read_bytes()
+
+
+# --- files that are not in order --------------------------------------------------------------------------------
+
+
+def rewritten(split: Split, path: Path, change=lambda table: table, **metadata) -> Path:
+    """Write a split file with other rows or other metadata than it should have."""
+    facts = json.loads(split.metadata.to_json()) | metadata
+    facts = {key: value for key, value in facts.items() if value != "-"}
+    table = change(split.table).replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
+    pq.write_table(table, path)
+    return path
+
+
+def with_column(name: str, values: list) -> object:
+    def change(table: pa.Table) -> pa.Table:
+        place = table.column_names.index(name)
+        given = table.column(name).to_pylist()
+        given[: len(values)] = values
+        return table.set_column(place, name, pa.array(given, table.schema.field(name).type))
+
+    return change
+
+
+@pytest.mark.parametrize(("change", "metadata", "complaint"), [
+    (lambda t: t.slice(1), {}, "training counts|digest"),
+    (with_column("subset", ["testing"]), {}, "subset\\(s\\) 'testing' are none of train, val, test"),
+    (with_column("labels", [[99]]), {}, "1 video\\(s\\) have labels outside the classes: "),
+    (with_column("labels", [[3, 2]]), {}, "labels not ascending"),
+    (with_column("labels", [[3, 3]]), {}, "labels not ascending"),
+    (with_column("video_id", ["A", "A"]), {}, "1 video id\\(s\\) occur more than once: A"),
+    (with_column("video_id", [None]), {}, "column 'video_id' has empty cells"),
+    (with_column("video_id", ["renamed"]), {}, "rows were changed"),
+    (lambda t: t.drop_columns(["subject"]), {}, "no column 'subject'"),
+    (lambda t: t, {"num_classes": 13}, "num_classes is 13, but there are 12 class names"),
+    (lambda t: t, {"train_counts": [1] * 12}, "the training counts in its metadata are not those of its rows"),
+    (lambda t: t, {"digest": "0" * 64}, "rows were changed"),
+    (lambda t: t, {"tail_up_to": 99}, "tail_up_to 99 is above head_above 30"),
+    (lambda t: t, {"format_version": 2}, "format version 2, this meidbench reads up to 1: upgrade it"),
+    (lambda t: t, {"class_names": "-"}, "its metadata is not that of a split file"),
+    (lambda t: t, {"head_above": "many"}, "must be integers"),
+    (lambda t: t, {"surprise": 1}, "surprise"),
+])  # fmt: skip
+def test_a_file_that_contradicts_itself_is_refused(toy_split, tmp_path, change, metadata, complaint):
+    path = rewritten(toy_split, tmp_path / "bad.parquet", change, **metadata)
+    with pytest.raises(SplitError, match=complaint) as caught:
+        read_split(path)
+    assert str(path) in str(caught.value)
+
+
+def test_files_of_another_kind_are_refused(tmp_path, toy_split):
+    with pytest.raises(SplitError, match="there is no split file"):
+        read_split(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(SplitError, match="is not a readable Parquet file"):
+        read_split(tmp_path / "text.parquet")
+    pq.write_table(toy_split.table, tmp_path / "plain.parquet")
+    with pytest.raises(SplitError, match="lacks the metadata 'meidbench'"):
+        read_split(tmp_path / "plain.parquet")
+
+
+def test_a_failed_write_leaves_the_old_file(toy_split, tmp_path, monkeypatch):
+    path = write_split(toy_split, tmp_path / "s.parquet")
+    before = path.read_bytes()
+    monkeypatch.setattr(pq, "write_table", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_split(toy_split, path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.parquet"]

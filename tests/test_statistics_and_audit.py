@@ -1,0 +1,138 @@
+"""Statistics and audit against plain loops over the rows, and against what is known of the released splits."""
+
+import re
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from material import REAL, real_data
+
+from meidbench.audit import audit_split
+from meidbench.errors import MeidbenchError
+from meidbench.manifests import SUBSETS
+from meidbench.released import build_released
+from meidbench.report.plots import plot_class_frequencies
+from meidbench.split import Split
+from meidbench.statistics import split_statistics
+
+
+def test_statistics_equal_plain_counting(toy_split):
+    rows = toy_split.table.to_pylist()
+    got = split_statistics(toy_split)
+    counts = [sum(c in row["labels"] for row in rows if row["subset"] == "train") for c in range(12)]
+    labels = {s: [len(row["labels"]) for row in rows if row["subset"] == s] for s in SUBSETS}
+    assert (got.train, got.val, got.test) == tuple(len(labels[s]) for s in SUBSETS)
+    assert (got.most_frequent, got.least_frequent) == (max(counts), min(counts))
+    assert got.imbalance_ratio == max(counts) / min(counts)
+    assert got.labels_per_video == pytest.approx(np.mean(labels["train"] + labels["test"]))
+    assert got.labels_per_video_val == pytest.approx(np.mean(labels["val"]))
+    assert got.least_positives_val == min(
+        sum(c in row["labels"] for row in rows if row["subset"] == "val") for c in range(12)
+    )
+
+
+def test_an_empty_subset_has_no_average(toy_split):
+    train = Split(toy_split.rows("train"), toy_split.metadata)
+    got = split_statistics(train)
+    assert got.test == 0 and np.isnan(got.labels_per_video_test) and got.least_positives_test == 0
+
+
+def counts_by_sentence(split: Split) -> dict[str, int]:
+    return {finding.what: finding.count for finding in audit_split(split)}
+
+
+def test_the_audit_finds_the_known_defects_of_charadesegolt():
+    split = build_released("charadesegolt", real_data(REAL["charadesegolt"]))
+    assert counts_by_sentence(split) == {
+        "scripts with takes (first- or third-person) in both train and val": 93,
+        "scripts with takes (first- or third-person) in both train and test": 109,
+        "scripts with takes (first- or third-person) in both val and test": 114,
+        "videos of val and test with their twin in train": 202,
+        "subjects in both train (of 79) and val (of 72)": 63,
+        "subjects in both train (of 79) and test (of 69)": 64,
+        "subjects in both val (of 72) and test (of 69)": 65,
+    }
+
+
+def test_the_audit_finds_the_known_defects_of_charadeslt():
+    split = build_released("charadeslt", real_data(REAL["charadeslt"]))
+    found = counts_by_sentence(split)
+    assert found["subjects in both train (of 177) and test (of 139)"] == 124
+    assert {what.split()[0] for what in found} == {"subjects"}
+
+
+def test_the_audit_finds_nothing_in_videolt():
+    assert audit_split(build_released("videolt", real_data("videolt"))) == []
+
+
+def test_the_audit_of_toylt_equals_plain_loops(toy_split):
+    rows = toy_split.table.to_pylist()
+    found = counts_by_sentence(toy_split)
+    for a, b in combinations(SUBSETS, 2):
+        bases = [{re.sub("EGO$", "", row["video_id"]) for row in rows if row["subset"] == s} for s in (a, b)]
+        assert found[f"scripts with takes (first- or third-person) in both {a} and {b}"] == len(bases[0] & bases[1])
+    short = [row for row in rows if row["length_s"] * 24 < 200]
+    assert found["videos of fewer than 200 frames at 24 frames a second"] == len(short) > 0
+
+
+def test_each_finding_says_which_check_made_it(toy_split):
+    split = changed(toy_split, "labels", lambda rows: [[], *rows[1:]])
+    checks = {finding.check for finding in audit_split(split)}
+    assert checks == {
+        "consistency", "missing-classes", "pair-leakage", "subject-overlap", "short-videos", "unlabelled-videos",
+    }  # fmt: skip
+    (unlabelled,) = (finding for finding in audit_split(split) if finding.check == "unlabelled-videos")
+    assert unlabelled.examples == (split.table.column("video_id")[0].as_py(),)
+
+
+def changed(split: Split, column: str, change) -> Split:
+    values = change(split.table.column(column).to_pylist())
+    place = split.table.column_names.index(column)
+    table = split.table.set_column(place, column, pa.array(values, split.table.schema.field(column).type))
+    return Split(table, split.metadata)
+
+
+def test_repeated_ids_are_found(toy_split):
+    split = changed(toy_split, "video_id", lambda ids: [ids[0], ids[0], *ids[2:]])
+    first = audit_split(split)[0]
+    assert (first.check, first.severity, first.count) == ("duplicate-ids", "error", 1)
+    assert first.examples == (toy_split.table.column("video_id")[0].as_py(),)
+
+
+def test_a_class_that_is_missing_from_a_subset_is_found(toy_split):
+    subsets = toy_split.table.column("subset").to_pylist()
+    split = changed(
+        toy_split, "labels", lambda rows: [
+            [label for label in row if label != 5 or subset != "test"]
+            for row, subset in zip(rows, subsets, strict=True)
+        ]
+    )  # fmt: skip
+    found = {finding.what: finding for finding in audit_split(split)}
+    assert found["class(es) without a video in test"].examples == ("5 Doing thing 5",)
+    assert any(finding.check == "consistency" for finding in found.values())  # the digest no longer fits
+
+
+def test_changed_rows_are_found(toy_split):
+    split = changed(toy_split, "subset", lambda subsets: ["val" if s == "train" else s for s in subsets])
+    assert audit_split(split)[0].check == "consistency"
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg"])
+def test_the_plot_is_drawn_and_the_same_every_time(toy_split, tmp_path, ending):
+    a = plot_class_frequencies([toy_split], tmp_path / f"a{ending}").read_bytes()
+    b = plot_class_frequencies([toy_split], tmp_path / f"b{ending}").read_bytes()
+    assert a == b
+    assert a.startswith(b"\x89PNG") if ending == ".png" else b"<svg" in a
+
+
+def test_the_svg_has_a_bar_a_class_in_its_groups_colour(toy_split, tmp_path):
+    text = plot_class_frequencies([toy_split], tmp_path / "a.svg").read_text()
+    for name, colour in (("head", "#0072b2"), ("medium", "#e69f00"), ("tail", "#d55e00")):
+        bars = text.count(f"fill: {colour}")
+        assert bars == len(getattr(toy_split.groups, name)) + 1  # and the legend's patch
+
+
+def test_an_unknown_plot_format_is_refused(toy_split, tmp_path):
+    with pytest.raises(MeidbenchError, match="known formats are .png, .svg, .pdf"):
+        plot_class_frequencies([toy_split], tmp_path / "a.gif")
