@@ -1,0 +1,437 @@
+"""Frame features by video id: a folder of ``VIDEO_ID.npy``, or an HDF5 file with ``/features/VIDEO_ID``.
+
+Nothing is ever unpickled, and no id leads out of the folder.
+"""
+
+import math
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from io import BytesIO, FileIO
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+from tqdm import tqdm
+
+from meidbench.errors import FeatureError, bullet_list, first_few
+
+HDF5_GROUP = "features"
+
+# What is said of each problem, in the order in which they are told.
+PROBLEMS = {
+    "missing": "missing",
+    "id": "no usable id (empty, a dot, or with a path separator)",
+    "unreadable": "cannot be read",
+    "format": "not a .npy file",
+    "objects": "pickled Python objects, which are never loaded",
+    "dtype": "not float16, float32 or float64",
+    "ndim": "not 2-D",
+    "empty": "empty",
+    "truncated": "truncated",
+    "width": "not of the width of most",
+}
+
+# A backslash separates folders on Windows only, but such a file would not survive a move there.
+# A colon ends a drive there.
+_FORBIDDEN_IN_IDS = frozenset("/\\\0:" if os.name == "nt" else "/\\\0")
+# What numpy writes before the data of an ordinary array, and more than it accepts (10,000 bytes).
+_USUAL_HEADER = 128
+_LONGEST_HEADER = 1 << 14
+
+Array = npt.NDArray[np.floating[Any]]
+_Answer = TypeVar("_Answer")
+
+
+class _Unusable(Exception):
+    """One video cannot be used; ``problem`` is a key of ``PROBLEMS``."""
+
+    def __init__(self, problem: str, detail: str = "") -> None:
+        super().__init__(problem, detail)
+        self.problem = problem
+        self.detail = detail
+
+
+class FeatureSource(ABC):
+    """Frame features of videos, by id. ``open_features`` makes one.
+
+    It pickles without open files and may be used after a fork, so it can be handed to ``DataLoader`` workers.
+
+    Attributes
+    ----------
+    path : Path
+        The folder or file, absolute.
+    """
+
+    expected: str
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._dim: int | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def dim(self) -> int:
+        """Width D: of the videos that were checked last, without a check of the first video by id."""
+        if self._dim is None:
+            ids = self._ids()
+            if not ids:
+                raise FeatureError(f"there are no features in {self.path}; expected {self.expected}")
+            self._dim = self._answer(self._shape, min(ids))[1]
+        return self._dim
+
+    def num_frames(self, video_id: str) -> int:
+        """Return the number of rows T of a video; raises as ``read`` does."""
+        return self._answer(self._shape, video_id)[0]
+
+    def read(self, video_id: str, indices: npt.ArrayLike | None = None) -> Array:
+        """Return feature rows of a video.
+
+        Parameters
+        ----------
+        video_id : str
+        indices : (rows,) integers, optional
+            Rows counted from 0, in any order, repeated ones allowed; all rows where left out.
+
+        Returns
+        -------
+        (rows, D) array in the stored dtype.
+
+        Raises
+        ------
+        FeatureError
+            The video is missing or malformed (as for ``check``), or has no such row.
+        """
+        rows = None if indices is None else np.asarray(indices)
+        if rows is not None and (rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu")):
+            raise FeatureError(f"row indices must be a list of integers, got {rows.dtype} of shape {rows.shape}")
+        return self._answer(lambda checked_id: self._load(checked_id, rows), video_id)
+
+    def check(self, video_ids: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Check that all these videos have usable features of one width, and return how many rows each has.
+
+        Only headers are read, no values. On a terminal a bar is shown where that takes more than a second.
+
+        Parameters
+        ----------
+        video_ids : iterable of str
+
+        Returns
+        -------
+        (n,) int64 array
+            Rows T of each video, in the order asked.
+
+        Raises
+        ------
+        FeatureError
+            Some are missing, unreadable, truncated, not 2-D, empty, not float16/32/64, or not of the width of
+            most. One message with the number and the first five of each kind.
+        """
+        asked = list(video_ids)
+        present = self._ids()
+        shapes: dict[str, tuple[int, int]] = {}
+        offenders: dict[str, list[str]] = {problem: [] for problem in PROBLEMS}
+        title = f"checking {self.path.name}"
+        unique = dict.fromkeys(asked)
+        for video_id in tqdm(unique, desc=title, unit=" videos", disable=None, delay=1.0, leave=False):
+            try:
+                _check_id(video_id)
+                if video_id not in present:
+                    raise _Unusable("missing")
+                shapes[video_id] = self._shape(video_id)
+            except _Unusable as error:
+                offenders[error.problem].append(_named(video_id, error))
+        widths = Counter(width for _, width in shapes.values())
+        usual = widths.most_common(1)[0][0] if widths else None
+        offenders["width"] = [f"{name} ({width})" for name, (_, width) in shapes.items() if width != usual]
+        if any(offenders.values()):
+            raise self._refusal(offenders, len(unique), usual)
+        if usual is not None:
+            self._dim = usual
+        return np.array([shapes[video_id][0] for video_id in asked], dtype=np.int64)
+
+    def close(self) -> None:  # noqa: B027 - a folder keeps nothing open
+        """Close what is open; it is opened again when next needed."""
+
+    def _answer(self, question: Callable[[str], _Answer], video_id: str) -> _Answer:
+        """Ask a question on one video, and turn ``_Unusable`` into the error that users see."""
+        try:
+            _check_id(video_id)
+            return question(video_id)
+        except _Unusable as error:
+            raise self._refusal({error.problem: [_named(video_id, error)]}, 1, None) from None
+
+    def _refusal(self, offenders: dict[str, list[str]], asked: int, width: int | None) -> FeatureError:
+        said = {**PROBLEMS, "width": f"{PROBLEMS['width']} ({width})"}
+        found = [f"{len(names):,} {said[problem]}: {first_few(names)}" for problem, names in offenders.items() if names]
+        way_out = "Copy or extract these videos again"
+        if offenders.get("missing"):
+            ids = self._ids()
+            example = f", such as {min(ids)}" if ids else ""
+            way_out += f", or name the features of this dataset (these are of {len(ids):,} videos{example})"
+        return FeatureError(
+            f"{sum(map(len, offenders.values())):,} of {asked:,} videos cannot be used from {self.path}:\n"
+            f"{bullet_list(found)}\n"
+            f"Expected {self.expected}: T x D, T at least 1, one D for all, float16, float32 or float64.\n"
+            f"{way_out}."
+        )
+
+    @abstractmethod
+    def _ids(self) -> set[str]:
+        """Return the ids that are there, usable or not."""
+
+    @abstractmethod
+    def _shape(self, video_id: str) -> tuple[int, int]:
+        """Return (T, D) without reading values, or raise ``_Unusable``."""
+
+    @abstractmethod
+    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+        """Return these rows or all, not tied to any open file; or raise ``_Unusable``."""
+
+    def _check_rows(self, video_id: str, rows: npt.NDArray[Any], num_frames: int) -> None:
+        # numpy would count a negative index from the end, and a wrong sampler would go unnoticed.
+        if (outside := rows[(rows < 0) | (rows >= num_frames)]).size:
+            raise FeatureError(
+                f"video {video_id} in {self.path} has rows 0 to {num_frames - 1}; asked for {first_few(outside)}"
+            )
+
+
+def open_features(path: str | os.PathLike[str]) -> FeatureSource:
+    """Open the features of a dataset.
+
+    Parameters
+    ----------
+    path : path
+        A folder of ``VIDEO_ID.npy`` (as VideoLT's authors give them out), or an HDF5 file with
+        ``/features/VIDEO_ID``.
+
+    Raises
+    ------
+    FeatureError
+        There is nothing there, or it is neither.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(Path(folder, "AO8RW.npy"), np.arange(8, dtype=np.float16).reshape(4, 2))
+    ...     source = open_features(folder)
+    ...     source.read("AO8RW", [0, 3, 3]), source.num_frames("AO8RW"), source.dim
+    (array([[0., 1.], [6., 7.], [6., 7.]], dtype=float16), 4, 2)
+    """
+    path = Path(path)
+    if path.is_dir():
+        return NpyFolder(path)
+    expected = f"expected a folder of VIDEO_ID.npy, or an HDF5 file with /{HDF5_GROUP}/VIDEO_ID"
+    if not path.exists():
+        raise FeatureError(f"there are no features at {path}; {expected}")
+    if not h5py.is_hdf5(path):
+        raise FeatureError(f"{path} is not an HDF5 file; {expected}\nUnpack it first if it is an archive.")
+    return Hdf5File(path)
+
+
+class NpyFolder(FeatureSource):
+    """A folder with one ``VIDEO_ID.npy`` a video; files of other names are left alone."""
+
+    expected = "a folder of VIDEO_ID.npy"
+
+    def _ids(self) -> set[str]:
+        try:
+            with os.scandir(self.path) as entries:
+                return {entry.name[:-4] for entry in entries if entry.name.endswith(".npy")}
+        except OSError as error:
+            raise FeatureError(f"cannot list the folder {self.path}: {error.strerror}") from None
+
+    def _shape(self, video_id: str) -> tuple[int, int]:
+        with self._opened(video_id) as (_, header):
+            return header.shape
+
+    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+        with self._opened(video_id) as (stream, header):
+            order: Literal["C", "F"] = "F" if header.by_column else "C"
+            stored = np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)
+            if rows is None:
+                return np.array(stored)
+            self._check_rows(video_id, rows, len(stored))
+            return np.asarray(stored)[rows.astype(np.intp)]
+
+    @contextmanager
+    def _opened(self, video_id: str) -> Iterator[tuple[FileIO, "_Header"]]:
+        try:
+            with (self.path / f"{video_id}.npy").open("rb", buffering=0) as stream:
+                yield stream, _read_header(stream)
+        except FileNotFoundError:
+            raise _Unusable("missing") from None
+        except OSError as error:
+            raise _Unusable("unreadable", error.strerror or str(error)) from None
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, int]
+    by_column: bool
+    dtype: np.dtype[Any]
+    offset: int
+
+
+def _read_header(stream: FileIO) -> _Header:
+    """Read the header of a ``.npy`` file and check it against the size of the file."""
+    head = stream.read(_USUAL_HEADER)
+    size = os.fstat(stream.fileno()).st_size
+    try:
+        try:
+            # Most videos of a dataset have one and the same header, and to parse costs more than to read it.
+            shape, by_column, dtype, offset = _parse_usual_header(head)
+        except _HeaderError:
+            shape, by_column, dtype, offset = _parse_header(head + stream.read(_LONGEST_HEADER))
+    except _HeaderError as error:
+        if size < _USUAL_HEADER and (head.startswith(npy.MAGIC_PREFIX) or npy.MAGIC_PREFIX.startswith(head)):
+            raise _Unusable("truncated", f"{size} bytes") from None
+        raise _Unusable("format", str(error)) from None
+    if dtype.hasobject:
+        raise _Unusable("objects")
+    _check_array(shape, dtype)
+    needed = offset + math.prod(shape) * dtype.itemsize
+    if size < needed:
+        raise _Unusable("truncated", f"{size:,} of {needed:,} bytes")
+    return _Header((shape[0], shape[1]), by_column, dtype, offset)
+
+
+class _HeaderError(Exception):
+    """A ``.npy`` header cannot be parsed."""
+
+
+def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, whether in Fortran order, dtype and offset of the data."""
+    stream = BytesIO(head)
+    try:
+        version = npy.read_magic(stream)
+    except ValueError:
+        raise _HeaderError("it does not begin as one") from None
+    # Version 3 is for structured arrays whose field names are not Latin-1, which features never are.
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in readers:
+        raise _HeaderError(f"format version {version[0]}.{version[1]}")
+    try:
+        with warnings.catch_warnings():
+            # Shapes written by Python 2 ("150L") are read all the same; a warning a file helps nobody.
+            warnings.simplefilter("ignore")
+            shape, by_column, dtype = readers[version](stream)
+    except Exception as error:
+        # Not only ValueError: on a damaged header numpy lets through what Python's tokenizer raises.
+        raise _HeaderError(f"damaged header: {str(error).partition(chr(10))[0]}") from None
+    return shape, by_column, dtype, stream.tell()
+
+
+_parse_usual_header = lru_cache(maxsize=256)(_parse_header)
+
+
+class Hdf5File(FeatureSource):
+    """An HDF5 file with one dataset ``/features/VIDEO_ID`` a video.
+
+    Processes must not share HDF5's handles, so each opens its own when it first reads.
+    """
+
+    expected = f"an HDF5 file with /{HDF5_GROUP}/VIDEO_ID"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._group: Any = None
+        self._owner = 0
+        # To refuse at once what cannot be used.
+        self._opened_group()
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_group": None}
+
+    def close(self) -> None:
+        """Close the file; it is opened again when next needed."""
+        if self._group is not None:
+            self._group.file.close()
+            self._group = None
+
+    def _opened_group(self) -> Any:
+        if self._owner != os.getpid():
+            # Close what a fork handed down, or HDF5 would open the file again on the parent's descriptor.
+            self.close()
+        if self._group is None:
+            try:
+                file = h5py.File(self.path, "r")
+            except OSError as error:
+                raise FeatureError(f"cannot open {self.path}: {error}; copy or extract it again") from None
+            group = file.get(HDF5_GROUP)
+            if not isinstance(group, h5py.Group):
+                found = first_few(sorted(file)) or "nothing"
+                file.close()
+                raise FeatureError(
+                    f"{self.path} has no group /{HDF5_GROUP} (it holds {found}); expected {self.expected}"
+                )
+            self._group, self._owner = group, os.getpid()
+        return self._group
+
+    def _ids(self) -> set[str]:
+        return set(self._opened_group())
+
+    def _shape(self, video_id: str) -> tuple[int, int]:
+        rows, width = self._dataset(video_id).shape
+        return rows, width
+
+    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+        dataset = self._dataset(video_id)
+        if rows is not None:
+            self._check_rows(video_id, rows, len(dataset))
+        try:
+            # h5py's own row selection refuses repeated rows, and is slower than to read the whole.
+            whole: Array = dataset[()]
+        except OSError as error:
+            raise _Unusable("unreadable", str(error)) from None
+        return whole if rows is None else whole[rows.astype(np.intp)]
+
+    def _dataset(self, video_id: str) -> Any:
+        group = self._opened_group()
+        try:
+            dataset = group[video_id]
+        except KeyError:
+            # A link to another file that is not there looks the same as no link.
+            raise _Unusable("missing") from None
+        except OSError as error:
+            raise _Unusable("unreadable", str(error)) from None
+        if not isinstance(dataset, h5py.Dataset):
+            raise _Unusable("ndim", "a group, not a dataset")
+        try:
+            shape, dtype = dataset.shape, dataset.dtype
+        except TypeError as error:  # a type of HDF5 that numpy does not have
+            raise _Unusable("dtype", str(error)) from None
+        _check_array(shape, dtype)
+        return dataset
+
+
+def _check_array(shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> None:
+    # numpy's long double is a float, too, but what it means depends on the machine.
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+        raise _Unusable("dtype", str(dtype))
+    if shape is None or len(shape) != 2:
+        raise _Unusable("ndim", f"shape {shape}")
+    if min(shape) < 1:
+        raise _Unusable("empty", f"shape {shape}")
+
+
+def _check_id(video_id: str) -> None:
+    """Refuse what would lead out of the folder, or be a path of its own inside an HDF5 file."""
+    if video_id in ("", ".", "..") or not _FORBIDDEN_IN_IDS.isdisjoint(video_id):
+        raise _Unusable("id")
+
+
+def _named(video_id: str, error: _Unusable) -> str:
+    name = repr(video_id) if error.problem == "id" else video_id
+    return f"{name} ({error.detail})" if error.detail else name
