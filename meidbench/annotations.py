@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,10 @@ from meidbench.manifests import Manifest, SourceFile
 
 Segment = tuple[int, float, float]
 _SHOWN = 5
+# Python's float() would also take 1_0, 1e308 or full-width digits.
+_ACTION = re.compile(r"c([0-9]{3}) ([0-9]{1,6}(?:\.[0-9]{1,6})?) ([0-9]{1,6}(?:\.[0-9]{1,6})?)")
+_LENGTH = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
+_LABELS = re.compile(r"[0-9]{1,6}(?:,[0-9]{1,6})*")
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ def read_annotations(manifest: Manifest, folder: Path) -> Annotations:
     folder = Path(folder)
     found = _find_files(folder, manifest)
     class_record, class_text = _read_text(found[manifest.class_file.name])
+    if manifest.reader not in READERS:
+        raise AnnotationError(f"{manifest.title}: unknown reader {manifest.reader!r}; known: {', '.join(READERS)}")
     read_names = _read_count_list if manifest.reader == "lists" else _read_class_list
     table = Annotations(read_names(class_text, manifest))
     problems: list[str] = []
@@ -100,14 +107,23 @@ def _refuse(what: str, problems: list[str], manifest: Manifest) -> None:
     raise AnnotationError(f"{what}:\n{bullet_list(problems[:_SHOWN])}{more}\n{manifest.remedy}")
 
 
-def _find_files(folder: Path, manifest: Manifest) -> dict[str, Path]:
+def annotation_paths(manifest: Manifest, folder: Path) -> dict[str, list[Path]]:
+    """Return where each annotation file of a benchmark lies: in the folder, or at most two folders deeper."""
     names = [entry.name for entry in (*manifest.files, manifest.class_file)]
+    places: dict[str, list[Path]] = {}
+    for name in names:
+        hits = ([path for path in sorted(folder.glob(depth + name)) if path.is_file()] for depth in ("", "*/", "*/*/"))
+        places[name] = next((found for found in hits if found), [])
+    return places
+
+
+def _find_files(folder: Path, manifest: Manifest) -> dict[str, Path]:
     if not folder.is_dir():
+        names = [entry.name for entry in (*manifest.files, manifest.class_file)]
         raise AnnotationError(f"there is no folder {folder}; expected it to hold {', '.join(names)}\n{manifest.remedy}")
     found: dict[str, Path] = {}
     problems = []
-    for name in names:
-        hits = next((hits for depth in ("", "*/", "*/*/") if (hits := sorted(folder.glob(depth + name)))), [])
+    for name, hits in annotation_paths(manifest, folder).items():
         if len(hits) == 1:
             found[name] = hits[0]
         elif hits:
@@ -199,34 +215,30 @@ def _parse_actions(cell: str, num_classes: int) -> tuple[Segment, ...]:
     """Parse ``c092 11.90 21.20;c147 0.00 12.60``; ValueError says which entry is wrong."""
     segments = []
     for entry in cell.split(";") if cell.strip() else ():
-        parts = entry.split()
-        try:
-            code, start, end = parts[0], float(parts[1]), float(parts[2])
-            index = int(code[1:])
-            right = len(parts) == 3 and code[0] == "c" and len(code) == 4 and math.isfinite(start + end)
-        except (ValueError, IndexError):
-            right = False
-        if not right:
-            raise ValueError(f"{entry!r} is not 'cNNN start end'")
-        if not 0 <= index < num_classes:
-            raise ValueError(f"{entry!r}: class {code} does not exist (c000 to c{num_classes - 1:03d})")
-        segments.append((index, start, end))
+        found = _ACTION.fullmatch(entry)
+        if found is None:
+            raise ValueError(f"{_cut(entry)} is not 'cNNN start end'")
+        index = int(found[1])
+        if index >= num_classes:
+            raise ValueError(f"{_cut(entry)}: class c{found[1]} does not exist (c000 to c{num_classes - 1:03d})")
+        segments.append((index, float(found[2]), float(found[3])))
     return tuple(segments)
 
 
 def _parse_length(cell: str) -> float:
-    try:
-        length = float(cell)
-    except ValueError:
-        length = math.nan
-    if not (math.isfinite(length) and length > 0):
-        raise ValueError(f"{cell!r} is not a length in seconds")
-    return length
+    if not _LENGTH.fullmatch(cell) or not float(cell):
+        raise ValueError(f"{_cut(cell)} is not a length in seconds")
+    return float(cell)
+
+
+def _cut(text: str) -> str:
+    """Quote a cell for a message, cut where it is long."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _parse_view(cell: str, video_id: str) -> str:
     if cell not in ("Yes", "No"):
-        raise ValueError(f"{cell!r} is not Yes or No")
+        raise ValueError(f"{_cut(cell)} is not Yes or No")
     if (cell == "Yes") != video_id.endswith("EGO"):
         raise ValueError(f"{cell!r} contradicts the id: those of first-person videos end in EGO")
     return "first" if cell == "Yes" else "third"
@@ -234,14 +246,14 @@ def _parse_view(cell: str, video_id: str) -> str:
 
 def _append_charades(text: str, file: SourceFile, table: Annotations, problems: list[str], ego: bool = False) -> None:
     columns = ("id", "subject", "actions", "length", "egocentric")[: 5 if ego else 4]
-    rows = 0
+    before, rows = len(problems), 0
     for where, cells in _csv_rows(text, file.name, columns, problems):
         rows += 1
         video_id, subject, actions, length = cells[:4]
         column = "id"
         try:
             if not video_id or video_id.strip() != video_id or any(mark in video_id for mark in "/\\\t\n"):
-                raise ValueError(f"{video_id!r} is not a video id")
+                raise ValueError(f"{_cut(video_id)} is not a video id")
             column = "actions"
             segments = _parse_actions(actions, len(table.class_names))
             column = "length"
@@ -259,7 +271,7 @@ def _append_charades(text: str, file: SourceFile, table: Annotations, problems: 
         table.views.append(view)
         table.pair_ids.append(video_id.removesuffix("EGO") if ego else "")
         table.segments.append(segments)
-    if not rows and not problems:
+    if not rows and len(problems) == before:
         problems.append(f"{file.name} holds no video")
 
 
@@ -274,20 +286,17 @@ def _append_list(text: str, file: SourceFile, table: Annotations, problems: list
     """Read ``VIDEOID c1,c2,...`` lines."""
     num_classes = len(table.class_names)
     parsed: dict[str, tuple[int, ...]] = {}  # a few thousand distinct label cells stand for 256,192 lines
-    before = len(table.video_ids)
+    before, already = len(table.video_ids), len(problems)
     for number, line in enumerate(text.split("\n"), start=1):
         video_id, _, cell = line.strip().partition(" ")
         if not video_id:
             continue
         labels = parsed.get(cell)
         if labels is None:
-            try:
-                labels = tuple(dict.fromkeys(int(label) for label in cell.split(",")))
-                if not all(0 <= label < num_classes for label in labels):
-                    raise ValueError
-            except ValueError:
+            labels = tuple(map(int, dict.fromkeys(cell.split(",")))) if _LABELS.fullmatch(cell) else ()
+            if not labels or max(labels) >= num_classes or len(set(labels)) < len(labels):
                 problems.append(
-                    f"{file.name}, line {number} ({video_id}): labels {cell!r} are not class indices "
+                    f"{file.name}, line {number} ({_cut(video_id)[1:-1]}): labels {_cut(cell)} are not class indices "
                     f"0 to {num_classes - 1}, separated by commas"
                 )
                 continue
@@ -295,7 +304,7 @@ def _append_list(text: str, file: SourceFile, table: Annotations, problems: list
         table.video_ids.append(video_id)
         table.labels.append(labels)
     count = len(table.video_ids) - before
-    if not count and not problems:
+    if not count and len(problems) == already:
         problems.append(f"{file.name} holds no video")
     table.sources += [file.source] * count
     table.lengths += [math.nan] * count

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from meidbench.manifests import SUBSETS
@@ -64,6 +65,7 @@ def _finding(check: str, severity: str, what: str, concerned: list[str]) -> list
 
 
 def _contradictions(split: Split) -> list[Finding]:
+    # Ids that occur twice have a check of their own, and would show in the digest as well.
     found = [] if repeated_ids(split.table) else contradictions(split.table, split.metadata)
     return [Finding("consistency", "error", 1, problem, ()) for problem in found]
 
@@ -115,8 +117,10 @@ def _subject_overlap(split: Split) -> list[Finding]:
 
 
 def _short_videos(split: Split) -> list[Finding]:
-    short = pc.less(split.table.column("length_s"), LEAST_FRAMES / FRAMES_PER_SECOND)
-    ids = split.table.filter(short).column("video_id").to_pylist()
+    lengths = split.table.column("length_s").to_numpy().astype(np.float64)
+    # Rounded, because a length is kept in single precision: 200 frames must not become 199.9999.
+    short = np.round(lengths * FRAMES_PER_SECOND, 3) < LEAST_FRAMES
+    ids = split.table.column("video_id").filter(pa.array(short)).to_pylist()
     what = f"videos of fewer than {LEAST_FRAMES} frames at {FRAMES_PER_SECOND:.0f} frames a second"
     return _finding("short-videos", "warning", what, ids)
 

@@ -3,12 +3,17 @@
 import os
 from pathlib import Path
 
+from meidbench.errors import MeidbenchError
+
 
 def home() -> Path:
     """Return the folder named by ``MEIDBENCH_HOME``, else the platform's cache folder; it may not exist yet."""
     configured = os.environ.get("MEIDBENCH_HOME")
     if configured:
-        return Path(configured).expanduser()
+        try:
+            return Path(configured).expanduser()
+        except RuntimeError as error:
+            raise MeidbenchError(f"MEIDBENCH_HOME is {configured!r}: {error}") from None
     from platformdirs import user_cache_path
 
     return user_cache_path("meidbench", appauthor=False)

@@ -5,6 +5,7 @@ written by ``python -m meidbench.splits.make`` from the released lists). Neither
 """
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from meidbench.errors import MeidbenchError
+from meidbench.reconciliation import CELLS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +23,12 @@ else:
 
 SUBSETS = ("train", "val", "test")
 DATASETS = ("videolt", "charadeslt", "charadesegolt")
+PAPER_FACTS = ("head", "medium", "tail", "train", "val", "test", "labels_per_video", "imbalance_ratio")
+EXPECTED_FACTS = (
+    *PAPER_FACTS,
+    *("most_frequent", "least_frequent", "least_positives_val", "least_positives_test"),
+    *("labels_per_video_train", "labels_per_video_val", "labels_per_video_test"),
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class Manifest:
     @property
     def remedy(self) -> str:
         """What a user can do whose annotation files are missing or wrong."""
-        if self.downloads:
+        if self.name in DATASETS:
             return f"Get the official files: meidbench download {self.name} --accept-licence"
         return f"Get the files named in the manifest of {self.title} from their source again."
 
@@ -158,8 +166,10 @@ def load_manifest(dataset: str) -> Manifest:
     """
     text = _manifest_text(dataset, ".toml")
     try:
-        return _parse_manifest(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        manifest = _parse_manifest(tomllib.loads(text))
+        _check_manifest(manifest)
+        return manifest
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise MeidbenchError(f"{dataset} is not a manifest: {type(error).__name__}: {error}") from None
 
 
@@ -184,13 +194,43 @@ def _parse_manifest(facts: dict[str, Any]) -> Manifest:
     )
 
 
+def _check_manifest(manifest: Manifest) -> None:
+    """Refuse a manifest that would fail, or write elsewhere, later on; ValueError says why."""
+    names = [manifest.name, manifest.annotations, *(entry.file for entry in manifest.released.values())]
+    names += [entry.name for entry in (*manifest.files, manifest.class_file)]
+    for name in names:
+        # Files of these names are read and written: none may lead out of its folder.
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise ValueError(f"{name!r} is no plain file name")
+    texts = [manifest.title, manifest.reader, manifest.licence.name, manifest.licence.url, *manifest.defects]
+    texts += [entry.source for entry in manifest.files]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("title, reader, licence, defects and sources must be text")
+    numbers = (manifest.num_classes, manifest.head_above, manifest.tail_up_to)
+    if not all(type(number) is int for number in numbers) or not 0 < manifest.num_classes < 1 << 15:
+        raise ValueError("num_classes (1 to 32767), head_above and tail_up_to must be integers")
+    if not 0 <= manifest.tail_up_to <= manifest.head_above:
+        raise ValueError("tail_up_to must not lie above head_above")
+    if not manifest.files or len({entry.source for entry in manifest.files}) < len(manifest.files):
+        raise ValueError("files must be given, each of another source")
+    for facts, known in ((manifest.paper, PAPER_FACTS), (manifest.expected, EXPECTED_FACTS)):
+        if strange := set(facts) - set(known):
+            raise ValueError(f"unknown statistics: {', '.join(sorted(strange))}")
+        if not all(type(value) in (int, float) for value in facts.values()):
+            raise ValueError("statistics must be numbers")
+    if manifest.paper and set(manifest.paper) != set(PAPER_FACTS):
+        raise ValueError(f"the paper's row must have {', '.join(PAPER_FACTS)}")
+
+
 @cache
 def load_assignment(dataset: str) -> Assignment:
     """Read the released assignment of a benchmark; ``dataset`` and errors as in ``load_manifest``."""
     text = _manifest_text(dataset, ".assignment.json")
     try:
-        return _parse_assignment(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        assignment = _parse_assignment(json.loads(text))
+        _check_assignment(assignment, load_manifest(dataset))
+        return assignment
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MeidbenchError(f"the assignment of {dataset} is damaged: {type(error).__name__}: {error}") from None
 
 
@@ -207,3 +247,19 @@ def _parse_assignment(content: dict[str, Any]) -> Assignment:
         id_sketch=tuple((count, total) for count, total in content["id_sketch"]),
         row_sketch=tuple((count, total) for count, total in content["row_sketch"]),
     )
+
+
+def _check_assignment(assignment: Assignment, manifest: Manifest) -> None:
+    """Refuse an assignment that does not fit its manifest; ValueError says why."""
+    if set(assignment.symbols) - set(".tve") or len(assignment.symbols) != sum(assignment.source_videos.values()):
+        raise ValueError("it must have one symbol of '.tve' for each video")
+    sources = {entry.source for entry in manifest.files}
+    by_source = (assignment.source_videos, assignment.source_digests, assignment.source_positives)
+    if any(set(facts) != sources for facts in by_source) or set(assignment.positives) != set(SUBSETS):
+        raise ValueError(f"its sources must be {', '.join(sorted(sources))} and its subsets {', '.join(SUBSETS)}")
+    counts = [*assignment.positives.values(), *assignment.source_positives.values()]
+    if any(len(row) != manifest.num_classes or not all(type(count) is int for count in row) for row in counts):
+        raise ValueError(f"its counts must be integers for {manifest.num_classes} classes")
+    for cells in (assignment.id_sketch, assignment.row_sketch):
+        if len(cells) != CELLS or not all(type(count) is int and int(total, 16) >= 0 for count, total in cells):
+            raise ValueError(f"its sketches must have {CELLS} cells of a count and a hexadecimal sum")

@@ -71,18 +71,12 @@ class SplitMetadata:
         try:
             facts: dict[str, Any] = json.loads(text)
             sources = tuple(Source(**source) for source in facts.pop("sources"))
-            names = tuple(str(name) for name in facts.pop("class_names"))
-            counts = tuple(int(count) for count in facts.pop("train_counts"))
-            metadata = cls(class_names=names, train_counts=counts, sources=sources, **facts)
-            numbers = (
-                metadata.num_classes,
-                metadata.head_above,
-                metadata.tail_up_to,
-                metadata.format_version,
-            )
-            if not all(isinstance(number, int) for number in numbers):
-                raise TypeError("num_classes, head_above, tail_up_to and format_version must be integers")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            names, counts = facts.pop("class_names"), facts.pop("train_counts")
+            if not isinstance(names, list) or not isinstance(counts, list):
+                raise TypeError("class_names and train_counts must be lists")
+            metadata = cls(class_names=tuple(names), train_counts=tuple(counts), sources=sources, **facts)
+            metadata.check()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise SplitError(f"its metadata is not that of a split file: {error}") from None
         if metadata.format_version > FORMAT_VERSION:
             raise SplitError(
@@ -90,6 +84,25 @@ class SplitMetadata:
                 "upgrade it"
             )
         return metadata
+
+    def check(self) -> None:
+        """Refuse what cannot be meant; TypeError or ValueError says why."""
+        for text in (self.dataset, self.variant, self.digest, *self.class_names):
+            if not isinstance(text, str):
+                raise TypeError("dataset, variant, digest and class names must be text")
+            text.encode()  # a lone surrogate, which JSON can hold, could be written nowhere
+        numbers = [self.num_classes, self.head_above, self.tail_up_to, self.format_version, *self.train_counts]
+        if self.seed is not None:
+            numbers.append(self.seed)
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise TypeError("num_classes, thresholds, seed, format_version and training counts must be whole numbers")
+        if not len(self.class_names) == len(self.train_counts) == self.num_classes:
+            raise ValueError(
+                f"num_classes is {self.num_classes}, but there are {len(self.class_names)} class names "
+                f"and {len(self.train_counts)} training counts"
+            )
+        if self.tail_up_to > self.head_above:
+            raise ValueError(f"tail_up_to {self.tail_up_to} is above head_above {self.head_above}")
 
 
 @dataclass(frozen=True)

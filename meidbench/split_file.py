@@ -15,7 +15,16 @@ from meidbench.split import METADATA_KEY, SCHEMA, Split, SplitMetadata, class_co
 
 
 def write_split(split: Split, path: Path) -> Path:
-    """Write a split file; the same split gives the same bytes."""
+    """Write a split file; the same split gives the same bytes.
+
+    Raises
+    ------
+    SplitError
+        The split contradicts itself, so that it could not be read back.
+    """
+    SplitMetadata.from_json(split.metadata.to_json())
+    if problems := _unusable(split.table, split.metadata) + contradictions(split.table, split.metadata):
+        raise SplitError(f"the split {split.dataset} contradicts itself:\n{bullet_list(problems)}")
     table = split.table.replace_schema_metadata({METADATA_KEY: split.metadata.to_json().encode()})
     with written_whole(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", compression_level=3)
@@ -30,7 +39,7 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     path : Path
         A Parquet file in the format of ``SCHEMA``.
     check : bool
-        False to read one that contradicts itself, as the audit does.
+        False to read one whose rows contradict its metadata, as the audit does.
 
     Raises
     ------
@@ -51,7 +60,8 @@ def read_split(path: Path, *, check: bool = True) -> Split:
             raise SplitError("it lacks the metadata 'meidbench': not a split file")
         metadata = SplitMetadata.from_json(raw.decode(errors="replace"))
         table = _with_schema(table)
-        if check and (problems := contradictions(table, metadata)):
+        problems = _unusable(table, metadata)
+        if problems or (check and (problems := contradictions(table, metadata))):
             raise SplitError(f"it contradicts itself:\n{bullet_list(problems)}")
     except SplitError as error:
         raise SplitError(f"cannot use {path}: {error}\nBuild it again: meidbench build-splits") from None
@@ -66,41 +76,44 @@ def _with_schema(table: pa.Table) -> pa.Table:
         except (pa.ArrowException, ValueError) as error:
             problems = [str(error).splitlines()[0]]
         else:
-            problems = [f"column {name!r} has empty cells" for name in SCHEMA.names if table.column(name).null_count]
+            problems = [f"column {name!r} has empty cells" for name in SCHEMA.names if _has_nulls(table, name)]
     if problems:
         raise SplitError(f"its columns are not those of a split file: {'; '.join(problems)}")
     return table
 
 
-def contradictions(table: pa.Table, metadata: SplitMetadata) -> list[str]:
-    """Return what in a split file contradicts its own metadata or the format, empty where nothing does."""
+def _has_nulls(table: pa.Table, name: str) -> bool:
+    column = table.column(name)
+    if column.null_count or not pa.types.is_list(column.type):
+        return bool(column.null_count)
+    values = column.combine_chunks().flatten()
+    parts = values.flatten() if pa.types.is_struct(values.type) else [values]
+    return bool(values.null_count or any(part.null_count for part in parts))
+
+
+def _unusable(table: pa.Table, metadata: SplitMetadata) -> list[str]:
+    """Return what makes rows meaningless, so that not even an audit can look at them."""
     problems = []
-    ids = table.column("video_id")
-    if repeated := repeated_ids(table):
-        problems.append(f"{len(repeated):,} video id(s) occur more than once: {first_few(repeated)}")
-    unknown = pc.unique(table.column("subset")).to_pylist()
-    if strange := sorted(set(unknown) - set(SUBSETS)):
+    if strange := sorted(set(pc.unique(table.column("subset")).to_pylist()) - set(SUBSETS)):
         problems.append(f"subset(s) {first_few(map(repr, strange))} are none of {', '.join(SUBSETS)}")
-    if len(metadata.class_names) != metadata.num_classes or len(metadata.train_counts) != metadata.num_classes:
-        problems.append(
-            f"num_classes is {metadata.num_classes}, but there are {len(metadata.class_names)} class names "
-            f"and {len(metadata.train_counts)} training counts"
-        )
-    if metadata.tail_up_to > metadata.head_above:
-        problems.append(f"tail_up_to {metadata.tail_up_to} is above head_above {metadata.head_above}")
     rows, classes = label_pairs(table)
+    ids = table.column("video_id")
     outside = np.unique(rows[(classes < 0) | (classes >= metadata.num_classes)])
     unsorted = np.unique(rows[1:][(np.diff(rows) == 0) & (np.diff(classes.astype(np.int32)) <= 0)])
     for what, where in (("labels outside the classes", outside), ("labels not ascending", unsorted)):
         if len(where):
             named = first_few(ids[int(row)].as_py() for row in where)
             problems.append(f"{len(where):,} video(s) have {what}: {named}")
-    if problems:
-        return problems
-    if (
-        tuple(class_counts(Split(table, metadata).rows("train"), metadata.num_classes).tolist())
-        != metadata.train_counts
-    ):
+    return problems
+
+
+def contradictions(table: pa.Table, metadata: SplitMetadata) -> list[str]:
+    """Return what in a split file contradicts its own metadata or the format, empty where nothing does."""
+    problems = []
+    if repeated := repeated_ids(table):
+        problems.append(f"{len(repeated):,} video id(s) occur more than once: {first_few(repeated)}")
+    counts = class_counts(Split(table, metadata).rows("train"), metadata.num_classes)
+    if tuple(counts.tolist()) != metadata.train_counts:
         problems.append("the training counts in its metadata are not those of its rows")
     if (digest := rows_digest(table)) != metadata.digest:
         problems.append(

@@ -71,7 +71,7 @@ def invent_rows(draw: random.Random, source: str) -> list[dict[str, str]]:
     rows = []
     weights = [1 / (rank + 1) ** 1.1 for rank in range(CLASSES)]
     for number in range(SCRIPTS[source]):
-        base = "".join(draw.choices("ABCDEFGH23456789", k=4)) + ("T" if source == "train" else "V")
+        base = f"TOY{draw.randrange(10**5):05d}"  # longer than the five characters of a real id
         for ego in (True, False) if draw.random() < 0.7 else (False,):
             length = round(draw.uniform(6, 40), 2)
             actions = []
@@ -92,7 +92,7 @@ def invent_rows(draw: random.Random, source: str) -> list[dict[str, str]]:
                 actions=";".join(actions),
                 length=f"{length:.2f}",
                 egocentric="Yes" if ego else "No",
-                charades_video="" if draw.random() < 0.2 else "T0Y" + base[:2],
+                charades_video="" if draw.random() < 0.2 else base.lower(),
             )
             rows.append(row)
     return rows

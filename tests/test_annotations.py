@@ -110,6 +110,15 @@ def edit_cell(folder: Path, line: int, column: str, value: str) -> str:
     ("actions", "c001 2.0 3.0;x02 1 2", "'x02 1 2' is not"),
     ("actions", "c001 2.0 nan", "is not 'cNNN start end'"),
     ("actions", "c001 2.0 3.0 4.0", "is not 'cNNN start end'"),
+    ("actions", "c001 2_0 3.0", "'c001 2_0 3.0' is not"),
+    ("actions", "c001 1e308 3.0", "'c001 1e308 3.0' is not"),
+    ("actions", "c+01 2.0 3.0", "'c+01 2.0 3.0' is not"),
+    ("actions", "c00\uff11 2.0 3.0", "is not 'cNNN start end'"),
+    ("actions", "x" * 5000, "xxx...' is not"),
+    ("length", "1_0", "'1_0' is not a length"),
+    ("length", "0.0", "'0.0' is not a length"),
+    ("id", "a\\b", "is not a video id"),
+    ("id", "a\tb", "is not a video id"),
     ("actions", "c012 2.0 3.0", "class c012 does not exist (c000 to c011)"),
     ("length", "", "'' is not a length in seconds"),
     ("length", "inf", "'inf' is not a length"),
@@ -133,8 +142,9 @@ def test_the_view_must_agree_with_the_id(toy_folder):
 
 
 def test_an_id_that_occurs_twice_is_named(toy_folder):
-    first = read_toy(TOY).video_ids[0]
-    edit_cell(toy_folder, 9, "id", first)
+    table = read_toy(TOY)
+    first = table.video_ids[0]
+    edit_cell(toy_folder, table.views.index(table.views[0], 5) + 2, "id", first)
     assert f"video {first} occurs more than once" in refusal(toy_folder)
 
 
@@ -195,6 +205,13 @@ def test_the_class_list_must_be_whole(toy_folder, change, complaint):
     assert complaint in refusal(toy_folder)
 
 
+def test_every_empty_file_is_named(toy_folder):
+    for name in (TRAIN, "Toy_v1_test.csv"):
+        (toy_folder / name).write_text("id,subject,actions,length,egocentric\n")
+    message = refusal(toy_folder)
+    assert f"{TRAIN} holds no video" in message and "Toy_v1_test.csv holds no video" in message
+
+
 # --- VideoLT's lists --------------------------------------------------------------------------------------------
 
 
@@ -217,7 +234,7 @@ def test_lists_are_read(lists):
     assert all(length != length for length in table.lengths)
 
 
-@pytest.mark.parametrize("cell", ["1004", "-1", "x", "", "3;4", "3,"])
+@pytest.mark.parametrize("cell", ["1004", "-1", "x", "", "3;4", "3,", "03,3", "1_0", "\uff11"])
 def test_a_wrong_label_of_a_list_is_named(lists, cell):
     (lists / "train.lst").write_text(f"aaa 3\nbbb {cell}\n")
     with pytest.raises(AnnotationError, match=rf"train.lst, line 2 \(bbb\): labels '{cell}' are not class indices"):

@@ -163,6 +163,9 @@ def test_evaluate_writes_table_json_and_classes(run, toy_split_file, tmp_path):
     with (tmp_path / "r.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [float(row["ap"]) for row in rows] == [entry["ap"] for entry in content["per_class"]]
+    for name in ("class", "train_count", "positives"):
+        assert [int(row[name]) for row in rows] == [entry[name] for entry in content["per_class"]]
+    assert [row["group"] for row in rows] == [entry["group"] for entry in content["per_class"]]
     on_stdout = run("evaluate", predictions, "--split", toy_split_file, "--json", "-")
     assert json.loads(on_stdout.stdout) == content
 
@@ -173,6 +176,24 @@ def test_evaluate_refuses_with_all_problems_and_writes_nothing(run, toy_split_fi
     assert outcome.exit_code == 1 and not (tmp_path / "r.json").exists()
     for problem in ("occur more than once: a", "are missing", "are not in test: a", "3 classes", "NaN or infinity"):
         assert problem in outcome.stderr
+
+
+def test_two_results_do_not_share_a_file(run, toy_split_file, tmp_path):
+    for target in ("-", tmp_path / "r"):
+        arguments = ["--json", target, "--per-class", target]
+        outcome = run("evaluate", TOY / "predictions.npz", "--split", toy_split_file, *arguments)
+        assert outcome.exit_code == 2 and "--per-class wants a file of its own" in outcome.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_plot_format_is_a_wrong_call(run, toy_split_file):
+    outcome = run("stats", toy_split_file, "--plot", "x.gif")
+    assert outcome.exit_code == 2 and outcome.stdout == "" and ".png, .svg, .pdf" in outcome.stderr
+
+
+def test_known_defects_are_said_when_a_split_is_built(run):
+    outcome = run("build-splits", "charadesegolt", "--annotations", real_data(REAL["charadesegolt"]))
+    assert "known defect: First- and third-person takes of one script lie in different subsets: 93" in outcome.stderr
 
 
 def test_float16_scores_need_a_word(run, toy_split, toy_split_file, tmp_path):

@@ -321,6 +321,37 @@ def _train_ids(name: str) -> set[str]:
     return _ids[name]
 
 
+def test_statistics_that_differ_from_the_manifest_are_refused(toy_folder):
+    manifest = toy_folder / "toylt.toml"
+    manifest.write_text(manifest.read_text() + "\n[expected]\ntrain = 115\nimbalance_ratio = 10.9\n")
+    with pytest.raises(AnnotationError, match="train is 114, the published split has 115") as caught:
+        build_released(str(manifest), toy_folder)
+    assert "imbalance_ratio" not in str(caught.value)
+
+
+def test_many_differing_labels_are_named_quickly_and_with_the_classes(toy_folder, toy_split):
+    def change(rows: Rows) -> None:
+        used = set(toy_split.video_ids("train"))
+        for row in rows[1:]:
+            if row[0] in used:
+                row[9] = ";".join(f"c{label:03d} 1.00 2.00" for label in range(12))
+
+    change_rows(toy_folder / TRAIN, change)
+    message = refusal(toy_folder)
+    assert "videos a class in train: 0 'Doing thing 0'" in message
+    assert message.count("\n  - video ") >= 5 and "more\nNo split was written" in message
+
+
+def test_a_list_in_another_order_is_built_with_a_warning(toy_folder, run, tmp_path):
+    change_rows(toy_folder / TRAIN, lambda rows: rows.__setitem__(slice(1, None), rows[:0:-1]))
+    arguments = ["build-splits", TOY_MANIFEST, "--annotations", toy_folder, "--out", tmp_path / "o", "--format", "lst"]
+    outcome = run(*arguments)
+    assert outcome.exit_code == 0
+    assert "ToyLT_train.txt has the videos and classes of the released list in another order" in outcome.stderr
+    unchanged = run("build-splits", TOY_MANIFEST, "--annotations", TOY, "--out", tmp_path / "p", "--format", "lst")
+    assert "another order" not in unchanged.stderr
+
+
 # --- manifests --------------------------------------------------------------------------------------------------
 
 
@@ -338,3 +369,40 @@ def test_unknown_and_damaged_manifests_are_refused(tmp_path):
         load_assignment(str(tmp_path / "y.toml"))
     with pytest.raises(MeidbenchError, match="cannot read"):
         load_assignment(str(TOY / "none.toml"))
+
+
+@pytest.mark.parametrize(("old", "new", "complaint"), [
+    ('name = "toylt"', 'name = "../toylt"', "no plain file name"),
+    ('file = "ToyLT_val.txt"', 'file = "/tmp/x"', "no plain file name"),
+    ("num_classes = 12", 'num_classes = "12"', "must be integers"),
+    ("num_classes = 12", "num_classes = 12.0", "must be integers"),
+    ("head_above = 30", "head_above = nan", "must be integers"),
+    ("head_above = 30", "head_above = 3", "tail_up_to must not lie above head_above"),
+    ('source = "test"', 'source = "train"', "each of another source"),
+    ('reader = "charadesego"', 'reader = "nope"', "unknown reader 'nope'; known: charades, charadesego, lists"),
+    ('source = "test"', 'source = "other"', "its sources must be other, train"),
+])  # fmt: skip
+def test_a_manifest_of_ones_own_is_checked(toy_folder, run, old, new, complaint):
+    manifest = toy_folder / "toylt.toml"
+    text = manifest.read_text()
+    assert old in text
+    manifest.write_text(text.replace(old, new))
+    outcome = run("build-splits", manifest, "--annotations", toy_folder, "--out", toy_folder / "out")
+    assert outcome.exit_code == 1 and complaint in outcome.stderr
+    assert not (toy_folder / "out").exists()
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ('"symbols"', '"symbol"'),
+    ('"symbols": [\n  "', '"symbols": [\n  "x'),
+    ('"id_sketch": [\n', '"id_sketch": [\n  [1, "0"],\n'),
+    ('"row_sketch": [\n  [', '"row_sketch": [\n  [null, "0"],\n  ['),
+    ('  "train": 1', '  "trian": 1'),
+])  # fmt: skip
+def test_an_assignment_of_ones_own_is_checked(toy_folder, old, new):
+    path = toy_folder / "toylt.assignment.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(MeidbenchError, match="assignment of .* is damaged"):
+        load_assignment(str(toy_folder / "toylt.toml"))

@@ -119,8 +119,11 @@ def test_the_csv_holds_what_the_parquet_holds(toy_split, tmp_path):
         "labels"
     ).to_pylist()
     assert np.allclose(frame["length_s"].astype(float), toy_split.table.column("length_s").to_numpy())
-    segments = toy_split.table.column("segments").to_pylist()
-    assert [cell.count(";") + 1 for cell in frame["segments"]] == [len(row) for row in segments]
+    for cell, row in zip(frame["segments"], toy_split.table.column("segments").to_pylist(), strict=True):
+        parts = [part.split() for part in cell.split(";")]
+        assert [int(label) for label, _, _ in parts] == [segment["label"] for segment in row]
+        assert [np.float32(start) for _, start, _ in parts] == [segment["start_s"] for segment in row]
+        assert [np.float32(end) for _, _, end in parts] == [segment["end_s"] for segment in row]
 
 
 def test_the_lists_of_toylt_come_out_byte_for_byte(toy_split, tmp_path):
@@ -167,14 +170,56 @@ def with_column(name: str, values: list) -> object:
     (lambda t: t, {"tail_up_to": 99}, "tail_up_to 99 is above head_above 30"),
     (lambda t: t, {"format_version": 2}, "format version 2, this meidbench reads up to 1: upgrade it"),
     (lambda t: t, {"class_names": "-"}, "its metadata is not that of a split file"),
-    (lambda t: t, {"head_above": "many"}, "must be integers"),
+    (lambda t: t, {"head_above": "many"}, "must be whole numbers"),
     (lambda t: t, {"surprise": 1}, "surprise"),
+    (lambda t: t, {"num_classes": True}, "must be whole numbers"),
+    (lambda t: t, {"num_classes": -1}, "must be whole numbers"),
+    (lambda t: t, {"train_counts": [1e999] * 12}, "must be whole numbers"),
+    (lambda t: t, {"dataset": ["toylt"]}, "must be text"),
+    (lambda t: t, {"class_names": "abcdefghijkl"}, "must be lists"),
+    (lambda t: t, {"class_names": ["\ud800"] * 12}, "surrogates not allowed"),
+    (with_column("labels", [[None]]), {}, "column 'labels' has empty cells"),
+    (with_column("segments", [[{"label": None, "start_s": 1, "end_s": 2}]]), {}, "column 'segments' has empty cells"),
 ])  # fmt: skip
 def test_a_file_that_contradicts_itself_is_refused(toy_split, tmp_path, change, metadata, complaint):
     path = rewritten(toy_split, tmp_path / "bad.parquet", change, **metadata)
     with pytest.raises(SplitError, match=complaint) as caught:
         read_split(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [with_column("labels", [[99]]), with_column("subset", ["x"]), with_column("labels", [[None]])]
+)
+def test_what_makes_no_sense_is_refused_even_for_the_audit(toy_split, tmp_path, run, change):
+    path = rewritten(toy_split, tmp_path / "bad.parquet", change)
+    with pytest.raises(SplitError):
+        read_split(path, check=False)
+    outcome = run("audit", path)
+    assert outcome.exit_code == 1 and outcome.stderr.startswith("Error: cannot use")
+
+
+def test_a_split_that_could_not_be_read_back_is_not_written(toy_split, tmp_path):
+    split = Split(toy_split.table.slice(1), toy_split.metadata)
+    with pytest.raises(SplitError, match="contradicts itself"):
+        write_split(split, tmp_path / "s.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_home_and_split_paths(monkeypatch, tmp_path):
+    from meidbench.errors import MeidbenchError
+    from meidbench.home import home
+
+    monkeypatch.setenv("MEIDBENCH_HOME", "~nosuchuser/x")
+    with pytest.raises(MeidbenchError, match="MEIDBENCH_HOME is '~nosuchuser/x'"):
+        home()
+    monkeypatch.setenv("MEIDBENCH_HOME", "~/there")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert home() == tmp_path / "there"
+    assert split_path("videolt", "grouped").name == "videolt-grouped.parquet"
+    monkeypatch.delenv("MEIDBENCH_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert home() == tmp_path / "meidbench"
 
 
 def test_files_of_another_kind_are_refused(tmp_path, toy_split):

@@ -86,6 +86,14 @@ def test_each_finding_says_which_check_made_it(toy_split):
     assert unlabelled.examples == (split.table.column("video_id")[0].as_py(),)
 
 
+def test_exactly_200_frames_are_not_too_few(toy_split):
+    split = changed(toy_split, "length_s", lambda lengths: [200 / 24] * len(lengths))
+    assert "short-videos" not in {finding.check for finding in audit_split(split)}
+    split = changed(toy_split, "length_s", lambda lengths: [199.9 / 24] * len(lengths))
+    (short,) = (finding for finding in audit_split(split) if finding.check == "short-videos")
+    assert short.count == split.table.num_rows and len(short.examples) == 5
+
+
 def changed(split: Split, column: str, change) -> Split:
     values = change(split.table.column(column).to_pylist())
     place = split.table.column_names.index(column)
@@ -115,7 +123,8 @@ def test_a_class_that_is_missing_from_a_subset_is_found(toy_split):
 
 def test_changed_rows_are_found(toy_split):
     split = changed(toy_split, "subset", lambda subsets: ["val" if s == "train" else s for s in subsets])
-    assert audit_split(split)[0].check == "consistency"
+    first = audit_split(split)[0]
+    assert (first.check, first.severity) == ("consistency", "error")
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg"])

@@ -53,6 +53,7 @@ def build_splits(
     import json
     from dataclasses import asdict
 
+    from meidbench.files import file_sha256
     from meidbench.home import annotations_folder, split_path
     from meidbench.listing import write_csv, write_lists
     from meidbench.manifests import load_manifest
@@ -72,7 +73,15 @@ def build_splits(
         written.append(write_csv(split, folder / target.with_suffix(".csv").name))
     if "lst" in formats:
         names = {subset: released.file for subset, released in manifest.released.items()}
-        written += write_lists(split, folder, names).values()
+        lists = write_lists(split, folder, names)
+        written += lists.values()
+        for subset, path in lists.items():
+            if file_sha256(path) != manifest.released[subset].sha256:
+                click.echo(
+                    f"warning: {path.name} has the videos and classes of the released list in another order, as the "
+                    "annotation files have them; the split is the same",
+                    err=True,
+                )
     statistics = split_statistics(split)
     if as_json:
         content = {"digest": split.digest, "files": [str(path) for path in written], "statistics": asdict(statistics)}

@@ -16,6 +16,7 @@ def datasets(as_json: bool) -> None:
     """
     import json
 
+    from meidbench.annotations import annotation_paths
     from meidbench.home import annotations_folder, split_path
     from meidbench.manifests import load_manifest
 
@@ -23,9 +24,9 @@ def datasets(as_json: bool) -> None:
     for name in DATASETS:
         manifest = load_manifest(name)
         folder = annotations_folder(manifest.annotations)
-        files = [file.name for file in (*manifest.files, manifest.class_file)]
-        there = [file for file in files if any(folder.glob(f"**/{file}"))] if folder.is_dir() else []
-        missing = [file for file in files if file not in there]
+        places = annotation_paths(manifest, folder)
+        there = [file for file, paths in places.items() if paths]
+        missing = [file for file, paths in places.items() if not paths]
         split = split_path(name)
         entries.append(
             {

@@ -45,7 +45,7 @@ def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
     if dataset == "videolt":
         click.echo(
             "These are the labels. The features are handed out by e-mail by the authors on request, see\n"
-            f"{manifest.licence.url}; `meidbench pack-features` then makes one file of them.",
+            f"{manifest.licence.url}",
             err=True,
         )
 

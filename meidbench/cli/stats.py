@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from meidbench.cli.parameters import FILE, as_json
+from meidbench.report import PLOT_FORMATS
 
 
 @click.command(
@@ -16,6 +17,9 @@ from meidbench.cli.parameters import FILE, as_json
 @as_json
 def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     """Print the statistics of Table 1 for each SPLIT: a split file, or a built benchmark's name."""
+    if plot is not None and plot.suffix.lower() not in PLOT_FORMATS:
+        raise click.BadParameter(f"{plot.name!r} ends in none of {', '.join(PLOT_FORMATS)}", param_hint="--plot")
+
     import json
     from dataclasses import asdict
 

@@ -1,1 +1,3 @@
 """What people see: tables and plots."""
+
+PLOT_FORMATS = (".png", ".svg", ".pdf")

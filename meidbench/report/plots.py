@@ -7,11 +7,11 @@ import numpy as np
 
 from meidbench.errors import MeidbenchError
 from meidbench.files import written_whole
+from meidbench.report import PLOT_FORMATS
 from meidbench.split import GROUP_NAMES, Split
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 GROUP_COLOURS = {"head": "#0072B2", "medium": "#E69F00", "tail": "#D55E00"}
-PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
 def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
