@@ -14,8 +14,9 @@ _HOMES = {
     "CharadesEgoLT": "datasets",
     "average_precision": "evaluation",
     "evaluate": "evaluation",
-    "Result": "evaluation",
+    "Result": "results",
     "read_predictions": "predictions",
+    "write_predictions": "predictions",
 }
 __all__ = ["__version__", *_HOMES]
 

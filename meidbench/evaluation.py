@@ -1,134 +1,77 @@
 """Average precision by class, its mean by frequency group, and top-k accuracy."""
 
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from meidbench.errors import PredictionError
-from meidbench.predictions import Predictions, align_predictions
+from meidbench.intervals import LEVEL, bootstrap_average_precision, interval_of
+from meidbench.predictions import Block, BlockScores, Predictions, align_predictions, not_finite
+from meidbench.ranking import (
+    Positives,
+    Ranks,
+    grouped_average_precision,
+    listed_average_precision,
+    rank_blocks,
+    rank_matrix,
+)
+from meidbench.results import (
+    GROUPS_SHOWN,
+    Accuracy,
+    ClassResult,
+    Diagnostics,
+    Group,
+    Interval,
+    Intervals,
+    MeanAP,
+    Result,
+)
 from meidbench.split import GROUP_NAMES, Split
 from meidbench.split_file import load_split
 
-FORMAT_VERSION = 1
-GROUPS_SHOWN = ("overall", *GROUP_NAMES)
-_BLOCK = 16  # classes sorted at a time: small enough to stay in cache, large enough to copy whole cache lines
 _ROWS = 4096  # videos compared at a time in the top-k pass
 
 Scores = npt.NDArray[Any]
+Reals = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class MeanAP:
-    """Mean average precision over the classes of each group that have a positive; NaN for a group without any."""
-
-    overall: float
-    head: float
-    medium: float
-    tail: float
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Share of the videos of which one of the k best classes is a label."""
-
-    top1: float
-    top5: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """Classes of a group that have a positive in the subset, and how many positives they have together."""
-
-    classes: int
-    positives: int
-
-
-@dataclass(frozen=True)
-class ClassResult:
-    """One class: index, name, group, training videos, positives in the subset, AP (NaN without positives)."""
-
-    index: int
-    name: str
-    group: str
-    train_count: int
-    positives: int
-    ap: float
-
-
-@dataclass(frozen=True)
-class Diagnostics:
-    """What to know of the scores.
+class Protocol:
+    """How average precision is taken where definitions differ.
 
     Attributes
     ----------
-    videos : int
-        Videos of the subset.
-    classes_without_positives : int
-        Left out of all means.
-    tied_score_fraction : float
-        Share of the scores that equal the score of another video for the same class.
-    constant_classes : int
-        Classes that have one score for all videos.
-    score_dtype : str
-        NumPy's name.
+    in_list_order : bool
+        Whether videos with one score rank in the order of the split's official list; else they share a rank.
+    single_precision : bool
+        Whether scores are rounded to float32 first.
+    unlabelled_last : bool
+        Whether videos without a label rank below all others.
+    without_positives : float
+        The AP of a class without positives; NaN leaves it out of the means.
     """
 
-    videos: int
-    classes_without_positives: int
-    tied_score_fraction: float
-    constant_classes: int
-    score_dtype: str
+    in_list_order: bool = False
+    single_precision: bool = False
+    unlabelled_last: bool = False
+    without_positives: float = float("nan")
 
 
-@dataclass(frozen=True)
-class Result:
-    """The evaluation of one prediction file on one subset of a split."""
-
-    dataset: str
-    variant: str
-    subset: str
-    split_digest: str
-    protocol: str
-    mAP: MeanAP
-    accuracy: Accuracy
-    groups: dict[str, Group]
-    diagnostics: Diagnostics
-    per_class: tuple[ClassResult, ...]
-    intervals: None = None
-    format_version: int = FORMAT_VERSION
-
-    def to_json(self) -> str:
-        """Return the result as JSON: keys sorted, no time or host in it, null for what is not defined."""
-        content = asdict(self)
-        for entry in content["per_class"]:
-            entry["class"] = entry.pop("index")
-        return json.dumps(_without_nan(content), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+PROTOCOLS = {
+    # scikit-learn's definition: no order of the file or of a sort ever matters.
+    "tie-aware": Protocol(),
+    # The torchnet meter as VideoLT's code has it (ops/apmeter.py): float32, list order, zero for an empty class.
+    "apmeter": Protocol(in_list_order=True, single_precision=True, without_positives=0.0),
+    # The official Charades_v1_classify.m: a stable sort in list order, rows without label left at -Inf.
+    "charades": Protocol(in_list_order=True, unlabelled_last=True),
+}
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-@dataclass(frozen=True)
-class _Ranking:
-    """Per class: average precision, number of tied scores, and whether all scores are one."""
-
-    ap: npt.NDArray[np.float64]
-    tied: npt.NDArray[np.int64]
-    constant: Labels
-
-
-def average_precision(scores: Scores, labels: Labels) -> npt.NDArray[np.float64]:
+def average_precision(scores: Scores, labels: Labels) -> Reals:
     """Compute the average precision of each class.
 
     AP of a class is the mean over its positives of (positives with a score at least as high) / (videos with a score
@@ -161,44 +104,13 @@ def average_precision(scores: Scores, labels: Labels) -> npt.NDArray[np.float64]
         raise PredictionError(f"scores have shape {scores.shape}, labels {labels.shape}; expected (n, C) of both")
     if scores.dtype.kind not in "fiu":
         raise PredictionError(f"the scores are of type {scores.dtype}; expected real numbers")
-    if scores.dtype.kind == "f" and not np.isfinite(scores).all():
+    if labels.dtype != bool and not np.isin(labels, (0, 1)).all():
+        raise PredictionError("labels must be true or false (or 1 or 0)")
+    if any(not_finite(scores[start : start + _ROWS]) for start in range(0, len(scores), _ROWS)):
         raise PredictionError("the scores hold NaN or infinity")
     rows, classes = np.nonzero(labels)
-    return _rank(scores, rows, classes).ap
-
-
-def _rank(scores: Scores, rows: npt.NDArray[Any], classes: npt.NDArray[Any]) -> _Ranking:
-    """Rank the videos of each class; rows and classes name the positives."""
-    n, num_classes = scores.shape
-    by_class = np.argsort(classes, kind="stable")
-    positive_rows = np.split(rows[by_class], np.searchsorted(classes[by_class], np.arange(1, num_classes)))
-    ap = np.full(num_classes, np.nan)
-    tied = np.zeros(num_classes, dtype=np.int64)
-    constant = np.zeros(num_classes, dtype=bool)
-    for start in range(0, num_classes, _BLOCK):
-        # A copy always: it is sorted in place, and the transpose of a single column would be a view of the caller's.
-        block = np.array(scores[:, start : start + _BLOCK].T, order="C", copy=True)
-        for offset, column in enumerate(block):
-            index = start + offset
-            positives = np.sort(column[positive_rows[index]])
-            column.sort()
-            same = column[1:] == column[:-1]
-            tied[index] = _in_runs(same)
-            constant[index] = n > 0 and column[0] == column[-1]
-            if len(positives):
-                higher = n - np.searchsorted(column, positives, "left")
-                higher_positives = len(positives) - np.searchsorted(positives, positives, "left")
-                ap[index] = (higher_positives / higher).mean()
-    return _Ranking(ap, tied, constant)
-
-
-def _in_runs(same: Labels) -> int:
-    """Count the members of runs of equal neighbours, given which neighbours are equal."""
-    links = int(np.count_nonzero(same))
-    if not links:
-        return 0
-    starts = int(same[0]) + int(np.count_nonzero(same[1:] & ~same[:-1]))
-    return links + starts
+    positives = Positives.of(rows, classes, *scores.shape)
+    return grouped_average_precision(rank_matrix(scores, positives, in_list_order=False), positives)
 
 
 def top_k_hits(
@@ -221,8 +133,7 @@ def top_k_hits(
     dict
         (n,) bool by k.
     """
-    n = len(scores)
-    hits = {k: np.zeros(n, dtype=bool) for k in ks}
+    hits = {k: np.zeros(len(scores), dtype=bool) for k in ks}
     if not len(rows):
         return hits
     given = scores[rows, classes]
@@ -234,7 +145,7 @@ def top_k_hits(
     rank = np.empty(len(labelled), dtype=np.int64)
     for start in range(0, len(labelled), _ROWS):
         part = slice(start, start + _ROWS)
-        block = scores[labelled[part]]
+        block = scores[labelled[part]] if len(labelled) < len(scores) else scores[part]
         level = best[part, None]
         rank[part] = np.count_nonzero(block >= level, axis=1) - 1
         tied = np.flatnonzero(rank[part] > 0)
@@ -246,29 +157,141 @@ def top_k_hits(
     return hits
 
 
-def evaluate_scores(scores: Scores, split: Split, subset: str) -> Result:
-    """Score predictions that are checked and in the order of ``split.video_ids(subset)``."""
+def _accuracy(scores: Scores | BlockScores, split: Split, subset: str) -> Accuracy:
     rows, classes = split.label_pairs(subset)
-    ranking = _rank(scores, rows, classes)
+    if isinstance(scores, BlockScores):
+        bounds = np.searchsorted(rows, np.arange(scores.videos + 1))
+        parts = [_block_hits(block, classes, bounds) for block in scores.blocks()]
+        hits = {k: np.concatenate([part[k] for part in parts]) for k in (1, 5)}
+    else:
+        hits = top_k_hits(scores, rows, classes, (1, 5))
+    return Accuracy(_mean(hits[1]), _mean(hits[5]))
+
+
+def _block_hits(
+    block: Block, classes: npt.NDArray[np.int16], bounds: npt.NDArray[Any]
+) -> dict[int, npt.NDArray[np.bool_]]:
+    rows, scores = block
+    counts = bounds[rows + 1] - bounds[rows]
+    mine = [classes[bounds[row] : bounds[row + 1]] for row in rows]
+    return top_k_hits(scores, np.repeat(np.arange(len(rows)), counts), np.concatenate(mine), (1, 5))
+
+
+# --- protocols --------------------------------------------------------------------------------------------------
+
+
+class Ranker:
+    """Average precision by every protocol, ranking once where protocols see the same scores."""
+
+    def __init__(self, scores: Scores | BlockScores, split: Split, subset: str) -> None:
+        self.scores = scores
+        self.split = split
+        self.rows, self.classes = split.label_pairs(subset)
+        videos = scores.videos if isinstance(scores, BlockScores) else len(scores)
+        self.labelled = np.zeros(videos, dtype=bool)
+        self.labelled[self.rows] = True
+        self.done: dict[tuple[bool, bool], tuple[Ranks, Positives]] = {}
+
+    def ranks(self, protocol: Protocol) -> tuple[Ranks, Positives]:
+        """Rank the positives among the scores as a protocol sees them."""
+        # float32 holds every value of these types, so rounding to it would change nothing.
+        exact = self.scores.dtype in (np.float16, np.float32, np.int8, np.uint8, np.int16, np.uint16)
+        key = (protocol.single_precision and not exact, protocol.unlabelled_last and not self.labelled.all())
+        if key not in self.done:
+            self.done[key] = self._rank(*key)
+        return self.done[key]
+
+    def _rank(self, rounded: bool, only_labelled: bool) -> tuple[Ranks, Positives]:
+        dtype = np.dtype(np.float32) if rounded else self.scores.dtype
+        # Positives are labelled videos: what ranks below all of these can be left out.
+        keep = self.labelled if only_labelled else np.ones_like(self.labelled)
+        row_of = np.cumsum(keep) - 1
+        positives = Positives.of(row_of[self.rows], self.classes, int(keep.sum()), self.split.num_classes)
+        if not isinstance(self.scores, BlockScores):
+            chosen = self.scores[keep] if only_labelled else self.scores
+            return rank_matrix(chosen, positives, dtype=dtype), positives
+        source = self.scores
+
+        def blocks() -> Iterable[Block]:
+            for rows, block in source.blocks():
+                kept = keep[rows]
+                with np.errstate(over="ignore"):
+                    if kept.any():
+                        yield row_of[rows[kept]], block[kept].astype(dtype, copy=False)
+
+        return rank_blocks(blocks, positives, dtype), positives
+
+    def average_precision(self, protocol: Protocol) -> Reals:
+        """Return the (C,) average precisions by a protocol."""
+        ranks, positives = self.ranks(protocol)
+        ap = (listed_average_precision if protocol.in_list_order else grouped_average_precision)(ranks, positives)
+        return np.where(np.isnan(ap), protocol.without_positives, ap)
+
+
+def group_members(split: Split) -> dict[str, npt.NDArray[np.intp]]:
+    """Return the class indices of overall, head, medium and tail."""
+    return {"overall": np.arange(split.num_classes), **{name: getattr(split.groups, name) for name in GROUP_NAMES}}
+
+
+def mean_by_group(ap: Reals, split: Split) -> MeanAP:
+    """Average (C,) average precisions over the classes of each group; classes with NaN are left out."""
+    return MeanAP(**{name: _mean(ap[index][~np.isnan(ap[index])]) for name, index in group_members(split).items()})
+
+
+def _mean(values: npt.NDArray[Any]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _same(a: MeanAP, b: MeanAP) -> bool:
+    pairs = ((getattr(a, name), getattr(b, name)) for name in GROUPS_SHOWN)
+    return all(abs(x - y) < 1e-12 or (np.isnan(x) and np.isnan(y)) for x, y in pairs)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------
+
+
+def evaluate_scores(
+    scores: Scores | BlockScores,
+    split: Split,
+    subset: str,
+    *,
+    protocol: str = "tie-aware",
+    bootstrap: int = 0,
+    seed: int = 0,
+    warnings: Sequence[str] = (),
+    advance: Callable[[int], None] | None = None,
+) -> Result:
+    """Score predictions that are checked and in the order of ``split.video_ids(subset)``; see ``evaluate``."""
+    if protocol not in PROTOCOLS:
+        raise PredictionError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if bootstrap and protocol != "tie-aware":
+        raise PredictionError("intervals are made for the protocol tie-aware: videos that share a score have no order")
+    ranker = Ranker(scores, split, subset)
+    ap = ranker.average_precision(PROTOCOLS[protocol])
+    means = mean_by_group(ap, split)
+    others = {
+        name: mean_by_group(ranker.average_precision(other), split)
+        for name, other in PROTOCOLS.items()
+        if name != protocol
+    }
+    ranks, all_positives = ranker.ranks(Protocol())
     positives = split.positives(subset)
-    members = {"overall": np.arange(split.num_classes), **{name: getattr(split.groups, name) for name in GROUP_NAMES}}
-    present = {name: index[positives[index] > 0] for name, index in members.items()}
-    hits = top_k_hits(scores, rows, classes, (1, 5))
+    present = {name: index[positives[index] > 0] for name, index in group_members(split).items()}
     names = split.groups.names(split.num_classes)
     return Result(
         dataset=split.dataset,
         variant=split.variant,
         subset=subset,
         split_digest=split.digest,
-        protocol="tie-aware",
-        mAP=MeanAP(**{name: _mean(ranking.ap[index]) for name, index in present.items()}),
-        accuracy=Accuracy(_mean(hits[1]), _mean(hits[5])),
+        protocol=protocol,
+        mAP=means,
+        accuracy=_accuracy(scores, split, subset),
         groups={name: Group(len(index), int(positives[index].sum())) for name, index in present.items()},
         diagnostics=Diagnostics(
-            videos=len(scores),
+            videos=all_positives.videos,
             classes_without_positives=int((positives == 0).sum()),
-            tied_score_fraction=float(ranking.tied.sum() / scores.size) if scores.size else 0.0,
-            constant_classes=int(ranking.constant.sum()),
+            tied_score_fraction=_mean(ranks.tied) if len(ranks.tied) else 0.0,
+            constant_classes=int(ranks.constant.sum()),
             score_dtype=str(scores.dtype),
         ),
         per_class=tuple(
@@ -278,15 +301,56 @@ def evaluate_scores(scores: Scores, split: Split, subset: str) -> Result:
                 names[index],
                 int(split.train_counts[index]),
                 int(positives[index]),
-                float(ranking.ap[index]),
+                float(ap[index]),
             )
             for index in range(split.num_classes)
         ),
+        other_protocols={name: other for name, other in others.items() if not _same(other, means)},
+        warnings=tuple(warnings),
+        intervals=_intervals(scores, all_positives, split, bootstrap, seed, advance) if bootstrap else None,
     )
 
 
-def _mean(values: npt.NDArray[Any]) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+def bootstrap_means(samples: Reals, split: Split) -> dict[str, Reals]:
+    """Average (replicates, C) average precisions over the classes of each group: (replicates,) by group."""
+    present: Labels = np.asarray(~np.isnan(samples).any(axis=0))
+    chosen = {name: members[present[members]] for name, members in group_members(split).items()}
+    return {name: samples[:, members].mean(axis=1) for name, members in chosen.items() if len(members)}
+
+
+def bootstrap_samples(
+    scores: Scores | BlockScores,
+    positives: Positives,
+    replicates: int,
+    seed: int,
+    advance: Callable[[int], None] | None = None,
+) -> Reals:
+    """Return the (replicates, C) average precisions of a Bayesian bootstrap over videos."""
+    if isinstance(scores, BlockScores):
+        raise PredictionError("intervals need the scores in memory: raise --memory, or leave out --bootstrap")
+    groups: Iterator[Reals] = bootstrap_average_precision(scores, positives, replicates, seed, advance)
+    return np.concatenate(list(groups))
+
+
+def _intervals(
+    scores: Scores | BlockScores,
+    positives: Positives,
+    split: Split,
+    replicates: int,
+    seed: int,
+    advance: Callable[[int], None] | None,
+) -> Intervals:
+    samples = bootstrap_samples(scores, positives, replicates, seed, advance)
+    means = bootstrap_means(samples, split)
+    missing = Interval(float("nan"), float("nan"))
+    return Intervals(
+        method="Bayesian bootstrap over videos, percentile",
+        replicates=replicates,
+        seed=seed,
+        level=LEVEL,
+        mAP={name: interval_of(means[name]) if name in means else missing for name in GROUPS_SHOWN},
+        per_class=tuple(interval_of(samples[:, index]) for index in range(split.num_classes)),
+    )
 
 
 def evaluate(
@@ -295,6 +359,9 @@ def evaluate(
     split: Any,
     subset: str = "test",
     *,
+    protocol: str = "tie-aware",
+    bootstrap: int = 0,
+    seed: int = 0,
     allow_float16: bool = False,
 ) -> Result:
     """Score predictions on a subset of a split.
@@ -309,6 +376,12 @@ def evaluate(
         As for ``load_split``.
     subset : str
         ``train``, ``val`` or ``test``.
+    protocol : str
+        A key of ``PROTOCOLS``.
+    bootstrap : int
+        Replicates of the Bayesian bootstrap over videos that gives the intervals; 0 for none.
+    seed : int
+        Of the bootstrap.
     allow_float16 : bool
         Accept half precision, whose ties were none in the model.
 
@@ -324,4 +397,5 @@ def evaluate(
     """
     split = load_split(split)
     given = Predictions([str(video_id) for video_id in video_ids], np.asarray(scores))
-    return evaluate_scores(align_predictions(given, split, subset, allow_float16=allow_float16), split, subset)
+    aligned = align_predictions(given, split, subset, allow_float16=allow_float16)
+    return evaluate_scores(aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed)

@@ -114,7 +114,7 @@ def test_float16_and_integers_are_scored_where_allowed(given, toy_split):
     ({"dataset": "videolt"}, "its dataset is 'videolt', expected 'toylt'"),
     ({"subset": "val"}, "its subset is 'val', expected 'test'"),
     ({"split_digest": "abc"}, "its split_digest is 'abc'"),
-    ({"class_names": ["x"]}, "its class_names are not a list of 12 names"),
+    ({"class_names": ["x"]}, "its class names are not 12 names"),
     ({"class_names": ["Doing thing 1", "Doing thing 0", *(f"Doing thing {i}" for i in range(2, 12))]},
      "2 class name(s) are others: 0 'Doing thing 1' (expected 'Doing thing 0'), 1 'Doing thing 0'"),
 ])  # fmt: skip
@@ -140,9 +140,11 @@ def test_files_of_another_kind_are_refused(tmp_path):
 
     assert "there is no prediction file" in complaint("none")
     assert "is empty" in complaint("empty", b"")
-    assert "neither a Parquet file" in complaint("text", b"hello, world")
-    assert "is not a readable Parquet file" in complaint("cut.parquet", b"PAR1 and no more")
-    assert "is not a readable NPZ archive" in complaint("cut.npz", b"PK\x03\x04 and no more")
+    assert "neither a CSV header (video_id, then the classes) nor 'ID s1 ... sC'" in complaint("text", b"hello, world")
+    assert "nor readable text" in complaint("noise", b"\x00\xff\xfe\x80")
+    assert "holds no line" in complaint("blank", b"\n \n")
+    assert "not a readable Parquet file" in complaint("cut.parquet", b"PAR1 and no more")
+    assert "not a readable NPZ archive" in complaint("cut.npz", b"PK\x03\x04 and no more")
 
 
 def test_pickled_objects_are_never_loaded(tmp_path):
@@ -162,9 +164,9 @@ def test_pickled_objects_are_never_loaded(tmp_path):
     ({"video_id": ["a"], "scores": pa.array([[1.0, 2.0]])}, "expected fixed_size_list of a real number"),
     ({"video_id": ["a"], "scores": pa.array([["x"]], pa.list_(pa.string(), 1))}, "fixed_size_list of a real number"),
     ({"video_id": [1], "scores": pa.array([[1.0]], pa.list_(pa.float32(), 1))}, "video_id is of type int64"),
-    ({"video_id": [None], "scores": pa.array([[1.0]], pa.list_(pa.float32(), 1))}, "expected string|has empty cells"),
-    ({"video_id": ["a"], "scores": pa.array([[None]], pa.list_(pa.float32(), 1))}, "has empty cells"),
-    ({"video_id": ["a"], "scores": pa.array([None], pa.list_(pa.float32(), 1))}, "has empty cells|all lists to be of"),
+    ({"video_id": [None], "scores": pa.array([[1.0]], pa.list_(pa.float32(), 1))}, "expected string|are empty cells"),
+    ({"video_id": ["a"], "scores": pa.array([[None]], pa.list_(pa.float32(), 1))}, "there are empty cells"),
+    ({"video_id": ["a"], "scores": pa.array([None], pa.list_(pa.float32(), 1))}, "empty cells|all lists to be of"),
 ])  # fmt: skip
 def test_parquet_columns_must_be_those_of_the_contract(tmp_path, columns, complaint):
     pq.write_table(pa.table(columns), tmp_path / "p")
@@ -173,8 +175,8 @@ def test_parquet_columns_must_be_those_of_the_contract(tmp_path, columns, compla
 
 
 @pytest.mark.parametrize(("arrays", "complaint"), [
-    ({"scores": np.zeros((1, 2))}, "lacks video_ids; it holds scores"),
-    ({"video_ids": np.array(["a"])}, "lacks scores"),
+    ({"scores": np.zeros((1, 2))}, "it lacks video_ids; it holds scores"),
+    ({"video_ids": np.array(["a"])}, "it lacks scores"),
     ({"video_ids": np.array([[1]]), "scores": np.zeros((1, 2))}, "expected \\(n,\\) unicode"),
     ({"video_ids": np.array([b"a"]), "scores": np.zeros((1, 2))}, "expected \\(n,\\) unicode"),
 ])  # fmt: skip

@@ -7,9 +7,11 @@ import click
 from meidbench import __version__
 from meidbench.cli.audit import audit
 from meidbench.cli.build_splits import build_splits
+from meidbench.cli.compare import compare
 from meidbench.cli.datasets import datasets
 from meidbench.cli.download import download
 from meidbench.cli.evaluate import evaluate
+from meidbench.cli.import_split import import_split
 from meidbench.cli.stats import stats
 from meidbench.errors import MeidbenchError
 
@@ -47,5 +49,5 @@ def main() -> None:
     """
 
 
-for command in (datasets, download, build_splits, stats, audit, evaluate):
+for command in (datasets, download, build_splits, import_split, stats, audit, evaluate, compare):
     main.add_command(command)

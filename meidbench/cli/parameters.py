@@ -13,6 +13,15 @@ SUBSET = click.Choice(("train", "val", "test"))
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a script to read.")
 
 
+def as_bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """Read a size such as ``500M`` or ``4G`` (powers of 1,024)."""
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(value[-1:].upper(), 1)
+    digits = value[:-1] if factor > 1 else value
+    if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
+        raise click.BadParameter(f"{value!r} is not a size; expected e.g. 500M or 4G", ctx, param)
+    return int(digits) * factor
+
+
 class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A benchmark's name, or the path of a manifest of one's own."""
 

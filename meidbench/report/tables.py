@@ -4,8 +4,8 @@ import csv
 import math
 from pathlib import Path
 
-from meidbench.evaluation import Result
 from meidbench.files import written_whole
+from meidbench.results import Result
 
 
 def write_per_class(result: Result, path: Path) -> Path:

@@ -6,8 +6,9 @@ from dataclasses import asdict
 
 from tabulate import tabulate
 
-from meidbench.evaluation import GROUPS_SHOWN, Result
+from meidbench.comparison import Comparison, Difference, Estimate, SeedSpread
 from meidbench.manifests import Manifest
+from meidbench.results import GROUPS_SHOWN, Interval, Result
 from meidbench.statistics import Statistics
 
 _GROUP_SIZES = ("head", "medium", "tail")
@@ -82,21 +83,71 @@ def _columns_table(header: list[str], columns: list[list[str]]) -> str:
 
 def evaluation_table(result: Result) -> str:
     """Lay out overall, head, medium and tail mAP, and the accuracies."""
+    header = ["group", "mAP", "classes", "positives"]
     rows = []
     for name in GROUPS_SHOWN:
         group = result.groups[name]
         rows.append([name, _number(getattr(result.mAP, name), 4), str(group.classes), f"{group.positives:,}"])
-    table = tabulate(
-        rows,
-        ["group", "mAP", "classes", "positives"],
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=("left", "right", "right", "right"),
-    )
-    lines = [table, "", f"top-1 {result.accuracy.top1:.4f}   top-5 {result.accuracy.top5:.4f}"]
+        if result.intervals is not None:
+            rows[-1].insert(2, _range(result.intervals.mAP[name], 4))
+    if result.intervals is not None:
+        header.insert(2, f"{result.intervals.level:.0%} interval")
+    lines = [_right_aligned(header, rows), "", f"top-1 {result.accuracy.top1:.4f}   top-5 {result.accuracy.top5:.4f}"]
+    if result.protocol != "tie-aware":
+        lines.append(f"protocol {result.protocol}")
+    for name, means in result.other_protocols.items():
+        values = "  ".join(f"{group} {_number(getattr(means, group), 4)}" for group in GROUPS_SHOWN)
+        lines.append(f"by {name}: {values}")
     if result.diagnostics.classes_without_positives:
         lines.append(
             f"{result.diagnostics.classes_without_positives} class(es) without a positive in "
             f"{result.subset} are left out of the means"
         )
+    return "\n".join(lines)
+
+
+def _right_aligned(header: list[str], rows: list[list[str]]) -> str:
+    """Lay out a table whose first column is text and whose others are numbers."""
+    aligned = ["left", *["right"] * (len(header) - 1)]
+    return tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=aligned)
+
+
+def _range(interval: Interval | Estimate | Difference | SeedSpread, digits: int, sign: str = "") -> str:
+    if math.isnan(interval.low):
+        return "-"
+    return f"{interval.low:{sign}.{digits}f} to {interval.high:{sign}.{digits}f}"
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Lay out the means with their intervals, and the differences to the reference, group by group."""
+    lines = []
+    seeds = any(method.seed_spread for method in comparison.methods)
+    several = len(comparison.methods) > 1
+    for group in GROUPS_SHOWN:
+        header = [group, "mAP", "over videos"]
+        header += ["over seeds"] if seeds else []
+        header += ["difference", "over videos", "P(better)", "win/tie/loss"] if several else []
+        rows = []
+        for method in comparison.methods:
+            estimate = method.mAP[group]
+            row = [method.name, _number(estimate.value, 4), _range(estimate, 3)]
+            if seeds:
+                spread = method.seed_spread[group] if method.seed_spread else None
+                row.append(f"{_range(spread, 3)} ({spread.seeds})" if spread else "-")
+            if several and method.difference is None:
+                row += ["reference", "-", "-", "-"]
+            elif several and method.difference is not None and method.tally is not None:
+                difference, tally = method.difference[group], method.tally[group]
+                row += [
+                    "-" if math.isnan(difference.value) else f"{difference.value:+.4f}",
+                    _range(difference, 3, "+"),
+                    _number(difference.probability, 3),
+                    f"{tally.wins}/{tally.ties}/{tally.losses}",
+                ]
+            rows.append(row)
+        lines += [_right_aligned(header, rows), ""]
+    lines.append(
+        f"{comparison.level:.0%} intervals: Bayesian bootstrap over videos, {comparison.replicates:,} replicates, "
+        f"seed {comparison.seed}, the same weights for every run."
+    )
     return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""Comparisons against single evaluations and against paired resampling loops."""
+
+import json
+
+import numpy as np
+import pytest
+
+import meidbench as mb
+from meidbench.comparison import RunFile, compare
+from meidbench.errors import MeidbenchError
+from meidbench.intervals import bootstrap_average_precision
+from meidbench.ranking import Positives
+
+
+@pytest.fixture
+def runs(toy_split, tmp_path):
+    """Three methods of rising knowledge, the last with two seeds."""
+    labels, ids = toy_split.labels("test"), toy_split.video_ids("test")
+    files = {}
+    for name, knowledge, seed in (("weak", 0.3, 0), ("better", 1.5, 1), ("best@1", 2.0, 2), ("best@2", 2.0, 3)):
+        scores = np.random.default_rng(seed).normal(size=labels.shape) + knowledge * labels
+        path = mb.write_predictions(tmp_path / f"{name}.parquet", ids, scores, toy_split, "test")
+        files[name] = (path, scores)
+    return files
+
+
+def samples_of(scores, split, replicates, seed):
+    positives = Positives.of(*np.nonzero(split.labels("test")), *scores.shape)
+    return np.concatenate(list(bootstrap_average_precision(scores, positives, replicates, seed)))
+
+
+def test_numbers_are_those_of_the_single_evaluations(runs, toy_split):
+    files = [RunFile.parse(str(path)) for path, _ in runs.values()]
+    comparison = compare(files, toy_split, "test", replicates=50, seed=3)
+    weak, better, best = comparison.methods
+    assert [method.name for method in comparison.methods] == ["weak", "better", "best"]
+    single = {name: mb.evaluate(scores, toy_split.video_ids("test"), toy_split, bootstrap=50, seed=3)
+              for name, (_, scores) in runs.items()}  # fmt: skip
+    for group in ("overall", "head", "medium", "tail"):
+        assert weak.mAP[group].value == getattr(single["weak"].mAP, group)
+        interval = single["better"].intervals.mAP[group]
+        assert (better.mAP[group].low, better.mAP[group].high) == pytest.approx((interval.low, interval.high))
+        seeds = [getattr(single[name].mAP, group) for name in ("best@1", "best@2")]
+        assert best.mAP[group].value == pytest.approx(np.mean(seeds))
+        spread = best.seed_spread[group]
+        assert (spread.seeds, spread.low, spread.high) == (2, min(seeds), max(seeds))
+        assert spread.std == pytest.approx(np.std(seeds, ddof=1))
+    assert weak.seed_spread is None and weak.seeds == () and best.seeds == ("1", "2")
+
+
+def test_differences_are_paired(runs, toy_split):
+    files = [RunFile.parse(str(path)) for path, _ in runs.values()]
+    comparison = compare(files, toy_split, "test", reference="better", replicates=200, seed=5)
+    weak, better, best = comparison.methods
+    assert better.difference is None and better.tally is None and better.ap_difference is None
+    reference = samples_of(runs["better"][1], toy_split, 200, 5)
+    change = samples_of(runs["weak"][1], toy_split, 200, 5) - reference
+    for group, members in {"overall": range(12), **vars(toy_split.groups)}.items():
+        low, high = np.quantile(change[:, members].mean(axis=1), [0.025, 0.975])
+        got = weak.difference[group]
+        assert (got.low, got.high) == pytest.approx((low, high))
+        assert got.probability == np.mean(change[:, members].mean(axis=1) > 0)
+        assert got.value == pytest.approx(weak.mAP[group].value - better.mAP[group].value)
+    assert weak.difference["overall"].probability < 0.05 < 0.5 < best.difference["overall"].probability
+    for c in range(12):
+        low, high = np.quantile(change[:, c], [0.025, 0.975])
+        assert (weak.ap_difference[c].low, weak.ap_difference[c].high) == pytest.approx((low, high))
+
+
+def test_wins_ties_and_losses_are_counted_by_class(runs, toy_split, tmp_path):
+    path, scores = runs["better"]
+    changed = scores.copy()
+    changed[:, :3] = runs["weak"][1][:, :3]
+    other = mb.write_predictions(tmp_path / "mixed.parquet", toy_split.video_ids("test"), changed, toy_split, "test")
+    files = [RunFile.parse(str(path)), RunFile.parse(str(other))]
+    mixed = compare(files, toy_split, "test", replicates=10).methods[1]
+    lower = sum(mixed.ap_difference[c].value < 0 for c in range(3))
+    tally = mixed.tally["overall"]
+    assert (tally.wins, tally.ties, tally.losses) == (3 - lower, 9, lower)
+    assert sum(sum(vars(mixed.tally[g]).values()) for g in ("head", "medium", "tail")) == 12
+
+
+def test_a_run_compared_with_itself_is_all_ties(runs, toy_split):
+    path = runs["weak"][0]
+    comparison = compare([RunFile.parse(f"a={path}"), RunFile.parse(f"b={path}")], toy_split, "test", replicates=20)
+    difference = comparison.methods[1].difference["tail"]
+    assert (difference.value, difference.low, difference.high, difference.probability) == (0, 0, 0, 0.5)
+    assert comparison.methods[1].tally["overall"].ties == 12
+
+
+@pytest.mark.parametrize(("names", "reference", "complaint"), [
+    (["weak", "better"], "meid", "the reference 'meid' is none of the runs: weak, better"),
+    (["weak", "weak"], None, "two runs have one name"),
+])  # fmt: skip
+def test_what_cannot_be_told_apart_is_refused(runs, toy_split, names, reference, complaint):
+    files = [RunFile.parse(str(runs[name][0])) for name in names]
+    with pytest.raises(MeidbenchError, match=complaint):
+        compare(files, toy_split, "test", reference=reference, replicates=5)
+
+
+def test_names_come_from_the_file_or_from_the_call(tmp_path):
+    assert RunFile.parse("out/x@3.parquet") == RunFile(
+        "x", "3", (tmp_path / "x").relative_to(tmp_path).parent / "out/x@3.parquet"
+    )
+    assert RunFile.parse("ours=a=b.npz").path.name == "a=b.npz"
+    (tmp_path / "a=b.npz").write_text("")
+    assert RunFile.parse(str(tmp_path / "a=b.npz")).method == "a=b"
+    with pytest.raises(MeidbenchError, match="has no name"):
+        RunFile.parse("=x.npz")
+
+
+def test_the_command_writes_every_form(run, runs, toy_split_file, tmp_path):
+    paths = [path for path, _ in runs.values()]
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "latex", "html")}
+    arguments = [part for name, path in files.items() for part in (f"--{name}", path)]
+    outcome = run("compare", *paths, "--split", toy_split_file, "--bootstrap", "50", *arguments)
+    assert outcome.exit_code == 0, outcome.stderr
+    for text in ("over videos", "over seeds", "P(better)", "win/tie/loss", "reference", "50 replicates"):
+        assert text in outcome.stdout
+    content = json.loads(files["json"].read_text())
+    assert content["reference"] == "weak" and len(content["methods"]) == 3
+    assert "\\toprule" in files["latex"].read_text() and files["html"].read_text().startswith("<!DOCTYPE html>")
+    first = {name: path.read_bytes() for name, path in files.items()}
+    run("compare", *paths, "--split", toy_split_file, "--bootstrap", "50", *arguments)
+    assert {name: path.read_bytes() for name, path in files.items()} == first
+    assert max(map(len, outcome.stdout.splitlines())) <= 120
+
+
+def test_a_run_that_cannot_be_scored_is_named(run, runs, toy_split_file, tmp_path):
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
+    outcome = run("compare", runs["weak"][0], tmp_path / "broken.npz", "--split", toy_split_file)
+    assert outcome.exit_code == 1 and outcome.stdout == ""
+    assert "run broken (" in outcome.stderr and "not a readable NPZ archive" in outcome.stderr
+
+
+def test_one_run_alone_is_shown_without_differences(run, runs, toy_split_file):
+    outcome = run("compare", runs["weak"][0], "--split", toy_split_file, "--bootstrap", "10")
+    assert outcome.exit_code == 0 and "difference" not in outcome.stdout

@@ -1,0 +1,142 @@
+"""Intervals against scikit-learn's weighted average precision and against plain resampling loops."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import average_precision_score
+
+import meidbench as mb
+from meidbench.intervals import bootstrap_average_precision, interval_of, weighted_average_precision
+from meidbench.ranking import Positives
+
+
+@st.composite
+def weighted_problems(draw):
+    shape = (draw(st.integers(1, 30)), draw(st.integers(1, 20)))
+    scores = draw(hnp.arrays(np.float32, shape, elements=st.sampled_from([0.0, -0.0, 0.25, 0.5, 3.0, -2.0])))
+    labels = draw(hnp.arrays(bool, shape))
+    weights = draw(hnp.arrays(np.float64, shape[0], elements=st.floats(1e-3, 1e3)))
+    return scores, labels, weights
+
+
+@settings(deadline=None, max_examples=200)
+@given(weighted_problems())
+def test_weighted_average_precision_equals_scikit_learn(problem):
+    scores, labels, weights = problem
+    got = weighted_average_precision(scores, labels, weights)
+    for c in range(scores.shape[1]):
+        if labels[:, c].any():
+            expected = average_precision_score(labels[:, c], scores[:, c], sample_weight=weights)
+            assert got[c] == pytest.approx(expected, abs=1e-12)
+        else:
+            assert np.isnan(got[c])
+
+
+def test_weighted_average_precision_on_a_real_split(real_split):
+    labels = real_split.labels("test")[:, ::7]  # some classes will do: scikit-learn is slow
+    generator = np.random.default_rng(0)
+    scores = (generator.normal(size=labels.shape) + labels).astype(np.float32)
+    weights = generator.standard_exponential(len(labels))
+    expected = average_precision_score(labels, scores, average=None, sample_weight=weights)
+    np.testing.assert_allclose(weighted_average_precision(scores, labels, weights), expected, rtol=0, atol=1e-12)
+
+
+def test_unit_weights_give_the_plain_average_precision():
+    generator = np.random.default_rng(0)
+    labels = generator.random((200, 30)) < 0.1
+    scores = np.round(generator.normal(size=labels.shape), 1)
+    got = weighted_average_precision(scores, labels, np.ones(200))
+    np.testing.assert_allclose(got, mb.average_precision(scores, labels), rtol=0, atol=1e-12)
+
+
+def test_replicates_are_those_of_a_plain_loop(monkeypatch):
+    """The same weights, one at a time, through scikit-learn; small groups of replicates change nothing."""
+    generator = np.random.default_rng(5)
+    labels = generator.random((60, 20)) < 0.15
+    labels[0] = True
+    scores = np.round(generator.normal(size=labels.shape), 1)
+    positives = Positives.of(*np.nonzero(labels), *scores.shape)
+    got = np.concatenate(list(bootstrap_average_precision(scores, positives, 9, seed=11)))
+    weights = np.random.default_rng(11)
+    for replicate in got:
+        weight = weights.standard_exponential(60)
+        expected = average_precision_score(labels, scores, average=None, sample_weight=weight)
+        np.testing.assert_allclose(replicate, expected, rtol=0, atol=1e-12)
+    monkeypatch.setattr("meidbench.intervals._WEIGHT_BYTES", 4 * 8 * 60)
+    again = list(bootstrap_average_precision(scores, positives, 9, seed=11))
+    assert [len(part) for part in again] == [4, 4, 1]
+    np.testing.assert_allclose(np.concatenate(again), got, rtol=0, atol=1e-14)
+
+
+def test_the_interval_covers_the_mean_of_the_population():
+    """Of 200 samples from a population of known AP, about 95 % have an interval that holds it."""
+    generator = np.random.default_rng(0)
+
+    def draw(n):
+        labels = generator.random((n, 1)) < 0.3
+        return generator.normal(size=(n, 1)) + labels, labels
+
+    truth = mb.average_precision(*draw(400_000))[0]
+    hits = 0
+    for trial in range(200):
+        scores, labels = draw(400)
+        positives = Positives.of(*np.nonzero(labels), *scores.shape)
+        samples = np.concatenate(list(bootstrap_average_precision(scores, positives, 200, seed=trial)))[:, 0]
+        interval = interval_of(samples)
+        hits += interval.low <= truth <= interval.high
+    # Binomial(200, 0.95): below 178 or all 200 has a probability of less than one in a thousand.
+    assert 176 <= hits < 200
+
+
+def test_a_class_with_three_positives_is_never_lost():
+    labels = np.zeros((100, 1), bool)
+    labels[:3] = True
+    scores = np.random.default_rng(0).normal(size=(100, 1))
+    positives = Positives.of(*np.nonzero(labels), 100, 1)
+    samples = np.concatenate(list(bootstrap_average_precision(scores, positives, 500, seed=0)))
+    assert not np.isnan(samples).any()
+
+
+def test_intervals_in_the_result_are_those_of_the_replicates(toy_split):
+    ids = toy_split.video_ids("test")
+    labels = toy_split.labels("test")
+    scores = np.random.default_rng(0).normal(size=labels.shape) + labels
+    result = mb.evaluate(scores, ids, toy_split, bootstrap=200, seed=4)
+    positives = Positives.of(*np.nonzero(labels), *scores.shape)
+    samples = np.concatenate(list(bootstrap_average_precision(scores, positives, 200, seed=4)))
+    assert result.intervals is not None
+    for name, members in {"overall": range(12), **vars(toy_split.groups)}.items():
+        low, high = np.quantile(samples[:, members].mean(axis=1), [0.025, 0.975])
+        assert (result.intervals.mAP[name].low, result.intervals.mAP[name].high) == pytest.approx((low, high))
+        assert low < getattr(result.mAP, name) < high
+    assert len(result.intervals.per_class) == 12
+    assert (result.intervals.replicates, result.intervals.seed, result.intervals.level) == (200, 4, 0.95)
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_order_of_the_rows(toy_split):
+    ids = toy_split.video_ids("test")
+    scores = np.random.default_rng(0).normal(size=(len(ids), 12))
+    a = mb.evaluate(scores, ids, toy_split, bootstrap=50, seed=1).to_json()
+    b = mb.evaluate(scores[::-1], ids[::-1], toy_split, bootstrap=50, seed=1).to_json()
+    assert a == b
+    c = mb.evaluate(scores, ids, toy_split, bootstrap=50, seed=2).to_json()
+    assert json.loads(a)["mAP"] == json.loads(c)["mAP"] and json.loads(a)["intervals"] != json.loads(c)["intervals"]
+
+
+def test_the_command_prints_intervals(run, toy_split_file):
+    from material import TOY
+
+    outcome = run("evaluate", TOY / "predictions.npz", "--split", toy_split_file, "--bootstrap", "100")
+    assert outcome.exit_code == 0 and "95% interval" in outcome.stdout
+    refused = run(
+        "evaluate", TOY / "predictions.npz", "--split", toy_split_file, "--bootstrap", "9", "--protocol", "apmeter"
+    )
+    assert refused.exit_code == 2 and "--bootstrap goes with --protocol tie-aware" in refused.stderr
+    too_large = run(
+        "evaluate", TOY / "predictions.npz", "--split", toy_split_file, "--bootstrap", "9", "--memory", "1K"
+    )
+    assert too_large.exit_code == 1 and "raise --memory" in too_large.stderr
