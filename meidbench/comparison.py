@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation import Protocol, Ranker, bootstrap_means, bootstrap_samples, evaluate_scores, group_members
+from meidbench.forms import open_predictions
 from meidbench.intervals import LEVEL, interval_of
-from meidbench.prediction_files import open_predictions
 from meidbench.predictions import align_predictions, run_warnings
 from meidbench.results import GROUPS_SHOWN, Accuracy, Result, as_json
 from meidbench.split import Split

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from meidbench.errors import PredictionError, bullet_list, first_few
 from meidbench.files import written_whole
+from meidbench.forms import PredictionFile, open_predictions
 from meidbench.manifests import SUBSETS
-from meidbench.prediction_files import PredictionFile, open_predictions
 from meidbench.split import METADATA_KEY, Split
 
 Scores = npt.NDArray[Any]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from meidbench.cli.parameters import FILE, SUBSET
+from meidbench.cli.output import print_result, write_text
+from meidbench.cli.parameters import FILE, SUBSET, json_file
 
 
 @click.command(
@@ -18,12 +19,7 @@ from meidbench.cli.parameters import FILE, SUBSET
 @click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
 @click.option("--allow-float16", is_flag=True, help="Accept half-precision scores, which make ties.")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="Write the comparison as JSON; - is stdout.",
-)
+@json_file
 @click.option("--latex", type=FILE, help="Write a table for a paper (booktabs).")
 @click.option("--html", type=FILE, help="Write one self-contained page: table, charts, per-class results.")
 def compare(
@@ -46,7 +42,7 @@ def compare(
     from meidbench.cli.progress import progress_bar
     from meidbench.comparison import RunFile
     from meidbench.comparison import compare as compare_runs
-    from meidbench.files import written_whole
+    from meidbench.report.text import comparison_table
     from meidbench.split_file import load_split
 
     loaded = load_split(split)
@@ -65,25 +61,13 @@ def compare(
     if latex is not None:
         from meidbench.report.latex import comparison_latex
 
-        with written_whole(latex) as temporary:
-            temporary.write_text(comparison_latex(comparison), encoding="utf-8")
-        click.echo(f"wrote {latex}", err=True)
+        write_text(latex, comparison_latex(comparison))
     if html is not None:
-        from meidbench.report.html import write_comparison_html
+        from meidbench.report.html import comparison_html
 
-        write_comparison_html(comparison, html)
-        click.echo(f"wrote {html}", err=True)
-    if json_file is not None and str(json_file) != "-":
-        with written_whole(json_file) as temporary:
-            temporary.write_text(comparison.to_json(), encoding="utf-8")
-        click.echo(f"wrote {json_file}", err=True)
+        write_text(html, comparison_html(comparison))
     for method in comparison.methods:
         for warning in method.warnings:
             click.echo(f"warning: {method.name}: {warning}", err=True)
-    if str(json_file) == "-":
-        click.echo(comparison.to_json(), nl=False)
-    else:
-        from meidbench.report.text import comparison_table
-
-        click.echo(f"{comparison.dataset} ({comparison.variant}), {subset}: {comparison.videos:,} videos\n")
-        click.echo(comparison_table(comparison))
+    title = f"{comparison.dataset} ({comparison.variant}), {subset}: {comparison.videos:,} videos"
+    print_result(json_file, comparison.to_json(), f"{title}\n\n{comparison_table(comparison)}")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from meidbench.cli.parameters import FILE, SUBSET, as_bytes
+from meidbench.cli.output import print_result
+from meidbench.cli.parameters import FILE, SUBSET, as_bytes, json_file
 
 PROTOCOLS = ("tie-aware", "apmeter", "charades")
 
@@ -16,12 +17,7 @@ PROTOCOLS = ("tie-aware", "apmeter", "charades")
 @click.argument("predictions", type=FILE)
 @click.option("--split", required=True, help="A split file, or a built benchmark's name.")
 @click.option("--subset", type=SUBSET, default="test", show_default=True)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="Write the result as JSON; - is stdout.",
-)
+@json_file
 @click.option("--per-class", type=FILE, help="Write a CSV with the average precision of each class.")
 @click.option(
     "--protocol",
@@ -67,9 +63,9 @@ def evaluate(
     """
     from meidbench.cli.progress import progress_bar
     from meidbench.evaluation import evaluate_scores
-    from meidbench.files import written_whole
-    from meidbench.prediction_files import open_predictions
+    from meidbench.forms import open_predictions
     from meidbench.predictions import align_predictions, run_warnings
+    from meidbench.report.text import evaluation_table
     from meidbench.split_file import load_split
 
     if bootstrap and protocol != "tie-aware":
@@ -98,16 +94,7 @@ def evaluate(
 
         write_per_class(result, per_class)
         click.echo(f"wrote {per_class}", err=True)
-    if json_file is not None and str(json_file) != "-":
-        with written_whole(json_file) as temporary:
-            temporary.write_text(result.to_json(), encoding="utf-8")
-        click.echo(f"wrote {json_file}", err=True)
     for warning in result.warnings:
         click.echo(f"warning: {warning}", err=True)
-    if str(json_file) == "-":
-        click.echo(result.to_json(), nl=False)
-    else:
-        from meidbench.report.text import evaluation_table
-
-        click.echo(f"{result.dataset} ({result.variant}), {subset}: {result.diagnostics.videos:,} videos\n")
-        click.echo(evaluation_table(result))
+    title = f"{result.dataset} ({result.variant}), {subset}: {result.diagnostics.videos:,} videos"
+    print_result(json_file, result.to_json(), f"{title}\n\n{evaluation_table(result)}")

@@ -10,6 +10,12 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 DATASETS = ("videolt", "charadeslt", "charadesegolt")
 DATASET = click.Choice(DATASETS)
 SUBSET = click.Choice(("train", "val", "test"))
+json_file = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Write the result as JSON; - is stdout.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a script to read.")
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from tabulate import tabulate
 
-from meidbench.comparison import Comparison, Difference, Estimate, SeedSpread
+from meidbench.comparison import Comparison, Difference, Estimate
 from meidbench.manifests import Manifest
 from meidbench.results import GROUPS_SHOWN, Interval, Result
 from meidbench.statistics import Statistics
@@ -112,10 +112,18 @@ def _right_aligned(header: list[str], rows: list[list[str]]) -> str:
     return tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=aligned)
 
 
-def _range(interval: Interval | Estimate | Difference | SeedSpread, digits: int, sign: str = "") -> str:
+def _range(interval: Interval, digits: int) -> str:
     if math.isnan(interval.low):
         return "-"
-    return f"{interval.low:{sign}.{digits}f} to {interval.high:{sign}.{digits}f}"
+    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+
+
+def _with_interval(entry: Estimate | Difference, sign: str = "") -> str:
+    """Write a value with its interval, e.g. ``0.4572 [0.393, 0.576]``."""
+    if math.isnan(entry.value):
+        return "-"
+    interval = "" if math.isnan(entry.low) else f" [{entry.low:{sign}.3f}, {entry.high:{sign}.3f}]"
+    return f"{entry.value:{sign}.4f}{interval}"
 
 
 def comparison_table(comparison: Comparison) -> str:
@@ -124,30 +132,25 @@ def comparison_table(comparison: Comparison) -> str:
     seeds = any(method.seed_spread for method in comparison.methods)
     several = len(comparison.methods) > 1
     for group in GROUPS_SHOWN:
-        header = [group, "mAP", "over videos"]
+        header = [group, "mAP"]
         header += ["over seeds"] if seeds else []
-        header += ["difference", "over videos", "P(better)", "win/tie/loss"] if several else []
+        header += ["difference", "P(better)", "win/tie/loss"] if several else []
         rows = []
         for method in comparison.methods:
-            estimate = method.mAP[group]
-            row = [method.name, _number(estimate.value, 4), _range(estimate, 3)]
+            row = [method.name, _with_interval(method.mAP[group])]
             if seeds:
                 spread = method.seed_spread[group] if method.seed_spread else None
-                row.append(f"{_range(spread, 3)} ({spread.seeds})" if spread else "-")
-            if several and method.difference is None:
-                row += ["reference", "-", "-", "-"]
-            elif several and method.difference is not None and method.tally is not None:
+                row.append(f"{spread.low:.4f} to {spread.high:.4f} ({spread.seeds})" if spread else "-")
+            if method.difference is not None and method.tally is not None:
                 difference, tally = method.difference[group], method.tally[group]
-                row += [
-                    "-" if math.isnan(difference.value) else f"{difference.value:+.4f}",
-                    _range(difference, 3, "+"),
-                    _number(difference.probability, 3),
-                    f"{tally.wins}/{tally.ties}/{tally.losses}",
-                ]
+                wins = f"{tally.wins}/{tally.ties}/{tally.losses}"
+                row += [_with_interval(difference, "+"), _number(difference.probability, 3), wins]
+            elif several:
+                row += ["reference", "-", "-"]
             rows.append(row)
         lines += [_right_aligned(header, rows), ""]
     lines.append(
         f"{comparison.level:.0%} intervals: Bayesian bootstrap over videos, {comparison.replicates:,} replicates, "
-        f"seed {comparison.seed}, the same weights for every run."
+        f"seed {comparison.seed},\nthe same weights for every run; over seeds: lowest to highest (number of seeds)."
     )
     return "\n".join(lines)

@@ -180,7 +180,7 @@ def whole_command(folder: Path, split_path: Path, predictions: Path) -> None:
 
     def evaluate() -> list[float]:
         from meidbench.evaluation import evaluate_scores
-        from meidbench.prediction_files import open_predictions
+        from meidbench.forms import open_predictions
         from meidbench.predictions import align_predictions
         from meidbench.split_file import load_split
 
@@ -207,7 +207,7 @@ def whole_command(folder: Path, split_path: Path, predictions: Path) -> None:
 
 
 def predictions_size(path: Path) -> int:
-    from meidbench.prediction_files import open_predictions
+    from meidbench.forms import open_predictions
 
     file = open_predictions(path)
     return file.num_videos * file.num_classes * file.dtype.itemsize
@@ -271,7 +271,7 @@ def larger_than_memory(folder: Path, videos: int, classes: int) -> None:
 
     def evaluate(limit: int) -> str:
         from meidbench.evaluation import evaluate_scores
-        from meidbench.prediction_files import open_predictions
+        from meidbench.forms import open_predictions
         from meidbench.predictions import align_predictions
         from meidbench.split_file import load_split
 

@@ -1,7 +1,7 @@
-"""Reads an HDF5 prediction file in a process of its own: ``python -m meidbench.hdf5_scores FILE``.
+"""Reads an HDF5 prediction file in a process of its own: ``python -m meidbench.forms.hdf5_scores FILE``.
 
 The HDF5 library can loop for ever, or crash, on a damaged file, and neither can be caught from within; so the file is
-read here, and ``meidbench.prediction_files`` watches from outside. To stdout go a line of JSON (shape and type, or an
+read here, and ``meidbench.forms.hdf5`` watches from outside. To stdout go a line of JSON (shape and type, or an
 error), a line of JSON with the ids, and the scores, row by row, as raw bytes.
 """
 
