@@ -16,7 +16,7 @@ from meidbench.results import GROUPS_SHOWN, Accuracy, Result, as_json
 from meidbench.split import Split
 
 Reals = npt.NDArray[np.float64]
-_EQUAL = 1e-12  # average precisions that differ by rounding alone are a tie
+EQUAL = 1e-12  # average precisions that differ by rounding alone are a tie
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,8 @@ def _score(
         raise type(error)(f"run {file.method} ({file.path}): {error}") from None
     result = evaluate_scores(scores, split, subset, warnings=run_warnings(opened.metadata))
     positives = Ranker(scores, split, subset).ranks(Protocol())[1]
-    return result, bootstrap_samples(scores, positives, replicates, seed, advance)
+    ap = np.array([entry.ap for entry in result.per_class])
+    return result, bootstrap_samples(scores, positives, ap, replicates, seed, advance)
 
 
 def _method(name: str, runs: _Runs, reference: _Runs, is_reference: bool, split: Split) -> Method:
@@ -279,7 +280,7 @@ def _method(name: str, runs: _Runs, reference: _Runs, is_reference: bool, split:
             difference[group] = _difference(
                 float(known.mean()) if len(known) else float("nan"), change_means.get(group)
             )
-            wins, losses = int((known > _EQUAL).sum()), int((known < -_EQUAL).sum())
+            wins, losses = int((known > EQUAL).sum()), int((known < -EQUAL).sum())
             tally[group] = Tally(wins, len(known) - wins - losses, losses)
         ap_difference = tuple(_difference(float(value), changes[:, c]) for c, value in enumerate(change))
     return Method(
@@ -311,6 +312,6 @@ def _spread(values: Reals) -> SeedSpread:
 def _difference(value: float, samples: Reals | None) -> Difference:
     if samples is None or np.isnan(samples).any():
         return Difference(value, float("nan"), float("nan"), float("nan"))
-    interval = interval_of(samples)
+    interval = interval_of(samples, within=(-1.0, 1.0))
     better = (np.count_nonzero(samples > 0) + 0.5 * np.count_nonzero(samples == 0)) / len(samples)
     return Difference(value, interval.low, interval.high, float(better))

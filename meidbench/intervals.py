@@ -26,12 +26,12 @@ Scores = npt.NDArray[Any]
 Reals = npt.NDArray[np.float64]
 
 
-def interval_of(samples: Reals, level: float = LEVEL) -> Interval:
-    """Return the percentile interval of replicates; NaN where there are none that count."""
+def interval_of(samples: Reals, level: float = LEVEL, *, within: tuple[float, float] = (0.0, 1.0)) -> Interval:
+    """Return the percentile interval of replicates, cut to what is possible; NaN where there are none that count."""
     if not len(samples) or np.isnan(samples).any():
         return Interval(float("nan"), float("nan"))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    return Interval(float(np.clip(low, *within)), float(np.clip(high, *within)))
 
 
 def weighted_average_precision(scores: Scores, labels: npt.NDArray[np.bool_], weights: Reals) -> Reals:

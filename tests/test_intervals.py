@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 
 import meidbench as mb
+from meidbench.evaluation import bootstrap_samples
 from meidbench.intervals import bootstrap_average_precision, interval_of, weighted_average_precision
 from meidbench.ranking import Positives
 
@@ -72,24 +73,28 @@ def test_replicates_are_those_of_a_plain_loop(monkeypatch):
     np.testing.assert_allclose(np.concatenate(again), got, rtol=0, atol=1e-14)
 
 
-def test_the_interval_covers_the_mean_of_the_population():
-    """Of 200 samples from a population of known AP, about 95 % have an interval that holds it."""
+def test_the_interval_covers_the_expected_value():
+    """Rare classes, a weak model, a mean over many classes: replicates lie above the value, intervals must not."""
     generator = np.random.default_rng(0)
 
-    def draw(n):
-        labels = generator.random((n, 1)) < 0.3
-        return generator.normal(size=(n, 1)) + labels, labels
+    def draw():
+        labels = generator.random((500, 20)) < 0.03
+        labels[0] = True
+        return generator.normal(size=labels.shape) + labels, labels
 
-    truth = mb.average_precision(*draw(400_000))[0]
-    hits = 0
-    for trial in range(200):
-        scores, labels = draw(400)
+    truth = np.mean([mb.average_precision(*draw()).mean() for _ in range(400)])
+    centred = plain = 0
+    for trial in range(100):
+        scores, labels = draw()
         positives = Positives.of(*np.nonzero(labels), *scores.shape)
-        samples = np.concatenate(list(bootstrap_average_precision(scores, positives, 200, seed=trial)))[:, 0]
+        ap = mb.average_precision(scores, labels)
+        samples = bootstrap_samples(scores, positives, ap, 100, trial).mean(axis=1)
         interval = interval_of(samples)
-        hits += interval.low <= truth <= interval.high
-    # Binomial(200, 0.95): below 178 or all 200 has a probability of less than one in a thousand.
-    assert 176 <= hits < 200
+        centred += interval.low <= truth <= interval.high
+        uncentred = np.concatenate(list(bootstrap_average_precision(scores, positives, 100, trial))).mean(axis=1)
+        plain += np.quantile(uncentred, 0.025) <= truth <= np.quantile(uncentred, 0.975)
+    # Binomial(100, 0.95) is below 87 in one case of a thousand.
+    assert centred >= 87 > plain
 
 
 def test_a_class_with_three_positives_is_never_lost():
@@ -110,9 +115,11 @@ def test_intervals_in_the_result_are_those_of_the_replicates(toy_split):
     samples = np.concatenate(list(bootstrap_average_precision(scores, positives, 200, seed=4)))
     assert result.intervals is not None
     for name, members in {"overall": range(12), **vars(toy_split.groups)}.items():
-        low, high = np.quantile(samples[:, members].mean(axis=1), [0.025, 0.975])
+        value = getattr(result.mAP, name)
+        means = samples[:, members].mean(axis=1)
+        low, high = np.quantile(means - means.mean() + value, [0.025, 0.975])
         assert (result.intervals.mAP[name].low, result.intervals.mAP[name].high) == pytest.approx((low, high))
-        assert low < getattr(result.mAP, name) < high
+        assert low < value < high
     assert len(result.intervals.per_class) == 12
     assert (result.intervals.replicates, result.intervals.seed, result.intervals.level) == (200, 4, 0.95)
 

@@ -1,0 +1,455 @@
+"""The comparison as a page and as a LaTeX table, on invented comparisons."""
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import meidbench as mb
+from meidbench.comparison import (
+    ClassFacts,
+    Comparison,
+    Difference,
+    Estimate,
+    Method,
+    RunFile,
+    SeedSpread,
+    Tally,
+    compare,
+)
+from meidbench.report.html import comparison_html, write_comparison_html
+from meidbench.report.latex import comparison_latex, latex_escaped
+from meidbench.report.numbers import DASH, MINUS, decimal, interval, percent, signed
+from meidbench.report.stylesheet import DARK, LIGHT
+from meidbench.report.svg import fitted, width_of
+from meidbench.results import GROUPS_SHOWN, Accuracy
+
+NAN = float("nan")
+VOID = {"meta"}
+HOSTILE = "<script>alert(1)</script> & \"quotes\" 'too'"
+
+
+def make_comparison(
+    names=("bce", "meid"),
+    classes=12,
+    *,
+    seeds=(),
+    head=0.1,
+    tail=0.35,
+    missing=(),
+    tied=False,
+    replicates=40,
+    warnings=(),
+    class_names=None,
+    generator_seed=0,
+    lift=0.03,
+    **facts,
+):
+    """A comparison of random methods, from replicates as ``compare`` makes it; the first method is the reference."""
+    generator = np.random.default_rng(generator_seed)
+    counts = np.sort((1200 * generator.random(classes) ** 4).astype(int) + 3)[::-1]
+    place = (np.arange(classes) + 0.5) / classes
+    group_of = np.where(place < head, "head", np.where(place < 1 - tail, "medium", "tail"))
+    positives = np.maximum(counts // 4, 1)
+    positives[list(missing)] = 0
+    known = positives > 0
+    members = {"overall": known, **{group: known & (group_of == group) for group in GROUPS_SHOWN[1:]}}
+    noise = generator.normal(size=(replicates, classes)) * 0.35 / np.sqrt(positives + 3)
+
+    def runs(offset):
+        logit = -1.6 + 0.55 * np.log10(counts) + offset + generator.normal(0, 0.9, classes)
+        ap = 1 / (1 + np.exp(-logit))
+        ap[~known] = NAN
+        return ap, np.clip(ap + noise + generator.normal(size=noise.shape) * 0.15 / np.sqrt(positives + 3), 0, 1)
+
+    def ends(samples):
+        if not len(samples) or np.isnan(samples).any():
+            return NAN, NAN
+        return tuple(np.quantile(samples, [0.025, 0.975]).tolist())
+
+    def mean(values, group):
+        return values[..., members[group]].mean(axis=-1) if members[group].any() else np.full(values.shape[:-1], NAN)
+
+    base_ap, base = runs(0.0)
+    methods = []
+    for index, name in enumerate(names):
+        ap, samples = (base_ap, base) if index == 0 or tied else runs(lift * index)
+        if index and not tied:  # methods agree on which classes are hard
+            ap, samples = 0.75 * base_ap + 0.25 * ap + lift, 0.75 * base + 0.25 * samples + lift
+        of_seeds = {
+            group: SeedSpread(len(seeds), 0.004, mean(ap, group) - 0.005, mean(ap, group) + 0.003)
+            for group in GROUPS_SHOWN
+        }
+        difference = tally = by_class = None
+        if index:
+            change, changes = ap - base_ap, samples - base
+            difference = {
+                group: Difference(
+                    float(mean(change, group)),
+                    *ends(mean(changes, group)),
+                    float(((mean(changes, group) > 0) + 0.5 * (mean(changes, group) == 0)).mean())
+                    if members[group].any() and replicates
+                    else NAN,
+                )
+                for group in GROUPS_SHOWN
+            }
+            tally = {
+                group: Tally(*(int(((np.sign(change) == sign) & members[group]).sum()) for sign in (1, 0, -1)))
+                for group in GROUPS_SHOWN
+            }
+            by_class = tuple(
+                Difference(float(change[c]), *ends(changes[:, c]), NAN if not known[c] or not replicates else 0.5)
+                for c in range(classes)
+            )
+        methods.append(
+            Method(
+                name=name,
+                seeds=tuple(seeds),
+                mAP={group: Estimate(float(mean(ap, group)), *ends(mean(samples, group))) for group in GROUPS_SHOWN},
+                seed_spread=of_seeds if len(seeds) > 1 else None,
+                difference=difference,
+                tally=tally,
+                accuracy=Accuracy(0.4 + 0.01 * index, 0.7 + 0.01 * index),
+                ap=tuple(ap.tolist()),
+                ap_difference=by_class,
+                warnings=tuple(warnings) if index == 0 else (),
+            )
+        )
+    class_names = class_names or [f"Class {index}" for index in range(classes)]
+    return Comparison(
+        **{
+            "dataset": "toylt",
+            "variant": "released",
+            "subset": "test",
+            "split_digest": "0123456789abcdef" * 4,
+            "videos": 1234,
+            "reference": names[0],
+            "replicates": replicates,
+            "seed": 7,
+            "level": 0.95,
+            "group_classes": {group: int(chosen.sum()) for group, chosen in members.items()},
+            "classes": tuple(
+                ClassFacts(c, class_names[c], str(group_of[c]), int(counts[c]), int(positives[c]))
+                for c in range(classes)
+            ),
+            "methods": tuple(methods),
+            **facts,
+        }
+    )
+
+
+TWELVE = tuple(f"method {index}" for index in range(12))
+CASES = {
+    "one": {"names": ("bce",), "classes": 157},
+    "two": {"classes": 157},
+    "three, several seeds": {"names": ("bce", "meid", "ldam"), "seeds": ("1", "2", "3")},
+    "twelve": {"names": TWELVE, "classes": 157},
+    "many classes": {"names": ("bce", "meid", "ldam"), "classes": 1004},
+    "no head": {"head": 0.0, "missing": (3,)},
+    "all in one group": {"head": 1.0},
+    "tied": {"tied": True, "classes": 60},
+    "nothing known": {"missing": tuple(range(12))},
+    "no replicates": {"replicates": 0},
+    "one class": {"classes": 1},
+    "zero everywhere": {"tied": True, "generator_seed": 3},
+    "hostile": {"names": (HOSTILE, "b" * 300), "class_names": [HOSTILE * 5] * 12, "warnings": (HOSTILE,)},
+}
+
+
+def made(name):
+    comparison = make_comparison(**CASES[name])
+    if name == "zero everywhere":
+        methods = [
+            replace(method, ap=(0.0,) * 12, mAP=dict.fromkeys(GROUPS_SHOWN, Estimate(0.0, 0.0, 0.0)))
+            for method in comparison.methods
+        ]
+        classes = tuple(replace(facts, train_count=0) for facts in comparison.classes)
+        comparison = replace(comparison, methods=tuple(methods), classes=classes)
+    return comparison
+
+
+class Page(HTMLParser):
+    """A page taken apart; tags that do not match are an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.started, self.charts, self.tables, self.text = [], [], [], [], []
+        self.attributes = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        assert len(attrs) == len(dict(attrs)), (tag, attrs)
+        self.started.append(tag)
+        self.attributes += [(tag, *attribute) for attribute in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "svg":
+            self.charts.append({"attributes": dict(attrs), "children": [], "text": {}})
+        elif "svg" in self.open and self.open[-2] == "svg":
+            self.charts[-1]["children"].append((tag, dict(attrs).get("id")))
+        if tag == "table":
+            self.tables.append({"caption": "", "rows": []})
+        elif tag == "tr":
+            self.tables[-1]["rows"].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1]["rows"][-1].append([])
+            if tag == "th":
+                assert dict(attrs)["scope"] in ("col", "row")
+
+    def handle_startendtag(self, tag, attrs):
+        assert "svg" in self.open
+        self.attributes += [(tag, *attribute) for attribute in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if "svg" in self.open and self.open[-1] in ("title", "desc") and self.open[-2] == "svg":
+            self.charts[-1]["text"][self.open[-1]] = data
+        if "caption" in self.open:
+            self.tables[-1]["caption"] += data
+        elif "td" in self.open or "th" in self.open:
+            self.tables[-1]["rows"][-1][-1].append(data)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    comparison = made(request.param)
+    return comparison, comparison_html(comparison)
+
+
+def test_page_is_well_formed_and_needs_nothing_else(case):
+    _, text = case
+    page = Page(text)
+    assert not [found for found in page.attributes if found[1] in ("src", "href", "xlink:href", "srcset", "data")]
+    assert {tag for tag, *_ in page.attributes} & {"link", "img", "iframe", "object", "use", "image"} == set()
+    assert not re.search(r"https?:|//|@import|url\(", text.replace("http-equiv", ""))
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    identifiers = [value for _, name, value in page.attributes if name == "id"]
+    assert len(identifiers) == len(set(identifiers))
+    assert ("html", "lang", "en") in page.attributes
+    assert any(value.startswith("width=device-width") for _, name, value in page.attributes if name == "content")
+    assert page.started.count("script") == 1
+    assert not re.search(r"\b(nan|inf)\b", text)
+
+
+def test_every_chart_says_what_it_shows(case):
+    comparison, text = case
+    page = Page(text)
+    groups = sum(comparison.group_classes[group] > 0 for group in GROUPS_SHOWN)
+    assert len(page.charts) == groups + len(comparison.methods) + 3 * (len(comparison.methods) - 1)
+    for chart in page.charts:
+        names = [tag for tag, _ in chart["children"]]
+        assert names[:2] == ["title", "desc"] and names.count("title") == names.count("desc") == 1
+        assert chart["attributes"]["role"] == "img"
+        assert chart["attributes"]["aria-labelledby"] == " ".join(key for _, key in chart["children"][:2])
+        assert all(chart["text"].values()) and len(chart["text"]) == 2
+    overall = page.charts[0]["text"]["desc"] if groups else ""
+    for method in comparison.methods if groups else ():
+        assert f"{method.name}: {decimal(method.mAP['overall'].value)}" in overall
+
+
+def test_tables_hold_every_number(case):
+    comparison, text = case
+    tables = Page(text).tables
+    assert all(table["caption"] for table in tables)
+    means = tables[0]["rows"]
+    assert [row[0][0] for row in means[1:]] == [method.name for method in comparison.methods]
+    for method, row in zip(comparison.methods, means[1:], strict=True):
+        for group, cell in zip(GROUPS_SHOWN, row[1:5], strict=True):
+            estimate = method.mAP[group]
+            around = interval(estimate.low, estimate.high)
+            assert cell == [decimal(estimate.value)] + ([] if around == DASH else [around])
+        assert [cell[0] for cell in row[5:]] == [decimal(method.accuracy.top1), decimal(method.accuracy.top5)]
+    rest = [method for method in comparison.methods if method.difference]
+    seeds = comparison.methods[0].seed_spread is not None
+    assert len(tables) == 2 + bool(rest) + seeds
+    for method, row in zip(rest, tables[-2]["rows"][1:] if rest else [], strict=True):
+        for group, cell in zip(GROUPS_SHOWN, row[1:], strict=True):
+            entry, tally = method.difference[group], method.tally[group]
+            assert cell[0] == signed(entry.value)
+            if cell[0] != DASH:
+                assert cell[-1] == f"{tally.wins:,} / {tally.ties:,} / {tally.losses:,}"
+            if not np.isnan(entry.low):
+                assert cell[1] == interval(entry.low, entry.high, with_sign=True)
+                probability = percent(entry.probability, comparison.replicates)
+                assert cell[2] in (f"P = {probability}", f"P {probability}")
+    if seeds:
+        for method, row in zip(comparison.methods, tables[1]["rows"][1:], strict=True):
+            assert row[1] == ["3", "1, 2, 3"]
+            for group, cell in zip(GROUPS_SHOWN, row[2:], strict=True):
+                spread = method.seed_spread[group]
+                assert cell == [f"± {decimal(spread.std)}", f"{decimal(spread.low)} to {decimal(spread.high)}"]
+    by_class = tables[-1]["rows"]
+    assert len(by_class) == 1 + len(comparison.classes)
+    for place, row in enumerate(by_class[1:]):
+        facts = comparison.classes[place]
+        found = [cell[0] for cell in row]
+        assert found[:5] == [
+            facts.name, str(facts.index), facts.group, f"{facts.train_count:,}", f"{facts.positives:,}",
+        ]  # fmt: skip
+        expected = [decimal(method.ap[place]) for method in comparison.methods]
+        assert found[5:] == expected + [signed(method.ap_difference[place].value) for method in rest]
+
+
+def test_page_and_table_are_the_same_every_time(case):
+    comparison, text = case
+    assert comparison_html(replace(comparison)) == text
+    assert comparison_latex(replace(comparison)) == comparison_latex(comparison)
+
+
+def test_names_are_text_and_nothing_else():
+    page = Page(comparison_html(made("hostile")))
+    assert page.started.count("script") == 1
+    assert HOSTILE in page.text and HOSTILE * 5 in page.text
+    assert f": {HOSTILE}" in page.text  # the warning
+
+
+def test_only_the_page_s_own_script_may_run():
+    text = comparison_html(make_comparison())
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL).group(1)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(value for _, name, value in Page(text).attributes if name == "content" and "default-src" in value)
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def test_twelve_methods_on_a_thousand_classes_stay_small():
+    comparison = make_comparison(TWELVE, 1004, class_names=[f"a class with a name, {index}" for index in range(1004)])
+    assert len(comparison_html(comparison).encode()) < 2_000_000
+
+
+def test_page_names_what_the_numbers_come_from():
+    comparison = make_comparison(replicates=40, missing=(2,), warnings=("no split digest",))
+    text = "".join(Page(comparison_html(comparison)).text)
+    for words in (
+        "toylt · released · test", "1,234 videos", "12 classes", "tie-aware", "0123456789ab", "40 times", "seed 7",
+        "95\N{NO-BREAK SPACE}% intervals", "Bayesian bootstrap over videos", "1 of the classes have no positive",
+        "no split digest",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_the_highest_of_a_column_is_bold_and_so_are_ties():
+    text = comparison_html(make_comparison(tied=True))
+    means = text[text.index("<tbody>") : text.index("</tbody>")]
+    assert means.count("<b>") == 2 * 4 + 2
+    alone = comparison_html(make_comparison(("bce",)))
+    assert "<b>" not in alone[alone.index("<tbody>") : alone.index("</tbody>")]
+
+
+def test_page_is_written_whole_whatever_the_names(tmp_path):
+    comparison = make_comparison(("bce", "\udcff"))
+    path = write_comparison_html(comparison, tmp_path / "new" / "page.html")
+    assert path.read_bytes().decode("utf-8").endswith("</html>\n")
+    assert [entry.name for entry in path.parent.iterdir()] == ["page.html"]
+
+
+def test_page_of_real_runs(toy_split, tmp_path):
+    files = []
+    for seed in (1, 2):
+        scores = np.random.default_rng(seed).random((len(toy_split.video_ids("test")), toy_split.num_classes))
+        path = tmp_path / f"random {seed}.parquet"
+        mb.write_predictions(path, toy_split.video_ids("test"), scores, toy_split, "test")
+        files.append(RunFile.parse(str(path)))
+    comparison = compare(files, toy_split, "test", replicates=20)
+    text = write_comparison_html(comparison, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert decimal(comparison.methods[1].mAP["tail"].value) in text and str(tmp_path) not in text
+    assert [row[0][0] for row in Page(text).tables[0]["rows"]] == ["method", "random 1", "random 2"]
+    assert braces_balance(comparison_latex(comparison))
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_contrast_meets_wcag_aa(palette):
+    def luminance(colour):
+        parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    def contrast(one, other):
+        low, high = sorted((luminance(palette[one]), luminance(palette[other])))
+        return (high + 0.05) / (low + 0.05)
+
+    assert contrast("fg", "bg") >= 7 and contrast("fg", "warn") >= 7
+    assert contrast("soft", "bg") >= 4.5
+    for group in GROUPS_SHOWN:
+        assert contrast(f"{group}-edge", "bg") >= 4.5
+
+
+@pytest.mark.parametrize("text", ["", "short", "a_long_name_of_a_method_" * 9, "見出し" * 30, "W" * 90, " x " * 40])
+def test_labels_fit_their_place(text):
+    short = fitted(text, 120, 11)
+    assert width_of(short, 11) <= 120
+    assert short == text or ("…" in short and short[0] == text[0] and short[-1] == text[-1])
+
+
+def braces_balance(text):
+    depth = 0
+    for character in re.sub(r"\\[{}\\]", "", text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    return depth == 0
+
+
+def test_latex_is_balanced_and_of_even_width(case):
+    comparison, _ = case
+    text = comparison_latex(comparison)
+    assert braces_balance(text)
+    for name in ("table", "tabular"):
+        assert len(re.findall(rf"\\begin{{{name}\*?}}", text)) == len(re.findall(rf"\\end{{{name}\*?}}", text)) == 1
+    body = text[text.index("\\midrule") : text.index("\\bottomrule")]
+    rows = [line for line in body.splitlines() if line.endswith("\\\\")]
+    assert len(rows) == 2 * len(comparison.methods)
+    columns = 5 if len(comparison.methods) == 1 else 9
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {columns - 1}
+    assert "nan" not in text
+
+
+def test_latex_escapes_all_ten_specials_and_leaves_the_rest():
+    specials = r"& % $ # _ { } ~ ^ \ "
+    escaped = latex_escaped(specials)
+    assert escaped == r"\& \% \$ \# \_ \{ \} \textasciitilde{} \textasciicircum{} \textbackslash{}"
+    assert latex_escaped("é 見 ü\n\nx") == "é 見 ü x"
+    text = comparison_latex(make_comparison((specials, "a_b"), dataset="50%_set", subset="te#st"))
+    assert text.count(escaped) == 3  # its row, the columns' head, the caption
+    assert r"50\%\_set" in text and r"te\#st" in text and "\\label{tab:50-set-released-te-st}" in text
+
+
+def test_latex_names_that_tex_would_take_for_an_argument():
+    text = comparison_latex(make_comparison(("bce", "[a]", "*b")))
+    assert "    {}[a] &" in text and "    {}*b &" in text
+
+
+def test_latex_is_bold_at_the_best_of_a_column():
+    comparison = make_comparison(("bce", "meid", "ldam"), 60)
+    text = comparison_latex(comparison)
+    best = [decimal(max(method.mAP[group].value for method in comparison.methods)) for group in GROUPS_SHOWN]
+    assert sorted(re.findall(r"\\textbf{(.*?)}", text)) == sorted(best)
+    assert comparison_latex(make_comparison(tied=True)).count("\\textbf") == 2 * 4
+    assert "\\textbf" not in comparison_latex(make_comparison(("bce",)))
+
+
+def test_latex_holds_every_number():
+    comparison = make_comparison(seeds=("1", "2"))
+    text = comparison_latex(comparison)
+    for words in ("12 classes", "1,234 videos", "released", "tie-aware", "40 replicates, seed 7", "95\\,\\%"):
+        assert words in text
+    for method in comparison.methods:
+        for group in GROUPS_SHOWN:
+            estimate = method.mAP[group]
+            assert decimal(estimate.value) in text
+            assert interval(estimate.low, estimate.high).replace("0.", ".") in text
+            if method.difference:
+                assert signed(method.difference[group].value).replace("+", "$+$").replace(MINUS, "$-$") in text
+    assert text.count("$\\pm$\\,.004") == 8
+
+
+def test_latex_of_a_group_without_classes_is_a_dash():
+    text = comparison_latex(make_comparison(head=0.0))
+    assert re.search(r"bce & \S+ & -- & ", text)
