@@ -11,7 +11,7 @@ from meidbench.errors import MeidbenchError
 from meidbench.evaluation import Protocol, Ranker, bootstrap_means, bootstrap_samples, evaluate_scores, group_members
 from meidbench.forms import open_predictions
 from meidbench.intervals import LEVEL, interval_of
-from meidbench.predictions import align_predictions, run_warnings
+from meidbench.predictions import BlockScores, align_predictions, run_warnings
 from meidbench.results import GROUPS_SHOWN, Accuracy, Result, as_json
 from meidbench.split import Split
 
@@ -208,7 +208,12 @@ def compare(
     PredictionError
         A file cannot be scored; the message names it.
     """
+    if not files or replicates < 2 or seed < 0:
+        raise MeidbenchError("a comparison needs at least one run, two replicates, and a seed of 0 or more")
     names = list(dict.fromkeys(file.method for file in files))
+    seeded = {file.method for file in files if file.seed}
+    if mixed := [file.method for file in files if not file.seed and file.method in seeded]:
+        raise MeidbenchError(f"{mixed[0]} has runs with and without a seed: name them all NAME@SEED, or apart")
     if reference is None:
         reference = names[0]
     if reference not in names:
@@ -260,6 +265,7 @@ def _score(
         scores = align_predictions(opened, split, subset, allow_float16=allow_float16)
     except MeidbenchError as error:
         raise type(error)(f"run {file.method} ({file.path}): {error}") from None
+    assert not isinstance(scores, BlockScores)  # which are only given where a limit is
     result = evaluate_scores(scores, split, subset, warnings=run_warnings(opened.metadata))
     positives = Ranker(scores, split, subset).ranks(Protocol())[1]
     ap = np.array([entry.ap for entry in result.per_class])
@@ -313,5 +319,6 @@ def _difference(value: float, samples: Reals | None) -> Difference:
     if samples is None or np.isnan(samples).any():
         return Difference(value, float("nan"), float("nan"), float("nan"))
     interval = interval_of(samples, within=(-1.0, 1.0))
-    better = (np.count_nonzero(samples > 0) + 0.5 * np.count_nonzero(samples == 0)) / len(samples)
+    even = np.abs(samples) <= EQUAL
+    better = (np.count_nonzero(samples[~even] > 0) + 0.5 * np.count_nonzero(even)) / len(samples)
     return Difference(value, interval.low, interval.high, float(better))

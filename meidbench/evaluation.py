@@ -208,8 +208,8 @@ class Ranker:
         row_of = np.cumsum(keep) - 1
         positives = Positives.of(row_of[self.rows], self.classes, int(keep.sum()), self.split.num_classes)
         if not isinstance(self.scores, BlockScores):
-            chosen = self.scores[keep] if only_labelled else self.scores
-            return rank_matrix(chosen, positives, dtype=dtype), positives
+            kept = keep if only_labelled else None
+            return rank_matrix(self.scores, positives, dtype=dtype, keep=kept), positives
         source = self.scores
 
         def blocks() -> Iterable[Block]:
@@ -264,6 +264,10 @@ def evaluate_scores(
     """Score predictions that are checked and in the order of ``split.video_ids(subset)``; see ``evaluate``."""
     if protocol not in PROTOCOLS:
         raise PredictionError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if bootstrap < 0 or seed < 0:
+        raise PredictionError(f"bootstrap ({bootstrap}) and seed ({seed}) must not be negative")
+    if bootstrap and isinstance(scores, BlockScores):
+        raise PredictionError("intervals need the scores in memory: raise --memory, or leave out --bootstrap")
     if bootstrap and protocol != "tie-aware":
         raise PredictionError("intervals are made for the protocol tie-aware: videos that share a score have no order")
     ranker = Ranker(scores, split, subset)
@@ -307,7 +311,9 @@ def evaluate_scores(
         ),
         other_protocols={name: other for name, other in others.items() if not _same(other, means)},
         warnings=tuple(warnings),
-        intervals=_intervals(scores, all_positives, ap, split, bootstrap, seed, advance) if bootstrap else None,
+        intervals=None
+        if not bootstrap or isinstance(scores, BlockScores)
+        else _intervals(scores, all_positives, ap, split, bootstrap, seed, advance),
     )
 
 
@@ -319,7 +325,7 @@ def bootstrap_means(samples: Reals, split: Split) -> dict[str, Reals]:
 
 
 def bootstrap_samples(
-    scores: Scores | BlockScores,
+    scores: Scores,
     positives: Positives,
     ap: Reals,
     replicates: int,
@@ -333,8 +339,6 @@ def bootstrap_samples(
     videos, 40 classes of 20 positives and a mean AP of 0.11, plain percentile intervals held the expected value 71 %
     of the time, centred ones 97 %.
     """
-    if isinstance(scores, BlockScores):
-        raise PredictionError("intervals need the scores in memory: raise --memory, or leave out --bootstrap")
     groups: Iterator[Reals] = bootstrap_average_precision(scores, positives, replicates, seed, advance)
     samples = np.concatenate(list(groups))
     centred: Reals = samples + (ap - samples.mean(axis=0))
@@ -342,7 +346,7 @@ def bootstrap_samples(
 
 
 def _intervals(
-    scores: Scores | BlockScores,
+    scores: Scores,
     positives: Positives,
     ap: Reals,
     split: Split,
@@ -406,6 +410,8 @@ def evaluate(
         As ``meidbench.predictions.align_predictions``.
     """
     split = load_split(split)
+    if bootstrap < 0 or seed < 0:
+        raise PredictionError(f"bootstrap ({bootstrap}) and seed ({seed}) must not be negative")
     given = Predictions([str(video_id) for video_id in video_ids], np.asarray(scores))
     aligned = align_predictions(given, split, subset, allow_float16=allow_float16)
     return evaluate_scores(aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed)

@@ -1,8 +1,7 @@
 """Files on disk: written whole or not at all, and recognised by their digest."""
 
 import hashlib
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +14,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never half of it; after an error the old one is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    # Not tempfile.mkstemp, which makes private files: this one gets the mode of any other that is written.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporary.open("xb").close()
     try:
         yield temporary
-        # mkstemp makes the file private; give it the mode that an ordinary open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from meidbench.results import Interval
 LEVEL = 0.95
 _CLASSES = 16  # classes a sparse product covers
 _WEIGHT_BYTES = 1 << 29  # weights held at a time
+_DRAWN = 32  # replicates drawn at a time
 
 Scores = npt.NDArray[Any]
 Reals = npt.NDArray[np.float64]
@@ -64,6 +65,15 @@ def weighted_average_precision(scores: Scores, labels: npt.NDArray[np.bool_], we
     return result
 
 
+def _group_size(videos: int, replicates: int) -> int:
+    return max(1, min(replicates, _WEIGHT_BYTES // (8 * max(videos, 1))))
+
+
+def bootstrap_steps(videos: int, num_classes: int, replicates: int) -> int:
+    """Return how many steps ``bootstrap_average_precision`` will have reported when it is done."""
+    return num_classes * -(-replicates // _group_size(videos, replicates)) if replicates else 0
+
+
 def bootstrap_average_precision(
     scores: Scores,
     positives: Positives,
@@ -78,10 +88,14 @@ def bootstrap_average_precision(
     """
     videos = len(scores)
     generator = np.random.default_rng(seed)
-    group = max(1, min(replicates, _WEIGHT_BYTES // (8 * max(videos, 1))))
+    group = _group_size(videos, replicates)
     for start in range(0, replicates, group):
         count = min(group, replicates - start)
-        weights = np.ascontiguousarray(generator.standard_exponential((count, videos)).T)
+        weights = np.empty((videos, count))
+        for first in range(0, count, _DRAWN):
+            # A few replicates at a time, because they are drawn row by row and used column by column.
+            some = min(_DRAWN, count - first)
+            weights[:, first : first + some] = generator.standard_exponential((some, videos)).T
         yield _weighted(scores, positives, weights, advance)
 
 

@@ -220,22 +220,23 @@ def align_predictions(
         raise _refusal(problems, split, subset)
     row_of = {video_id: row for row, video_id in enumerate(wanted)}
     rows = np.array([row_of[video_id] for video_id in predictions.video_ids], dtype=np.int64)
-    size = predictions.dtype.itemsize * len(wanted) * split.num_classes
+    dtype = predictions.dtype.newbyteorder("=")
+    size = dtype.itemsize * len(wanted) * split.num_classes
     if memory_limit is not None and size > memory_limit:
         if problems := _number_problems(predictions):
             raise _refusal(problems, split, subset)
 
         def blocks() -> Iterator[Block]:
             for start, block in predictions.blocks():
-                yield rows[start : start + len(block)], block
+                yield rows[start : start + len(block)], block.astype(dtype, copy=False)
 
-        return BlockScores(len(wanted), split.num_classes, predictions.dtype, blocks)
+        return BlockScores(len(wanted), split.num_classes, dtype, blocks)
     in_order = bool((rows == np.arange(len(rows))).all())
-    if in_order and isinstance(predictions, Predictions):
+    if in_order and isinstance(predictions, Predictions) and predictions.dtype == dtype:
         aligned = predictions.scores
         problems = _number_problems(predictions)
     else:
-        aligned = np.empty((len(wanted), split.num_classes), dtype=predictions.dtype)
+        aligned = np.empty((len(wanted), split.num_classes), dtype=dtype)
         bad: list[int] = []
         for start, block in predictions.blocks():
             bad += [start + row for row in not_finite(block)]
@@ -307,7 +308,7 @@ def _shape_problems(predictions: Predictions | PredictionFile, split: Split, all
             expected = f"({len(predictions.video_ids):,}, {split.num_classes:,})"
             raise PredictionError(f"the scores have shape {shape}; expected {expected}")
     problems = []
-    if predictions.dtype == np.float16 and not allow_float16:
+    if predictions.dtype.kind == "f" and predictions.dtype.itemsize == 2 and not allow_float16:
         problems.append("the scores are float16, which makes ties: write float32, or pass --allow-float16")
     if predictions.num_classes != split.num_classes:
         problems.append(

@@ -78,7 +78,12 @@ class Ranks:
 
 
 def rank_matrix(
-    scores: Scores, positives: Positives, *, dtype: np.dtype[Any] | None = None, in_list_order: bool = True
+    scores: Scores,
+    positives: Positives,
+    *,
+    dtype: np.dtype[Any] | None = None,
+    keep: npt.NDArray[np.bool_] | None = None,
+    in_list_order: bool = True,
 ) -> Ranks:
     """Rank the positives of each class by sorting.
 
@@ -89,13 +94,15 @@ def rank_matrix(
     positives : Positives
     dtype : dtype, optional
         What the scores are rounded to.
+    keep : ndarray of bool, (n,), optional
+        The rows that count; those of ``positives`` are numbered among them.
     in_list_order : bool
         False leaves ``earlier`` at zero, and is faster where many scores are tied.
     """
     ranks = _empty_ranks(positives)
 
     def rank_block(start: int) -> None:
-        for index, column in enumerate(_columns(scores, start, dtype), start):
+        for index, column in enumerate(_columns(scores, start, dtype, keep), start):
             part = positives.of_class(index)
             rows = positives.rows[part]
             mine = column[rows]
@@ -121,10 +128,16 @@ def _empty_ranks(positives: Positives) -> Ranks:
     return Ranks(zeros[0], zeros[1], zeros[2], np.zeros(positives.num_classes, dtype=bool))
 
 
-def _columns(scores: Scores, start: int, dtype: np.dtype[Any] | None = None) -> Scores:
+def _columns(
+    scores: Scores,
+    start: int,
+    dtype: np.dtype[Any] | None = None,
+    keep: npt.NDArray[np.bool_] | None = None,
+) -> Scores:
     """Copy a few classes out of (n, C) scores, so that each lies in one piece."""
     with np.errstate(over="ignore"):  # what is too large for float32 is infinite to a meter that counts in it
-        return np.ascontiguousarray(scores[:, start : start + _BLOCK].T, dtype=dtype)
+        columns = np.ascontiguousarray(scores[:, start : start + _BLOCK].T, dtype=dtype)
+    return columns if keep is None else columns[:, keep]
 
 
 def rank_blocks(blocks: Callable[[], Iterable[Block]], positives: Positives, dtype: np.dtype[Any]) -> Ranks:

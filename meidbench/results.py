@@ -66,7 +66,7 @@ class Diagnostics:
     videos : int
         Videos of the subset.
     classes_without_positives : int
-        Left out of all means.
+        Left out of all means; by the protocol apmeter, counted as 0.
     tied_score_fraction : float
         Share of the positives that have their score for the class in common with another video. Other ties change
         nothing.

@@ -51,8 +51,10 @@ def split_from_table(
     table, subsets, problems = Annotations(()), [], []
     for line, video_id, subset, cell in _read_rows(path):
         try:
-            if not video_id or subset.lower() not in _SUBSET_NAMES:
-                raise ValueError(f"subset {subset!r} is none of {', '.join(SUBSETS)}" if video_id else "no video_id")
+            if not video_id or not video_id.isprintable():
+                raise ValueError(f"{video_id!r} is not a video id")
+            if subset.lower() not in _SUBSET_NAMES:
+                raise ValueError(f"subset {subset!r} is none of {', '.join(SUBSETS)}")
             labels = [_label(part.strip(), index_of, names) for part in cell.split(";")] if cell.strip() else []
             if len(set(labels)) < len(labels):
                 raise ValueError(f"a label occurs twice in {cell!r}")
@@ -114,12 +116,25 @@ def _read_rows(path: Path) -> list[tuple[int, str, str, str]]:
     """Read line number, video_id, subset and labels of each row."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, [])
+            missing = [name for name in COLUMNS if name not in header]
             if missing:
-                found = first_few(reader.fieldnames or ()) or "none"
+                found = first_few(header) or "none"
                 raise SplitError(f"{path} has no column {', '.join(missing)}; its columns are {found}")
-            return [(reader.line_num, *((row[name] or "").strip() for name in COLUMNS)) for row in reader]  # type: ignore[misc]
+            places = [header.index(name) for name in COLUMNS]
+            rows = []
+            for row in reader:
+                if len(row) == len(header):
+                    video_id, subset, labels = (row[place].strip() for place in places)
+                    rows.append((reader.line_num, video_id, subset, labels))
+                elif any(cell.strip() for cell in row):
+                    # A comma among the labels would otherwise lose all but the first of them.
+                    raise SplitError(
+                        f"{path.name}, line {reader.line_num} ({row[0]}): {len(row)} cells, expected {len(header)}; "
+                        "labels are joined by semicolons"
+                    )
+            return rows
     except OSError as error:
         raise SplitError(f"cannot read {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:

@@ -137,3 +137,24 @@ def test_a_run_that_cannot_be_scored_is_named(run, runs, toy_split_file, tmp_pat
 def test_one_run_alone_is_shown_without_differences(run, runs, toy_split_file):
     outcome = run("compare", runs["weak"][0], "--split", toy_split_file, "--bootstrap", "10")
     assert outcome.exit_code == 0 and "difference" not in outcome.stdout
+
+
+def test_runs_with_and_without_a_seed_are_not_mixed(runs, toy_split):
+    path = runs["weak"][0]
+    with pytest.raises(MeidbenchError, match="x has runs with and without a seed"):
+        compare([RunFile.parse(f"x={path}"), RunFile.parse(f"x@1={path}")], toy_split, "test", replicates=5)
+    with pytest.raises(MeidbenchError, match="at least one run"):
+        compare([], toy_split, "test")
+
+
+def test_averaging_equal_seeds_is_a_tie_in_spite_of_rounding(runs, toy_split):
+    path = runs["weak"][0]
+    files = [RunFile.parse(f"{name}={path}") for name in ("r", "c@1", "c@2", "c@3")]
+    difference = compare(files, toy_split, "test", replicates=30).methods[1].difference["overall"]
+    assert difference.probability == 0.5
+
+
+def test_results_do_not_share_a_file(run, runs, toy_split_file, tmp_path):
+    target = tmp_path / "o"
+    outcome = run("compare", runs["weak"][0], "--split", toy_split_file, "--json", target, "--latex", target)
+    assert outcome.exit_code == 2 and "want a file each" in outcome.stderr and not target.exists()

@@ -147,3 +147,20 @@ def test_the_command_prints_intervals(run, toy_split_file):
         "evaluate", TOY / "predictions.npz", "--split", toy_split_file, "--bootstrap", "9", "--memory", "1K"
     )
     assert too_large.exit_code == 1 and "raise --memory" in too_large.stderr
+
+
+def test_progress_reaches_its_announced_end(monkeypatch):
+    from meidbench.intervals import bootstrap_steps
+
+    monkeypatch.setattr("meidbench.intervals._WEIGHT_BYTES", 4 * 8 * 60)
+    labels = np.ones((60, 20), bool)
+    positives = Positives.of(*np.nonzero(labels), *labels.shape)
+    done = []
+    list(bootstrap_average_precision(np.zeros((60, 20)), positives, 9, 0, done.append))
+    assert sum(done) == bootstrap_steps(60, 20, 9) == 60
+
+
+@pytest.mark.parametrize("arguments", [{"bootstrap": -1}, {"seed": -1}])
+def test_negative_numbers_are_refused(arguments, toy_split):
+    with pytest.raises(mb.MeidbenchError, match="must not be negative"):
+        mb.evaluate(np.zeros((49, 12)), toy_split.video_ids("test"), toy_split, **arguments)

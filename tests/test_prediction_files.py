@@ -154,6 +154,7 @@ def refusal(path: Path, content: bytes | str | None = None) -> str:
 @pytest.mark.parametrize(("text", "complaint"), [
     ("video_id,a,b\nx,1,2\ny,1\n", "line 3 (y) has 1 scores, expected 2"),
     ("video_id,a,b\nx,1,2\ny,1,\n", "line 3 (y): '' is not a number"),
+    ("video_id,a,b\nx,1,1_0\n", "line 2 (x): '1_0' is not a number"),
     ("video_id,a,b\nx,1,two\n", "line 2 (x): 'two' is not a number"),
     ("x 1 2\ny 1 2 3\n", "line 2 (y) has 3 scores, expected 2"),
     ("x 1 2\ny 1 z\n", "line 2 (y): 'z' is not a number"),
@@ -395,3 +396,32 @@ def test_files_are_closed_after_a_refusal(tmp_path):
     with pytest.raises(PredictionError):
         open_predictions(path)
     path.unlink()
+
+
+def test_half_precision_is_seen_in_either_byte_order(toy_split, tmp_path):
+    ids = toy_split.video_ids("test")
+    for order in "<>":
+        with pytest.raises(PredictionError, match="float16"):
+            mb.evaluate(np.zeros((len(ids), 12), f"{order}f2"), ids, toy_split)
+    result = mb.evaluate(np.zeros((len(ids), 12), ">f4"), ids, toy_split)
+    assert result.diagnostics.score_dtype == "float32"
+
+
+def test_an_archive_of_another_compression_is_read_or_refused(toy_split, tmp_path):
+    path = tmp_path / "n.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, array in (("video_ids", np.array(["a", "b"])), ("scores", np.eye(2))):
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.save(stream, array)
+    assert read_predictions(path).video_ids == ["a", "b"]
+    raw = bytearray(path.read_bytes())
+    for place in range(60, 120):
+        raw[place] ^= 0xFF
+    refusal(path, bytes(raw))
+
+
+def test_a_module_in_the_working_directory_is_not_run(given, toy_split, tmp_path, monkeypatch):
+    path = write_form("hdf5", tmp_path / "p.h5", *given, toy_split)
+    (tmp_path / "h5py.py").write_text("raise SystemExit('not me')")
+    monkeypatch.chdir(tmp_path)
+    assert read_predictions(path).video_ids == given[0]

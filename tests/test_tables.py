@@ -61,13 +61,16 @@ def test_the_command_writes_a_split_that_other_commands_take(run, tmp_path):
     ("video_id,subset,labels\na,train,x\n", "line 2 (a): label 'x' is none of the class indices"),
     ("video_id,subset,labels\na,train,-1\n", "line 2 (a): label '-1' is none of the class indices"),
     ("video_id,subset,labels\na,train,1;1\n", "line 2 (a): a label occurs twice"),
-    ("video_id,subset,labels\n,train,1\n", "no video_id"),
+    ("video_id,subset,labels\n,train,1\n", "'' is not a video id"),
     ("video_id,subset,labels\na,train,1\na,val,1\n", "1 video(s) occur more than once: a"),
     ("video_id,subset,labels\na,train,\n", "holds no video with a label"),
     ("video_id,subset,labels\n", "holds no video with a label"),
     ("video_id,subset,labels\na,train,99999\n", "classes are more than a split file can hold"),
     ('video_id,subset,labels\n"a,train,1\n', "not a readable CSV file"),
     ("", "has no column video_id, subset, labels"),
+    ("video_id,subset,labels\na,train,0,7\n", "line 2 (a): 4 cells, expected 3; labels are joined by semicolons"),
+    ("video_id,subset,labels\na,train\n", "line 2 (a): 2 cells, expected 3"),
+    ('video_id,subset,labels\n"a\nb",train,0\n', "is not a video id"),
 ])  # fmt: skip
 def test_a_wrong_table_is_refused_with_the_line(tmp_path, text, complaint):
     with pytest.raises(SplitError) as caught:

@@ -39,15 +39,21 @@ def compare(
     Each is a prediction file, or NAME=FILE; without a name, the file's own name without its ending is taken. Runs named
     NAME@SEED are seeds of one method and are averaged; the spread over seeds is shown apart from that over videos.
     """
+    targets = [str(path) for path in (json_file, latex, html) if path is not None]
+    if len(set(targets)) < len(targets):
+        raise click.UsageError("--json, --latex and --html want a file each")
+
     from meidbench.cli.progress import progress_bar
     from meidbench.comparison import RunFile
     from meidbench.comparison import compare as compare_runs
+    from meidbench.intervals import bootstrap_steps
     from meidbench.report.text import comparison_table
     from meidbench.split_file import load_split
 
     loaded = load_split(split)
     files = [RunFile.parse(text) for text in predictions]
-    with progress_bar("bootstrap", loaded.num_classes * len(files)) as advance:
+    steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(files)
+    with progress_bar("bootstrap", steps) as advance:
         comparison = compare_runs(
             files,
             loaded,

@@ -64,6 +64,7 @@ def evaluate(
     from meidbench.cli.progress import progress_bar
     from meidbench.evaluation import evaluate_scores
     from meidbench.forms import open_predictions
+    from meidbench.intervals import bootstrap_steps
     from meidbench.predictions import align_predictions, run_warnings
     from meidbench.report.text import evaluation_table
     from meidbench.split_file import load_split
@@ -78,7 +79,8 @@ def evaluate(
     opened = open_predictions(predictions)
     scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
     warnings = run_warnings(opened.metadata)
-    with progress_bar("bootstrap", loaded.num_classes if bootstrap else 0) as advance:
+    steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap)
+    with progress_bar("bootstrap", steps) as advance:
         result = evaluate_scores(
             scores,
             loaded,

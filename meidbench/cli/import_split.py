@@ -28,6 +28,8 @@ def import_split(
     """
     if tail_up_to > head_above:
         raise click.UsageError("--tail-up-to must not lie above --head-above")
+    if out.absolute() == table.absolute():
+        raise click.UsageError("--out would overwrite the table")
     from meidbench.report.text import statistics_table
     from meidbench.split_file import write_split
     from meidbench.statistics import split_statistics

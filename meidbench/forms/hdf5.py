@@ -13,6 +13,10 @@ import numpy as np
 from meidbench.errors import PredictionError
 from meidbench.forms.base import BLOCK_ROWS, PredictionFile, Scores
 
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from meidbench.forms.hdf5_scores import main; main(sys.argv[2])"
+)
 HDF5_SECONDS = 60.0  # without a sign of life of the process that reads
 
 
@@ -48,7 +52,9 @@ class _Hdf5Process:
         self.file = file
 
     def __enter__(self) -> "_Hdf5Process":
-        command = [sys.executable, "-m", "meidbench.forms.hdf5_scores", str(self.file.path.absolute())]
+        # With the module search path of this process: a module in the working directory must not stand in for another.
+        search = json.dumps([folder for folder in sys.path if folder])
+        command = [sys.executable, "-c", _START, search, str(self.file.path.absolute())]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )

@@ -1,4 +1,4 @@
-"""Reads an HDF5 prediction file in a process of its own: ``python -m meidbench.forms.hdf5_scores FILE``.
+"""Reads an HDF5 prediction file; runs in a process of its own.
 
 The HDF5 library can loop for ever, or crash, on a damaged file, and neither can be caught from within; so the file is
 read here, and ``meidbench.forms.hdf5`` watches from outside. To stdout go a line of JSON (shape and type, or an
@@ -86,7 +86,3 @@ def _write(ids: Any, scores: Any, output: BinaryIO) -> None:
 def _say(output: BinaryIO, content: dict[str, Any]) -> None:
     output.write(json.dumps(content).encode() + b"\n")
     output.flush()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,5 +1,6 @@
 """Prediction files in NumPy's archives; nothing pickled is ever loaded."""
 
+import lzma
 import tokenize
 import zipfile
 import zlib
@@ -67,7 +68,7 @@ class _NpyMember:
     # numpy parses headers with Python's own tokenizer, hence SyntaxError, TokenError and RecursionError.
     errors = (
         *(OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError, MemoryError),
-        *(OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+        *(OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
     )
 
     def __init__(self, file: NpzFile, name: str) -> None:

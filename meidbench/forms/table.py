@@ -44,7 +44,7 @@ class TableFile(PredictionFile):
                 self.has_commas = "," in start
                 if self.has_commas:
                     reader = csv.reader(stream, strict=True)
-                    yield from ((reader.line_num, row) for row in reader if row)
+                    yield from ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
                 else:
                     yield from ((number, line.split()) for number, line in enumerate(stream, 1) if line.strip())
         except (UnicodeDecodeError, csv.Error) as error:
@@ -64,6 +64,8 @@ class TableFile(PredictionFile):
                         f"line {number} ({cells[0]}) has {len(cells) - 1:,} scores, expected {self.num_classes:,}"
                     )
                 try:
+                    if any("_" in cell for cell in cells[1:]):  # Python would read 1_0 as 10
+                        raise ValueError
                     scores[row] = cells[1:]
                 except ValueError:
                     wrong = next((cell for cell in cells[1:] if not _is_number(cell)), "")
@@ -77,4 +79,4 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell

@@ -99,9 +99,9 @@ def evaluation_table(result: Result) -> str:
         values = "  ".join(f"{group} {_number(getattr(means, group), 4)}" for group in GROUPS_SHOWN)
         lines.append(f"by {name}: {values}")
     if result.diagnostics.classes_without_positives:
+        fate = "count as 0" if result.protocol == "apmeter" else "are left out of the means"
         lines.append(
-            f"{result.diagnostics.classes_without_positives} class(es) without a positive in "
-            f"{result.subset} are left out of the means"
+            f"{result.diagnostics.classes_without_positives} class(es) without a positive in {result.subset} {fate}"
         )
     return "\n".join(lines)
 
@@ -140,7 +140,11 @@ def comparison_table(comparison: Comparison) -> str:
             row = [method.name, _with_interval(method.mAP[group])]
             if seeds:
                 spread = method.seed_spread[group] if method.seed_spread else None
-                row.append(f"{spread.low:.4f} to {spread.high:.4f} ({spread.seeds})" if spread else "-")
+                row.append(
+                    f"{spread.low:.4f} to {spread.high:.4f} ({spread.seeds})"
+                    if spread and spread.low == spread.low
+                    else "-"
+                )
             if method.difference is not None and method.tally is not None:
                 difference, tally = method.difference[group], method.tally[group]
                 wins = f"{tally.wins}/{tally.ties}/{tally.losses}"
