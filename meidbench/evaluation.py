@@ -108,7 +108,8 @@ def average_precision(scores: Scores, labels: Labels) -> Reals:
         raise PredictionError("labels must be true or false (or 1 or 0)")
     if any(not_finite(scores[start : start + _ROWS]) for start in range(0, len(scores), _ROWS)):
         raise PredictionError("the scores hold NaN or infinity")
-    rows, classes = np.nonzero(labels)
+    # Several times faster than np.nonzero of a matrix.
+    rows, classes = np.divmod(np.flatnonzero(labels), max(scores.shape[1], 1))
     positives = Positives.of(rows, classes, *scores.shape)
     return grouped_average_precision(rank_matrix(scores, positives, in_list_order=False), positives)
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from meidbench.ranking import Positives
+from meidbench.ranking import Positives, class_columns
 from meidbench.results import Interval
 
 LEVEL = 0.95
@@ -106,7 +106,7 @@ def _weighted(
     result = np.full((weights.shape[1], positives.num_classes), np.nan)
     for start in range(0, positives.num_classes, _CLASSES):
         stop = min(start + _CLASSES, positives.num_classes)
-        columns = np.ascontiguousarray(scores[:, start:stop].T)
+        columns = class_columns(scores, start, stop)
         levels = [np.unique(column[positives.rows[positives.of_class(c)]]) for c, column in enumerate(columns, start)]
         first = np.concatenate([[0], np.cumsum([len(values) for values in levels])])
         sums = _segment_sums(columns, levels, first, weights)

@@ -148,9 +148,13 @@ def rows_digest(table: pa.Table) -> str:
         pc.binary_join(texts, ","),
         "\t",
     )
-    lines = pc.binary_join_element_wise(lines, "\n", "")
-    order = pc.sort_indices(table.column("video_id"))
-    return hashlib.sha256("".join(lines.take(order).to_pylist()).encode()).hexdigest()
+    lines = pc.binary_join_element_wise(lines, "\n", "").take(pc.sort_indices(table.column("video_id")))
+    # The lines lie one after another in the array's own buffer: nothing needs to be joined.
+    _, offsets, data = lines.buffers()
+    if data is None:
+        return hashlib.sha256().hexdigest()
+    bounds = np.frombuffer(offsets, dtype=np.int32)[lines.offset : lines.offset + len(lines) + 1]
+    return hashlib.sha256(memoryview(data)[bounds[0] : bounds[-1]]).hexdigest()
 
 
 class Split:
