@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 BLOCK_BYTES = 1 << 25
 _LARGEST_CHUNK = 1 << 28  # bytes of one compressed piece; what a sound writer makes is far smaller
 _LARGEST_ID = 1 << 10
-_MEMORY = 4 << 30
+_MEMORY = 5 << 29  # bytes of addresses, of which the libraries take some hundred million
 
 
 class _Refusal(Exception):

@@ -1,8 +1,12 @@
 """Prediction files in Parquet."""
 
 import json
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,9 @@ import numpy as np
 from meidbench.errors import PredictionError, first_few
 from meidbench.forms.base import BLOCK_ROWS, LONGEST_ID, PredictionFile, Scores
 from meidbench.split import METADATA_KEY
+
+_DECODERS = 2
+_GROUP_READ_AHEAD = 1 << 26  # bytes; larger row groups are not decoded ahead
 
 
 class ParquetFile(PredictionFile):
@@ -70,8 +77,7 @@ class ParquetFile(PredictionFile):
     def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
         with self._opened() as file:
             start = 0
-            for batch in file.iter_batches(BLOCK_ROWS, columns=["scores"], use_threads=False):
-                column = batch.column(0)
+            for column in self._chunks(file):
                 values = column.flatten()
                 if column.null_count or values.null_count:
                     raise self.refusal("there are empty cells among the scores")
@@ -79,6 +85,38 @@ class ParquetFile(PredictionFile):
                 start += len(column)
             if start != self.num_videos:
                 raise self.refusal(f"{start:,} rows could be read, {self.num_videos:,} are announced: it is damaged")
+
+    def _chunks(self, file: Any) -> Iterator[Any]:
+        """Yield the scores in pieces: of small row groups some are decoded ahead, large ones are read in batches."""
+        groups = range(file.num_row_groups)
+        size = max((file.metadata.row_group(group).total_byte_size for group in groups), default=0)
+        if size > _GROUP_READ_AHEAD:
+            # One at a time: asked for all, the reader would keep the raw bytes of the whole file.
+            for group in groups:
+                batches = file.iter_batches(BLOCK_ROWS, row_groups=[group], columns=["scores"], use_threads=False)
+                yield from (batch.column(0) for batch in batches)
+            return
+        with ExitStack() as stack, ThreadPoolExecutor(_DECODERS) as pool:
+            # A reader belongs to one thread, so each has its own.
+            readers: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(_DECODERS):
+                readers.put(stack.enter_context(self._opened()))
+
+            def decode(group: int) -> list[Any]:
+                reader = readers.get()
+                try:
+                    chunks: list[Any] = reader.read_row_group(group, ["scores"], use_threads=False).column(0).chunks
+                    return chunks
+                finally:
+                    readers.put(reader)
+
+            ahead: deque[Future[list[Any]]] = deque()
+            for group in groups:
+                ahead.append(pool.submit(decode, group))
+                if len(ahead) > _DECODERS:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
 
 
 class _ArrowErrors:
@@ -93,7 +131,9 @@ class _ArrowErrors:
 
         self.errors = (pa.ArrowException, OSError, UnicodeDecodeError)
         try:
-            self.opened = pq.ParquetFile(self.file.path, page_checksum_verification=True)
+            self.opened = pq.ParquetFile(
+                self.file.path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 22
+            )
         except self.errors as error:
             raise self._refusal(error) from None
         return self.opened
