@@ -8,7 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from meidbench.errors import MeidbenchError
-from meidbench.evaluation import Protocol, Ranker, bootstrap_means, bootstrap_samples, evaluate_scores, group_members
+from meidbench.evaluation import (
+    bootstrap_means,
+    bootstrap_samples,
+    evaluate_scores,
+    group_members,
+    subset_positives,
+)
 from meidbench.forms import open_predictions
 from meidbench.intervals import LEVEL, interval_of
 from meidbench.predictions import BlockScores, align_predictions, run_warnings
@@ -40,7 +46,8 @@ class RunFile:
         """
         given, equals, path = text.partition("=")
         name = given if equals and not Path(text).exists() else Path(text).stem
-        method, _, seed = name.partition("@")
+        # A file name may hold bytes that are no text, which no table, page or JSON could hold.
+        method, _, seed = name.encode("utf-8", "replace").decode().partition("@")
         if not method:
             raise MeidbenchError(f"{text!r} has no name: expected PATH or NAME=PATH")
         return cls(method, seed, Path(path if equals and not Path(text).exists() else text))
@@ -267,7 +274,7 @@ def _score(
         raise type(error)(f"run {file.method} ({file.path}): {error}") from None
     assert not isinstance(scores, BlockScores)  # which are only given where a limit is
     result = evaluate_scores(scores, split, subset, warnings=run_warnings(opened.metadata))
-    positives = Ranker(scores, split, subset).ranks(Protocol())[1]
+    positives = subset_positives(split, subset)
     ap = np.array([entry.ap for entry in result.per_class])
     return result, bootstrap_samples(scores, positives, ap, replicates, seed, advance)
 

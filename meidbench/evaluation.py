@@ -181,6 +181,11 @@ def _block_hits(
 # --- protocols --------------------------------------------------------------------------------------------------
 
 
+def subset_positives(split: Split, subset: str) -> Positives:
+    """Return the labels of a subset, ordered by class."""
+    return Positives.of(*split.label_pairs(subset), len(split.rows(subset)), split.num_classes)
+
+
 class Ranker:
     """Average precision by every protocol, ranking once where protocols see the same scores."""
 
@@ -215,10 +220,12 @@ class Ranker:
 
         def blocks() -> Iterable[Block]:
             for rows, block in source.blocks():
-                kept = keep[rows]
-                with np.errstate(over="ignore"):
-                    if kept.any():
-                        yield row_of[rows[kept]], block[kept].astype(dtype, copy=False)
+                if only_labelled:
+                    kept = keep[rows]
+                    rows, block = row_of[rows[kept]], block[kept]
+                if len(rows):
+                    with np.errstate(over="ignore"):
+                        yield rows, block.astype(dtype, copy=False)
 
         return rank_blocks(blocks, positives, dtype), positives
 
@@ -411,8 +418,6 @@ def evaluate(
         As ``meidbench.predictions.align_predictions``.
     """
     split = load_split(split)
-    if bootstrap < 0 or seed < 0:
-        raise PredictionError(f"bootstrap ({bootstrap}) and seed ({seed}) must not be negative")
     given = Predictions([str(video_id) for video_id in video_ids], np.asarray(scores))
     aligned = align_predictions(given, split, subset, allow_float16=allow_float16)
     return evaluate_scores(aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed)

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from meidbench.errors import PredictionError, bullet_list, first_few
 from meidbench.files import written_whole
 from meidbench.forms import PredictionFile, open_predictions
+from meidbench.forms.base import BLOCK_ROWS
 from meidbench.manifests import SUBSETS
 from meidbench.split import METADATA_KEY, Split
 
 Scores = npt.NDArray[Any]
 Block = tuple[npt.NDArray[np.int64], Scores]
-ROW_GROUP = 8192
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Predictions:
 
     def blocks(self) -> Iterator[tuple[int, Scores]]:
         """Yield the first row of each block and its scores."""
-        for start in range(0, len(self.scores), ROW_GROUP):
-            yield start, self.scores[start : start + ROW_GROUP]
+        for start in range(0, len(self.scores), BLOCK_ROWS):
+            yield start, self.scores[start : start + BLOCK_ROWS]
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def write_predictions(
         pq.write_table(
             table,
             temporary,
-            row_group_size=ROW_GROUP,
+            row_group_size=BLOCK_ROWS,
             compression="zstd",
             use_dictionary=False,
             column_encoding=encoding,

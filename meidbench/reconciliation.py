@@ -4,7 +4,7 @@ A sketch is an invertible Bloom lookup table (Goodrich and Mitzenmacher, 2011; f
 SIGCOMM 2011): each row is hashed into three cells, and a cell keeps only the number of its rows and their exclusive
 or. A cell of the published sketches mixes at least twenty rows and says nothing of any of them. Subtract the
 sketch of the rows at hand, and what both have cancels out; the rows that only one side has can be peeled off one by
-one, as long as they are fewer than about three quarters of the cells.
+one; with many more than half as many of them as there are cells, this begins to fail, and says so.
 """
 
 import hashlib

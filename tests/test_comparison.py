@@ -110,6 +110,19 @@ def test_names_come_from_the_file_or_from_the_call(tmp_path):
         RunFile.parse("=x.npz")
 
 
+def test_a_file_name_that_is_no_text_does_no_harm(run, runs, toy_split_file, tmp_path):
+    odd, html = tmp_path / "odd\udcff.npz", tmp_path / "r.html"
+    given = mb.read_predictions(runs["weak"][0])
+    with odd.open("wb") as stream:
+        np.savez(stream, video_ids=np.array(given.video_ids), scores=given.scores)
+    outcome = run("compare", odd, "--split", toy_split_file, "--bootstrap", "5", "--html", html, "--json", "-")
+    assert outcome.exit_code == 0, outcome.exception
+    assert json.loads(outcome.stdout)["methods"][0]["name"] == "odd?" and "odd?" in html.read_text(encoding="utf-8")
+    # The Parquet library takes no such name.
+    odd.write_bytes(runs["weak"][0].read_bytes())
+    assert run("compare", odd, "--split", toy_split_file).exit_code == 1
+
+
 def test_the_command_writes_every_form(run, runs, toy_split_file, tmp_path):
     paths = [path for path, _ in runs.values()]
     files = {name: tmp_path / f"out.{name}" for name in ("json", "latex", "html")}

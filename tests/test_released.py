@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
+from meidbench.annotations import read_annotations
 from meidbench.errors import AnnotationError, MeidbenchError
 from meidbench.listing import write_lists
 from meidbench.manifests import DATASETS, SUBSETS, load_assignment, load_manifest
@@ -91,6 +92,8 @@ def test_the_assignment_holds_no_id_and_no_label(name):
     assert set(assignment.symbols) <= set(".tve")
     assert len(assignment.symbols) == sum(assignment.source_videos.values())
     manifest = load_manifest(name)
+    ids = read_annotations(manifest, real_data(REAL[name])).video_ids
+    assert assignment.ids_digest == hashlib.sha256("".join(f"{i}\n" for i in sorted(ids)).encode()).hexdigest()
     counts = [assignment.symbols.count(symbol) for symbol in "tve"]
     assert counts == [manifest.expected[subset] for subset in SUBSETS]
     # A cell mixes dozens of rows: none can be read from it.

@@ -129,7 +129,7 @@ class _ArrowErrors:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.errors = (pa.ArrowException, OSError, UnicodeDecodeError)
+        self.errors = (pa.ArrowException, OSError, UnicodeError)  # also for a file name that is no text
         try:
             self.opened = pq.ParquetFile(
                 self.file.path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 22

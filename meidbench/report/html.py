@@ -9,10 +9,8 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 
 from meidbench.comparison import Comparison, Difference, Estimate, Method
-from meidbench.files import written_whole
 from meidbench.report.charts import FEW_CLASSES, MEDIAN_CLASSES, change_charts, frequency_charts, mean_chart
 from meidbench.report.numbers import DASH, best_places, decimal, interval, level_of, percent, signed
 from meidbench.report.stylesheet import stylesheet
@@ -46,14 +44,6 @@ document.querySelectorAll(".classes table").forEach(table => {
   });
 });
 """
-
-
-def write_comparison_html(comparison: Comparison, path: Path) -> Path:
-    """Write a comparison as one HTML file, whole or not at all."""
-    with written_whole(path) as temporary:
-        # A name from the command line can hold what UTF-8 cannot (a byte of a file name): never fail for it.
-        temporary.write_bytes(comparison_html(comparison).encode("utf-8", "xmlcharrefreplace"))
-    return path
 
 
 def comparison_html(comparison: Comparison) -> str:
