@@ -1,14 +1,12 @@
 """Fetching of official annotation files: verified, resumed, and never half a file under its final name."""
 
-import errno
 import hashlib
 import ipaddress
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urljoin, urlsplit
@@ -17,13 +15,9 @@ import requests
 
 from meidbench.errors import DownloadError, bullet_list, first_few
 from meidbench.files import file_sha256
+from meidbench.locks import locked
 from meidbench.manifests import Download, Manifest
 from meidbench.unpack import unpack
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 TIMEOUT_S = (10.0, 30.0)  # to connect, and between two pieces of the body
 BACK_OFF_S = 0.5  # doubled at every attempt
@@ -53,7 +47,8 @@ def licence_text(manifest: Manifest) -> str:
 
     Examples
     --------
-    >>> from meidbench.manifests import load_manifest
+    >>> from meidbench.locks import locked
+    from meidbench.manifests import load_manifest
     >>> print(licence_text(load_manifest("videolt")))
     VideoLT: VideoLT, non-commercial research use
       https://github.com/17Skye17/VideoLT
@@ -162,7 +157,9 @@ def fetch(
     transfer = _Transfer(download, target.name, part, own, progress or (lambda name, done, total: None), timeout)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target, report):
+        # Two writers would mix their pieces in one part file. Part names of their own would keep them apart,
+        # but no later run would find such a file to resume it.
+        with locked(target, lambda: report(f"{target.name} is being fetched by another process; waiting for it")):
             if target.exists():
                 if (digest := file_sha256(target)) == download.sha256:
                     report(f"{target} is there already")
@@ -322,45 +319,6 @@ def _safe_url(url: str, before: str) -> str:
         return prepared
     step = f"a redirect from {before} to {url}" if before else f"the address {url}"
     raise _FailedError(f"{step}, which is not https; it was not asked", again=False)
-
-
-@contextmanager
-def _locked(target: Path, report: Report) -> Iterator[None]:
-    """Hold the target and its part file against other processes; wait while one has them."""
-    # Two writers would mix their pieces in one part file. Part names of their own would keep them apart, but
-    # no later run would find such a file to resume it. The lock is the operating system's, not the mere
-    # presence of a file: it ends with its holder, however that dies, so nothing stale ever bars the way.
-    path = target.with_name(f".{target.name}.lock")
-    told = False
-    while True:
-        with path.open("ab") as file:
-            if _try_lock(file.fileno()):
-                # The former holder may have deleted the file between our open and our lock.
-                if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    try:
-                        yield
-                    finally:
-                        with suppress(OSError):  # Windows does not delete what is open; the empty file stays
-                            path.unlink()
-                    return
-                continue
-        if not told:
-            report(f"{target.name} is being fetched by another process; waiting for it")
-            told = True
-        time.sleep(0.05)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-            return False
-        raise  # a file system without locks: better refused than unguarded
-    return True
 
 
 def _message(download: Download, target: Path, got: str, way_out: str) -> str:

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import meidbench.download
+import meidbench.locks
 from meidbench.cli.download import download as command
 from meidbench.download import LicenceNotAcceptedError, download_annotations, fetch
 from meidbench.errors import DownloadError
@@ -520,7 +521,7 @@ def test_lock_left_by_a_killed_process_does_not_bar_the_way(site, target):
 
 def test_lock_that_its_former_holder_deleted_does_not_count(site, target, monkeypatch):
     site.answers["/list.lst"] = [whole()]
-    lock, try_lock = target.parent / ".list.lst.lock", meidbench.download._try_lock
+    lock, try_lock = target.parent / ".list.lst.lock", meidbench.locks._try_lock
     tries = []
 
     def delete_first(descriptor):
@@ -529,7 +530,7 @@ def test_lock_that_its_former_holder_deleted_does_not_count(site, target, monkey
         tries.append(descriptor)
         return try_lock(descriptor)
 
-    monkeypatch.setattr(meidbench.download, "_try_lock", delete_first)
+    monkeypatch.setattr(meidbench.locks, "_try_lock", delete_first)
     fetch(described(f"{site.url}/list.lst"), target)
     assert len(tries) == 2
     assert names(target.parent) == ["list.lst"]

@@ -1,0 +1,223 @@
+"""An HDF5 file with the rows of all videos in one dataset, read through a memory map where its layout allows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from meidbench.errors import FeatureError
+from meidbench.features.handles import Handle
+from meidbench.features.layout import REASON_BYTES, STATUSES
+from meidbench.features.source import Array, FeatureSource, Unusable, check_array
+
+_READY = (STATUSES.index("ok"), STATUSES.index("salvaged"))
+
+
+class PackedFile(FeatureSource):
+    """An HDF5 file with ``/video_ids`` and ``/features`` of (V, T, D), or (R, D) with ``/row_starts``, ``/row_counts``.
+
+    What ``meidbench`` writes is contiguous, and rows are read straight from the file's pages. Chunked or
+    compressed files of others go through h5py, which is slower. Rows of int8 are given as float32.
+
+    Attributes
+    ----------
+    mapped : bool
+        Whether rows are read through a memory map.
+    dtype : numpy.dtype
+        Of the stored rows.
+    """
+
+    expected = "an HDF5 file with the rows of all videos in /features and their ids in /video_ids"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._handle = Handle(self.path)
+        self._map: npt.NDArray[Any] | None = None
+        self._scale_map: npt.NDArray[Any] | None = None
+        try:
+            self._read_index(self._handle.opened())
+        except (KeyError, TypeError, UnicodeDecodeError, OSError) as error:
+            raise FeatureError(f"{self.path} cannot be used: {error}; expected {self.expected}") from None
+        finally:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A map would be pickled as all its rows.
+        return {**self.__dict__, "_map": None, "_scale_map": None}
+
+    def close(self) -> None:
+        """Close what is open; it is opened again when next needed."""
+        self._handle.close()
+        self._map = self._scale_map = None
+
+    def positions(self, video_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return where videos lie in the file, for ``gather``; raises as ``check`` does."""
+        self.check(video_ids)
+        return np.array([self._index[video_id] for video_id in video_ids], dtype=np.int64)
+
+    def gather(
+        self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64], out: npt.NDArray[Any] | None = None
+    ) -> npt.NDArray[Any]:
+        """Copy rows of several videos into one array, in the stored dtype.
+
+        Parameters
+        ----------
+        positions : (B,) int64 array
+            As ``positions`` returns them.
+        indices : (B, F) int64 array
+            Rows of each, counted from 0.
+        out : (B, F, D) array, optional
+            Where to put them, to be used again and again; its dtype is that of the file.
+
+        Returns
+        -------
+        (B, F, D) array
+            Where the file is int8, to be multiplied with ``gather_scales``.
+
+        Raises
+        ------
+        FeatureError
+            A video has no such row.
+        """
+        rows = self._joint_rows(positions, indices)
+        if out is None:
+            out = np.empty((*rows.shape, self._width), self.dtype)
+        if self.mapped:
+            # mode="raise" would make numpy gather into a buffer of its own first; the rows are checked already.
+            np.take(self._mapped_rows(), rows, axis=0, out=out, mode="clip")
+        else:
+            for slot, position in enumerate(positions):
+                out[slot] = self._stored_rows(int(position))[indices[slot]]
+        return out
+
+    def gather_scales(
+        self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32] | None:
+        """Return the (B, F) float32 scales of the rows that ``gather`` copies; None where the file has none."""
+        if not self._scaled:
+            return None
+        if self._scale_map is None:
+            scales = self._handle.opened()["scales"][()]
+            self._scale_map = np.asarray(scales, np.float32).reshape(-1)
+            self._handle.close()
+        taken: npt.NDArray[np.float32] = self._scale_map[self._joint_rows(positions, indices)]
+        return taken
+
+    def _joint_rows(self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        counts = self._counts[positions][:, None]
+        if (outside := (indices < 0) | (indices >= counts)).any():
+            slot = int(np.flatnonzero(outside.any(axis=1))[0])
+            video_id = next(name for name, position in self._index.items() if position == positions[slot])
+            self._check_rows(video_id, indices[slot], int(counts[slot, 0]))
+        rows: npt.NDArray[np.int64] = self._starts[positions][:, None] + indices
+        return rows
+
+    def _read_index(self, file: h5py.File) -> None:
+        if "video_ids" not in file:
+            raise FeatureError(f"{self.path} has /features but no /video_ids; expected {self.expected}")
+        features = file["features"]
+        shape, self.dtype = features.shape, features.dtype
+        self._scaled = self.dtype == np.int8 and "scales" in file
+        if len(shape) not in (2, 3):
+            raise FeatureError(f"/features of {self.path} has shape {shape}; expected {self.expected}")
+        check_stored(self.path, shape, np.dtype(np.float16) if self._scaled else self.dtype)
+        ids = [name if isinstance(name, str) else name.decode() for name in file["video_ids"][()].tolist()]
+        self._index = {video_id: position for position, video_id in enumerate(ids)}
+        if len(shape) == 3:
+            self._starts = np.arange(len(ids), dtype=np.int64) * shape[1]
+            self._counts = np.full(len(ids), shape[1], np.int64)
+        else:
+            self._starts = file["row_starts"][()].astype(np.int64)
+        if "row_counts" in file:
+            self._counts = file["row_counts"][()].astype(np.int64)
+        self._status = file["status"][()].astype(np.uint8) if "status" in file else np.ones(len(ids), np.uint8)
+        ends = self._starts + self._counts
+        joint = shape[0] * shape[1] if len(shape) == 3 else shape[0]
+        sizes = {len(self._index), len(self._starts), len(self._counts), len(self._status)}
+        if sizes != {len(ids)} or (len(shape) == 3 and shape[0] != len(ids)):
+            raise FeatureError(f"{self.path} contradicts itself: {len(ids):,} ids, not one for each video's rows")
+        if (self._starts < 0).any() or (self._counts < 0).any() or (ends > joint).any():
+            raise FeatureError(f"{self.path} contradicts itself: rows of a video lie outside /features")
+        self._width, self._joint = int(shape[-1]), int(joint)
+        self._offset = _offset(features)
+        self.mapped = self._offset is not None and self._maps_right(features)
+
+    def _maps_right(self, features: h5py.Dataset) -> bool:
+        """Whether the map shows what h5py reads, on the first and last row; a file system may not map at all."""
+        try:
+            mapped = self._mapped_rows()
+        except (OSError, ValueError):
+            return False
+        first, last = (0,) * (features.ndim - 1), tuple(size - 1 for size in features.shape[:-1])
+        return all(mapped[at].tobytes() == features[row].tobytes() for at, row in ((0, first), (-1, last)))
+
+    def _mapped_rows(self) -> npt.NDArray[Any]:
+        if self._map is None:
+            mapped = np.memmap(self.path, self.dtype, "r", self._offset or 0, (self._joint, self._width))
+            self._map = np.asarray(mapped)  # without memmap's own costs at every access
+        return self._map
+
+    def _ids(self) -> set[str]:
+        return set(self._index)
+
+    def _position(self, video_id: str) -> int:
+        try:
+            position = self._index[video_id]
+        except KeyError:
+            raise Unusable("missing") from None
+        if self._status[position] in _READY:
+            return position
+        if self._status[position] == STATUSES.index("failed"):
+            raise Unusable("failed", self._reason(position))
+        raise Unusable("pending")
+
+    def _reason(self, position: int) -> str:
+        raw = self._handle.opened()["reasons"][position]
+        return raw.decode(errors="replace")[:REASON_BYTES] if isinstance(raw, bytes) else str(raw)
+
+    def _shape(self, video_id: str) -> tuple[int, int]:
+        shape = int(self._counts[self._position(video_id)]), self._width
+        check_array(shape, np.dtype(np.float16))
+        return shape
+
+    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+        position = self._position(video_id)
+        count = int(self._counts[position])
+        indices = np.arange(count) if rows is None else rows.astype(np.int64)
+        self._check_rows(video_id, indices, count)
+        at = np.array([position])
+        taken = self.gather(at, indices[None])[0]
+        scales = self.gather_scales(at, indices[None])
+        result: Array = taken if scales is None else taken.astype(np.float32) * scales[0][:, None]
+        return result
+
+    def _stored_rows(self, position: int) -> npt.NDArray[Any]:
+        """Read all rows of a video through h5py, which refuses repeated rows and is slower on chosen ones."""
+        start, count = int(self._starts[position]), int(self._counts[position])
+        features = self._handle.opened()["features"]
+        try:
+            whole: npt.NDArray[Any] = (
+                features[position, :count] if features.ndim == 3 else features[start : start + count]
+            )
+        except OSError as error:
+            raise FeatureError(f"cannot read {self.path}: {error}; copy or extract it again") from None
+        return whole
+
+
+def check_stored(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse a dataset of all videos that holds no floats."""
+    try:
+        check_array((1, shape[-1]), dtype)
+    except Unusable as error:
+        raise FeatureError(f"/features of {path} is {error.detail}; expected float16, float32 or float64") from None
+
+
+def _offset(features: h5py.Dataset) -> int | None:
+    """Return where the rows begin in the file; None where they do not lie in it end to end."""
+    if not features.size or features.id.get_create_plist().get_external_count():
+        return None
+    offset: int | None = features.id.get_offset()
+    return offset

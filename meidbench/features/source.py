@@ -1,0 +1,213 @@
+"""What every form of stored features has in common: ids, checks, and what is said of those that cannot be used."""
+
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from meidbench.errors import FeatureError, bullet_list, first_few
+
+# What is said of each problem, in the order in which they are told.
+PROBLEMS = {
+    "missing": "missing",
+    "id": "no usable id (empty, a dot, or with a path separator)",
+    "pending": "not there yet (the file is not finished)",
+    "failed": "could not be extracted",
+    "unreadable": "cannot be read",
+    "format": "not a .npy file",
+    "objects": "pickled Python objects, which are never loaded",
+    "dtype": "not float16, float32 or float64",
+    "ndim": "not 2-D",
+    "empty": "empty",
+    "truncated": "truncated",
+    "width": "not of the width of most",
+}
+
+# A backslash separates folders on Windows only, but such a file would not survive a move there.
+# A colon ends a drive there.
+_FORBIDDEN_IN_IDS = frozenset("/\\\0:" if os.name == "nt" else "/\\\0")
+Array = npt.NDArray[np.floating[Any]]
+_Answer = TypeVar("_Answer")
+
+
+class Unusable(Exception):
+    """One video cannot be used; ``problem`` is a key of ``PROBLEMS``."""
+
+    def __init__(self, problem: str, detail: str = "") -> None:
+        super().__init__(problem, detail)
+        self.problem = problem
+        self.detail = detail
+
+
+class FeatureSource(ABC):
+    """Frame features of videos, by id. ``open_features`` makes one.
+
+    It pickles without open files and may be used after a fork, so it can be handed to ``DataLoader`` workers.
+
+    Attributes
+    ----------
+    path : Path
+        The folder or file, absolute.
+    """
+
+    expected: str
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._dim: int | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def dim(self) -> int:
+        """Width D: of the videos that were checked last, without a check of the first video by id."""
+        if self._dim is None:
+            ids = self._ids()
+            if not ids:
+                raise FeatureError(f"there are no features in {self.path}; expected {self.expected}")
+            self._dim = self._answer(self._shape, min(ids))[1]
+        return self._dim
+
+    def num_frames(self, video_id: str) -> int:
+        """Return the number of rows T of a video; raises as ``read`` does."""
+        return self._answer(self._shape, video_id)[0]
+
+    def read(self, video_id: str, indices: npt.ArrayLike | None = None) -> Array:
+        """Return feature rows of a video.
+
+        Parameters
+        ----------
+        video_id : str
+        indices : (rows,) integers, optional
+            Rows counted from 0, in any order, repeated ones allowed; all rows where left out.
+
+        Returns
+        -------
+        (rows, D) array in the stored dtype.
+
+        Raises
+        ------
+        FeatureError
+            The video is missing or malformed (as for ``check``), or has no such row.
+        """
+        rows = None if indices is None else np.asarray(indices)
+        if rows is not None and (rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu")):
+            raise FeatureError(f"row indices must be a list of integers, got {rows.dtype} of shape {rows.shape}")
+        return self._answer(lambda checked_id: self._load(checked_id, rows), video_id)
+
+    def check(self, video_ids: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Check that all these videos have usable features of one width, and return how many rows each has.
+
+        Only headers are read, no values. On a terminal a bar is shown where that takes more than a second.
+
+        Parameters
+        ----------
+        video_ids : iterable of str
+
+        Returns
+        -------
+        (n,) int64 array
+            Rows T of each video, in the order asked.
+
+        Raises
+        ------
+        FeatureError
+            Some are missing, unreadable, truncated, not 2-D, empty, not float16/32/64, or not of the width of
+            most. One message with the number and the first five of each kind.
+        """
+        asked = list(video_ids)
+        present = self._ids()
+        shapes: dict[str, tuple[int, int]] = {}
+        offenders: dict[str, list[str]] = {problem: [] for problem in PROBLEMS}
+        title = f"checking {self.path.name}"
+        unique = dict.fromkeys(asked)
+        for video_id in tqdm(unique, desc=title, unit=" videos", disable=None, delay=1.0, leave=False):
+            try:
+                check_id(video_id)
+                if video_id not in present:
+                    raise Unusable("missing")
+                shapes[video_id] = self._shape(video_id)
+            except Unusable as error:
+                offenders[error.problem].append(_named(video_id, error))
+        widths = Counter(width for _, width in shapes.values())
+        usual = widths.most_common(1)[0][0] if widths else None
+        offenders["width"] = [f"{name} ({width})" for name, (_, width) in shapes.items() if width != usual]
+        if any(offenders.values()):
+            raise self._refusal(offenders, len(unique), usual)
+        if usual is not None:
+            self._dim = usual
+        return np.array([shapes[video_id][0] for video_id in asked], dtype=np.int64)
+
+    def close(self) -> None:  # noqa: B027 - a folder keeps nothing open
+        """Close what is open; it is opened again when next needed."""
+
+    def _answer(self, question: Callable[[str], _Answer], video_id: str) -> _Answer:
+        """Ask a question on one video, and turn ``Unusable`` into the error that users see."""
+        try:
+            check_id(video_id)
+            return question(video_id)
+        except Unusable as error:
+            raise self._refusal({error.problem: [_named(video_id, error)]}, 1, None) from None
+
+    def _refusal(self, offenders: dict[str, list[str]], asked: int, width: int | None) -> FeatureError:
+        said = {**PROBLEMS, "width": f"{PROBLEMS['width']} ({width})"}
+        found = [f"{len(names):,} {said[problem]}: {first_few(names)}" for problem, names in offenders.items() if names]
+        way_out = "Copy or extract these videos again"
+        if offenders.get("missing"):
+            ids = self._ids()
+            example = f", such as {min(ids)}" if ids else ""
+            way_out += f", or name the features of this dataset (these are of {len(ids):,} videos{example})"
+        return FeatureError(
+            f"{sum(map(len, offenders.values())):,} of {asked:,} videos cannot be used from {self.path}:\n"
+            f"{bullet_list(found)}\n"
+            f"Expected {self.expected}: T x D, T at least 1, one D for all, float16, float32 or float64.\n"
+            f"{way_out}."
+        )
+
+    @abstractmethod
+    def _ids(self) -> set[str]:
+        """Return the ids that are there, usable or not."""
+
+    @abstractmethod
+    def _shape(self, video_id: str) -> tuple[int, int]:
+        """Return (T, D) without reading values, or raise ``Unusable``."""
+
+    @abstractmethod
+    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+        """Return these rows or all, not tied to any open file; or raise ``Unusable``."""
+
+    def _check_rows(self, video_id: str, rows: npt.NDArray[Any], num_frames: int) -> None:
+        # numpy would count a negative index from the end, and a wrong sampler would go unnoticed.
+        if (outside := rows[(rows < 0) | (rows >= num_frames)]).size:
+            raise FeatureError(
+                f"video {video_id} in {self.path} has rows 0 to {num_frames - 1}; asked for {first_few(outside)}"
+            )
+
+
+def check_array(shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> None:
+    """Refuse what is not a T x D array of floats."""
+    # numpy's long double is a float, too, but what it means depends on the machine.
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+        raise Unusable("dtype", str(dtype))
+    if shape is None or len(shape) != 2:
+        raise Unusable("ndim", f"shape {shape}")
+    if min(shape) < 1:
+        raise Unusable("empty", f"shape {shape}")
+
+
+def check_id(video_id: str) -> None:
+    """Refuse what would lead out of the folder, or be a path of its own inside an HDF5 file."""
+    if video_id in ("", ".", "..") or not _FORBIDDEN_IN_IDS.isdisjoint(video_id):
+        raise Unusable("id")
+
+
+def _named(video_id: str, error: Unusable) -> str:
+    name = repr(video_id) if error.problem == "id" else video_id
+    return f"{name} ({error.detail})" if error.detail else name
