@@ -23,6 +23,8 @@ TIMEOUT_S = (10.0, 30.0)  # to connect, and between two pieces of the body
 BACK_OFF_S = 0.5  # doubled at every attempt
 MAX_REDIRECTS = 5
 _CHUNK = 1 << 14  # a piece that was cut off is lost, so not larger
+_DIGEST_LENGTH = 64
+_SHORTEST_DIGEST = 8
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 Progress = Callable[[str, int, int], None]
@@ -132,7 +134,8 @@ def fetch(
     Parameters
     ----------
     download : Download
-        Address (https, or http on this very machine), size and sha256.
+        Address (https, or http on this very machine), size and sha256. Without a size, the one that the server
+        states is taken, and an answer that states none is refused.
     target : Path
         The file's final path.
     session : requests.Session, optional
@@ -151,6 +154,12 @@ def fetch(
     DownloadError
         Says what came instead of the file, what is kept, and how to go on.
     """
+    # Where the size is pinned the whole digest is too; a shorter one there has lost its end.
+    shortest = _SHORTEST_DIGEST if download.bytes is None else _DIGEST_LENGTH
+    if not re.fullmatch(f"[0-9a-f]{{{shortest},{_DIGEST_LENGTH}}}", download.sha256):
+        raise DownloadError(
+            f"{download.url} was not asked: {download.sha256!r} is no sha256 of {shortest} digits or more"
+        )
     report = report or (lambda message: None)
     own = session or requests.Session()
     part = target.with_name(f"{target.name}.part")
@@ -161,7 +170,7 @@ def fetch(
         # but no later run would find such a file to resume it.
         with locked(target, lambda: report(f"{target.name} is being fetched by another process; waiting for it")):
             if target.exists():
-                if (digest := file_sha256(target)) == download.sha256:
+                if _is_digest(digest := file_sha256(target), download.sha256):
                     report(f"{target} is there already")
                     return target
                 report(f"{target} is another file (sha256 {digest}); it is replaced when the right one is here")
@@ -203,19 +212,22 @@ class _Transfer:
 
     def attempt(self) -> None:
         """Bring the part file to its full size and check its digest."""
-        total = self.download.bytes
         inherited = have = self.part.stat().st_size if self.part.exists() else 0
         digest = hashlib.sha256()
         if have:
             with self.part.open("rb") as file:
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
-        self.progress(self.name, have, total)
-        if have < total:
+        total = self.download.bytes
+        if total is None and have and _is_digest(digest.hexdigest(), self.download.sha256):
+            total = have
+        if total is not None:
+            self.progress(self.name, have, total)
+        if total is None or have < total:
             with self._request(have) as response:
                 if response.status_code == 200:
                     digest, have, inherited = hashlib.sha256(), 0, 0
-                self._check_answer(response, have)
+                total = self._check_answer(response, have)
                 with self.part.open("ab" if have else "wb") as file:
                     for chunk in self._body(response):
                         have += len(chunk)
@@ -232,7 +244,7 @@ class _Transfer:
         if have > total:
             self.part.unlink()
             raise _FailedError(f"more than {total:,} bytes", again=inherited > 0, other=True)
-        if digest.hexdigest() != self.download.sha256:
+        if not _is_digest(digest.hexdigest(), self.download.sha256):
             self.part.unlink()
             # What an earlier call left may have been the beginning of another file, so begin anew.
             raise _FailedError(f"sha256 {digest.hexdigest()}", again=inherited > 0, other=True)
@@ -262,7 +274,8 @@ class _Transfer:
             raise _failure(error) from error
         raise _FailedError(f"more than {MAX_REDIRECTS} redirects, the last one to {url}", again=False)
 
-    def _check_answer(self, response: requests.Response, have: int) -> None:
+    def _check_answer(self, response: requests.Response, have: int) -> int:
+        """Return the size of the whole file, if the answer brings the file, or its rest."""
         status, headers = response.status_code, response.headers
         if status == 416 and have:
             self.part.unlink()
@@ -278,17 +291,28 @@ class _Transfer:
                 self.part.unlink(missing_ok=True)
                 raise _FailedError(f"another range, {headers.get('Content-Range')}; beginning anew", again=True)
             size = match[2]
-        if size and size.isdigit() and int(size) != self.download.bytes:
-            kind = headers.get("Content-Type", "of no type")
-            raise _FailedError(f"another file, {int(size):,} bytes ({kind})", again=False, other=True)
+        kind = headers.get("Content-Type", "of no type")
+        stated = int(size) if size and size.isdigit() else None
+        total = stated if self.download.bytes is None else self.download.bytes
+        if total is None:
+            # A body without an end in sight could fill the disk before its digest is looked at.
+            raise _FailedError(f"a file of unstated size ({kind})", again=False, other=True)
+        if stated is not None and stated != total:
+            raise _FailedError(f"another file, {stated:,} bytes ({kind})", again=False, other=True)
         etag = headers.get("ETag", "")
         self.etag = "" if etag.startswith("W/") else etag  # a weak one may not go with a range
+        return total
 
     def _body(self, response: requests.Response) -> Iterator[bytes]:
         try:
             yield from response.iter_content(_CHUNK)
         except requests.RequestException as error:
             raise _failure(error) from error
+
+
+def _is_digest(found: str, pinned: str) -> bool:
+    """Tell whether a digest is the pinned one, or begins with it where only its beginning was published."""
+    return found.startswith(pinned)
 
 
 def _failure(error: Exception) -> _FailedError:
@@ -328,8 +352,14 @@ def _message(download: Download, target: Path, got: str, way_out: str) -> str:
     kept += [f"the {target.name} that was there, unchanged"] if target.is_file() else []
     return (
         f"cannot fetch {download.url}\n"
-        f"  expected: {download.bytes:,} bytes, sha256 {download.sha256}\n"
+        f"  expected: {_expected(download)}\n"
         f"  got: {got}\n"
         f"  kept: {'; '.join(kept) or 'nothing'}\n"
         f"  way out: {way_out}"
     )
+
+
+def _expected(download: Download) -> str:
+    size = "" if download.bytes is None else f"{download.bytes:,} bytes, "
+    whole = len(download.sha256) == _DIGEST_LENGTH
+    return f"{size}sha256 {'' if whole else 'beginning with '}{download.sha256}"

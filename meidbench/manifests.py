@@ -43,10 +43,13 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Download:
-    """A file to fetch; an archive (``.zip``) is unpacked."""
+    """A file to fetch; an archive (``.zip``) is unpacked.
+
+    ``bytes`` is None where the publisher gives no size, and ``sha256`` may be the beginning of the digest only.
+    """
 
     url: str
-    bytes: int
+    bytes: int | None
     sha256: str
 
 

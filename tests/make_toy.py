@@ -10,10 +10,10 @@ import random
 from pathlib import Path
 
 import numpy as np
-from meidbench.splits.make import make_assignment, to_json
 
 from meidbench.annotations import read_annotations
 from meidbench.manifests import load_manifest
+from meidbench.splits.make import make_assignment, to_json
 
 CLASSES = 12
 SCRIPTS = {"train": 90, "test": 40}

@@ -291,6 +291,74 @@ def test_interrupt_leaves_only_the_part(site, target):
     assert site.ranges()[-1] == f"bytes={len(left)}-"
 
 
+# --- files of which the size is not known, and of the digest only the beginning ---
+
+
+def vaguely_described(url, body=BODY):
+    return Download(url=url, bytes=None, sha256=hashlib.sha256(body).hexdigest()[:8])
+
+
+def test_size_comes_from_the_server(site, target):
+    site.answers["/list.lst"] = [whole()]
+    counts = []
+    wanted = vaguely_described(f"{site.url}/list.lst")
+    fetch(wanted, target, progress=lambda *count: counts.append(count))
+    assert target.read_bytes() == BODY and names(target.parent) == ["list.lst"]
+    assert {total for _, _, total in counts} == {len(BODY)} and counts[-1][1] == len(BODY)
+    fetch(wanted, target)
+    assert len(site.seen) == 1
+
+
+@pytest.mark.parametrize("answers", [[cut(), whole()], [no_ranges()], [status(503), whole()]])
+@pytest.mark.parametrize("left", [b"", BODY[:HALF], BODY, BODY + b"x", b"x" * HALF, b"x" * len(BODY)], ids=len)
+def test_file_of_unknown_size_is_resumed_or_begun_anew(site, target, answers, left):
+    site.answers["/list.lst"] = list(answers)
+    if left:
+        leave_part(target, left)
+    fetch(vaguely_described(f"{site.url}/list.lst"), target)
+    assert target.read_bytes() == BODY and names(target.parent) == ["list.lst"]
+    if left == BODY:
+        assert site.seen == []
+    if left == BODY[:HALF]:
+        assert site.ranges()[0] == f"bytes={HALF}-"
+
+
+def test_part_that_is_longer_than_the_file_of_unknown_size_is_dropped(site, target):
+    site.answers["/list.lst"] = [status(416), whole()]
+    leave_part(target, BODY + b"x")
+    fetch(vaguely_described(f"{site.url}/list.lst"), target)
+    assert target.read_bytes() == BODY and site.ranges() == [f"bytes={len(BODY) + 1}-", None]
+
+
+def test_beginning_of_a_digest_still_refuses_another_file(site, target):
+    site.answers["/list.lst"] = [whole(b"<html>")]
+    with pytest.raises(DownloadError) as caught:
+        fetch(vaguely_described(f"{site.url}/list.lst"), target)
+    beginning = hashlib.sha256(BODY).hexdigest()[:8]
+    assert f"expected: sha256 beginning with {beginning}\n" in str(caught.value)
+    assert f"got: sha256 {hashlib.sha256(b'<html>').hexdigest()}" in str(caught.value)
+    assert names(target.parent) == []
+
+
+def test_body_without_any_size_is_not_begun(site, target):
+    def answer(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(BODY)
+
+    site.answers["/list.lst"] = [answer]
+    with pytest.raises(DownloadError, match="got: a file of unstated size"):
+        fetch(vaguely_described(f"{site.url}/list.lst"), target)
+    assert names(target.parent) == []
+
+
+@pytest.mark.parametrize("size, digest", [(9, "0" * 8), (9, "0" * 63), (None, "0" * 7), (None, ""), (None, "G" * 8)])
+def test_digest_that_proves_too_little_is_refused(site, target, size, digest):
+    with pytest.raises(DownloadError, match="is no sha256"):
+        fetch(Download(url=f"{site.url}/list.lst", bytes=size, sha256=digest), target)
+    assert site.seen == []
+
+
 # --- what goes wrong ---
 
 

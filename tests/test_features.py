@@ -189,7 +189,7 @@ def test_every_problem_of_a_folder_is_told_at_once(tmp_path):
     assert message.splitlines() == [
         f"14 of 18 videos cannot be used from {folder}:",
         "  - 1 missing: gone",
-        "  - 1 no usable id (empty, a dot, or with a path separator): '../flat'",
+        "  - 1 no usable id (empty, a dot, with a path separator, or not UTF-8): '../flat'",
         "  - 1 cannot be read: folder (Is a directory)",
         "  - 1 not a .npy file: text (it does not begin as one)",
         "  - 1 pickled Python objects, which are never loaded: objects",
@@ -228,7 +228,7 @@ def test_every_problem_of_an_hdf5_file_is_told_at_once(tmp_path):
     assert message.splitlines()[:-2] == [
         f"13 of 17 videos cannot be used from {path}:",
         "  - 3 missing: gone, dangling, elsewhere",
-        "  - 2 no usable id (empty, a dot, or with a path separator): 'folder/inside', '.'",
+        "  - 2 no usable id (empty, a dot, with a path separator, or not UTF-8): 'folder/inside', '.'",
         "  - 2 not float16, float32 or float64: bytes (uint8), text (object)",
         "  - 4 not 2-D: flat (shape (8,)), scalar (shape ()), null (shape None), folder (a group, not a dataset)",
         "  - 1 empty: rowless (shape (0, 6))",
@@ -394,7 +394,8 @@ def test_ids_cannot_lead_elsewhere(tmp_path, file_format, video_id):
     for ask in (source.read, source.num_frames, lambda asked: source.check(["v", asked])):
         with pytest.raises(FeatureError) as caught:
             ask(video_id)
-        assert f"1 no usable id (empty, a dot, or with a path separator): {video_id!r}\n" in str(caught.value)
+        said = "1 no usable id (empty, a dot, with a path separator, or not UTF-8)"
+        assert f"{said}: {video_id!r}\n" in str(caught.value)
     source.close()
 
 

@@ -104,6 +104,7 @@ def test_the_assignment_holds_no_id_and_no_label(name):
 @pytest.mark.parametrize("name", list(REAL))
 def test_the_script_makes_the_same_assignment_again(name, tmp_path):
     from click.testing import CliRunner
+
     from meidbench.splits.make import main
 
     arguments = [name, "--annotations", real_data(REAL[name]), "--lists", list_folder(name), "--out", tmp_path]

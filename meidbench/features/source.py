@@ -16,7 +16,7 @@ from meidbench.errors import FeatureError, bullet_list, first_few
 # What is said of each problem, in the order in which they are told.
 PROBLEMS = {
     "missing": "missing",
-    "id": "no usable id (empty, a dot, or with a path separator)",
+    "id": "no usable id (empty, a dot, with a path separator, or not UTF-8)",
     "pending": "not there yet (the file is not finished)",
     "failed": "could not be extracted",
     "unreadable": "cannot be read",
@@ -204,6 +204,9 @@ def check_array(shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> None:
 
 def check_id(video_id: str) -> None:
     """Refuse what would lead out of the folder, or be a path of its own inside an HDF5 file."""
+    # Undecodable bytes of a file's name stand in Python's strings as what no UTF-8 can hold.
+    if not video_id.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in video_id):
+        raise Unusable("id")
     if video_id in ("", ".", "..") or not _FORBIDDEN_IN_IDS.isdisjoint(video_id):
         raise Unusable("id")
 

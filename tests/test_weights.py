@@ -1,0 +1,468 @@
+"""Weights from files of every kind, good and bad, from a server on this machine, and from a seed."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import tarfile
+import threading
+import zipfile
+from collections import OrderedDict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import meidbench.features.weights as weights
+from meidbench.errors import DownloadError, FeatureError
+from meidbench.features.backbones import BACKBONES, Backbone, Bottleneck, ResNet, build
+from meidbench.features.checkpoints import read_checkpoint
+from meidbench.features.weights import WEIGHTS, PublishedWeights, load_weights
+
+SMALL = Backbone("small", (1, 1, 0, 0))
+SMALL_TSM = Backbone("small-tsm", (1, 1, 0, 0), clip=8)
+FORMS = ["zip", "former", "safetensors"]
+
+
+class SmallNet(nn.Module):
+    """The beginning of a ResNet, narrow."""
+
+    def __init__(self, clip=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = nn.Sequential(Bottleneck(64, 16, 1, clip))
+        self.layer2 = nn.Sequential(Bottleneck(64, 8, 2, clip))
+
+
+@pytest.fixture(scope="module")
+def good():
+    """The state dict of a network whose numbers are all different from what another seed gives."""
+    model = SmallNet()
+    load_weights(model, SMALL, "random", seed=5)
+    return model.state_dict()
+
+
+def fresh(backbone=SMALL):
+    model = SmallNet(backbone.clip)
+    for value in model.state_dict().values():
+        value.zero_()
+    return model.eval().requires_grad_(False)
+
+
+def write(path, content, form="zip"):
+    if form == "safetensors":
+        torch_form = pytest.importorskip("safetensors.torch", reason="an optional dependency")
+        torch_form.save_file(dict(content), path)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    return path
+
+
+def same(model, state):
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def refusal(spec, backbone=SMALL, model=None, **options):
+    """Load what must be refused; the model must stay as it was. Return the message."""
+    model = model or fresh(backbone)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(FeatureError) as caught:
+        load_weights(model, backbone, spec, **options)
+    assert same(model, before)
+    return str(caught.value)
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights"])
+def test_content_tells_the_form(tmp_path, good, form, name):
+    path = write(tmp_path / name, good, form)
+    model = fresh()
+    facts = load_weights(model, SMALL, path)
+    assert same(model, good)
+    assert (facts.name, facts.source) == (name, "file")
+    assert facts.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict"])
+def test_wrappers_and_prefixes_come_off(tmp_path, good, wrapper):
+    state = OrderedDict((f"module.{key}", value) for key, value in good.items())
+    path = write(tmp_path / "w.pth", {wrapper: state, "epoch": 90, "arch": "resnet", "best": torch.tensor(77.4)})
+    model = fresh()
+    load_weights(model, SMALL, str(path))
+    assert same(model, good)
+
+
+def test_classifier_and_counts_need_not_be_right(tmp_path, good):
+    state = {key: value for key, value in good.items() if not key.endswith("num_batches_tracked")}
+    state |= {"fc.weight": torch.full((7, 2048), torch.nan), "fc.bias": torch.ones(7)}
+    model = fresh()
+    load_weights(model, SMALL, write(tmp_path / "w.pth", state))
+    assert same(model, good)
+
+
+def test_published_form_of_tsm_is_taken(tmp_path):
+    """Keys as in the checkpoints of the authors: DataParallel around a net that holds the base model."""
+    wanted = fresh(SMALL_TSM)
+    load_weights(wanted, SMALL_TSM, "random", seed=2)
+    state = {f"module.base_model.{key}": value for key, value in wanted.state_dict().items()}
+    assert "module.base_model.layer1.0.conv1.net.weight" in state
+    state |= {"module.new_fc.weight": torch.ones(400, 2048), "module.new_fc.bias": torch.ones(400)}
+    path = write(tmp_path / "w.pth", {"epoch": 50, "state_dict": state}, "former")
+    model = fresh(SMALL_TSM)
+    load_weights(model, SMALL_TSM, path)
+    assert same(model, wanted.state_dict())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_become_float32(tmp_path, good, form, dtype):
+    stored = {key: value.to(dtype) if value.is_floating_point() else value for key, value in good.items()}
+    model = fresh()
+    load_weights(model, SMALL, write(tmp_path / "w", stored, form))
+    assert all(value.dtype == torch.float32 for key, value in model.state_dict().items() if "num_" not in key)
+    assert same(model, {key: value.float() for key, value in stored.items()})
+
+
+# --- files that do not fit ---
+
+
+def test_missing_unknown_and_misshapen_are_all_named(tmp_path, good):
+    state = dict(good)
+    gone = [key for key in state if key.startswith("layer1") and "num_" not in key]
+    for key in gone:
+        del state[key]
+    state["extra.weight"] = torch.ones(2)
+    state["conv1.weight"] = state["conv1.weight"][:, :1]
+    state["bn1.bias"] = state["bn1.bias"].int()
+    message = refusal(write(tmp_path / "w.pth", state))
+    assert f"missing: {', '.join(gone[:5])} and {len(gone) - 5} more" in message
+    assert "not expected: extra.weight" in message
+    assert "conv1.weight (64, 1, 7, 7) instead of (64, 3, 7, 7)" in message
+    assert "bn1.bias torch.int32" in message
+    assert "looks like" not in message
+
+
+def test_file_of_another_backbone_is_recognised(tmp_path):
+    with torch.device("meta"):
+        shapes = ResNet(BACKBONES["tsm-resnet50"].layers, clip=8).state_dict()
+    # Expanded from one number each, so that the file is small.
+    state = {f"module.base_model.{key}": torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
+    message = refusal(write(tmp_path / "w.pth", state))
+    assert "it looks like tsm-resnet50" in message and "does not hold weights for small" in message
+
+
+def test_network_without_shifts_is_not_taken_for_one_with_them(tmp_path, good):
+    assert "layer1.0.conv1.net.weight" in refusal(write(tmp_path / "w.pth", good), SMALL_TSM)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_none_are_refused(tmp_path, good, value):
+    state = {key: tensor.clone() for key, tensor in good.items()}
+    state["layer2.0.conv2.weight"][3, 2, 1, 0] = value
+    assert "NaN or infinity in layer2.0.conv2.weight" in refusal(write(tmp_path / "w.pth", state))
+
+
+def test_half_that_overflows_is_refused(tmp_path, good):
+    state = dict(good, **{"bn1.running_mean": torch.full((64,), 1e300, dtype=torch.float64)})
+    assert "infinity in bn1.running_mean" in refusal(write(tmp_path / "w.pth", state))
+
+
+def test_negative_variance_is_refused(tmp_path, good):
+    state = dict(good, **{"bn1.running_var": torch.full((64,), -1.0)})
+    assert "negative variances in bn1.running_var" in refusal(write(tmp_path / "w.pth", state))
+
+
+def test_same_weight_twice_is_refused(tmp_path, good):
+    state = dict(good, **{"module.bn1.bias": good["bn1.bias"]})
+    assert "twice" in refusal(write(tmp_path / "w.pth", state))
+
+
+# --- files that are no weights, or worse ---
+
+
+class Trap:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("form", ["zip", "former", "pickle"])
+def test_pickle_with_a_program_in_it_is_not_run(tmp_path, good, form):
+    sprung, path = tmp_path / "sprung", tmp_path / "w.pth"
+    content = {"state_dict": dict(good), "trap": Trap(sprung)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content["trap"]))
+    else:
+        write(path, content, form)
+    message = refusal(path)
+    assert not sprung.exists()
+    if form == "pickle":
+        assert "damaged" in message
+    else:
+        assert "run a program hidden in it" in message and "mkdir" in message
+    assert "weights_only" not in message
+    if form == "zip":  # the trap is a working one
+        torch.load(path, weights_only=False)
+        assert sprung.exists()
+
+
+def test_tar_and_torchscript_never_reach_torch(tmp_path, good, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch was asked to read it"))
+    tar = tmp_path / "w.tar"
+    with tarfile.open(tar, "w") as archive:
+        member = tarfile.TarInfo("pickle")
+        member.size = 3
+        archive.addfile(member, io.BytesIO(b"abc"))
+    assert "tar archive" in refusal(tar)
+    script = tmp_path / "w.pt"
+
+    with zipfile.ZipFile(script, "w") as archive:
+        archive.writestr("w/data.pkl", b"")
+        archive.writestr("w/constants.pkl", b"")
+    assert "TorchScript" in refusal(script)
+
+
+@pytest.mark.parametrize("content, told", [
+    (b"", "is empty"),
+    (b"<!DOCTYPE html><html>404</html>", "web page"),
+    (b'{"message": "rate limit"}', "web page or text"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "not a weight file"),
+    (bytes(1000), "not a weight file"),
+    (b"PK\x03\x04", "damaged or cut short"),
+    (b"\x80\x02", "damaged or cut short"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(99), "not a weight file"),
+])  # fmt: skip
+def test_other_files_are_told_apart(tmp_path, content, told):
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    message = refusal(path)
+    assert told in message and str(path) in message
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("share", [0.0001, 0.3, 0.999])
+def test_cut_file_is_refused(tmp_path, good, form, share):
+    path = write(tmp_path / "w.pth", good, form)
+    content = path.read_bytes()
+    path.write_bytes(content[: max(16, int(share * len(content)))])
+    assert "damaged or cut short" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "header", [b"{", b"{}" + b" " * 6, b'{"a": 1}', b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}']
+)
+def test_damaged_safetensors_is_refused(tmp_path, header):
+    pytest.importorskip("safetensors", reason="an optional dependency")
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert "damaged" in refusal(path) or "empty dict" in refusal(path)
+
+
+def test_safetensors_without_its_package(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    header = json.dumps({}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert "pip install safetensors" in refusal(path)
+
+
+@pytest.mark.parametrize("content, told", [
+    ([torch.ones(2)], "holds a list"),
+    (torch.ones(2), "holds a Tensor"),
+    ({}, "an empty dict"),
+    ({"epoch": 3, "conv1.weight": torch.ones(2)}, "no tensors: epoch"),
+    ({"state_dict": {"a": {"b": torch.ones(2)}}}, "no tensors: a"),
+])  # fmt: skip
+def test_other_content_is_refused(tmp_path, content, told):
+    assert told in refusal(write(tmp_path / "w.pth", content))
+
+
+def test_folder_and_unreadable_file(tmp_path):
+    assert "cannot read" in refusal(tmp_path)
+    message = refusal(tmp_path / "nothing.pth")
+    assert "no such file" in message and "resnet101-imagenet-v1" in message
+
+
+def test_checkpoint_needs_no_gpu_and_shares_no_gradients(tmp_path):
+    path = write(tmp_path / "w.pth", {"a": torch.nn.Parameter(torch.ones(2))})
+    state = read_checkpoint(path).state
+    assert not state["a"].requires_grad and state["a"].device.type == "cpu"
+
+
+# --- random ---
+
+
+def test_seed_alone_decides():
+    first, second, other = fresh(), fresh(), fresh()
+    told = []
+    torch.manual_seed(1)
+    facts = load_weights(first, SMALL, "random", seed=3, report=told.append)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert load_weights(second, SMALL, "random", seed=3) == facts
+    assert torch.equal(torch.get_rng_state(), before)
+    assert load_weights(other, SMALL, "random", seed=4).sha256 != facts.sha256
+    assert same(first, second.state_dict()) and not same(other, first.state_dict())
+    assert (facts.name, facts.source) == ("random", "random, seed 3")
+    assert len(told) == 1 and "RANDOM" in told[0] and "seed 3" in told[0]
+
+
+def test_digest_of_random_weights_is_that_of_their_bytes():
+    model = fresh()
+    facts = load_weights(model, SMALL, "random", seed=3)
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        array = value.numpy()
+        kind = {np.dtype(np.float32): "torch.float32", np.dtype(np.int64): "torch.int64"}[array.dtype]
+        digest.update(f"{key} {kind} {array.shape}\n".encode() + array.tobytes())
+    assert facts.sha256 == digest.hexdigest()
+
+
+def test_random_weights_keep_numbers_moderate():
+    model = build("resnet50")
+    load_weights(model, BACKBONES["resnet50"], "random", seed=0)
+    rows = model(torch.randn((2, 3, 32, 32), generator=torch.Generator().manual_seed(1)))
+    assert 0.05 < rows.std() < 50 and rows.max() < 1000
+    assert (rows[0] - rows[1]).abs().mean() > 0.01
+
+
+def test_random_weights_need_a_seed():
+    assert "--seed" in refusal("random")
+
+
+# --- published ---
+
+
+def test_published_weights_are_those_of_torchvision():
+    assert {name: entry.url.rpartition("/")[2] for name, entry in WEIGHTS.items()} == {
+        "resnet101-imagenet-v1": "resnet101-63fe2227.pth",
+        "resnet101-imagenet-v2": "resnet101-cd907fc2.pth",
+        "resnet50-imagenet-v1": "resnet50-0676ba61.pth",
+        "resnet50-imagenet-v2": "resnet50-11ad3fa6.pth",
+    }
+    for entry in WEIGHTS.values():
+        assert entry.url.startswith("https://") and f"-{entry.sha256}." in entry.url and entry.backbone in entry.url
+    for name, backbone in BACKBONES.items():
+        assert (WEIGHTS[backbone.weights].backbone == name) if backbone.weights else backbone.clip > 1
+
+
+class Site:
+    """A server with one file."""
+
+    def __init__(self, body):
+        self.asked = asked = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.path)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def close(self):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def offered(tmp_path, good, monkeypatch):
+    """Publish the good weights on this machine as the default ones of SMALL; return what is needed to look on."""
+    body = write(tmp_path / "source.pth", good).read_bytes()
+    site = Site(body)
+    digest = hashlib.sha256(body).hexdigest()
+    url = f"http://127.0.0.1:{site.server.server_port}/small-{digest[:8]}.pth"
+    monkeypatch.setitem(WEIGHTS, "small-v1", PublishedWeights(url, digest[:8], "small"))
+    monkeypatch.setenv("MEIDBENCH_HOME", str(tmp_path / "home"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield Backbone("small", SMALL.layers, weights="small-v1"), site, url, digest
+    site.close()
+
+
+@pytest.mark.parametrize("spec", ["default", "small-v1"])
+def test_published_weights_are_fetched_once(offered, good, spec, tmp_path):
+    backbone, site, url, digest = offered
+    model = fresh()
+    counts = []
+    facts = load_weights(model, backbone, spec, progress=lambda *count: counts.append(count))
+    assert same(model, good)
+    assert facts == weights.WeightsFacts("small-v1", digest, url)
+    kept = tmp_path / "home" / "weights" / f"small-{digest[:8]}.pth"
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    size = kept.stat().st_size
+    assert counts[-1] == (kept.name, size, size) and {total for _, _, total in counts} == {size}
+    again = load_weights(fresh(), backbone, spec)
+    assert again == facts == load_weights(fresh(), backbone, spec, offline=True)
+    assert len(site.asked) == 1
+
+
+def test_offline_says_what_to_put_where(offered, tmp_path):
+    backbone, site, url, digest = offered
+    message = refusal("default", backbone, offline=True)
+    kept = tmp_path / "home" / "weights" / f"small-{digest[:8]}.pth"
+    assert str(kept) in message and url in message and "is not there" in message
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"<html>")
+    assert "is another file" in refusal("default", backbone, offline=True)
+    assert site.asked == []
+
+
+def test_other_file_under_the_address_is_refused(offered, monkeypatch, tmp_path):
+    backbone, _, url, _ = offered
+    monkeypatch.setitem(WEIGHTS, "small-v1", PublishedWeights(url, "0123abcd", "small"))
+    with pytest.raises(
+        DownloadError, match=r"(?s)expected: sha256 beginning with 0123abcd.*got: sha256 .*kept: nothing"
+    ):
+        load_weights(fresh(), backbone, "default")
+    assert list((tmp_path / "home" / "weights").iterdir()) == []
+
+
+def test_weights_of_another_backbone_are_not_even_fetched(offered):
+    _, site, _, _ = offered
+    message = refusal("resnet101-imagenet-v1")
+    assert "are for resnet101, not for small" in message and "small-v1" in message
+    assert site.asked == []
+
+
+def test_backbone_without_default_weights_says_so():
+    message = refusal("default", BACKBONES["tsm-resnet50"], model=fresh())
+    assert "no default weights for tsm-resnet50" in message and "--weights FILE" in message
+
+
+def test_a_tar_archive_with_the_first_byte_of_a_pickle_never_reaches_torch(tmp_path, monkeypatch):
+    member = tmp_path / "storages"
+    member.write_bytes(b"content")
+    with tarfile.open(tmp_path / "w.pth", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        archive.add(member, arcname="\x80storages")
+    assert (tmp_path / "w.pth").read_bytes().startswith(b"\x80")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch saw it"))
+    assert "is a tar archive" in refusal(tmp_path / "w.pth")
+
+
+def test_tensors_that_are_sparse_are_refused(tmp_path, good):
+    state = {**good, "conv1.weight": good["conv1.weight"].to_sparse()}
+    torch.save(state, tmp_path / "w.pth")
+    assert "sparse, quantised or without data: conv1.weight" in refusal(tmp_path / "w.pth")
