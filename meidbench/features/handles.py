@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import h5py
@@ -19,9 +20,13 @@ class Handle:
         self.path = path
         self._file: Any = None
         self._owner = 0
+        self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
 
     def close(self) -> None:
         """Close the file; it is opened again when next needed."""
@@ -38,12 +43,15 @@ class Handle:
             It cannot be opened.
         """
         if self._owner != os.getpid():
-            # Close what a fork handed down, or HDF5 would open the file again on the parent's descriptor.
+            # Close what a fork handed down, or HDF5 would open the file again on the parent's descriptor. The
+            # lock may have been held by a thread that the fork did not bring along.
+            self._lock = Lock()
             self.close()
-        if self._file is None:
-            try:
-                self._file = h5py.File(self.path, "r")
-            except OSError as error:
-                raise FeatureError(f"cannot open {self.path}: {error}; copy or extract it again") from None
             self._owner = os.getpid()
-        return self._file
+        with self._lock:
+            if self._file is None:
+                try:
+                    self._file = h5py.File(self.path, "r")
+                except OSError as error:
+                    raise FeatureError(f"cannot open {self.path}: {error}; copy or extract it again") from None
+            return self._file

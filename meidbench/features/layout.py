@@ -102,8 +102,8 @@ def create(path: Path, layout: Layout, recipe: Recipe) -> None:
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["recipe"] = json.dumps(recipe, sort_keys=True, ensure_ascii=False)
         encoded = [video_id.encode() for video_id in layout.video_ids]
-        width = max(map(len, encoded))
-        file.create_dataset("video_ids", data=np.array(encoded, f"S{width}"), dtype=h5py.string_dtype("utf-8", width))
+        names = np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded))))
+        file.create_dataset("video_ids", data=names)
         _allocate(file, "status", (videos,), _STATUS)
         _allocate(file, "reasons", (videos,), h5py.string_dtype("utf-8", REASON_BYTES))
         for name, code in _PER_VIDEO.items():
@@ -187,16 +187,25 @@ def read_header(path: Path) -> Header:
             recipe = json.loads(file.attrs["recipe"])
             status = file["status"][:].astype(np.uint8)
             counts = file["row_counts"][:].astype(np.int64)
-    except (OSError, KeyError, StopIteration, UnicodeDecodeError, TypeError, RuntimeError) as error:
-        raise FeatureError(f"{path} is damaged, or not a feature file: {error}; remove it and begin anew") from None
+    except FeatureError:
+        raise
+    except (OSError, KeyError, StopIteration, TypeError, ValueError, RuntimeError) as error:
+        raise FeatureError(f"{path} is damaged, or not a feature file: {error}") from None
     if status.max(initial=0) >= len(STATUSES) or (counts < 0).any() or (counts > layout.rows).any():
-        raise FeatureError(f"{path} is damaged: a status or a number of rows that cannot be; remove it and begin anew")
+        raise FeatureError(f"{path} is damaged: a status or a number of rows that cannot be")
     return Header(layout, recipe, status, counts, offsets)
 
 
+def stored_checksums(path: Path) -> list[int]:
+    """Return the checksum of each video of a feature file, as it was when the video was written."""
+    with h5py.File(path, "r") as file:
+        checksums: list[int] = file["checksums"][:].tolist()
+    return checksums
+
+
 def recipe_differences(stored: Recipe, wanted: Recipe) -> list[str]:
-    """Say where two recipes differ in what changes features; versions of libraries are left out."""
-    keys = sorted((stored.keys() | wanted.keys()) - {"libraries"})
+    """Say where two recipes differ in what changes features: versions of libraries and the list shared out do not."""
+    keys = sorted((stored.keys() | wanted.keys()) - {"libraries", "shared_list"})
     return [
         f"{key}: {stored.get(key, 'not said')} there, {wanted.get(key, 'not said')} now"
         for key in keys

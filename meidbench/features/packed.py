@@ -39,7 +39,9 @@ class PackedFile(FeatureSource):
         self._scale_map: npt.NDArray[Any] | None = None
         try:
             self._read_index(self._handle.opened())
-        except (KeyError, TypeError, UnicodeDecodeError, OSError) as error:
+        except FeatureError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             raise FeatureError(f"{self.path} cannot be used: {error}; expected {self.expected}") from None
         finally:
             self.close()
@@ -82,12 +84,12 @@ class PackedFile(FeatureSource):
         FeatureError
             A video has no such row.
         """
-        rows = self._joint_rows(positions, indices)
+        rows = self.joint_rows(positions, indices)
         if out is None:
             out = np.empty((*rows.shape, self._width), self.dtype)
         if self.mapped:
             # mode="raise" would make numpy gather into a buffer of its own first; the rows are checked already.
-            np.take(self._mapped_rows(), rows, axis=0, out=out, mode="clip")
+            np.take(self.mapped_rows(), rows, axis=0, out=out, mode="clip")
         else:
             for slot, position in enumerate(positions):
                 out[slot] = self._stored_rows(int(position))[indices[slot]]
@@ -97,16 +99,20 @@ class PackedFile(FeatureSource):
         self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32] | None:
         """Return the (B, F) float32 scales of the rows that ``gather`` copies; None where the file has none."""
-        if not self._scaled:
-            return None
-        if self._scale_map is None:
+        scales = self.row_scales()
+        taken: npt.NDArray[np.float32] | None = None if scales is None else scales[self.joint_rows(positions, indices)]
+        return taken
+
+    def row_scales(self) -> npt.NDArray[np.float32] | None:
+        """Return the (R,) float32 scales of all rows; None where the file has none."""
+        if self._scaled and self._scale_map is None:
             scales = self._handle.opened()["scales"][()]
             self._scale_map = np.asarray(scales, np.float32).reshape(-1)
             self._handle.close()
-        taken: npt.NDArray[np.float32] = self._scale_map[self._joint_rows(positions, indices)]
-        return taken
+        return self._scale_map
 
-    def _joint_rows(self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def joint_rows(self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the (B, F) rows of ``mapped_rows`` that ``gather`` copies; raises as it does."""
         counts = self._counts[positions][:, None]
         if (outside := (indices < 0) | (indices >= counts)).any():
             slot = int(np.flatnonzero(outside.any(axis=1))[0])
@@ -131,7 +137,7 @@ class PackedFile(FeatureSource):
             self._counts = np.full(len(ids), shape[1], np.int64)
         else:
             self._starts = file["row_starts"][()].astype(np.int64)
-        if "row_counts" in file:
+        if "row_counts" in file or len(shape) == 2:
             self._counts = file["row_counts"][()].astype(np.int64)
         self._status = file["status"][()].astype(np.uint8) if "status" in file else np.ones(len(ids), np.uint8)
         ends = self._starts + self._counts
@@ -139,7 +145,13 @@ class PackedFile(FeatureSource):
         sizes = {len(self._index), len(self._starts), len(self._counts), len(self._status)}
         if sizes != {len(ids)} or (len(shape) == 3 and shape[0] != len(ids)):
             raise FeatureError(f"{self.path} contradicts itself: {len(ids):,} ids, not one for each video's rows")
-        if (self._starts < 0).any() or (self._counts < 0).any() or (ends > joint).any():
+        longest = shape[1] if len(shape) == 3 else joint
+        if (
+            (self._starts < 0).any()
+            or (self._counts < 0).any()
+            or (ends > joint).any()
+            or (self._counts > longest).any()
+        ):
             raise FeatureError(f"{self.path} contradicts itself: rows of a video lie outside /features")
         self._width, self._joint = int(shape[-1]), int(joint)
         self._offset = _offset(features)
@@ -148,13 +160,14 @@ class PackedFile(FeatureSource):
     def _maps_right(self, features: h5py.Dataset) -> bool:
         """Whether the map shows what h5py reads, on the first and last row; a file system may not map at all."""
         try:
-            mapped = self._mapped_rows()
+            mapped = self.mapped_rows()
         except (OSError, ValueError):
             return False
         first, last = (0,) * (features.ndim - 1), tuple(size - 1 for size in features.shape[:-1])
         return all(mapped[at].tobytes() == features[row].tobytes() for at, row in ((0, first), (-1, last)))
 
-    def _mapped_rows(self) -> npt.NDArray[Any]:
+    def mapped_rows(self) -> npt.NDArray[Any]:
+        """Return the memory map of all rows, (R, D), read-only; only where ``mapped``."""
         if self._map is None:
             mapped = np.memmap(self.path, self.dtype, "r", self._offset or 0, (self._joint, self._width))
             self._map = np.asarray(mapped)  # without memmap's own costs at every access
@@ -175,7 +188,8 @@ class PackedFile(FeatureSource):
         raise Unusable("pending")
 
     def _reason(self, position: int) -> str:
-        raw = self._handle.opened()["reasons"][position]
+        file = self._handle.opened()
+        raw = file["reasons"][position] if "reasons" in file else ""
         return raw.decode(errors="replace")[:REASON_BYTES] if isinstance(raw, bytes) else str(raw)
 
     def _shape(self, video_id: str) -> tuple[int, int]:
@@ -188,10 +202,14 @@ class PackedFile(FeatureSource):
         count = int(self._counts[position])
         indices = np.arange(count) if rows is None else rows.astype(np.int64)
         self._check_rows(video_id, indices, count)
-        at = np.array([position])
-        taken = self.gather(at, indices[None])[0]
-        scales = self.gather_scales(at, indices[None])
-        result: Array = taken if scales is None else taken.astype(np.float32) * scales[0][:, None]
+        if self.mapped:
+            taken = np.take(self.mapped_rows(), self._starts[position] + indices, axis=0)
+        else:
+            taken = self._stored_rows(position)[indices]
+        scales = self.row_scales()
+        if scales is not None:
+            taken = np.multiply(taken, scales[self._starts[position] + indices, None], dtype=np.float32)
+        result: Array = taken
         return result
 
     def _stored_rows(self, position: int) -> npt.NDArray[Any]:

@@ -51,6 +51,8 @@ def read_rows(stream: BinaryIO, header: Header, position: int) -> VideoRows:
     """Read one video of a feature file that is open for reading."""
     layout = header.layout
     start, count = int(layout.starts[position]), int(header.row_counts[position])
+    if STATUSES[header.status[position]] in ("pending", "failed"):
+        count = 0  # a kill in the middle of another try may have left the number of its rows
 
     def values(name: str, dtype: str, index: int, number: int, width: int = 1) -> npt.NDArray[Any]:
         kind = np.dtype(dtype)

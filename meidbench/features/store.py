@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from meidbench.features.layout import (
     create,
     read_header,
     recipe_differences,
+    stored_checksums,
 )
 from meidbench.features.records import VideoRows, read_rows
 from meidbench.files import written_whole
@@ -50,7 +51,10 @@ def stored_headers(path: Path, recipe: Recipe) -> dict[Path, Header]:
     found = {}
     for candidate in (partial_path(path), path):
         if candidate.exists():
-            header = read_header(candidate)
+            try:
+                header = read_header(candidate)
+            except FeatureError as error:
+                raise FeatureError(f"{error}\nRemove it to begin anew, or choose another output.") from None
             if differences := recipe_differences(header.recipe, recipe):
                 raise FeatureError(
                     f"{candidate} was made with other settings:\n{bullet_list(differences)}\n"
@@ -62,7 +66,13 @@ def stored_headers(path: Path, recipe: Recipe) -> dict[Path, Header]:
 
 @contextmanager
 def feature_writer(
-    path: Path, layout: Layout, recipe: Recipe, *, retry_failed: bool = False, report: Report | None = None
+    path: Path,
+    layout: Layout,
+    recipe: Recipe,
+    *,
+    retry_failed: bool = False,
+    fresh: bool = False,
+    report: Report | None = None,
 ) -> Iterator["FeatureWriter"]:
     """Open a feature file to be written, with all that an earlier run finished.
 
@@ -79,13 +89,16 @@ def feature_writer(
         JSON values; ``libraries`` may differ from the earlier run, nothing else.
     retry_failed : bool
         Whether videos that failed are pending again.
+    fresh : bool
+        Take nothing from an earlier run of the same recipe.
     report : callable, optional
         Called with a line of text where earlier work is found.
 
     Raises
     ------
     FeatureError
-        Another process writes this file, an earlier one has another recipe, or there is too little space.
+        Another process writes this file, an earlier one has another recipe or videos that are not in this layout,
+        or there is too little space.
     """
     report = report or (lambda line: None)
 
@@ -97,7 +110,10 @@ def feature_writer(
         for left in path.parent.glob(f".{glob.escape(partial_path(path).name)}.*"):
             left.unlink()  # of a run that was killed before its file had a name
         headers = stored_headers(path, recipe)
-        writer = _resumed(path, layout, headers, retry_failed, report) or _begun(
+        if fresh:
+            headers = {}
+        _refuse_losses(layout, headers)
+        writer = _resumed(path, layout, recipe, headers, retry_failed, report) or _begun(
             path, layout, recipe, headers, retry_failed, report
         )
         try:
@@ -113,6 +129,8 @@ class FeatureWriter:
     ----------
     path : Path
         The file's final name.
+    place : Path
+        Where it lies now: ``path`` if it is whole already.
     layout : Layout
     status : (V,) uint8 array
         Positions in ``STATUSES``, of all that was put.
@@ -120,9 +138,10 @@ class FeatureWriter:
 
     def __init__(self, path: Path, place: Path, header: Header) -> None:
         self.path = path
+        self.place = place
         self.layout = header.layout
         self.status = header.status.copy()
-        self._place = place
+        self._on_disk = header.status.copy()
         self._offsets = header.offsets
         self._starts = header.layout.starts
         self._stream = place.open("rb" if place == path else "r+b", buffering=0)
@@ -147,6 +166,10 @@ class FeatureWriter:
             The rows do not fit the layout, or the disk is full; what was put before is safe.
         """
         self._refuse_misfits(position, video)
+        if STATUSES[self._on_disk[position]] != "pending":  # what vouches for the rows that were there goes first
+            self._on_disk[position] = STATUSES.index("pending")
+            self._write("status", position, self._on_disk[position : position + 1])
+            self._synchronise()
         start = int(self._starts[position])
         if video.status != "failed":
             self._write("features", start, np.ascontiguousarray(video.rows))
@@ -167,10 +190,16 @@ class FeatureWriter:
     def commit(self) -> None:
         """Make what was put outlast a loss of power: rows reach the disk before the status that vouches for them."""
         if self._uncommitted:
-            self._synchronise()
-            for position in self._uncommitted:
+            # The system tells once of rows that it could not write; trying again would only seem to succeed.
+            positions, self._uncommitted = self._uncommitted, []
+            try:
+                self._synchronise()
+            except FeatureError:
+                self.status[positions] = STATUSES.index("pending")
+                raise
+            for position in positions:
                 self._write("status", position, self.status[position : position + 1])
-            self._uncommitted.clear()
+                self._on_disk[position] = self.status[position]
         self._last_commit = time.monotonic()
 
     def finish(self) -> None:
@@ -185,11 +214,12 @@ class FeatureWriter:
             ids = (self.layout.video_ids[position] for position in self.pending)
             raise FeatureError(f"{len(self.pending):,} videos are not there yet: {first_few(ids)}")
         self.commit()
-        self._synchronise()
+        if self.place != self.path:
+            self._synchronise()
         self._stream.close()
-        if self._place != self.path:
-            self._place.replace(self.path)
-            self._place = self.path
+        if self.place != self.path:
+            self.place.replace(self.path)
+            self.place = self.path
 
     def close(self) -> None:
         """Commit and close; a file that is not finished is gone on with by the next run."""
@@ -216,7 +246,7 @@ class FeatureWriter:
 
     def _write(self, name: str, index: int, values: npt.NDArray[Any]) -> None:
         """Write values of a dataset from an index along its first (for rows: its joint row) axis on."""
-        a_step = values[0].nbytes
+        a_step = values.nbytes // len(values)
         data = values.reshape(-1).view(np.uint8).data
         try:
             self._stream.seek(self._offsets[name] + index * a_step)
@@ -233,11 +263,13 @@ class FeatureWriter:
 
     def _out_of_space(self, error: OSError) -> FeatureError:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return FeatureError(f"cannot write {self._place}: {error.strerror}; run the same command again to go on")
+            return FeatureError(
+                f"cannot write {self.place}: {error.strerror or error}; run the same command again to go on"
+            )
         safe = len(self.status) - len(self.pending) - len(self._uncommitted)
         return FeatureError(
-            f"no space is left for {self._place} ({error.strerror}); {safe:,} of {len(self.status):,} videos are safe "
-            "in it.\nMake room and run the same command again: it goes on from there."
+            f"no space is left for {self.place} ({error.strerror or error}); {safe:,} of {len(self.status):,} videos "
+            "are safe in it.\nMake room and run the same command again: it goes on from there."
         )
 
 
@@ -255,13 +287,15 @@ def _same(stored: Layout, wanted: Layout) -> bool:
 
 
 def _resumed(
-    path: Path, layout: Layout, headers: dict[Path, Header], retry_failed: bool, report: Report
+    path: Path, layout: Layout, recipe: Recipe, headers: dict[Path, Header], retry_failed: bool, report: Report
 ) -> FeatureWriter | None:
     """Go on in the very file that is there, where it is of these very videos."""
     for place, header in headers.items():
         to_retry = (header.status == STATUSES.index("failed")) & retry_failed
-        # What is whole is never written to: what is to be tried again gets a file of its own.
-        if _same(header.layout, layout) and not (place == path and to_retry.any()):
+        # What has its final name is never written to: what is to be done yet gets a file of its own.
+        to_do = (to_retry | (header.status == STATUSES.index("pending"))).any()
+        listed = header.recipe.get("shared_list") == recipe.get("shared_list")
+        if _same(header.layout, layout) and listed and not (place == path and to_do):
             writer = FeatureWriter(path, place, header)
             writer.status[to_retry] = STATUSES.index("pending")
             done = len(writer.status) - len(writer.pending)
@@ -284,21 +318,41 @@ def _begun(
     # Under its own name only with all that is taken over, or a kill in between would lose it.
     with written_whole(place) as temporary:
         create(temporary, layout, recipe)
-        writer = FeatureWriter(path, temporary, read_header(temporary))
-        for source, header in headers.items():
-            taken = 0
-            known = {video_id: at for at, video_id in enumerate(header.layout.video_ids)}
-            with source.open("rb") as stream:
-                for position in writer.pending:
-                    at = known.get(layout.video_ids[position])
-                    if at is None or not _reusable(header, at, layout, int(position), retry_failed):
-                        continue
-                    writer.put(int(position), read_rows(stream, header, at))
-                    taken += 1
-            if taken:
-                report(f"{taken:,} of {len(layout.video_ids):,} videos are taken from {source}")
-        writer.close()
+        with closing(FeatureWriter(path, temporary, read_header(temporary))) as writer:
+            for source, header in headers.items():
+                if taken := _take_over(writer, source, header, retry_failed):
+                    report(f"{taken:,} of {len(layout.video_ids):,} videos are taken from {source}")
     return FeatureWriter(path, place, read_header(place))
+
+
+def _take_over(writer: FeatureWriter, source: Path, header: Header, retry_failed: bool) -> int:
+    """Copy what an earlier file holds of the videos that are pending; what was damaged since is left out."""
+    taken = 0
+    known = {video_id: at for at, video_id in enumerate(header.layout.video_ids)}
+    checksums = stored_checksums(source)
+    with source.open("rb") as stream:
+        for position in writer.pending.tolist():
+            at = known.get(writer.layout.video_ids[position])
+            if at is None or not _reusable(header, at, writer.layout, position, retry_failed):
+                continue
+            video = read_rows(stream, header, at)
+            if video.checksum() == checksums[at]:
+                writer.put(position, video)
+                taken += 1
+    return taken
+
+
+def _refuse_losses(layout: Layout, headers: dict[Path, Header]) -> None:
+    """Refuse to replace a file that holds videos of which this run knows nothing."""
+    known = set(layout.video_ids)
+    for place, header in headers.items():
+        ready = np.isin(header.status, [STATUSES.index("ok"), STATUSES.index("salvaged")]).tolist()
+        there = (video_id for video_id, is_ready in zip(header.layout.video_ids, ready, strict=True) if is_ready)
+        if lost := [video_id for video_id in there if video_id not in known]:
+            raise FeatureError(
+                f"{place} holds {len(lost):,} videos that are not to be written now, and would lose them: "
+                f"{first_few(lost)}\nName all videos, choose another output, or remove it to begin anew."
+            )
 
 
 def _reusable(header: Header, at: int, layout: Layout, position: int, retry_failed: bool) -> bool:
