@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from meidbench.errors import FeatureError, SplitError
 from meidbench.features import FeatureSource, open_features
-from meidbench.sampling import SAMPLINGS, random_indices, uniform_indices
+from meidbench.frame_rows import FrameRows
+from meidbench.sampling import SAMPLINGS
 from meidbench.split import Split
 from meidbench.split_file import load_split
 
@@ -62,6 +63,10 @@ class FeatureDataset(Dataset[Sample]):
     class_names : tuple of str
     dim : int
         Width D of the features.
+    num_frames : (n,) int64 array
+        Rows that each video has.
+    frame_rows : FrameRows
+        Which of them are taken.
 
     Raises
     ------
@@ -112,12 +117,15 @@ class FeatureDataset(Dataset[Sample]):
         self.num_classes = split.num_classes
         self.class_names = split.class_names
         self.source = features if isinstance(features, FeatureSource) else open_features(features)
-        self._num_frames = self.source.check(self.video_ids)
+        self.num_frames = self.source.check(self.video_ids)
+        self.frame_rows = FrameRows(self.num_frames, self.frames, sampling, replacement, self.seed)
         self.dim = self.source.dim
-        # So that forked workers do not inherit an open HDF5 file; each opens its own.
-        self.source.close()
+        if self.source is not features:
+            # So that forked workers do not inherit an open HDF5 file; each opens its own. A source that was
+            # given may be in use.
+            self.source.close()
         # Shared memory, because workers that outlive an epoch hold their own copy of everything else.
-        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu")
         self._share_epoch()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,10 +145,10 @@ class FeatureDataset(Dataset[Sample]):
         if not 0 <= position < len(self):
             raise IndexError(f"index {index} is outside the {len(self):,} videos of {self.subset}")
         video_id = self.video_ids[position]
-        rows = self.source.read(video_id, self._rows(position))
+        rows = self.source.read(video_id, self.frame_rows.one(position, self.epoch))
         # torch takes the machine's byte order only. It converts float16 several times faster than numpy does.
         native = rows.astype(rows.dtype.newbyteorder("="), copy=False)
-        labels = torch.zeros(self.num_classes, dtype=torch.float32)
+        labels = torch.zeros(self.num_classes, dtype=torch.float32, device="cpu")
         labels[self._classes[self._starts[position] : self._starts[position + 1]]] = 1
         return {
             "video_id": video_id,
@@ -158,6 +166,15 @@ class FeatureDataset(Dataset[Sample]):
         matrix[np.repeat(np.arange(len(self)), np.diff(self._starts)), self._classes] = True
         return matrix
 
+    def label_rows(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the (B, C) float32 labels of several videos."""
+        starts, counts = self._starts[positions], self._starts[positions + 1] - self._starts[positions]
+        # The k-th label of each video, counted through: 0, 1, 0, 0, 1, 2 for videos of 2, 1 and 3 labels.
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        matrix = np.zeros((len(positions), self.num_classes), np.float32)
+        matrix[np.repeat(np.arange(len(positions)), counts), self._classes[np.repeat(starts, counts) + within]] = 1
+        return torch.from_numpy(matrix)
+
     @property
     def epoch(self) -> int:
         """The epoch that random frames are drawn for."""
@@ -173,15 +190,6 @@ class FeatureDataset(Dataset[Sample]):
 
     def _share_epoch(self) -> None:
         self._epoch.share_memory_()  # type: ignore[no-untyped-call, unused-ignore]
-
-    def _rows(self, position: int) -> npt.NDArray[np.int64] | None:
-        if self.frames is None:
-            return None
-        num_frames = int(self._num_frames[position])
-        if self.sampling == "uniform":
-            return uniform_indices(num_frames, self.frames)
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(self.epoch, position))
-        return random_indices(num_frames, self.frames, np.random.default_rng(sequence), self.replacement)
 
 
 class VideoLT(FeatureDataset):
