@@ -11,8 +11,12 @@ from meidbench.cli.compare import compare
 from meidbench.cli.datasets import datasets
 from meidbench.cli.download import download
 from meidbench.cli.evaluate import evaluate
+from meidbench.cli.extract_features import extract_features
 from meidbench.cli.import_split import import_split
+from meidbench.cli.merge_features import merge_features
+from meidbench.cli.pack_features import pack_features
 from meidbench.cli.stats import stats
+from meidbench.cli.verify_features import verify_features
 from meidbench.errors import MeidbenchError
 
 
@@ -49,5 +53,18 @@ def main() -> None:
     """
 
 
-for command in (datasets, download, build_splits, import_split, stats, audit, evaluate, compare):
+for command in (
+    datasets,
+    download,
+    build_splits,
+    import_split,
+    stats,
+    audit,
+    extract_features,
+    merge_features,
+    pack_features,
+    verify_features,
+    evaluate,
+    compare,
+):
     main.add_command(command)

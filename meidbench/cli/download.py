@@ -33,7 +33,7 @@ def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
         raise click.UsageError("nothing was fetched; to accept the licence above, add --accept-licence")
 
     folder = folder or annotations_folder(manifest.annotations)
-    display = _Display()
+    display = Display()
     try:
         paths = download_annotations(
             manifest, folder, accept_licence=True, progress=display.progress, report=display.say
@@ -54,7 +54,7 @@ def _on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-class _Display:
+class Display:
     """Shows how far a download is: bars on a terminal, else a line when a file begins and ends."""
 
     def __init__(self) -> None:
@@ -63,6 +63,7 @@ class _Display:
         self.bar: tqdm[NoReturn] | None = None
 
     def progress(self, name: str, done: int, total: int) -> None:
+        """Show how many bytes of a file are there."""
         if name != self.name:
             self.close()
             self.name = name
@@ -78,12 +79,14 @@ class _Display:
             self.say(f"{name}: fetched")
 
     def say(self, message: str) -> None:
+        """Print a line, above the bar where there is one."""
         if self.bar is not None:
             self.bar.write(message, file=sys.stderr)
         else:
             click.echo(message, err=True)
 
     def close(self) -> None:
+        """End the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -1,0 +1,310 @@
+"""Verification against files that were spoilt on purpose: each fault is found, named, and nothing else is."""
+
+import json
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from meidbench.cli.verify_features import verify_features
+from meidbench.errors import FeatureError
+from meidbench.features import open_features
+from meidbench.features.inspection import cosine_similarity
+from meidbench.features.layout import Layout
+from meidbench.features.packing import pack
+from meidbench.features.quantisation import encode
+from meidbench.features.records import VideoRows
+from meidbench.features.store import feature_writer, partial_path
+from meidbench.features.verification import CHECKS, verify
+
+WIDTH, ROWS = 24, 6
+FORMS = ["npy", "grouped", "float16", "float32", "int8"]
+
+
+def make_arrays(number=8, seed=0):
+    generator = np.random.default_rng(seed)
+    return {f"v{at}": generator.standard_normal((ROWS, WIDTH)).astype(np.float32) for at in range(number)}
+
+
+def store(folder, arrays, form):
+    """Write arrays in one of the forms and return the path; nothing is refused on the way."""
+    if form == "npy":
+        path = folder / "npy"
+        path.mkdir()
+        for video_id, array in arrays.items():
+            np.save(path / f"{video_id}.npy", array)
+        return path
+    path = folder / "features.h5"
+    if form == "grouped":
+        with h5py.File(path, "w") as file:
+            for video_id, array in arrays.items():
+                file[f"features/{video_id}"] = array
+        return path
+    ids = tuple(sorted(arrays))
+    counts = np.array([len(arrays[video_id]) for video_id in ids])
+    layout = Layout(ids, counts, len(set(counts)) == 1, WIDTH, form, False, np.zeros(len(ids), np.int64))
+    with feature_writer(path, layout, {"backbone": "r101", "weights": {"sha256": "ab12"}, "frames": 6}) as writer:
+        for position, video_id in enumerate(ids):
+            rows, scales = arrays[video_id].astype(form if form != "int8" else np.float32), None
+            if form == "int8":
+                sound = np.nan_to_num(rows)
+                rows, scales = encode(sound, form)
+                scales[~np.isfinite(arrays[video_id]).all(axis=1)] = np.nan
+            writer.put(position, VideoRows(rows, scales=scales))
+        writer.finish()
+    return path
+
+
+def told(verification):
+    return {finding.check: finding.concerned for finding in verification.findings}
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(verify_features, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return request.param
+
+
+def test_nothing_is_found_in_sound_features(tmp_path, form):
+    verification = verify(store(tmp_path, make_arrays(), form))
+    assert verification.findings == () and verification.is_sound
+    assert (verification.videos, verification.rows, verification.dim) == (8, 8 * ROWS, WIDTH)
+    assert verification.statuses == {"pending": 0, "ok": 8, "salvaged": 0, "failed": 0}
+    assert verification.dtype == {"npy": "float32", "grouped": "float32"}.get(form, form)
+
+
+def test_rows_without_content_are_found_in_every_form(tmp_path, form):
+    arrays = make_arrays()
+    arrays["v1"][2:4] = 0.0
+    arrays["v2"][5] = 0.25
+    arrays["v3"][:] = arrays["v3"][0]
+    arrays["v4"][3, 3] = np.nan
+    arrays["v5"] = arrays["v6"].copy()
+    arrays["v7"][0, :-1] = 1.5  # all but one number alike, which is nothing
+    verification = verify(store(tmp_path, arrays, form))
+    assert told(verification) == {
+        "zero-rows": ("v1 (2 of 6)",),
+        "constant-rows": ("v2 (1 of 6)",),
+        "frozen": ("v3 (6 rows)",),
+        "not-finite": ("v4 (1 of 6)",),
+        "duplicates": ("v5 = v6",),
+    }
+    assert [finding.severity for finding in verification.findings] == ["error"] * 2 + ["warning"] * 3
+    assert not verification.is_sound
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf])
+def test_infinity_is_found(tmp_path, form, odd):
+    arrays = make_arrays(3)
+    arrays["v1"][1, 0] = odd
+    assert told(verify(store(tmp_path, arrays, form))) == {"not-finite": ("v1 (1 of 6)",)}
+
+
+def test_damage_since_writing_is_found_by_the_checksum(tmp_path):
+    for form in ("float16", "int8"):
+        folder = tmp_path / form
+        folder.mkdir()
+        path = store(folder, make_arrays(), form)
+        with h5py.File(path) as file:
+            offset = file["features"].id.get_offset()
+            place = offset + 2 * ROWS * WIDTH * file["features"].dtype.itemsize + 11
+        with path.open("r+b") as stream:
+            stream.seek(place)
+            byte = stream.read(1)
+            stream.seek(place)
+            stream.write(bytes([byte[0] ^ 4]))
+        assert told(verify(path)) == {"checksum": ("v2",)}
+
+
+def test_a_shared_checksum_is_not_a_duplicate(tmp_path, monkeypatch):
+    path = store(tmp_path, make_arrays(), "npy")
+    monkeypatch.setattr(VideoRows, "checksum", lambda self: 7)
+    assert verify(path).findings == ()
+
+
+def test_int8_rows_that_differ_in_scale_alone_are_neither_frozen_nor_duplicates(tmp_path):
+    row = np.random.default_rng(0).standard_normal(WIDTH).astype(np.float32)
+    arrays = {"v0": np.outer(np.arange(1, 7), row).astype(np.float32), "v1": np.outer(np.arange(2, 8), row)}
+    assert verify(store(tmp_path, arrays, "int8")).findings == ()
+
+
+def test_files_that_cannot_be_read_and_those_of_another_kind_are_named(tmp_path):
+    path = store(tmp_path, make_arrays(), "npy")
+    (path / "v0.npy").write_bytes((path / "v0.npy").read_bytes()[:-4])
+    np.save(path / "v1.npy", np.random.default_rng(0).standard_normal((2, WIDTH + 1)).astype(np.float32))
+    np.save(path / "v2.npy", np.random.default_rng(1).standard_normal((3, WIDTH)))
+    (path / "._v3.npy").write_bytes(b"of a file manager")
+    verification = verify(path)
+    assert told(verification) == {
+        "unreadable": ("v0 (truncated (700 of 704 bytes))",),
+        "width": ("v1 (25)",),
+        "dtype": ("v2 (float64)",),
+    }
+    assert (verification.videos, verification.rows, verification.statuses["failed"]) == (8, 5 * ROWS + 5, 1)
+
+
+def test_failed_salvaged_and_pending_videos_are_named_with_their_reasons(tmp_path):
+    arrays = make_arrays(4)
+    layout = Layout(tuple(arrays), np.full(4, ROWS), True, WIDTH, "float32", False, np.zeros(4, np.int64))
+    with feature_writer(tmp_path / "f.h5", layout, {}) as writer:
+        writer.put(0, VideoRows(arrays["v0"]))
+        writer.put(1, VideoRows(arrays["v1"][:0], "failed", "no video stream"))
+        writer.put(2, VideoRows(arrays["v2"], "salvaged", "cut short"))
+    verification = verify(partial_path(tmp_path / "f.h5"))
+    assert told(verification) == {
+        "failed": ("v1 (no video stream)",),
+        "pending": ("v3",),
+        "salvaged": ("v2 (cut short)",),
+    }
+    assert verification.statuses == {"pending": 1, "ok": 1, "salvaged": 1, "failed": 1}
+
+
+def test_the_videos_of_a_split_are_looked_for(tmp_path, toy_split):
+    ids = sorted(toy_split.table.column("video_id").to_pylist())
+    generator = np.random.default_rng(0)
+    arrays = {name: generator.standard_normal((2, WIDTH)) for name in [*ids[2:], "another"]}
+    verification = verify(store(tmp_path, arrays, "npy"), split=toy_split)
+    assert told(verification) == {"missing": tuple(ids[:2]), "extra": ("another",)}
+    assert not verification.is_sound
+
+
+def test_a_recipe_is_compared_entry_by_entry(tmp_path):
+    path = store(tmp_path, make_arrays(2), "float16")
+    right = {"backbone": "r101", "weights.sha256": "ab12", "frames": "6", "weights": '{"sha256": "ab12"}'}
+    assert verify(path, recipe=right).findings == ()
+    wrong = {"backbone": "r50", "weights.sha": "ab12", "frames": "true", "backbone.x": "1"}
+    assert told(verify(path, recipe=wrong))["recipe"] == (
+        "backbone.x: not said, expected 1",
+        "backbone: r101, expected r50",
+        "frames: 6, expected true",
+        "weights.sha: not said, expected ab12",
+    )
+    (tmp_path / "other").mkdir()
+    npy = store(tmp_path / "other", make_arrays(2), "npy")
+    assert told(verify(npy, recipe={"frames": "6"}))["recipe"] == ("frames: no recipe is stored, expected 6",)
+
+
+# --- made again -----------------------------------------------------------------------------------
+
+
+def test_cosines_are_those_of_scikit_learn():
+    from sklearn.metrics.pairwise import cosine_similarity as peer
+
+    one, other = np.random.default_rng(0).standard_normal((2, 7, WIDTH))
+    other[2] = 0
+    np.testing.assert_allclose(cosine_similarity(one, other), np.diag(peer(one, other)), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_packed_file_is_compared_with_its_folder(tmp_path, dtype):
+    arrays = make_arrays()
+    npy = store(tmp_path, arrays, "npy")
+    path = pack(npy, tmp_path / "f.h5", dtype=dtype).path
+    verification = verify(path, npy=npy)
+    assert verification.is_sound
+    assert [entry.video_id for entry in verification.similarities] == sorted(arrays)
+    for entry in verification.similarities:
+        assert 0.999 < entry.min <= entry.mean <= 1.0000001
+    np.save(npy / "v3.npy", -arrays["v3"])
+    np.save(npy / "v4.npy", arrays["v4"][:2])
+    (npy / "v5.npy").unlink()
+    verification = verify(path, npy=npy)
+    said = told(verification)["similarity"]
+    assert said[0].startswith("v3 (-0.99") or said[0] == "v3 (-1.0000)"
+    assert said[1:] == ("v4 (shape (2, 24) when made again, stored (6, 24))", "v5 (missing)")
+    assert len(verification.similarities) == 6
+
+
+def test_a_sample_is_made_again_and_drawn_by_its_seed(tmp_path):
+    arrays = make_arrays(20)
+    path = store(tmp_path, arrays, "float32")
+    asked = []
+
+    def extract(video_id):
+        asked.append(video_id)
+        return VideoRows(arrays[video_id])
+
+    drawn = {}
+    for seed in (0, 1, 0):
+        verification = verify(path, extract=extract, sample=4, seed=seed)
+        names = [entry.video_id for entry in verification.similarities]
+        assert len(set(names)) == 4 and names == sorted(names) == asked[-4:]
+        assert drawn.setdefault(seed, names) == names
+    assert drawn[0] != drawn[1]
+    assert len(verify(path, extract=extract, sample=99).similarities) == 20
+
+    def broken(video_id):
+        if video_id == "v0":
+            raise FeatureError("cannot be opened\nmore")
+        rows = VideoRows(arrays[video_id])
+        return replace(rows, rows=rows.rows[:0], status="failed", reason="no frames") if video_id == "v1" else rows
+
+    assert told(verify(path, extract=broken))["similarity"] == ("v0 (cannot be opened)", "v1 (no frames)")
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path):
+    path = store(tmp_path, make_arrays(2), "float32")
+    with pytest.raises(FeatureError, match="not both"):
+        verify(path, npy=path, extract=lambda video_id: VideoRows(np.ones((1, 1))))
+    with pytest.raises(FeatureError, match="sample is how many"):
+        verify(path, sample=3)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FeatureError, match="there are no features in"):
+        verify(tmp_path / "empty")
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(FeatureError):
+        verify(path)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_tells_in_its_exit_code(tmp_path, toy_split, toy_split_file):
+    ids = sorted(toy_split.table.column("video_id").to_pylist())
+    generator = np.random.default_rng(0)
+    arrays = {name: generator.standard_normal((2, WIDTH)).astype(np.float32) for name in ids}
+    path = store(tmp_path, arrays, "float16")
+    outcome = invoke(path, "--split", toy_split_file, "--recipe", "backbone=r101", "--recipe", "weights.sha256=ab12")
+    assert outcome.exit_code == 0, outcome.output
+    assert "nothing found by: missing," in outcome.stdout
+    assert outcome.stdout.splitlines()[0].split() == ["videos", f"{len(ids)}", f"({len(ids)}", "ok)"]
+
+    outcome = invoke(path, "--recipe", "backbone=r50")
+    assert outcome.exit_code == 1
+    assert "backbone: r101, expected r50" in outcome.stdout
+    # Without a split nothing can be missing from it, and it must not look as if that had been checked.
+    assert "missing" not in outcome.stdout and "similarity" not in outcome.stdout
+    assert invoke(path, "--recipe", "backbone").exit_code == 2
+    assert invoke(path, "--sample", "3").exit_code == 2
+
+
+def test_the_json_is_the_same_every_time_and_holds_all(tmp_path):
+    arrays = make_arrays(9)
+    for video_id in arrays:
+        arrays[video_id][0] = 0
+    path = store(tmp_path, arrays, "npy")
+    outcomes = [invoke(path, "--npy", path, "--sample", "5", "--seed", "3", "--json", "-") for _ in range(2)]
+    assert outcomes[0].exit_code == 0 and outcomes[0].stdout == outcomes[1].stdout
+    content = json.loads(outcomes[0].stdout)
+    assert content["is_sound"] is True and content["recipe"] is None
+    assert len(content["findings"][0]["concerned"]) == 9
+    assert len(content["similarities"]) == 5
+    assert json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False) + "\n" == outcomes[0].stdout
+    assert str(tmp_path) not in outcomes[0].stdout
+    assert invoke(path, "--json", tmp_path / "v.json").exit_code == 0
+    assert json.loads((tmp_path / "v.json").read_text())["videos"] == 9
+
+
+def test_a_file_of_others_is_verified(tmp_path):
+    arrays = make_arrays()
+    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+        file["video_ids"] = sorted(arrays)
+        file.create_dataset("features", data=np.stack(list(arrays.values())), chunks=(1, ROWS, WIDTH), compression=1)
+    verification = verify(open_features(tmp_path / "theirs.h5"))
+    assert verification.findings == () and verification.rows == 8 * ROWS
+    assert "checksum" not in verification.checks and set(verification.checks) < set(CHECKS)
