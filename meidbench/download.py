@@ -49,8 +49,7 @@ def licence_text(manifest: Manifest) -> str:
 
     Examples
     --------
-    >>> from meidbench.locks import locked
-    from meidbench.manifests import load_manifest
+    >>> from meidbench.manifests import load_manifest
     >>> print(licence_text(load_manifest("videolt")))
     VideoLT: VideoLT, non-commercial research use
       https://github.com/17Skye17/VideoLT
