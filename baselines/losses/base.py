@@ -1,0 +1,267 @@
+"""What every loss has in common: how it is built, what it takes, how its elements become one number."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from meidbench.errors import MeidbenchError, first_few
+
+REDUCTIONS = ("mean", "sum_classes_mean_batch", "num_pos")
+
+
+class Loss(nn.Module):
+    """A loss of logits and labels, made from what a training set says of its classes.
+
+    A loss is called as ``loss(logits, targets, mask)`` and gives a scalar. It computes in float32 where logits come
+    in half precision, leaves its input as it is, and takes videos without a label.
+
+    Parameters
+    ----------
+    train_counts : sequence of int, (C,)
+        Training videos a class.
+    num_videos : int
+        Training videos.
+    reduction : str
+        What the elements l (B, C), weighted by the mask (1 where there is none), are divided by:
+
+        ``mean``
+            B C, as VideoLT's code does.
+        ``sum_classes_mean_batch``
+            B: C times ``mean``. VideoLT's under class-balanced sampling, and ASL's up to the factor 1 / B.
+        ``num_pos``
+            The labels that the mask leaves (at least 1), as in Lin et al., "Focal loss" (2017).
+
+        A masked element adds nothing, and is counted in B C all the same: then parts of a batch, on several devices
+        or one after another, average to what the whole batch gives. ``num_pos`` does not have this property.
+
+    Raises
+    ------
+    MeidbenchError
+        A count or a parameter makes no sense; from a call, shapes differ.
+    """
+
+    # Whether the formula divides by a class's count, or takes the logarithm of its share.
+    _needs_every_class = False
+
+    def __init__(self, train_counts: Sequence[int] | npt.NDArray[Any], num_videos: int, *, reduction: str = "mean"):
+        super().__init__()
+        self.train_counts, self.num_videos = _checked_counts(train_counts, num_videos)
+        self.reduction = one_of("reduction", reduction, REDUCTIONS)
+        self.epoch = 0
+        unseen = np.flatnonzero(self.train_counts == 0)
+        if self._needs_every_class and len(unseen):
+            raise MeidbenchError(
+                f"{type(self).__name__} needs a training video of every class; class {first_few(unseen)} has none. "
+                "Leave such classes out, or take a loss that does not look at counts, such as BCE, Focal or ASL"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.train_counts)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, from 0; only losses with a schedule listen."""
+        self.epoch = whole_number("epoch", epoch)
+
+    def set_step(self, step: int, rank: int = 0, world_size: int = 1) -> None:
+        """Say which forward pass of the whole training comes next; only losses that draw at random listen."""
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the loss.
+
+        Parameters
+        ----------
+        logits : Tensor, (B, C)
+            Floating point, B at least 1.
+        targets : Tensor, (B, C)
+            Labels of 0 and 1, or shares between them (mixed videos).
+        mask : Tensor, (B, C), optional
+            What each element counts, 0 for not at all.
+
+        Returns
+        -------
+        Tensor, ()
+        """
+        self._check_shapes(logits, targets, mask)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        targets = targets.to(logits.dtype)
+        elements = self.elements(logits, targets)
+        labels = targets
+        if mask is not None:
+            weights = mask.to(logits.dtype)
+            elements, labels = elements * weights, targets * weights
+        if self.reduction == "num_pos":
+            return elements.sum() / labels.sum().clamp(min=1)
+        return elements.sum(dim=1).mean() if self.reduction == "sum_classes_mean_batch" else elements.mean()
+
+    def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each video and class before masking and reduction; all are (B, C) of one dtype."""
+        raise NotImplementedError
+
+    def _check_shapes(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None) -> None:
+        shapes = {"logits": logits, "targets": targets} | ({} if mask is None else {"mask": mask})
+        wrong = {name: tuple(tensor.shape) for name, tensor in shapes.items() if tensor.shape != logits.shape}
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes or not len(logits):
+            wrong = {"logits": tuple(logits.shape)} | wrong
+        if wrong:
+            named = ", ".join(f"{name} {shape}" for name, shape in wrong.items())
+            raise MeidbenchError(
+                f"{type(self).__name__} expects (B, {self.num_classes}) of logits, targets and mask alike, B at least "
+                f"1; logits have {tuple(logits.shape)}, and wrong is {named}"
+            )
+        if not logits.dtype.is_floating_point:
+            raise MeidbenchError(f"logits must be floating point, got {logits.dtype}")
+
+    def _shares(self, whole: int) -> npt.NDArray[np.float64]:
+        """Return n_c / whole, or refuse a class that has all of it: the logarithm of its odds is infinite."""
+        everywhere = np.flatnonzero(self.train_counts == whole)
+        if len(everywhere):
+            raise MeidbenchError(
+                f"{type(self).__name__} needs a training video without each class; class {first_few(everywhere)} has "
+                f"all {whole:,}"
+            )
+        return np.asarray(self.train_counts / whole)
+
+    def _constant(self, name: str, values: npt.NDArray[Any]) -> None:
+        # Not persistent: it follows from the arguments, and a checkpoint should not contradict them.
+        self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32), persistent=False)
+
+
+def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return -y log p - (1 - y) log(1 - p) with p = sigmoid(z), element by element.
+
+    Examples
+    --------
+    >>> binary_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))
+    tensor([[0.6931, 0.6931]])
+    """
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def effective_number_weights(train_counts: npt.NDArray[Any], beta: float = 0.9999) -> npt.NDArray[np.float64]:
+    """Return class weights by the effective number of samples, on average 1.
+
+    w_c = (1 - beta) / (1 - beta^n_c), divided by their mean: Cui et al., "Class-balanced loss based on effective number
+    of samples" (2019).
+
+    Parameters
+    ----------
+    train_counts : ndarray, (C,)
+        At least 1 each.
+    beta : float
+        In [0, 1); 0 gives every class 1.
+
+    Examples
+    --------
+    >>> effective_number_weights(np.array([1, 2]), beta=0.5)
+    array([1.2, 0.8])
+    """
+    weights = inverse_effective_number(train_counts, beta)
+    return np.asarray(weights / weights.mean())
+
+
+def inverse_effective_number(counts: npt.NDArray[Any], beta: float) -> npt.NDArray[np.float64]:
+    """Return (1 - beta) / (1 - beta^n) of each count.
+
+    Examples
+    --------
+    >>> inverse_effective_number(np.array([1, 2]), beta=0.5)
+    array([1.        , 0.66666667])
+    """
+    log_beta = np.log(beta) if beta else -np.inf
+    # expm1, because beta^n is close to 1 for rare classes.
+    return np.asarray((1 - beta) / -np.expm1(np.asarray(counts, dtype=np.float64) * log_beta))
+
+
+def bias_prior(share: float | npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
+    """Return the bias of a last layer whose sigmoid is then ``share`` before training: -log((1 - pi) / pi).
+
+    Lin et al., "Focal loss" (2017), section 4.1. EQL's detectors start at 0.001, the code of the class-balanced loss
+    at 1 / C; a share for each class, n_c / N, is possible too.
+
+    Parameters
+    ----------
+    share : float or (C,) array
+        pi, between 0 and 1, both excluded.
+
+    Raises
+    ------
+    MeidbenchError
+        A share is not between 0 and 1.
+
+    Examples
+    --------
+    >>> bias_prior(0.001)
+    tensor(-6.9068)
+    """
+    pi = torch.as_tensor(share, dtype=torch.float64)
+    if not bool(((pi > 0) & (pi < 1)).all()):
+        raise MeidbenchError(f"a prior share must lie between 0 and 1, both excluded, got {share}")
+    return torch.logit(pi).to(torch.float32)
+
+
+def one_of(name: str, value: str, known: Sequence[str]) -> str:
+    """Return a switch's value, or refuse it and list those that are known.
+
+    Examples
+    --------
+    >>> one_of("reduction", "mean", REDUCTIONS)
+    'mean'
+    """
+    if value not in known:
+        raise MeidbenchError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+    return value
+
+
+def in_range(name: str, value: float, low: float, high: float = np.inf, *, open_end: bool = False) -> float:
+    """Return a number, or refuse it where it is not in [low, high], or [low, high) with ``open_end``.
+
+    Examples
+    --------
+    >>> in_range("beta", 0.9999, 0, 1, open_end=True)
+    0.9999
+    """
+    valid = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not valid or not low <= value <= high or (open_end and value == high) or not np.isfinite(value):
+        bounds = f"at least {low}" if high == np.inf else f"in [{low}, {high}{')' if open_end else ']'}"
+        raise MeidbenchError(f"{name} must be a number {bounds}, got {value!r}")
+    return float(value)
+
+
+def whole_number(name: str, value: int, least: int = 0) -> int:
+    """Return a whole number, or refuse it where it is below ``least`` or none at all.
+
+    Examples
+    --------
+    >>> whole_number("epoch", 3)
+    3
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise MeidbenchError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return number
+
+
+def _checked_counts(train_counts: Sequence[int] | npt.NDArray[Any], num_videos: int) -> tuple[npt.NDArray[Any], int]:
+    counts = np.asarray(train_counts)
+    if counts.ndim != 1 or not len(counts) or counts.dtype.kind not in "iu":
+        raise MeidbenchError(
+            f"train_counts must be whole numbers, one a class, got shape {counts.shape} of {counts.dtype}"
+        )
+    videos = whole_number("num_videos", num_videos, least=1)
+    wrong = np.flatnonzero((counts < 0) | (counts > videos))
+    if len(wrong):
+        named = first_few(f"{index} ({counts[index]})" for index in wrong)
+        raise MeidbenchError(f"a class has between 0 and all {videos:,} training videos; wrong are class {named}")
+    return counts.astype(np.int64), videos

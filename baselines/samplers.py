@@ -1,0 +1,294 @@
+"""The samplers: which videos an epoch shows, and for which class each is drawn."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from meidbench.baselines.draws import Draws, Indices, VideoSampler, label_mask
+from meidbench.baselines.losses.base import in_range, whole_number
+from meidbench.errors import MeidbenchError
+from meidbench.ranking import Positives
+
+__all__ = ["SAMPLERS", "Draws", "VideoSampler", "class_probabilities", "label_mask"]
+
+# What a sampler is made from.
+Labels = npt.NDArray[np.bool_] | Positives
+
+
+class _RoundSampler(VideoSampler):
+    """A sampler that goes through the videos in rounds, whatever their classes."""
+
+    def _draw(self, generator: np.random.Generator) -> Draws:
+        videos = self._round(generator)
+        if self.samples_per_epoch is not None:
+            while len(videos) < self.samples_per_epoch:
+                videos = np.concatenate([videos, self._round(generator)])
+            videos = videos[: self.samples_per_epoch]
+        return Draws(videos, np.full(len(videos), -1))
+
+    def _round(self, generator: np.random.Generator) -> Indices:
+        raise NotImplementedError
+
+
+class Instance(_RoundSampler):
+    """Every video once an epoch, in random order; with ``samples_per_epoch``, in rounds. See ``VideoSampler``.
+
+    Videos without labels are shown too.
+
+    Examples
+    --------
+    >>> sampler = Instance(np.eye(3, dtype=bool))
+    >>> sorted(sampler)
+    [(0, -1), (1, -1), (2, -1)]
+    """
+
+    def _round(self, generator: np.random.Generator) -> Indices:
+        return generator.permutation(self.labels.videos)
+
+
+class RepeatFactor(_RoundSampler):
+    """Videos of rare classes several times an epoch: r = max over labels of max(1, sqrt(threshold / f_c)).
+
+    Gupta et al., "LVIS" (2019), with f_c the share of videos that have class c, as in detectron2's
+    ``RepeatFactorTrainingSampler``: an epoch
+    has a video floor(r) times, and once more with the probability of what is left of r, all in random order. Its length
+    varies from epoch to epoch; call ``set_epoch`` before ``len``. A video without labels has r = 1.
+
+    Parameters
+    ----------
+    labels, samples_per_epoch, seed
+        As in ``VideoSampler``.
+    threshold : float
+        Classes of a lower share are repeated; in (0, 1]. With 0.001, that of LVIS, the rarest class of VideoLT comes
+        2.0 times. No class of CharadesLT is so rare; with 0.05 its rarest comes 3.5 times.
+
+    Examples
+    --------
+    >>> sampler = RepeatFactor(np.eye(4, dtype=bool), threshold=1.0)
+    >>> len(sampler), sampler.repeat_factors()
+    (8, array([2., 2., 2., 2.]))
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        *,
+        threshold: float = 1e-3,
+        samples_per_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(labels, samples_per_epoch=samples_per_epoch, seed=seed)
+        self.threshold = in_range("threshold", threshold, float(np.finfo(np.float64).tiny), 1)
+
+    def repeat_factors(self) -> npt.NDArray[np.float64]:
+        """Return r of each video, (n,)."""
+        shares = self.counts / self.labels.videos
+        of_class = np.sqrt(np.maximum(1, self.threshold / np.maximum(shares, 1 / self.labels.videos)))
+        factors = np.ones(self.labels.videos)
+        np.maximum.at(factors, self.labels.rows, of_class[self.labels.classes])
+        return factors
+
+    def _round(self, generator: np.random.Generator) -> Indices:
+        factors = self.repeat_factors()
+        whole = np.floor(factors)
+        times = (whole + (generator.random(len(factors)) < factors - whole)).astype(np.int64)
+        return generator.permutation(np.repeat(np.arange(len(factors)), times))
+
+
+class Power(VideoSampler):
+    """Draw a class with a probability that follows n_c^q, then one of its videos; as many draws as videos.
+
+    Kang et al., "Decoupling representation and classifier for long-tailed recognition" (2020). With several labels a
+    video, q = 1 is not ``Instance``: a video comes as often as it has labels. A class without videos is never drawn,
+    nor is a video without labels.
+
+    Parameters
+    ----------
+    labels, samples_per_epoch, seed
+        As in ``VideoSampler``; at least one label is needed.
+    q : float
+        1 keeps the imbalance, 0 is class-balanced.
+    replacement : bool
+        Draw each video of a class independently, as VideoLT's code does. False shows none of a class's videos again
+        before all have been shown.
+    """
+
+    masks_other_labels = True
+
+    def __init__(
+        self,
+        labels: Labels,
+        *,
+        q: float = 0.5,
+        replacement: bool = True,
+        samples_per_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(labels, samples_per_epoch=samples_per_epoch, seed=seed)
+        _require_labels(self)
+        self.q = in_range("q", q, 0)
+        self.replacement = replacement
+
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Return the probability of each class in this epoch, (C,)."""
+        return class_probabilities(self.counts, self.q)
+
+    def _draw(self, generator: np.random.Generator) -> Draws:
+        wanted = self.labels.videos if self.samples_per_epoch is None else self.samples_per_epoch
+        classes = generator.choice(self.labels.num_classes, size=wanted, p=self.probabilities())
+        return Draws(_videos_of(self.labels, classes, generator, self.replacement), classes)
+
+
+class ClassBalanced(Power):
+    """Every class with the same probability, then one of its videos: ``CBS`` of VideoLT's code.
+
+    Together with ``label_mask`` each class gets equally many positives. Without it, other labels of the videos drawn
+    come along: the expected imbalance of CharadesLT then falls from 61.8 to 26.5 only. Parameters as in ``Power``.
+
+    Examples
+    --------
+    >>> sampler = ClassBalanced(np.array([[True, False], [True, False], [True, True]]), samples_per_epoch=1000)
+    >>> np.bincount([label for _, label in sampler])
+    array([504, 496])
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        *,
+        replacement: bool = True,
+        samples_per_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(labels, q=0.0, replacement=replacement, samples_per_epoch=samples_per_epoch, seed=seed)
+
+
+class SquareRoot(Power):
+    """A class with a probability that follows sqrt(n_c): ``SRS`` of VideoLT's code. Parameters as in ``Power``."""
+
+    def __init__(
+        self,
+        labels: Labels,
+        *,
+        replacement: bool = True,
+        samples_per_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(labels, q=0.5, replacement=replacement, samples_per_epoch=samples_per_epoch, seed=seed)
+
+
+class ProgressivelyBalanced(Power):
+    """From the classes as they are to all alike: p = (1 - t / T) p(q = 1) + t / T p(q = 0) in epoch t of T.
+
+    Kang et al., "Decoupling representation and classifier for long-tailed recognition" (2020). See ``Power``.
+
+    Parameters
+    ----------
+    labels, replacement, samples_per_epoch, seed
+        As in ``Power``.
+    epochs : int
+        T. From epoch T on, all classes are alike.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        *,
+        epochs: int = 100,
+        replacement: bool = True,
+        samples_per_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(labels, q=1, replacement=replacement, samples_per_epoch=samples_per_epoch, seed=seed)
+        self.epochs = whole_number("epochs", epochs, least=1)
+
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Return the probability of each class in this epoch, (C,)."""
+        progress = min(1.0, self.epoch / self.epochs)
+        return (1 - progress) * class_probabilities(self.counts, 1) + progress * class_probabilities(self.counts, 0)
+
+
+class ClassAware(VideoSampler):
+    """The classes in turn, a few videos of each: random rounds of classes, and within a class of its videos.
+
+    Shen et al., "Relay backpropagation" (2016), as in the code of the distribution-balanced loss: three videos of
+    a class follow one another, and an epoch has max n_c C / 4 of them. There the rounds go on from epoch to epoch; here
+    each epoch begins anew. Classes without videos have no turn, nor videos without labels. No label is masked.
+
+    Parameters
+    ----------
+    labels, samples_per_epoch, seed
+        As in ``VideoSampler``; at least one label is needed.
+    samples_per_class : int
+        Videos of a class that follow one another.
+    reduce : int
+        What max n_c C is divided by.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        *,
+        samples_per_class: int = 3,
+        reduce: int = 4,
+        samples_per_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(labels, samples_per_epoch=samples_per_epoch, seed=seed)
+        _require_labels(self)
+        self.samples_per_class = whole_number("samples_per_class", samples_per_class, least=1)
+        self.reduce = whole_number("reduce", reduce, least=1)
+
+    def _draw(self, generator: np.random.Generator) -> Draws:
+        present = np.flatnonzero(self.counts)
+        wanted = self.samples_per_epoch or max(1, int(self.counts.max()) * len(present) // self.reduce)
+        turns = -(-wanted // self.samples_per_class)
+        rounds = np.tile(present, (-(-turns // len(present)), 1))
+        classes = np.repeat(generator.permuted(rounds, axis=1).ravel()[:turns], self.samples_per_class)[:wanted]
+        return Draws(_videos_of(self.labels, classes, generator, replacement=False), classes)
+
+
+SAMPLERS: dict[str, type[VideoSampler]] = {
+    "instance": Instance,
+    "class_balanced": ClassBalanced,
+    "square_root": SquareRoot,
+    "power": Power,
+    "progressively_balanced": ProgressivelyBalanced,
+    "repeat_factor": RepeatFactor,
+    "class_aware": ClassAware,
+}
+
+
+def class_probabilities(counts: npt.NDArray[Any], q: float) -> npt.NDArray[np.float64]:
+    """Return n_c^q / sum n^q, and 0 for classes without videos; (C,).
+
+    Examples
+    --------
+    >>> class_probabilities(np.array([16, 4, 0]), 0.5)
+    array([0.66666667, 0.33333333, 0.        ])
+    """
+    # Shares of the largest, so that no q overflows.
+    weights = np.where(counts > 0, (counts / counts.max()) ** q, 0.0)
+    return np.asarray(weights / weights.sum())
+
+
+def _videos_of(labels: Positives, classes: Indices, generator: np.random.Generator, replacement: bool) -> Indices:
+    """Draw a video of each class."""
+    counts = np.diff(labels.bounds)
+    if replacement:
+        return np.asarray(labels.rows[labels.bounds[classes] + generator.integers(counts[classes])])
+    videos = np.empty(len(classes), dtype=np.int64)
+    by_class = np.argsort(classes, kind="stable")
+    wanted = np.bincount(classes, minlength=labels.num_classes)
+    stops = np.cumsum(wanted)
+    for index in np.flatnonzero(wanted).tolist():
+        rounds = np.tile(labels.rows[labels.of_class(index)], (-(-int(wanted[index]) // int(counts[index])), 1))
+        shown = generator.permuted(rounds, axis=1).ravel()[: wanted[index]]
+        videos[by_class[stops[index] - wanted[index] : stops[index]]] = shown
+    return videos
+
+
+def _require_labels(sampler: VideoSampler) -> None:
+    if not len(sampler.labels.rows):
+        raise MeidbenchError(f"{type(sampler).__name__} draws classes, but no video has a label")
