@@ -1,4 +1,29 @@
 """Reference baselines of long-tailed multi-label video recognition, imported as ``meidbench.baselines``.
 
-No baseline is part of this version: it builds splits, loads features and scores predictions.
+``LOSSES``, ``SAMPLERS``, ``AUGMENTATIONS``, ``AGGREGATORS`` and ``METHODS`` are plain dicts of name -> object;
+``train`` makes a run of a ``Config``, which ``resolve`` makes of a method and a split.
 """
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "LOSSES": "losses",
+    "SAMPLERS": "samplers",
+    "AUGMENTATIONS": "augmentation",
+    "AGGREGATORS": "aggregators",
+    "METHODS": "methods",
+    "Config": "configuration",
+    "resolve": "recipes",
+    "train": "training",
+    "Trained": "scored_run",
+    "predict": "prediction",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: torch is not needed to list what there is."""
+    if name in _HOMES:
+        return getattr(import_module(f"meidbench.baselines.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'meidbench.baselines' has no attribute {name!r}")

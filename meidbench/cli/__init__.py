@@ -9,13 +9,16 @@ from meidbench.cli.audit import audit
 from meidbench.cli.build_splits import build_splits
 from meidbench.cli.compare import compare
 from meidbench.cli.datasets import datasets
+from meidbench.cli.demo import demo
 from meidbench.cli.download import download
 from meidbench.cli.evaluate import evaluate
 from meidbench.cli.extract_features import extract_features
 from meidbench.cli.import_split import import_split
 from meidbench.cli.merge_features import merge_features
 from meidbench.cli.pack_features import pack_features
+from meidbench.cli.predict import predict
 from meidbench.cli.stats import stats
+from meidbench.cli.train import train
 from meidbench.cli.verify_features import verify_features
 from meidbench.errors import MeidbenchError
 
@@ -41,10 +44,12 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="meidbench")
 def main() -> None:
-    r"""Long-tailed multi-label video recognition: exact splits and one evaluator.
+    r"""Long-tailed multi-label video recognition: exact splits, features, baselines and one evaluator.
 
     \b
-    A first run:
+    A first run, offline: meidbench demo
+    \b
+    With real annotations:
       meidbench download charadeslt --accept-licence
       meidbench build-splits charadeslt
       meidbench evaluate predictions.parquet --split charadeslt
@@ -64,7 +69,10 @@ for command in (
     merge_features,
     pack_features,
     verify_features,
+    train,
+    predict,
     evaluate,
     compare,
+    demo,
 ):
     main.add_command(command)

@@ -1,0 +1,91 @@
+"""The whole way on an invented benchmark: split, simulated features, training, predictions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from meidbench.baselines.inference import Progress, quiet
+from meidbench.baselines.recipes import resolve
+from meidbench.baselines.training import train
+from meidbench.simulated_split import simulate_split
+from meidbench.simulation import simulate_features
+from meidbench.split import Split
+from meidbench.split_file import write_split
+
+METHODS = ("bce", "ldam", "eql", "cbs", "framestack")
+EPOCHS = 12
+# Small enough for a CPU, long enough to learn something: two thirds of the epochs at the full rate.
+_FRAMES, _DIM, _DIFFICULTY = 30, 128, 0.8
+_SETTINGS = (
+    "schedule.lr=2e-3",
+    "schedule.batch_size=64",
+    "frames.train=30",
+    "frames.test=30",
+    "execution.device=cpu",
+)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demonstration left.
+
+    Attributes
+    ----------
+    split : Split
+    split_path : Path
+    predictions : dict of str to Path
+        Of the test subset, by method.
+    """
+
+    split: Split
+    split_path: Path
+    predictions: dict[str, Path]
+
+
+def run_demo(
+    out: Path,
+    *,
+    methods: tuple[str, ...] = METHODS,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    progress: Progress = quiet,
+    report: Callable[[str], None] = lambda line: None,
+) -> Demo:
+    """Make a split and features, and train the methods on them; goes on where it was stopped.
+
+    Parameters
+    ----------
+    out : Path
+        Folder for everything that is made.
+    methods : tuple of str
+        Keys of ``meidbench.baselines.METHODS``.
+    epochs : int
+        Of each method.
+    seed : int
+        Of the split, the features and the training.
+    progress, report : callable
+        As for ``meidbench.baselines.train``.
+
+    Returns
+    -------
+    Demo
+
+    Notes
+    -----
+    Nothing here says which method is better on real data: see ``meidbench.simulation``.
+    """
+    split = simulate_split(seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    split_path = write_split(split, out / "simulatedlt.parquet")
+    features = simulate_features(
+        split, out / "features.h5", frames=_FRAMES, dim=_DIM, seed=seed, difficulty=_DIFFICULTY, progress=progress
+    )
+    predictions = {}
+    for method in methods:
+        settings = [*_SETTINGS, f"schedule.epochs={epochs}", f"schedule.milestones=[{epochs * 2 // 3}]", f"seed={seed}"]
+        if method.startswith("ldam"):
+            settings.append(f"loss.drw_epoch={epochs // 2}")
+        config = resolve(method, split, settings=settings)
+        trained = train(split_path, features, config, out / method, progress=progress, report=report)
+        predictions[method] = trained.path / "predictions-test.parquet"
+    return Demo(split, split_path, predictions)

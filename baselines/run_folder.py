@@ -1,0 +1,227 @@
+"""The folder of a run: what it was made from, and whether a run may go on there."""
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow
+import torch
+
+import meidbench
+from meidbench.baselines.configuration import Config
+from meidbench.errors import FeatureError, MeidbenchError, bullet_list
+from meidbench.features import FeatureSource
+from meidbench.features.layout import read_header
+from meidbench.files import written_whole
+from meidbench.locks import locked
+from meidbench.split import Split
+
+FORMAT_VERSION = 1
+SCORED = ("val", "test")
+
+# What a run that was killed while it wrote leaves behind; see meidbench.files.written_whole.
+_HALF_WRITTEN = re.compile(r"\.((config|result-\w+)\.json|(last|best)\.pt|predictions-\w+\.parquet)\.[0-9a-f]{12}")
+
+# Videos whose rows go into the fingerprint of features.
+_LOOKED_AT = 8
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is made from besides its configuration.
+
+    Attributes
+    ----------
+    dataset, variant, split_digest : str
+    dim : int
+        Width of the features.
+    features_digest : str
+        Of the number of rows of each training video, and of the rows of a few.
+    recipe_digest : str
+        Of the recipe in the feature file; empty where there is none.
+    split_path, features_path : str
+        Where they were; what a run is does not depend on it.
+    """
+
+    dataset: str
+    variant: str
+    split_digest: str
+    dim: int
+    features_digest: str
+    recipe_digest: str
+    split_path: str = ""
+    features_path: str = ""
+
+    @classmethod
+    def of(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
+        """Look at a split and its features.
+
+        Raises
+        ------
+        FeatureError
+            Features are missing or malformed.
+        """
+        video_ids = split.video_ids("train")
+        rows = features.check(video_ids)
+        digest = hashlib.sha256(rows.tobytes())
+        for position in np.unique(np.linspace(0, len(video_ids) - 1, min(_LOOKED_AT, len(video_ids))).astype(int)):
+            digest.update(np.ascontiguousarray(features.read(video_ids[position])).tobytes())
+        features.close()
+        if split_path and Path(split_path).is_file():
+            split_path = str(Path(split_path).absolute())
+        return cls(
+            split.dataset,
+            split.variant,
+            split.digest,
+            features.dim,
+            digest.hexdigest(),
+            recipe_digest(features),
+            split_path,
+            str(features.path),
+        )
+
+    def differences(self, other: "Inputs") -> list[str]:
+        """Say in what others differ, paths aside."""
+        said = {
+            "split_digest": "the split has other videos or labels",
+            "dim": f"the features are {self.dim} wide in the run, {other.dim} now",
+            "features_digest": "the features have other values",
+            "recipe_digest": "the features were made by another recipe",
+        }
+        return [text for name, text in said.items() if getattr(self, name) != getattr(other, name)]
+
+
+class RunFolder:
+    """``RUN/``: config.json, log.jsonl, last.pt, best.pt, predictions and results of val and test.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best mAP on the subset that selects."""
+        return self.path / "best.pt"
+
+    def predictions(self, subset: str) -> Path:
+        """Return where the scores of a subset lie."""
+        return self.path / f"predictions-{subset}.parquet"
+
+    def result(self, subset: str) -> Path:
+        """Return where the evaluation of a subset lies."""
+        return self.path / f"result-{subset}.json"
+
+    def open(self, config: Config, inputs: Inputs) -> None:
+        """Begin a run, or make sure that the one that is there may go on.
+
+        Raises
+        ------
+        MeidbenchError
+            The folder holds another run, whose differences are named, or something else.
+        """
+        file = self.path / "config.json"
+        if file.is_file():
+            there, before = self.read()
+            if problems := there.differences(config) + before.differences(inputs):
+                raise MeidbenchError(
+                    f"{self.path} holds another run:\n{bullet_list(problems)}\n"
+                    "Name another folder with --out, or ask for what the run was begun with."
+                )
+            return
+        if self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise MeidbenchError(f"{self.path} is not empty and holds no run; name another folder with --out")
+        content = {
+            "format_version": FORMAT_VERSION,
+            "config": config.to_tables(),
+            "inputs": vars(inputs),
+            "versions": versions(),
+        }
+        with written_whole(file) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def read(self) -> tuple[Config, Inputs]:
+        """Return what the run was begun with.
+
+        Raises
+        ------
+        MeidbenchError
+            There is no run, or its config.json is damaged.
+        """
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise MeidbenchError(f"{self.path} holds no run (there is no config.json); 'meidbench train' makes one")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content["format_version"] != FORMAT_VERSION:
+                raise MeidbenchError(f"{file} is of version {content['format_version']}; this is for {FORMAT_VERSION}")
+            return Config.from_tables(content["config"]), Inputs(**content["inputs"])
+        except MeidbenchError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise MeidbenchError(f"{file} is damaged: {error!r}; name another folder with --out") from None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training here, and remove what a killed one left half written.
+
+        Raises
+        ------
+        MeidbenchError
+            One does.
+        """
+
+        def refuse() -> None:
+            raise MeidbenchError(f"another process trains in {self.path}; wait for it, or name another folder")
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.last, refuse):
+            for entry in self.path.iterdir():
+                if _HALF_WRITTEN.fullmatch(entry.name):
+                    entry.unlink()
+            yield
+
+
+def recipe_digest(features: FeatureSource) -> str:
+    """Return the sha256 of the recipe in a feature file, empty where there is none."""
+    if not features.path.is_file():
+        return ""
+    try:
+        recipe = read_header(features.path).recipe
+    except FeatureError:  # an HDF5 file that others wrote
+        return ""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, Any]:
+    """Return the versions of what numbers depend on.
+
+    Examples
+    --------
+    >>> sorted(versions())
+    ['h5py', 'meidbench', 'numpy', 'pyarrow', 'python', 'torch']
+    """
+    return {
+        "meidbench": meidbench.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "pyarrow": pyarrow.__version__,
+        "h5py": h5py.__version__,
+    }

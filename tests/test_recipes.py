@@ -1,0 +1,282 @@
+"""Recipes: all resolve and train, every value has its source, the published numbers are the tables', errors say all."""
+
+import csv
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from meidbench.baselines import AGGREGATORS, AUGMENTATIONS, LOSSES, METHODS, SAMPLERS, Config, resolve, train
+from meidbench.baselines.components import known_options, make_aggregator, make_augmentation, make_loss, make_sampler
+from meidbench.baselines.configuration import Schedule, overrides
+from meidbench.baselines.draws import VideoSampler
+from meidbench.baselines.losses import COMPAT, Loss
+from meidbench.baselines.recipes import PUBLISHED_TABLES, benchmark_values
+from meidbench.errors import MeidbenchError
+from meidbench.manifests import DATASETS
+from meidbench.simulation import simulate_features
+from meidbench.split import Split
+
+TINY = ("frames.train=6", "frames.test=6", "schedule.batch_size=16", "execution.device=cpu")
+
+# The methods as the tables name them, and the tables' files.
+PUBLISHED_AS = {
+    **{"BCE": "bce", "LDAM": "ldam", "LDAM+DRW": "ldam", "EQL": "eql", "CBS": "cbs", "SRS": "srs", "CBLoss": "cb"},
+    **{"Mixup": "mixup", "FrameStack": "framestack"},
+}
+FILES = {
+    "table2": "table2_videolt.csv",
+    "table3": "table3_charades.csv",
+    "supp5": "supp_table5_videolt_tsm.csv",
+    "modelzoo": "videolt_modelzoo.csv",
+}
+
+
+def published_table(name: str) -> list[dict[str, str]]:
+    """Read a table of published numbers, named by MEIDBENCH_TEST_TABLES or beside the checkout, or skip."""
+    beside = Path(__file__).parents[2] / "shared" / "paper" / "tables"
+    path = Path(os.environ.get("MEIDBENCH_TEST_TABLES", beside)) / FILES[name]
+    if not path.is_file():
+        pytest.skip(f"the published tables are not at hand ({path}); set MEIDBENCH_TEST_TABLES to have them compared")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def named(split: Split, dataset: str, tail_up_to: int = 20) -> Split:
+    """The same videos under another name."""
+    return Split(split.table, dataclasses.replace(split.metadata, dataset=dataset, tail_up_to=tail_up_to))
+
+
+@pytest.mark.parametrize("table", list(PUBLISHED_TABLES))
+def test_the_published_numbers_are_those_of_the_tables(table):
+    wanted = {
+        (PUBLISHED_AS[row["method"]], row["dataset"].lower(), row["encoder"], row["aggregation"].lower()): tuple(
+            float(row[group]) for group in ("mAP", "head", "medium", "tail")
+        )
+        for row in published_table(table)
+        if row["method"] in PUBLISHED_AS
+    }
+    got = {
+        (name, row.dataset, row.encoder, row.aggregator): dataclasses.astuple(row.mAP)
+        for name, recipe in METHODS.items()
+        for row in recipe.published
+        if row.table == table and not recipe.is_compat
+    }
+    assert got == wanted
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_published_rows_fit_their_recipe(name):
+    for row in METHODS[name].published:
+        assert row.table in PUBLISHED_TABLES and row.dataset in DATASETS and row.aggregator in AGGREGATORS
+        assert 0 < row.mAP.tail < row.mAP.overall < row.mAP.head < 1
+
+
+@pytest.mark.parametrize("dataset", [*DATASETS, "toylt"])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_recipe_resolves_on_every_benchmark_and_can_be_read_back(toy_split, name, dataset):
+    split = named(toy_split, dataset)
+    config = resolve(name, split)
+    assert config.method == name and config.seed == 2021
+    assert Config.from_tables(config.to_tables()) == config
+    assert config.differences(config) == []
+    for part in (make_loss(config, split), make_sampler(config, split), make_augmentation(config)):
+        assert part is not None
+    assert make_aggregator(config, 8, split.num_classes).num_classes == split.num_classes
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_recipe_trains_a_step_and_is_scored(toy_split, tmp_path, name):
+    features = simulate_features(toy_split, tmp_path / "toy.h5", frames=6, dim=8)
+    # FrameStack mixes from the second epoch on.
+    config = resolve(name, toy_split, settings=[*TINY, "sampler.samples_per_epoch=16", "schedule.epochs=2"])
+    trained = train(toy_split, features, config, tmp_path / "run")
+    assert 0 < trained.mAP["val"].overall < 1 and 0 < trained.mAP["test"].tail < 1
+
+
+def flat(tables, prefix=""):
+    for key, value in tables.items():
+        yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_value_has_a_source(name):
+    recipe = METHODS[name]
+    unsaid = [key for key in flat(recipe.tables) if not recipe.sources.get(key)]
+    unsaid += [
+        key for dataset, tables in recipe.of_dataset.items() for key in flat(tables)
+        if not recipe.sources.get(f"{dataset}:{key}")
+    ]  # fmt: skip
+    assert not unsaid
+    assert recipe.title and recipe.is_compat == name.endswith("-compat") == bool(recipe.differs)
+    for dataset in (*DATASETS, "other"):
+        tables, sources = benchmark_values(dataset, recipe.is_compat)
+        assert [key for key in flat(tables) if not (sources.get(key) or sources.get(key.split(".")[0]))] == []
+
+
+def test_all_that_the_public_code_has_comes_in_its_form_too():
+    compat = [name for name in METHODS if name.endswith("-compat")]
+    assert compat == [f"{name}-compat" for name in ("bce", "focal", "cb", "ldam", "eql", "cbs", "srs", "mixup",
+                                                    "framestack")]  # fmt: skip
+
+
+def test_compatible_forms_set_what_the_components_say_is_compatible(toy_split):
+    for name in ("focal", "cb", "ldam", "eql"):
+        config = resolve(f"{name}-compat", named(toy_split, "videolt", 100))
+        wanted = COMPAT[config.loss.name]
+        assert {key: config.loss.options.get(key) for key in wanted} == wanted
+    config = resolve("framestack-compat", toy_split)
+    assert config.running_ap == "second_pass" and config.loss.options == {"gamma": 1.0, "soft": "exp_bce"}
+    assert dict(config.augmentation.options) | {"rounding": "int", "label_weight": "beta", "ap_agg": "sum"} == dict(
+        config.augmentation.options
+    )
+    assert resolve("cbs-compat", toy_split).loss.options["reduction"] == "sum_classes_mean_batch"
+    assert resolve("ldam", toy_split).aggregator.options["classifier"] == "cosine"
+    assert resolve("ldam-compat", toy_split).aggregator.options["classifier"] == "linear"
+
+
+def test_what_a_benchmark_has_in_common_is_its_own(toy_split):
+    videolt, charades = (resolve("eql", named(toy_split, *of)) for of in (("videolt", 100), ("charadeslt", 20)))
+    assert (videolt.frames.train, videolt.frames.test, videolt.frames.train_sampling) == (60, 150, "random")
+    assert (charades.frames.train, charades.frames.test) == (200, 200)
+    assert (videolt.loss.options["tail_up_to"], charades.loss.options["tail_up_to"]) == (100, 20)
+    assert (videolt.aggregator.name, charades.aggregator.name) == ("nonlinear", "nextvlad")
+    assert charades.aggregator.options == {}
+    compat = resolve("eql-compat", named(toy_split, "charadeslt"))
+    assert compat.aggregator.options == {"flavor": "meid_compat", "frames": 200}
+    for config in (videolt, charades):
+        assert (config.schedule.lr, config.schedule.milestones, config.schedule.epochs) == (1e-4, (30, 60), 100)
+        assert (config.schedule.clip_norm, config.schedule.weight_decay) == (20.0, 0.0)
+    thresholds = [resolve("repeat_factor", named(toy_split, name)).sampler.options for name in DATASETS]
+    assert [options["threshold"] for options in thresholds] == [0.001, 0.05, 0.05]
+
+
+def test_an_aggregator_of_choice_keeps_what_it_knows_of_the_recipe(toy_split):
+    assert resolve("ldam", toy_split, aggregator="netvlad").aggregator.options == {"classifier": "cosine"}
+    config = resolve("bce-compat", named(toy_split, "charadeslt"), aggregator="nonlinear")
+    assert config.aggregator.options == {}
+    config = resolve("ldam", toy_split, settings=["loss.name=asl", "loss.gamma_neg=2"])
+    assert dict(config.loss.options) == {"gamma_neg": 2.0}
+    assert resolve("bce", toy_split, settings=["sampler.name=progressively_balanced"]).sampler.options["epochs"] == 100
+
+
+def test_settings_override_and_are_of_the_right_type(toy_split):
+    config = resolve(
+        "ldam",
+        toy_split,
+        settings=["schedule.lr=1", "schedule.milestones=[2, 4]", "loss.drw_epoch=none", "schedule.precision=bf16",
+                  "schedule.clip_norm=none", "selection.subset=test"],
+    )  # fmt: skip
+    assert config.schedule.lr == 1.0 and isinstance(config.schedule.lr, float)
+    assert config.schedule.milestones == (2, 4) and config.schedule.clip_norm is None
+    assert config.loss.options["drw_epoch"] is None and config.schedule.precision == "bf16"
+    assert make_loss(config, toy_split).drw_epoch is None
+
+
+def test_all_that_is_wrong_with_settings_is_said_at_once(toy_split):
+    with pytest.raises(MeidbenchError) as refused:
+        resolve(
+            "ldam",
+            toy_split,
+            settings=["schedule.epoch=3", "loss.gamma=1", "schedule.lr=fast", "loss.scale=true", "tau=1",
+                      "schedule.precision=fp8", "schedule.milestones=[4, 2]", "aggregator.name=vlad", "seed=-1",
+                      "schedule.batch_size=2.5", "frames.train=0"],
+        )  # fmt: skip
+    message = str(refused.value)
+    for said in (
+        "11 problem(s)",
+        "unknown key schedule.epoch; known in schedule: epochs, batch_size, accumulate",
+        "unknown key loss.gamma; known of ldam: name, max_margin, scale, drw_epoch, drw_beta, margins, reduction",
+        "schedule.lr must be a number, got 'fast'",
+        "loss.scale must be a number, got True",
+        "unknown key tau; known: method, seed, aggregator",
+        "schedule.precision must be one of fp32, bf16, fp16, got 'fp8'",
+        "schedule.milestones must be rising epochs",
+        "unknown aggregator.name 'vlad'; known: nonlinear, early_mean, attention, netvlad, nextvlad",
+        "seed must be at least 0, got -1",
+        "schedule.batch_size must be a whole number, got 2.5",
+    ):
+        assert said in message, message
+
+
+@pytest.mark.parametrize(("method", "settings", "said"), [
+    ("adlm", [], "unknown method 'adlm'; known: bce, bce-compat"),
+    ("bce", ["schedule.lr"], "is no setting; expected KEY=VALUE"),
+    ("bce", ["=3"], "is no setting"),
+    ("bce", ["seed=1", "seed=2"], "seed is set twice"),
+    ("bce", ["seed=1", "seed.value=2"], "seed.value is set twice"),
+    ("bce", ["loss=3"], "unknown loss.name None"),
+    ("bce", ["schedule=3"], "schedule must be a table, got 3"),
+    ("bce", ["schedule.lr=inf"], "schedule.lr must be above 0"),
+    ("framestack", ["augmentation.ratio=1.0"], "running_ap=second_pass"),
+    ("framestack", ["augmentation.clip_length=4"], "set it to 200"),
+    ("bce", ["aggregator.name=nextvlad", "aggregator.flavor=meid_compat", "frames.test=9"], "set them alike"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(toy_split, method, settings, said):
+    with pytest.raises(MeidbenchError, match=said.replace("(", r"\(")):
+        resolve(method, toy_split, settings=settings)
+
+
+def test_values_are_read_as_toml():
+    assert overrides(["a.b=2e-3", "a.c=true", "d=[1, 2]", 'e="x=y"', "f=charades", "g.h.i=-4"]) == {
+        "a": {"b": 0.002, "c": True}, "d": [1, 2], "e": "x=y", "f": "charades", "g": {"h": {"i": -4}},
+    }  # fmt: skip
+
+
+def test_the_learning_rate_falls_as_published():
+    rates = [Schedule().learning_rate(epoch) for epoch in (0, 29, 30, 59, 60, 99)]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
+
+
+def test_the_options_of_components_are_what_they_take(toy_split):
+    for name, kind in (LOSSES | SAMPLERS | AUGMENTATIONS | AGGREGATORS).items():
+        options = known_options(kind)
+        assert "self" not in options and "labels" not in options and "dim" not in options, name
+        if issubclass(kind, Loss):
+            assert "reduction" in options
+        if issubclass(kind, VideoSampler):
+            assert {"samples_per_epoch", "seed"} <= options.keys()
+        if kind in AGGREGATORS.values():
+            assert {"classifier", "bias_prior"} <= options.keys()
+
+
+def test_the_dicts_are_bound_when_asked_for():
+    import meidbench.baselines as baselines
+
+    assert baselines.LOSSES is LOSSES and "ldam" in LOSSES and "frame_stack" in AUGMENTATIONS
+    with pytest.raises(AttributeError, match="no attribute 'LOSES'"):
+        baselines.LOSES  # noqa: B018
+
+
+def test_methods_are_what_their_names_say(toy_split):
+    parts = {}
+    for method in METHODS:
+        config = resolve(method, toy_split)
+        parts[method] = (config.loss.name, config.sampler.name, config.augmentation.name)
+    plain = {
+        "bce": ("bce", "instance", "none"),
+        "focal": ("focal", "instance", "none"),
+        "cb": ("class_balanced", "instance", "none"),
+        "ldam": ("ldam", "instance", "none"),
+        "eql": ("eql", "instance", "none"),
+        "cbs": ("bce", "class_balanced", "none"),
+        "srs": ("bce", "square_root", "none"),
+        "mixup": ("bce", "instance", "mixup"),
+        "framestack": ("bce", "instance", "frame_stack"),
+        "db": ("distribution_balanced", "class_aware", "none"),
+        "asl": ("asl", "instance", "none"),
+        "logit_adjusted": ("logit_adjusted", "instance", "none"),
+        "repeat_factor": ("bce", "repeat_factor", "none"),
+        "class_aware": ("bce", "class_aware", "none"),
+    }
+    for method, expected in plain.items():
+        assert parts[method] == expected, method
+    compatible = {method for method in METHODS if method.endswith("-compat")}
+    assert compatible == {f"{name}-compat" for name in list(plain)[:9]}
+
+
+def test_masked_sampling_begins_with_rare_classes_and_the_public_code_does_not(toy_split):
+    for method in ("cbs", "srs"):
+        assert resolve(method, toy_split).aggregator.options["bias_prior"] == 0.01
+        assert resolve(f"{method}-compat", toy_split).aggregator.options.get("bias_prior") is None

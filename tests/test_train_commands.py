@@ -1,0 +1,157 @@
+"""The commands ``train`` and ``predict``: what they write, print, and refuse."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from meidbench.cli import main
+from meidbench.simulation import simulate_features
+
+TINY = ("--set", "frames.train=6", "--set", "frames.test=6", "--set", "schedule.batch_size=16", "--device", "cpu")
+
+
+@pytest.fixture(scope="session")
+def features(toy_split, tmp_path_factory):
+    return simulate_features(toy_split, tmp_path_factory.mktemp("features") / "toy.h5", frames=6, dim=16)
+
+
+@pytest.fixture
+def invoke():
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def trained(invoke, toy_split_file, features, tmp_path):
+    arguments = ("train", "--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY)
+    outcome = invoke(*arguments, "--method", "eql", "--epochs", 2, "--set", "schedule.lr=2e-3")
+    assert outcome.exit_code == 0, outcome.output
+    return outcome, tmp_path / "run", arguments
+
+
+def test_train_prints_what_it_reached_and_writes_what_evaluate_says(trained, invoke, toy_split_file, tmp_path):
+    outcome, run, _ = trained
+    assert [line.split()[0] for line in outcome.stdout.splitlines()[2:4]] == ["val", "test"]
+    assert outcome.stdout.splitlines()[-1] == str(run)
+    assert "epoch 2 of 2: loss" in outcome.stderr and "epoch" not in outcome.stdout
+    for subset in ("val", "test"):
+        predictions, again = run / f"predictions-{subset}.parquet", tmp_path / "again.json"
+        scored = invoke("evaluate", predictions, "--split", toy_split_file, "--subset", subset, "--json", again)
+        assert scored.exit_code == 0, scored.output
+        assert again.read_bytes() == (run / f"result-{subset}.json").read_bytes()
+
+
+def test_the_same_command_again_says_that_it_is_finished_and_another_is_refused(trained, invoke):
+    _, run, arguments = trained
+    again = invoke(*arguments, "--method", "eql", "--epochs", 2, "--set", "schedule.lr=2e-3", "--json")
+    assert again.exit_code == 0 and f"{run} is finished" in again.stderr
+    content = json.loads(again.stdout)
+    assert content["run"] == str(run)
+    assert content["mAP"]["test"] == json.loads((run / "result-test.json").read_text())["mAP"]
+    other = invoke(*arguments, "--method", "eql", "--epochs", 3, "--seed", 1)
+    assert other.exit_code == 1 and other.stdout == ""
+    assert "schedule.epochs: 2 in the run, 3 asked for" in other.stderr and "seed: 2021 in the run" in other.stderr
+
+
+def test_predict_writes_what_the_run_wrote(trained, invoke, tmp_path, toy_split_file):
+    _, run, _ = trained
+    outcome = invoke("predict", run, "--subset", "test", "--out", tmp_path / "test.parquet", "--device", "cpu")
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.stdout == f"wrote {tmp_path / 'test.parquet'}\n"
+    assert (tmp_path / "test.parquet").read_bytes() == (run / "predictions-test.parquet").read_bytes()
+    train_subset = invoke("predict", run, "--subset", "train", "--out", tmp_path / "train.parquet", "--device", "cpu")
+    assert train_subset.exit_code == 0, train_subset.output
+    scored = invoke("evaluate", tmp_path / "train.parquet", "--split", toy_split_file, "--subset", "train")
+    assert scored.exit_code == 0, scored.output
+
+
+def test_predict_refuses_what_does_not_fit(trained, invoke, toy_split, tmp_path):
+    _, run, _ = trained
+    wide = simulate_features(toy_split, tmp_path / "wide.h5", frames=6, dim=20)
+    outcome = invoke("predict", run, "--features", wide, "--out", tmp_path / "p.parquet")
+    assert outcome.exit_code == 1 and "features of width 16" in outcome.stderr and "has 20" in outcome.stderr
+    other_seed = simulate_features(toy_split, tmp_path / "other.h5", frames=6, dim=16, seed=9)
+    outcome = invoke("predict", run, "--features", other_seed, "--out", tmp_path / "p.parquet")
+    assert outcome.exit_code == 0 and "another recipe" in outcome.stderr
+    outcome = invoke("predict", tmp_path, "--out", tmp_path / "q.parquet")
+    assert outcome.exit_code == 1 and "holds no run" in outcome.stderr and not (tmp_path / "q.parquet").exists()
+    (run / "best.pt").unlink()
+    outcome = invoke("predict", run, "--out", tmp_path / "q.parquet")
+    assert outcome.exit_code == 1 and "there is no checkpoint" in outcome.stderr
+
+
+def test_selecting_on_test_is_warned_of_wherever_it_is_scored(invoke, toy_split_file, features, tmp_path):
+    outcome = invoke("train", "--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY,
+                     "--method", "bce", "--epochs", 1, "--select-on", "test")  # fmt: skip
+    assert outcome.exit_code == 0 and "warning: the checkpoint was chosen on the test subset" in outcome.stderr
+    scored = invoke("evaluate", tmp_path / "run" / "predictions-test.parquet", "--split", toy_split_file)
+    assert "warning: the checkpoint was chosen on the test subset" in scored.stderr
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), [
+    (["--method", "adlm"], 1, "unknown method 'adlm'; known: bce"),
+    (["--method", "bce", "--set", "schedule.epoch=3"], 1, "unknown key schedule.epoch"),
+    (["--method", "bce", "--aggregator", "vlad"], 1, "unknown aggregator.name 'vlad'"),
+    (["--method", "bce", "--epochs", "0"], 2, "--epochs"),
+    (["--method", "bce", "--precision", "fp8"], 2, "--precision"),
+    (["--method", "bce", "--device", "abacus"], 1, "unknown device 'abacus'"),
+    (["--method", "bce", "--epochs", "3", "--set", "schedule.epochs=4"], 1, "schedule.epochs is set twice"),
+    ([], 2, "--method"),
+])  # fmt: skip
+def test_calls_that_cannot_be_are_refused(invoke, toy_split_file, features, tmp_path, arguments, code, said):
+    outcome = invoke("train", "--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *arguments)
+    assert outcome.exit_code == code and said in outcome.stderr and outcome.stdout == ""
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_features_of_other_videos_are_refused_by_name(invoke, toy_split, toy_split_file, tmp_path):
+    part = simulate_features(toy_split, tmp_path / "part.h5", frames=6, dim=16, subset="train")
+    outcome = invoke("train", "--split", toy_split_file, "--features", part, "--method", "bce", *TINY,
+                     "--out", tmp_path / "run")  # fmt: skip
+    assert outcome.exit_code == 1 and "50 missing" in outcome.stderr and toy_split.video_ids("val")[0] in outcome.stderr
+
+
+def test_the_run_has_a_name_of_its_own(invoke, toy_split_file, features, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = invoke("train", "--split", toy_split_file, "--features", features, "--method", "bce", *TINY,
+                     "--epochs", 1, "--seed", 5, "--aggregator", "early_mean")  # fmt: skip
+    assert outcome.exit_code == 0, outcome.output
+    assert (tmp_path / "runs" / "toylt-bce-early_mean-5" / "result-test.json").is_file()
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; from meidbench.cli.train import train; from meidbench.cli.predict import predict; "
+        "print({'torch', 'numpy', 'meidbench.baselines'} & set(sys.modules))"
+    )
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert outcome.stdout == "set()\n"
+
+
+def test_under_torchrun_one_process_speaks(toy_split_file, features, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = "from meidbench.cli.train import train; train()"
+    arguments = ["--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY,
+                 "--method", "framestack", "--epochs", 2, "--aggregator", "netvlad", "--set", "aggregator.clusters=4",
+                 "--set", "aggregator.hidden=8"]  # fmt: skip
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            env={**os.environ, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [worker.communicate(timeout=120) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    assert "test" in said[0][0] and "epoch 2 of 2" in said[0][1]
+    assert said[1][0] == "" and "epoch" not in said[1][1]

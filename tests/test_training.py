@@ -1,0 +1,442 @@
+"""Training: exact resumption, parts and processes that make one batch, divergence, selection, and what a run writes."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from meidbench.baselines import AGGREGATORS, resolve, train
+from meidbench.baselines.checkpoints import load_checkpoint
+from meidbench.baselines.divergence import Divergence
+from meidbench.baselines.epoch_plan import EpochPlan
+from meidbench.baselines.run_folder import RunFolder
+from meidbench.datasets import FeatureDataset
+from meidbench.errors import FeatureError, MeidbenchError
+from meidbench.features import open_features
+from meidbench.predictions import read_predictions, run_warnings
+from meidbench.simulation import simulate_features
+from meidbench.split import Split
+from meidbench.split_file import load_split
+
+TINY = (
+    "frames.train=6",
+    "frames.test=6",
+    "schedule.batch_size=16",
+    "schedule.epochs=2",
+    "schedule.lr=2e-3",
+    "execution.device=cpu",
+)
+NO_DROPOUT = ("aggregator.dropout=0.0",)
+
+
+@pytest.fixture(scope="session")
+def features(toy_split, tmp_path_factory):
+    return simulate_features(toy_split, tmp_path_factory.mktemp("features") / "toy.h5", frames=6, dim=16)
+
+
+def config_of(split, *settings, method="bce", aggregator=None):
+    asked = dict(setting.split("=", 1) for setting in (*TINY, *settings))
+    return resolve(method, split, aggregator=aggregator, settings=[f"{key}={value}" for key, value in asked.items()])
+
+
+def log_of(folder, event):
+    lines = [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def weights_of(folder, name="last.pt"):
+    return load_checkpoint(Path(folder, name))["model"]
+
+
+def assert_close(one, other, tolerance):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=tolerance, atol=tolerance)
+
+
+# --- exact resumption -------------------------------------------------------------------------------------------
+
+# Each attempt is a process of its own, forked before torch has computed anything, and killed at a call of any Python
+# function: while a batch is read, a step is taken, a checkpoint is written, a subset is scored.
+ATTEMPTS = """
+import json, os, random, signal, sys
+import torch
+from meidbench.baselines import Config, train
+
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports much, which then need not be done again and again
+split, features, out, seed, attempts, tables = sys.argv[1:]
+config = Config.from_tables(json.loads(tables))
+
+def attempt(folder, last_call=None):
+    child = os.fork()
+    if child == 0:
+        calls = 0
+        def count(frame, event, argument):
+            nonlocal calls
+            calls += event == "call"
+            if calls == last_call:
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.setprofile(count)
+        train(split, features, config, folder)
+        sys.setprofile(None)
+        open(folder + ".calls", "w").write(str(calls))
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+assert attempt(out + "/whole") == 0
+calls = int(open(out + "/whole.calls").read())
+drawn, killed = random.Random(int(seed)), 0
+for _ in range(int(attempts)):
+    killed += attempt(out + "/killed", drawn.randrange(calls // 5, calls)) == signal.SIGKILL
+assert attempt(out + "/killed") == 0
+print(killed)
+"""
+
+
+@pytest.mark.parametrize(("method", "aggregator", "attempts", "extra"), [
+    ("framestack-compat", "netvlad", 4, ("aggregator.clusters=4", "aggregator.hidden=8")),
+    ("cbs", "nonlinear", 2, ("augmentation.name=mixup", "schedule.accumulate=2")),
+])  # fmt: skip
+def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(
+    toy_split, toy_split_file, features, tmp_path, method, aggregator, attempts, extra
+):
+    settings = ("schedule.epochs=3", "schedule.milestones=[1]", "execution.checkpoint_steps=3", *extra)
+    config = config_of(toy_split, *settings, method=method, aggregator=aggregator)
+    seed = int.from_bytes(os.urandom(2), "big")
+    arguments = [toy_split_file, features, tmp_path, seed, attempts, json.dumps(config.to_tables())]
+    outcome = subprocess.run(
+        [sys.executable, "-c", ATTEMPTS, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert outcome.returncode == 0, (seed, outcome.stderr)
+    assert int(outcome.stdout) >= 1, seed
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for name in ("last.pt", "best.pt"):
+        one, other = load_checkpoint(whole / name), load_checkpoint(killed / name)
+        for key, tensor in one["model"].items():
+            assert torch.equal(tensor, other["model"][key]), (seed, name, key)
+    for name in ("predictions-val.parquet", "predictions-test.parquet", "result-val.json", "result-test.json"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), (seed, name)
+    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
+    # Nothing is told twice either.
+    assert [line["epoch"] for line in log_of(killed, "epoch")] == [1, 2, 3]
+    assert [line["loss"] for line in log_of(killed, "epoch")] == pytest.approx(
+        [line["loss"] for line in log_of(whole, "epoch")], rel=1e-12
+    )
+
+
+def test_a_finished_run_is_left_as_it_is(toy_split, features, tmp_path):
+    config = config_of(toy_split, "schedule.epochs=1")
+    first = train(toy_split, features, config, tmp_path / "run")
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    # How it is carried out may change.
+    changed = dataclasses.replace(config, execution=dataclasses.replace(config.execution, log_every=1))
+    again = train(toy_split, features, changed, tmp_path / "run")
+    assert not first.was_finished and again.was_finished and again.mAP == first.mAP
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == times
+
+
+def test_another_run_in_the_same_folder_is_refused_and_its_differences_named(toy_split, features, tmp_path):
+    train(toy_split, features, config_of(toy_split, "schedule.epochs=1"), tmp_path / "run")
+    other = config_of(toy_split, "schedule.epochs=4", "seed=7", method="ldam")
+    with pytest.raises(MeidbenchError) as refused:
+        train(toy_split, features, other, tmp_path / "run")
+    message = str(refused.value)
+    for said in ("schedule.epochs: 1 in the run, 4 asked for", "seed: 2021", "loss.name: 'bce'", "--out"):
+        assert said in message
+    wider = simulate_features(toy_split, tmp_path / "wide.h5", frames=6, dim=20)
+    with pytest.raises(MeidbenchError, match="16 wide in the run, 20 now"):
+        train(toy_split, wider, config_of(toy_split, "schedule.epochs=1"), tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("dear to someone")
+    with pytest.raises(MeidbenchError, match="not empty and holds no run"):
+        train(toy_split, features, other, tmp_path / "other")
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(toy_split, features, tmp_path):
+    config = config_of(toy_split, "schedule.epochs=1")
+    train(toy_split, features, config, tmp_path / "run")
+    (tmp_path / "run" / "result-test.json").unlink()
+    (tmp_path / "run" / "last.pt").write_bytes(b"PK\x03\x04 no checkpoint")
+    with pytest.raises(MeidbenchError, match=r"last\.pt is no checkpoint"):
+        train(toy_split, features, config, tmp_path / "run")
+
+
+# --- parts and processes ----------------------------------------------------------------------------------------
+
+
+@given(
+    draws=st.integers(8, 200),
+    part_size=st.integers(2, 9),
+    accumulate=st.integers(1, 3),
+    processes=st.integers(1, 4),
+    smallest=st.integers(1, 2),
+)
+def test_parts_of_an_epoch_make_whole_steps(draws, part_size, accumulate, processes, smallest):
+    batch_size = part_size * accumulate * processes
+    plans = [EpochPlan(draws, batch_size, accumulate, processes, rank, smallest) for rank in range(processes)]
+    shares = np.zeros((plans[0].steps, draws))
+    for rank, plan in enumerate(plans):
+        assert plan.parts == plans[0].parts
+        for index in range(plan.parts):
+            part = plan.part(index)
+            if part.weight:
+                own = np.arange(rank, draws, processes)[index * part_size :][: part.videos]
+                shares[index // accumulate, own] += part.weight / part.videos / processes
+            assert part.ends_step == ((index + 1) % accumulate == 0 or index == plan.parts - 1)
+    for step, share in enumerate(shares):
+        shown = np.arange(step * batch_size, min((step + 1) * batch_size, plans[0].shown))
+        expected = np.zeros(draws)
+        expected[shown] = 1 / len(shown)
+        np.testing.assert_allclose(share, expected, atol=1e-12)
+    assert draws - plans[0].shown < processes * smallest
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum_classes_mean_batch"])
+@pytest.mark.parametrize("method", ["ldam", "cbs"])
+def test_accumulated_parts_have_the_gradient_of_the_whole_batch(toy_split, features, tmp_path, method, reduction):
+    learnt = []
+    for accumulate in (1, 4):
+        settings = (*NO_DROPOUT, f"loss.reduction={reduction}", f"schedule.accumulate={accumulate}")
+        # One step: after several, Adam makes much of little.
+        config = config_of(
+            toy_split, *settings, "sampler.samples_per_epoch=13", "schedule.epochs=1", "schedule.lr=1e-6", method=method
+        )
+        train(toy_split, features, config, tmp_path / f"{accumulate}")
+        learnt.append(load_checkpoint(tmp_path / f"{accumulate}" / "last.pt")["optimiser"]["state"])
+    for whole, parts in zip(learnt[0].values(), learnt[1].values(), strict=True):
+        # Adam's first moment after a step is a tenth of the gradient.
+        assert whole["exp_avg"].abs().max() > 0
+        torch.testing.assert_close(parts["exp_avg"], whole["exp_avg"], rtol=1e-4, atol=1e-8)
+
+
+WORKER = """
+import json, sys
+from meidbench.baselines import Config, train
+trained = train(sys.argv[1], sys.argv[2], Config.from_tables(json.loads(sys.argv[4])), sys.argv[3])
+"""
+
+
+def test_two_processes_give_the_result_of_one(toy_split, toy_split_file, features, tmp_path):
+    # 113 draws do not divide by two, and the last batch holds a single one.
+    settings = (*NO_DROPOUT, "sampler.samples_per_epoch=113", "schedule.clip_norm=0.05", "execution.checkpoint_steps=2")
+    config = config_of(toy_split, *settings, method="eql")
+    train(toy_split_file, features, config, tmp_path / "one")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    arguments = [toy_split_file, features, tmp_path / "two", json.dumps(config.to_tables())]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, *map(str, arguments)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    assert_close(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"), 2e-4)
+    one, two = (read_predictions(tmp_path / name / "predictions-test.parquet") for name in ("one", "two"))
+    assert one.video_ids == two.video_ids == toy_split.video_ids("test")
+    np.testing.assert_allclose(two.scores, one.scores, atol=1e-3)
+    assert [line["processes"] for line in log_of(tmp_path / "two", "begun")] == [2]
+    assert log_of(tmp_path / "two", "epoch")[-1]["val"]["overall"] == pytest.approx(
+        log_of(tmp_path / "one", "epoch")[-1]["val"]["overall"], abs=1e-3
+    )
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(toy_split, features, tmp_path):
+    with pytest.raises(MeidbenchError, match="cannot be divided among 1 process"):
+        train(toy_split, features, config_of(toy_split, "schedule.accumulate=3"), tmp_path / "run")
+    alone = config_of(toy_split, "schedule.batch_size=1", aggregator="netvlad")
+    with pytest.raises(MeidbenchError, match="at least 2 video"):
+        train(toy_split, features, alone, tmp_path / "other")
+
+
+# --- divergence -------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_nan_stops_the_run_and_names_the_step_and_the_videos(toy_split, tmp_path):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for subset in ("train", "val", "test"):
+        for video_id in toy_split.video_ids(subset):
+            np.save(folder / f"{video_id}.npy", generator.random((6, 16), dtype=np.float32))
+    damaged = toy_split.video_ids("train")[17]
+    np.save(folder / f"{damaged}.npy", np.full((6, 16), np.nan, dtype=np.float32))
+    with pytest.raises(Divergence, match=r"diverged at step \d+ \(epoch 0\): the loss is nan; .* 16 video") as stopped:
+        train(toy_split, folder, config_of(toy_split), tmp_path / "run")
+    assert damaged in stopped.value.video_ids and len(stopped.value.video_ids) == 16
+    assert log_of(tmp_path / "run", "diverged") == [
+        {"event": "diverged", "step": stopped.value.step, "video_ids": list(stopped.value.video_ids)}
+    ]
+    # No weight that was touched by it is kept.
+    assert not (tmp_path / "run" / "last.pt").exists() and not (tmp_path / "run" / "best.pt").exists()
+
+
+def test_scores_that_are_infinite_are_refused_by_video(toy_split, tmp_path):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for subset in ("train", "val", "test"):
+        for video_id in toy_split.video_ids(subset):
+            np.save(folder / f"{video_id}.npy", np.ones((6, 16), dtype=np.float32))
+    damaged = toy_split.video_ids("val")[3]
+    np.save(folder / f"{damaged}.npy", np.full((6, 16), np.inf, dtype=np.float32))
+    with pytest.raises(MeidbenchError, match=rf"1 video\(s\) of val are NaN or infinite: {damaged}"):
+        train(toy_split, folder, config_of(toy_split), tmp_path / "run")
+
+
+# --- selection, and what is written -------------------------------------------------------------------------------
+
+
+def sklearn_map(split, subset, scores):
+    labels = split.labels(subset)
+    present = labels.any(axis=0)
+    return np.mean([average_precision_score(labels[:, c], scores[:, c]) for c in np.flatnonzero(present)])
+
+
+@pytest.mark.parametrize("subset", ["val", "test"])
+def test_the_best_checkpoint_is_that_of_the_best_map(toy_split, features, tmp_path, subset):
+    config = config_of(toy_split, f"selection.subset={subset}", "schedule.epochs=5", "schedule.lr=2e-2")
+    trained = train(toy_split, features, config, tmp_path / "run")
+    means = [line[subset]["overall"] for line in log_of(tmp_path / "run", "epoch")]
+    assert len(means) == 5 and len(set(means)) > 1
+    assert load_checkpoint(tmp_path / "run" / "best.pt")["epoch"] == 1 + int(np.argmax(means))
+    predictions = read_predictions(tmp_path / "run" / f"predictions-{subset}.parquet")
+    assert sklearn_map(toy_split, subset, predictions.scores) == pytest.approx(max(means), abs=1e-12)
+    assert trained.mAP[subset].overall == pytest.approx(max(means), abs=1e-12)
+    assert predictions.metadata["run"]["select_on"] == subset
+    assert bool(run_warnings(predictions.metadata)) == bool(trained.warnings) == (subset == "test")
+
+
+def test_a_split_without_the_selecting_subset_is_refused(toy_split, features, tmp_path):
+    kept = toy_split.table.filter(pc.not_equal(toy_split.table.column("subset"), "val"))
+    with pytest.raises(MeidbenchError, match="no video in val; it has some in train, test"):
+        train(Split(kept, toy_split.metadata), features, config_of(toy_split), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("aggregator", "options"), [("nonlinear", {}), ("netvlad", {"clusters": 4, "hidden": 8})])
+def test_predictions_are_what_the_model_says_in_evaluation_mode(toy_split, features, tmp_path, aggregator, options):
+    # bf16 in training must not show in the scores.
+    settings = [f"aggregator.{key}={value}" for key, value in options.items()]
+    config = config_of(toy_split, "schedule.precision=bf16", *settings, aggregator=aggregator)
+    train(toy_split, features, config, tmp_path / "run")
+    model = AGGREGATORS[aggregator](16, toy_split.num_classes, **options)
+    model.load_state_dict(torch.load(tmp_path / "run" / "best.pt", weights_only=True)["model"])
+    model.eval()
+    predictions = read_predictions(tmp_path / "run" / "predictions-test.parquet")
+    assert predictions.scores.dtype == np.float32 and predictions.scores.min() < 0
+    data = FeatureDataset(toy_split, "test", features=open_features(features), frames=6)
+    with torch.no_grad():
+        for row in range(0, len(data), 7):
+            said = model(data[row]["features"][None])[0].numpy()
+            np.testing.assert_allclose(predictions.scores[row], said, atol=1e-5)
+
+
+def test_a_run_says_what_it_was_made_from(toy_split, toy_split_file, features, tmp_path):
+    config = config_of(toy_split, method="eql")
+    train(toy_split_file, features, config, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert content["inputs"]["split_digest"] == toy_split.digest == load_split(toy_split_file).digest
+    assert len(content["inputs"]["recipe_digest"]) == 64 and content["inputs"]["dim"] == 16
+    assert content["versions"]["torch"] == torch.__version__
+    assert content["config"]["loss"] == {"name": "eql", "gamma": 0.9, "tail_up_to": toy_split.metadata.tail_up_to}
+    again, _ = RunFolder(tmp_path / "run").read()
+    assert again == config
+    assert {path.name for path in (tmp_path / "run").iterdir() if path.name != "tensorboard"} == {
+        *("config.json", "log.jsonl", "last.pt", "best.pt"),
+        *(f"{what}-{subset}.{ending}" for subset in ("val", "test")
+          for what, ending in (("predictions", "parquet"), ("result", "json"))),
+    }  # fmt: skip
+
+
+def test_a_run_can_be_repeated_from_its_configuration(toy_split, features, tmp_path):
+    train(toy_split, features, config_of(toy_split, method="framestack"), tmp_path / "first")
+    config, _ = RunFolder(tmp_path / "first").read()
+    train(toy_split, features, config, tmp_path / "again")
+    for name in ("config.json", "predictions-test.parquet", "result-val.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_tensorboard_is_told_the_same_where_it_is_installed(toy_split, features, tmp_path):
+    pytest.importorskip("tensorboard", reason="TensorBoard is an extra, and not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(toy_split, features, config_of(toy_split), tmp_path / "run")
+    told = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload().Scalars("epoch/val/overall")
+    expected = [line["val"]["overall"] for line in log_of(tmp_path / "run", "epoch")]
+    assert [event.value for event in told] == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_tensorboard_the_log_says_so_once(toy_split, features, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    lines = []
+    train(toy_split, features, config_of(toy_split), tmp_path / "run", report=lines.append)
+    assert [line for line in lines if "TensorBoard" in line] == [
+        "TensorBoard is not installed: the log is log.jsonl alone (pip install tensorboard)"
+    ]
+    assert [line.split(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1 of 2", "epoch 2 of 2"]
+
+
+def test_another_process_in_the_folder_is_refused(toy_split, features, tmp_path):
+    with RunFolder(tmp_path / "run").held(), pytest.raises(MeidbenchError, match="another process trains in"):
+        train(toy_split, features, config_of(toy_split), tmp_path / "run")
+
+
+def test_the_schedule_is_followed(toy_split, features, tmp_path):
+    settings = ("schedule.epochs=4", "schedule.milestones=[1, 3]", "schedule.lr=0.008", "execution.log_every=4")
+    train(toy_split, features, config_of(toy_split, *settings), tmp_path / "run")
+    assert [line["lr"] for line in log_of(tmp_path / "run", "epoch")] == pytest.approx([8e-3, 8e-4, 8e-4, 8e-5])
+    # 114 videos are eight batches of 16.
+    assert [line["step"] for line in log_of(tmp_path / "run", "step")] == [4, 8, 12, 16, 20, 24, 28, 32]
+    reduced = load_checkpoint(tmp_path / "run" / "last.pt")["optimiser"]["param_groups"][0]
+    assert reduced["lr"] == pytest.approx(8e-5) and reduced["betas"] == (0.9, 0.999)
+
+
+def test_the_seed_decides_and_nothing_else(toy_split, features, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(toy_split, features, config_of(toy_split, f"seed={seed}", method="mixup"), tmp_path / name)
+    assert torch.equal(torch.rand(3), expected), "the caller's generator must be left alone"
+    a, b, c = (weights_of(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not any(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_fp16_scales_its_gradients_and_its_state_is_kept(toy_split, features, tmp_path):
+    train(toy_split, features, config_of(toy_split, "schedule.precision=fp16"), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["scaler"]["scale"] > 1
+
+
+def test_the_label_mask_changes_what_is_learnt_and_can_be_left_out(toy_split, features, tmp_path):
+    for mask in ("true", "false"):
+        train(toy_split, features, config_of(toy_split, f"mask_other_labels={mask}", method="cbs"), tmp_path / mask)
+    masked, plain = weights_of(tmp_path / "true"), weights_of(tmp_path / "false")
+    assert not torch.equal(masked["classifier.weight"], plain["classifier.weight"])
+
+
+def test_features_that_are_missing_are_refused_before_anything_is_trained(toy_split, tmp_path):
+    half = simulate_features(toy_split, tmp_path / "train.h5", frames=6, dim=16, subset="train")
+    with pytest.raises(FeatureError, match="50 missing"):
+        train(toy_split, half, config_of(toy_split), tmp_path / "run")
+    assert not (tmp_path / "run" / "last.pt").exists()
