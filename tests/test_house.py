@@ -10,10 +10,12 @@ from material import real_data
 
 import meidbench
 from meidbench.audit import CHECKS
+from meidbench.baselines import AGGREGATORS, AUGMENTATIONS, LOSSES, METHODS, SAMPLERS
 from meidbench.cli import main
 from meidbench.manifests import DATASETS
 
 ROOT = Path(__file__).parents[1]
+BASELINES = [*LOSSES, *SAMPLERS, *AUGMENTATIONS, *AGGREGATORS, *(name for name in METHODS if "-" not in name)]
 
 
 def text_of(*patterns: str) -> str:
@@ -30,7 +32,7 @@ def test_linters_are_content(arguments):
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
-@pytest.mark.parametrize("name", [*main.commands, *DATASETS, *CHECKS])
+@pytest.mark.parametrize("name", [*main.commands, *DATASETS, *CHECKS, *BASELINES])
 def test_everything_with_a_name_has_a_test_and_a_line_in_the_docs(name):
     assert re.search(rf"\b{name}\b", text_of("tests/test_*.py")), f"no test names {name}"
     assert re.search(rf"\b{name}\b", text_of("README.md", "docs/*.md")), f"no documentation names {name}"
@@ -40,6 +42,14 @@ def test_everything_with_a_name_has_a_test_and_a_line_in_the_docs(name):
 def test_every_module_has_its_line_in_the_architecture(path):
     if path.name not in ("__init__.py", "__main__.py") and path.parent.name != "cli":
         assert f"`{path.relative_to(ROOT / 'meidbench')}`" in (ROOT / "docs" / "architecture.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "baselines").rglob("*.py")), ids=lambda path: path.stem)
+def test_every_module_of_the_baselines_has_its_line_in_the_architecture(path):
+    if path.name != "__init__.py":
+        folder = path.relative_to(ROOT)
+        named = f"`{folder.parent}/`" if folder.parent.name != "baselines" else f"`{folder}`"
+        assert named in (ROOT / "docs" / "architecture.md").read_text()
 
 
 @pytest.mark.parametrize("name", [name for name in meidbench.__all__ if name != "__version__"])

@@ -1,0 +1,58 @@
+"""The command ``demo``, and the invented split that it begins with."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from meidbench.errors import SplitError
+from meidbench.simulated_split import simulate_split
+from meidbench.split_file import load_split, write_split
+
+
+def test_demo_goes_the_whole_way_and_goes_on_where_it_stopped(run, tmp_path):
+    out = tmp_path / "demo"
+    outcome = run("demo", "--out", out, "--epochs", 2, "--bootstrap", 20)
+    assert outcome.exit_code == 0, outcome.output
+    assert "simulated features" in outcome.stdout.splitlines()[0]
+    overall = dict(re.findall(r"^(\w+) +(0\.\d{4}) \[", outcome.stdout, re.MULTILINE)[:5])
+    assert list(overall) == ["bce", "ldam", "eql", "cbs", "framestack"]
+    page = (out / "report.html").read_text()
+    for method, value in overall.items():
+        result = json.loads((out / method / "result-test.json").read_text())
+        assert f"{result['mAP']['overall']:.4f}" == value and method in page
+    again = run("demo", "--out", out, "--epochs", 2, "--bootstrap", 20)
+    assert again.stdout == outcome.stdout and again.stderr.count("is finished") == 5
+    other = run("demo", "--out", out, "--epochs", 3, "--bootstrap", 20)
+    assert other.exit_code == 1 and "schedule.epochs" in other.stderr
+
+
+def test_an_invented_split_is_long_tailed_and_whole(tmp_path):
+    split = simulate_split((500, 60, 90), num_classes=40, head_above=60, tail_up_to=15, seed=3)
+    counts = split.train_counts
+    assert counts.max() / counts.min() > 20
+    assert min(len(group) for group in (split.groups.head, split.groups.medium, split.groups.tail)) >= 5
+    assert split.positives("val").min() >= 4 and split.positives("test").min() >= 4
+    for subset in ("train", "val", "test"):
+        # Every label has its segment within the video: the same set, told twice.
+        rows = split.rows(subset).to_pylist()
+        assert all({part["label"] for part in row["segments"]} == set(row["labels"]) for row in rows)
+        assert all(
+            0 <= part["start_s"] < part["end_s"] <= row["length_s"] + 0.01 for row in rows for part in row["segments"]
+        )
+    again = load_split(write_split(split, tmp_path / "s.parquet"))
+    assert again.digest == simulate_split((500, 60, 90), num_classes=40, head_above=60, tail_up_to=15, seed=3).digest
+    assert again.digest != simulate_split((500, 60, 90), num_classes=40, head_above=60, tail_up_to=15, seed=4).digest
+
+
+def test_labels_are_drawn_by_weight():
+    split = simulate_split((4000, 10, 10), num_classes=10, seed=0)
+    shares = split.train_counts / 4000
+    assert (np.diff(shares) < 0.02).all() and shares[0] > 0.8 > 0.3 > shares[-1]
+
+
+@pytest.mark.parametrize("arguments", [((0, 1, 1), 10), ((5, 5, 5), 2)])
+def test_a_split_of_nothing_is_refused(arguments):
+    with pytest.raises(SplitError, match="at least"):
+        simulate_split(*arguments)
