@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, and read without running anything that is in them."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,13 @@ FORMAT_VERSION = 1
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write tensors, numbers and strings; a reader sees the file before or the one after, never half of it."""
     with written_whole(path) as temporary:
-        torch.save({**content, "format_version": FORMAT_VERSION}, temporary)
+        try:
+            torch.save({**content, "format_version": FORMAT_VERSION}, temporary)
+        except RuntimeError as error:  # what torch makes of a write that failed
+            reason = str(error).partition("\n")[0]
+            raise MeidbenchError(
+                f"cannot write {path}: {reason}; is there space left? The one before is safe"
+            ) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -38,9 +43,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise MeidbenchError(f"there is no checkpoint {path}; train the run first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        version = content["format_version"]
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
+        version = int(content["format_version"])
+    except Exception as error:
+        # On damaged bytes torch lets through whatever the unpickler stumbles on.
+        reason = (str(error) or repr(error)).splitlines()[0][:200]
         raise MeidbenchError(
             f"{path} is no checkpoint of a run, or damaged: {reason}; remove it to begin anew"
         ) from None

@@ -16,6 +16,7 @@ else:
     import tomli as tomllib
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+_HIGHEST_RATE = 3.4e38
 SELECTION_SUBSETS = ("val", "test")
 RUNNING_AP = ("untouched", "second_pass")
 FRAME_SAMPLINGS = ("uniform", "random")
@@ -69,6 +70,11 @@ class Schedule:
 
     _least: ClassVar[dict[str, float]] = {"epochs": 1, "batch_size": 1, "accumulate": 1, "decay": 0, "weight_decay": 0}
     _above: ClassVar[dict[str, float]] = {"lr": 0, "clip_norm": 0}
+
+    def __post_init__(self) -> None:
+        if self.lr > _HIGHEST_RATE:
+            raise MeidbenchError(f"schedule.lr={self.lr} is beyond float32")
+
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"precision": PRECISIONS}
 
     def learning_rate(self, epoch: int) -> float:
@@ -154,9 +160,9 @@ class Config:
     seed : int
         Of the weights, the sampler, the frames, dropout, augmentations and EQL, each with a stream of its own.
     aggregator, loss, sampler, augmentation : Choice
-    mask_other_labels : bool
-        Whether samplers that draw a class take the other labels of a video out of the loss
-        (``meidbench.baselines.draws.label_mask``).
+    mask_other_labels : bool or None
+        Whether the labels of a video other than the class that it was drawn for are taken out of the loss
+        (``meidbench.baselines.draws.label_mask``); None is as the sampler's protocol has it.
     running_ap : str
         Where augmentations that need it get the average precision in training from: ``untouched`` videos, or a
         ``second_pass`` over each batch, unmixed and in training mode, as VideoLT's public code does.
@@ -169,7 +175,7 @@ class Config:
     loss: Choice = field(default_factory=lambda: Choice("bce"))
     sampler: Choice = field(default_factory=lambda: Choice("instance"))
     augmentation: Choice = field(default_factory=lambda: Choice("none"))
-    mask_other_labels: bool = True
+    mask_other_labels: bool | None = None
     running_ap: str = "untouched"
     schedule: Schedule = field(default_factory=Schedule)
     frames: Frames = field(default_factory=Frames)

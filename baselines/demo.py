@@ -7,10 +7,11 @@ from pathlib import Path
 from meidbench.baselines.inference import Progress, quiet
 from meidbench.baselines.recipes import resolve
 from meidbench.baselines.training import train
+from meidbench.errors import MeidbenchError
 from meidbench.simulated_split import simulate_split
 from meidbench.simulation import simulate_features
 from meidbench.split import Split
-from meidbench.split_file import write_split
+from meidbench.split_file import load_split, write_split
 
 METHODS = ("bce", "ldam", "eql", "cbs", "framestack")
 EPOCHS = 12
@@ -76,15 +77,16 @@ def run_demo(
     """
     split = simulate_split(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    split_path = write_split(split, out / "simulatedlt.parquet")
+    split_path = out / "simulatedlt.parquet"
+    if split_path.exists() and load_split(split_path).digest != split.digest:
+        raise MeidbenchError(f"{out} holds the demonstration of another seed; choose another --out")
+    write_split(split, split_path)
     features = simulate_features(
         split, out / "features.h5", frames=_FRAMES, dim=_DIM, seed=seed, difficulty=_DIFFICULTY, progress=progress
     )
     predictions = {}
     for method in methods:
         settings = [*_SETTINGS, f"schedule.epochs={epochs}", f"schedule.milestones=[{epochs * 2 // 3}]", f"seed={seed}"]
-        if method.startswith("ldam"):
-            settings.append(f"loss.drw_epoch={epochs // 2}")
         config = resolve(method, split, settings=settings)
         trained = train(split_path, features, config, out / method, progress=progress, report=report)
         predictions[method] = trained.path / "predictions-test.parquet"

@@ -113,6 +113,8 @@ def _device(name: str, local_rank: int) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
     except RuntimeError:
         raise MeidbenchError(f"unknown device {name!r}; known are auto, cpu, cuda and cuda:N") from None
     if device.type == "cuda":

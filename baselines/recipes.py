@@ -174,14 +174,38 @@ def resolve(
     if aggregator is not None:
         values = merged(values, {"aggregator": {"name": aggregator}})
     asked = merged(tables or {}, overrides(settings))
+    if "method" in asked:
+        raise MeidbenchError(f"the method is {method}; it is named by itself (--method), not among the settings")
+    if (
+        isinstance(asked.get("loss"), dict) and "tail_below" in asked["loss"]
+    ):  # in place of the other way to say which classes are rare
+        values = merged(values, {"loss": {"tail_up_to": None}})
     return _completed(Config.from_tables({**merged(values, asked), "method": method}), split)
 
 
 def _completed(config: Config, split: Split) -> Config:
     """Fill in what follows from the split and the rest, and refuse what would fail only after an epoch."""
+    from meidbench.baselines.samplers import SAMPLERS
+
     loss, sampler, aggregator = (dict(choice.options) for choice in (config.loss, config.sampler, config.aggregator))
     if config.loss.name == "eql" and loss.get("tail_up_to") is None and loss.get("tail_below") is None:
         loss["tail_up_to"] = split.metadata.tail_up_to
+    if config.loss.name == "ldam":
+        # Half of the epochs, as VideoLT's 50 of 100.
+        loss.setdefault("drw_epoch", config.schedule.epochs // 2)
+    if aggregator.get("classifier") == "cosine" and config.loss.name != "ldam":
+        raise MeidbenchError(
+            "aggregator.classifier=cosine keeps logits between -1 and 1, from which "
+            f"loss.name={config.loss.name} cannot learn; set aggregator.classifier=linear"
+        )
+    masks = config.mask_other_labels
+    if masks is None:
+        masks = SAMPLERS[config.sampler.name].masks_other_labels
+    elif masks and config.sampler.name in ("instance", "repeat_factor"):
+        raise MeidbenchError(
+            "mask_other_labels=true needs a sampler that draws classes, which sampler.name="
+            f"{config.sampler.name} does not"
+        )
     if config.sampler.name == "progressively_balanced":
         sampler.setdefault("epochs", config.schedule.epochs)
     if aggregator.get("flavor") == "meid_compat":
@@ -206,8 +230,14 @@ def _completed(config: Config, split: Split) -> Config:
                 "augmentation.ratio=1 leaves no video unmixed to learn the average precision from; "
                 "set running_ap=second_pass, or a ratio below 1"
             )
+        if whole and aggregator.get("flavor") == "meid_compat" and length not in (None, aggregator["frames"]):
+            raise MeidbenchError(
+                f"augmentation.clip_length={length} is not what aggregator.flavor=meid_compat is for "
+                f"({aggregator['frames']} frames); leave it out"
+            )
     return dataclasses.replace(
         config,
+        mask_other_labels=masks,
         loss=Choice(config.loss.name, loss),
         sampler=Choice(config.sampler.name, sampler),
         aggregator=Choice(config.aggregator.name, aggregator),

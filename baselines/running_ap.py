@@ -122,7 +122,7 @@ class RunningAveragePrecision:
     def load_state_dict(self, state: dict[str, torch.Tensor | None]) -> None:
         """Go on from what ``state_dict`` gave."""
         class_ap, scores, labels = state["class_ap"], state["scores"], state["labels"]
-        if scores is None or labels is None or scores.shape != labels.shape or scores.shape[1] != self.num_classes:
+        if scores is None or labels is None or scores.shape != labels.shape or scores.shape[1:] != (self.num_classes,):
             raise MeidbenchError(f"this is not the state of a running average precision of {self.num_classes} classes")
         self.class_ap = None if class_ap is None else class_ap.cpu().clone()
         self._pending, self._scores, self._labels = [], [scores.cpu()], [labels.cpu()]

@@ -91,10 +91,16 @@ def read_trained(folder: RunFolder, split: Split, *, just_finished: bool = False
             continue
         if not folder.result(subset).is_file() or not folder.predictions(subset).is_file():
             return None
-        results[subset] = json.loads(folder.result(subset).read_text(encoding="utf-8"))
-    means = {
-        subset: MeanAP(**{group: math.nan if value is None else value for group, value in result["mAP"].items()})
-        for subset, result in results.items()
-    }
-    warnings = dict.fromkeys(warning for result in results.values() for warning in result["warnings"])
+        try:
+            results[subset] = json.loads(folder.result(subset).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise MeidbenchError(f"{folder.result(subset)} is damaged ({error}); remove it to score again") from None
+    try:
+        means = {
+            subset: MeanAP(**{group: math.nan if value is None else value for group, value in result["mAP"].items()})
+            for subset, result in results.items()
+        }
+        warnings = dict.fromkeys(warning for result in results.values() for warning in result["warnings"])
+    except (KeyError, TypeError, AttributeError):
+        raise MeidbenchError(f"a result in {folder.path} is damaged; remove result-*.json to score again") from None
     return Trained(folder.path, means, tuple(warnings), not just_finished)

@@ -238,7 +238,8 @@ class _Run:
         torch.manual_seed(stream(self.config.seed, NOISE, at.forwards, crew.rank))
         mixing = torch.Generator().manual_seed(stream(self.config.seed, MIXING, at.forwards, crew.rank))
         self.loss.set_step(at.forwards, crew.rank, crew.size)
-        masked = self.config.mask_other_labels and self.sampler.masks_other_labels
+        asked = self.config.mask_other_labels
+        masked = self.sampler.masks_other_labels if asked is None else asked
         mask = label_mask(labels, batch["class"]) if masked else None
         mixed = self.augmentation(
             batch["features"], labels, generator=mixing, epoch=at.epoch, class_ap=learner.running.class_ap

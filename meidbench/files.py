@@ -1,6 +1,7 @@
 """Files on disk: written whole or not at all, and recognised by their digest."""
 
 import hashlib
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary.open("xb").close()
     try:
         yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())  # or a loss of power could leave an empty file under the new name
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

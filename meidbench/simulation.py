@@ -44,6 +44,7 @@ from meidbench.split import Split
 from meidbench.split_file import load_split
 
 FRAMES, DIM, DIFFICULTY = 60, 256, 1.0
+_HARDEST = 100  # beyond, features leave the range of float16
 # Goes up whenever the same arguments would give other features.
 FORMULA = 1
 
@@ -388,6 +389,6 @@ def _whole(name: str, value: int, least: int = 1) -> int:
 
 
 def _checked_difficulty(value: float) -> float:
-    if not isinstance(value, (int, float, np.number)) or not np.isfinite(value) or value < 0:
-        raise FeatureError(f"difficulty must be a number of at least 0 (default {DIFFICULTY}), got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= _HARDEST:
+        raise FeatureError(f"difficulty must be a number from 0 to {_HARDEST} (default {DIFFICULTY}), got {value!r}")
     return float(value)

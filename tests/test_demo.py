@@ -26,6 +26,10 @@ def test_demo_goes_the_whole_way_and_goes_on_where_it_stopped(run, tmp_path):
     assert again.stdout == outcome.stdout and again.stderr.count("is finished") == 5
     other = run("demo", "--out", out, "--epochs", 3, "--bootstrap", 20)
     assert other.exit_code == 1 and "schedule.epochs" in other.stderr
+    before = (out / "simulatedlt.parquet").read_bytes()
+    seed = run("demo", "--out", out, "--epochs", 2, "--seed", 1)
+    assert seed.exit_code == 1 and "of another seed" in seed.stderr
+    assert (out / "simulatedlt.parquet").read_bytes() == before
 
 
 def test_an_invented_split_is_long_tailed_and_whole(tmp_path):

@@ -156,7 +156,7 @@ def test_an_aggregator_of_choice_keeps_what_it_knows_of_the_recipe(toy_split):
     assert resolve("ldam", toy_split, aggregator="netvlad").aggregator.options == {"classifier": "cosine"}
     config = resolve("bce-compat", named(toy_split, "charadeslt"), aggregator="nonlinear")
     assert config.aggregator.options == {}
-    config = resolve("ldam", toy_split, settings=["loss.name=asl", "loss.gamma_neg=2"])
+    config = resolve("eql", toy_split, settings=["loss.name=asl", "loss.gamma_neg=2"])
     assert dict(config.loss.options) == {"gamma_neg": 2.0}
     assert resolve("bce", toy_split, settings=["sampler.name=progressively_balanced"]).sampler.options["epochs"] == 100
 
@@ -280,3 +280,20 @@ def test_masked_sampling_begins_with_rare_classes_and_the_public_code_does_not(t
     for method in ("cbs", "srs"):
         assert resolve(method, toy_split).aggregator.options["bias_prior"] == 0.01
         assert resolve(f"{method}-compat", toy_split).aggregator.options.get("bias_prior") is None
+
+
+def test_what_follows_from_other_values_is_filled_in_or_refused(toy_split):
+    def of(method, *settings):
+        return resolve(method, toy_split, settings=settings)
+
+    assert of("ldam").loss.options["drw_epoch"] == 50 and of("ldam", "schedule.epochs=9").loss.options["drw_epoch"] == 4
+    assert of("ldam", "loss.drw_epoch=none").loss.options["drw_epoch"] is None
+    masks = {method: of(method).mask_other_labels for method in ("bce", "cbs", "srs", "class_aware")}
+    assert masks == {"bce": False, "cbs": True, "srs": True, "class_aware": False}
+    assert of("class_aware", "mask_other_labels=true").mask_other_labels
+    for method, setting, message in (
+        ("bce", "mask_other_labels=true", "needs a sampler that draws classes"),
+        ("ldam", "loss.name='bce'", "classifier=cosine keeps logits between"),
+    ):
+        with pytest.raises(MeidbenchError, match=message):
+            of(method, setting)

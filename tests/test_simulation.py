@@ -285,7 +285,7 @@ def test_most_segments_do_not_show_by_default(toy_split, monkeypatch, difficulty
         ({"dim": [16]}, FeatureError, "dim"),
         ({"seed": -1}, FeatureError, "seed must be a whole number of at least 0"),
         ({"seed": "one"}, FeatureError, "seed"),
-        ({"difficulty": -0.1}, FeatureError, "difficulty must be a number of at least 0"),
+        ({"difficulty": -0.1}, FeatureError, "difficulty must be a number from 0 to 100"),
         ({"difficulty": float("nan")}, FeatureError, "difficulty"),
         ({"difficulty": "hard"}, FeatureError, "difficulty"),
     ],

@@ -440,3 +440,25 @@ def test_features_that_are_missing_are_refused_before_anything_is_trained(toy_sp
     with pytest.raises(FeatureError, match="50 missing"):
         train(toy_split, half, config_of(toy_split), tmp_path / "run")
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"abc\n", b"\x80\x02.", bytes(range(256)) * 4])
+def test_a_damaged_checkpoint_is_told(tmp_path, content):
+    (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(MeidbenchError, match="is no checkpoint of a run, or damaged"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]"])
+def test_a_damaged_result_is_told(toy_split, features, tmp_path, content):
+    config = config_of(toy_split, "schedule.epochs=1")
+    train(toy_split, features, config, tmp_path / "run")
+    (tmp_path / "run" / "result-val.json").write_text(content)
+    with pytest.raises(MeidbenchError, match="damaged"):
+        train(toy_split, features, config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("setting", ["execution.device=meta", "schedule.lr=1e300", "method=ldam"])
+def test_settings_that_cannot_work_are_refused(toy_split, features, tmp_path, setting):
+    with pytest.raises(MeidbenchError):
+        train(toy_split, features, config_of(toy_split, setting), tmp_path / "run")

@@ -192,7 +192,8 @@ def mean_over_frames(frames: torch.Tensor, mask: torch.Tensor | None) -> torch.T
     """
     if mask is None:
         return frames.mean(dim=1)
-    total = frames.masked_fill(~mask[:, :, None], 0.0).sum(dim=1)
+    # In float32: a sum over frames leaves the range of half precision long before their mean does.
+    total = at_least_float32(frames).masked_fill(~mask[:, :, None], 0.0).sum(dim=1)
     return total / mask.sum(dim=1, keepdim=True).to(total.dtype)
 
 

@@ -19,6 +19,8 @@ from meidbench.cli.parameters import FILE, SUBSET
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
 def predict(run: Path, subset: str, out: Path, split: str | None, features: Path | None, device: str) -> None:
     """Score SUBSET with the best checkpoint in RUN, a folder that 'meidbench train' made."""
+    import os
+
     from meidbench.baselines.prediction import predict as predict_run  # type: ignore[import-not-found, unused-ignore]
     from meidbench.cli.progress import progress_bar
 
@@ -32,4 +34,5 @@ def predict(run: Path, subset: str, out: Path, split: str | None, features: Path
         progress=progress_bar,
         report=lambda line: click.echo(line, err=True),
     )
-    click.echo(f"wrote {path}")
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"wrote {path}")
