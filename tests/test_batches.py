@@ -474,7 +474,7 @@ def test_no_thread_outlives_its_iterator(split, packed):
     cycle.append(cycle)
     del cycle
     gc.collect()
-    assert not threads()
+    assert ended()
 
 
 def test_iterators_may_run_at_the_same_time(split, stored):
