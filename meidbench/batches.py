@@ -1,7 +1,6 @@
 """Batches of a dataset at the speed of memory: gathered whole, ahead of time, into memory that is used again."""
 
 import math
-import operator
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from meidbench.datasets import FeatureDataset
+from meidbench.datasets import FeatureDataset, whole_number
 from meidbench.errors import FeatureError, first_few
 from meidbench.read_ahead import LentMemory, ReadAhead
 from meidbench.stored_rows import ResidentRows, StoredRows, fits, stored_rows
@@ -125,19 +124,19 @@ class BatchLoader:
         world_size: int = 1,
     ) -> None:
         self.dataset = dataset
-        self.batch_size = _whole_number("batch_size", batch_size, least=1)
+        self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.sampler = sampler
         self.shuffle = shuffle
-        self.seed = _whole_number("seed", seed, least=0)
+        self.seed = whole_number("seed", seed, least=0)
         self.drop_last = drop_last
         self.device = torch.device(device)
         if self.device == torch.device("cuda"):
             # Another thread has a current device of its own.
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self.prefetch = _whole_number("prefetch", prefetch, least=0)
+        self.prefetch = whole_number("prefetch", prefetch, least=0)
         self.dtype = torch.float32 if dtype is None else dtype
-        self.world_size = _whole_number("world_size", world_size, least=1)
-        self.rank = _whole_number("rank", rank, least=0)
+        self.world_size = whole_number("world_size", world_size, least=1)
+        self.rank = whole_number("rank", rank, least=0)
         if self.rank >= self.world_size:
             raise FeatureError(f"rank must be less than the {self.world_size} of world_size, got {rank}")
         if sampler is not None and shuffle:
@@ -188,7 +187,7 @@ class BatchLoader:
 
         With the epoch set, an epoch that was interrupted after ``batch`` batches goes on as if it had not been.
         """
-        self._start = _whole_number("batch", batch, least=0)
+        self._start = whole_number("batch", batch, least=0)
 
     def _order(self) -> tuple[Indices, Indices]:
         """Draw an epoch: positions and classes of this process."""
@@ -323,13 +322,3 @@ def _converted(
         raw = raw.to(torch.float32)
     values = (raw if scales is None else raw.mul_(scales[..., None])).to(dtype)
     return values if out is None else out.copy_(values)
-
-
-def _whole_number(name: str, value: int, *, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least or isinstance(value, bool):
-        raise FeatureError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return number

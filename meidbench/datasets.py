@@ -94,10 +94,10 @@ class FeatureDataset(Dataset[Sample]):
             raise FeatureError(f"unknown sampling {sampling!r}; known: {', '.join(SAMPLINGS)}")
         if frames is None and sampling == "random":
             raise FeatureError("random sampling needs a number of frames; frames=None takes all of them")
-        self.frames = None if frames is None else _whole_number("frames", frames, least=1)
+        self.frames = None if frames is None else whole_number("frames", frames, least=1)
         self.sampling = sampling
         self.replacement = replacement
-        self.seed = _whole_number("seed", seed, least=0)
+        self.seed = whole_number("seed", seed, least=0)
         if split is None and not self.dataset:
             raise SplitError(
                 f"{type(self).__name__} needs a split; only a benchmark's own class knows which is its own"
@@ -186,7 +186,7 @@ class FeatureDataset(Dataset[Sample]):
         Workers see it at once, persistent ones too: called in the middle of an epoch, it would change the
         videos that are still to be read.
         """
-        self._epoch.fill_(_whole_number("epoch", epoch, least=0))
+        self._epoch.fill_(whole_number("epoch", epoch, least=0))
 
     def _share_epoch(self) -> None:
         self._epoch.share_memory_()  # type: ignore[no-untyped-call, unused-ignore]
@@ -258,7 +258,8 @@ DATASET_CLASSES: dict[str, type[FeatureDataset]] = {
 }
 
 
-def _whole_number(name: str, value: int, *, least: int) -> int:
+def whole_number(name: str, value: int, *, least: int) -> int:
+    """Return a whole number, or refuse it where it is below ``least`` or none at all."""
     try:
         number = operator.index(value)
     except TypeError:

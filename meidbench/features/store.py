@@ -153,10 +153,6 @@ class FeatureWriter:
         """Positions of the videos that are still to be put."""
         return np.flatnonzero(self.status == STATUSES.index("pending"))
 
-    def count(self, status: str) -> int:
-        """Return how many videos have this status."""
-        return int((self.status == STATUSES.index(status)).sum())
-
     def put(self, position: int, video: VideoRows) -> None:
         """Write a video; it counts as finished within a second, or when the writer is closed.
 
