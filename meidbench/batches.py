@@ -1,9 +1,7 @@
 """Batches of a dataset at the speed of memory: gathered whole, ahead of time, into memory that is used again."""
 
 import math
-import threading
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypedDict
 
@@ -13,19 +11,19 @@ import torch
 
 from meidbench.datasets import FeatureDataset, whole_number
 from meidbench.errors import FeatureError, first_few
-from meidbench.read_ahead import LentMemory, ReadAhead
-from meidbench.stored_rows import ResidentRows, StoredRows, fits, stored_rows
+from meidbench.gathered_rows import DTYPES, GatheredRows, Lane
+from meidbench.read_ahead import ReadAhead
+from meidbench.stored_rows import ResidentRows, fits, stored_rows
 
 RESIDENT = ("auto", "never", "always")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # The model, its activations and its optimiser need room, too.
 _RESIDENT_SHARE = 0.6
 
 Indices = npt.NDArray[np.int64]
 
-Batch = TypedDict(
-    "Batch",
+_Batch = TypedDict(
+    "_Batch",
     {
         "video_id": list[str],
         "features": torch.Tensor,
@@ -34,11 +32,17 @@ Batch = TypedDict(
         "class": torch.Tensor,
     },
 )
-"""What a loader gives: all tensors are on its device.
 
-``features`` (B, F, D), ``labels`` (B, C) float32 of 0 and 1, ``index`` (B,) int64 positions in the dataset, and
-``class`` (B,) int64 the class that a video was drawn for, -1 where it was drawn for none.
-"""
+
+class Batch(_Batch, total=False):
+    """What a loader gives: all tensors are on its device.
+
+    ``features`` (B, F, D), ``labels`` (B, C) float32 of 0 and 1, ``index`` (B,) int64 positions in the dataset, and
+    ``class`` (B,) int64 the class that a video was drawn for, -1 where it was drawn for none; with a dataset that has
+    motion, ``motion`` (B, F, D) of the dtype of the features.
+    """
+
+    motion: torch.Tensor
 
 
 class BatchLoader:
@@ -72,8 +76,8 @@ class BatchLoader:
     prefetch : int
         Batches that are made ahead of time in a thread; with 0 there is no thread.
     dtype : torch.dtype, optional
-        Of the features: float32 where left out, float16 or bfloat16. Conversion takes place on a CUDA device, to which
-        rows go as they are stored.
+        Of the features and of motion: float32 where left out, float16 or bfloat16. Conversion takes place on a CUDA
+        device, to which rows go as they are stored.
     rank, world_size : int
         This process takes every ``world_size``-th video of the order, from ``rank`` on. All processes have the same
         number: where there are too few, those at the beginning of the order come again (``index`` tells).
@@ -147,14 +151,19 @@ class BatchLoader:
             raise FeatureError(f"unknown dtype {dtype}; known: {', '.join(map(str, DTYPES))}")
         self.resident = resident
         self._start = 0
-        self._stored: StoredRows = stored_rows(dataset.source, dataset.video_ids)
         self._settled = False
-        most = dataset.frames or int(dataset.num_frames.max(initial=0))
-        numbers = self.batch_size * most * dataset.dim
-        # One is filled, one is with the user.
-        kept = self.prefetch + 2
-        self._results = LentMemory(numbers * self.dtype.itemsize, kept)
-        self._staging = LentMemory(numbers * self._stored.dtype.itemsize, kept, pinned=self.device.type == "cuda")
+        counts = dataset.num_frames
+        self._rows = GatheredRows(
+            stored_rows(dataset.source, dataset.video_ids, counts),
+            counts,
+            dataset.dim,
+            most=self.batch_size * (dataset.frames or int(counts.max(initial=0))),
+            motion=dataset.motion,
+            device=self.device,
+            dtype=self.dtype,
+            # One is filled, one is with the user.
+            kept=self.prefetch + 2,
+        )
 
     def __len__(self) -> int:
         drawn = len(self.dataset) if self.sampler is None else len(self.sampler)  # type: ignore[arg-type]
@@ -170,7 +179,7 @@ class BatchLoader:
         jobs = [(positions[cut : cut + self.batch_size], classes[cut : cut + self.batch_size]) for cut in cuts]
         self._settle()
         # The epoch of now: set_epoch must not change what is read ahead of it.
-        work = partial(self._load, epoch=self.dataset.epoch, lane=_Lane(self.device))
+        work = partial(self._load, epoch=self.dataset.epoch, lane=Lane(self.device))
         return ReadAhead(jobs, work, _received, self.prefetch)
 
     def set_epoch(self, epoch: int) -> None:
@@ -232,7 +241,7 @@ class BatchLoader:
         """Decide whether features are kept on the device: late, when the model has its memory already."""
         if self._settled:
             return
-        counts, dim, stored = self.dataset.num_frames, self.dataset.dim, self._stored
+        counts, dim, stored = self.dataset.num_frames, self.dataset.dim, self._rows.stored
         wanted = self.resident == "always"
         if self.device.type == "cuda" and self.resident != "never":
             share = 1.0 if wanted else _RESIDENT_SHARE
@@ -244,61 +253,31 @@ class BatchLoader:
                 )
             wanted = fitting
         if wanted:
-            self._stored = ResidentRows(stored, counts, dim, self.device)
+            self._rows.stored = ResidentRows(stored, counts, dim, self.device)
         self._settled = True
 
-    def _load(self, job: tuple[Indices, Indices], *, epoch: int, lane: "_Lane") -> Batch:
+    def _load(self, job: tuple[Indices, Indices], *, epoch: int, lane: Lane) -> Batch:
         positions, classes = job
-        indices = self.dataset.frame_rows.of(positions, epoch)
+        data = self.dataset
+        indices = data.frame_rows.of(positions, epoch)
+        drawn_apart = data.motion_frame_rows is not data.frame_rows
+        others = data.motion_frame_rows.of(positions, epoch) if drawn_apart else indices
         with lane.queue():
+            # Before the features, behind whose copy they would have to wait.
+            labels = data.label_rows(positions).to(self.device)
+            index, drawn_for = (torch.from_numpy(numbers).to(self.device) for numbers in (positions, classes))
+            features, motion = self._rows.of(positions, indices, others, lane)
             batch: Batch = {
-                "video_id": [self.dataset.video_ids[position] for position in positions.tolist()],
-                # Before the features, behind whose copy they would have to wait.
-                "labels": self.dataset.label_rows(positions).to(self.device),
-                "index": torch.from_numpy(positions).to(self.device),
-                "class": torch.from_numpy(classes).to(self.device),
-                "features": self._features(positions, indices, lane),
+                "video_id": [data.video_ids[position] for position in positions.tolist()],
+                "labels": labels,
+                "index": index,
+                "class": drawn_for,
+                "features": features,
             }
+            if motion is not None:
+                batch["motion"] = motion
             lane.wait()
             return batch
-
-    def _features(self, positions: Indices, indices: Indices, lane: "_Lane") -> torch.Tensor:
-        shape, stored = (*indices.shape, self.dataset.dim), self._stored
-        if stored.device.type != "cpu":
-            raw = torch.empty(shape, dtype=stored.dtype, device=stored.device)
-            return _converted(raw, stored.fill(positions, indices, raw), self.dtype)
-        if self.device.type != "cpu":
-            raw = self._staging.lend(shape, stored.dtype)
-            scales = stored.fill(positions, indices, raw)
-            moved = raw.to(self.device, non_blocking=self.device.type == "cuda")
-            features = _converted(moved, None if scales is None else scales.to(self.device), self.dtype)
-            # Not before the copy is done may what it reads from be lent again.
-            lane.wait()
-            return features
-        result = self._results.lend(shape, self.dtype)
-        if stored.dtype == self.dtype:
-            stored.fill(positions, indices, result)
-            return result
-        raw = self._staging.lend(shape, stored.dtype)
-        return _converted(raw, stored.fill(positions, indices, raw), self.dtype, result)
-
-
-class _Lane(threading.local):
-    """Where a thread queues its work on a CUDA device, beside the training; elsewhere nothing."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
-
-    def queue(self) -> AbstractContextManager[object]:
-        """Return the context in which work for the device is queued here."""
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-    def wait(self) -> None:
-        """Wait until all that was queued here is done; another thread can gather meanwhile."""
-        if self._stream is not None:
-            self._stream.synchronize()  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def _received(batch: Batch) -> Batch:
@@ -309,16 +288,3 @@ def _received(batch: Batch) -> Batch:
             if isinstance(value, torch.Tensor):
                 value.record_stream(current)
     return batch
-
-
-def _converted(
-    raw: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Convert stored rows by way of float32, as the dataset gives them."""
-    if out is not None and dtype == torch.float32:
-        out.copy_(raw)
-        return out if scales is None else out.mul_(scales[..., None])
-    if raw.dtype not in DTYPES:
-        raw = raw.to(torch.float32)
-    values = (raw if scales is None else raw.mul_(scales[..., None])).to(dtype)
-    return values if out is None else out.copy_(values)

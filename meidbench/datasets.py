@@ -14,17 +14,25 @@ from torch.utils.data import Dataset
 from meidbench.errors import FeatureError, SplitError
 from meidbench.features import FeatureSource, open_features
 from meidbench.frame_rows import FrameRows
+from meidbench.motion import Motion, independent_seed, motion_rows
 from meidbench.sampling import SAMPLINGS
 from meidbench.split import Split
 from meidbench.split_file import load_split
 
 
-class Sample(TypedDict):
-    """What a dataset gives for one video: float32 ``features`` (frames, D) and ``labels`` (C,) of 0 and 1."""
-
+class _Sample(TypedDict):
     video_id: str
     features: torch.Tensor
     labels: torch.Tensor
+
+
+class Sample(_Sample, total=False):
+    """What a dataset gives for one video: float32 ``features`` (frames, D) and ``labels`` (C,) of 0 and 1.
+
+    With ``motion``, there is a float32 ``motion`` (frames, D), too.
+    """
+
+    motion: torch.Tensor
 
 
 class FeatureDataset(Dataset[Sample]):
@@ -53,6 +61,8 @@ class FeatureDataset(Dataset[Sample]):
         Whether ``random`` may draw a row twice.
     seed : int
         Of ``random``.
+    motion : Motion, optional
+        Give MEID's motion stream beside the features; see ``meidbench.motion``.
 
     Attributes
     ----------
@@ -67,6 +77,8 @@ class FeatureDataset(Dataset[Sample]):
         Rows that each video has.
     frame_rows : FrameRows
         Which of them are taken.
+    motion_frame_rows : FrameRows
+        Which rows of the motion stream of a whole video are taken.
 
     Raises
     ------
@@ -89,6 +101,7 @@ class FeatureDataset(Dataset[Sample]):
         sampling: str = "uniform",
         replacement: bool = True,
         seed: int = 0,
+        motion: Motion | None = None,
     ) -> None:
         if sampling not in SAMPLINGS:
             raise FeatureError(f"unknown sampling {sampling!r}; known: {', '.join(SAMPLINGS)}")
@@ -98,6 +111,9 @@ class FeatureDataset(Dataset[Sample]):
         self.sampling = sampling
         self.replacement = replacement
         self.seed = whole_number("seed", seed, least=0)
+        if not isinstance(motion, Motion | None):
+            raise FeatureError(f"motion must be a meidbench.motion.Motion or None, got {motion!r}")
+        self.motion = motion
         if split is None and not self.dataset:
             raise SplitError(
                 f"{type(self).__name__} needs a split; only a benchmark's own class knows which is its own"
@@ -119,6 +135,10 @@ class FeatureDataset(Dataset[Sample]):
         self.source = features if isinstance(features, FeatureSource) else open_features(features)
         self.num_frames = self.source.check(self.video_ids)
         self.frame_rows = FrameRows(self.num_frames, self.frames, sampling, replacement, self.seed)
+        self.motion_frame_rows = self.frame_rows
+        if motion is not None and not motion.same_index:
+            other_seed = independent_seed(self.seed)
+            self.motion_frame_rows = FrameRows(self.num_frames, self.frames, sampling, replacement, other_seed)
         self.dim = self.source.dim
         if self.source is not features:
             # So that forked workers do not inherit an open HDF5 file; each opens its own. A source that was
@@ -145,16 +165,32 @@ class FeatureDataset(Dataset[Sample]):
         if not 0 <= position < len(self):
             raise IndexError(f"index {index} is outside the {len(self):,} videos of {self.subset}")
         video_id = self.video_ids[position]
-        rows = self.source.read(video_id, self.frame_rows.one(position, self.epoch))
-        # torch takes the machine's byte order only. It converts float16 several times faster than numpy does.
-        native = rows.astype(rows.dtype.newbyteorder("="), copy=False)
+        features, motion = self._streams(position)
         labels = torch.zeros(self.num_classes, dtype=torch.float32, device="cpu")
         labels[self._classes[self._starts[position] : self._starts[position + 1]]] = 1
-        return {
-            "video_id": video_id,
-            "features": torch.from_numpy(native).to(torch.float32),
-            "labels": labels,
-        }
+        sample: Sample = {"video_id": video_id, "features": features, "labels": labels}
+        if motion is not None:
+            sample["motion"] = motion
+        return sample
+
+    def _streams(self, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the features of a video and, where asked for, their motion."""
+        epoch = self.epoch
+        indices = self.frame_rows.one(position, epoch)
+        if self.motion is None or self.motion.when == "sampled":
+            features = self._read(position, indices)
+            return features, None if self.motion is None else motion_rows(features, self.motion)
+        whole = self._read(position, np.arange(self.num_frames[position]))
+        if indices is None:
+            return whole, motion_rows(whole, self.motion)
+        others = self.motion_frame_rows.one(position, epoch)
+        features = whole.index_select(0, torch.from_numpy(indices))
+        return features, motion_rows(whole, self.motion, indices=None if others is None else others[None])
+
+    def _read(self, position: int, indices: npt.NDArray[np.int64] | None) -> torch.Tensor:
+        rows = self.source.read(self.video_ids[position], indices)
+        # torch takes the machine's byte order only. It converts float16 several times faster than numpy does.
+        return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False)).to(torch.float32)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.subset}: {len(self):,} videos, {self.num_classes} classes>"
@@ -207,6 +243,7 @@ class VideoLT(FeatureDataset):
         sampling: str = "uniform",
         replacement: bool = True,
         seed: int = 0,
+        motion: Motion | None = None,
     ) -> None:
         super().__init__(
             split,
@@ -216,6 +253,7 @@ class VideoLT(FeatureDataset):
             sampling=sampling,
             replacement=replacement,
             seed=seed,
+            motion=motion,
         )
 
 

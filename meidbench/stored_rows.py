@@ -35,14 +35,22 @@ class StoredRows(Protocol):
         """Put the (B, F) rows of the (B,) videos into ``out``, (B, F, D); return the (B, F) scales of int8."""
         ...
 
+    def fill_whole(self, positions: Indices, out: torch.Tensor) -> torch.Tensor | None:
+        """Put all rows of the (B,) videos into ``out``, (R, D), end to end; return the (R,) scales of int8.
+
+        ``out`` may be of another dtype than the rows, which are converted then.
+        """
+        ...
+
 
 class MappedRows:
     """Rows that are copied from the memory map of a packed file, all of a batch in one go."""
 
     device = torch.device("cpu")
 
-    def __init__(self, source: PackedFile, video_ids: list[str]) -> None:
+    def __init__(self, source: PackedFile, video_ids: list[str], num_frames: Indices) -> None:
         self.dtype = _TORCH_DTYPES[source.dtype.str[1:]]
+        self._num_frames = num_frames
         self._source = source
         self._positions = source.positions(video_ids)
         with warnings.catch_warnings():
@@ -50,6 +58,7 @@ class MappedRows:
             warnings.simplefilter("ignore", UserWarning)
             self._rows = torch.from_numpy(source.mapped_rows())
         self._scales = source.row_scales()
+        self._scale_rows = None if self._scales is None else torch.from_numpy(self._scales)
 
     def fill(self, positions: Indices, indices: Indices, out: torch.Tensor) -> torch.Tensor | None:
         """Put rows into ``out``; see ``StoredRows``."""
@@ -58,6 +67,13 @@ class MappedRows:
         torch.index_select(self._rows, 0, torch.from_numpy(rows.reshape(-1)), out=out.view(-1, out.shape[-1]))
         return None if self._scales is None else torch.from_numpy(self._scales[rows])
 
+    def fill_whole(self, positions: Indices, out: torch.Tensor) -> torch.Tensor | None:
+        """Put all rows into ``out``; see ``StoredRows``."""
+        counts = self._num_frames[positions]
+        # Checks the last rows, and thereby all.
+        ends = self._source.joint_rows(self._positions[positions], counts[:, None] - 1)[:, 0] + 1
+        return _copied(self._rows, self._scale_rows, ends - counts, counts, out)
+
 
 class ItemRows:
     """Rows that a source reads video by video, as float32."""
@@ -65,9 +81,10 @@ class ItemRows:
     dtype = torch.float32
     device = torch.device("cpu")
 
-    def __init__(self, source: FeatureSource, video_ids: list[str]) -> None:
+    def __init__(self, source: FeatureSource, video_ids: list[str], num_frames: Indices) -> None:
         self._source = source
         self._video_ids = video_ids
+        self._num_frames = num_frames
         # An HDF5 file is opened when first read, which two threads must not do at once.
         self._turn: AbstractContextManager[object] = (
             nullcontext() if isinstance(source, NpyFolder) else threading.Lock()
@@ -76,10 +93,20 @@ class ItemRows:
     def fill(self, positions: Indices, indices: Indices, out: torch.Tensor) -> None:
         """Put rows into ``out``; see ``StoredRows``."""
         for slot, position in enumerate(positions.tolist()):
-            with self._turn:
-                rows = self._source.read(self._video_ids[position], indices[slot])
-            # torch takes the machine's byte order only.
-            out[slot].copy_(torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False)))
+            self._copy(position, indices[slot], out[slot])
+
+    def fill_whole(self, positions: Indices, out: torch.Tensor) -> None:
+        """Put all rows into ``out``; see ``StoredRows``."""
+        begin = 0
+        for position, count in zip(positions.tolist(), self._num_frames[positions].tolist(), strict=True):
+            self._copy(position, np.arange(count), out[begin : begin + count])
+            begin += count
+
+    def _copy(self, position: int, indices: Indices, out: torch.Tensor) -> None:
+        with self._turn:
+            rows = self._source.read(self._video_ids[position], indices)
+        # torch takes the machine's byte order only.
+        out.copy_(torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False)))
 
 
 class ResidentRows:
@@ -122,12 +149,30 @@ class ResidentRows:
         torch.index_select(self._rows, 0, rows, out=out.view(-1, out.shape[-1]))
         return None if self._scales is None else self._scales.index_select(0, rows).view(indices.shape)
 
+    def fill_whole(self, positions: Indices, out: torch.Tensor) -> torch.Tensor | None:
+        """Put all rows into ``out``; see ``StoredRows``."""
+        starts = self._starts[positions]
+        return _copied(self._rows, self._scales, starts, self._starts[positions + 1] - starts, out)
 
-def stored_rows(source: FeatureSource, video_ids: list[str]) -> StoredRows:
+
+def stored_rows(source: FeatureSource, video_ids: list[str], num_frames: Indices) -> StoredRows:
     """Choose how the rows of these videos are read."""
     if isinstance(source, PackedFile) and source.mapped and source.dtype.isnative:
-        return MappedRows(source, video_ids)
-    return ItemRows(source, video_ids)
+        return MappedRows(source, video_ids, num_frames)
+    return ItemRows(source, video_ids, num_frames)
+
+
+def _copied(
+    rows: torch.Tensor, scales: torch.Tensor | None, starts: Indices, counts: Indices, out: torch.Tensor
+) -> torch.Tensor | None:
+    """Copy runs of rows, which is faster than to gather them, and converts on the way; return their scales."""
+    runs = [slice(start, start + count) for start, count in zip(starts.tolist(), counts.tolist(), strict=True)]
+    begin = 0
+    for run in runs:
+        end = begin + run.stop - run.start
+        out[begin:end].copy_(rows[run])
+        begin = end
+    return None if scales is None else torch.cat([scales[run] for run in runs])
 
 
 def fits(num_rows: int, dim: int, dtype: torch.dtype, device: torch.device, share: float) -> bool:

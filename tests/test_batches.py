@@ -23,6 +23,7 @@ from meidbench.features.layout import DTYPES, Layout
 from meidbench.features.records import VideoRows
 from meidbench.features.store import feature_writer
 from meidbench.frame_rows import FrameRows
+from meidbench.motion import Motion
 from meidbench.read_ahead import LentMemory, ReadAhead
 from meidbench.sampling import random_indices
 from meidbench.split import Split
@@ -146,7 +147,8 @@ def assert_same(batches, others):
     assert len(batches) == len(others)
     for batch, other in zip(batches, others, strict=True):
         assert batch["video_id"] == other["video_id"]
-        for name in ("features", "labels"):
+        assert ("motion" in batch) == ("motion" in other)
+        for name in {"features", "labels", "motion"} & set(batch):
             assert batch[name].dtype == other[name].dtype
             assert torch.equal(batch[name].cpu(), other[name])
 
@@ -237,6 +239,95 @@ def test_all_rows_of_videos(split, packed):
     assert len({batch["features"].shape[1] for batch in batches}) > 1
     with pytest.raises(FeatureError, match="videos of 3 to 6 rows do not fit into one batch"):
         list(BatchLoader(data, 4))
+
+
+# --- motion -----------------------------------------------------------------------------------------
+
+MOTIONS = {
+    "paper": Motion(),
+    "sampled": Motion(when="sampled", static="none"),
+    "independent": Motion(same_index=False, static="sum"),
+    "released": Motion(same_index=False, static="sum", release_bug=True),
+}
+
+
+# Some videos have 7 rows, of which none is taken twice then: all, in their order.
+@pytest.mark.parametrize(("frames", "replacement"), [(5, True), (7, False)])
+@pytest.mark.parametrize("resident", ["never", "always"])
+@pytest.mark.parametrize("motion", MOTIONS.values(), ids=list(MOTIONS))
+def test_motion_of_batches_is_that_of_the_items(split, stored, frames, replacement, resident, motion, monkeypatch):
+    data = dataset(split, stored, frames=frames, motion=motion, sampling="random", seed=3, replacement=replacement)
+    data.set_epoch(2)
+    expected = of_items(data, range(VIDEOS), 6)
+    # A batch in parts of few videos, and in one.
+    for part in (4 * WIDTH * 21, 1 << 20):
+        monkeypatch.setattr("meidbench.gathered_rows._PART", part)
+        assert_same(list(BatchLoader(data, 6, resident=resident, prefetch=0)), expected)
+
+
+def test_motion_of_evenly_spaced_rows(split, stored):
+    for frames in (1, 4, 7, 9):
+        data = dataset(split, stored, frames=frames, motion=Motion())
+        assert_same(list(BatchLoader(data, 6)), of_items(data, range(VIDEOS), 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("motion", MOTIONS.values(), ids=list(MOTIONS))
+def test_motion_of_other_dtypes_is_the_float32_one_rounded(split, stored, dtype, motion):
+    data = dataset(split, stored, frames=7, sampling="random", replacement=False, motion=motion)
+    expected = of_items(data, range(VIDEOS), 6)
+    for resident in ("never", "always"):
+        loader = BatchLoader(data, 6, dtype=dtype, resident=resident, prefetch=0)
+        for batch, other in zip(loader, expected, strict=True):
+            for name in ("features", "motion"):
+                assert batch[name].dtype == dtype
+                assert torch.equal(batch[name], other[name].to(dtype))
+
+
+def test_motion_leaves_the_features_as_they_are(split, stored):
+    options = {"sampling": "random", "seed": 4}
+    without = list(BatchLoader(dataset(split, stored, **options), 4))
+    for motion in MOTIONS.values():
+        batches = list(BatchLoader(dataset(split, stored, motion=motion, **options), 4))
+        for batch in batches:
+            assert batch.pop("motion").shape == batch["features"].shape
+        assert_same(batches, without)
+
+
+def test_motion_of_all_rows_of_videos(split, packed):
+    data = dataset(split, packed, frames=None, motion=Motion())
+    assert_same(list(BatchLoader(data, 1)), of_items(data, range(VIDEOS), 1))
+
+
+def test_an_epoch_with_motion_goes_on_where_it_stopped(split, packed):
+    data = dataset(split, packed, sampling="random", motion=Motion(same_index=False))
+    loader = BatchLoader(data, 4, shuffle=True)
+    loader.set_epoch(3)
+    whole = list(loader)
+    loader.start_at(2)
+    assert_same(list(loader), whole[2:])
+    loader.set_epoch(4)
+    assert not torch.equal(next(iter(loader))["motion"], whole[0]["motion"])
+
+
+def test_memory_of_motion_is_used_again_and_not_while_it_is_kept(split, written):
+    for form in ("float32", "int8 ragged"):
+        data = dataset(split, written[form], motion=Motion())
+        loader = BatchLoader(data, 2, prefetch=2)
+        kept = [batch["motion"][0, 1] for batch in loader]
+        expected = of_items(data, range(VIDEOS), 2)
+        assert all(torch.equal(row, item["motion"][0, 1]) for row, item in zip(kept, expected, strict=True))
+        places = [batch[name].data_ptr() for _ in range(3) for batch in loader for name in ("features", "motion")]
+        # Those of a loader that reads ahead, and what is kept above.
+        assert len(set(places)) <= 2 * (2 + 2)
+
+
+def test_an_error_in_motion_names_the_video(split, tmp_path):
+    data = dataset(split, write("npy", tmp_path, split), motion=Motion())
+    np.save(tmp_path / "V05.npy", np.zeros((2, WIDTH), np.float16))
+    for read in (lambda: list(BatchLoader(data, 4)), lambda: data[5]):
+        with pytest.raises(FeatureError, match="video V05 in .* has rows 0 to 1; asked for"):
+            read()
 
 
 # --- rows -------------------------------------------------------------------------------------------
@@ -583,8 +674,9 @@ def test_batches_to_start_at_must_make_sense(split, packed):
 @pytest.mark.gpu
 @pytest.mark.parametrize("resident", ["never", "auto", "always"])
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_batches_on_a_cuda_device_are_the_items(split, stored, resident, prefetch):
-    data = dataset(split, stored, sampling="random")
+@pytest.mark.parametrize("motion", [None, *MOTIONS.values()], ids=["none", *MOTIONS])
+def test_batches_on_a_cuda_device_are_the_items(split, stored, resident, prefetch, motion):
+    data = dataset(split, stored, sampling="random", motion=motion)
     loader = BatchLoader(data, 4, device="cuda", resident=resident, prefetch=prefetch)
     for epoch in (0, 1):
         loader.set_epoch(epoch)

@@ -18,6 +18,7 @@ from meidbench.errors import FeatureError, MeidbenchError, SplitError
 from meidbench.features import open_features
 from meidbench.home import split_path
 from meidbench.manifests import DATASETS
+from meidbench.motion import Motion
 from meidbench.sampling import random_indices
 from meidbench.split import Split
 from meidbench.split_file import write_split
@@ -165,7 +166,7 @@ def test_defaults(kind, frames, folder):
     assert data.subset == "train"
     assert data.sampling == "uniform"
     assert data[0]["features"].shape == (frames, WIDTH)
-    names = ["split", "subset", "features", "frames", "sampling", "replacement", "seed"]
+    names = ["split", "subset", "features", "frames", "sampling", "replacement", "seed", "motion"]
     assert list(inspect.signature(kind).parameters) == names
 
 
@@ -197,6 +198,75 @@ def test_items_are_the_callers_own(split, stored):
     assert torch.equal(data[2]["features"], before)
     assert data[2]["labels"].max() == 1
     np.testing.assert_array_equal(data.labels, split.labels("train"))
+
+
+# --- motion -----------------------------------------------------------------------------------------
+
+
+def motion_by_hand(array):
+    """Eq 10 of MEID in float32; the values are small multiples of 1/16, of which sums are exact."""
+    array = array.astype(np.float32)
+    return np.concatenate(
+        [np.diff(array, axis=0), array.mean(axis=0, keepdims=True, dtype=np.float64)], dtype=np.float32
+    )
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "random"])
+def test_motion_is_that_of_the_whole_video_at_the_same_rows(split, arrays, stored, sampling):
+    options = {"features": stored, "frames": 6, "sampling": sampling, "seed": 11}
+    data, plain = CharadesLT(split, motion=Motion(), **options), CharadesLT(split, **options)
+    for epoch in (0, 3):
+        data.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        for index, item in enumerate(data):
+            assert list(item) == ["video_id", "features", "labels", "motion"]
+            assert_same([item], [plain[index]])
+            rows = data.frame_rows.one(index, epoch)
+            np.testing.assert_array_equal(item["motion"].numpy(), motion_by_hand(arrays[item["video_id"]])[rows])
+
+
+def test_motion_of_all_rows(split, arrays, stored):
+    for item in CharadesLT(split, features=stored, frames=None, motion=Motion()):
+        np.testing.assert_array_equal(item["motion"].numpy(), motion_by_hand(arrays[item["video_id"]]))
+
+
+def test_motion_of_sampled_rows_repeats_nothing_of_the_whole(split, stored):
+    data = CharadesLT(split, features=stored, frames=40, sampling="random", motion=Motion(when="sampled"))
+    for item in data:
+        expected = motion_by_hand(item["features"].numpy())
+        np.testing.assert_array_equal(item["motion"][:-1].numpy(), expected[:-1])
+        np.testing.assert_allclose(item["motion"][-1].numpy(), expected[-1], rtol=1e-6)
+
+
+def test_independent_rows_of_motion_are_a_draw_of_their_own(split, arrays, folder):
+    options = {"features": folder, "frames": 30, "motion": Motion(same_index=False), "seed": 2}
+    data = CharadesLT(split, sampling="random", **options)
+    drawn = []
+    for epoch in (0, 1):
+        data.set_epoch(epoch)
+        for index, item in enumerate(data):
+            rows, others = (some.one(index, epoch) for some in (data.frame_rows, data.motion_frame_rows))
+            assert rows.tolist() != others.tolist()
+            np.testing.assert_array_equal(item["features"].numpy(), arrays[item["video_id"]][rows].astype(np.float32))
+            np.testing.assert_array_equal(item["motion"].numpy(), motion_by_hand(arrays[item["video_id"]])[others])
+            drawn.append(others.tolist())
+    assert len({tuple(rows) for rows in drawn}) == len(drawn)
+    # Evenly spaced rows are the same rows however often they are drawn.
+    for item, other in zip(
+        CharadesLT(split, **options), CharadesLT(split, **{**options, "motion": Motion()}), strict=True
+    ):
+        assert torch.equal(item["motion"], other["motion"])
+
+
+@forks
+@needs_fork
+def test_workers_give_the_same_motion(split, stored):
+    options = {"features": stored, "frames": 6, "sampling": "random", "motion": Motion(same_index=False)}
+    serial, parallel = (epochs_of(CharadesLT(split, **options), context, epochs=(0, 4)) for context in (None, "fork"))
+    for batches, others in zip(serial, parallel, strict=True):
+        assert_same(batches, others)
+        for batch, other in zip(batches, others, strict=True):
+            assert torch.equal(batch["motion"], other["motion"])
 
 
 # --- what is refused --------------------------------------------------------------------------------
@@ -275,6 +345,7 @@ def test_a_file_that_goes_missing_later_is_named(split, arrays, tmp_path):
         ({"frames": True}, "frames must be a whole number of at least 1, got True"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"seed": None}, "seed must be a whole number of at least 0, got None"),
+        ({"motion": "full"}, r"motion must be a meidbench.motion.Motion or None, got 'full'"),
         ({"frames": None, "sampling": "random"}, "random sampling needs a number of frames"),
         ({"subset": "validation"}, "unknown subset 'validation'; known: train, val, test"),
     ],
