@@ -1,7 +1,7 @@
 """Reference baselines of long-tailed multi-label video recognition, imported as ``meidbench.baselines``.
 
-``LOSSES``, ``SAMPLERS``, ``AUGMENTATIONS``, ``AGGREGATORS`` and ``METHODS`` are plain dicts of name -> object;
-``train`` makes a run of a ``Config``, which ``resolve`` makes of a method and a split.
+``LOSSES``, ``SAMPLERS``, ``AUGMENTATIONS``, ``AGGREGATORS``, ``MODELS`` and ``METHODS`` are plain dicts of name ->
+object; ``train`` makes a run of a ``Config``, which ``resolve`` makes of a method and a split.
 """
 
 from importlib import import_module
@@ -12,9 +12,10 @@ _HOMES = {
     "SAMPLERS": "samplers",
     "AUGMENTATIONS": "augmentation",
     "AGGREGATORS": "aggregators",
+    "MODELS": "models",
     "METHODS": "methods",
     "Config": "configuration",
-    "resolve": "recipes",
+    "resolve": "resolution",
     "train": "training",
     "Trained": "scored_run",
     "predict": "prediction",

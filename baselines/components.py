@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from meidbench.baselines.aggregators import AGGREGATORS, Aggregator
 from meidbench.baselines.augmentation import AUGMENTATIONS, Augmentation
 from meidbench.baselines.losses import LOSSES, Loss
+from meidbench.baselines.models import MODELS, Model, Task
 from meidbench.baselines.samplers import SAMPLERS, VideoSampler
+from meidbench.errors import MeidbenchError
 from meidbench.evaluation import subset_positives
 from meidbench.split import Split
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 # Functions, because a dict of dicts would fix what is known when this module is read.
 FAMILIES: dict[str, Callable[[], Mapping[str, type]]] = {
+    "model": lambda: MODELS,
     "aggregator": lambda: AGGREGATORS,
     "loss": lambda: LOSSES,
     "sampler": lambda: SAMPLERS,
@@ -23,7 +26,7 @@ FAMILIES: dict[str, Callable[[], Mapping[str, type]]] = {
 }
 
 # What follows from the split and the features, and is no option.
-_GIVEN = frozenset({"self", "train_counts", "num_videos", "labels", "dim", "num_classes"})
+_GIVEN = frozenset({"self", "train_counts", "num_videos", "labels", "dim", "num_classes", "task"})
 
 
 def known_options(component: type) -> dict[str, Any]:
@@ -49,9 +52,66 @@ def known_options(component: type) -> dict[str, Any]:
     return options
 
 
+def option_defaults(component: type) -> dict[str, Any]:
+    """Return the default of each option of a model.
+
+    Examples
+    --------
+    >>> option_defaults(MODELS["meid_two"])["beta"]
+    0.5
+    """
+    parameters = inspect.signature(component.__init__).parameters  # type: ignore[misc]
+    return {name: parameters[name].default for name in known_options(component) if name in parameters}
+
+
+def make_task(config: "Config", split: Split, dim: int) -> Task:
+    """Say what a model must know of a split and of features of width ``dim``."""
+    frames = config.frames
+    return Task(
+        dim=dim,
+        num_classes=split.num_classes,
+        train_counts=split.train_counts,
+        groups=split.groups,
+        frames=frames.train if frames.train == frames.test else None,
+        has_motion=config.motion.when != "none",
+        aggregator=lambda width: make_aggregator(config, width, split.num_classes),
+    )
+
+
+def make_model(config: "Config", task: Task) -> Model:
+    """Make the model; its weights come from torch's global generator."""
+    return MODELS[config.model.name](task, **config.model.options)
+
+
+def check_model(config: "Config", model: Model) -> None:
+    """Refuse a model that does not fit the rest of a configuration.
+
+    Raises
+    ------
+    MeidbenchError
+        Labels are masked that it mixes, or it has no first stage to begin with, or one that it does not begin with.
+    """
+    if model.begins_from_first_stage != (config.first_stage is not None):
+        raise MeidbenchError(
+            f"model.name={config.model.name} begins with a trained first stage; take a method that has one: meid"
+            if model.begins_from_first_stage
+            else f"model.name={config.model.name} does not begin with a first stage; leave it out"
+        )
+    if config.mask_other_labels and model.mixes_targets:
+        raise MeidbenchError(
+            f"model.name={config.model.name} mixes labels itself, so that no mask of them can be applied; set "
+            "mask_other_labels=false"
+        )
+
+
 def make_aggregator(config: "Config", dim: int, num_classes: int) -> Aggregator:
-    """Make the model of features of width ``dim``; its weights come from torch's global generator."""
+    """Make the aggregator of frames of width ``dim``; its weights come from torch's global generator."""
     return AGGREGATORS[config.aggregator.name](dim, num_classes, **config.aggregator.options)
+
+
+def aggregator_name(config: "Config") -> str:
+    """Return what turns frames into logits: the aggregator, or the model where it has its own."""
+    return config.aggregator.name if MODELS[config.model.name].takes_aggregator else config.model.name
 
 
 def make_loss(config: "Config", split: Split) -> Loss:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meidbench.baselines.inference import Progress, quiet
-from meidbench.baselines.recipes import resolve
+from meidbench.baselines.resolution import resolve
 from meidbench.baselines.training import train
 from meidbench.errors import MeidbenchError
 from meidbench.simulated_split import simulate_split

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import Team
+from meidbench.baselines.models import Model
 from meidbench.batches import BatchLoader
 from meidbench.datasets import FeatureDataset
 from meidbench.errors import MeidbenchError, first_few
@@ -49,6 +49,7 @@ def subset_loader(split: Split, subset: str, features: FeatureSource, config: Co
         sampling=config.frames.test_sampling,
         replacement=config.frames.replacement,
         seed=config.seed,
+        motion=config.motion.motion(),
     )
     return BatchLoader(
         data,
@@ -61,14 +62,12 @@ def subset_loader(split: Split, subset: str, features: FeatureSource, config: Co
     )
 
 
-def score_subset(
-    model: nn.Module, loader: BatchLoader, team: Team, progress: Progress = quiet
-) -> npt.NDArray[np.float32]:
+def score_subset(model: Model, loader: BatchLoader, team: Team, progress: Progress = quiet) -> npt.NDArray[np.float32]:
     """Score all videos of a loader's dataset; every process gets the scores of all.
 
     Parameters
     ----------
-    model : nn.Module
+    model : Model
         Not wrapped; its mode is as before afterwards.
     loader : BatchLoader
         Of ``subset_loader``.
@@ -91,7 +90,7 @@ def score_subset(
     indices, logits = [], []
     with torch.inference_mode(), progress(f"scoring {data.subset}", len(loader)) as advance:
         for batch in loader:
-            logits.append(model(batch["features"]).float().cpu())
+            logits.append(model(batch["features"], batch.get("motion")).logits.float().cpu())
             indices.append(batch["index"].cpu())
             advance(1)
     model.train(was_training)

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from meidbench.baselines.checkpoints import load_checkpoint, save_checkpoint
-from meidbench.baselines.components import make_aggregator
+from meidbench.baselines.components import make_model
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import Team
+from meidbench.baselines.models import Model, Task
 from meidbench.baselines.running_ap import RunningAveragePrecision
 from meidbench.baselines.streams import WEIGHTS, stream
 from meidbench.errors import MeidbenchError
@@ -30,8 +31,8 @@ class Position:
         Batches of the next one that are done, by each process.
     step, forwards : int
         Steps of the optimiser, and batches of each process, since the beginning.
-    loss_sum, looked_at : float and int
-        Sum of the losses of the epoch's steps, and of how many.
+    loss_sum, penalty_sum, looked_at : float, float and int
+        Sums of the losses of the epoch's steps and of the penalties among them, and of how many steps.
     best, best_epoch : float and int
         The best mAP so far, -1 before there is one, and after how many epochs.
     """
@@ -41,6 +42,7 @@ class Position:
     step: int = 0
     forwards: int = 0
     loss_sum: float = 0.0
+    penalty_sum: float = 0.0
     looked_at: int = 0
     best: float = -1.0
     best_epoch: int = 0
@@ -52,39 +54,51 @@ class Learner:
     Parameters
     ----------
     config : Config
-    dim, num_classes : int
-        Of the features and the split.
+    task : Task
     crew : Team
 
     Attributes
     ----------
     at : Position
     module, model : nn.Module
-        The aggregator, and the same so that processes share gradients.
+        The model, and the same so that processes share gradients.
     running : RunningAveragePrecision
     smallest_batch : int
         2 where the model normalises over the batch.
     """
 
-    def __init__(self, config: Config, dim: int, num_classes: int, crew: Team) -> None:
+    def __init__(self, config: Config, task: Task, crew: Team) -> None:
         self.config, self.crew = config, crew
         self.at = Position()
         torch.manual_seed(stream(config.seed, WEIGHTS))
-        self.model = crew.shared(make_aggregator(config, dim, num_classes).to(crew.device))
+        self.model = crew.shared(make_model(config, task).to(crew.device))
         wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
-        self.module: nn.Module = self.model.module if wrapped else self.model  # type: ignore[assignment, unused-ignore]
-        self.running = RunningAveragePrecision(num_classes)
+        self.module: Model = self.model.module if wrapped else self.model  # type: ignore[assignment, unused-ignore]
+        self.running = RunningAveragePrecision(task.num_classes)
         schedule = config.schedule
-        self.optimiser = torch.optim.Adam(self.module.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
+        self.optimiser = torch.optim.Adam(self.trained(), lr=schedule.lr, weight_decay=schedule.weight_decay)
         self.scaler = torch.amp.GradScaler(crew.device.type, enabled=schedule.precision == "fp16")  # type: ignore[attr-defined, unused-ignore]
-        normalises = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.module.modules())
-        self.smallest_batch = 2 if normalises else 1
+        self.smallest_batch = smallest_batch(self.module)
 
     def apart(self) -> AbstractContextManager[Any]:
         """Return the context in which gradients stay in this process."""
         if isinstance(self.model, nn.parallel.DistributedDataParallel):
             return self.model.no_sync()  # type: ignore[no-any-return, unused-ignore]
         return nullcontext()
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that training moves."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def begin_from(self, path: Path) -> None:
+        """Take over the weights that a first stage left.
+
+        Raises
+        ------
+        MeidbenchError
+            They are not there, damaged, or of another model.
+        """
+        self.module.begin_from(load_checkpoint(path)["model"])
 
     def set_rate(self, rate: float) -> None:
         """Set the learning rate."""
@@ -95,7 +109,7 @@ class Learner:
         """Move the weights, forget the gradients, and return the norm they had before it was cut."""
         limit = self.config.schedule.clip_norm
         self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), float("inf") if limit is None else limit)
+        norm = nn.utils.clip_grad_norm_(self.trained(), float("inf") if limit is None else limit)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
@@ -144,7 +158,8 @@ class Learner:
                 state = {**state, "scores": state["scores"][:0], "labels": state["labels"][:0]}
             self.running.load_state_dict(state)
             for entry in fields(Position):
-                setattr(self.at, entry.name, content["position"][entry.name])
+                # A checkpoint may be from before a field was there.
+                setattr(self.at, entry.name, content["position"].get(entry.name, entry.default))
             return int(content["log_position"])
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise _of_another_run(path, error) from None
@@ -173,6 +188,11 @@ class Learner:
             return int(content["epoch"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise _of_another_run(path, error) from None
+
+
+def smallest_batch(model: nn.Module) -> int:
+    """Return how many videos a training step needs: 2 where the model normalises over the batch."""
+    return 2 if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()) else 1
 
 
 def _of_another_run(path: Path, error: Exception) -> MeidbenchError:

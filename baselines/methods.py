@@ -17,7 +17,12 @@ _NAMES = (
     "logit_adjusted",
     "repeat_factor",
     "class_aware",
+    "meid_block",
+    "meid_one",
+    "meid",
+    "move_aggregator",
+    "move",
 )
 
 METHODS: dict[str, Recipe] = read_recipes(_NAMES)
-"""What ``--method`` takes; ``NAME-compat`` behaves as VideoLT's public code does."""
+"""What ``--method`` takes; ``NAME-compat`` is as VideoLT's public code has it, ``NAME-release`` as its authors' has."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from meidbench.baselines.components import make_task
 from meidbench.baselines.distributed import team
 from meidbench.baselines.inference import Progress, quiet, score_subset, subset_loader
 from meidbench.baselines.learner import Learner
@@ -77,7 +78,7 @@ def predict(
             )
         if recipe_digest(source) != inputs.recipe_digest:
             report("warning: these features were made by another recipe than those of the training")
-        learner = Learner(config, source.dim, loaded.num_classes, crew)
+        learner = Learner(config, make_task(config, loaded, source.dim), crew)
         epoch = learner.load_weights(folder.best)
         scores = score_subset(learner.module, loader, crew, progress)
         if crew.leads:

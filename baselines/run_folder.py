@@ -6,7 +6,7 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import meidbench
 from meidbench.baselines.configuration import Config
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list
 from meidbench.features import FeatureSource
-from meidbench.features.layout import read_header
+from meidbench.features.layout import read_header, stored_checksums
 from meidbench.files import written_whole
 from meidbench.locks import locked
 from meidbench.split import Split
@@ -27,11 +27,14 @@ from meidbench.split import Split
 FORMAT_VERSION = 1
 SCORED = ("val", "test")
 
+# Where a run of two stages has the run of its first.
+FIRST_STAGE = "first-stage"
+
 # What a run that was killed while it wrote leaves behind; see meidbench.files.written_whole.
 _HALF_WRITTEN = re.compile(r"\.((config|result-\w+)\.json|(last|best)\.pt|predictions-\w+\.parquet)\.[0-9a-f]{12}")
 
-# Videos whose rows go into the fingerprint of features.
-_LOOKED_AT = 8
+# Videos of a subset whose rows go into the digest of features that have no checksums.
+_LOOKED_AT = 16
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,11 @@ class Inputs:
     dim : int
         Width of the features.
     features_digest : str
-        Of the number of rows of each training video, and of the rows of a few.
+        See ``features_digest``.
     recipe_digest : str
         Of the recipe in the feature file; empty where there is none.
+    first_stage_digest : str
+        Of the weights that the run begins with; empty where it begins anew.
     split_path, features_path : str
         Where they were; what a run is does not depend on it.
     """
@@ -59,9 +64,10 @@ class Inputs:
     recipe_digest: str
     split_path: str = ""
     features_path: str = ""
+    first_stage_digest: str = ""
 
     @classmethod
-    def of(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
+    def of(cls, split: Split, features: FeatureSource, split_path: str = "", first_stage_digest: str = "") -> "Inputs":
         """Look at a split and its features.
 
         Raises
@@ -69,12 +75,7 @@ class Inputs:
         FeatureError
             Features are missing or malformed.
         """
-        video_ids = split.video_ids("train")
-        rows = features.check(video_ids)
-        digest = hashlib.sha256(rows.tobytes())
-        for position in np.unique(np.linspace(0, len(video_ids) - 1, min(_LOOKED_AT, len(video_ids))).astype(int)):
-            digest.update(np.ascontiguousarray(features.read(video_ids[position])).tobytes())
-        features.close()
+        digest = features_digest(split, features)
         if split_path and Path(split_path).is_file():
             split_path = str(Path(split_path).absolute())
         return cls(
@@ -82,10 +83,11 @@ class Inputs:
             split.variant,
             split.digest,
             features.dim,
-            digest.hexdigest(),
+            digest,
             recipe_digest(features),
             split_path,
             str(features.path),
+            first_stage_digest,
         )
 
     def differences(self, other: "Inputs") -> list[str]:
@@ -95,6 +97,7 @@ class Inputs:
             "dim": f"the features are {self.dim} wide in the run, {other.dim} now",
             "features_digest": "the features have other values",
             "recipe_digest": "the features were made by another recipe",
+            "first_stage_digest": "the first stage has other weights",
         }
         return [text for name, text in said.items() if getattr(self, name) != getattr(other, name)]
 
@@ -138,15 +141,9 @@ class RunFolder:
         """
         file = self.path / "config.json"
         if file.is_file():
-            there, before = self.read()
-            if problems := there.differences(config) + before.differences(inputs):
-                raise MeidbenchError(
-                    f"{self.path} holds another run:\n{bullet_list(problems)}\n"
-                    "Name another folder with --out, or ask for what the run was begun with."
-                )
+            self.refuse_other(config, inputs)
             return
-        if self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
-            raise MeidbenchError(f"{self.path} is not empty and holds no run; name another folder with --out")
+        self.check_free()
         content = {
             "format_version": FORMAT_VERSION,
             "config": config.to_tables(),
@@ -155,6 +152,49 @@ class RunFolder:
         }
         with written_whole(file) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def refuse_other(self, config: Config, inputs: Inputs) -> None:
+        """Refuse to go on with a run that was begun with something else.
+
+        Raises
+        ------
+        MeidbenchError
+            It was; the differences are named.
+        """
+        there, before = self.read()
+        if problems := there.differences(config) + before.differences(inputs):
+            raise MeidbenchError(
+                f"{self.path} holds another run:\n{bullet_list(problems)}\n"
+                "Name another folder with --out, or ask for what the run was begun with."
+            )
+
+    def begun_with(self, config: Config, inputs: Inputs) -> str:
+        """Return the digest of the first stage of a run that needs it no more; empty where it does, or there is none.
+
+        Raises
+        ------
+        MeidbenchError
+            The folder holds another run, or something else.
+        """
+        if not (self.path / "config.json").is_file():
+            self.check_free()
+            return ""
+        digest = self.read()[1].first_stage_digest
+        self.refuse_other(config, replace(inputs, first_stage_digest=digest))
+        return digest if self.last.is_file() else ""
+
+    def check_free(self) -> None:
+        """Refuse a folder with files of something else.
+
+        Raises
+        ------
+        MeidbenchError
+            There are some.
+        """
+        if (self.path / "config.json").is_file() or not self.path.is_dir():
+            return
+        if any(not entry.name.startswith(".") and entry.name != FIRST_STAGE for entry in self.path.iterdir()):
+            raise MeidbenchError(f"{self.path} is not empty and holds no run; name another folder with --out")
 
     def read(self) -> tuple[Config, Inputs]:
         """Return what the run was begun with.
@@ -196,6 +236,44 @@ class RunFolder:
                 if _HALF_WRITTEN.fullmatch(entry.name):
                     entry.unlink()
             yield
+
+
+def features_digest(split: Split, features: FeatureSource) -> str:
+    """Return a sha256 that tells features from others.
+
+    Of a feature file it is over the checksum of every video of the split. Of other forms, which have none, over the
+    number of rows of each and the rows of a few videos of each subset: a sample, which others can have in common.
+
+    Raises
+    ------
+    FeatureError
+        Features are missing or malformed.
+    """
+    digest = hashlib.sha256()
+    checksums = _checksums(features)
+    for subset in ("train", *SCORED):
+        video_ids = split.video_ids(subset)
+        if not video_ids:
+            continue
+        digest.update(features.check(video_ids).tobytes())
+        if checksums is not None:
+            digest.update(np.array([checksums[video_id] for video_id in video_ids], "<u4").tobytes())
+            continue
+        for position in np.unique(np.linspace(0, len(video_ids) - 1, min(_LOOKED_AT, len(video_ids))).astype(int)):
+            digest.update(np.ascontiguousarray(features.read(video_ids[position])).tobytes())
+    features.close()
+    return digest.hexdigest()
+
+
+def _checksums(features: FeatureSource) -> dict[str, int] | None:
+    """Return the checksum of each video of a feature file, None where there are none."""
+    try:
+        header = read_header(features.path) if features.path.is_file() else None
+    except FeatureError:  # an HDF5 file that others wrote
+        return None
+    if header is None:
+        return None
+    return dict(zip(header.layout.video_ids, stored_checksums(features.path), strict=True))
 
 
 def recipe_digest(features: FeatureSource) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from meidbench.baselines.components import aggregator_name
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.run_folder import SCORED, RunFolder
 from meidbench.errors import MeidbenchError
@@ -44,12 +45,14 @@ class Trained:
 
 def run_facts(config: Config, epoch: int) -> dict[str, Any]:
     """Return what a prediction file says of its run; ``evaluate`` warns where the test subset chose the checkpoint."""
+    subsets = {stage.selection.subset for stage in (config, config.first_stage) if stage is not None}
     return {
         "method": config.method,
-        "aggregator": config.aggregator.name,
+        "aggregator": aggregator_name(config),
         "seed": config.seed,
         "epoch": epoch,
-        "select_on": config.selection.subset,
+        # Either stage's choice makes the scores the test subset's own.
+        "select_on": "test" if "test" in subsets else config.selection.subset,
     }
 
 

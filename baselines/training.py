@@ -5,20 +5,22 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from meidbench.baselines.components import make_augmentation, make_loss, make_sampler
+from meidbench.baselines.components import check_model, make_augmentation, make_loss, make_sampler, make_task
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import Team, team
 from meidbench.baselines.divergence import Divergence, LossWatch
 from meidbench.baselines.draws import label_mask
 from meidbench.baselines.epoch_plan import EpochPlan, Part
+from meidbench.baselines.first_stage import FirstStage, trained_first_stage
 from meidbench.baselines.inference import Progress, quiet, score_subset, subset_loader
 from meidbench.baselines.learner import Learner
+from meidbench.baselines.models import Outputs
 from meidbench.baselines.run_folder import Inputs, RunFolder, versions
 from meidbench.baselines.run_log import Report, RunLog
 from meidbench.baselines.scored_run import Trained, read_trained, run_facts, scored_subsets, write_scored
@@ -41,6 +43,7 @@ def train(
     config: Config,
     out: str | os.PathLike[str],
     *,
+    first_stage: str | os.PathLike[str] | None = None,
     progress: Progress = quiet,
     report: Report = lambda line: None,
 ) -> Trained:
@@ -59,6 +62,9 @@ def train(
         Of ``meidbench.baselines.recipes.resolve``, or made by hand.
     out : path
         The folder of the run; see ``RunFolder``. One that is finished is left as it is.
+    first_stage : path, optional
+        For a method of two stages: the folder of a run of ``config.first_stage``, which is trained in
+        ``OUT/first-stage`` where this is left out.
     progress, report : callable
         ``progress(title, total)`` gives a context manager whose value is called with the steps done; ``report`` is
         called with lines for people.
@@ -99,6 +105,11 @@ def train(
     with team(config.execution.device) as crew:
         folder = RunFolder(Path(out))
         inputs = Inputs.of(loaded, source, "" if isinstance(split, Split) else str(split))
+        begun = None
+        if config.first_stage is not None or first_stage is not None:
+            # Within the team, because processes that part and meet again between the stages may miss one another.
+            begun = trained_first_stage(split, source, config, folder, inputs, first_stage, crew, progress, report)
+            inputs = replace(inputs, first_stage_digest=begun.digest)
         with ExitStack() as held:
             refusal = None
             if crew.leads:
@@ -114,7 +125,7 @@ def train(
             if trained is None:
                 cuda = [crew.device] if crew.device.type == "cuda" else []
                 with torch.random.fork_rng(devices=cuda):
-                    _Run(loaded, source, config, folder, crew, progress, report).complete()
+                    _Run(loaded, source, config, folder, crew, progress, report, begun).complete()
                 crew.wait()
                 trained = read_trained(folder, loaded, just_finished=True)
             else:
@@ -135,7 +146,9 @@ class _Run:
         crew: Team,
         progress: Progress,
         report: Report,
+        begun: FirstStage | None,
     ) -> None:
+        self.begun = begun
         self.split, self.config, self.folder, self.crew = split, config, folder, crew
         self.progress = progress if crew.leads else quiet
         self.report = report if crew.leads else lambda line: None
@@ -144,7 +157,8 @@ class _Run:
             subset: subset_loader(split, subset, features, config, crew)
             for subset in scored_subsets(split, config.selection.subset)
         }
-        self.learner = Learner(config, features.dim, split.num_classes, crew)
+        self.learner = Learner(config, make_task(config, split, features.dim), crew)
+        check_model(config, self.learner.module)
         self.loss = make_loss(config, split).to(crew.device)
         self.augmentation = make_augmentation(config)
         self.sampler = make_sampler(config, split)
@@ -159,6 +173,7 @@ class _Run:
                 sampling=config.frames.train_sampling,
                 replacement=config.frames.replacement,
                 seed=config.seed,
+                motion=config.motion.motion(),
             ),
             self._plan().part_size,
             sampler=self.sampler,
@@ -177,6 +192,8 @@ class _Run:
         if self.folder.last.is_file():
             written = self.learner.restore(self.folder.last)
             self.report(f"going on after {at.epoch} epochs, {at.step} steps")
+        elif self.begun is not None and self.begun.weights is not None:
+            self.learner.begin_from(self.begun.weights)
         self.log = RunLog(self.folder.path, self.report, written, at.step) if self.crew.leads else None
         self.first, self.began = at.epoch + 1, time.monotonic()
         try:
@@ -206,20 +223,21 @@ class _Run:
         plan, began, before = self._plan(), time.monotonic(), at.step
         self.loader.start_at(at.part)
         batches = iter(self.loader)
-        step_loss, step_ids = torch.zeros((), device=self.crew.device), list[str]()
+        step_loss, step_penalty = torch.zeros((2,), device=self.crew.device).unbind()
+        step_ids = list[str]()
         try:
             for index, batch in zip(range(at.part, plan.parts), batches, strict=False):
                 part = plan.part(index)
                 with nullcontext() if part.ends_step else learner.apart():
-                    loss = self._part_loss(batch, part) * part.weight
+                    loss, penalty = (value * part.weight for value in self._part_loss(batch, part))
                     learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call, unused-ignore]
                 at.forwards += 1
-                step_loss = step_loss + loss.detach()
+                step_loss, step_penalty = step_loss + loss.detach(), step_penalty + penalty.detach()
                 step_ids += batch["video_id"][: part.videos]
                 if not part.ends_step:
                     continue
-                self.watch.add(at.step, at.epoch, step_ids, step_loss, learner.step())
-                step_loss, step_ids = torch.zeros_like(step_loss), []
+                self.watch.add(at.step, at.epoch, step_ids, step_loss, learner.step(), step_penalty)
+                step_loss, step_penalty, step_ids = torch.zeros_like(step_loss), torch.zeros_like(step_loss), []
                 at.step, at.part = at.step + 1, index + 1
                 advance(1)
                 if at.step % self.config.execution.log_every == 0:
@@ -232,7 +250,8 @@ class _Run:
         finally:
             batches.close()
 
-    def _part_loss(self, batch: Batch, part: Part) -> torch.Tensor:
+    def _part_loss(self, batch: Batch, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of a part, and what of it is the model's penalty."""
         learner, at, crew, labels = self.learner, self.learner.at, self.crew, batch["labels"]
         # From the place in the run alone: a run that is resumed draws the same without any state.
         torch.manual_seed(stream(self.config.seed, NOISE, at.forwards, crew.rank))
@@ -241,22 +260,31 @@ class _Run:
         asked = self.config.mask_other_labels
         masked = self.sampler.masks_other_labels if asked is None else asked
         mask = label_mask(labels, batch["class"]) if masked else None
+        motion = batch.get("motion")
         mixed = self.augmentation(
-            batch["features"], labels, generator=mixing, epoch=at.epoch, class_ap=learner.running.class_ap
+            batch["features"],
+            labels,
+            generator=mixing,
+            epoch=at.epoch,
+            class_ap=learner.running.class_ap,
+            streams=() if motion is None else (motion,),
         )
         if mask is not None:
             mask = mixed.mix(mask)[: part.videos]
         with self._autocast():
-            logits = learner.model(mixed.features)
+            outputs: Outputs = learner.model(mixed.features, next(iter(mixed.streams), None), mixed.targets)
         if self.augmentation.needs_class_ap:
             counted = torch.arange(len(labels), device=labels.device) < (part.videos if part.weight else 0)
             if self.config.running_ap == "second_pass":
                 with torch.no_grad(), self._autocast():
-                    learner.running.add(learner.module(batch["features"]), labels, counted)
+                    learner.running.add(learner.module(batch["features"], motion, labels).logits, labels, counted)
             else:
-                learner.running.add(logits, labels, mixed.untouched & counted)
-        loss: torch.Tensor = self.loss(logits[: part.videos], mixed.targets[: part.videos], mask)
-        return loss
+                learner.running.add(outputs.logits, labels, mixed.untouched & counted)
+        targets = mixed.targets if outputs.targets is None else outputs.targets
+        loss: torch.Tensor = self.loss(outputs.logits[: part.videos], targets[: part.videos], mask)
+        if outputs.penalty is None:
+            return loss, torch.zeros_like(loss)
+        return loss + outputs.penalty, outputs.penalty
 
     def _end_epoch(self) -> None:
         learner, at, selection = self.learner, self.learner.at, self.config.selection
@@ -265,7 +293,10 @@ class _Run:
             learner.running.finish_epoch(self.crew.gather)
         rate = self.config.schedule.learning_rate(at.epoch)
         at.epoch, at.part = at.epoch + 1, 0
-        facts: dict[str, Any] = {"epoch": at.epoch, "loss": at.loss_sum / max(1, at.looked_at), "lr": rate}
+        steps = max(1, at.looked_at)
+        facts: dict[str, Any] = {"epoch": at.epoch, "loss": at.loss_sum / steps, "lr": rate}
+        if model_facts := learner.module.facts():
+            facts |= {"penalty": at.penalty_sum / steps, "model": model_facts}
         said = f"epoch {at.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
         if at.epoch % selection.every == 0 or at.epoch == self.config.schedule.epochs:
             means = self._means(selection.subset)
@@ -276,7 +307,7 @@ class _Run:
                     learner.save_weights(self.folder.best, {selection.subset: asdict(means)})
             facts |= {selection.subset: asdict(means), "best": is_best}
             said += f", {selection.subset} mAP {means.overall:.4f}{' (best so far)' if is_best else ''}"
-        at.loss_sum, at.looked_at = 0.0, 0
+        at.loss_sum, at.penalty_sum, at.looked_at = 0.0, 0.0, 0
         self._say("epoch", **facts)
         self.report(said + self._time_left())
         self._save()
@@ -305,6 +336,7 @@ class _Run:
     def _look(self) -> dict[str, float]:
         seen, at = self.watch.look(), self.learner.at
         at.loss_sum, at.looked_at = at.loss_sum + seen.loss_sum, at.looked_at + seen.steps
+        at.penalty_sum += seen.penalty_sum
         return {"loss": seen.loss_sum / max(1, seen.steps), "gradient_norm": seen.largest_norm}
 
     def _is_due(self) -> bool:

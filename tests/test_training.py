@@ -20,10 +20,11 @@ from meidbench.baselines import AGGREGATORS, resolve, train
 from meidbench.baselines.checkpoints import load_checkpoint
 from meidbench.baselines.divergence import Divergence
 from meidbench.baselines.epoch_plan import EpochPlan
-from meidbench.baselines.run_folder import RunFolder
+from meidbench.baselines.run_folder import RunFolder, features_digest
 from meidbench.datasets import FeatureDataset
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.features import open_features
+from meidbench.features.packing import pack
 from meidbench.predictions import read_predictions, run_warnings
 from meidbench.simulation import simulate_features
 from meidbench.split import Split
@@ -327,6 +328,21 @@ def test_the_best_checkpoint_is_that_of_the_best_map(toy_split, features, tmp_pa
     assert bool(run_warnings(predictions.metadata)) == bool(trained.warnings) == (subset == "test")
 
 
+@pytest.mark.parametrize("subset", ["train", "val", "test"])
+def test_features_of_which_one_video_changed_are_others(toy_split, features, tmp_path, subset):
+    changed = toy_split.video_ids(subset)[-2]
+    stored = open_features(features)
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        for each in ("train", "val", "test"):
+            for video_id in toy_split.video_ids(each):
+                rows = stored.read(video_id)
+                np.save(tmp_path / name / f"{video_id}.npy", rows + (name == "after" and video_id == changed))
+        pack(tmp_path / name, tmp_path / f"{name}.h5")
+    one, other = (features_digest(toy_split, open_features(tmp_path / f"{name}.h5")) for name in ("before", "after"))
+    assert one != other
+
+
 def test_a_split_without_the_selecting_subset_is_refused(toy_split, features, tmp_path):
     kept = toy_split.table.filter(pc.not_equal(toy_split.table.column("subset"), "val"))
     with pytest.raises(MeidbenchError, match="no video in val; it has some in train, test"):
@@ -340,7 +356,8 @@ def test_predictions_are_what_the_model_says_in_evaluation_mode(toy_split, featu
     config = config_of(toy_split, "schedule.precision=bf16", *settings, aggregator=aggregator)
     train(toy_split, features, config, tmp_path / "run")
     model = AGGREGATORS[aggregator](16, toy_split.num_classes, **options)
-    model.load_state_dict(torch.load(tmp_path / "run" / "best.pt", weights_only=True)["model"])
+    weights = torch.load(tmp_path / "run" / "best.pt", weights_only=True)["model"]
+    model.load_state_dict({name.removeprefix("aggregator."): tensor for name, tensor in weights.items()})
     model.eval()
     predictions = read_predictions(tmp_path / "run" / "predictions-test.parquet")
     assert predictions.scores.dtype == np.float32 and predictions.scores.min() < 0
@@ -432,7 +449,7 @@ def test_the_label_mask_changes_what_is_learnt_and_can_be_left_out(toy_split, fe
     for mask in ("true", "false"):
         train(toy_split, features, config_of(toy_split, f"mask_other_labels={mask}", method="cbs"), tmp_path / mask)
     masked, plain = weights_of(tmp_path / "true"), weights_of(tmp_path / "false")
-    assert not torch.equal(masked["classifier.weight"], plain["classifier.weight"])
+    assert not torch.equal(masked["aggregator.classifier.weight"], plain["aggregator.classifier.weight"])
 
 
 def test_features_that_are_missing_are_refused_before_anything_is_trained(toy_split, tmp_path):

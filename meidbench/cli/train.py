@@ -12,19 +12,33 @@ from meidbench.cli.parameters import FOLDER, as_json
     epilog="\b\nExamples:\n"
     "  meidbench train --split charadeslt --features charades_r101.h5 --method ldam --out runs/ldam\n"
     "  meidbench train --split videolt --features videolt_r50.h5 --method framestack-compat --set schedule.lr=2e-4\n"
+    "  meidbench train --split videolt --features videolt_r50.h5 --method meid --set stage2.schedule.lr=2e-4\n"
     "  torchrun --nproc-per-node 4 -m meidbench train --split videolt --features videolt_r50.h5 --method eql",
 )
 @click.option("--split", required=True, help="A split file, or a built benchmark's name.")
 @click.option(
     "--features", required=True, type=click.Path(path_type=Path), help="A feature file, or a folder of VIDEO_ID.npy."
 )
-@click.option("--method", required=True, help="A recipe, such as bce, ldam or ldam-compat (as in VideoLT's code).")
-@click.option("--aggregator", help="nonlinear, early_mean, attention, netvlad or nextvlad [default: the benchmark's].")
+@click.option(
+    "--method",
+    required=True,
+    help="A recipe: bce, ldam, meid, move...; ldam-compat is as in VideoLT's code, meid-release as in its authors'.",
+)
+@click.option(
+    "--aggregator",
+    help="nonlinear, early_mean, mean, attention, netvlad or nextvlad [default: the benchmark's or the method's].",
+)
 @click.option(
     "--out", type=FOLDER, metavar="RUN", help="The run's folder [default: runs/SPLIT-METHOD-AGGREGATOR-SEED]."
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a value, e.g. schedule.lr=2e-4; repeatable."
+)
+@click.option(
+    "--first-stage",
+    type=FOLDER,
+    metavar="RUN",
+    help="For a method of two stages, a finished run of its first [default: trained in RUN/first-stage].",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Short for --set schedule.epochs=N.")
 @click.option("--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
@@ -48,6 +62,7 @@ def train(
     aggregator: str | None,
     out: Path | None,
     settings: tuple[str, ...],
+    first_stage: Path | None,
     epochs: int | None,
     seed: int | None,
     device: str | None,
@@ -61,16 +76,17 @@ def train(
     RUN/ holds config.json, log.jsonl, last.pt and best.pt, and the predictions and results of both subsets. Run the
     same command again to go on after an interruption; on a CPU the result is the same to the bit.
     """
-    import json
     import os
     from dataclasses import asdict
 
     from tabulate import tabulate
 
-    from meidbench.baselines.recipes import resolve  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.components import aggregator_name  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.resolution import resolve  # type: ignore[import-not-found, unused-ignore]
     from meidbench.baselines.training import train as train_run  # type: ignore[import-not-found, unused-ignore]
     from meidbench.cli.progress import progress_bar
     from meidbench.results import MeanAP
+    from meidbench.results import as_json as json_text
     from meidbench.split_file import load_split
 
     short = {
@@ -84,12 +100,13 @@ def train(
     settings += tuple(f"{key}={value}" for key, value in short.items() if value is not None)
     config = resolve(method, load_split(split), aggregator=aggregator, settings=settings)
     if out is None:
-        out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator.name}-{config.seed}"
+        out = Path("runs") / f"{Path(split).stem}-{method}-{aggregator_name(config)}-{config.seed}"
     trained = train_run(
         split,
         features,
         config,
         out,
+        first_stage=first_stage,
         progress=progress_bar,
         report=lambda line: click.echo(line, err=True),
     )
@@ -99,7 +116,7 @@ def train(
         click.echo(f"warning: {warning}", err=True)
     if as_json:
         content = {"run": str(trained.path), "mAP": {subset: asdict(means) for subset, means in trained.mAP.items()}}
-        click.echo(json.dumps(content, indent=2, sort_keys=True))
+        click.echo(json_text(content), nl=False)
     else:
         rows = [(subset, *asdict(means).values()) for subset, means in trained.mAP.items()]
         click.echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
