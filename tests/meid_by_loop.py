@@ -73,10 +73,17 @@ def embed(state, frames):
     return release_embedding(state, frames) if "wide.weight" in state else simple_embedding(state, frames)
 
 
-def attention(state, frames):
-    """Equation 3, with a sigmoid: of each frame, or of the means of all."""
+def standardised(frame, epsilon=1e-5):
+    middle = sum(frame) / len(frame)
+    spread = sum((value - middle) ** 2 for value in frame) / len(frame)
+    return (frame - middle) / math.sqrt(spread + epsilon)
+
+
+def attention(state, frames, normal=True):
+    """Equation 3, with a sigmoid: of each frame, brought to mean 0 and variance 1, or of the means of all."""
     first, second = part(state, "first"), part(state, "second")
     if "bias" in first:
+        frames = [standardised(frame) for frame in frames] if normal else frames
         return [sigmoid(layer(second, np.maximum(layer(first, frame), 0))[0]) for frame in frames]
     means = np.array([sum(frame) / len(frame) for frame in frames])
     return [sigmoid(value) for value in layer(second, np.maximum(layer(first, means), 0))]

@@ -95,7 +95,7 @@ def test_linear_layers_begin_as_released():
 
 
 def test_equation_3_worked_out_by_hand():
-    by_frame = FrameAttention("frame_mlp", 2, None, hidden=2)
+    by_frame = FrameAttention("frame_mlp", 2, None, hidden=2, norm="none")
     with torch.no_grad():
         by_frame.first.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
         by_frame.first.bias.copy_(torch.tensor([0.0, 1.0]))
@@ -114,15 +114,15 @@ def test_equation_3_worked_out_by_hand():
     torch.testing.assert_close(told, torch.tensor([[sigmoid(2), 0.5, sigmoid(-4)]]))
 
 
-@pytest.mark.parametrize("kind", ["frame_mlp", "se_frames"])
-def test_attention_is_its_formula(kind):
-    module, frames = shaken(FrameAttention(kind, 5, 7, hidden=4, reduction=3)), drawn(3, 7, 5)
-    weights = np.array([attention(arrays(module), video) for video in frames.numpy()])
+@pytest.mark.parametrize(("kind", "norm"), [("frame_mlp", "ln"), ("frame_mlp", "none"), ("se_frames", "ln")])
+def test_attention_is_its_formula(kind, norm):
+    module, frames = shaken(FrameAttention(kind, 5, 7, hidden=4, reduction=3, norm=norm)), drawn(3, 7, 5)
+    weights = np.array([attention(arrays(module), video, norm == "ln") for video in frames.numpy()])
     matches(module(frames), weights)
     scores = np.log(weights / (1 - weights))
     shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     for activation, wanted in (("softmax", shares), ("n_softmax", 7 * shares)):
-        other = FrameAttention(kind, 5, 7, activation=activation, hidden=4, reduction=3).double()
+        other = FrameAttention(kind, 5, 7, activation=activation, hidden=4, reduction=3, norm=norm).double()
         other.load_state_dict(module.state_dict())
         matches(other(frames), wanted)
 

@@ -1,5 +1,6 @@
 """What a training step of MEID takes: memory and time, for both presets and stages, whole or in parts.
 
+    python tests/benchmarks/meid.py --count                    # memory alone, in seconds
     python tests/benchmarks/meid.py --presets paper
     python tests/benchmarks/meid.py --presets paper release --device cuda --steps 5
     python tests/benchmarks/meid.py --presets release --recompute --parts 4
@@ -13,10 +14,14 @@ top.
 
 import argparse
 import time
+from contextlib import ExitStack
+from unittest.mock import patch
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from meidbench.baselines.components import make_loss, make_model, make_task
+from meidbench.baselines.losses.base import binary_cross_entropy
 from meidbench.baselines.models import Model
 from meidbench.baselines.resolution import resolve
 from meidbench.simulated_split import simulate_split
@@ -35,13 +40,16 @@ class Kept:
     """Counts the bytes that autograd keeps for the backward pass, but for parameters and the batch itself."""
 
     def __init__(self, model: Model, batch: list[torch.Tensor]) -> None:
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *batch)}
+        self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *batch)}
+        self._held: list[torch.UntypedStorage] = []
         self.bytes = 0
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._known.add(storage.data_ptr())
+        if storage._cdata not in self._known:
+            self._known.add(storage._cdata)
+            # So that no other storage gets its place.
+            self._held.append(storage)
             self.bytes += storage.nbytes()
         return tensor
 
@@ -57,8 +65,9 @@ def measure(method: str, split: Split, arguments: argparse.Namespace) -> dict[st
     settings += [f"model.recompute={str(arguments.recompute).lower()}"]
     config = resolve(method, split, aggregator=arguments.aggregator, settings=settings)
     torch.manual_seed(0)
-    model = make_model(config, make_task(config, split, arguments.dim)).to(device).train()
-    loss = make_loss(config, split).to(device)
+    model, loss = make_model(config, make_task(config, split, arguments.dim)).train(), make_loss(config, split)
+    if not arguments.count:
+        model, loss = model.to(device), loss.to(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=1e-4)
     size = arguments.batch // arguments.parts
@@ -68,7 +77,7 @@ def measure(method: str, split: Split, arguments: argparse.Namespace) -> dict[st
     targets = (torch.rand(size, split.num_classes, device=device) < 0.05).float()
     kept = Kept(model, [features] if motion is None else [features, motion])
     seconds = []
-    for step in range(arguments.steps + 1):
+    for step in range(1 if arguments.count else arguments.steps + 1):
         wait(device)
         began = time.perf_counter()
         for part in range(arguments.parts):
@@ -93,7 +102,7 @@ def measure(method: str, split: Split, arguments: argparse.Namespace) -> dict[st
         "kept": kept.bytes / GIB,
         "counted": counted / GIB,
         "peak": peak / GIB,
-        "seconds": min(seconds[1:] or seconds),
+        "seconds": float("nan") if arguments.count else min(seconds[1:] or seconds),
     }
 
 
@@ -109,7 +118,9 @@ def part_loss(
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision]
     with torch.autocast(features.device.type, dtype=dtype, enabled=dtype is not None):
         outputs = model(features, motion, targets)
-    value: torch.Tensor = loss(outputs.logits.float(), targets, None)
+    logits = outputs.logits.float()
+    # The methods' own looks at values, of which there are none; it is a matter of a few numbers a video.
+    value = binary_cross_entropy(logits, targets).mean() if arguments.count else loss(logits, targets, None)
     return value if outputs.penalty is None else value + outputs.penalty
 
 
@@ -132,6 +143,7 @@ def main() -> None:
     parser.add_argument("--recompute", action="store_true", help="Compute the wide layer again instead of keeping it.")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--count", action="store_true", help="Count memory only, without computing anything.")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     if arguments.batch % arguments.parts:
@@ -147,7 +159,12 @@ def main() -> None:
         for stage in arguments.stages:
             if arguments.device != "cpu":
                 torch.cuda.reset_peak_memory_stats(arguments.device)
-            got = measure(METHODS[preset, stage], split, arguments)
+            with ExitStack() as held:
+                if arguments.count:
+                    held.enter_context(FakeTensorMode())
+                    # It looks at values.
+                    held.enter_context(patch("torch.nn.init.trunc_normal_", lambda tensor, **options: tensor))
+                got = measure(METHODS[preset, stage], split, arguments)
             print(
                 f"{preset:8} {stage:5}  {got['trained']:9.1f} {got['frozen']:9.1f} {got['kept']:9.2f} "
                 f"{got['counted']:12.2f} {got['peak']:9.2f} {got['seconds']:9.2f}",

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from meidbench.baselines.aggregators.base import at_least_float32
 from meidbench.baselines.losses.base import one_of, whole_number
@@ -10,6 +11,7 @@ from meidbench.errors import MeidbenchError
 
 ATTENTIONS = ("frame_mlp", "se_frames", "none")
 ACTIVATIONS = ("sigmoid", "softmax", "n_softmax")
+ATTENTION_NORMS = ("ln", "none")
 
 
 class FrameAttention(nn.Module):
@@ -33,6 +35,9 @@ class FrameAttention(nn.Module):
         h, of ``frame_mlp``.
     reduction : int
         r, of ``se_frames``.
+    norm : str
+        Of ``frame_mlp``: ``ln`` brings each frame to mean 0 and variance 1 first, without parameters. With ``none``, as
+        the paper words it, large features soon give the same weight, 0 or 1, to all frames.
 
     Examples
     --------
@@ -50,10 +55,12 @@ class FrameAttention(nn.Module):
         activation: str = "sigmoid",
         hidden: int = 256,
         reduction: int = 3,
+        norm: str = "ln",
     ) -> None:
         super().__init__()
         self.kind = one_of("attention", kind, ATTENTIONS[:2])
         self.activation = one_of("attention_act", activation, ACTIVATIONS)
+        self.norm = one_of("attention_norm", norm, ATTENTION_NORMS)
         hidden = whole_number("attention_hidden", hidden, least=1)
         reduction = whole_number("attention_reduction", reduction, least=1)
         if self.kind == "frame_mlp":
@@ -77,6 +84,8 @@ class FrameAttention(nn.Module):
     def _scores(self, frames: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor
         if self.kind == "frame_mlp":
+            if self.norm == "ln":
+                frames = functional.layer_norm(frames, frames.shape[2:])
             scores = self.second(torch.relu(self.first(frames))).squeeze(2)
         else:
             if frames.shape[1] != self.first.in_features:

@@ -8,7 +8,7 @@ from meidbench.baselines.aggregators import Aggregator
 from meidbench.baselines.aggregators.mean import Mean
 from meidbench.baselines.losses.base import one_of
 from meidbench.baselines.models.base import Model, Outputs, Task
-from meidbench.baselines.models.meid.attention import ACTIVATIONS, ATTENTIONS, FrameAttention
+from meidbench.baselines.models.meid.attention import ACTIVATIONS, ATTENTION_NORMS, ATTENTIONS, FrameAttention
 from meidbench.baselines.models.meid.distillation import (
     DISTANCES,
     MASKS,
@@ -61,6 +61,8 @@ class ExpertOne(Model):
         ``sigmoid``, ``softmax`` or ``n_softmax``.
     attention_hidden, attention_reduction : int
         Of ``frame_mlp`` and of ``se_frames``.
+    attention_norm : str
+        ``ln`` or ``none``, of ``frame_mlp``.
     pool : str
         What the aggregator's mean over frames stands for: ``mean`` of T * A, its ``sum``, or ``weighted_mean``, which
         is the sum divided by that of A.
@@ -89,6 +91,7 @@ class ExpertOne(Model):
         attention_act: str = "sigmoid",
         attention_hidden: int = 256,
         attention_reduction: int = 3,
+        attention_norm: str = "ln",
         pool: str = "mean",
         distill_weight: float = 0.1,
         neck_out: int | None = None,
@@ -107,6 +110,7 @@ class ExpertOne(Model):
             embedding_norm=embedding_norm,
             attention=attention,
             attention_act=attention_act,
+            attention_norm=attention_norm,
             neck_mask=neck_mask,
             neck_act=neck_act,
             neck_norm=neck_norm,
@@ -132,6 +136,7 @@ class ExpertOne(Model):
                 activation=attention_act,
                 hidden=attention_hidden,
                 reduction=attention_reduction,
+                norm=attention_norm,
             )
         self.aggregator = task.aggregator(task.dim)
         if embedding == "release":
@@ -193,6 +198,7 @@ _KNOWN = {
     "embedding_norm": NORMS,
     "attention": ATTENTIONS,
     "attention_act": ACTIVATIONS,
+    "attention_norm": ATTENTION_NORMS,
     "neck_mask": MASKS,
     "neck_act": NECK_ACTIVATIONS,
     "neck_norm": NECK_NORMS,

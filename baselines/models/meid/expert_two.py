@@ -74,7 +74,8 @@ class ExpertTwo(Model):
         which ranks the same and does not round to 1.
     frozen_norm : str
         Whether expert one's batch statistics are frozen with it (``eval``) or drift (``train``, authors' code).
-    embedding, embedding_norm, attention, attention_act, attention_hidden, attention_reduction, pool, recompute
+    embedding, embedding_norm, attention, attention_act, attention_hidden, attention_reduction, \
+attention_norm, pool, recompute
         As in ``ExpertOne``, of both experts.
     distill_weight, neck_out, neck_mask, neck_act, neck_norm, distill_var, distill_norm, distill_detach_head, \
 distill_medium
@@ -111,6 +112,7 @@ distill_medium
         attention_act: str = "sigmoid",
         attention_hidden: int = 256,
         attention_reduction: int = 3,
+        attention_norm: str = "ln",
         pool: str = "mean",
         distill_weight: float = 0.1,
         neck_out: int | None = None,
@@ -160,6 +162,7 @@ distill_medium
                 attention_act=attention_act,
                 attention_hidden=attention_hidden,
                 attention_reduction=attention_reduction,
+                attention_norm=attention_norm,
                 pool=pool,
                 distill_weight=weight,
                 neck_out=neck_out,

@@ -1,0 +1,337 @@
+"""The pages of docs/methods: every method has one, and its keys, defaults, numbers and commands are the program's.
+
+What is read of a page, beside its five sections:
+
+- a table headed ``key | default | ...`` under Switches is of the page's first method (in the order of the index), or of
+  the method that a heading ``### `NAME` `` above it names;
+- a table ``key | `NAME` | `NAME-compat` | ...`` under Recipe says in what forms differ, and names every such key;
+- a table with the columns ``source, dataset, encoder, aggregator, overall, head, medium, tail`` holds the published
+  rows, of the page's first method or of that in a column ``method``;
+- a table whose first column is ``simulated`` repeats rows of docs/baselines.md, in %;
+- a table whose first column begins with ``minus`` says what a published row of VideoLT's own list is beyond BCE's.
+
+A value stands in backticks, as ``--set`` takes it. Where benchmarks differ it is `` `1` on videolt; `2` on
+charadeslt, charadesegolt ``. A key that a form does not know has ``-``.
+"""
+
+import dataclasses
+import inspect
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from meidbench.baselines import METHODS, resolve
+from meidbench.baselines.components import FAMILIES, known_options
+from meidbench.baselines.recipes import PUBLISHED_TABLES
+from meidbench.baselines.settings import flat, overrides
+from meidbench.cli.train import train
+from meidbench.manifests import DATASETS
+from meidbench.split import Split
+
+FOLDER = Path(__file__).parents[1] / "docs" / "methods"
+MEASURED = Path(__file__).parents[1] / "docs" / "baselines.md"
+SECTIONS = ["Idea", "Equations", "Switches", "Recipe", "What is known of its numbers"]
+GROUPS = ("overall", "head", "medium", "tail")
+FORMS = ("-compat", "-release")
+TAIL_UP_TO = {"videolt": 100, "charadeslt": 20, "charadesegolt": 20}
+# All compatible forms take the same aggregator on CharadesLT and CharadesEgoLT; the index says so once.
+SAID_ONCE = {"aggregator.flavor", "aggregator.frames"}
+
+Table = list[dict[str, str]]
+
+
+def tables_of(text: str) -> list[tuple[str, Table]]:
+    """The tables of a text: the heading of third order above each, and its rows by column."""
+    heading, found, lines = "", [], []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            lines.append([cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+            continue
+        if lines:
+            header, _, *rows = lines
+            found.append((heading, [dict(zip(header, row, strict=True)) for row in rows]))
+            lines = []
+        if line.startswith("###"):
+            heading = line
+    return found
+
+
+def sections_of(text: str) -> dict[str, str]:
+    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    return dict(zip(map(str.strip, parts[1::2]), parts[2::2], strict=True))
+
+
+def stated(cell: str) -> dict[str, object]:
+    """What a cell says of a value, by benchmark; where it does not name any, of all."""
+    values: dict[str, object] = {}
+    for part in cell.split("; "):
+        match = re.fullmatch(r"`([^`]+)`(?: on ([a-z, ]+))?", part)
+        assert match, f"{cell!r} is no value in backticks, nor such values on benchmarks"
+        text, names = match.groups()
+        for dataset in names.split(", ") if names else DATASETS:
+            values[dataset] = overrides([f"value={text}"])["value"]
+    assert set(values) == set(DATASETS), f"{cell!r} does not say all of {', '.join(DATASETS)}"
+    return values
+
+
+def index() -> dict[str, str]:
+    """The page of each method, as the index says."""
+    rows = next(rows for _, rows in tables_of((FOLDER / "README.md").read_text()) if "page" in rows[0])
+    pages = {}
+    for row in rows:
+        method, page = re.fullmatch(r"`(\w+)`", row["method"]), re.fullmatch(r"\[.+\]\((\w+\.md)\)", row["page"])
+        assert method and page and row["what"], row
+        pages[method[1]] = page[1]
+    return pages
+
+
+PAGES: dict[str, list[str]] = {}
+for _method, _page in index().items():
+    PAGES.setdefault(_page, []).append(_method)
+
+every_page = pytest.mark.parametrize("page", list(PAGES))
+
+
+@cache
+def page_sections(page: str) -> dict[str, str]:
+    return sections_of((FOLDER / page).read_text())
+
+
+def tables_headed(page: str, section: str, start: str) -> list[tuple[str, Table]]:
+    """The tables of a section whose first column begins so."""
+    tables = tables_of(page_sections(page)[section])
+    return [(heading, rows) for heading, rows in tables if next(iter(rows[0])).startswith(start)]
+
+
+@cache
+def defaults_of(kind: type) -> dict[str, object]:
+    """What each option of a component is where nobody says anything; the seed is the run's."""
+    defaults = {}
+    for option in known_options(kind):
+        made = [inspect.signature(parent.__init__).parameters for parent in kind.__mro__]
+        defaults[option] = next(parameters[option].default for parameters in made if option in parameters)
+    return {option: value for option, value in defaults.items() if option != "seed"}
+
+
+def everything(config) -> dict[str, object]:
+    """Every key of a configuration, with the options that it leaves to their defaults."""
+    tables = config.to_tables()
+    tables.pop("first_stage")
+    keys = flat(tables)
+    for family, kinds in FAMILIES.items():
+        for option, value in defaults_of(kinds()[getattr(config, family).name]).items():
+            keys.setdefault(f"{family}.{option}", value)
+    if config.first_stage is not None:
+        keys |= {f"stage1.{key}": value for key, value in everything(config.first_stage).items()}
+    return keys
+
+
+@pytest.fixture(scope="module")
+def resolved(toy_split):
+    """What a method is on a benchmark, by name."""
+
+    def named(dataset: str) -> Split:
+        metadata = dataclasses.replace(toy_split.metadata, dataset=dataset, tail_up_to=TAIL_UP_TO[dataset])
+        return Split(toy_split.table, metadata)
+
+    splits = {dataset: named(dataset) for dataset in DATASETS}
+
+    @cache
+    def of(method: str, dataset: str) -> dict[str, object]:
+        return everything(resolve(method, splits[dataset]))
+
+    of.splits = splits
+    return of
+
+
+def wrong_values(of, method: str, key: str, cell: str) -> list[str]:
+    key = key.strip("`").removeprefix("stage2.")
+    if cell == "-":
+        return [f"{method} on {dataset} knows {key}" for dataset in DATASETS if key in of(method, dataset)]
+    problems = []
+    for dataset, value in stated(cell).items():
+        keys = of(method, dataset)
+        if key not in keys:
+            problems.append(f"{method} on {dataset} knows no {key}")
+            continue
+        real = "none" if keys[key] is None else keys[key]
+        if real != value or isinstance(real, bool) != isinstance(value, bool):
+            problems.append(f"{key} of {method} on {dataset} is {real!r}, not {value!r}")
+    return problems
+
+
+def test_the_index_has_every_method_and_every_page():
+    base = [name for name in METHODS if not name.endswith(FORMS)]
+    assert [name for name in base if name not in index()] == []
+    assert [path.name for path in FOLDER.glob("*.md") if path.name not in {*PAGES, "README.md"}] == []
+
+
+@pytest.mark.parametrize("method", list(index()))
+def test_what_the_index_lists_is_there(method):
+    assert method in METHODS and (FOLDER / index()[method]).is_file()
+
+
+@every_page
+def test_a_page_has_its_sections(page):
+    assert [section for section in page_sections(page) if section in SECTIONS] == SECTIONS
+    assert all(page_sections(page)[section].strip() for section in SECTIONS)
+    assert (FOLDER / page).read_text().startswith("# ")
+
+
+@every_page
+def test_the_switches_are_there_and_their_defaults_are_true(page, resolved):
+    switches = tables_headed(page, "Switches", "key")
+    assert switches
+    named: dict[str, set[str]] = {}
+    problems = []
+    for heading, rows in switches:
+        inside = re.search(r"`([\w-]+)`", heading)
+        method = inside[1] if inside else PAGES[page][0]
+        assert method in METHODS, heading
+        for row in rows:
+            assert row["meaning"] and row["source"], row
+            named.setdefault(method, set()).add(row["key"].strip("`").removeprefix("stage2."))
+            problems += wrong_values(resolved, method, row["key"], row["default"])
+    problems += [
+        f"the recipe of {method} sets {key}, which no table says"
+        for method, keys in named.items()
+        for key in flat(METHODS[method].tables)
+        if key not in keys
+    ]
+    assert not problems
+
+
+def test_what_all_methods_share_is_true(resolved):
+    tables = [rows for _, rows in tables_of((FOLDER / "README.md").read_text()) if "default" in rows[0]]
+    assert [len(rows) > 5 for rows in tables] == [True]
+    assert not [problem for row in tables[0] for problem in wrong_values(resolved, "bce", row["key"], row["default"])]
+
+
+@every_page
+def test_what_the_forms_differ_in_is_said_and_true(page, resolved):
+    tables = [rows for _, rows in tables_headed(page, "Recipe", "key")]
+    problems, compared = [], set()
+    for rows in tables:
+        methods = {column: column.strip("`") for column in rows[0] if column != "key"}
+        assert set(methods.values()) <= METHODS.keys(), methods
+        compared |= set(methods.values())
+        for column, method in methods.items():
+            for row in rows:
+                problems += wrong_values(resolved, method, row["key"], row[column])
+        first, *others = methods.values()
+        differing = {
+            key
+            for other in others
+            for dataset in DATASETS
+            for key in (resolved(first, dataset).keys() | resolved(other, dataset).keys()) - {"method", *SAID_ONCE}
+            if not key.startswith("stage1.")
+            if resolved(first, dataset).get(key) != resolved(other, dataset).get(key)
+        }
+        said = {row["key"].strip("`").removeprefix("stage2.") for row in rows}
+        problems += [f"{key} differs among {', '.join(methods)}" for key in differing - said]
+        problems += [f"{key} is the same in {', '.join(methods)}" for key in said - differing if "stage1." not in key]
+    assert not problems
+    for method in PAGES[page]:
+        compat = f"{method}-compat"
+        if compat in METHODS and compat not in compared:
+            alike = [resolved(name, "videolt") | {"method": ""} for name in (method, compat)]
+            assert alike[0] == alike[1], f"{page} does not say in what {compat} differs"
+
+
+def numbers(row: dict[str, str]) -> tuple[float, ...]:
+    return tuple(float(row[group]) for group in GROUPS)
+
+
+@every_page
+def test_the_published_numbers_are_the_recipes(page):
+    got, wanted = [], []
+    for _, rows in tables_of(page_sections(page)[SECTIONS[-1]]):
+        if not {"source", "dataset", "encoder", "aggregator"} <= rows[0].keys():
+            continue
+        for row in rows:
+            method = row.get("method", PAGES[page][0]).strip("`")
+            got.append((method, row["source"], row["dataset"], row["encoder"], row["aggregator"], numbers(row)))
+    for method in PAGES[page]:
+        for row in METHODS[method].published:
+            source = PUBLISHED_TABLES[row.table]
+            of = (row.dataset, row.encoder, row.aggregator, dataclasses.astuple(row.mAP))
+            wanted.append((method, source, *of))
+    assert sorted(got) == sorted(wanted)
+
+
+def measured() -> dict[str, tuple[float, ...]]:
+    """The simulated measurement of each method, as docs/baselines.md has it."""
+    rows = next(rows for _, rows in tables_of(MEASURED.read_text()) if "seconds" in rows[0])
+    return {row["method"]: numbers(row) for row in rows}
+
+
+@every_page
+def test_the_simulated_numbers_are_those_that_were_measured(page):
+    rows = [row for _, rows in tables_headed(page, SECTIONS[-1], "simulated") for row in rows]
+    got = {next(iter(row.values())).strip("`"): numbers(row) for row in rows if set(GROUPS) <= row.keys()}
+    known = measured()
+    assert {name: value for name, value in got.items() if name in known and known[name] != value} == {}
+    own = [name for name in known if name.removesuffix("-compat") in PAGES[page]]
+    assert [name for name in own if name not in got] == []
+
+
+@every_page
+def test_the_differences_are_those_of_the_published_rows(page):
+    for _, rows in tables_headed(page, SECTIONS[-1], "minus"):
+        for row in rows:
+            encoder = next(iter(row.values()))
+            of = {
+                method: published.mAP
+                for method in ("bce", PAGES[page][0])
+                for published in METHODS[method].published
+                if (published.table, published.encoder) == ("modelzoo", encoder)
+            }
+            base, own = dataclasses.astuple(of["bce"]), dataclasses.astuple(of[PAGES[page][0]])
+            assert numbers(row) == tuple(round(a - b, 3) for a, b in zip(own, base, strict=True)), row
+
+
+def commands(text: str) -> list[list[str]]:
+    blocks = "\n".join(re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
+    lines = [line.removeprefix("$ ") for line in blocks.splitlines()]
+    return [shlex.split(line) for line in lines if "meidbench train" in line]
+
+
+@every_page
+def test_the_commands_of_a_page_name_what_there_is(page, resolved):
+    found = commands(page_sections(page)["Recipe"])
+    assert found
+    trained = set()
+    for words in found:
+        arguments = words[words.index("train") + 1 :]
+        said = train.make_context("train", list(arguments)).params
+        settings = [*said["settings"], *([f"schedule.epochs={said['epochs']}"] if said["epochs"] else [])]
+        resolve(said["method"], resolved.splits[said["split"]], aggregator=said["aggregator"], settings=settings)
+        trained.add(said["method"])
+    assert trained & {name + form for name in PAGES[page] for form in ("", *FORMS)}
+
+
+@pytest.mark.parametrize("page", ["README.md", *PAGES])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (FOLDER / page).read_text()):
+        assert (FOLDER / target).exists(), target
+
+
+def test_cells_are_read_as_they_are_meant():
+    assert stated("`0.5`") == dict.fromkeys(DATASETS, 0.5)
+    assert stated("`none`") == dict.fromkeys(DATASETS, "none") and stated("`[30, 60]`")["videolt"] == [30, 60]
+    of = stated("`0.001` on videolt; `0.05` on charadeslt, charadesegolt")
+    assert of == {"videolt": 0.001, "charadeslt": 0.05, "charadesegolt": 0.05}
+    for wrong in ("0.5", "`1` on videolt", "about `3`"):
+        with pytest.raises(AssertionError):
+            stated(wrong)
+    assert tables_of("### `a`\n\n| x | y |\n|---|---|\n| 1 | `a\\|b` |\n") == [("### `a`", [{"x": "1", "y": "`a|b`"}])]
+
+
+def test_the_first_of_two_stages_has_keys_of_its_own(resolved):
+    config = resolve("bce", resolved.splits["videolt"])
+    keys = everything(dataclasses.replace(config, first_stage=resolve("eql", resolved.splits["videolt"])))
+    assert (keys["loss.name"], keys["stage1.loss.name"], keys["stage1.loss.tail_up_to"]) == ("bce", "eql", 100)
+    assert keys["aggregator.dropout"] == 0.5 and "sampler.seed" not in keys
