@@ -33,9 +33,8 @@ def test_the_wheel_holds_code_and_facts_but_no_tests(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "meidbench").rglob("*.py")}
     expected |= {f"meidbench/splits/{path.name}" for path in (ROOT / "splits").iterdir() if path.is_file()}
-    expected |= {f"meidbench/baselines/{path.name}" for path in (ROOT / "baselines").glob("*.py")}
-    for pattern in ("aggregators/*.py", "losses/*.py", "recipes/*.toml"):
-        expected |= {f"meidbench/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "baselines").glob(pattern)}
+    for pattern in ("*.py", "*.toml"):
+        expected |= {f"meidbench/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "baselines").rglob(pattern)}
     expected |= {"meidbench/py.typed"}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {Path(name).name for name in names if ".dist-info/" in name} >= {"LICENSE", "NOTICE"}

@@ -17,6 +17,7 @@ from meidbench.cli.import_split import import_split
 from meidbench.cli.merge_features import merge_features
 from meidbench.cli.pack_features import pack_features
 from meidbench.cli.predict import predict
+from meidbench.cli.reproduce import reproduce
 from meidbench.cli.stats import stats
 from meidbench.cli.train import train
 from meidbench.cli.verify_features import verify_features
@@ -73,6 +74,7 @@ for command in (
     predict,
     evaluate,
     compare,
+    reproduce,
     demo,
 ):
     main.add_command(command)

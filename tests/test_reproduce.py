@@ -1,0 +1,594 @@
+"""The command ``reproduce``: what it lists, refuses, runs, shares, resumes and writes."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from click.testing import CliRunner
+from material import REAL, real_data
+
+from meidbench.baselines.reproduction.built_splits import BuiltSplits
+from meidbench.baselines.reproduction.jobs import make_jobs
+from meidbench.baselines.reproduction.materials import Materials, renamed
+from meidbench.baselines.reproduction.paper_tables import read_table, row_names
+from meidbench.baselines.reproduction.reasons import is_out_of_memory
+from meidbench.baselines.reproduction.request import WATERMARK, Request, Simulation, layered, simulation_of
+from meidbench.baselines.reproduction.simulated_materials import SimulatedMaterials
+from meidbench.baselines.scored_run import Trained
+from meidbench.cli import main
+from meidbench.errors import MeidbenchError
+from meidbench.evaluation import evaluate
+from meidbench.predictions import read_predictions
+from meidbench.simulation import simulate_features
+from meidbench.split_file import load_split, write_split
+
+GROUPS = ("overall", "head", "medium", "tail")
+TINY = ("--set", "schedule.epochs=1", "--set", "schedule.milestones=[]", "--bootstrap", 20)
+INVENTED = (*TINY, "--set", "simulation.frames=3", "--set", "simulation.dim=8", "--set", "simulation.split=invented",
+            "--set", "schedule.batch_size=256")  # fmt: skip
+
+
+def two_rows(out: Path) -> tuple[object, ...]:
+    rows = ("--row", "eql-resnet50", "--row", "mixup-resnet50")
+    return ("reproduce", "table2", "--simulate", *rows, "--out", out, *INVENTED)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two rows of Table 2 on simulated features, and what was printed."""
+    out = tmp_path_factory.mktemp("made") / "out"
+    outcome = CliRunner().invoke(main, [str(argument) for argument in two_rows(out)])
+    assert outcome.exit_code == 0, outcome.output
+    return outcome, out
+
+
+@pytest.fixture
+def simulated(made, tmp_path):
+    """A copy of these, to be worked on."""
+    outcome, out = made
+    copied = Path(shutil.copytree(out, tmp_path / "out"))
+    return outcome, copied, two_rows(copied)
+
+
+@pytest.fixture
+def toy_videolt(toy_split, tmp_path):
+    """The toy split under VideoLT's name with features of it: something that can be run as if it were real."""
+    split = write_split(renamed(toy_split, "videolt", "subset"), tmp_path / "videolt.parquet")
+    features = simulate_features(toy_split, tmp_path / "features.h5", frames=4, dim=8)
+    with h5py.File(features, "r+") as file:
+        file.attrs["recipe"] = json.dumps({"backbone": "resnet18"})
+    return ("--split", split, "--features", f"videolt:resnet50={features}")
+
+
+def real_arguments(toy_videolt, out):
+    return (*toy_videolt, "--out", out, *TINY, "--device", "cpu", "--set", "frames.train=4", "--set", "frames.test=4",
+            "--set", "schedule.batch_size=16")  # fmt: skip
+
+
+def table_of(out: Path, name: str = "table2"):
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def rows_of(out: Path, name: str = "table2"):
+    """Rows but for those that nobody asked for, in the table's order."""
+    return [row for row in table_of(out, name)["rows"] if row["status"] not in ("not asked for", "quoted")]
+
+
+def test_simulated_tables_say_so_everywhere(simulated):
+    outcome, out, _ = simulated
+    assert outcome.stdout.splitlines()[0] == WATERMARK == (out / "SIMULATED.txt").read_text().strip()
+    rows = re.findall(r"^(\S+) (\S+) +overall", outcome.stdout, re.MULTILINE)
+    assert rows == [("SIMULATED", "eql-resnet50"), ("SIMULATED", "mixup-resnet50")]
+    page = (out / "table2.md").read_text()
+    assert page.startswith("# SIMULATED") and WATERMARK in page
+    assert all("| SIMULATED |" in line for line in page.splitlines() if line.startswith(("| eql", "| mixup")))
+    lines = list(csv.DictReader(io.StringIO((out / "table2.csv").read_text())))
+    assert {line["data"] for line in lines} == {"SIMULATED"}
+    content = table_of(out)
+    assert content["simulated"] and content["watermark"] == WATERMARK
+    assert all(row["watermark"] == WATERMARK for row in content["rows"])
+    runs = [entry.name for entry in (out / "runs").iterdir()]
+    assert len(runs) == 2 and all(name.startswith("simulated-videolt-") for name in runs)
+
+
+def test_simulated_tables_compare_nothing_with_the_paper(simulated):
+    outcome, out, _ = simulated
+    content = table_of(out)
+    assert all(row["published"] is None and row["difference"] is None for row in content["rows"])
+    for line in csv.DictReader(io.StringIO((out / "table2.csv").read_text())):
+        assert all(line[f"{group}_{kind}"] == "" for group in GROUPS for kind in ("paper", "difference"))
+        if line["status"] != "done":
+            assert line["overall_ours"] == "" and line["row"] not in ("eql-resnet50", "mixup-resnet50")
+            continue
+        assert 0 < float(line["overall_low"]) <= float(line["overall_ours"]) <= float(line["overall_high"]) < 1
+    # The paper's EQL and Mixup.
+    for text in (outcome.stdout, (out / "table2.md").read_text()):
+        assert not re.search(r"0\.502|0\.679|0\.484|0\.649", text) and "not comparable" not in text.split("\n")[0]
+
+
+def test_simulated_predictions_are_not_taken_for_those_of_a_benchmark(simulated, run, tmp_path):
+    _, out, _ = simulated
+    split = load_split(next((out / "splits").iterdir()))
+    named = write_split(renamed(split, "videolt"), tmp_path / "videolt.parquet")
+    predictions = next((out / "runs").glob("*/predictions-test.parquet"))
+    outcome = run("evaluate", predictions, "--split", named)
+    assert outcome.exit_code == 1 and "simulated-videolt" in outcome.stderr
+
+
+def test_numbers_are_those_of_the_evaluator(simulated):
+    _, out, _ = simulated
+    split = load_split(next((out / "splits").iterdir()))
+    for row in rows_of(out):
+        run_folder = out / "runs" / row["ours"]["runs"][0]
+        predictions = read_predictions(run_folder / "predictions-test.parquet")
+        result = evaluate(predictions.scores, predictions.video_ids, split, "test", bootstrap=20, seed=0)
+        for group in GROUPS:
+            shown, interval = row["ours"]["mAP"][group], result.intervals.mAP[group]
+            assert shown["value"] == pytest.approx(getattr(result.mAP, group), abs=1e-12)
+            assert (shown["low"], shown["high"]) == pytest.approx((interval.low, interval.high), abs=1e-12)
+        assert row["ours"]["val"] == json.loads((run_folder / "result-val.json").read_text())["mAP"]
+
+
+def test_the_same_command_again_trains_nothing_and_says_the_same(simulated, run, monkeypatch):
+    outcome, out, arguments = simulated
+    before = {path: path.read_bytes() for path in out.glob("table2.*")}
+    monkeypatch.setattr(
+        "meidbench.baselines.training._Run.complete", lambda self: pytest.fail("a finished run was trained again")
+    )
+    monkeypatch.setattr(
+        "meidbench.baselines.reproduction.estimates.compare", lambda *a, **k: pytest.fail("intervals were made again")
+    )
+    again = run(*arguments)
+    assert again.exit_code == 0 and again.stdout == outcome.stdout
+    assert again.stderr.count("is finished") == 2 and "0 newly trained" in again.stderr
+    assert {path: path.read_bytes() for path in out.glob("table2.*")} == before
+
+
+def test_two_fresh_runs_give_the_same_bytes_without_a_path_in_them(simulated, run, tmp_path):
+    _, out, arguments = simulated
+    other = tmp_path / "elsewhere"
+    outcome = run(*[other if argument == out else argument for argument in arguments])
+    assert outcome.exit_code == 0, outcome.output
+    for ending in ("json", "csv", "md"):
+        assert (other / f"table2.{ending}").read_bytes() == (out / f"table2.{ending}").read_bytes()
+    assert str(tmp_path) not in (out / "table2.json").read_text()
+    assert sorted(path.name for path in (other / "runs").iterdir()) == sorted(
+        path.name for path in (out / "runs").iterdir()
+    )
+
+
+def test_damaged_intervals_are_made_again(simulated, run):
+    _, out, arguments = simulated
+    before = (out / "table2.json").read_bytes()
+    for path in (out / "intervals").iterdir():
+        path.write_text("{")
+    assert run(*arguments).exit_code == 0
+    assert (out / "table2.json").read_bytes() == before
+
+
+def test_seeds_are_averaged_and_their_spread_is_said(run, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("reproduce", "table2", "--simulate", "--row", "eql-resnet50", "--out", out, *INVENTED)
+    outcome = run(*arguments, "--seed", 3, "--seed", 1)
+    assert outcome.exit_code == 0, outcome.output
+    (row,) = rows_of(out)
+    results = [json.loads((out / "runs" / name / "result-test.json").read_text()) for name in row["ours"]["runs"]]
+    values = [result["mAP"]["tail"] for result in results]
+    assert row["ours"]["seeds"] == [3, 1] and values[0] != values[1]
+    assert row["ours"]["mAP"]["tail"]["value"] == pytest.approx(sum(values) / 2)
+    spread = row["ours"]["seed_spread"]["tail"]
+    assert (spread["low"], spread["high"], spread["seeds"]) == (min(values), max(values), 2)
+    assert "mean of seeds 3, 1" in re.sub(r"\s+", " ", outcome.stdout)
+    # One of the two by itself is there already.
+    alone = run(*arguments, "--seed", 1)
+    assert "0 newly trained" in alone.stderr and rows_of(out)[0]["ours"]["seed_spread"] is None
+
+
+def test_without_features_it_lists_what_is_missing_and_fills_in_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = run("reproduce", "table2", "--row", "ldam-resnet50", "--row", "medc-resnet50", "--row", "cbs-resnet101")
+    assert outcome.exit_code == 1 and "no number is filled in" in outcome.stderr
+    said = re.sub(r"\s+", " ", outcome.stdout)
+    for text in (
+        "split of videolt: MISSING",
+        "meidbench build-splits videolt",
+        "features of ResNet50 on videolt: MISSING 256,192 videos x 150 frames x 2,048 wide, in float16 157 GB of disk",
+        "features of ResNet101 on videolt: MISSING",
+        "weights: torchvision's ImageNet V1, 98 MB",
+        "ESTIMATE for one A100, not measured",
+        "medc-resnet50 quoted only",
+    ):
+        assert text in said
+    assert not re.search(r"0\.502|0\.378", outcome.stdout) and list(tmp_path.iterdir()) == []
+    planned = run("reproduce", "table2", "--row", "ldam-resnet50", "--plan", "--json", "-")
+    assert planned.exit_code == 0
+    content = json.loads(planned.stdout)
+    assert content["features"][0]["bytes"] == 256_192 * 150 * 2048 * 2
+    assert content["rows"][0]["missing"] == ["the split of videolt", "features of ResNet50 on videolt"]
+    assert content["rows"][0]["hours"] > 0 and "ESTIMATE" in content["estimate"]["formula"]
+
+
+def test_what_can_be_run_is_run_and_the_rest_is_dashes(run, toy_videolt, tmp_path):
+    out = tmp_path / "out"
+    rows = ("--row", "eql-resnet50", "--row", "medc-resnet50", "--row", "eql-resnet101")
+    outcome = run("reproduce", "table2", *rows, *real_arguments(toy_videolt, out))
+    assert outcome.exit_code == 0, outcome.output
+    assert "1 row(s) lack inputs" in outcome.stderr and WATERMARK not in outcome.stdout
+    named = {row["name"]: row for row in table_of(out)["rows"]}
+    eql, medc, other = (named[name] for name in rows[1::2])
+    assert (eql["status"], medc["status"], other["status"]) == ("done", "quoted", "not run")
+    assert medc["ours"] is other["ours"] is medc["difference"] is other["difference"] is None
+    assert "features of ResNet101 on videolt" in other["reason"]
+    assert eql["published"] == {"overall": 0.502, "head": 0.679, "medium": 0.557, "tail": 0.378}
+    for group in GROUPS:
+        expected = eql["ours"]["mAP"][group]["value"] - eql["published"][group]
+        assert eql["difference"][group] == pytest.approx(expected)
+    lines = dict(re.findall(r"^(\S+) +overall +(\S.*)$", outcome.stdout, re.MULTILINE))
+    assert lines["medc-resnet50"].split() == ["0.567", "quoted", "-", "-"]
+    assert lines["eql-resnet101"].split() == ["0.518", "not", "run", "-", "-"]
+    assert lines["eql-resnet50"].split()[0] == "0.502" and lines["eql-resnet50"].split()[-1] == (
+        f"{eql['difference']['overall']:+.3f}"
+    )
+    # In what it is not the paper's row.
+    assert {"schedule.epochs: 100 -> 1", "features are 8 wide, not 2,048"} <= set(eql["differs"])
+    assert "features are of the backbone resnet18, not resnet50" in eql["differs"]
+    assert "the split is the variant subset, not the released one" in eql["differs"]
+    assert all(name.startswith("videolt-eql-compat-s2021-") for name in eql["ours"]["runs"])
+
+
+def test_rows_of_several_tables_that_are_one_run_are_trained_once(run, toy_videolt, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("--row", "meid-resnet50", "--row", "e1", "--row", "e1-e2", *real_arguments(toy_videolt, out))
+    outcome = run("reproduce", "table2", "table6", *arguments)
+    assert outcome.exit_code == 0, outcome.output
+    (meid,), (one, two) = rows_of(out), rows_of(out, "table6")
+    assert meid["ours"] == two["ours"] and one["ours"]["runs"] != two["ours"]["runs"]
+    # Expert one of the two is the row of expert one alone.
+    assert len(list((out / "runs").iterdir())) == 2
+    assert "table6: 2 of 2 rows have numbers, 0 newly trained" in outcome.stderr
+
+
+def test_meid_of_both_presets_goes_the_whole_way(run, toy_split, tmp_path):
+    split = write_split(renamed(toy_split, "charadeslt"), tmp_path / "charadeslt.parquet")
+    outcome = run("reproduce", "table3", "--simulate", "--row", "meid-charadeslt", "--row", "meid-release-charadeslt",
+                  "--split", split, "--out", tmp_path / "out", *TINY, "--set", "simulation.frames=3",
+                  "--set", "simulation.dim=8",
+                  "--set", "aggregator.clusters=2", "--set", "aggregator.hidden=16")  # fmt: skip
+    assert outcome.exit_code == 0, outcome.output
+    assert [row["status"] for row in rows_of(tmp_path / "out", "table3")] == ["done", "done"]
+
+
+def test_a_row_that_fails_leaves_the_others(run, toy_videolt, tmp_path, monkeypatch):
+    from meidbench.baselines.reproduction import runs
+
+    out, train = tmp_path / "out", runs.train
+
+    def diverging(split, features, config, *arguments, **named) -> Trained:
+        if config.method == "eql-compat":
+            raise MeidbenchError("the loss was infinite\nin step 3")
+        return train(split, features, config, *arguments, **named)
+
+    monkeypatch.setattr(runs, "train", diverging)
+    rows = ("--row", "eql-resnet50", "--row", "mixup-resnet50")
+    outcome = run("reproduce", "table2", *rows, *real_arguments(toy_videolt, out))
+    assert outcome.exit_code == 1 and "row eql-resnet50 failed: the loss was infinite" in outcome.stderr
+    assert [row["status"] for row in rows_of(out)] == ["failed", "done"]
+    assert rows_of(out)[0]["ours"] is None
+
+
+def test_faithful_baselines_are_said_to_be_others(run, tmp_path):
+    outcome = run(
+        "reproduce", "table2", "--simulate", "--faithful", "--row", "eql-resnet50", "--out", tmp_path, *INVENTED
+    )
+    assert outcome.exit_code == 0, outcome.output
+    (row,) = rows_of(tmp_path)
+    assert row["config"]["method"] == "eql" and "method: eql-compat -> eql" in row["differs"]
+
+
+def test_simulated_and_real_results_do_not_share_a_folder(simulated, run, toy_videolt, tmp_path):
+    _, out, arguments = simulated
+    real = real_arguments(toy_videolt, out)
+    outcome = run("reproduce", "table2", "--row", "eql-resnet50", *real)
+    assert outcome.exit_code == 1 and "holds simulated results" in outcome.stderr
+    (out / "SIMULATED.txt").unlink()
+    outcome = run(*arguments)
+    assert outcome.exit_code == 1 and "holds runs on real features" in outcome.stderr
+
+
+def test_a_benchmark_that_is_built_lends_its_videos(run, toy_split, tmp_path):
+    split = write_split(renamed(toy_split, "charadeslt"), tmp_path / "charadeslt.parquet")
+    arguments = ("reproduce", "table3", "--simulate", "--row", "eql-charadeslt", "--split", split, *TINY,
+                 "--set", "simulation.frames=3", "--set", "simulation.dim=8")  # fmt: skip
+    outcome = run(*arguments, "--out", tmp_path / "own")
+    assert outcome.exit_code == 0, outcome.output
+    (row,) = rows_of(tmp_path / "own", "table3")
+    assert "simulated features of the real split of charadeslt, 3 x 8" in row["differs"]
+    assert toy_split.digest[:12] in next((tmp_path / "own" / "splits").iterdir()).name
+    few = SimulatedMaterials(Simulation(most_videos=10), BuiltSplits([split]), tmp_path / "few")
+    assert (
+        few.split("charadeslt").variant == "invented" and "invented videos" in few.remarks("charadeslt", "ResNet101")[0]
+    )
+    absent = run("reproduce", "table2", "--simulate", "--out", tmp_path / "no", "--set", "simulation.split=own")
+    assert absent.exit_code == 1 and "the split of videolt is not built" in absent.stderr
+
+
+def test_narrow_terminals_are_not_overrun(simulated, run, toy_videolt, tmp_path, monkeypatch):
+    _, _, arguments = simulated
+    real = ("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, tmp_path / "real"))
+    plan = ("reproduce", "table3", "--plan", "--row", "ldam-charadeslt")
+    for width, call in itertools.product((30, 48, 70), (arguments, real, plan)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        outcome = run(*call)
+        assert outcome.exit_code == 0, outcome.output
+        words = max(len(word) for word in outcome.stdout.split())
+        assert max(map(len, outcome.stdout.splitlines())) <= max(width, words + 6)
+        if call != plan:
+            assert re.search(r"overall +(paper )?.*0\.\d{3}", outcome.stdout)
+
+
+def test_table_1_is_exact_on_the_real_splits(run, tmp_path):
+    folders = [argument for folder in set(REAL.values()) for argument in ("--annotations", real_data(folder))]
+    outcome = run("reproduce", "table1", *folders, "--out", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    assert "all 27 cells of 3 benchmark(s) equal the paper's" in outcome.stdout
+    assert outcome.stdout.count(" equal") == 28 and "DIFFERS" not in outcome.stdout
+    assert max(map(len, outcome.stdout.splitlines())) <= 60
+    content = json.loads((tmp_path / "table1.json").read_text())
+    ours = {row["dataset"]: {cell["name"]: cell["ours"] for cell in row["cells"]} for row in content["rows"]}
+    assert ours["videolt"]["train"] == 179_334 and ours["charadeslt"]["imbalance_ratio"] == 61.8
+
+
+def test_table_1_lists_what_is_not_built_and_says_what_differs(run, toy_split, tmp_path):
+    nothing = run("reproduce", "table1", "--out", tmp_path / "none")
+    assert nothing.exit_code == 1 and "nothing was compared" in nothing.stdout
+    assert re.sub(r"\s+", " ", nothing.stdout).count("meidbench build-splits") == 3 and not (tmp_path / "none").exists()
+    split = write_split(renamed(toy_split, "videolt"), tmp_path / "videolt.parquet")
+    other = run("reproduce", "table1", "--row", "videolt", "--split", split, "--out", tmp_path / "some")
+    assert other.exit_code == 1
+    cells = {line.split()[-4 if "VideoLT" in line else 0]: line.split()[-1] for line in other.stdout.splitlines()[4:14]}
+    assert cells["train"] == cells["classes"] == "DIFFERS"
+    assert f"{len(toy_split.video_ids('train')):,}" in next(
+        line for line in other.stdout.splitlines() if line.split()[:1] == ["train"]
+    )
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), [
+    (["table8"], 2, "'table8' is not one of"),
+    ([], 2, "Missing argument"),
+    (["table2", "--row", "bce-resnet50"], 1, "no row is called bce-resnet50"),
+    (["table2", "--simulate", "--plan"], 2, "--simulate takes neither"),
+    (["table1", "--simulate"], 2, "there is nothing to simulate"),
+    (["table2", "--seed", "1", "--seed", "1"], 2, "named twice"),
+    (["table2", "--seed", "1", "--set", "seed=2"], 2, "not by both"),
+    (["table7", "--seed", "1", "--seed", "2", "--set", "stage2.seed=5"], 2, "not by both"),
+    (["table7", "--seed", "1", "--set", " stage1.seed =5"], 2, "not by both"),
+    (["table7", "--set", "model.beta=0.9"], 1, "row beta-0.3: table7 ablates model.beta; leave it out of --set"),
+    (["table7", "--set", "stage2.model.beta=.9"], 1, "ablates model.beta; leave stage2.model.beta out of --set"),
+    (["table5", "--set", "sampler.name=instance"], 1, "row selection: table5 ablates sampler; leave sampler.name out"),
+    (["table4", "--set", "model={attention='none'}"], 1, "row plain: table4 ablates model.attention"),
+    (["table7", "--set", "aggregator=mean"], 1, "row beta-0.3: "),
+    (["table2", "--simulate", "--set", "aggregator.name=[1]"], 1, "unknown aggregator.name [1]"),
+    (["table2", "--simulate", "--set", "aggregator=mean"], 1, "row ldam-resnet50: "),
+    (["table7", "--row", "beta-0.5", "--simulate", "--set", "stage2.model.loss_on=foo"], 1, "row beta-0.5: "),
+    (["table7", "--row", "beta-0.5", "--simulate", "--set", "model.attention_hidden=1000000000000000000"], 1,
+     "row beta-0.5: "),
+    (["table2", "--features", "ResNet50=none.h5"], 1, "there are no features of ResNet50 at none.h5"),
+    (["table2", "--row", "eql-resnet50", "--set", "schedule.epoch=3"], 1, "row eql-resnet50: 1 problem(s)"),
+    (["table2", "--row", "eql-resnet50", "--gpu", "abacus"], 1, "unknown GPU 'abacus'"),
+    (["table2", "--simulate", "--set", "simulation.frame=3"], 1, "unknown key simulation.frame"),
+    (["table2", "--simulate", "--set", "simulation.frames=0"], 1, "simulation.frames must be at least 1"),
+])  # fmt: skip
+def test_calls_that_cannot_be_are_refused(run, tmp_path, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(tmp_path)
+    outcome = run("reproduce", *arguments)
+    assert outcome.exit_code == code and said in outcome.stderr and outcome.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_a_stage_go_by_rows_of_one_and_are_said(toy_videolt):
+    materials = Materials(BuiltSplits())
+    request = Request(settings=("stage2.model.beta=0.4", "stage1.seed=3", "selection.subset=test"))
+    jobs = {job.row.name: job for job in make_jobs(read_table("table5"), request, materials)}
+    one, full = jobs["e1"], jobs["selection-motion-sampling"]
+    assert [text for text in one.differs if "left out" in text] == [
+        "stage2.model.beta=0.4 is left out: meid_one is trained in one stage",
+        "stage1.seed=3 is left out: meid_one is trained in one stage",
+    ]
+    assert one.configs[0].seed == full.configs[0].seed and full.configs[0].first_stage.seed == 3
+    assert full.configs[0].model.options["beta"] == 0.4 and "model.beta: 0.5 -> 0.4" in full.differs
+    with pytest.raises(MeidbenchError, match="row e1: stage2.seed is set twice"):
+        make_jobs(read_table("table5"), Request(settings=("stage2.seed=1", "stage2.seed=2")), materials, ["e1"])
+
+
+def test_a_setting_for_all_reaches_rows_that_set_a_stage():
+    table = read_table("table7")
+    row = dataclasses.replace(table.row("beta-0.3"), settings=("stage2.model.fuse_stage=late",), switches=())
+    own = dataclasses.replace(table, rows=(row,))
+    (job,) = make_jobs(own, Request(settings=("model.fuse_stage=early",)), Materials(BuiltSplits()))
+    assert job.configs[0].model.options["fuse_stage"] == "early"
+    assert "model.fuse_stage: late -> early" in job.differs
+
+
+def test_what_is_simulated_is_no_real_table(run, toy_split, toy_videolt, tmp_path):
+    simulated = simulate_features(toy_split, tmp_path / "simulated.h5", frames=4, dim=8)
+    split, real = toy_videolt[1], toy_videolt[3].partition("=")[2]
+    invented = write_split(renamed(toy_split, "videolt", "invented"), tmp_path / "invented.parquet")
+    arguments = ("reproduce", "table2", "--row", "eql-resnet50", *TINY)
+    for named, features, said in (
+        (split, simulated, "real features of ResNet50 on videolt (those at hand are simulated)"),
+        (invented, real, "a real split of videolt (the one at hand is of the variant invented)"),
+    ):
+        out = tmp_path / "refused"
+        outcome = run(*arguments, "--split", named, "--features", f"ResNet50={features}", "--out", out)
+        assert outcome.exit_code == 1 and said in outcome.stderr and "--simulate" in outcome.stderr
+        assert "0.502" not in outcome.stdout and not out.exists()
+    # Beside a row that can be run, it has failed.
+    both = real_arguments(toy_videolt, tmp_path / "out")
+    outcome = run(*arguments[:4], "--row", "eql-resnet101", *both, "--features", f"ResNet101={simulated}")
+    assert outcome.exit_code == 1 and "row eql-resnet101 failed: needs real features" in outcome.stderr
+    rows = {row["name"]: row for row in rows_of(tmp_path / "out")}
+    assert {name: row["status"] for name, row in rows.items()} == {"eql-resnet50": "done", "eql-resnet101": "failed"}
+    assert rows["eql-resnet101"]["ours"] is None and not (tmp_path / "out" / "SIMULATED.txt").exists()
+
+
+def test_rows_that_are_not_asked_for_stay_in_the_table(simulated, run, monkeypatch):
+    _, out, arguments = simulated
+    before = rows_of(out)
+    names = row_names("table2")
+    assert tuple(row["name"] for row in table_of(out)["rows"]) == names and len(before) == 2
+    alone = [argument for argument in arguments if argument not in ("--row", "eql-resnet50", "mixup-resnet50")]
+    features = sorted(path.name for path in (out / "features").iterdir())
+    (out / "runs" / before[1]["ours"]["runs"][0] / "result-test.json").rename(out / "away.json")
+    monkeypatch.setattr("meidbench.baselines.reproduction.runs.train", runs_finished(out, before[0]))
+    outcome = run(*alone, "--row", "eql-resnet50")
+    assert outcome.exit_code == 0, outcome.output
+    assert rows_of(out) == before[:1] and "mixup-resnet50" in outcome.stdout  # not finished, and so not filled in
+    (out / "away.json").rename(out / "runs" / before[1]["ours"]["runs"][0] / "result-test.json")
+    outcome = run(*alone, "--row", "eql-resnet50")
+    assert rows_of(out) == before and "1 of 1 rows have numbers" in outcome.stderr
+    # Those of ResNet-101 are not simulated for rows that nobody asked for.
+    assert sorted(path.name for path in (out / "features").iterdir()) == features
+    assert all(
+        row["ours"] is row["config"] is None for row in table_of(out)["rows"] if row["status"] == "not asked for"
+    )
+
+
+def runs_finished(out, row):
+    """In place of ``train``: the one run that may be asked for, which is finished."""
+    from meidbench.baselines.training import train
+
+    def checked(split, features, config, path, **named):
+        assert path == out / "runs" / row["ours"]["runs"][0]
+        return train(split, features, config, path, **named)
+
+    return checked
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 0x7f"),
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    MemoryError(),
+])  # fmt: skip
+def test_a_row_without_memory_leaves_the_others(run, simulated, monkeypatch, error):
+    from meidbench.baselines.reproduction import runs
+
+    _, out, arguments = simulated
+    train = runs.train
+
+    def greedy(split, features, config, *rest, **named):
+        if config.method == "eql-compat":
+            raise error
+        return train(split, features, config, *rest, **named)
+
+    monkeypatch.setattr(runs, "train", greedy)
+    outcome = run(*arguments)
+    assert outcome.exit_code == 1 and "row eql-resnet50 failed: out of memory; schedule.accumulate=N" in outcome.stderr
+    eql, mixup = rows_of(out)
+    assert (eql["status"], mixup["status"]) == ("failed", "done") and eql["ours"] is None
+    assert eql["reason"].startswith("out of memory; schedule.accumulate=N") and "0x7f" not in eql["reason"]
+
+
+def test_memory_that_the_allocator_of_the_cpu_refuses_is_known():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert is_out_of_memory(raised.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_other_errors_are_not_hidden(run, simulated, monkeypatch):
+    _, _, arguments = simulated
+
+    def broken(*arguments, **named):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("meidbench.baselines.reproduction.runs.train", broken)
+    outcome = run(*arguments)
+    assert isinstance(outcome.exception, RuntimeError) and "a bug" in str(outcome.exception)
+
+
+def test_reasons_name_no_path(run, toy_split, toy_videolt, tmp_path):
+    damaged = Path(toy_videolt[3].partition("=")[2])
+    with h5py.File(damaged, "r+") as file:
+        file["status"][3] = 3  # failed
+    pages = []
+    for folder in ("one", "another"):
+        out = tmp_path / folder / "out"
+        outcome = run("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, out))
+        assert outcome.exit_code == 1
+        (row,) = rows_of(out)
+        assert row["status"] == "failed" and "the features of ResNet50 on videolt: " in row["reason"]
+        pages.append((out / "table2.json").read_bytes())
+    assert str(tmp_path) not in pages[0].decode() and pages[0] == pages[1]
+
+
+def test_what_is_said_goes_by_the_configurations(run, toy_videolt, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, out))
+    assert run(*arguments, "--faithful", "--set", "selection.subset=test").exit_code == 0
+    content = table_of(out)
+    said = " ".join([*content["protocol"], *content["notes"]])
+    assert "Ours is chosen on test, too" in said and "chosen on val" not in said
+    assert "the recipes of the methods' papers, as --faithful asks" in said
+    assert "are the recipes NAME-compat" not in said
+    page = (out / "table2.md").read_text()
+    assert "Ours is chosen on test, too" in page and "are the recipes NAME-compat" not in page
+
+
+def test_plain_runs_are_said_to_be_chosen_on_val(simulated):
+    outcome, out, _ = simulated
+    content = table_of(out)
+    assert "Ours is chosen on val, and test is scored once." in content["protocol"]
+    assert any(note.startswith("Rows of baselines are the recipes NAME-compat") for note in content["notes"])
+    assert "Ours is chosen on val" in re.sub(r"\s+", " ", outcome.stdout)
+
+
+def test_difficulties_that_are_almost_alike_are_two_files(tmp_path):
+    paths = [
+        SimulatedMaterials(Simulation(difficulty=value, frames=1, dim=1), BuiltSplits(), tmp_path).features_path(
+            "videolt", "ResNet50"
+        )
+        for value in (0.5, 0.50000001)
+    ]
+    assert paths[0] != paths[1] and all(path.is_file() for path in paths)
+
+
+def test_table_1_fits_narrow_terminals(run, toy_split, tmp_path, monkeypatch):
+    split = write_split(renamed(toy_split, "videolt"), tmp_path / "videolt.parquet")
+    for width in (30, 40, 53):
+        monkeypatch.setenv("COLUMNS", str(width))
+        outcome = run("reproduce", "table1", "--split", split, "--out", tmp_path / "out")
+        words = max(len(word) for word in outcome.stdout.split())
+        assert max(map(len, outcome.stdout.splitlines())) <= max(width, words + 4)
+        assert re.search(r"train +paper 179,334 +ours +[\d,]+ +DIFFERS", re.sub(r"\s+", " ", outcome.stdout))
+
+
+def test_one_process_only(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = run("reproduce", "table2")
+    assert outcome.exit_code == 2 and "under torchrun" in outcome.stderr
+
+
+def test_settings_of_the_user_lie_above_those_of_the_row():
+    assert layered(["model.beta=0.3"], ["schedule.epochs=4"], ["model.beta=0.4"]) == (
+        "schedule.epochs=4",
+        "model.beta=0.4",
+    )
+    # For both stages, or as a table, is above what the row has for one.
+    assert layered(["stage2.sampler.name=instance", "stage1.seed=2"], ["sampler.name=repeat_factor"]) == (
+        "stage1.seed=2",
+        "sampler.name=repeat_factor",
+    )
+    assert layered(["stage2.sampler.name=instance"], ['sampler={name="bce"}']) == ('sampler={name="bce"}',)
+    assert layered(["seed=1"], ["stage2.seed=2"]) == ("seed=1", "stage2.seed=2")
+    with pytest.raises(MeidbenchError, match="set twice"):
+        layered(["seed=1", "seed=2"])
+    simulation, others = simulation_of(["seed=1", "simulation.dim=5"])
+    assert simulation == Simulation(dim=5) and others == ("seed=1",)
