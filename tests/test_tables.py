@@ -1,11 +1,23 @@
-"""A split from a plain table is what the table says, or is refused with the line."""
+"""What a plain table says is what is read, in every form, or it is refused with the line."""
+
+import csv
+import hashlib
+import json
+import math
+import re
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from meidbench.errors import SplitError
-from meidbench.split_file import read_split
-from meidbench.tables import split_from_table
+from meidbench.listing import write_csv
+from meidbench.split_file import read_split, write_split
+from meidbench.tables import read_table, split_from_table
 
 TABLE = """video_id,note,subset,labels
 a,x,train,0;2
@@ -92,3 +104,225 @@ def test_wrong_thresholds_names_and_files_are_refused(tmp_path):
         make(tmp_path, class_names=tmp_path / "none")
     with pytest.raises(SplitError, match="cannot read"):
         split_from_table(tmp_path / "none.csv", dataset="x", head_above=1, tail_up_to=0)
+
+
+# --- tables of every form -----------------------------------------------------------------------------------------
+
+IDS = st.text("abcXYZ019_-é漢", min_size=1, max_size=8)
+GROUPS = st.sampled_from(["", "film 1", "Žižek", "pair;2"])
+NAMES = st.sampled_from(["run", "jump, high", 'say "hi"', "漢字", "schwimmen im Fluß", "Łódź"])
+
+
+@st.composite
+def tables(draw, labels=NAMES):
+    """Rows of an invented table: id, labels, group, subset, length."""
+    ids = draw(st.lists(IDS, min_size=1, max_size=6, unique=True))
+    rows = [
+        (
+            video_id,
+            draw(st.lists(labels, max_size=3, unique=True)),
+            draw(GROUPS),
+            draw(st.sampled_from(["train", "val", "test"])),
+            draw(st.none() | st.integers(1, 4000).map(lambda quarter: quarter / 4)),
+        )
+        for video_id in ids
+    ]
+    return [*rows, ("last one", [draw(labels)], "", "train", None)]
+
+
+def write_table(path, rows):
+    """Write rows in the form that the ending of the path says, by the standard library and pyarrow."""
+    keys = ("video_id", "labels", "group", "subset", "length_s")
+    if path.suffix in (".csv", ".tsv"):
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writerow(keys)
+            writer.writerows([row[0], ";".join(map(str, row[1])), *row[2:]] for row in rows)
+    elif path.suffix == ".parquet":
+        kind = pa.int16() if any(isinstance(label, int) for row in rows for label in row[1]) else pa.string()
+        types = (pa.string(), pa.list_(kind), pa.string(), pa.string(), pa.float64())
+        columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), types, strict=True)]
+        pq.write_table(pa.table(dict(zip(keys, columns, strict=True))), path)
+    else:
+        entries = [dict(zip(keys, row, strict=True)) for row in rows]
+        lines = "\n".join(json.dumps(entry) for entry in entries)
+        path.write_text(json.dumps(entries, indent=1) if path.suffix == ".json" else lines, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "json", "jsonl"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=tables() | tables(st.integers(0, 40)))
+def test_every_form_says_what_was_written(tmp_path, ending, rows):
+    content = read_table(write_table(tmp_path / f"t.{ending}", rows))
+    read = content.annotations
+    distinct = {label for row in rows for label in row[1]}
+    by_index = isinstance(next(iter(distinct)), int)
+    expected = [f"c{index:03d}" for index in range(max(distinct) + 1)] if by_index else sorted(distinct)
+    assert list(read.class_names) == expected
+    assert content.classes_from == ("indices" if by_index else "labels") and str(len(expected)) in content.note
+    assert read.video_ids == [row[0] for row in rows]
+    said = [[label if by_index else read.class_names[label] for label in labels] for labels in read.labels]
+    assert said == [row[1] for row in rows]
+    assert read.pair_ids == [row[2] for row in rows]
+    assert read.sources == [row[3] for row in rows] == list(content.subsets)
+    assert [None if math.isnan(length) else length for length in read.lengths] == [row[4] for row in rows]
+    columns = (read.subjects, read.views, read.segments)
+    assert {len(column) for column in columns} == {len(rows)}
+
+
+@pytest.mark.parametrize("ending", ["tsv", "parquet", "json", "jsonl"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=tables(st.integers(0, 9)))
+def test_a_split_is_the_same_from_every_form(tmp_path, ending, rows):
+    options = {"dataset": "mine", "head_above": 2, "tail_up_to": 1}
+    plain = split_from_table(write_table(tmp_path / "t.csv", rows), **options)
+    other = split_from_table(write_table(tmp_path / f"t.{ending}", rows), **options)
+    assert repr(other.table.to_pylist()) == repr(plain.table.to_pylist())  # NaN is not equal to itself
+    assert replace(other.metadata, sources=()) == replace(plain.metadata, sources=())
+    lines = "".join(f"{row[0]}\t{row[3]}\t{','.join(map(str, sorted(row[1])))}\n" for row in sorted(rows))
+    assert plain.digest == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read(tmp_path, text, name="t.csv", **options):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return read_table(tmp_path / name, **options)
+
+
+def test_one_video_with_one_label_is_enough(tmp_path):
+    content = read(tmp_path, "video_id,labels\na,run\n")
+    assert (content.annotations.class_names, content.annotations.labels) == (("run",), [(0,)])
+    assert content.subsets is None and content.annotations.sources == [""]
+
+
+def test_subsets_of_other_names_stay_what_they_are(tmp_path):
+    content = read(tmp_path, "video_id,labels,subset\na,0,Training\nb,0,holdout\n")
+    assert content.subsets is None and content.annotations.sources == ["Training", "holdout"]
+    assert read(tmp_path, "video_id,labels,subset\na,0,Training\nb,0,testing\n").subsets == ("train", "test")
+
+
+def test_names_with_semicolons_can_be_said_in_lists_and_by_index(tmp_path):
+    entries = [{"video_id": "a", "labels": ["open; close", "run"]}, {"video_id": 7, "labels": "run"}]
+    assert read(tmp_path, json.dumps(entries), "t.json").annotations.class_names == ("open; close", "run")
+    names = tmp_path / "names.txt"
+    names.write_text("run\nopen; close\n")
+    listed = read(tmp_path, json.dumps(entries), "t.json", class_names=names)
+    assert listed.annotations.labels == [(1, 0), (0,)] and listed.annotations.video_ids == ["a", "7"]
+    assert listed.note == "2 classes, as the class names have them"
+    assert [file.name for file in listed.annotations.files] == ["t.json", "names.txt"]
+    assert read(tmp_path, "video_id,labels\na,1;0\n", class_names=names).annotations.labels == [(1, 0)]
+    with pytest.raises(SplitError, match="names that hold a semicolon need lists"):
+        read(tmp_path, "video_id,labels\na,open; close\n", class_names=names)
+
+
+def test_groups_are_kept_so_that_the_audit_finds_what_leaks(tmp_path, run):
+    table = "video_id,subset,labels,group,subject\na,train,0,film 1,p1\nb,test,0,film 1,p1\nc,test,0,,p2\n"
+    split = make(tmp_path, table)
+    assert split.table.column("pair_id").to_pylist() == ["film 1", "film 1", ""]
+    assert split.table.column("subject").to_pylist() == ["p1", "p1", "p2"]
+    write_split(split, tmp_path / "mine.parquet")
+    audit = run("audit", tmp_path / "mine.parquet")
+    assert "pair-leakage" in audit.stdout and "subject-overlap" in audit.stdout
+    write_csv(split, tmp_path / "again.csv")
+    again = read_table(tmp_path / "again.csv").annotations
+    assert again.pair_ids == ["film 1", "film 1", ""] and again.subjects == ["p1", "p1", "p2"]
+
+
+@pytest.mark.parametrize(("name", "text", "complaint"), [
+    ("t.csv", "video_id,labels\na,run\nb,3;4\n", "'run' (line 2) beside 3 (line 3), 4 (line 3)"),
+    ("t.csv", "video_id,labels\na,run\nb,Run\n", "names that differ only in case or spacing: 'Run' / 'run'"),
+    ("t.csv", "video_id,labels\na,run\nb,-1\n", "line 3 (b): label '-1' is none of the class names or indices"),
+    ("t.csv", "video_id,labels\na,1.0\n", "label '1.0' is none of"),
+    ("t.csv", "video_id,labels\na,run;\n", "label '' is none of"),
+    ("t.csv", "video_id,labels\na,run; run\n", "a label occurs twice"),
+    ("t.csv", "video_id,labels\na,7;07\n", "a label occurs twice"),
+    ("t.csv", "video_id,labels\na,32767\n", "32,768 classes are more than a split file can hold (32,767)"),
+    ("t.csv", "video_id,labels\na,0\nb,0\na,0\nc,0\na,0\n", "occur more than once: a (lines 2, 4, 6)"),
+    ("t.csv", "video_id,labels,Group\na,0,g\n", "column 'Group' would be ignored; write 'group'"),
+    ("t.csv", "video_id,labels,groups\na,0,g\n", "column 'groups' would be ignored"),
+    ("t.csv", "video_id,labels,group,pair_id\na,0,g,g\n", "a column more than once: group (also called pair_id)"),
+    ("t.csv", "video_id,labels,labels\na,0,1\n", "a column more than once: labels"),
+    ("t.csv", "video_id,labels,length_s\na,0,-3\n", "length_s '-3' is not a length in seconds"),
+    ("t.csv", "video_id,labels,length_s\na,0,1_0\n", "length_s '1_0' is not"),
+    ("t.csv", "video_id,labels,length_s\na,0,inf\n", "length_s 'inf' is not"),
+    ("t.csv", "video_id,labels\n" + "".join(f"{n},1.5\n" for n in range(9)), "9 problem(s)"),
+    ("t.csv", "video_id,labels\n" + "".join(f"{n},1.5\n" for n in range(9)), "... and 4 more"),
+    ("t.csv", "video_id;labels\na;0\n", "has no column video_id, labels; its columns are video_id;labels"),
+    ("t.tsv", "video_id\tlabels\na\t0\tx\n", "line 2 (a): 3 cells, expected 2"),
+    ("t.json", "[]", "holds no video with a label"),
+    ("t.json", '[{"video_id": "a", "labels": [0]}', "is not a readable JSON file"),
+    pytest.param("t.json", "[" * 100_000, "is not a readable JSON file", id="deep"),
+    ("t.json", '[{"video_id": "a", "labels": [0], "labels": [1]}]', "key(s) twice in one object: labels"),
+    ("t.json", '[{"video_id": "a", "labels": [true]}]', "entry 1 (a): label True is neither a name nor an index"),
+    ("t.json", '[{"video_id": "a", "labels": [1.0]}]', "label 1.0 is neither"),
+    ("t.json", '[{"video_id": "a", "labels": [[1]]}]', "label [1] is neither"),
+    ("t.json", '[{"video_id": "a", "labels": {"x": 1}}]', "labels {'x': 1} are no list"),
+    ("t.json", '[{"video_id": "a", "labels": 3}]', "labels 3 are no list"),
+    ("t.json", '[{"video_id": "a", "labels": ["\\ud800"]}]', "label '\\ud800' is none of"),
+    ("t.json", '[{"video_id": "a", "labels": ["x"], "group": ["g"]}]', "group ['g'] is not text in one line"),
+    ("t.json", '[{"video_id": "a", "labels": ["x"], "group": "g", "pair_id": "h"}]', "both a group and a pair_id"),
+    ("t.json", '[{"video_id": "a", "labels": ["x"], "length_s": true}]', "length_s True is not"),
+    ("t.json", '[{"video_id": null, "labels": ["x"]}]', "'' is not a video id"),
+    ("t.json", '[{"video_id": "a", "label": ["x"]}, 3]', "entry 1 (a): no labels; its keys are video_id, label"),
+    ("t.json", '[{"video_id": "a", "labels": ["x"]}, 3]', "t.json, entry 2: not an object"),
+    ("t.json", '[{"video_id": "a", "labels": ["x"]}, {"video_id": "b", "labels": [], "Groups": 1}]', "'Groups'"),
+    ("t.jsonl", '{"video_id": "a", "labels": ["x"]}\n{"video_id": "b", "lab', "line 2"),
+    ("t.json", '{\n "database": {}\n}', "expected an object a line, or a list of objects"),
+    ("t.json", '{"database": {}}', "line 1 (None): no video_id and labels; its keys are database"),
+])  # fmt: skip
+def test_a_table_that_cannot_be_meant_is_refused_with_the_place(tmp_path, name, text, complaint):
+    with pytest.raises(SplitError) as caught:
+        read(tmp_path, text, name)
+    assert complaint in str(caught.value)
+
+
+def test_all_problems_are_named_together_in_the_order_of_the_lines(tmp_path):
+    with pytest.raises(SplitError) as caught:
+        read(tmp_path, "video_id,labels,length_s\na,0,x\nb,0\n,0,\nc,0;0,\nd,0,\nd,0,\n")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("5 problem(s) with") and len(lines) == 6
+    assert [re.search(r"line (\d)", line)[1] for line in lines[1:5]] == ["2", "3", "4", "5"]
+    assert "more than once: d (lines 6, 7)" in lines[5]
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    whole = write_table(tmp_path / "t.parquet", [("a", [1], "", "train", None)] * 1).read_bytes()
+    for name, raw in {
+        "cut.parquet": whole[:-20],
+        "latin.csv": b"video_id,labels\na,\xe9\n",
+        "z.json": b"[\xff]",
+    }.items():
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(SplitError, match="is not a readable (CSV|JSON|Parquet) file"):
+            read_table(tmp_path / name)
+    pq.write_table(pa.table({"video_id": ["a"], "labels": [[1.5]]}), tmp_path / "f.parquet")
+    with pytest.raises(SplitError, match=r"row 1 \(a\): label 1.5 is neither a name nor an index"):
+        read_table(tmp_path / "f.parquet")
+    with pytest.raises(SplitError, match="cannot read"):
+        read_table(tmp_path)
+    with pytest.raises(SplitError, match="has no column labels"):
+        pq.write_table(pa.table({"video_id": ["a"], "text": ["x"]}), tmp_path / "g.parquet")
+        read_table(tmp_path / "g.parquet")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    raw=st.binary(max_size=60), start=st.sampled_from([b"", b"video_id,labels\n", b"[", b"{", b"PAR1", b"\xef\xbb\xbf"])
+)
+def test_whatever_a_file_holds_is_read_or_refused(tmp_path, raw, start):
+    (tmp_path / "any").write_bytes(start + raw)
+    try:
+        content = read_table(tmp_path / "any")
+    except SplitError as error:
+        assert "any" in str(error)
+    else:
+        assert content.annotations.video_ids and any(content.annotations.labels)
+
+
+def test_a_table_longer_than_a_batch_loses_nothing(tmp_path):
+    count = 70_000
+    ids = [f"v{number}" for number in range(count)]
+    labels = [[number % 7, 7 + number % 5] for number in range(count)]
+    pq.write_table(pa.table({"video_id": ids, "labels": labels}), tmp_path / "t.parquet")
+    annotations = read_table(tmp_path / "t.parquet").annotations
+    assert annotations.video_ids == ids and [list(row) for row in annotations.labels] == labels

@@ -1,0 +1,170 @@
+"""What a construction gives: the split, and how far it is from what it aimed at."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from meidbench.construction.pool import Integers
+from meidbench.construction.targets import ExactTargets, Targets
+from meidbench.errors import SplitError
+from meidbench.manifests import SUBSETS
+from meidbench.split import GROUP_NAMES, Split
+from meidbench.statistics import split_statistics
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """A class that has fewer videos in a subset than every class is to have.
+
+    ``available`` are its candidates, for all subsets together.
+    """
+
+    subset: str
+    class_index: int
+    class_name: str
+    wanted: int
+    got: int
+    available: int
+
+
+@dataclass(frozen=True)
+class Construction:
+    """A split that was drawn, and how it fits its targets.
+
+    Attributes
+    ----------
+    split : Split
+    targets : Targets or ExactTargets
+    seed : int
+    target_counts : tuple of int
+        (C,) training videos that each class was to have; for an exact construction, those that it has.
+    available : tuple of int
+        (C,) candidates of each class.
+    candidates : int
+        Labelled videos that were long enough.
+    shortfalls : tuple of Shortfall
+        Classes below the least positives of val or test, or without a training video.
+    """
+
+    split: Split
+    targets: Targets | ExactTargets
+    seed: int
+    target_counts: tuple[int, ...]
+    available: tuple[int, ...]
+    candidates: int
+    shortfalls: tuple[Shortfall, ...]
+
+    @property
+    def deviations(self) -> Integers:
+        """(C,) training videos of each class, less its target."""
+        return self.split.train_counts - np.asarray(self.target_counts, dtype=np.int64)
+
+    @property
+    def total_deviation(self) -> int:
+        """Sum over the classes of how far each is from its target."""
+        return int(np.abs(self.deviations).sum())
+
+    @property
+    def largest_deviation(self) -> int:
+        """How far the class is from its target that is farthest."""
+        return int(np.abs(self.deviations).max(initial=0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the facts as plain values, for JSON."""
+        return {
+            "statistics": asdict(split_statistics(self.split)),
+            "digest": self.split.digest,
+            "seed": self.seed,
+            "targets": {**asdict(self.targets), "group_by": list(self.targets.group_by)},
+            "candidates": self.candidates,
+            "target_labels": sum(self.target_counts),
+            "total_deviation": self.total_deviation,
+            "largest_deviation": self.largest_deviation,
+            "target_counts": list(self.target_counts),
+            "train_counts": self.split.train_counts.tolist(),
+            "available": list(self.available),
+            "shortfalls": [asdict(entry) for entry in self.shortfalls],
+        }
+
+
+def find_shortfalls(split: Split, targets: Targets | ExactTargets, available: Integers) -> tuple[Shortfall, ...]:
+    """Return the classes that have too few videos in a subset, subset by subset."""
+    wanted = {"train": 1, "val": targets.val_positives, "test": targets.test_positives}
+    found = []
+    for subset in SUBSETS:
+        counts = split.positives(subset)
+        for index in np.flatnonzero(counts < wanted[subset]).tolist():
+            found.append(
+                Shortfall(
+                    subset, index, split.class_names[index], wanted[subset], int(counts[index]), int(available[index])
+                )
+            )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class SplitDistance:
+    """How far two splits of the same classes are from one another.
+
+    Attributes
+    ----------
+    videos, groups : dict of (int, int)
+        Sizes of the subsets and of the frequency groups, in the first and in the second.
+    imbalance_ratio, labels_per_video_train : (float, float)
+    mean_count_difference : float
+        Mean over the classes of the absolute difference in training videos.
+    mean_curve_difference : float
+        The same after each split's classes were sorted by their training videos: the shape of the tail alone.
+    same_group : float
+        Share of the classes that are in the same frequency group.
+    shared_videos : dict of float
+        For each subset, the videos in both as a share of those in either (Jaccard); NaN where both are empty.
+    """
+
+    videos: dict[str, tuple[int, int]]
+    groups: dict[str, tuple[int, int]]
+    imbalance_ratio: tuple[float, float]
+    labels_per_video_train: tuple[float, float]
+    mean_count_difference: float
+    mean_curve_difference: float
+    same_group: float
+    shared_videos: dict[str, float]
+
+
+def distance_to(split: Split, other: Split) -> SplitDistance:
+    """Compare a split with another of the same classes, such as the published one.
+
+    Raises
+    ------
+    SplitError
+        They have different classes.
+
+    Examples
+    --------
+    >>> from meidbench.simulated_split import simulate_split
+    >>> split = simulate_split((300, 40, 60), num_classes=20, head_above=50, tail_up_to=15)
+    >>> distance_to(split, split).shared_videos
+    {'train': 1.0, 'val': 1.0, 'test': 1.0}
+    """
+    if split.class_names != other.class_names:
+        raise SplitError(
+            f"{split!r} and {other!r} have different classes: only splits of the same classes can be compared"
+        )
+    first, second = split_statistics(split), split_statistics(other)
+    a, b = split.train_counts, other.train_counts
+    names = [each.groups.names(each.num_classes) for each in (split, other)]
+    ids = {subset: (set(split.video_ids(subset)), set(other.video_ids(subset))) for subset in SUBSETS}
+    return SplitDistance(
+        videos={subset: (len(mine), len(theirs)) for subset, (mine, theirs) in ids.items()},
+        groups={name: (getattr(first, name), getattr(second, name)) for name in GROUP_NAMES},
+        imbalance_ratio=(first.imbalance_ratio, second.imbalance_ratio),
+        labels_per_video_train=(first.labels_per_video_train, second.labels_per_video_train),
+        mean_count_difference=float(np.abs(a - b).mean()),
+        mean_curve_difference=float(np.abs(np.sort(a) - np.sort(b)).mean()),
+        same_group=sum(x == y for x, y in zip(*names, strict=True)) / split.num_classes,
+        shared_videos={
+            subset: len(mine & theirs) / len(mine | theirs) if mine | theirs else float("nan")
+            for subset, (mine, theirs) in ids.items()
+        },
+    )

@@ -1,0 +1,175 @@
+"""The videos that a split can be drawn from, as arrays."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from meidbench.annotations import Annotations
+from meidbench.errors import SplitError, bullet_list, first_few
+
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Candidates in the order of their ids, so that nothing depends on the order of a table's rows.
+
+    Attributes
+    ----------
+    rows : (m,) int64
+        Where each candidate stands among the annotated videos.
+    bounds, classes : (m + 1,) and (L,) int64
+        ``classes[bounds[v] : bounds[v + 1]]`` are the classes of candidate v, ascending.
+    groups : (m,) int64
+        Which group each belongs to; every video its own where nothing groups them.
+    num_classes : int
+        C.
+    """
+
+    rows: Integers
+    bounds: Integers
+    classes: Integers
+    groups: Integers
+    num_classes: int
+
+    @classmethod
+    def of(cls, annotations: Annotations, least_seconds: float | None = None, group_by: Sequence[str] = ()) -> "Pool":
+        """Gather the labelled videos that are long enough; those of unknown length count as long enough.
+
+        Parameters
+        ----------
+        annotations : Annotations
+        least_seconds : float, optional
+        group_by : sequence of str
+            ``pair`` and ``subject``: videos that share either, directly or through others, form one group. Where
+            the annotation names none, a video is a group of its own.
+
+        Raises
+        ------
+        SplitError
+            The annotations contradict themselves, or no video can be used.
+        """
+        _check(annotations)
+        ids, labels = annotations.video_ids, annotations.labels
+        ordered = np.asarray(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
+        counts = np.fromiter(map(len, labels), np.int64, len(labels))
+        usable = counts > 0
+        if least_seconds is not None:
+            usable &= ~(np.asarray(annotations.lengths, dtype=np.float64) < least_seconds)
+        rows = ordered[usable[ordered]]
+        if not len(rows):
+            few = "" if least_seconds is None else f" and lasts {least_seconds:g} seconds"
+            raise SplitError(f"none of {len(ids):,} videos has a label{few}: there is nothing to draw a split from")
+        counts = counts[rows]
+        flat = np.fromiter(chain.from_iterable(labels[row] for row in rows), np.int64, int(counts.sum()))
+        flat = flat[np.lexsort((flat, np.repeat(np.arange(len(rows)), counts)))]
+        columns = [{"pair": annotations.pair_ids, "subject": annotations.subjects}[name] for name in group_by]
+        groups = _components([[column[row] for row in rows] for column in columns], len(rows))
+        bounds = np.concatenate([[0], np.cumsum(counts)])
+        return cls(rows, bounds, flat, groups, len(annotations.class_names))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def sizes(self) -> Integers:
+        """(m,) labels of each candidate."""
+        return np.diff(self.bounds)
+
+    @cached_property
+    def owners(self) -> Integers:
+        """(L,) the candidate that each label belongs to."""
+        return np.repeat(np.arange(len(self)), self.sizes)
+
+    @cached_property
+    def available(self) -> Integers:
+        """(C,) candidates of each class."""
+        return np.bincount(self.classes, minlength=self.num_classes)
+
+    @cached_property
+    def _by_class(self) -> tuple[Integers, Integers]:
+        order = np.argsort(self.classes, kind="stable")
+        return np.concatenate([[0], np.cumsum(self.available)]), self.owners[order]
+
+    def of_class(self, index: int) -> Integers:
+        """Return the candidates that have a class, ascending."""
+        bounds, videos = self._by_class
+        return videos[bounds[index] : bounds[index + 1]]
+
+    def of_video(self, video: int) -> Integers:
+        """Return the classes of a candidate, ascending."""
+        return self.classes[self.bounds[video] : self.bounds[video + 1]]
+
+    def positives(self, chosen: Flags) -> Integers:
+        """Return the (C,) videos of each class among the chosen, an (m,) mask."""
+        return np.bincount(self.classes[chosen[self.owners]], minlength=self.num_classes)
+
+    def positives_of(self, videos: Integers) -> Integers:
+        """Return the (C,) videos of each class among some candidates, without a look at the others."""
+        sizes = self.sizes[videos]
+        shift = np.repeat(self.bounds[videos] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
+        return np.bincount(self.classes[np.arange(len(shift)) + shift], minlength=self.num_classes)
+
+
+def shuffled(values: Integers, generator: np.random.Generator) -> Integers:
+    """Return values in a random order that is the same with every version of NumPy.
+
+    Only ``Generator.random`` is drawn from: 53 bits of the generator's stream a number, which leaves no room for a
+    later change of the algorithm.
+    """
+    return values[np.argsort(generator.random(len(values)), kind="stable")]
+
+
+def _check(annotations: Annotations) -> None:
+    num_classes, videos = len(annotations.class_names), len(annotations.video_ids)
+    columns = ("sources", "labels", "lengths", "subjects", "views", "pair_ids", "segments")
+    problems = [
+        f"{len(getattr(annotations, name)):,} entries in {name} for {videos:,} videos"
+        for name in columns
+        if len(getattr(annotations, name)) != videos
+    ]
+    if len(set(annotations.video_ids)) < videos:
+        repeated = sorted(video_id for video_id, count in Counter(annotations.video_ids).items() if count > 1)
+        problems.append(f"{len(repeated):,} video id(s) occur more than once: {first_few(repeated)}")
+    if num_classes > np.iinfo(np.int16).max:
+        problems.append(f"{num_classes:,} classes are more than a split file can hold ({np.iinfo(np.int16).max:,})")
+    if not problems:
+        pairs = list(zip(annotations.video_ids, annotations.labels, strict=True))
+        outside = [name for name, row in pairs if row and not (min(row) >= 0 and max(row) < num_classes)]
+        twice = [name for name, row in pairs if len(set(row)) < len(row)]
+        if outside:
+            problems.append(f"labels outside the {num_classes:,} classes: {first_few(outside)}")
+        if twice:
+            problems.append(f"a label occurs twice: {first_few(twice)}")
+    if problems:
+        raise SplitError(f"no split can be drawn from these annotations:\n{bullet_list(problems)}")
+
+
+def _components(columns: list[list[str]], videos: int) -> Integers:
+    """Return the group of each video: a shared non-empty value joins two; numbered in the order of first videos."""
+    if not columns:
+        return np.arange(videos, dtype=np.int64)
+    node_of: dict[tuple[int, str], int] = {}
+    rows, nodes = [], []
+    for number, column in enumerate(columns):
+        for row, value in enumerate(column):
+            if value:
+                rows.append(row)
+                nodes.append(node_of.setdefault((number, value), videos + len(node_of)))
+    size = videos + len(node_of)
+    # Older versions of SciPy take only 32-bit indices here.
+    places = (np.asarray(rows, dtype=np.int32), np.asarray(nodes, dtype=np.int32))
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), places), shape=(size, size))
+    _, found = connected_components(graph.tocsr(), directed=False)
+    _, first, groups = np.unique(found[:videos], return_index=True, return_inverse=True)
+    number_of = np.empty(len(first), dtype=np.int64)
+    number_of[np.argsort(first)] = np.arange(len(first))
+    return number_of[groups]
