@@ -92,7 +92,7 @@ def _pair_leakage(split: Split) -> list[Finding]:
     findings = []
     for (a, b), pairs in _shared(split, "pair_id").items():
         findings += _finding(
-            "pair-leakage", "warning", f"scripts with takes (first- or third-person) in both {a} and {b}", pairs
+            "pair-leakage", "warning", f"groups (takes of one script, parts of one film) in both {a} and {b}", pairs
         )
     train = set(split.rows("train").column("pair_id").to_pylist()) - {""}
     twins = []
@@ -100,7 +100,9 @@ def _pair_leakage(split: Split) -> list[Finding]:
         rows = split.rows(subset)
         taken = zip(rows.column("video_id").to_pylist(), rows.column("pair_id").to_pylist(), strict=True)
         twins += [video_id for video_id, pair in taken if pair in train]
-    return findings + _finding("pair-leakage", "warning", "videos of val and test with their twin in train", twins)
+    return findings + _finding(
+        "pair-leakage", "warning", "videos of val and test with one of their group in train", twins
+    )
 
 
 def _subject_overlap(split: Split) -> list[Finding]:

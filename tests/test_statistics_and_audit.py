@@ -45,10 +45,10 @@ def counts_by_sentence(split: Split) -> dict[str, int]:
 def test_the_audit_finds_the_known_defects_of_charadesegolt():
     split = build_released("charadesegolt", real_data(REAL["charadesegolt"]))
     assert counts_by_sentence(split) == {
-        "scripts with takes (first- or third-person) in both train and val": 93,
-        "scripts with takes (first- or third-person) in both train and test": 109,
-        "scripts with takes (first- or third-person) in both val and test": 114,
-        "videos of val and test with their twin in train": 202,
+        "groups (takes of one script, parts of one film) in both train and val": 93,
+        "groups (takes of one script, parts of one film) in both train and test": 109,
+        "groups (takes of one script, parts of one film) in both val and test": 114,
+        "videos of val and test with one of their group in train": 202,
         "subjects in both train (of 79) and val (of 72)": 63,
         "subjects in both train (of 79) and test (of 69)": 64,
         "subjects in both val (of 72) and test (of 69)": 65,
@@ -71,7 +71,7 @@ def test_the_audit_of_toylt_equals_plain_loops(toy_split):
     found = counts_by_sentence(toy_split)
     for a, b in combinations(SUBSETS, 2):
         bases = [{re.sub("EGO$", "", row["video_id"]) for row in rows if row["subset"] == s} for s in (a, b)]
-        assert found[f"scripts with takes (first- or third-person) in both {a} and {b}"] == len(bases[0] & bases[1])
+        assert found[f"groups (takes of one script, parts of one film) in both {a} and {b}"] == len(bases[0] & bases[1])
     short = [row for row in rows if row["length_s"] * 24 < 200]
     assert found["videos of fewer than 200 frames at 24 frames a second"] == len(short) > 0
 

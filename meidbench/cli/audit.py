@@ -17,8 +17,9 @@ from meidbench.cli.parameters import as_json
 def audit(split: str, strict: bool, as_json: bool) -> None:
     """Look for what a reader of results on SPLIT should know.
 
-    Takes of one script or subjects in several subsets, ids that occur twice, classes missing from a subset, videos
-    shorter than 200 frames at 24 frames a second, and anything in which the file contradicts itself.
+    Groups (takes of one script, parts of one film) or subjects in several subsets, ids that occur twice, classes
+    missing from a subset, videos shorter than 200 frames at 24 frames a second, and anything in which the file
+    contradicts itself.
     """
     import json
     from dataclasses import asdict

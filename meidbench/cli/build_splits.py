@@ -1,25 +1,49 @@
-"""``meidbench build-splits``: the split files of a benchmark from its official annotations."""
+"""``meidbench build-splits``: the published split of a benchmark, or a new one."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from meidbench.cli.parameters import DATASET_OR_MANIFEST, FOLDER, as_json
+from meidbench.cli.parameters import DATASET_OR_MANIFEST, DATASETS, FOLDER, as_json
 
-VARIANTS = ("released", "pareto", "grouped")
+if TYPE_CHECKING:
+    from meidbench.construction import Construction
+    from meidbench.plans import Plan
+    from meidbench.split import Split
+
+RELEASED = "released"
+VARIANTS = (RELEASED, "pareto", "grouped", "exact")
 FORMATS = ("parquet", "csv", "lst")
+_MANY = 50_000  # videos from which on a person should be told what is being waited for
 
 
 @click.command(
     "build-splits",
-    short_help="Build a benchmark's split, exactly as published.",
-    epilog="\b\nExample:\n  meidbench build-splits charadeslt --annotations Charades/ --format parquet --format lst",
+    short_help="Build a benchmark's split, exactly as published, or draw a new one.",
+    epilog="\b\nExamples:\n  meidbench build-splits charadeslt --annotations Charades/ --format parquet --format lst\n"
+    "  meidbench build-splits charadesegolt --annotations CharadesEgo/ --variant grouped --seed 1\n"
+    "  meidbench build-splits filmlt.toml --set alpha=6",
 )
 @click.argument("dataset", type=DATASET_OR_MANIFEST)
 @click.option("--annotations", type=FOLDER, help="Folder of the official files [default: where 'download' puts them].")
-@click.option("--out", type=FOLDER, help="Folder to write to [default: where other commands look by name].")
-@click.option("--variant", type=click.Choice(VARIANTS), default="released", show_default=True)
-@click.option("--seed", type=int, help="For variants that are drawn; the released split is not.")
+@click.option(
+    "--out", type=FOLDER, help="Folder to write to [default: where other commands look by name; a plan's own folder]."
+)
+@click.option(
+    "--variant",
+    type=click.Choice(VARIANTS),
+    help="pareto: by the paper's procedure. grouped: without leaks. exact: with prescribed numbers. "
+    "[default: released; what the plan says]",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of a split that is drawn [default: 0; what the plan says].")
+@click.option(
+    "--group-by",
+    type=click.Choice(("pair", "subject")),
+    multiple=True,
+    help="What grouped and exact keep in one subset; may be given twice [default for grouped: pair].",
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Another target, such as alpha=6.")
 @click.option(
     "--format",
     "formats",
@@ -34,54 +58,90 @@ def build_splits(
     dataset: str,
     annotations: Path | None,
     out: Path | None,
-    variant: str,
+    variant: str | None,
     seed: int | None,
+    group_by: tuple[str, ...],
+    settings: tuple[str, ...],
     formats: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Build the split of DATASET, verify it and write it.
+    """Build the split of DATASET and write it.
 
-    DATASET is videolt, charadeslt or charadesegolt, or the path of a manifest of your own (NAME.toml). Ids, labels and
-    statistics must be those of the published split; where they are not, the videos and classes that differ are named
-    and nothing is written.
+    DATASET is videolt, charadeslt or charadesegolt, or a file of your own (NAME.toml): a manifest, or a plan that says
+    where your videos are and what split they are to give. Of a benchmark, the published split is built: ids, labels and
+    statistics must be those that were released; where they are not, the videos and classes that differ are named and
+    nothing is written.
+
+    With --variant or a plan a new split is drawn from the annotated videos, the same for the same seed. It is written
+    as NAME-VARIANT-SEED, and beside it NAME-VARIANT-SEED.plan.toml, which makes it again.
     """
-    if variant != "released":
-        raise click.UsageError(f"variant {variant!r} is not part of this version yet; there is 'released'")
-    if seed is not None:
-        raise click.UsageError("the released split is not drawn: --seed has no meaning for it")
+    from meidbench.plans import is_plan, plan_of_benchmark, read_plan
 
+    of_plan = dataset not in DATASETS and is_plan(Path(dataset))
+    if variant in (None, RELEASED) and not of_plan:
+        for what, value in (("--seed", seed), ("--group-by", group_by), ("--set", settings)):
+            if value not in (None, ()):
+                raise click.UsageError(f"the released split is not drawn: {what} has no meaning for it")
+        _build_released(dataset, annotations, out, formats, as_json)
+        return
+    if variant == RELEASED:
+        raise click.UsageError("a plan is of a new split; there is none released")
+    plan = read_plan(Path(dataset)) if of_plan else plan_of_benchmark(dataset, str(variant))
+    if annotations is not None and not plan.benchmark:
+        raise click.UsageError("the plan names its files: --annotations has no meaning for it")
+    plan = _changed(plan, variant, seed, group_by, settings)
+    if out is None and of_plan:
+        out = Path(dataset).parent
+    _draw(plan, annotations, out, formats, as_json)
+
+
+def _changed(
+    plan: "Plan", variant: str | None, seed: int | None, group_by: tuple[str, ...], settings: tuple[str, ...]
+) -> "Plan":
+    """Return the plan as the options change it."""
+    from meidbench.construction.settings import check_settings, parse_settings
+    from meidbench.errors import SplitError, bullet_list
+
+    try:
+        targets = parse_settings(settings)
+    except SplitError as error:
+        raise click.UsageError(f"--set: {error}") from None
+    if group_by and "group_by" in targets:
+        raise click.UsageError("group_by is set twice, by --group-by and by --set")
+    if group_by:
+        targets["group_by"] = list(group_by)
+    new = plan.changed(variant, seed, targets)
+    if problems := check_settings(new.variant, targets):
+        raise click.UsageError(f"these targets cannot be meant:\n{bullet_list(problems)}")
+    return new
+
+
+def _build_released(
+    dataset: str, annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool
+) -> None:
     import json
     from dataclasses import asdict
 
     from meidbench.files import file_sha256
     from meidbench.home import annotations_folder, split_path
-    from meidbench.listing import write_csv, write_lists
     from meidbench.manifests import load_manifest
     from meidbench.released import build_released
     from meidbench.report.text import table_1_comparison
-    from meidbench.split_file import write_split
     from meidbench.statistics import split_statistics
 
     manifest = load_manifest(dataset)
     split = build_released(dataset, annotations or annotations_folder(manifest.annotations))
-    written = []
     target = split_path(manifest.name)
-    folder = out or target.parent
-    if "parquet" in formats:
-        written.append(write_split(split, folder / target.name))
-    if "csv" in formats:
-        written.append(write_csv(split, folder / target.with_suffix(".csv").name))
-    if "lst" in formats:
-        names = {subset: released.file for subset, released in manifest.released.items()}
-        lists = write_lists(split, folder, names)
-        written += lists.values()
-        for subset, path in lists.items():
-            if file_sha256(path) != manifest.released[subset].sha256:
-                click.echo(
-                    f"warning: {path.name} has the videos and classes of the released list in another order, as the "
-                    "annotation files have them; the split is the same",
-                    err=True,
-                )
+    names = {subset: released.file for subset, released in manifest.released.items()}
+    written = _write(split, out or target.parent, target.stem, names, formats)
+    for subset, released in manifest.released.items():
+        path = next((path for path in written if path.name == released.file), None)
+        if path is not None and file_sha256(path) != manifest.released[subset].sha256:
+            click.echo(
+                f"warning: {path.name} has the videos and classes of the released list in another order, as the "
+                "annotation files have them; the split is the same",
+                err=True,
+            )
     statistics = split_statistics(split)
     if as_json:
         content = {"digest": split.digest, "files": [str(path) for path in written], "statistics": asdict(statistics)}
@@ -93,3 +153,109 @@ def build_splits(
         click.echo(f"wrote {path}")
     for defect in manifest.defects:
         click.echo(f"known defect: {defect}", err=True)
+
+
+def _write(split: "Split", folder: Path, stem: str, names: dict[str, str], formats: tuple[str, ...]) -> list[Path]:
+    """Write the split in every format that was asked for; ``names`` are those of its lists."""
+    from meidbench.listing import write_csv, write_lists
+    from meidbench.split_file import write_split
+
+    written = []
+    if "parquet" in formats:
+        written.append(write_split(split, folder / f"{stem}.parquet"))
+    if "csv" in formats:
+        written.append(write_csv(split, folder / f"{stem}.csv"))
+    if "lst" in formats:
+        written += write_lists(split, folder, names).values()
+    return written
+
+
+def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool) -> None:
+    import json
+    import shutil
+
+    from meidbench.construction import distance_to
+    from meidbench.files import written_whole
+    from meidbench.home import split_path
+    from meidbench.manifests import SUBSETS
+    from meidbench.plans import ENDING, make_split, plan_text, read_material, refuse_other
+    from meidbench.report.construction import construction_report, construction_warnings
+
+    material = read_material(plan, annotations)
+    if material.note:
+        click.echo(f"note: {material.note}", err=True)
+    videos = len(material.annotations.video_ids)
+    if plan.variant == "exact" or videos >= _MANY:
+        most = ", at most a minute or two" if plan.variant == "exact" else ""
+        click.echo(f"drawing {plan.stem} from {videos:,} videos{most}", err=True)
+    made = make_split(plan, material.annotations)
+    folder = out or split_path(plan.name).parent
+    plan_path = folder / f"{plan.stem}{ENDING}"
+    refuse_other(plan_path, made)
+    released = _released(plan, annotations)
+    distance = distance_to(made.split, released) if released is not None else None
+    names = {subset: f"{plan.stem}_{subset}.{'lst' if plan.name == 'videolt' else 'txt'}" for subset in SUBSETS}
+    written = _write(made.split, folder, plan.stem, names, formats)
+    with written_whole(plan_path) as temporary:
+        temporary.write_text(plan_text(plan, made, folder), encoding="utf-8", newline="\n")
+    written.append(plan_path)
+    for warning in construction_warnings(made):
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps(_as_json(made, plan, released, distance, written), indent=2, ensure_ascii=False))
+        return
+    width = shutil.get_terminal_size((100, 24)).columns
+    click.echo(construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width))
+    click.echo()
+    for path in written:
+        click.echo(f"wrote {path}")
+
+
+def _released(plan: "Plan", annotations: Path | None) -> "Split | None":
+    """Build the released split of a benchmark in memory, to compare; None where these annotations do not give it."""
+    from meidbench.errors import MeidbenchError
+    from meidbench.home import annotations_folder
+    from meidbench.released import build_released
+
+    manifest = plan.manifest
+    if manifest is None:
+        return None
+    try:
+        return build_released(plan.benchmark, annotations or annotations_folder(manifest.annotations))
+    except MeidbenchError:
+        click.echo(
+            f"warning: the released split of {manifest.title} cannot be built from these annotations, so there is none "
+            "to compare with; build-splits without --variant says why",
+            err=True,
+        )
+        return None
+
+
+def _as_json(
+    made: "Construction", plan: "Plan", released: "Split | None", distance: Any, written: list[Path]
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from meidbench.statistics import split_statistics
+
+    manifest = plan.manifest
+    content = {
+        **made.as_dict(),
+        "dataset": plan.name,
+        "variant": plan.variant,
+        "files": [str(path) for path in written],
+        "released": None if released is None else asdict(split_statistics(released)),
+        "distance_to_released": None if distance is None else asdict(distance),
+        "paper": dict(manifest.paper) if manifest and manifest.paper else None,
+    }
+    result: dict[str, Any] = _without_nan(content)
+    return result
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN is no JSON: what is not defined is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if value != value else value

@@ -17,13 +17,19 @@ from meidbench.cli.parameters import FILE
 @click.option("--head-above", type=click.IntRange(min=0), required=True, help="Head: more training videos than this.")
 @click.option("--tail-up-to", type=click.IntRange(min=0), required=True, help="Tail: at most this many.")
 @click.option("--name", help="The benchmark's name [default: the table's file name without its ending].")
-@click.option("--class-names", type=FILE, help="One name a line, in the order of the class indices.")
+@click.option(
+    "--class-names",
+    type=FILE,
+    help="One name a line, in the order of the class indices; needed where labels are names.",
+)
 def import_split(
     table: Path, out: Path, head_above: int, tail_up_to: int, name: str | None, class_names: Path | None
 ) -> None:
-    """Make a split file from TABLE, a CSV with the columns video_id, subset and labels.
+    """Make a split file from TABLE, in which the subsets are decided already; build-splits draws new ones.
 
-    subset is train, val or test; labels are class indices (or names, with --class-names), joined by semicolons. The
+    TABLE is CSV, TSV, Parquet, a JSON list or JSON lines with the columns video_id, subset and labels. subset is train,
+    val or test; labels are class indices (or names, with --class-names), joined by semicolons, or a list. Videos with
+    the same text in a column group belong together, which the audit looks at; length_s and subject are kept, too. The
     result is checked, and every other command takes it.
     """
     if tail_up_to > head_above:

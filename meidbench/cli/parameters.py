@@ -29,14 +29,14 @@ def as_bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
 
 
 class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A benchmark's name, or the path of a manifest of one's own."""
+    """A benchmark's name, or the path of a manifest or a plan of one's own."""
 
     name = "dataset"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
         if text not in DATASETS and not (text.endswith(".toml") and Path(text).is_file()):
-            self.fail(f"{text!r} is neither one of {', '.join(DATASETS)} nor a manifest file (.toml)", param, ctx)
+            self.fail(f"{text!r} is neither one of {', '.join(DATASETS)} nor a manifest or a plan (.toml)", param, ctx)
         return text
 
 

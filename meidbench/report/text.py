@@ -25,8 +25,14 @@ def _triple(facts: dict[str, float], names: Sequence[str]) -> str:
     return " / ".join(f"{facts[name]:,.0f}" for name in names)
 
 
-def _statistics_column(facts: dict[str, float]) -> list[str]:
-    """Return one split's cells of the statistics table; what is not known is a dash."""
+def statistics_column(facts: dict[str, float]) -> list[str]:
+    """Return one split's cells of the statistics table; what is not known is a dash.
+
+    Parameters
+    ----------
+    facts : dict
+        Fields of ``Statistics``, or a manifest's row of the paper with ``classes``.
+    """
 
     def cell(name: str, digits: int) -> str:
         return _number(facts.get(name), digits)
@@ -58,7 +64,7 @@ _STATISTICS_ROWS = (
 
 def statistics_table(statistics: Sequence[Statistics]) -> str:
     """Lay out Table 1 with one column a split."""
-    columns = [_statistics_column(asdict(entry)) for entry in statistics]
+    columns = [statistics_column(asdict(entry)) for entry in statistics]
     header = ["", *(_split_name(entry) for entry in statistics)]
     return _columns_table(header, columns)
 
@@ -69,11 +75,41 @@ def _split_name(entry: Statistics) -> str:
 
 def table_1_comparison(statistics: Statistics, manifest: Manifest) -> str:
     """Lay out a built split's row of Table 1 beside the paper's."""
-    columns, header = [_statistics_column(asdict(statistics))], [manifest.title, "built"]
+    columns, header = [statistics_column(asdict(statistics))], [manifest.title, "built"]
     if manifest.paper:
-        columns.append(_statistics_column({"classes": float(manifest.num_classes), **manifest.paper}))
+        columns.append(paper_column(manifest))
         header.append("paper")
     return _columns_table(header, columns)
+
+
+def paper_column(manifest: Manifest) -> list[str]:
+    """Return the cells of the paper's row of Table 1."""
+    return statistics_column({"classes": float(manifest.num_classes), **manifest.paper})
+
+
+def fitting_table(header: list[str], columns: list[list[str]], width: int) -> str:
+    """Lay out columns of ``statistics_column`` within a width: tighter where they do not fit, else one by one.
+
+    Parameters
+    ----------
+    header : list of str
+        What the table is about, and a title for each column.
+    columns : list of list of str
+    width : int
+        Characters in a line. A single column may be wider.
+
+    Returns
+    -------
+    str
+        Tables one below the other where they are several.
+    """
+    tight = [[cell.replace(" / ", "/") for cell in column] for column in columns]
+    for cells in (columns, tight):
+        text = _columns_table(header, cells)
+        if max(map(len, text.splitlines())) <= width:
+            return text
+    alone = [_columns_table([header[0], title], [column]) for title, column in zip(header[1:], tight, strict=True)]
+    return "\n\n".join(alone)
 
 
 def _columns_table(header: list[str], columns: list[list[str]]) -> str:
