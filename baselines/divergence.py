@@ -42,7 +42,7 @@ class LossWatch:
     Examples
     --------
     >>> watch = LossWatch()
-    >>> watch.add(7, 0, ["AO8RW"], torch.tensor(0.25), torch.tensor(2.0))
+    >>> watch.add(7, 0, ["ATOYW"], torch.tensor(0.25), torch.tensor(2.0))
     >>> watch.add(8, 0, ["B1Z"], torch.tensor(0.5), torch.tensor(1.0))
     >>> watch.look()
     Seen(steps=2, loss_sum=0.75, penalty_sum=0.0, largest_norm=2.0)

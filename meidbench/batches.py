@@ -95,7 +95,7 @@ class BatchLoader:
     >>> from meidbench.annotations import Annotations
     >>> from meidbench.split import Split
     >>> annotations = Annotations(
-    ...     class_names=("walking", "reading"), video_ids=["AO8RW", "B1Z"], sources=["train"] * 2, labels=[(1,), (0,)],
+    ...     class_names=("walking", "reading"), video_ids=["ATOYW", "B1Z"], sources=["train"] * 2, labels=[(1,), (0,)],
     ...     lengths=[30.0] * 2, subjects=[""] * 2, views=[""] * 2, pair_ids=[""] * 2, segments=[()] * 2,
     ... )
     >>> split = Split.from_annotations(
@@ -107,7 +107,7 @@ class BatchLoader:
     ...     data = FeatureDataset(split, "train", features=folder, frames=2)
     ...     for batch in BatchLoader(data, batch_size=2, sampler=[(1, 0), (0, 1), (1, 0)]):
     ...         print(batch["video_id"], tuple(batch["features"].shape), batch["labels"].tolist(), batch["class"])
-    ['B1Z', 'AO8RW'] (2, 2, 2) [[1.0, 0.0], [0.0, 1.0]] tensor([0, 1])
+    ['B1Z', 'ATOYW'] (2, 2, 2) [[1.0, 0.0], [0.0, 1.0]] tensor([0, 1])
     ['B1Z'] (1, 2, 2) [[1.0, 0.0]] tensor([0])
     """
 

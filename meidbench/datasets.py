@@ -267,17 +267,17 @@ class CharadesLT(FeatureDataset):
     >>> from meidbench.annotations import Annotations
     >>> from meidbench.split import Split
     >>> annotations = Annotations(
-    ...     class_names=("walking", "reading"), video_ids=["AO8RW"], sources=["train"], labels=[(1,)],
+    ...     class_names=("walking", "reading"), video_ids=["ATOYW"], sources=["train"], labels=[(1,)],
     ...     lengths=[30.0], subjects=[""], views=[""], pair_ids=[""], segments=[()],
     ... )
     >>> split = Split.from_annotations(
     ...     annotations, ["train"], dataset="charadeslt", variant="released", head_above=100, tail_up_to=20
     ... )
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(Path(folder, "AO8RW.npy"), np.arange(6, dtype=np.float16).reshape(3, 2))
+    ...     np.save(Path(folder, "ATOYW.npy"), np.arange(6, dtype=np.float16).reshape(3, 2))
     ...     data = CharadesLT(split, subset="train", features=folder, frames=2)
     ...     data[0]
-    {'video_id': 'AO8RW', 'features': tensor([[0., 1.], [4., 5.]]), 'labels': tensor([0., 1.])}
+    {'video_id': 'ATOYW', 'features': tensor([[0., 1.], [4., 5.]]), 'labels': tensor([0., 1.])}
     """
 
     dataset = "charadeslt"

@@ -1,5 +1,6 @@
 """Plans: which videos a new split is made from, and how, in a small TOML file."""
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from meidbench.errors import SplitError, bullet_list
 from meidbench.formats import FORMATS
 from meidbench.home import annotations_folder
 from meidbench.manifests import DATASETS, Manifest, load_manifest
+from meidbench.split import Split
 from meidbench.tables import read_table
 
 if sys.version_info >= (3, 11):
@@ -261,10 +263,11 @@ def make_split(plan: Plan, annotations: Annotations) -> Construction:
         made = construct_exactly(annotations, targets, dataset=plan.name, seed=plan.seed)
     else:
         made = construct(annotations, targets, dataset=plan.name, seed=plan.seed, variant=plan.variant)
-    if plan.digest and made.split.digest != plan.digest:
+    if plan.digest and (now := content_digest(made.split)) != plan.digest:
         raise SplitError(
-            f"the plan of {plan.stem} gave the split {plan.digest[:12]}..., now it gives {made.split.digest[:12]}...: "
-            "its videos or labels are not the same any more\nTake the digest out of the plan if that is meant."
+            f"the plan of {plan.stem} gave the split {plan.digest[:12]}..., now it gives {now[:12]}...: "
+            "its videos, labels, class names or targets are not the same any more\n"
+            "Take the digest out of the plan if that is meant."
         )
     return made
 
@@ -283,11 +286,31 @@ def refuse_other(path: Path, made: Construction) -> None:
     SplitError
         There is another split's, or a file that is no plan.
     """
-    if path.exists() and (there := read_plan(path).digest) != made.split.digest:
+    if path.exists() and (there := read_plan(path).digest) != (now := content_digest(made.split)):
         raise SplitError(
             f"{path} is of another split ({there[:12] or 'without a digest'}..., this one is "
-            f"{made.split.digest[:12]}...): other targets or other videos\nChoose another --out, or remove it first."
+            f"{now[:12]}...): other targets or other videos\nChoose another --out, or remove it first."
         )
+
+
+def content_digest(split: Split) -> str:
+    """Return a sha256 over all that a split file holds but its sources and the order of its rows.
+
+    ``Split.digest`` is over ids, subsets and labels alone: what scores depend on. This one is also over class names,
+    thresholds, lengths, groups and segments.
+
+    Examples
+    --------
+    >>> from meidbench.simulated_split import simulate_split
+    >>> content_digest(simulate_split(seed=1)) == content_digest(simulate_split(seed=1))
+    True
+    """
+    facts = asdict(split.metadata)
+    del facts["sources"]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for row in sorted(split.table.to_pylist(), key=lambda row: str(row["video_id"])):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def plan_text(plan: Plan, made: Construction, folder: Path) -> str:
@@ -318,7 +341,7 @@ def plan_text(plan: Plan, made: Construction, folder: Path) -> str:
         facts |= {"format": plan.format, "files": [_placed(path, folder) for path in plan.files]}
     if plan.class_names is not None:
         facts["class_names"] = _placed(plan.class_names, folder)
-    facts |= {"variant": plan.variant, "seed": plan.seed, "digest": made.split.digest}
+    facts |= {"variant": plan.variant, "seed": plan.seed, "digest": content_digest(made.split)}
     lines = [f"{name} = {_toml(value)}" for name, value in facts.items()]
     targets = [f"{name} = {_toml(value)}" for name, value in asdict(made.targets).items()]
     return "\n".join(["# Makes this split again: meidbench build-splits with the path of this file.", *lines, "",

@@ -158,8 +158,8 @@ def open_rows(path: Path) -> Iterator[TableRows]:
     try:
         with path.open("rb") as stream:
             start = stream.read(1 << 10)
-    except OSError as error:
-        raise SplitError(f"cannot read {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a path may hold a zero byte
+        raise SplitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if start.startswith(_PARQUET):
         with _readable(path, "Parquet"):
             file = pq.ParquetFile(path)

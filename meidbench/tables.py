@@ -168,13 +168,21 @@ def _read(path: Path, class_names: Path | None, *, allow_names: bool, needs_subs
 
 def _read_names(path: Path) -> tuple[str, ...]:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        # Not at every character that Unicode takes for the end of a line: an index is the number of its line.
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    except (OSError, ValueError) as error:
         raise SplitError(f"cannot read the class names in {path}: {error}") from None
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated or not names:
+    if names == [""]:
+        raise SplitError(f"{path} is empty")
+    if wrong := [line for line, name in enumerate(names, start=1) if not name or not name.isprintable()]:
+        raise SplitError(f"{path}: no class name in line {first_few(wrong)}; an index is the number of a line, from 0")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise SplitError(f"{path}: class names occur more than once: {first_few(repeated)}")
+    numbers = [name for index, name in enumerate(names) if name.isdecimal() and name != str(index)]
+    if numbers:
         raise SplitError(
-            f"{path}: class names occur more than once: {first_few(repeated)}" if names else f"{path} is empty"
+            f"{path}: class names that are numbers, and not of their own places, cannot be told from indices: "
+            f"{first_few(numbers)}"
         )
     return tuple(names)
 
@@ -268,7 +276,7 @@ def _seconds(value: Any) -> float:
     try:
         # float() would also take 1_0 and full-width digits.
         seconds = float(value) if not isinstance(value, str) or (value.isascii() and "_" not in value) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if isinstance(value, bool) or not 0 < seconds < 1e9:
         raise ValueError(f"length_s {shown(value)} is not a length in seconds")

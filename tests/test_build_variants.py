@@ -200,11 +200,11 @@ def test_a_wrong_call_ends_with_2_and_writes_nothing(run, tmp_path, arguments):
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
     (["--variant", "pareto", "--set", "least_frequent=90"], "least_frequent 90 lies above most_frequent"),
-    (["--variant", "pareto", "--set", "alpha=0"], "alpha must be a number from 0.01 on, got 0"),
-    (["--variant", "pareto", "--set", "alpha=1e-9"], "alpha must be a number from 0.01 on"),
-    (["--variant", "pareto", "--set", "alpha=nan"], "alpha must be a number from 0.01 on"),
-    (["--variant", "pareto", "--set", "head_above=-1"], "head_above must be a whole number from 0 on"),
-    (["--variant", "grouped", "--set", "least_seconds=-1.5"], "least_seconds must be a number from 0 on"),
+    (["--variant", "pareto", "--set", "alpha=0"], "alpha must be a number from 0.01 to 1,000,000,000, got 0"),
+    (["--variant", "pareto", "--set", "alpha=1e-9"], "alpha must be a number from 0.01 to 1,000,000,000"),
+    (["--variant", "pareto", "--set", "alpha=nan"], "alpha must be a number from 0.01 to 1,000,000,000"),
+    (["--variant", "pareto", "--set", "head_above=-1"], "head_above must be a whole number from 0 to 1,000,000,000"),
+    (["--variant", "grouped", "--set", "least_seconds=-1.5"], "least_seconds must be a number from 0 to 1,000,000,000"),
     (["--variant", "pareto", "--set", "least_seconds=9999"], "there is nothing to draw a split from"),
     (["--variant", "exact"], "an exact split of toylt needs these numbers too: train_videos, head, medium, tail"),
 ])  # fmt: skip
@@ -406,3 +406,57 @@ def test_charadeslt_has_no_pairs_to_keep_together(run, tmp_path):
     )
     assert outcome.exit_code == 1 and "charadeslt have no pair" in outcome.stderr
     assert "--group-by subject" in outcome.stderr and not list(tmp_path.iterdir())
+
+
+# --- nothing is lost --------------------------------------------------------------------------------------------
+
+
+def test_a_split_with_other_thresholds_is_another(run, films):
+    # They are no part of what Split.digest is over, and do not change what is drawn.
+    assert run("build-splits", films / "filmlt.toml").exit_code == 0
+    before = (films / "filmlt-grouped-0.parquet").read_bytes()
+    outcome = run("build-splits", films / "filmlt.toml", "--set", "head_above=7", "--set", "tail_up_to=2")
+    assert outcome.exit_code == 1 and "is of another split" in outcome.stderr
+    assert (films / "filmlt-grouped-0.parquet").read_bytes() == before
+
+
+def test_a_plan_tells_when_names_or_groups_of_its_videos_changed(run, films):
+    assert run("build-splits", films / "filmlt.toml").exit_code == 0
+    text = (films / "videos.csv").read_text()
+    for changed in (text.replace("cook", "bake"), text.replace("film1", "film9")):
+        (films / "videos.csv").write_text(changed)
+        outcome = run("build-splits", films / "filmlt-grouped-0.plan.toml")
+        assert outcome.exit_code == 1 and "not the same any more" in outcome.stderr
+
+
+def test_what_a_split_is_made_from_is_not_written_over(run, films):
+    (films / "videos.csv").rename(films / "filmlt-pareto-0.csv")
+    (films / "filmlt.toml").write_text('name = "filmlt"\ntable = "filmlt-pareto-0.csv"\n')
+    before = (films / "filmlt-pareto-0.csv").read_bytes()
+    outcome = run("build-splits", films / "filmlt.toml", "--format", "csv")
+    assert outcome.exit_code == 1 and "is what the split is made from" in outcome.stderr
+    assert (films / "filmlt-pareto-0.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("there", ["a folder", "a split"])
+def test_a_place_that_is_taken_is_told_before_anything_is_written(run, films, there):
+    place = films / "out" / "filmlt-grouped-0.csv"
+    place.parent.mkdir()
+    place.mkdir() if there == "a folder" else place.write_text("video_id\n")
+    outcome = run(
+        "build-splits", films / "filmlt.toml", "--out", films / "out", "--format", "parquet", "--format", "csv"
+    )
+    assert outcome.exit_code == 1 and "filmlt-grouped-0.csv is" in outcome.stderr
+    assert [path.name for path in place.parent.iterdir()] == ["filmlt-grouped-0.csv"]
+
+
+@pytest.mark.parametrize("setting", ["most_frequent=9223372036854775807", f"alpha=1{'0' * 400}",
+                                     f"least_seconds=1{'0' * 400}", f"test_positives=1{'0' * 30}"])  # fmt: skip
+def test_numbers_beyond_all_datasets_are_refused(run, films, setting):
+    outcome = run("build-splits", films / "filmlt.toml", "--set", setting)
+    assert outcome.exit_code == 1 and "1,000,000,000" in outcome.stderr
+
+
+def test_sizes_that_were_not_reached_are_told(run, films):
+    outcome = run("build-splits", films / "filmlt.toml", "--set", "val_videos=5000")
+    assert outcome.exit_code == 0 and "5,000 were aimed at" in outcome.stderr

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from meidbench.errors import FeatureError
 from meidbench.features import PROBLEMS, FeatureSource, Hdf5File, NpyFolder, open_features
 
-LENGTHS = {"AO8RW": 7, "0BXY1": 1, "zz..top": 12, "-dash_": 5}
+LENGTHS = {"ATOYW": 7, "0BXY1": 1, "zz..top": 12, "-dash_": 5}
 WIDTH = 6
 FORMATS = ["npy", "hdf5"]
 # Python 3.12 warns of a fork beside torch's or BLAS's threads; that is what DataLoader does on Linux.
@@ -85,18 +85,18 @@ def test_what_is_read_is_the_callers_own(tmp_path, file_format):
     arrays = make_arrays()
     source = open_features(store(arrays, tmp_path, file_format))
     for rows in (None, [0, 1]):
-        read = source.read("AO8RW", rows)
+        read = source.read("ATOYW", rows)
         assert type(read) is np.ndarray
         read += 1  # fails on a read-only map, and must not reach the file
-        np.testing.assert_array_equal(source.read("AO8RW"), arrays["AO8RW"])
+        np.testing.assert_array_equal(source.read("ATOYW"), arrays["ATOYW"])
     source.close()
 
 
 @pytest.mark.parametrize("rows", [[7], [-1], [0, 3, 7, 8], np.array([2**40])])
 def test_rows_that_a_video_lacks_are_refused(tmp_path, file_format, rows):
     source = open_features(store(make_arrays(), tmp_path, file_format))
-    with pytest.raises(FeatureError, match=r"video AO8RW in .* has rows 0 to 6; asked for") as caught:
-        source.read("AO8RW", rows)
+    with pytest.raises(FeatureError, match=r"video ATOYW in .* has rows 0 to 6; asked for") as caught:
+        source.read("ATOYW", rows)
     assert str(max(rows, key=abs)) in str(caught.value)
 
 
@@ -104,7 +104,7 @@ def test_rows_that_a_video_lacks_are_refused(tmp_path, file_format, rows):
 def test_rows_that_are_no_row_numbers_are_refused(tmp_path, file_format, rows):
     source = open_features(store(make_arrays(), tmp_path, file_format))
     with pytest.raises(FeatureError, match="row indices must be a list of integers"):
-        source.read("AO8RW", rows)
+        source.read("ATOYW", rows)
 
 
 def test_arrays_stored_by_column_are_read_too(tmp_path):
@@ -156,7 +156,7 @@ def test_bytes_after_the_array_do_not_matter(tmp_path):
 
 def test_check_counts_the_rows_in_the_order_asked(tmp_path, file_format):
     source = open_features(store(make_arrays(), tmp_path, file_format))
-    counts = source.check(["zz..top", "AO8RW", "zz..top"])
+    counts = source.check(["zz..top", "ATOYW", "zz..top"])
     assert counts.dtype == np.int64
     assert counts.tolist() == [12, 7, 12]
     assert source.check([]).tolist() == []
@@ -466,14 +466,14 @@ def test_a_folder_without_features_has_no_width(tmp_path):
 def test_a_source_pickles_without_its_handle(tmp_path, file_format):
     arrays = make_arrays()
     source = open_features(store(arrays, tmp_path, file_format))
-    source.read("AO8RW")
+    source.read("ATOYW")
     copy = pickle.loads(pickle.dumps(source))
-    np.testing.assert_array_equal(copy.read("AO8RW"), arrays["AO8RW"])
+    np.testing.assert_array_equal(copy.read("ATOYW"), arrays["ATOYW"])
     copy.close()
-    np.testing.assert_array_equal(source.read("AO8RW"), arrays["AO8RW"])
+    np.testing.assert_array_equal(source.read("ATOYW"), arrays["ATOYW"])
     source.close()
     source.close()
-    np.testing.assert_array_equal(source.read("AO8RW"), arrays["AO8RW"])
+    np.testing.assert_array_equal(source.read("ATOYW"), arrays["ATOYW"])
     source.close()
 
 
@@ -483,7 +483,7 @@ def test_a_relative_path_outlives_a_change_of_folder(tmp_path, file_format, monk
     source = open_features(path.name)
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
-    assert source.num_frames("AO8RW") == 7
+    assert source.num_frames("ATOYW") == 7
     source.close()
 
 
@@ -506,7 +506,7 @@ def test_forked_processes_open_the_file_themselves(tmp_path, file_format):
     global _inherited
     arrays = make_arrays(np.float64)
     _inherited = open_features(store(arrays, tmp_path, file_format))
-    _inherited.read("AO8RW")
+    _inherited.read("ATOYW")
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
         futures = [pool.submit(_sums, seed) for seed in range(6)]
         mine = _sums(99)  # while the others read

@@ -18,7 +18,7 @@ from meidbench.features.layout import STATUSES, Layout, create, read_header
 from meidbench.features.records import VideoRows, read_rows
 from meidbench.features.store import feature_writer, partial_path
 
-IDS = ("AO8RW", "Zürich", "zz..top")
+IDS = ("ATOYW", "Zürich", "zz..top")
 RECIPE = {"backbone": "resnet50", "weights": {"sha256": "ab"}, "libraries": {"torch": "2.0"}}
 
 
@@ -120,7 +120,7 @@ def test_a_long_reason_is_cut_between_characters(tmp_path):
 def test_pending_and_failed_videos_are_refused_with_the_reason(tmp_path):
     write(tmp_path / "f.h5", make_layout(), {0: VIDEOS[0], 2: VIDEOS[2]})
     source = open_features(partial_path(tmp_path / "f.h5"))
-    np.testing.assert_array_equal(source.read("AO8RW", [3, 0, 3]), VIDEOS[0].rows[[3, 0, 3]])
+    np.testing.assert_array_equal(source.read("ATOYW", [3, 0, 3]), VIDEOS[0].rows[[3, 0, 3]])
     with pytest.raises(FeatureError) as caught:
         source.check([*IDS, "gone"])
     assert caught.value.args[0].splitlines()[1:4] == [
@@ -168,16 +168,16 @@ def test_int8_rows_come_back_scaled(tmp_path):
 
 
 def _read_elsewhere(source):
-    return source.read("AO8RW", [1])
+    return source.read("ATOYW", [1])
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip"}])
 def test_a_packed_file_goes_to_other_processes(tmp_path, options):
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file.create_dataset("features", data=np.ones((1, 2, 3), np.float32), **options)
-        file["video_ids"] = ["AO8RW"]
+        file["video_ids"] = ["ATOYW"]
     source = open_features(tmp_path / "f.h5")
-    source.read("AO8RW")
+    source.read("ATOYW")
     assert len(pickle.dumps(source)) < 2000
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         np.testing.assert_array_equal(pool.submit(_read_elsewhere, source).result(), np.ones((1, 3)))
@@ -241,7 +241,7 @@ def test_what_failed_is_tried_again_when_asked_for(tmp_path):
         writer.finish()
     source = open_features(path)
     np.testing.assert_array_equal(source.read("zz..top"), make_video(4, seed=3).rows)
-    np.testing.assert_array_equal(source.read("AO8RW"), VIDEOS[0].rows)
+    np.testing.assert_array_equal(source.read("ATOYW"), VIDEOS[0].rows)
 
 
 def test_of_another_list_of_videos_the_same_ones_are_taken_over(tmp_path):
@@ -254,7 +254,7 @@ def test_of_another_list_of_videos_the_same_ones_are_taken_over(tmp_path):
         assert open_features(path).read("Zürich").tobytes() == VIDEOS[1].rows.tobytes()  # still the old file
         writer.finish()
     source = open_features(path)
-    np.testing.assert_array_equal(source.read("AO8RW"), VIDEOS[0].rows)
+    np.testing.assert_array_equal(source.read("ATOYW"), VIDEOS[0].rows)
     np.testing.assert_array_equal(source.read("Zürich"), make_video(4, seed=9).rows)
 
 
@@ -317,7 +317,7 @@ def test_a_full_disk_leaves_what_is_there(tmp_path, monkeypatch):
         writer.put(1, VIDEOS[1])
     assert "no space is left" in str(caught.value) and "1 of 3 videos are safe" in str(caught.value)
     source = open_features(partial_path(path))
-    np.testing.assert_array_equal(source.read("AO8RW"), VIDEOS[0].rows)
+    np.testing.assert_array_equal(source.read("ATOYW"), VIDEOS[0].rows)
     assert write(path, make_layout(), {1: VIDEOS[1], 2: VIDEOS[2]}).exists()
 
 
@@ -351,7 +351,7 @@ def test_rows_reach_the_disk_before_the_status_that_vouches_for_them(tmp_path, m
     [
         (make_video(3), "has 3 rows, there is room for 4"),
         (make_video(5), "has 5 rows, there is room for 4"),
-        (make_video(4, dim=5), r"video AO8RW: \(4, 5\) float16, expected rows of 6 float16"),
+        (make_video(4, dim=5), r"video ATOYW: \(4, 5\) float16, expected rows of 6 float16"),
         (make_video(4, dtype=np.float32), "float32, expected rows of 6 float16"),
         (VideoRows(np.ones((1, 6), np.float16), status="failed"), "failed and yet has rows"),
     ],
@@ -419,7 +419,7 @@ def test_a_write_that_was_lost_is_not_vouched_for_later(tmp_path, monkeypatch):
 def test_finished_videos_are_not_thrown_away_by_a_shorter_list(tmp_path):
     path = write(tmp_path / "f.h5", make_layout(), VIDEOS)
     before = path.read_bytes()
-    with pytest.raises(FeatureError, match="holds 1 videos that are not to be written now.*AO8RW"):
+    with pytest.raises(FeatureError, match="holds 1 videos that are not to be written now.*ATOYW"):
         write(path, make_layout((4, 4), ids=IDS[1:]), {})
     assert path.read_bytes() == before
 
@@ -431,7 +431,7 @@ def test_rows_that_were_damaged_since_are_not_taken_over(tmp_path):
         stream.write(b"\xff")
     longer = make_layout((4,) * 4, ids=("AA", *IDS))
     with feature_writer(path, longer, RECIPE) as writer:
-        assert [longer.video_ids[position] for position in writer.pending] == ["AA", "AO8RW"]
+        assert [longer.video_ids[position] for position in writer.pending] == ["AA", "ATOYW"]
 
 
 def test_an_unfinished_file_under_the_final_name_is_gone_on_with(tmp_path):

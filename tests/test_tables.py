@@ -326,3 +326,27 @@ def test_a_table_longer_than_a_batch_loses_nothing(tmp_path):
     pq.write_table(pa.table({"video_id": ids, "labels": labels}), tmp_path / "t.parquet")
     annotations = read_table(tmp_path / "t.parquet").annotations
     assert annotations.video_ids == ids and [list(row) for row in annotations.labels] == labels
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    ("run\n\njump\nswim\n", "no class name in line 2"),
+    ("run fast\x0bjump\nswim\n", "no class name in line 1"),
+    ("1\n2\n3\n", "cannot be told from indices: 1, 2, 3"),
+])  # fmt: skip
+def test_class_names_that_would_shift_indices_are_refused(tmp_path, names, said):
+    (tmp_path / "names.txt").write_text(names)
+    (tmp_path / "t.csv").write_text("video_id,labels\na,0\nb,1;2\n")
+    with pytest.raises(SplitError, match=said):
+        read_table(tmp_path / "t.csv", class_names=tmp_path / "names.txt")
+
+
+def test_class_names_may_be_the_numbers_of_their_places_and_end_in_blank_lines(tmp_path):
+    (tmp_path / "names.txt").write_text("0\r\n1\r\n2\r\n\n")
+    (tmp_path / "t.csv").write_text("video_id,labels\na,0\nb,1;2\n")
+    assert read_table(tmp_path / "t.csv", class_names=tmp_path / "names.txt").annotations.labels == [(0,), (1, 2)]
+
+
+def test_a_length_beyond_floats_is_told(tmp_path):
+    (tmp_path / "t.json").write_text('[{"video_id": "a", "labels": [0], "length_s": 1' + "0" * 400 + "}]")
+    with pytest.raises(SplitError, match="is not a length in seconds"):
+        read_table(tmp_path / "t.json")

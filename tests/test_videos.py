@@ -26,11 +26,11 @@ def touch(folder: Path, *names: str) -> None:
 
 def test_files_and_folders_of_images_nested_in_any_case(tmp_path):
     touch(tmp_path, "b.MP4", "deep/er/a.mkv", "deep/notes.txt", "deep/c.tar.webm", ".hidden.mp4", ".cache/d.mp4")
-    touch(tmp_path, "deep/AO8RW/AO8RW-000001.jpg", "deep/AO8RW/AO8RW-000002.JPG", "deep/AO8RW/preview.jpg")
-    touch(tmp_path, "deep/AO8RW/inside/x.mp4", "photos/one.jpg", "photos/other-000001.jpg")
+    touch(tmp_path, "deep/ATOYW/ATOYW-000001.jpg", "deep/ATOYW/ATOYW-000002.JPG", "deep/ATOYW/preview.jpg")
+    touch(tmp_path, "deep/ATOYW/inside/x.mp4", "photos/one.jpg", "photos/other-000001.jpg")
     listing = find_videos(tmp_path)
     assert [(video.video_id, video.is_folder, video.size) for video in listing.videos] == [
-        ("AO8RW", True, 2),
+        ("ATOYW", True, 2),
         ("a", False, 7),
         ("b", False, 7),
         ("c.tar", False, 7),
@@ -54,9 +54,9 @@ def test_only_the_wanted_ones_and_those_that_are_missing(tmp_path):
 
 
 def test_a_folder_of_images_given_itself(tmp_path):
-    touch(tmp_path, "AO8RW/AO8RW-000001.png", "AO8RW/AO8RW-7.jpeg")
-    (video,) = find_videos(tmp_path / "AO8RW").videos
-    assert (video.video_id, video.is_folder, video.size) == ("AO8RW", True, 2)
+    touch(tmp_path, "ATOYW/ATOYW-000001.png", "ATOYW/ATOYW-7.jpeg")
+    (video,) = find_videos(tmp_path / "ATOYW").videos
+    assert (video.video_id, video.is_folder, video.size) == ("ATOYW", True, 2)
 
 
 def test_links_are_followed_and_loops_end(tmp_path):

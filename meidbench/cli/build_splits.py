@@ -170,6 +170,28 @@ def _write(split: "Split", folder: Path, stem: str, names: dict[str, str], forma
     return written
 
 
+def _places(folder: Path, stem: str, names: dict[str, str], formats: tuple[str, ...]) -> list[Path]:
+    """Return where ``_write`` writes."""
+    places = [folder / f"{stem}.{form}" for form in ("parquet", "csv") if form in formats]
+    return places + [folder / name for name in names.values() if "lst" in formats]
+
+
+def _refuse_loss(plan: "Plan", places: list[Path], plan_path: Path) -> None:
+    """Refuse to write over what the split is made from, over a folder, or over a split that no plan tells of."""
+    from meidbench.errors import SplitError
+
+    inputs = [path.resolve() for path in (plan.table, plan.class_names, *plan.files) if path is not None]
+    for path in (*places, plan_path):
+        if path.resolve() in inputs:
+            raise SplitError(f"{path} is what the split is made from; choose another --out")
+        if path.is_dir():
+            raise SplitError(f"{path} is a folder; choose another --out")
+        if path.exists() and not plan_path.exists():
+            raise SplitError(
+                f"{path} is there, without a plan that tells what it is; choose another --out, or remove it"
+            )
+
+
 def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool) -> None:
     import json
     import shutil
@@ -195,10 +217,11 @@ def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tup
     released = _released(plan, annotations)
     distance = distance_to(made.split, released) if released is not None else None
     names = {subset: f"{plan.stem}_{subset}.{'lst' if plan.name == 'videolt' else 'txt'}" for subset in SUBSETS}
-    written = _write(made.split, folder, plan.stem, names, formats)
+    _refuse_loss(plan, _places(folder, plan.stem, names, formats), plan_path)
+    # First, so that what lies beside it is known even where writing fails.
     with written_whole(plan_path) as temporary:
         temporary.write_text(plan_text(plan, made, folder), encoding="utf-8", newline="\n")
-    written.append(plan_path)
+    written = [*_write(made.split, folder, plan.stem, names, formats), plan_path]
     for warning in construction_warnings(made):
         click.echo(f"warning: {warning}", err=True)
     if as_json:

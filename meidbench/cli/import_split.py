@@ -36,6 +36,8 @@ def import_split(
         raise click.UsageError("--tail-up-to must not lie above --head-above")
     if out.absolute() == table.absolute():
         raise click.UsageError("--out would overwrite the table")
+    if class_names is not None and out.absolute() == class_names.absolute():
+        raise click.UsageError("--out would overwrite the class names")
     from meidbench.report.text import statistics_table
     from meidbench.split_file import write_split
     from meidbench.statistics import split_statistics

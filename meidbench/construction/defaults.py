@@ -4,7 +4,7 @@ import numpy as np
 
 from meidbench.annotations import Annotations
 from meidbench.construction.pool import Pool
-from meidbench.construction.targets import Targets, alpha_problems, pareto_counts, target_shape
+from meidbench.construction.targets import Targets, alpha_problems, pareto_counts, seconds_problems, target_shape
 from meidbench.construction.training_set import co_occurrence_rank
 from meidbench.errors import SplitError
 
@@ -49,7 +49,7 @@ def default_targets(
     SplitError
         No video can be used, alpha is no such number, or the thresholds contradict one another.
     """
-    if problems := alpha_problems(alpha):
+    if problems := alpha_problems(alpha) + seconds_problems(least_seconds):
         raise SplitError(problems[0])
     pool = Pool.of(annotations, least_seconds)
     present = pool.available[pool.available > 0]

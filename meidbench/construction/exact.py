@@ -9,7 +9,7 @@ from meidbench.annotations import Annotations
 from meidbench.construction.class_plan import ClassPlan, plan_by_rank
 from meidbench.construction.drawing import as_split, check_seed, draw_rest, grouped_openings
 from meidbench.construction.grouping import open_to_all
-from meidbench.construction.nearest import Nearest, find_nearest
+from meidbench.construction.nearest import FEW, Nearest, find_nearest
 from meidbench.construction.outcome import Construction, find_shortfalls
 from meidbench.construction.pool import Flags, Integers, Pool
 from meidbench.construction.targets import ExactTargets
@@ -192,10 +192,16 @@ def _refusal(dataset: str, nearest: Nearest, targets: ExactTargets, annotations:
     grouped = " (for the groups as this seed shared them out)" if targets.group_by else ""
     if not lines:
         return (
-            f"no split of {dataset} with these numbers was found{grouped}, nor why there is none; "
-            "give it a longer time limit"
+            f"no split of {dataset} with these numbers was found{grouped}, nor numbers near them that can be met; "
+            "ask for other ones"
         )
     how = "with these changes together all other numbers can stay"
     if nearest.proven:
         how += ", and none are smaller in proportion"
+    if pool.num_classes > FEW:
+        # Not every way to share classes out among the groups was tried.
+        return (
+            f"no split of {dataset} with these numbers was found{grouped}, its classes in the groups of their "
+            f"co-occurrence; {how}:\n{bullet_list(lines)}"
+        )
     return f"no split of {dataset} has these numbers{grouped}; {how}:\n{bullet_list(lines)}"

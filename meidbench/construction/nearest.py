@@ -14,8 +14,8 @@ from meidbench.construction.targets import ExactTargets, group_ranges
 
 # With few classes each may come into each group, and the nearest is the nearest there is. With many that would take
 # hours: they keep to the groups of their ranks.
-_FEW = 12
-_SECONDS, _GAP = 20.0, 1e-4  # and the search ends there, with the nearest that was found
+FEW = 12
+_SECONDS, _GAP = 20.0, 1e-5  # and the search ends there, with the nearest that was found
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def find_nearest(
         program.row([*count, *_times(bottom, -1)], targets.least_frequent, np.inf)
         program.row([*count, *_times(bottom, -1), (last[[index]], big)], -np.inf, targets.least_frequent + big)
         program.row([*count, (short[[index]], -1.0)], -np.inf, float(limits[index]))
-    few = pool.num_classes <= _FEW
+    few = pool.num_classes <= FEW
     values, proven = program.solve(time_limit_s if few else min(time_limit_s, _SECONDS), 0.0 if few else _GAP)
     if values is None:
         return Nearest({}, {}, False, None)
@@ -186,7 +186,7 @@ def _may_be(order: Integers, limits: Integers, targets: ExactTargets) -> list[li
     place[np.lexsort((np.argsort(order), -kinds))] = np.arange(count)
     one = min(targets.head, capable[0])
     two = min(targets.head + targets.medium, capable[1])
-    window = count if count <= _FEW else 0
+    window = count if count <= FEW else 0
     may = [place < one + window, (place >= one - window) & (place < two + window), place >= two - window]
     may += [place < max(window, 1), place >= count - max(window, 1)]
     return [each.astype(np.float64).tolist() for each in may]

@@ -1,6 +1,5 @@
 """What a drawn split aims at, and the targets of the published benchmarks."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -9,6 +8,10 @@ import numpy as np
 from meidbench.audit import FRAMES_PER_SECOND, LEAST_FRAMES
 from meidbench.construction.pool import Integers
 from meidbench.errors import SplitError, bullet_list
+from meidbench.label_index import shown
+
+# No dataset comes near it, and sums of it fit into 64 bits.
+_MOST = 1_000_000_000
 
 GROUPINGS = ("pair", "subject")
 LEAST_SECONDS = LEAST_FRAMES / FRAMES_PER_SECOND
@@ -101,8 +104,15 @@ class ExactTargets:
 
 def alpha_problems(alpha: object) -> list[str]:
     """Return why a number is no shape of a Pareto target."""
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not _LEAST_ALPHA <= alpha < math.inf:
-        return [f"alpha must be a number from {_LEAST_ALPHA} on, got {alpha!r}"]
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not _LEAST_ALPHA <= alpha <= _MOST:
+        return [f"alpha must be a number from {_LEAST_ALPHA} to {_MOST:,}, got {shown(alpha)}"]
+    return []
+
+
+def seconds_problems(seconds: object) -> list[str]:
+    """Return why a number is no least length of a video."""
+    if seconds is not None and not (isinstance(seconds, int | float) and 0 <= seconds <= _MOST):
+        return [f"least_seconds must be a number from 0 to {_MOST:,}, got {shown(seconds)}"]
     return []
 
 
@@ -120,11 +130,9 @@ def common_problems(targets: Targets | ExactTargets) -> list[str]:
         if entry.name in ("alpha", "least_seconds", "group_by") or (value is None and entry.default is None):
             continue
         least = lowest.get(entry.name, 0)
-        if type(value) is not int or value < least:
-            problems.append(f"{entry.name} must be a whole number from {least} on, got {value!r}")
-    seconds = targets.least_seconds
-    if seconds is not None and not (isinstance(seconds, int | float) and 0 <= seconds < math.inf):
-        problems.append(f"least_seconds must be a number from 0 on, got {seconds!r}")
+        if type(value) is not int or not least <= value <= _MOST:
+            problems.append(f"{entry.name} must be a whole number from {least} to {_MOST:,}, got {shown(value)}")
+    problems += seconds_problems(targets.least_seconds)
     if not isinstance(targets.group_by, tuple) or not set(targets.group_by) <= set(GROUPINGS):
         problems.append(f"group_by must be a tuple of {', '.join(GROUPINGS)}, got {targets.group_by!r}")
     if not problems:

@@ -37,9 +37,9 @@ def open_features(path: str | os.PathLike[str]) -> FeatureSource:
     >>> import tempfile, numpy as np
     >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(Path(folder, "AO8RW.npy"), np.arange(8, dtype=np.float16).reshape(4, 2))
+    ...     np.save(Path(folder, "ATOYW.npy"), np.arange(8, dtype=np.float16).reshape(4, 2))
     ...     source = open_features(folder)
-    ...     source.read("AO8RW", [0, 3, 3]), source.num_frames("AO8RW"), source.dim
+    ...     source.read("ATOYW", [0, 3, 3]), source.num_frames("ATOYW"), source.dim
     (array([[0., 1.], [6., 7.], [6., 7.]], dtype=float16), 4, 2)
     """
     path = Path(path)

@@ -71,9 +71,9 @@ def read_frames(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> R
     >>> from PIL import Image
     >>> from meidbench.features.videos import find_videos
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     Path(folder, "AO8RW").mkdir()
+    ...     Path(folder, "ATOYW").mkdir()
     ...     for number in range(1, 6):
-    ...         Image.new("RGB", (8, 6), (number, 0, 0)).save(Path(folder, "AO8RW", f"AO8RW-{number:06}.png"))
+    ...         Image.new("RGB", (8, 6), (number, 0, 0)).save(Path(folder, "ATOYW", f"ATOYW-{number:06}.png"))
     ...     frames = read_frames(find_videos(folder).videos[0], FrameRule.parse("uniform=3"))
     ...     [(frame.index, frame.image[0, 0].tolist()) for frame in frames]
     [(0, [1, 0, 0]), (2, [3, 0, 0]), (4, [5, 0, 0])]

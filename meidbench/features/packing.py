@@ -126,7 +126,7 @@ def pack(
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for video_id, rows in {"AO8RW": 4, "YSE0N": 4}.items():
+    ...     for video_id, rows in {"ATOYW": 4, "YSE0N": 4}.items():
     ...         np.save(Path(folder, f"{video_id}.npy"), np.ones((rows, 2), np.float32))
     ...     summary = pack(folder, Path(folder, "features.h5"))
     ...     rows = open_features(summary.path).read("YSE0N", [0])

@@ -22,7 +22,7 @@ def frame_number(folder_name: str, name: str) -> int | None:
 
     Examples
     --------
-    >>> frame_number("AO8RW", "AO8RW-000012.jpg"), frame_number("AO8RW", "preview.jpg")
+    >>> frame_number("ATOYW", "ATOYW-000012.jpg"), frame_number("ATOYW", "preview.jpg")
     (12, None)
     """
     if not name.startswith(folder_name):

@@ -176,10 +176,10 @@ def verify(
     >>> import tempfile
     >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(Path(folder, "AO8RW.npy"), np.array([[1.0, 2.0], [0.0, 0.0]]))
+    ...     np.save(Path(folder, "ATOYW.npy"), np.array([[1.0, 2.0], [0.0, 0.0]]))
     ...     verification = verify(folder)
     >>> verification.is_sound, [(finding.check, finding.concerned) for finding in verification.findings]
-    (True, [('zero-rows', ('AO8RW (1 of 2)',))])
+    (True, [('zero-rows', ('ATOYW (1 of 2)',))])
     """
     if npy is not None and extract is not None:
         raise FeatureError("give npy or extract to compare with, not both")

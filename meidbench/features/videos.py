@@ -59,7 +59,7 @@ def find_videos(folder: str | os.PathLike[str], only: Iterable[str] | None = Non
     ----------
     folder : path
         A video is a file with one of ``VIDEO_SUFFIXES``, in capitals or not, or a folder of images that are
-        named after it (``AO8RW/AO8RW-000001.jpg``; jpg, jpeg or png). Hidden files and folders are left out,
+        named after it (``ATOYW/ATOYW-000001.jpg``; jpg, jpeg or png). Hidden files and folders are left out,
         links are followed.
     only : iterable of str, optional
         Ids of the videos that are wanted; all by default.
@@ -75,10 +75,10 @@ def find_videos(folder: str | os.PathLike[str], only: Iterable[str] | None = Non
     >>> import tempfile
     >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "AO8RW.mp4").write_bytes(b"...")
-    ...     listing = find_videos(folder, only=["AO8RW", "YSE0N"])
+    ...     _ = Path(folder, "ATOYW.mp4").write_bytes(b"...")
+    ...     listing = find_videos(folder, only=["ATOYW", "YSE0N"])
     >>> [(video.video_id, video.is_folder, video.size) for video in listing.videos], listing.missing
-    ([('AO8RW', False, 3)], ('YSE0N',))
+    ([('ATOYW', False, 3)], ('YSE0N',))
     """
     root = Path(folder)
     if not root.exists():

@@ -129,7 +129,8 @@ def _used_labels(databases: list[dict[str, Any]]) -> tuple[str, ...]:
     labels = set()
     for database in databases:
         for video in database.values():
-            for annotation in (video.get("annotations") or ()) if isinstance(video, dict) else ():
+            annotations = video.get("annotations") if isinstance(video, dict) else None
+            for annotation in annotations if isinstance(annotations, list) else ():
                 if isinstance(annotation, dict) and isinstance(annotation.get("label"), str):
                     labels.add(annotation["label"])
     return tuple(sorted(labels))

@@ -60,8 +60,12 @@ def _group_sizes(made: Construction) -> list[int]:
 
 def _targets_line(made: Construction) -> str:
     values = {name: value for name, value in asdict(made.targets).items() if value not in (None, ())}
-    shown = {name: "+".join(value) if isinstance(value, tuple) else f"{value:g}" for name, value in values.items()}
+    shown = {name: "+".join(value) if isinstance(value, tuple) else _number(value) for name, value in values.items()}
     return f"targets: {', '.join(f'{name} {value}' for name, value in shown.items())}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _candidates_line(made: Construction) -> str:
@@ -103,6 +107,9 @@ def construction_warnings(made: Construction) -> list[str]:
             f"no class is in {' or '.join(empty)} (head above {targets.head_above:,} training videos, tail up to "
             f"{targets.tail_up_to:,}); head_above and tail_up_to can be set"
         )
+    for subset, wanted in (("val", targets.val_videos), ("test", targets.test_videos)):
+        if wanted is not None and (size := len(made.split.rows(subset))) != wanted:
+            warnings.append(f"{subset} has {size:,} videos, {wanted:,} were aimed at")
     for subset in SUBSETS:
         short = [entry for entry in made.shortfalls if entry.subset == subset]
         if short:
