@@ -89,17 +89,17 @@ def trained_first_stage(
         report(f"second stage ({config.method}) in {folder.path}")
     else:
         path = Path(given)
-        _check(path, loaded, features, config.first_stage)
+        _check(path, inputs, config.first_stage)
     weights = RunFolder(path).best
     if not weights.is_file():
         raise MeidbenchError(f"{path} is finished, but its {weights.name} is gone; remove the folder to train it anew")
     return FirstStage(weights, weights_digest(load_checkpoint(weights)["model"]))
 
 
-def _check(path: Path, split: Split, features: FeatureSource, wanted: Config) -> None:
+def _check(path: Path, inputs: Inputs, wanted: Config) -> None:
     folder = RunFolder(path)
-    config, inputs = folder.read()
-    problems = config.differences(wanted) + inputs.differences(Inputs.of(split, features))
+    config, before = folder.read()
+    problems = config.differences(wanted) + before.differences(inputs)
     if not problems and not folder.result(wanted.selection.subset).is_file():
         problems.append("it is not finished; run its command again")
     if problems:

@@ -193,7 +193,6 @@ def _refuse_loss(plan: "Plan", places: list[Path], plan_path: Path) -> None:
 
 
 def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool) -> None:
-    import json
     import shutil
 
     from meidbench.construction import distance_to
@@ -202,6 +201,7 @@ def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tup
     from meidbench.manifests import SUBSETS
     from meidbench.plans import ENDING, make_split, plan_text, read_material, refuse_other
     from meidbench.report.construction import construction_report, construction_warnings
+    from meidbench.results import as_json as json_text
 
     material = read_material(plan, annotations)
     if material.note:
@@ -225,7 +225,7 @@ def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tup
     for warning in construction_warnings(made):
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        click.echo(json.dumps(_as_json(made, plan, released, distance, written), indent=2, ensure_ascii=False))
+        click.echo(json_text(_as_json(made, plan, released, distance, written)), nl=False)
         return
     width = shutil.get_terminal_size((100, 24)).columns
     click.echo(construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width))
@@ -262,7 +262,7 @@ def _as_json(
     from meidbench.statistics import split_statistics
 
     manifest = plan.manifest
-    content = {
+    return {
         **made.as_dict(),
         "dataset": plan.name,
         "variant": plan.variant,
@@ -271,14 +271,3 @@ def _as_json(
         "distance_to_released": None if distance is None else asdict(distance),
         "paper": dict(manifest.paper) if manifest and manifest.paper else None,
     }
-    result: dict[str, Any] = _without_nan(content)
-    return result
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN is no JSON: what is not defined is null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return None if value != value else value
