@@ -13,12 +13,12 @@ _HOMES = {
     "AUGMENTATIONS": "augmentation",
     "AGGREGATORS": "aggregators",
     "MODELS": "models",
-    "METHODS": "methods",
+    "METHODS": "recipes",
     "Config": "configuration",
-    "resolve": "resolution",
+    "resolve": "recipes",
     "train": "training",
-    "Trained": "scored_run",
-    "predict": "prediction",
+    "Trained": "inference",
+    "predict": "inference",
 }
 __all__ = list(_HOMES)
 

@@ -10,8 +10,8 @@ from meidbench.baselines.losses import LOSSES, Loss
 from meidbench.baselines.models import MODELS, Model, Task
 from meidbench.baselines.samplers import SAMPLERS, VideoSampler
 from meidbench.errors import MeidbenchError
-from meidbench.evaluation import subset_positives
-from meidbench.split import Split
+from meidbench.evaluation.evaluate import subset_positives
+from meidbench.splits.split import Split
 
 if TYPE_CHECKING:
     from meidbench.baselines.configuration import Config

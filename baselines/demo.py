@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meidbench.baselines.inference import Progress, quiet
-from meidbench.baselines.resolution import resolve
+from meidbench.baselines.recipes import resolve
 from meidbench.baselines.training import train
 from meidbench.errors import MeidbenchError
-from meidbench.simulated_split import simulate_split
-from meidbench.simulation import simulate_features
-from meidbench.split import Split
-from meidbench.split_file import load_split, write_split
+from meidbench.features.simulation import simulate_features, simulate_split
+from meidbench.splits.split import Split, load_split, write_split
 
 METHODS = ("bce", "ldam", "eql", "cbs", "framestack")
 EPOCHS = 12
@@ -73,7 +71,7 @@ def run_demo(
 
     Notes
     -----
-    Nothing here says which method is better on real data: see ``meidbench.simulation``.
+    Nothing here says which method is better on real data: see ``meidbench.features.simulation``.
     """
     split = simulate_split(seed=seed)
     out.mkdir(parents=True, exist_ok=True)

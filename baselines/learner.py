@@ -1,22 +1,37 @@
 """What learns: the model, its optimiser, and all that a checkpoint must hold of them."""
 
 import json
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from meidbench.baselines.checkpoints import load_checkpoint, save_checkpoint
 from meidbench.baselines.components import make_model
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import Team
 from meidbench.baselines.models import Model, Task
+from meidbench.baselines.run_folder import load_checkpoint, save_checkpoint
 from meidbench.baselines.running_ap import RunningAveragePrecision
-from meidbench.baselines.streams import WEIGHTS, stream
-from meidbench.errors import MeidbenchError
+from meidbench.errors import MeidbenchError, first_few
+
+WEIGHTS, NOISE, MIXING = range(3)
+
+
+def stream(seed: int, purpose: int, *place: int) -> int:
+    """Return the seed of a purpose (``WEIGHTS``, ``NOISE`` of dropout, ``MIXING``) at a place of the run.
+
+    Examples
+    --------
+    >>> stream(0, NOISE, 7) == stream(0, NOISE, 7), stream(0, NOISE, 7) == stream(0, MIXING, 7)
+    (True, False)
+    """
+    words = np.random.SeedSequence(seed, spawn_key=(purpose, *place)).generate_state(2)
+    return int(words[0]) << 32 | int(words[1])
 
 
 @dataclass
@@ -198,3 +213,184 @@ def smallest_batch(model: nn.Module) -> int:
 def _of_another_run(path: Path, error: Exception) -> MeidbenchError:
     reason = " ".join(str(error).split())[:200]
     return MeidbenchError(f"{path} does not fit the run's configuration ({reason}); remove it to begin anew")
+
+
+class Divergence(MeidbenchError):
+    """A loss or a gradient is NaN or infinite.
+
+    Attributes
+    ----------
+    step : int
+    video_ids : tuple of str
+        All videos of the step's batch (of this process).
+    """
+
+    def __init__(self, message: str, step: int, video_ids: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.step = step
+        self.video_ids = video_ids
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What steps had: their number, the sums of losses and of the penalties among them, the largest gradient norm."""
+
+    steps: int
+    loss_sum: float
+    penalty_sum: float
+    largest_norm: float
+
+
+class LossWatch:
+    """Holds the losses and gradient norms of steps until they are asked for, so that a device is waited for rarely.
+
+    On a CPU, where nothing need be waited for, a step that diverged is refused at once.
+
+    Examples
+    --------
+    >>> watch = LossWatch()
+    >>> watch.add(7, 0, ["ATOYW"], torch.tensor(0.25), torch.tensor(2.0))
+    >>> watch.add(8, 0, ["B1Z"], torch.tensor(0.5), torch.tensor(1.0))
+    >>> watch.look()
+    Seen(steps=2, loss_sum=0.75, penalty_sum=0.0, largest_norm=2.0)
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, int, tuple[str, ...]]] = []
+        self._losses: list[torch.Tensor] = []
+        self._norms: list[torch.Tensor] = []
+        self._penalties: list[torch.Tensor] = []
+
+    def add(
+        self,
+        step: int,
+        epoch: int,
+        video_ids: list[str],
+        loss: torch.Tensor,
+        norm: torch.Tensor,
+        penalty: torch.Tensor | None = None,
+    ) -> None:
+        """Take in a step: its number and epoch from 0, its videos, and tensors without a dimension."""
+        self._steps.append((step, epoch, tuple(video_ids)))
+        self._losses.append(loss.detach())
+        self._norms.append(norm.detach())
+        self._penalties.append(torch.zeros_like(loss) if penalty is None else penalty.detach())
+        if loss.device.type == "cpu" and not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            self.look()
+
+    def look(self) -> Seen:
+        """Return what there was since the last look.
+
+        Raises
+        ------
+        Divergence
+            A loss or norm is NaN or infinite; the first step is named.
+        """
+        if not self._steps:
+            return Seen(0, 0.0, 0.0, math.nan)
+        steps, losses, norms = self._steps, torch.stack(self._losses).tolist(), torch.stack(self._norms).tolist()
+        penalty_sum = float(torch.stack(self._penalties).sum())
+        self._steps, self._losses, self._norms, self._penalties = [], [], [], []
+        for (step, epoch, video_ids), loss, norm in zip(steps, losses, norms, strict=True):
+            for name, value in (("loss", loss), ("norm of the gradients", norm)):
+                if not math.isfinite(value):
+                    raise Divergence(
+                        f"training diverged at step {step} (epoch {epoch}): the {name} is {value}; the batch has "
+                        f"{len(video_ids)} video(s): {first_few(video_ids)} (all of them are in log.jsonl)\n"
+                        "Look at these videos' features with 'meidbench verify-features', or lower schedule.lr",
+                        step,
+                        video_ids,
+                    )
+        return Seen(len(steps), sum(losses), penalty_sum, max(norms))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A batch as one process reads it.
+
+    Attributes
+    ----------
+    videos : int
+        How many of its videos count; those after them are repetitions that only make processes equally long. At
+        least 1, because every process must go forward; its ``weight`` is 0 where none counts.
+    weight : float
+        What its mean loss is multiplied by, so that the average of the processes' summed gradients is the gradient of
+        the step's mean loss.
+    ends_step : bool
+        Whether the optimiser moves after it.
+    """
+
+    videos: int
+    weight: float
+    ends_step: bool
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The division of an epoch of ``draws`` videos for one process.
+
+    Steps hold the same videos whatever ``processes`` and ``accumulate`` are: process r has the draws r, r +
+    processes and so on. A last part of fewer than ``smallest`` videos is left out (batch normalisation cannot use a
+    single one).
+
+    Raises
+    ------
+    MeidbenchError
+        A batch cannot be divided among the processes and parts, or parts are too small.
+
+    Examples
+    --------
+    >>> plan = EpochPlan(draws=5, batch_size=4, accumulate=1, processes=2, rank=1)
+    >>> plan.part(0), plan.part(1)
+    (Part(videos=2, weight=1.0, ends_step=True), Part(videos=1, weight=0.0, ends_step=True))
+    """
+
+    draws: int
+    batch_size: int
+    accumulate: int = 1
+    processes: int = 1
+    rank: int = 0
+    smallest: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % (self.processes * self.accumulate):
+            raise MeidbenchError(
+                f"schedule.batch_size {self.batch_size} cannot be divided among {self.processes} process(es) with "
+                f"schedule.accumulate={self.accumulate}; choose a multiple of {self.processes * self.accumulate}"
+            )
+        if not self.parts or self.part_size < self.smallest:
+            raise MeidbenchError(
+                f"{self.draws} draws an epoch in parts of {self.part_size} leave no part of at least {self.smallest} "
+                f"video(s) for each of {self.processes} process(es); change schedule.batch_size or schedule.accumulate"
+            )
+
+    @property
+    def part_size(self) -> int:
+        """Videos of a part, but for the last."""
+        return self.batch_size // (self.processes * self.accumulate)
+
+    @property
+    def parts(self) -> int:
+        """Parts of this process."""
+        most = -(-self.draws // self.processes)
+        left_out = 0 < most % self.part_size < self.smallest
+        return -(-most // self.part_size) - left_out
+
+    @property
+    def shown(self) -> int:
+        """Draws of the epoch that are not left out."""
+        return min(self.draws, self.parts * self.part_size * self.processes)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimiser."""
+        return -(-self.parts // self.accumulate)
+
+    def part(self, index: int) -> Part:
+        """Return the part at ``index``, from 0."""
+        step = index // self.accumulate
+        own = -(-(self.shown - self.rank) // self.processes)
+        counted = max(0, min(self.part_size, own - index * self.part_size))
+        of_step = min(self.batch_size, self.shown - step * self.batch_size)
+        ends = (index + 1) % self.accumulate == 0 or index == self.parts - 1
+        return Part(max(1, counted), counted * self.processes / of_step, ends)

@@ -1,10 +1,13 @@
 """The folder of a run: what it was made from, and whether a run may go on there."""
 
 import hashlib
+import importlib.util
 import json
+import math
+import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +22,9 @@ import meidbench
 from meidbench.baselines.configuration import Config
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list
 from meidbench.features import FeatureSource
-from meidbench.features.layout import read_header, stored_checksums
-from meidbench.files import written_whole
-from meidbench.locks import locked
-from meidbench.split import Split
+from meidbench.features.feature_file import read_header, stored_checksums
+from meidbench.files import locked, written_whole
+from meidbench.splits.split import Split
 
 FORMAT_VERSION = 1
 SCORED = ("val", "test")
@@ -303,3 +305,130 @@ def versions() -> dict[str, Any]:
         "pyarrow": pyarrow.__version__,
         "h5py": h5py.__version__,
     }
+
+
+Report = Callable[[str], None]
+
+
+class RunLog:
+    r"""Writes ``log.jsonl``: what happened in each interval of steps and in each epoch.
+
+    Of several processes the first writes, and the losses are those of its share.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    report : callable
+        Told once where TensorBoard is not installed.
+    position, step : int
+        How much of an earlier log stays, in bytes, and after how many steps that was: a resumed run does the rest
+        again.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = RunLog(Path(folder), report=lambda line: None)
+    ...     log.write("step", 20, loss=0.25, seconds=float("nan"))
+    ...     log.close()
+    ...     Path(folder, "log.jsonl").read_text()
+    '{"event": "step", "step": 20, "loss": 0.25, "seconds": null}\n'
+    """
+
+    def __init__(self, folder: Path, report: Report, position: int = 0, step: int = 0) -> None:
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self._file.truncate(min(position, self.position))
+        self._board: Any = None
+        # torch's writer alone would not do: it imports tensorboard when it is made.
+        if importlib.util.find_spec("tensorboard") is None:
+            report("TensorBoard is not installed: the log is log.jsonl alone (pip install tensorboard)")
+        else:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call, unused-ignore]
+
+    @property
+    def position(self) -> int:
+        """Bytes that are written."""
+        self._file.flush()
+        self._file.seek(0, os.SEEK_END)
+        return self._file.tell()
+
+    def write(self, event: str, step: int, **facts: Any) -> None:
+        """Write what happened, and after how many steps of the optimiser; what is not finite becomes null."""
+        line = {"event": event, "step": step, **facts}
+        self._file.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in _numbers(facts):
+                self._board.add_scalar(f"{event}/{name}", value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    numbers: list[tuple[str, float]] = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            numbers += _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers.append((f"{prefix}{name}", value))
+    return numbers
+
+
+CHECKPOINT_VERSION = 1
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors, numbers and strings; a reader sees the file before or the one after, never half of it."""
+    with written_whole(path) as temporary:
+        try:
+            torch.save({**content, "format_version": CHECKPOINT_VERSION}, temporary)
+        except RuntimeError as error:  # what torch makes of a write that failed
+            reason = str(error).partition("\n")[0]
+            raise MeidbenchError(
+                f"cannot write {path}: {reason}; is there space left? The one before is safe"
+            ) from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises
+    ------
+    MeidbenchError
+        It is not there, damaged, of another version, or holds what could run.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_checkpoint(Path(folder, "last.pt"), {"epoch": 3})
+    ...     load_checkpoint(Path(folder, "last.pt"))["epoch"]
+    3
+    """
+    if not path.is_file():
+        raise MeidbenchError(f"there is no checkpoint {path}; train the run first")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version = int(content["format_version"])
+    except Exception as error:
+        # On damaged bytes torch lets through whatever the unpickler stumbles on.
+        reason = (str(error) or repr(error)).splitlines()[0][:200]
+        raise MeidbenchError(
+            f"{path} is no checkpoint of a run, or damaged: {reason}; remove it to begin anew"
+        ) from None
+    if version != CHECKPOINT_VERSION:
+        raise MeidbenchError(f"{path} is a checkpoint of version {version}; this is for {CHECKPOINT_VERSION}")
+    return dict(content)

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from meidbench.baselines.losses.base import whole_number
+from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError, first_few
-from meidbench.evaluation import average_precision
+from meidbench.evaluation.evaluate import average_precision
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
 

@@ -14,25 +14,29 @@ import torch
 from meidbench.baselines.components import check_model, make_augmentation, make_loss, make_sampler, make_task
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import Team, team
-from meidbench.baselines.divergence import Divergence, LossWatch
-from meidbench.baselines.draws import label_mask
-from meidbench.baselines.epoch_plan import EpochPlan, Part
-from meidbench.baselines.first_stage import FirstStage, trained_first_stage
-from meidbench.baselines.inference import Progress, quiet, score_subset, subset_loader
-from meidbench.baselines.learner import Learner
+from meidbench.baselines.inference import (
+    Progress,
+    Trained,
+    quiet,
+    read_trained,
+    run_facts,
+    score_subset,
+    scored_subsets,
+    subset_loader,
+    write_scored,
+)
+from meidbench.baselines.learner import MIXING, NOISE, Divergence, EpochPlan, Learner, LossWatch, Part, stream
 from meidbench.baselines.models import Outputs
-from meidbench.baselines.run_folder import Inputs, RunFolder, versions
-from meidbench.baselines.run_log import Report, RunLog
-from meidbench.baselines.scored_run import Trained, read_trained, run_facts, scored_subsets, write_scored
-from meidbench.baselines.streams import MIXING, NOISE, stream
-from meidbench.batches import Batch, BatchLoader
-from meidbench.datasets import FeatureDataset
+from meidbench.baselines.run_folder import Inputs, Report, RunFolder, RunLog, versions
+from meidbench.baselines.samplers import label_mask
+from meidbench.baselines.stages import FirstStage, trained_first_stage
 from meidbench.errors import MeidbenchError
-from meidbench.evaluation import average_precision, mean_by_group
+from meidbench.evaluation.evaluate import average_precision, mean_by_group
+from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
-from meidbench.results import MeanAP
-from meidbench.split import Split
-from meidbench.split_file import load_split
+from meidbench.loading.batches import Batch, BatchLoader
+from meidbench.loading.datasets import FeatureDataset
+from meidbench.splits.split import Split, load_split
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -84,7 +88,7 @@ def train(
     --------
     >>> import tempfile
     >>> from meidbench.annotations import Annotations
-    >>> from meidbench.simulation import simulate_features
+    >>> from meidbench.features.simulation import simulate_features
     >>> annotations = Annotations(
     ...     class_names=("walking", "reading"), video_ids=[f"v{n}" for n in range(9)], sources=["all"] * 9,
     ...     labels=[(n % 2,) for n in range(9)], lengths=[30.0] * 9, subjects=[""] * 9, views=[""] * 9,

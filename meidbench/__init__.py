@@ -1,22 +1,28 @@
 """Long-tailed multi-label video recognition: exact splits, loaders and one evaluator."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+_CLONE = Path(__file__).parents[1]
+if (_CLONE / "setup.cfg").is_file() and (_CLONE / "baselines").is_dir() and (_CLONE / "splits").is_dir():
+    # An installation holds both folders inside this package, a clone holds them beside it.
+    __path__.append(str(_CLONE))
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "MeidbenchError": "errors",
-    "Split": "split",
-    "load_split": "split_file",
-    "VideoLT": "datasets",
-    "CharadesLT": "datasets",
-    "CharadesEgoLT": "datasets",
-    "average_precision": "evaluation",
-    "evaluate": "evaluation",
-    "Result": "results",
-    "read_predictions": "predictions",
-    "write_predictions": "predictions",
+    "Split": "splits.split",
+    "load_split": "splits.split",
+    "VideoLT": "loading.datasets",
+    "CharadesLT": "loading.datasets",
+    "CharadesEgoLT": "loading.datasets",
+    "average_precision": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate",
+    "Result": "evaluation.results",
+    "read_predictions": "predictions.align",
+    "write_predictions": "predictions.align",
 }
 __all__ = ["__version__", *_HOMES]
 

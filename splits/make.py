@@ -12,12 +12,11 @@ from typing import Any
 
 import click
 
-from meidbench.annotations import Annotations, read_annotations
+from meidbench.annotations.official import Annotations, read_annotations
 from meidbench.errors import MeidbenchError, SplitError, first_few
-from meidbench.manifests import SUBSETS, Manifest, load_manifest
-from meidbench.reconciliation import Sketch
-from meidbench.released import SYMBOLS, id_rows, label_rows, lines_digest, source_digests, source_positives
-from meidbench.split import Split
+from meidbench.splits.manifests import SUBSETS, Manifest, Sketch, load_manifest
+from meidbench.splits.released import SYMBOLS, id_rows, label_rows, lines_digest, source_digests, source_positives
+from meidbench.splits.split import Split
 
 _SYMBOL_OF = {subset: symbol for symbol, subset in SYMBOLS.items()}
 _WIDTH = 100

@@ -8,9 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
-from meidbench.released import build_released
-from meidbench.split import Split
-from meidbench.split_file import write_split
+from meidbench.splits.released import build_released
+from meidbench.splits.split import Split, write_split
 
 
 @pytest.fixture(autouse=True)

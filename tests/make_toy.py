@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from meidbench.annotations import read_annotations
-from meidbench.manifests import load_manifest
+from meidbench.annotations.official import read_annotations
 from meidbench.splits.make import make_assignment, to_json
+from meidbench.splits.manifests import load_manifest
 
 CLASSES = 12
 SCRIPTS = {"train": 90, "test": 40}

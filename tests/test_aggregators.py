@@ -8,11 +8,9 @@ import torch
 from torch import nn
 
 from meidbench.baselines.aggregators import AGGREGATORS, Aggregator, CosineClassifier
-from meidbench.baselines.aggregators.attention import AttentionPooling
 from meidbench.baselines.aggregators.base import FrameNorm, frame_mask, mean_over_frames, unit
-from meidbench.baselines.aggregators.netvlad import NetVLAD
-from meidbench.baselines.aggregators.nextvlad import NeXtVLAD
-from meidbench.baselines.aggregators.nonlinear import EarlyMean, Nonlinear
+from meidbench.baselines.aggregators.pooling import AttentionPooling, EarlyMean, Nonlinear
+from meidbench.baselines.aggregators.vlad import NetVLAD, NeXtVLAD
 from meidbench.errors import MeidbenchError
 
 FRAMES, DIM, CLASSES = 6, 16, 5

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
-from meidbench.annotations import Annotations, read_annotations
+from meidbench.annotations.official import Annotations, read_annotations
 from meidbench.errors import AnnotationError
-from meidbench.manifests import load_manifest
+from meidbench.splits.manifests import load_manifest
 
 TRAIN = "Toy_v1_train.csv"
 

@@ -5,8 +5,16 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from meidbench.baselines.augmentation import AUGMENTATIONS, COMPAT, FrameStack, Mixup, mix
-from meidbench.baselines.frame_stack import frames_of, partner_shares, stack_frames
+from meidbench.baselines.augmentation import (
+    AUGMENTATIONS,
+    COMPAT,
+    FrameStack,
+    Mixup,
+    frames_of,
+    mix,
+    partner_shares,
+    stack_frames,
+)
 from meidbench.baselines.running_ap import RunningAveragePrecision
 from meidbench.errors import MeidbenchError
 

@@ -10,8 +10,15 @@ import torch
 from torch.nn import functional
 
 from meidbench.errors import FeatureError
-from meidbench.features.backbones import BACKBONES, PRECISIONS, ResNet, build, for_inference
-from meidbench.features.temporal_shift import TemporalShift, temporal_shift
+from meidbench.extraction.encoders.backbones import (
+    BACKBONES,
+    PRECISIONS,
+    ResNet,
+    TemporalShift,
+    build,
+    for_inference,
+    temporal_shift,
+)
 
 SMALL = (2, 1, 2, 1)
 
@@ -284,7 +291,8 @@ def test_gpu_gives_the_rows_of_the_cpu(small, precision, bound):
 def test_import_is_free_of_vision_packages():
     """torchvision and timm cannot be imported beside every torch, so nothing may ask for them."""
     code = (
-        "import sys, meidbench.features.backbones, meidbench.features.preprocessing, meidbench.features.weights\n"
+        "import sys, meidbench.extraction.encoders.backbones, meidbench.extraction.encoders.preprocessing\n"
+        "import meidbench.extraction.encoders.weights\n"
         "print(sorted({'torchvision', 'timm', 'PIL', 'safetensors'} & set(sys.modules)))"
     )
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)

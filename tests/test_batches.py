@@ -14,19 +14,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from meidbench.annotations import Annotations
-from meidbench.batches import BatchLoader
-from meidbench.datasets import FeatureDataset
+from meidbench.annotations.official import Annotations
 from meidbench.errors import FeatureError
 from meidbench.features import PackedFile, open_features
-from meidbench.features.layout import DTYPES, Layout
+from meidbench.features.feature_file import DTYPES, Layout
+from meidbench.features.frame_sampling import FrameRows, random_indices
 from meidbench.features.records import VideoRows
 from meidbench.features.store import feature_writer
-from meidbench.frame_rows import FrameRows
-from meidbench.motion import Motion
-from meidbench.read_ahead import LentMemory, ReadAhead
-from meidbench.sampling import random_indices
-from meidbench.split import Split
+from meidbench.loading.batches import BatchLoader, LentMemory, ReadAhead
+from meidbench.loading.datasets import FeatureDataset
+from meidbench.loading.motion import Motion
+from meidbench.splits.split import Split
 
 WIDTH, VIDEOS, CLASSES = 6, 23, 5
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -261,7 +259,7 @@ def test_motion_of_batches_is_that_of_the_items(split, stored, frames, replaceme
     expected = of_items(data, range(VIDEOS), 6)
     # A batch in parts of few videos, and in one.
     for part in (4 * WIDTH * 21, 1 << 20):
-        monkeypatch.setattr("meidbench.gathered_rows._PART", part)
+        monkeypatch.setattr("meidbench.loading.batches._PART", part)
         assert_same(list(BatchLoader(data, 6, resident=resident, prefetch=0)), expected)
 
 
@@ -355,7 +353,9 @@ def test_rows_that_numpy_draws_again_are_numpys_too(count):
 
 
 def test_a_numpy_that_draws_otherwise_is_followed(monkeypatch):
-    monkeypatch.setattr("meidbench.frame_rows.random_indices", lambda count, wanted, *rest: np.arange(wanted) + 70)
+    monkeypatch.setattr(
+        "meidbench.features.frame_sampling.random_indices", lambda count, wanted, *rest: np.arange(wanted) + 70
+    )
     rows = FrameRows(np.full(6, 100), 3, "random", True, 0).of(np.arange(6), 0)
     assert rows.tolist() == [[70, 71, 72]] * 6
 

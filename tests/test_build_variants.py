@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
-from meidbench.audit import audit_split
-from meidbench.manifests import SUBSETS
-from meidbench.split_file import read_split
+from meidbench.splits.manifests import SUBSETS
+from meidbench.splits.split import read_split
+from meidbench.splits.statistics import audit_split
 
 NAMES = ("cook", "read", "run", "sing", "swim", "write")
 
@@ -311,7 +311,7 @@ def test_every_command_accepts_the_split(run, films):
 
 
 def test_a_method_trains_on_the_split(run, films):
-    from meidbench.simulation import simulate_features
+    from meidbench.features.simulation import simulate_features
 
     run("build-splits", films / "filmlt.toml")
     path = films / "filmlt-grouped-0.parquet"

@@ -12,8 +12,8 @@ import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
 from meidbench.cli import main
-from meidbench.home import split_path
-from meidbench.split_file import read_split
+from meidbench.splits.manifests import split_path
+from meidbench.splits.split import read_split
 
 
 def test_help_of_every_command_has_an_example(run):
@@ -113,8 +113,8 @@ def test_a_folder_that_cannot_be_written_ends_with_1(run, tmp_path):
 
 
 def test_datasets_says_what_is_there_and_what_is_missing(run, toy_split):
-    from meidbench.home import annotations_folder
-    from meidbench.split_file import write_split
+    from meidbench.splits.manifests import annotations_folder
+    from meidbench.splits.split import write_split
 
     folder = annotations_folder("charades")
     folder.mkdir(parents=True)

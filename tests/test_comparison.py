@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import meidbench as mb
-from meidbench.comparison import RunFile, compare
 from meidbench.errors import MeidbenchError
-from meidbench.intervals import bootstrap_average_precision
-from meidbench.ranking import Positives
+from meidbench.evaluation.bootstrap import bootstrap_average_precision
+from meidbench.evaluation.compare import RunFile, compare
+from meidbench.evaluation.ranking import Positives
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
-from meidbench.annotations import Annotations, read_annotations
-from meidbench.audit import audit_split
+from meidbench.annotations.official import Annotations, read_annotations
 from meidbench.construction import (
     PRESETS,
     Pool,
@@ -24,11 +23,12 @@ from meidbench.construction import (
     distance_to,
     pareto_counts,
 )
-from meidbench.construction.training_set import co_occurrence_scores
+from meidbench.construction.drawing import co_occurrence_scores
 from meidbench.errors import SplitError
-from meidbench.manifests import SUBSETS, load_manifest
-from meidbench.released import build_released
-from meidbench.split_file import read_split, write_split
+from meidbench.splits.manifests import SUBSETS, load_manifest
+from meidbench.splits.released import build_released
+from meidbench.splits.split import read_split, write_split
+from meidbench.splits.statistics import audit_split
 
 SMALL = Targets(30, 3, alpha=4, head_above=20, tail_up_to=6, test_positives=5, val_positives=3)
 

@@ -12,16 +12,14 @@ import torch
 from torch.utils.data import DataLoader
 
 import meidbench
-from meidbench.annotations import Annotations
-from meidbench.datasets import DATASET_CLASSES, CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
+from meidbench.annotations.official import Annotations
 from meidbench.errors import FeatureError, MeidbenchError, SplitError
 from meidbench.features import open_features
-from meidbench.home import split_path
-from meidbench.manifests import DATASETS
-from meidbench.motion import Motion
-from meidbench.sampling import random_indices
-from meidbench.split import Split
-from meidbench.split_file import write_split
+from meidbench.features.frame_sampling import random_indices
+from meidbench.loading.datasets import DATASET_CLASSES, CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
+from meidbench.loading.motion import Motion
+from meidbench.splits.manifests import DATASETS, split_path
+from meidbench.splits.split import Split, write_split
 
 CLASSES = ("walking", "reading", "cooking", "sitting", "eating")
 WIDTH = 4
@@ -345,7 +343,7 @@ def test_a_file_that_goes_missing_later_is_named(split, arrays, tmp_path):
         ({"frames": True}, "frames must be a whole number of at least 1, got True"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"seed": None}, "seed must be a whole number of at least 0, got None"),
-        ({"motion": "full"}, r"motion must be a meidbench.motion.Motion or None, got 'full'"),
+        ({"motion": "full"}, r"motion must be a meidbench.loading.motion.Motion or None, got 'full'"),
         ({"frames": None, "sampling": "random"}, "random sampling needs a number of frames"),
         ({"subset": "validation"}, "unknown subset 'validation'; known: train, val, test"),
     ],

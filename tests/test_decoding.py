@@ -9,27 +9,13 @@ from typing import NamedTuple
 import av
 import numpy as np
 import pytest
-from make_videos import (
-    cut,
-    join,
-    pictures,
-    remux,
-    write_sound,
-    write_video,
-)
+from make_videos import cut, join, pictures, remux, write_sound, write_video
 
 from meidbench.errors import FeatureError
-from meidbench.features import films
-from meidbench.features.decoding import (
-    FrameRule,
-    Outcome,
-    Restart,
-    count_rows,
-    decoder_versions,
-    read_frames,
-)
-from meidbench.features.videos import Video
-from meidbench.sampling import uniform_indices
+from meidbench.extraction import decoding as films
+from meidbench.extraction.decoding import FrameRule, Outcome, Restart, count_rows, decoder_versions, read_frames
+from meidbench.extraction.videos import Video
+from meidbench.features.frame_sampling import uniform_indices
 
 RULES = ["uniform=200", "uniform=7", "all", "fps=4.5"]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from meidbench.errors import SplitError
-from meidbench.simulated_split import simulate_split
-from meidbench.split_file import load_split, write_split
+from meidbench.features.simulation import simulate_split
+from meidbench.splits.split import load_split, write_split
 
 
 def test_demo_goes_the_whole_way_and_goes_on_where_it_stopped(run, tmp_path):

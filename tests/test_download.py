@@ -17,13 +17,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import meidbench.download
-import meidbench.locks
-from meidbench.cli.download import download as command
-from meidbench.download import LicenceNotAcceptedError, download_annotations, fetch
+import meidbench.annotations.download
+import meidbench.files
+from meidbench.annotations.download import LicenceNotAcceptedError, download_annotations, fetch, unpack
+from meidbench.cli.benchmarks import download as command
 from meidbench.errors import DownloadError
-from meidbench.manifests import Download, load_manifest
-from meidbench.unpack import unpack
+from meidbench.splits.manifests import Download, load_manifest
 
 BODY = bytes(range(256)) * 1000
 HALF = 7 << 14  # whole pieces of what is written at a time
@@ -121,7 +120,7 @@ def only_this_machine(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
     monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
-    monkeypatch.setattr(meidbench.download, "BACK_OFF_S", 0.001)
+    monkeypatch.setattr(meidbench.annotations.download, "BACK_OFF_S", 0.001)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -517,11 +516,11 @@ def test_redirect_to_an_unsafe_address_is_refused(site, target, location):
 
 
 def test_redirect_from_https_to_http_is_refused(site, target):
-    class Session(meidbench.download.requests.Session):
+    class Session(meidbench.annotations.download.requests.Session):
         def get(self, url, **options):
             """Play an https server, which could not run here without a certificate."""
             assert url == "https://example.org/list.lst"
-            response = meidbench.download.requests.Response()
+            response = meidbench.annotations.download.requests.Response()
             response.status_code, response.url, response.raw = 302, url, io.BytesIO()
             response.headers["Location"] = f"{site.url}/list.lst"
             return response
@@ -535,7 +534,7 @@ def test_redirect_from_https_to_http_is_refused(site, target):
 def test_redirect_loop_has_an_end(site, target):
     site.answers["/list.lst"] = [redirect("/list.lst")]
     assert "redirects" in refused(site, target)
-    assert len(site.seen) == meidbench.download.MAX_REDIRECTS + 1
+    assert len(site.seen) == meidbench.annotations.download.MAX_REDIRECTS + 1
 
 
 @pytest.mark.parametrize("url", ["http://example.org/list.lst", "ftp://example.org/a", "list.lst", "http://"])
@@ -559,8 +558,8 @@ def test_two_processes_share_one_download(site, target):
     first = threading.Thread(target=fetch, args=(described(f"{site.url}/list.lst"), target), kwargs={"progress": hold})
     first.start()
     code = (
-        "import sys; from pathlib import Path; from meidbench.download import fetch\n"
-        "from meidbench.manifests import Download\n"
+        "import sys; from pathlib import Path; from meidbench.annotations.download import fetch\n"
+        "from meidbench.splits.manifests import Download\n"
         "url, size, digest, target = sys.argv[1:]\n"
         "fetch(Download(url, int(size), digest), Path(target), report=lambda line: print(line, flush=True))"
     )
@@ -589,7 +588,7 @@ def test_lock_left_by_a_killed_process_does_not_bar_the_way(site, target):
 
 def test_lock_that_its_former_holder_deleted_does_not_count(site, target, monkeypatch):
     site.answers["/list.lst"] = [whole()]
-    lock, try_lock = target.parent / ".list.lst.lock", meidbench.locks._try_lock
+    lock, try_lock = target.parent / ".list.lst.lock", meidbench.files._try_lock
     tries = []
 
     def delete_first(descriptor):
@@ -598,7 +597,7 @@ def test_lock_that_its_former_holder_deleted_does_not_count(site, target, monkey
         tries.append(descriptor)
         return try_lock(descriptor)
 
-    monkeypatch.setattr(meidbench.locks, "_try_lock", delete_first)
+    monkeypatch.setattr(meidbench.files, "_try_lock", delete_first)
     fetch(described(f"{site.url}/list.lst"), target)
     assert len(tries) == 2
     assert names(target.parent) == ["list.lst"]
@@ -751,7 +750,7 @@ def offer(site, dataset, monkeypatch=None):
     downloads = tuple(described(f"{site.url}/{name}", content) for name, content in contents.items())
     manifest = replace(manifest, downloads=downloads)
     if monkeypatch:
-        monkeypatch.setattr("meidbench.manifests.load_manifest", lambda name: manifest)
+        monkeypatch.setattr("meidbench.splits.manifests.load_manifest", lambda name: manifest)
     return manifest
 
 
@@ -837,7 +836,7 @@ def test_command_passes_an_error_on(site, tmp_path, monkeypatch):
 def test_command_shows_bars_on_a_terminal(site, tmp_path, monkeypatch):
     offer(site, "videolt", monkeypatch)
     site.answers["/test.lst"].insert(0, status(500))
-    monkeypatch.setattr(sys.modules["meidbench.cli.download"], "_on_terminal", lambda: True)
+    monkeypatch.setattr(sys.modules["meidbench.cli.benchmarks"], "_on_terminal", lambda: True)
     result = run("videolt", "--to", str(tmp_path), "--accept-licence")
     assert result.exit_code == 0, result.output
     assert "train.lst: 100%" in result.stderr and "test.lst: the answer 500" in result.stderr
@@ -847,6 +846,6 @@ def test_command_shows_bars_on_a_terminal(site, tmp_path, monkeypatch):
 def test_help_is_light_and_ends_with_an_example():
     result = run("--help")
     assert result.stdout.rstrip().endswith("meidbench download charadeslt --accept-licence")
-    code = "import sys, meidbench.cli.download; print(sorted({'requests', 'tqdm'} & set(sys.modules)))"
+    code = "import sys, meidbench.cli.benchmarks; print(sorted({'requests', 'tqdm'} & set(sys.modules)))"
     heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert heavy.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 
 import meidbench as mb
 from meidbench.errors import PredictionError
-from meidbench.evaluation import top_k_hits
+from meidbench.evaluation.evaluate import top_k_hits
 
 
 def naive_average_precision(scores, labels):
@@ -163,7 +163,7 @@ def test_result_and_diagnostics_by_counting(toy_split):
 
 
 def test_classes_without_positives_are_left_out_and_counted(toy_split):
-    from meidbench.split import Split
+    from meidbench.splits.split import Split
 
     rows = toy_split.rows("test")
     keep = [i for i, labels in enumerate(rows.column("labels").to_pylist()) if 0 not in labels]

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from material import REAL, real_data
 from test_construction import counted, invented, official_labels, official_rows, sets_of, table
 
-from meidbench.annotations import read_annotations
-from meidbench.audit import audit_split
+from meidbench.annotations.official import read_annotations
 from meidbench.construction import EXACT_PRESETS, ExactTargets, construct_exactly
 from meidbench.errors import SplitError
-from meidbench.manifests import SUBSETS, load_manifest
+from meidbench.splits.manifests import SUBSETS, load_manifest
+from meidbench.splits.statistics import audit_split
 
 SMALL = ExactTargets(
     train_videos=90, head=3, medium=5, tail=4, most_frequent=40, least_frequent=4, labels=230,

@@ -3,28 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from meid_by_loop import (
-    arrays,
-    attention,
-    distance,
-    fused,
-    neck,
-    release_embedding,
-    sigmoid,
-    simple_embedding,
-)
+from meid_by_loop import arrays, attention, distance, fused, neck, release_embedding, sigmoid, simple_embedding
 
-from meidbench.baselines.models.meid.attention import FrameAttention
-from meidbench.baselines.models.meid.complement import Complement
-from meidbench.baselines.models.meid.distillation import Neck, VarianceDistillation, checked_weight
-from meidbench.baselines.models.meid.embedding import ReleaseEmbedding, SimpleEmbedding
-from meidbench.baselines.models.meid.expert_one import pooled
-from meidbench.baselines.models.meid.expert_two import joint_scores
-from meidbench.baselines.models.meid.frame_selection import complementary
-from meidbench.baselines.models.meid.fusion import Fusion
+from meidbench.baselines.models.distillation import Neck, VarianceDistillation, checked_weight
+from meidbench.baselines.models.meid import joint_scores, pooled
+from meidbench.baselines.models.meid_parts import (
+    Complement,
+    FrameAttention,
+    Fusion,
+    ReleaseEmbedding,
+    SimpleEmbedding,
+    complementary,
+)
 from meidbench.errors import MeidbenchError
-from meidbench.motion import motion_rows
-from meidbench.split import Groups
+from meidbench.loading.motion import motion_rows
+from meidbench.splits.split import Groups
 
 GROUPS = Groups(head=np.array([1, 4]), medium=np.array([0, 5]), tail=np.array([2, 3, 6]))
 CLASSES = 7

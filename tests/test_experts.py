@@ -7,11 +7,10 @@ from meid_by_loop import arrays, distance, expert_one, expert_two, neck, part
 
 from meidbench.baselines import AGGREGATORS, METHODS
 from meidbench.baselines.models import Task
-from meidbench.baselines.models.meid.expert_one import ExpertOne
-from meidbench.baselines.models.meid.expert_two import ExpertTwo, joint_scores
-from meidbench.baselines.models.plain import Plain
+from meidbench.baselines.models.base import Plain
+from meidbench.baselines.models.meid import ExpertOne, ExpertTwo, joint_scores
 from meidbench.errors import MeidbenchError
-from meidbench.split import Groups
+from meidbench.splits.split import Groups
 
 DIM, CLASSES, FRAMES = 8, 7, 6
 GROUPS = Groups(head=np.array([1, 4]), medium=np.array([0, 5]), tail=np.array([2, 3, 6]))

@@ -22,19 +22,17 @@ from PIL import Image
 from tiny_extractor import TinyExtractor, extract_again
 
 from meidbench.errors import FeatureError
+from meidbench.extraction.decoder_pool import Chunk, Counted, DecoderPool, Finished
+from meidbench.extraction.encoders.backbones import build
+from meidbench.extraction.encoders.extractor import Extractor, choose_device
+from meidbench.extraction.encoders.weights import load_weights
+from meidbench.extraction.extraction import Shard, extract_features, merge_features, summarise
+from meidbench.extraction.frames import FrameRule
+from meidbench.extraction.videos import find_videos
 from meidbench.features import open_features
-from meidbench.features.backbones import build
-from meidbench.features.decoders import Chunk, Counted, DecoderPool, Finished
-from meidbench.features.extraction import extract_features
-from meidbench.features.extractor import Extractor, choose_device
-from meidbench.features.frames import FrameRule
-from meidbench.features.layout import STATUSES, read_header
+from meidbench.features.feature_file import STATUSES, read_header
 from meidbench.features.records import read_rows
-from meidbench.features.shards import Shard, merge_features
 from meidbench.features.store import partial_path
-from meidbench.features.summary import summarise
-from meidbench.features.videos import find_videos
-from meidbench.features.weights import load_weights
 
 FRAMES = [20, 3, 31, 1, 12, 25, 8, 40, 16, 5]
 
@@ -170,7 +168,7 @@ def test_rows_by_time_are_stored_without_padding(clips, tmp_path, rule):
 
 def test_a_finished_set_is_not_decoded_again(clips, reference, tmp_path, monkeypatch):
     path = Path(shutil.copy(reference, tmp_path / "f.h5"))
-    monkeypatch.setattr("meidbench.features.decoders.DecoderPool.__enter__", lambda pool: pytest.fail("decodes"))
+    monkeypatch.setattr("meidbench.extraction.decoder_pool.DecoderPool.__enter__", lambda pool: pytest.fail("decodes"))
     extractor = TinyExtractor()
     summary = extract_features(find_videos(clips).videos, path, extractor)
     assert summary.extracted == 0 and summary.ok == 11 and extractor.batches == []
@@ -275,7 +273,7 @@ def test_fifty_kills_lose_nothing_that_was_finished(clips, reference, tmp_path):
     """SIGKILL at random moments: before the file is there, while rows are written, while it is given its name."""
     # Forked from a process in which torch is imported but has done nothing yet, to begin quickly.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["meidbench.features.extraction"])
+    context.set_forkserver_preload(["meidbench.extraction.extraction"])
     generator = random.Random(0)
     expected = rows_by_id(reference)
     path, rounds, kills, finished_runs, last = tmp_path / "first.h5", 0, 0, 0, 0
@@ -547,7 +545,7 @@ def test_a_merge_follows_its_parts_and_notices_damage(clips, tmp_path):
 
 
 def test_rows_beyond_those_counted_fail_one_video_and_not_the_run(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr("meidbench.features.extraction._room", lambda videos, *_: np.array([2, 40]))
+    monkeypatch.setattr("meidbench.extraction.extraction._room", lambda videos, *_: np.array([2, 40]))
     only = find_videos(clips, ["clip1", "clip2"]).videos
     summary = extract_features(only, tmp_path / "f.h5", TinyExtractor("all"), workers=1)
     assert summary.ok == 1 and summary.troubles[0][:2] == ("clip1", "failed")

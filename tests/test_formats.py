@@ -10,12 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meidbench.annotations import FORMATS
+from meidbench.annotations.activitynet import read_activitynet
+from meidbench.annotations.youtube8m import read_youtube8m
 from meidbench.errors import AnnotationError
-from meidbench.formats import FORMATS
-from meidbench.formats.activitynet import read_activitynet
-from meidbench.formats.youtube8m import read_youtube8m
-from meidbench.split import Split
-from meidbench.split_file import read_split, write_split
+from meidbench.splits.split import Split, read_split, write_split
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LABELS = st.sampled_from(["Walking the cat", "Juggling; fire", "漢字", "Tidying", "Œuvre"])

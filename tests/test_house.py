@@ -9,10 +9,10 @@ import pytest
 from material import real_data
 
 import meidbench
-from meidbench.audit import CHECKS
 from meidbench.baselines import AGGREGATORS, AUGMENTATIONS, LOSSES, METHODS, SAMPLERS
 from meidbench.cli import main
-from meidbench.manifests import DATASETS
+from meidbench.splits.manifests import DATASETS
+from meidbench.splits.statistics import CHECKS
 
 ROOT = Path(__file__).parents[1]
 BASELINES = [*LOSSES, *SAMPLERS, *AUGMENTATIONS, *AGGREGATORS, *(name for name in METHODS if "-" not in name)]

@@ -10,9 +10,9 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 
 import meidbench as mb
-from meidbench.evaluation import bootstrap_samples
-from meidbench.intervals import bootstrap_average_precision, interval_of, weighted_average_precision
-from meidbench.ranking import Positives
+from meidbench.evaluation.bootstrap import bootstrap_average_precision, interval_of, weighted_average_precision
+from meidbench.evaluation.evaluate import bootstrap_samples
+from meidbench.evaluation.ranking import Positives
 
 
 @st.composite
@@ -67,7 +67,7 @@ def test_replicates_are_those_of_a_plain_loop(monkeypatch):
         weight = weights.standard_exponential(60)
         expected = average_precision_score(labels, scores, average=None, sample_weight=weight)
         np.testing.assert_allclose(replicate, expected, rtol=0, atol=1e-12)
-    monkeypatch.setattr("meidbench.intervals._WEIGHT_BYTES", 4 * 8 * 60)
+    monkeypatch.setattr("meidbench.evaluation.bootstrap._WEIGHT_BYTES", 4 * 8 * 60)
     again = list(bootstrap_average_precision(scores, positives, 9, seed=11))
     assert [len(part) for part in again] == [4, 4, 1]
     np.testing.assert_allclose(np.concatenate(again), got, rtol=0, atol=1e-14)
@@ -150,9 +150,9 @@ def test_the_command_prints_intervals(run, toy_split_file):
 
 
 def test_progress_reaches_its_announced_end(monkeypatch):
-    from meidbench.intervals import bootstrap_steps
+    from meidbench.evaluation.bootstrap import bootstrap_steps
 
-    monkeypatch.setattr("meidbench.intervals._WEIGHT_BYTES", 4 * 8 * 60)
+    monkeypatch.setattr("meidbench.evaluation.bootstrap._WEIGHT_BYTES", 4 * 8 * 60)
     labels = np.ones((60, 20), bool)
     positives = Positives.of(*np.nonzero(labels), *labels.shape)
     done = []

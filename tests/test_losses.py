@@ -10,7 +10,7 @@ from torch.nn import functional
 from meidbench.baselines.losses import COMPAT, LOSSES, REDUCTIONS, bias_prior, effective_number_weights
 from meidbench.baselines.samplers import label_mask
 from meidbench.errors import MeidbenchError
-from meidbench.evaluation import average_precision
+from meidbench.evaluation.evaluate import average_precision
 
 COUNTS = [556, 210, 120, 44, 12, 9]
 VIDEOS = 1000

@@ -10,12 +10,9 @@ from torch import nn
 
 from meidbench.baselines.aggregators import AGGREGATORS
 from meidbench.baselines.models import MODELS, Task
-from meidbench.baselines.models.meid.attention import FrameAttention
-from meidbench.baselines.models.meid.embedding import ReleaseEmbedding
-from meidbench.baselines.models.meid.expert_one import ExpertOne
-from meidbench.baselines.models.meid.expert_two import ExpertTwo
-from meidbench.baselines.models.meid.frame_selection import complementary
-from meidbench.split import Groups
+from meidbench.baselines.models.meid import ExpertOne, ExpertTwo
+from meidbench.baselines.models.meid_parts import FrameAttention, ReleaseEmbedding, complementary
+from meidbench.splits.split import Groups
 
 VIDEOS, FRAMES, DIM, CLASSES = 4, 6, 8, 7
 GROUPS = Groups(head=np.array([0, 6]), medium=np.array([1]), tail=np.array([2, 3, 4, 5]))

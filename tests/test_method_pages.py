@@ -25,11 +25,11 @@ import pytest
 
 from meidbench.baselines import METHODS, resolve
 from meidbench.baselines.components import FAMILIES, known_options
+from meidbench.baselines.configuration import flat, overrides
 from meidbench.baselines.recipes import PUBLISHED_TABLES
-from meidbench.baselines.settings import flat, overrides
-from meidbench.cli.train import train
-from meidbench.manifests import DATASETS
-from meidbench.split import Split
+from meidbench.cli.training import train
+from meidbench.splits.manifests import DATASETS
+from meidbench.splits.split import Split
 
 FOLDER = Path(__file__).parents[1] / "docs" / "methods"
 MEASURED = Path(__file__).parents[1] / "docs" / "baselines.md"

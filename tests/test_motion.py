@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meidbench.errors import FeatureError
-from meidbench.motion import Motion, independent_seed, motion_rows
+from meidbench.loading.motion import Motion, independent_seed, motion_rows
 
 WIDTH = 5
 RELEASED = Motion(same_index=False, static="sum", release_bug=True)

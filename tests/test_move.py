@@ -8,17 +8,24 @@ import pytest
 import torch
 from torch import nn
 
-import meidbench.baselines.models.move.model as move_model
+import meidbench.baselines.models.move as move_model
 from meidbench.baselines.aggregators import AGGREGATORS
 from meidbench.baselines.components import known_options
 from meidbench.baselines.models import Task
-from meidbench.baselines.models.move import COMPAT, Move
-from meidbench.baselines.models.move.aggregation import Codebook, PrototypeAttention
-from meidbench.baselines.models.move.frames import commonness, drawn_frames, least_numbers
-from meidbench.baselines.models.move.vicinity import beta_draws, calibrated, extrapolated
+from meidbench.baselines.models.move import (
+    COMPAT,
+    Move,
+    beta_draws,
+    calibrated,
+    commonness,
+    drawn_frames,
+    extrapolated,
+    least_numbers,
+)
+from meidbench.baselines.models.move_aggregators import Codebook, PrototypeAttention
 from meidbench.baselines.recipes import read_recipes
 from meidbench.errors import MeidbenchError
-from meidbench.split import Groups
+from meidbench.splits.split import Groups
 
 DIM, CLASSES, FRAMES = 8, 4, 5
 # Their tau has no rounding: 0, 1/8, 1/4, 1.

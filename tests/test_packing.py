@@ -15,14 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from meidbench.cli.pack_features import DTYPES as DTYPES_OFFERED
-from meidbench.cli.pack_features import pack_features
+from meidbench.cli.features import DTYPES as DTYPES_OFFERED
+from meidbench.cli.features import pack_features
 from meidbench.errors import FeatureError
 from meidbench.features import open_features
-from meidbench.features.layout import DTYPES, STATUSES, Layout, read_header
+from meidbench.features.feature_file import DTYPES, STATUSES, Layout, read_header
 from meidbench.features.packing import pack
-from meidbench.features.quantisation import all_finite, decode, encode, is_faithful
-from meidbench.features.records import VideoRows
+from meidbench.features.records import VideoRows, all_finite, decode, encode, is_faithful
 from meidbench.features.store import FeatureWriter, feature_writer, partial_path
 
 WIDTH = 33
@@ -356,7 +355,7 @@ def test_a_second_run_reads_no_rows(tmp_path, monkeypatch):
     make_folder(tmp_path / "npy", FIXED)
     pack(tmp_path / "npy", tmp_path / "f.h5")
     before = (tmp_path / "f.h5").read_bytes()
-    monkeypatch.setattr("meidbench.features.originals.Originals.read", lambda *_: pytest.fail("rows were read"))
+    monkeypatch.setattr("meidbench.features.packing.Originals.read", lambda *_: pytest.fail("rows were read"))
     assert pack(tmp_path / "npy", tmp_path / "f.h5").found == len(FIXED)
     assert (tmp_path / "f.h5").read_bytes() == before
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from meidbench.baselines import METHODS
+from meidbench.baselines.configuration import flat
 from meidbench.baselines.reproduction.built_splits import BuiltSplits
 from meidbench.baselines.reproduction.cost import forward_flops, gpus, run_cost
 from meidbench.baselines.reproduction.jobs import make_jobs, row_config
@@ -17,9 +18,8 @@ from meidbench.baselines.reproduction.plan import make_plan
 from meidbench.baselines.reproduction.request import Request
 from meidbench.baselines.reproduction.sheets import choose
 from meidbench.baselines.reproduction.table_one import CELLS
-from meidbench.baselines.settings import flat
 from meidbench.errors import MeidbenchError
-from meidbench.manifests import DATASETS, load_manifest
+from meidbench.splits.manifests import DATASETS, load_manifest
 
 FILES = {
     "table2": "table2_videolt.csv",

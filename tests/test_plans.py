@@ -12,19 +12,21 @@ from material import TOY, TOY_MANIFEST
 from test_construction import invented
 
 from meidbench.construction import EXACT_PRESETS, PRESETS, ExactTargets, Targets, construct, default_targets
-from meidbench.construction.settings import check_settings, parse_settings, resolve_targets
-from meidbench.errors import MeidbenchError, SplitError
-from meidbench.plans import (
+from meidbench.construction.plans import (
     KEYS,
     Plan,
+    check_settings,
     content_digest,
     is_plan,
     make_split,
+    parse_settings,
     plan_of_benchmark,
     plan_text,
     read_material,
     read_plan,
+    resolve_targets,
 )
+from meidbench.errors import MeidbenchError, SplitError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -19,8 +19,8 @@ from sklearn.metrics import average_precision_score
 
 import meidbench as mb
 from meidbench.errors import MeidbenchError, PredictionError
-from meidbench.forms import open_predictions
-from meidbench.predictions import read_predictions, write_predictions
+from meidbench.predictions import open_predictions
+from meidbench.predictions.align import read_predictions, write_predictions
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,7 @@ def test_damaged_files_are_scored_rightly_or_refused(form, given, toy_split, tmp
     sound = write_form(form, tmp_path / "sound", *given, toy_split).read_bytes()
     expected = mb.evaluate(given[1], given[0], toy_split).mAP
     path = tmp_path / "damaged"
-    monkeypatch.setattr("meidbench.forms.hdf5.HDF5_SECONDS", 5.0)
+    monkeypatch.setattr("meidbench.predictions.arrays.HDF5_SECONDS", 5.0)
     refused = 0
     for number in range(100):
         draw = random.Random(f"{form} {number}")

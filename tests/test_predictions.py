@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from meidbench.errors import PredictionError
-from meidbench.predictions import Predictions, align_predictions, read_predictions
+from meidbench.predictions.align import Predictions, align_predictions, read_predictions
 
 
 @pytest.fixture

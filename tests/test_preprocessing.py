@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import meidbench.features.preprocessing as preprocessing
+import meidbench.extraction.encoders.preprocessing as preprocessing
 from meidbench.errors import FeatureError
-from meidbench.features.preprocessing import PREPROCESSING, Preprocessor, normalise
-from meidbench.features.windows import crop_window
+from meidbench.extraction.encoders.preprocessing import PREPROCESSING, Preprocessor, normalise
+from meidbench.extraction.frames import crop_window
 
 SIZES = [
     (480, 640), (640, 480), (240, 320), (1080, 1920), (360, 202), (720, 405), (999, 281),

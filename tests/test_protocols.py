@@ -9,12 +9,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import meidbench as mb
-from meidbench.annotations import Annotations
+from meidbench.annotations.official import Annotations
 from meidbench.errors import PredictionError
-from meidbench.evaluation import PROTOCOLS, Ranker
-from meidbench.predictions import BlockScores
-from meidbench.ranking import Positives, grouped_average_precision, listed_average_precision, rank_blocks, rank_matrix
-from meidbench.split import Split
+from meidbench.evaluation.evaluate import PROTOCOLS, Ranker
+from meidbench.evaluation.ranking import (
+    Positives,
+    grouped_average_precision,
+    listed_average_precision,
+    rank_blocks,
+    rank_matrix,
+)
+from meidbench.predictions.align import BlockScores
+from meidbench.splits.split import Split
 
 
 def make_split(labels: np.ndarray) -> Split:
@@ -170,7 +176,7 @@ def test_block_by_block_gives_the_same_bytes(problem, size, shuffle):
             yield rows, scores[rows]
 
     streamed = BlockScores(len(scores), scores.shape[1], scores.dtype, blocks)
-    from meidbench.evaluation import evaluate_scores
+    from meidbench.evaluation.evaluate import evaluate_scores
 
     for protocol in PROTOCOLS:
         in_memory = evaluate_scores(scores, split, "test", protocol=protocol).to_json()

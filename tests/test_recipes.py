@@ -9,15 +9,14 @@ import pytest
 
 from meidbench.baselines import AGGREGATORS, AUGMENTATIONS, LOSSES, METHODS, SAMPLERS, Config, resolve, train
 from meidbench.baselines.components import known_options, make_aggregator, make_augmentation, make_loss, make_sampler
-from meidbench.baselines.configuration import Schedule
-from meidbench.baselines.draws import VideoSampler
+from meidbench.baselines.configuration import Schedule, overrides
 from meidbench.baselines.losses import COMPAT, Loss
 from meidbench.baselines.recipes import PUBLISHED_TABLES, benchmark_values
-from meidbench.baselines.settings import overrides
+from meidbench.baselines.samplers import VideoSampler
 from meidbench.errors import MeidbenchError
-from meidbench.manifests import DATASETS
-from meidbench.simulation import simulate_features
-from meidbench.split import Split
+from meidbench.features.simulation import simulate_features
+from meidbench.splits.manifests import DATASETS
+from meidbench.splits.split import Split
 
 TINY = ("frames.train=6", "frames.test=6", "schedule.batch_size=16", "execution.device=cpu")
 

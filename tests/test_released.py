@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
-from meidbench.annotations import read_annotations
+from meidbench.annotations.official import read_annotations
 from meidbench.errors import AnnotationError, MeidbenchError
-from meidbench.listing import write_lists
-from meidbench.manifests import DATASETS, SUBSETS, load_assignment, load_manifest
-from meidbench.released import build_released
-from meidbench.split import Split
-from meidbench.statistics import split_statistics
+from meidbench.splits.manifests import DATASETS, SUBSETS, load_assignment, load_manifest
+from meidbench.splits.released import build_released
+from meidbench.splits.split import Split, write_lists
+from meidbench.splits.statistics import split_statistics
 
 TRAIN, TEST = "Toy_v1_train.csv", "Toy_v1_test.csv"
 

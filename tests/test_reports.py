@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import meidbench as mb
-from meidbench.comparison import (
+from meidbench.evaluation.compare import (
     ClassFacts,
     Comparison,
     Difference,
@@ -21,12 +21,11 @@ from meidbench.comparison import (
     Tally,
     compare,
 )
-from meidbench.report.html import comparison_html
+from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy
+from meidbench.report.charts import fitted, width_of
+from meidbench.report.html import DARK, LIGHT, comparison_html
 from meidbench.report.latex import comparison_latex, latex_escaped
-from meidbench.report.numbers import DASH, MINUS, decimal, interval, percent, signed
-from meidbench.report.stylesheet import DARK, LIGHT
-from meidbench.report.svg import fitted, width_of
-from meidbench.results import GROUPS_SHOWN, Accuracy
+from meidbench.report.text import DASH, MINUS, decimal, interval, percent, signed
 
 NAN = float("nan")
 VOID = {"meta"}

@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from material import REAL, real_data
 
+from meidbench.baselines.inference import Trained
 from meidbench.baselines.reproduction.built_splits import BuiltSplits
 from meidbench.baselines.reproduction.jobs import make_jobs
 from meidbench.baselines.reproduction.materials import Materials, renamed
@@ -22,13 +23,12 @@ from meidbench.baselines.reproduction.paper_tables import read_table, row_names
 from meidbench.baselines.reproduction.reasons import is_out_of_memory
 from meidbench.baselines.reproduction.request import WATERMARK, Request, Simulation, layered, simulation_of
 from meidbench.baselines.reproduction.simulated_materials import SimulatedMaterials
-from meidbench.baselines.scored_run import Trained
 from meidbench.cli import main
 from meidbench.errors import MeidbenchError
-from meidbench.evaluation import evaluate
-from meidbench.predictions import read_predictions
-from meidbench.simulation import simulate_features
-from meidbench.split_file import load_split, write_split
+from meidbench.evaluation.evaluate import evaluate
+from meidbench.features.simulation import simulate_features
+from meidbench.predictions.align import read_predictions
+from meidbench.splits.split import load_split, write_split
 
 GROUPS = ("overall", "head", "medium", "tail")
 TINY = ("--set", "schedule.epochs=1", "--set", "schedule.milestones=[]", "--bootstrap", 20)

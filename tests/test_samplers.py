@@ -10,10 +10,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from meidbench.baselines.draws import VideoSampler
-from meidbench.baselines.samplers import SAMPLERS, class_probabilities, label_mask
+from meidbench.baselines.samplers import SAMPLERS, VideoSampler, class_probabilities, label_mask
 from meidbench.errors import MeidbenchError
-from meidbench.ranking import Positives
+from meidbench.evaluation.ranking import Positives
 
 
 def long_tailed(videos=400, seed=0):

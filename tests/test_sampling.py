@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meidbench.errors import FeatureError
-from meidbench.sampling import SAMPLINGS, random_indices, uniform_indices
+from meidbench.features.frame_sampling import SAMPLINGS, random_indices, uniform_indices
 
 counts = st.integers(1, 400)
 seeds = st.integers(0, 2**32)

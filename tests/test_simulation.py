@@ -10,13 +10,13 @@ from material import REAL, real_data
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-import meidbench.simulation as simulation
+import meidbench.features.simulation as simulation
+from meidbench.annotations.tables import split_from_table
 from meidbench.errors import FeatureError, SplitError
 from meidbench.features import open_features
-from meidbench.released import build_released
-from meidbench.simulation import draw_moments, frame_features, make_world, simulate_features, video_generator
-from meidbench.split import SCHEMA, Split
-from meidbench.tables import split_from_table
+from meidbench.features.simulation import draw_moments, frame_features, make_world, simulate_features, video_generator
+from meidbench.splits.released import build_released
+from meidbench.splits.split import SCHEMA, Split
 
 KNOWN = [[0.80295, 1.37011, 0.63304, 0.0], [0.88489, 0.62232, 3.19719, 2.66107], [1.4623, 13.20641, 2.46013, 0.0]]
 SMALL = {"frames": 20, "dim": 32}

@@ -11,12 +11,20 @@ import pytest
 from material import TOY, TOY_MANIFEST
 
 from meidbench.errors import SplitError
-from meidbench.home import split_path
-from meidbench.listing import write_csv, write_lists
-from meidbench.manifests import SUBSETS, load_manifest
-from meidbench.released import build_released
-from meidbench.split import GROUP_NAMES, METADATA_KEY, Groups, Split, rows_digest
-from meidbench.split_file import load_split, read_split, write_split
+from meidbench.splits.manifests import SUBSETS, load_manifest, split_path
+from meidbench.splits.released import build_released
+from meidbench.splits.split import (
+    GROUP_NAMES,
+    METADATA_KEY,
+    Groups,
+    Split,
+    load_split,
+    read_split,
+    rows_digest,
+    write_csv,
+    write_lists,
+    write_split,
+)
 
 COLUMNS = {
     "video_id": pa.string(),
@@ -208,7 +216,7 @@ def test_a_split_that_could_not_be_read_back_is_not_written(toy_split, tmp_path)
 
 def test_home_and_split_paths(monkeypatch, tmp_path):
     from meidbench.errors import MeidbenchError
-    from meidbench.home import home
+    from meidbench.splits.manifests import home
 
     monkeypatch.setenv("MEIDBENCH_HOME", "~nosuchuser/x")
     with pytest.raises(MeidbenchError, match="MEIDBENCH_HOME is '~nosuchuser/x'"):

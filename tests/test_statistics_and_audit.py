@@ -8,13 +8,12 @@ import pyarrow as pa
 import pytest
 from material import REAL, real_data
 
-from meidbench.audit import audit_split
 from meidbench.errors import MeidbenchError
-from meidbench.manifests import SUBSETS
-from meidbench.released import build_released
 from meidbench.report.plots import plot_class_frequencies
-from meidbench.split import Split
-from meidbench.statistics import split_statistics
+from meidbench.splits.manifests import SUBSETS
+from meidbench.splits.released import build_released
+from meidbench.splits.split import Split
+from meidbench.splits.statistics import audit_split, split_statistics
 
 
 def test_statistics_equal_plain_counting(toy_split):

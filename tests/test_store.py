@@ -14,7 +14,7 @@ import pytest
 
 from meidbench.errors import FeatureError
 from meidbench.features import PackedFile, open_features, store
-from meidbench.features.layout import STATUSES, Layout, create, read_header
+from meidbench.features.feature_file import STATUSES, Layout, create, read_header
 from meidbench.features.records import VideoRows, read_rows
 from meidbench.features.store import feature_writer, partial_path
 

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meidbench.annotations.tables import read_table, split_from_table
 from meidbench.errors import SplitError
-from meidbench.listing import write_csv
-from meidbench.split_file import read_split, write_split
-from meidbench.tables import read_table, split_from_table
+from meidbench.splits.split import read_split, write_csv, write_split
 
 TABLE = """video_id,note,subset,labels
 a,x,train,0;2

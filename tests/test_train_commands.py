@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from meidbench.cli import main
-from meidbench.simulation import simulate_features
+from meidbench.features.simulation import simulate_features
 
 TINY = ("--set", "frames.train=6", "--set", "frames.test=6", "--set", "schedule.batch_size=16", "--device", "cpu")
 
@@ -125,7 +125,7 @@ def test_the_run_has_a_name_of_its_own(invoke, toy_split_file, features, tmp_pat
 
 def test_help_imports_nothing_heavy():
     script = (
-        "import sys; from meidbench.cli.train import train; from meidbench.cli.predict import predict; "
+        "import sys; from meidbench.cli.training import train; from meidbench.cli.training import predict; "
         "print({'torch', 'numpy', 'meidbench.baselines'} & set(sys.modules))"
     )
     outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -136,7 +136,7 @@ def test_under_torchrun_one_process_speaks(toy_split_file, features, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    script = "from meidbench.cli.train import train; train()"
+    script = "from meidbench.cli.training import train; train()"
     arguments = ["--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY,
                  "--method", "framestack", "--epochs", 2, "--aggregator", "netvlad", "--set", "aggregator.clusters=4",
                  "--set", "aggregator.hidden=8"]  # fmt: skip

@@ -17,18 +17,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from meidbench.baselines import AGGREGATORS, resolve, train
-from meidbench.baselines.checkpoints import load_checkpoint
-from meidbench.baselines.divergence import Divergence
-from meidbench.baselines.epoch_plan import EpochPlan
-from meidbench.baselines.run_folder import RunFolder, features_digest
-from meidbench.datasets import FeatureDataset
+from meidbench.baselines.learner import Divergence, EpochPlan
+from meidbench.baselines.run_folder import RunFolder, features_digest, load_checkpoint
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.features import open_features
 from meidbench.features.packing import pack
-from meidbench.predictions import read_predictions, run_warnings
-from meidbench.simulation import simulate_features
-from meidbench.split import Split
-from meidbench.split_file import load_split
+from meidbench.features.simulation import simulate_features
+from meidbench.loading.datasets import FeatureDataset
+from meidbench.predictions.align import read_predictions, run_warnings
+from meidbench.splits.split import Split, load_split
 
 TINY = (
     "frames.train=6",

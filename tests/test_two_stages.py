@@ -14,12 +14,11 @@ import pytest
 import torch
 
 from meidbench.baselines import predict, resolve, train
-from meidbench.baselines.checkpoints import load_checkpoint, save_checkpoint
-from meidbench.baselines.run_folder import FIRST_STAGE, RunFolder
+from meidbench.baselines.run_folder import FIRST_STAGE, RunFolder, load_checkpoint, save_checkpoint
 from meidbench.errors import MeidbenchError
-from meidbench.predictions import read_predictions
-from meidbench.simulation import simulate_features
-from meidbench.split import Split
+from meidbench.features.simulation import simulate_features
+from meidbench.predictions.align import read_predictions
+from meidbench.splits.split import Split
 
 TINY = ("frames.train=6", "frames.test=6", "schedule.batch_size=16", "schedule.epochs=2", "schedule.lr=2e-3",
         "sampler.samples_per_epoch=48", "execution.device=cpu")  # fmt: skip

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from meidbench.cli.verify_features import verify_features
+from meidbench.cli.features import verify_features
 from meidbench.errors import FeatureError
 from meidbench.features import open_features
-from meidbench.features.inspection import cosine_similarity
-from meidbench.features.layout import Layout
+from meidbench.features.feature_file import Layout
 from meidbench.features.packing import pack
-from meidbench.features.quantisation import encode
-from meidbench.features.records import VideoRows
+from meidbench.features.records import VideoRows, encode
 from meidbench.features.store import feature_writer, partial_path
-from meidbench.features.verification import CHECKS, verify
+from meidbench.features.verification import CHECKS, cosine_similarity, verify
 
 WIDTH, ROWS = 24, 6
 FORMS = ["npy", "grouped", "float16", "float32", "int8"]

@@ -11,10 +11,10 @@ from PIL import Image
 from test_decoding import as_video, read
 
 from meidbench.errors import FeatureError
-from meidbench.features.decoding import FrameRule, count_rows, read_frames
-from meidbench.features.pictures import frame_number
-from meidbench.features.videos import VIDEO_SUFFIXES, find_videos
-from meidbench.sampling import uniform_indices
+from meidbench.extraction.decoding import FrameRule, count_rows, read_frames
+from meidbench.extraction.frame_folders import frame_number
+from meidbench.extraction.videos import VIDEO_SUFFIXES, find_videos
+from meidbench.features.frame_sampling import uniform_indices
 
 
 def touch(folder: Path, *names: str) -> None:

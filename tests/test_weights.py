@@ -18,11 +18,10 @@ import pytest
 import torch
 from torch import nn
 
-import meidbench.features.weights as weights
+import meidbench.extraction.encoders.weights as weights
 from meidbench.errors import DownloadError, FeatureError
-from meidbench.features.backbones import BACKBONES, Backbone, Bottleneck, ResNet, build
-from meidbench.features.checkpoints import read_checkpoint
-from meidbench.features.weights import WEIGHTS, PublishedWeights, load_weights
+from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, Bottleneck, ResNet, build
+from meidbench.extraction.encoders.weights import WEIGHTS, PublishedWeights, load_weights, read_checkpoint
 
 SMALL = Backbone("small", (1, 1, 0, 0))
 SMALL_TSM = Backbone("small-tsm", (1, 1, 0, 0), clip=8)

@@ -7,13 +7,13 @@ from types import ModuleType
 
 import torch
 
+from meidbench.extraction.encoders.backbones import BACKBONES
+from meidbench.extraction.encoders.extractor import Extractor
+from meidbench.extraction.encoders.preprocessing import Preprocessor
+from meidbench.extraction.extraction import extract_features
+from meidbench.extraction.frames import FrameRule
+from meidbench.extraction.videos import find_videos
 from meidbench.features import store
-from meidbench.features.backbones import BACKBONES
-from meidbench.features.extraction import extract_features
-from meidbench.features.extractor import Extractor
-from meidbench.features.frames import FrameRule
-from meidbench.features.preprocessing import Preprocessor
-from meidbench.features.videos import find_videos
 
 
 class TinyExtractor(Extractor):

@@ -1,11 +1,8 @@
 """Aggregators: from the features of a video's frames to the logits of its classes. ``AGGREGATORS`` names them."""
 
-from meidbench.baselines.aggregators.attention import AttentionPooling
 from meidbench.baselines.aggregators.base import CLASSIFIERS, Aggregator, CosineClassifier
-from meidbench.baselines.aggregators.mean import Mean
-from meidbench.baselines.aggregators.netvlad import NetVLAD
-from meidbench.baselines.aggregators.nextvlad import FLAVORS, NeXtVLAD
-from meidbench.baselines.aggregators.nonlinear import EarlyMean, Nonlinear
+from meidbench.baselines.aggregators.pooling import AttentionPooling, EarlyMean, Mean, Nonlinear
+from meidbench.baselines.aggregators.vlad import FLAVORS, NetVLAD, NeXtVLAD
 
 __all__ = ["AGGREGATORS", "CLASSIFIERS", "FLAVORS", "Aggregator", "CosineClassifier"]
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from meidbench.baselines.losses.base import bias_prior as prior_logits
-from meidbench.baselines.losses.base import one_of, whole_number
+from meidbench.checks import one_of, whole_number
 from meidbench.errors import MeidbenchError, first_few
 
 CLASSIFIERS = ("linear", "cosine")

@@ -8,15 +8,11 @@ anyway. Under class-balanced sampling that code means ``reduction="sum_classes_m
 
 from typing import Any
 
-from meidbench.baselines.losses.asl import ASL
 from meidbench.baselines.losses.base import REDUCTIONS, Loss, bias_prior, effective_number_weights
-from meidbench.baselines.losses.bce import BCE
-from meidbench.baselines.losses.class_balanced import ClassBalanced
-from meidbench.baselines.losses.distribution_balanced import DistributionBalanced
+from meidbench.baselines.losses.class_balanced import ClassBalanced, DistributionBalanced
+from meidbench.baselines.losses.cross_entropy import ASL, BCE, Focal, LogitAdjusted
 from meidbench.baselines.losses.eql import EQL
-from meidbench.baselines.losses.focal import Focal
 from meidbench.baselines.losses.ldam import LDAM
-from meidbench.baselines.losses.logit_adjusted import LogitAdjusted
 
 __all__ = [
     "COMPAT",

@@ -1,6 +1,5 @@
 """What every loss has in common: how it is built, what it takes, how its elements become one number."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from meidbench.checks import one_of, whole_number
 from meidbench.errors import MeidbenchError, first_few
 
 REDUCTIONS = ("mean", "sum_classes_mean_batch", "num_pos")
@@ -206,51 +206,6 @@ def bias_prior(share: float | npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
     if not bool(((pi > 0) & (pi < 1)).all()):
         raise MeidbenchError(f"a prior share must lie between 0 and 1, both excluded, got {share}")
     return torch.logit(pi).to(torch.float32)
-
-
-def one_of(name: str, value: str, known: Sequence[str]) -> str:
-    """Return a switch's value, or refuse it and list those that are known.
-
-    Examples
-    --------
-    >>> one_of("reduction", "mean", REDUCTIONS)
-    'mean'
-    """
-    if value not in known:
-        raise MeidbenchError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-    return value
-
-
-def in_range(name: str, value: float, low: float, high: float = np.inf, *, open_end: bool = False) -> float:
-    """Return a number, or refuse it where it is not in [low, high], or [low, high) with ``open_end``.
-
-    Examples
-    --------
-    >>> in_range("beta", 0.9999, 0, 1, open_end=True)
-    0.9999
-    """
-    valid = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not valid or not low <= value <= high or (open_end and value == high) or not np.isfinite(value):
-        bounds = f"at least {low}" if high == np.inf else f"in [{low}, {high}{')' if open_end else ']'}"
-        raise MeidbenchError(f"{name} must be a number {bounds}, got {value!r}")
-    return float(value)
-
-
-def whole_number(name: str, value: int, least: int = 0) -> int:
-    """Return a whole number, or refuse it where it is below ``least`` or none at all.
-
-    Examples
-    --------
-    >>> whole_number("epoch", 3)
-    3
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least or isinstance(value, bool):
-        raise MeidbenchError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return number
 
 
 def _checked_counts(train_counts: Sequence[int] | npt.NDArray[Any], num_videos: int) -> tuple[npt.NDArray[Any], int]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -11,11 +12,10 @@ from meidbench.baselines.losses.base import (
     Loss,
     binary_cross_entropy,
     effective_number_weights,
-    in_range,
     inverse_effective_number,
-    one_of,
 )
-from meidbench.baselines.losses.focal import SOFT_FOCUS, focal_cross_entropy
+from meidbench.baselines.losses.cross_entropy import SOFT_FOCUS, focal_cross_entropy, focus
+from meidbench.checks import in_range, one_of
 
 MODES = ("by_class", "average_w", "average_n", "min_n")
 BASES = ("bce", "focal")
@@ -99,3 +99,82 @@ class ClassBalanced(Loss):
             count = (average if self.mode == "average_n" else least).clamp(min=1).unsqueeze(1)
             weights = self._scale / -torch.expm1(count * self._log_beta)
         return torch.where(labels > 0, weights, torch.ones_like(weights))
+
+
+class DistributionBalanced(Loss):
+    """Distribution-balanced loss: rebalanced weights, negatives tolerated, and focus.
+
+    Wu et al., "Distribution-balanced loss for multi-label classification in long-tailed datasets" (2020), as
+    ``ResampleLoss`` of its code (github.com/wutong16/DistributionBalancedLoss) has it:
+
+    - r_bc = (1 / n_c) / (sum of 1 / n_j over the labels j of the video) and w = sigmoid(map_beta (r - map_mu)) +
+      map_alpha, for positives and negatives alike; a video without labels has w = 1 + map_alpha, the limit;
+    - z' = z - log(N / n_c - 1) kappa / neg_scale; positives are w bce(z'), negatives w / neg_scale bce(neg_scale z');
+    - both times balance |error|^gamma, the error being that of sigmoid(z') or sigmoid(neg_scale z').
+
+    A soft label takes both sides by its shares; the code, made for labels of 0 and 1, mixes the logits. The loss is
+    meant to go with class-aware sampling.
+
+    Parameters
+    ----------
+    train_counts, num_videos, reduction
+        As in ``Loss``; every class needs a training video, and one without it.
+    map_alpha, map_beta, map_mu, kappa, neg_scale : float
+        Of COCO-LT. VOC-LT has ``map_mu`` 0.3 and ``neg_scale`` 5. Both are to be tuned.
+    gamma : float
+        Focus; 0 for none.
+    balance : float
+        A constant factor.
+
+    Examples
+    --------
+    >>> DistributionBalanced([3, 1], num_videos=4)(torch.zeros(1, 2), torch.zeros(1, 2))
+    tensor(0.1913)
+    """
+
+    shift: torch.Tensor
+    inverse_counts: torch.Tensor
+    _needs_every_class = True
+
+    def __init__(
+        self,
+        train_counts: Sequence[int] | npt.NDArray[Any],
+        num_videos: int,
+        *,
+        map_alpha: float = 0.1,
+        map_beta: float = 10.0,
+        map_mu: float = 0.2,
+        kappa: float = 0.05,
+        neg_scale: float = 2.0,
+        gamma: float = 2.0,
+        balance: float = 2.0,
+        reduction: str = "mean",
+    ):
+        super().__init__(train_counts, num_videos, reduction=reduction)
+        self.map_alpha = in_range("map_alpha", map_alpha, 0)
+        self.map_beta = in_range("map_beta", map_beta, 0)
+        self.map_mu = in_range("map_mu", map_mu, 0)
+        self.neg_scale = in_range("neg_scale", neg_scale, np.finfo(np.float32).tiny)
+        self.gamma = in_range("gamma", gamma, 0)
+        self.balance = in_range("balance", balance, 0)
+        odds = 1 / self._shares(self.num_videos) - 1
+        self._constant("shift", -np.log(odds) * in_range("kappa", kappa, 0) / self.neg_scale)
+        self._constant("inverse_counts", 1 / self.train_counts)
+
+    def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each side by its share, (B, C)."""
+        shifted = logits + self.shift.to(logits.dtype)
+        positive = self._side(shifted)
+        negative = self._side(-self.neg_scale * shifted) / self.neg_scale
+        return self.balance * self.weights(targets) * (targets * positive + (1 - targets) * negative)
+
+    def weights(self, targets: torch.Tensor) -> torch.Tensor:
+        """Return the rebalancing weights w, (B, C)."""
+        inverse = self.inverse_counts.to(targets.dtype)
+        repeat_rate = (targets * inverse).sum(dim=1, keepdim=True)
+        rebalanced = inverse / repeat_rate.clamp(min=torch.finfo(targets.dtype).tiny)
+        return torch.sigmoid(self.map_beta * (rebalanced - self.map_mu)) + self.map_alpha
+
+    def _side(self, logits: torch.Tensor) -> torch.Tensor:
+        entropy = binary_cross_entropy(logits, torch.ones_like(logits))
+        return focus(torch.sigmoid(-logits), self.gamma) * entropy

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from meidbench.baselines.losses.base import Loss, binary_cross_entropy, in_range, whole_number
+from meidbench.baselines.losses.base import Loss, binary_cross_entropy
+from meidbench.checks import in_range, whole_number
 from meidbench.errors import MeidbenchError
 
 

@@ -7,14 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from meidbench.baselines.losses.base import (
-    Loss,
-    binary_cross_entropy,
-    effective_number_weights,
-    in_range,
-    one_of,
-    whole_number,
-)
+from meidbench.baselines.losses.base import Loss, binary_cross_entropy, effective_number_weights
+from meidbench.checks import in_range, one_of, whole_number
 
 MARGINS = ("own", "summed")
 

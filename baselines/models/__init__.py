@@ -1,10 +1,8 @@
 """Models: what frames go through before, around and after an aggregator. ``MODELS`` names them."""
 
-from meidbench.baselines.models.base import Model, Outputs, Task
-from meidbench.baselines.models.meid.expert_one import ExpertOne
-from meidbench.baselines.models.meid.expert_two import ExpertTwo
+from meidbench.baselines.models.base import Model, Outputs, Plain, Task
+from meidbench.baselines.models.meid import ExpertOne, ExpertTwo
 from meidbench.baselines.models.move import Move
-from meidbench.baselines.models.plain import Plain
 
 __all__ = ["MODELS", "Model", "Outputs", "Task"]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from meidbench.baselines.aggregators import Aggregator
 from meidbench.errors import MeidbenchError
-from meidbench.split import Groups
+from meidbench.splits.split import Groups
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Model(nn.Module):
         ----------
         features : Tensor, (B, N, D)
         motion : Tensor, (B, N, D), optional
-            The motion stream of the same frames; see ``meidbench.motion``.
+            The motion stream of the same frames; see ``meidbench.loading.motion``.
         targets : Tensor, (B, C), optional
             Labels; in training only.
 
@@ -110,3 +110,22 @@ class Model(nn.Module):
     def facts(self) -> dict[str, float]:
         """Return numbers to be logged after each epoch."""
         return {}
+
+
+class Plain(Model):
+    """The configured aggregator by itself.
+
+    Parameters
+    ----------
+    task : Task
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.aggregator = task.aggregator(task.dim)
+
+    def forward(
+        self, features: torch.Tensor, motion: torch.Tensor | None = None, targets: torch.Tensor | None = None
+    ) -> Outputs:
+        """Compute logits; see ``Model``."""
+        return Outputs(self.aggregator(features))

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from meidbench.annotations import annotation_paths
+from meidbench.annotations.official import annotation_paths
 from meidbench.errors import MeidbenchError
-from meidbench.home import split_path
-from meidbench.manifests import DATASETS, load_manifest
-from meidbench.released import build_released
-from meidbench.split import Split
-from meidbench.split_file import load_split
+from meidbench.splits.manifests import DATASETS, load_manifest, split_path
+from meidbench.splits.released import build_released
+from meidbench.splits.split import Split, load_split
 
 
 class BuiltSplits:

@@ -13,7 +13,7 @@ from meidbench.baselines.configuration import Config
 from meidbench.baselines.reproduction.needs import subset_sizes
 from meidbench.baselines.reproduction.paper_tables import table_content
 from meidbench.errors import MeidbenchError
-from meidbench.split import Split
+from meidbench.splits.split import Split
 
 _BACKWARD = 2  # times the forward pass
 _STORED_BYTES = 2
@@ -77,7 +77,7 @@ def forward_flops(config: Config, split: Split, dim: int, frames: int) -> float:
 
     Examples
     --------
-    >>> from meidbench.simulated_split import simulate_split
+    >>> from meidbench.features.simulation import simulate_split
     >>> config = Config.from_tables({"aggregator": {"name": "early_mean"}})
     >>> forward_flops(config, simulate_split((50, 9, 9), num_classes=10), dim=8, frames=5)
     288.0

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from meidbench.baselines.inference import Progress, quiet
+from meidbench.baselines.inference import Progress, Trained, quiet
 from meidbench.baselines.run_folder import RunFolder
-from meidbench.baselines.scored_run import Trained
-from meidbench.comparison import Estimate, RunFile, SeedSpread, compare
+from meidbench.evaluation.bootstrap import bootstrap_steps
+from meidbench.evaluation.compare import Estimate, RunFile, SeedSpread, compare
+from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import written_whole
-from meidbench.intervals import bootstrap_steps
-from meidbench.results import GROUPS_SHOWN
-from meidbench.split import Split
+from meidbench.splits.split import Split
 
 INTERVALS = "intervals"
 _SUBSET = "test"
@@ -68,7 +67,7 @@ def estimate(
     folder : Path
         Where intervals are kept.
     replicates, seed : int
-        Of the Bayesian bootstrap over videos; see ``meidbench.intervals``.
+        Of the Bayesian bootstrap over videos; see ``meidbench.evaluation.bootstrap``.
     progress : callable
         As for ``meidbench.baselines.train``.
 

@@ -4,16 +4,13 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from meidbench.baselines.configuration import Config
-from meidbench.baselines.methods import METHODS
-from meidbench.baselines.recipes import COMPAT_ENDING
+from meidbench.baselines.configuration import Config, flat, overrides
+from meidbench.baselines.recipes import COMPAT_ENDING, METHODS, resolve
 from meidbench.baselines.reproduction.materials import Materials
 from meidbench.baselines.reproduction.paper_tables import PaperTable, Row
 from meidbench.baselines.reproduction.request import Request, layered, stage_of
-from meidbench.baselines.resolution import resolve
-from meidbench.baselines.settings import flat, overrides
 from meidbench.errors import MeidbenchError
-from meidbench.split import Split
+from meidbench.splits.split import Split
 
 _FIRST = "first_stage."
 

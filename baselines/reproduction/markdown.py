@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from meidbench.baselines.reproduction.outcome import DONE, Reproduction
 from meidbench.baselines.reproduction.request import MARK, WATERMARK
 from meidbench.baselines.reproduction.text import grouped_differences, spread_text, value_cells, without_numbers
-from meidbench.results import GROUPS_SHOWN
+from meidbench.evaluation.results import GROUPS_SHOWN
 
 
 def table_markdown(reproduction: Reproduction) -> str:

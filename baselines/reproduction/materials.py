@@ -5,17 +5,17 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from meidbench.annotations import Annotations
+from meidbench.annotations.official import Annotations
 from meidbench.baselines.reproduction.built_splits import BuiltSplits
 from meidbench.baselines.reproduction.needs import encoder_named, encoders, feature_need
 from meidbench.baselines.run_folder import Inputs
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.features import FeatureSource, open_features
-from meidbench.features.layout import read_header
-from meidbench.manifests import DATASETS, load_manifest
-from meidbench.split import Split
+from meidbench.features.feature_file import read_header
+from meidbench.splits.manifests import DATASETS, load_manifest
+from meidbench.splits.split import Split
 
-# What ``meidbench.simulated_split``, simulated tables and ``meidbench.simulation`` write into their files.
+# What ``meidbench.features.simulation``, simulated tables and ``meidbench.features.simulation`` write into their files.
 _UNREAL_VARIANTS = ("simulated", "invented")
 _UNREAL_BACKBONE = "simulation"
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from meidbench.baselines.reproduction.paper_tables import table_content
 from meidbench.errors import MeidbenchError
-from meidbench.manifests import load_manifest
+from meidbench.splits.manifests import load_manifest
 
 _STORED_BYTES = 2  # float16
 SUBSETS = ("train", "val", "test")

@@ -11,7 +11,7 @@ from meidbench.baselines.recipes import COMPAT_ENDING
 from meidbench.baselines.reproduction.estimates import Ours
 from meidbench.baselines.reproduction.paper_tables import PaperTable, Row
 from meidbench.baselines.reproduction.request import MARK, WATERMARK
-from meidbench.results import GROUPS_SHOWN, as_json
+from meidbench.evaluation.results import GROUPS_SHOWN, as_json
 
 DONE, NOT_RUN, QUOTED, FAILED, NOT_ASKED = "done", "not run", "quoted", "failed", "not asked for"
 _FORMAT_VERSION = 1

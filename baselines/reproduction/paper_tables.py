@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from meidbench.errors import MeidbenchError
-from meidbench.results import MeanAP
+from meidbench.evaluation.results import MeanAP
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from meidbench.baselines.aggregators import AGGREGATORS
 from meidbench.baselines.components import known_options
-from meidbench.baselines.settings import Tables, flat, overrides, read
+from meidbench.baselines.configuration import Tables, flat, overrides, read
 from meidbench.errors import MeidbenchError, bullet_list
 
 WATERMARK = "SIMULATED: numbers say nothing of real data"
@@ -38,7 +38,7 @@ class Simulation:
     frames, dim : int
         Of each video.
     difficulty : float
-        As in ``meidbench.simulation``.
+        As in ``meidbench.features.simulation``.
     seed : int
         Of features and invented splits; each encoder has features of its own.
     most_videos : int

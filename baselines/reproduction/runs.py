@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from meidbench.baselines.configuration import Config
-from meidbench.baselines.inference import Progress, quiet
+from meidbench.baselines.inference import Progress, Trained, quiet, read_trained
 from meidbench.baselines.reproduction.materials import Materials
-from meidbench.baselines.run_folder import Inputs, RunFolder
-from meidbench.baselines.run_log import Report
-from meidbench.baselines.scored_run import Trained, read_trained
+from meidbench.baselines.run_folder import Inputs, Report, RunFolder
 from meidbench.baselines.training import train
 from meidbench.errors import MeidbenchError
 

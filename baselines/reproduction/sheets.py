@@ -19,7 +19,7 @@ from meidbench.baselines.reproduction.runs import Workshop
 from meidbench.baselines.reproduction.simulated_materials import SimulatedMaterials
 from meidbench.baselines.reproduction.table_one import reproduce_table_one
 from meidbench.baselines.reproduction.text import plan_text, table_text
-from meidbench.baselines.run_log import Report
+from meidbench.baselines.run_folder import Report
 from meidbench.errors import MeidbenchError, bullet_list
 
 

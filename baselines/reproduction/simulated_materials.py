@@ -8,11 +8,9 @@ from meidbench.baselines.reproduction.materials import Materials, renamed
 from meidbench.baselines.reproduction.needs import encoders
 from meidbench.baselines.reproduction.request import Simulation
 from meidbench.errors import FeatureError, MeidbenchError
-from meidbench.features.layout import STATUSES, read_header
-from meidbench.simulated_split import simulate_split
-from meidbench.simulation import simulate_features
-from meidbench.split import Split
-from meidbench.split_file import write_split
+from meidbench.features.feature_file import STATUSES, read_header
+from meidbench.features.simulation import simulate_features, simulate_split
+from meidbench.splits.split import Split, write_split
 
 PREFIX = "simulated-"
 

@@ -12,10 +12,10 @@ from meidbench.baselines.reproduction.built_splits import BuiltSplits, build_com
 from meidbench.baselines.reproduction.paper_tables import STATISTICS, table_content
 from meidbench.baselines.reproduction.text import NARROWEST, wrapped
 from meidbench.errors import MeidbenchError
-from meidbench.manifests import load_manifest
-from meidbench.results import as_json
-from meidbench.split import Split
-from meidbench.statistics import split_statistics
+from meidbench.evaluation.results import as_json
+from meidbench.splits.manifests import load_manifest
+from meidbench.splits.split import Split
+from meidbench.splits.statistics import split_statistics
 
 _COUNTS = ("classes", "head", "medium", "tail", "train", "val", "test")
 _RATIOS = ("labels_per_video", "imbalance_ratio")  # printed with one decimal

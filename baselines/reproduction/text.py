@@ -8,7 +8,7 @@ from tabulate import tabulate
 from meidbench.baselines.reproduction.outcome import DONE, NOT_ASKED, QUOTED, Reproduction, RowOutcome
 from meidbench.baselines.reproduction.plan import Plan
 from meidbench.baselines.reproduction.request import MARK
-from meidbench.results import GROUPS_SHOWN
+from meidbench.evaluation.results import GROUPS_SHOWN
 
 NARROWEST = 24
 DASH = "-"

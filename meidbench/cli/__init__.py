@@ -5,22 +5,11 @@ from typing import Any
 import click
 
 from meidbench import __version__
-from meidbench.cli.audit import audit
-from meidbench.cli.build_splits import build_splits
-from meidbench.cli.compare import compare
-from meidbench.cli.datasets import datasets
-from meidbench.cli.demo import demo
-from meidbench.cli.download import download
-from meidbench.cli.evaluate import evaluate
-from meidbench.cli.extract_features import extract_features
-from meidbench.cli.import_split import import_split
-from meidbench.cli.merge_features import merge_features
-from meidbench.cli.pack_features import pack_features
-from meidbench.cli.predict import predict
-from meidbench.cli.reproduce import reproduce
-from meidbench.cli.stats import stats
-from meidbench.cli.train import train
-from meidbench.cli.verify_features import verify_features
+from meidbench.cli.benchmarks import datasets, download
+from meidbench.cli.evaluation import compare, evaluate
+from meidbench.cli.features import extract_features, merge_features, pack_features, verify_features
+from meidbench.cli.splits import audit, build_splits, import_split, stats
+from meidbench.cli.training import demo, predict, reproduce, train
 from meidbench.errors import MeidbenchError
 
 

@@ -1,5 +1,9 @@
 """Parameters that several commands share."""
 
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +45,52 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
 
 
 DATASET_OR_MANIFEST = _DatasetOrManifest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole, and say so on stderr."""
+    from meidbench.files import written_whole
+
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {path}", err=True)
+
+
+def print_result(json_file: Path | None, as_json: str, as_table: str) -> None:
+    """Write the JSON where it was asked for; the table goes to stdout unless the JSON does."""
+    if str(json_file) == "-":
+        click.echo(as_json, nl=False)
+        return
+    if json_file is not None:
+        write_text(json_file, as_json)
+    click.echo(as_table)
+
+
+_FIRST_LINE_AFTER = 5.0  # seconds
+_LINE_EVERY = 15.0
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Give a function to be called with the number of steps done; nothing is shown for quick work."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=what, file=sys.stderr, delay=1.0, leave=False, disable=not total) as bar:
+
+            def move(steps: int) -> None:
+                bar.update(steps)
+
+            yield move
+        return
+    done = 0
+    next_line = time.monotonic() + _FIRST_LINE_AFTER
+
+    def advance(steps: int) -> None:
+        nonlocal done, next_line
+        done += steps
+        if time.monotonic() >= next_line:
+            click.echo(f"{what}: {done:,} of {total:,}", err=True)
+            next_line = time.monotonic() + _LINE_EVERY
+
+    yield advance

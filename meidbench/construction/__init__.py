@@ -1,12 +1,10 @@
 """New long-tailed splits from annotated videos: drawn by the paper's procedure, without leaks, or exact."""
 
-from meidbench.construction.defaults import default_targets
-from meidbench.construction.drawing import construct
+from meidbench.construction.drawing import co_occurrence_rank, construct, default_targets
 from meidbench.construction.exact import construct_exactly
 from meidbench.construction.outcome import Construction, Shortfall, SplitDistance, distance_to
 from meidbench.construction.pool import Pool
 from meidbench.construction.targets import EXACT_PRESETS, PRESETS, ExactTargets, Targets, pareto_counts
-from meidbench.construction.training_set import co_occurrence_rank
 
 __all__ = [
     "EXACT_PRESETS",

@@ -8,9 +8,9 @@ import numpy as np
 from meidbench.construction.pool import Integers
 from meidbench.construction.targets import ExactTargets, Targets
 from meidbench.errors import SplitError
-from meidbench.manifests import SUBSETS
-from meidbench.split import GROUP_NAMES, Split
-from meidbench.statistics import split_statistics
+from meidbench.splits.manifests import SUBSETS
+from meidbench.splits.split import GROUP_NAMES, Split
+from meidbench.splits.statistics import split_statistics
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def distance_to(split: Split, other: Split) -> SplitDistance:
 
     Examples
     --------
-    >>> from meidbench.simulated_split import simulate_split
+    >>> from meidbench.features.simulation import simulate_split
     >>> split = simulate_split((300, 40, 60), num_classes=20, head_above=50, tail_up_to=15)
     >>> distance_to(split, split).shared_videos
     {'train': 1.0, 'val': 1.0, 'test': 1.0}

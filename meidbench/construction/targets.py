@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from meidbench.audit import FRAMES_PER_SECOND, LEAST_FRAMES
+from meidbench.annotations.base import shown
 from meidbench.construction.pool import Integers
 from meidbench.errors import SplitError, bullet_list
-from meidbench.label_index import shown
+from meidbench.splits.statistics import FRAMES_PER_SECOND, LEAST_FRAMES
 
 # No dataset comes near it, and sums of it fit into 64 bits.
 _MOST = 1_000_000_000

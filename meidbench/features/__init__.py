@@ -9,11 +9,8 @@ from pathlib import Path
 import h5py
 
 from meidbench.errors import FeatureError
-from meidbench.features.folder import NpyFolder
-from meidbench.features.grouped import HDF5_GROUP, Hdf5File
-from meidbench.features.handles import Handle
-from meidbench.features.packed import PackedFile
-from meidbench.features.source import PROBLEMS, FeatureSource
+from meidbench.features.feature_file import PackedFile
+from meidbench.features.source import HDF5_GROUP, PROBLEMS, FeatureSource, Handle, Hdf5File, NpyFolder
 
 __all__ = ["PROBLEMS", "FeatureSource", "Hdf5File", "NpyFolder", "PackedFile", "open_features"]
 

@@ -7,7 +7,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.features.layout import DTYPES, REASON_BYTES, STATUSES, Header
+from meidbench.errors import FeatureError
+from meidbench.features.feature_file import DTYPES, REASON_BYTES, STATUSES, Header
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,136 @@ def read_rows(stream: BinaryIO, header: Header, position: int) -> VideoRows:
         num_source_frames=int(values("num_source_frames", "<i4", position, 1)[0]),
         corrupt_frames=int(values("corrupt_frames", "<i4", position, 1)[0]),
     )
+
+
+LARGEST_INT8 = 127
+# torch works on fewer numbers than this in the calling thread; its own threads cost more than a conversion does.
+_STRETCH = (1 << 15) - 1
+# Half the distance of two neighbours: relative, and absolute below the normal range. IEEE 754, binary16; with room for
+# the rounding of the comparison itself, which is in float32.
+_HALF_RELATIVE, _HALF_ABSOLUTE = np.float32(2.0**-11 * 1.001), np.float32(2.0**-25 * 1.001)
+
+Reals = npt.NDArray[np.float32]
+
+
+def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals | None]:
+    """Convert rows to what a feature file stores.
+
+    Parameters
+    ----------
+    rows : (r, D) array of float16, float32 or float64
+        In any byte order.
+    dtype : str
+        ``float16`` and ``float32`` round to the nearest, ties to even, as numpy does. ``int8`` divides each row by its
+        scale and rounds, so that no number is further off than half the scale.
+
+    Returns
+    -------
+    rows : (r, D) array
+        In the dtype asked for.
+    scales : (r,) float32 array, or None
+        For int8, ``max|row| / 127``, 0 for a row of zeros; None for the others.
+
+    Raises
+    ------
+    FeatureError
+        The dtype is unknown; or there is NaN or infinity, or a number that is too large for the dtype.
+
+    Examples
+    --------
+    >>> rows = np.array([[0.5, -2.0, 1.27], [0.0, 0.0, 0.0]], np.float32)
+    >>> encode(rows, "float16")
+    (array([[ 0.5 , -2.  ,  1.27],
+           [ 0.  ,  0.  ,  0.  ]], dtype=float16), None)
+    >>> numbers, scales = encode(rows, "int8")
+    >>> numbers.tolist(), scales.round(4).tolist()
+    ([[32, -127, 81], [0, 0, 0]], [0.015699999406933784, 0.0])
+    """
+    if dtype not in DTYPES:
+        raise FeatureError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    rows = np.ascontiguousarray(rows, rows.dtype.newbyteorder("="))
+    if not all_finite(rows):
+        odd = ~np.isfinite(rows).all(axis=1)
+        raise FeatureError(f"NaN or infinity in {odd.sum():,} of {len(rows):,} rows, the first is row {odd.argmax():,}")
+    stored = _cast(rows, DTYPES["float16" if dtype == "float16" else "float32"])
+    if not all_finite(stored):
+        largest, limit = np.abs(rows).max(), np.finfo(stored.dtype).max
+        raise FeatureError(f"numbers up to {largest:.6g} do not fit {stored.dtype}, which ends at {limit:.6g}")
+    return _quantise(stored) if dtype == "int8" else (stored, None)
+
+
+def decode(rows: npt.NDArray[Any], scales: Reals | None) -> npt.NDArray[Any]:
+    """Turn what is stored into numbers: as they are, or int8 times the scale of the row.
+
+    Examples
+    --------
+    >>> decode(np.array([[127, -64]], np.int8), np.array([0.5], np.float32))
+    array([[ 63.5, -32. ]], dtype=float32)
+    """
+    return rows if scales is None else rows.astype(np.float32) * scales[:, None]
+
+
+def is_faithful(rows: npt.NDArray[Any], stored: npt.NDArray[Any], scales: Reals | None) -> bool:
+    """Whether what is stored is as near to the rows as its dtype allows.
+
+    Parameters
+    ----------
+    rows : (r, D) array of floats
+        Finite, before ``encode``.
+    stored, scales
+        As ``encode`` returned them, or as read back.
+    """
+    original = _cast(np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")), np.dtype(np.float32))
+    if stored.dtype == np.float32:
+        return np.array_equal(original, stored)
+    error = original - _cast(decode(stored, scales), np.dtype(np.float32))
+    np.abs(error, out=error)
+    if scales is not None:
+        return bool((error.max(axis=1) <= scales * np.float32(0.5001)).all())
+    error -= np.abs(original) * _HALF_RELATIVE
+    return bool(error.max() <= _HALF_ABSOLUTE)
+
+
+def all_finite(rows: npt.NDArray[Any]) -> bool:
+    """Whether no number is NaN or infinite; rows in native byte order, at least one number.
+
+    Examples
+    --------
+    >>> all_finite(np.array([[1.0, 65504.0]], np.float16)), all_finite(np.array([[np.nan, 1.0]]))
+    (True, False)
+    """
+    if rows.dtype == np.float16:
+        # numpy has no fast arithmetic on half precision; all bits of the exponent are set in these and no others.
+        return bool((rows.view(np.uint16) & 0x7FFF).max() < 0x7C00)
+    # Both are NaN where one number is, and make no array of their own.
+    return bool(np.isfinite(rows.min()) and np.isfinite(rows.max()))
+
+
+def _cast(rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Convert as numpy does; between half and single precision through torch, which is many times as fast."""
+    if rows.dtype == dtype:
+        return rows
+    if rows.dtype == np.float64:
+        # torch would round twice on the way from double to half.
+        with np.errstate(over="ignore"):
+            return rows.astype(dtype)
+    import torch
+
+    if not rows.flags.writeable:  # of which torch warns
+        rows = rows.copy()
+    result = np.empty(rows.shape, dtype)
+    source, target = torch.from_numpy(rows).view(-1), torch.from_numpy(result).view(-1)
+    for first in range(0, len(source), _STRETCH):
+        target[first : first + _STRETCH].copy_(source[first : first + _STRETCH])
+    return result
+
+
+def _quantise(rows: Reals) -> tuple[npt.NDArray[np.int8], Reals]:
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    # A scale below the normal range would itself be rounded coarsely.
+    scales = np.where(largest > 0, np.maximum(largest / LARGEST_INT8, np.finfo(np.float32).tiny), 0).astype(np.float32)
+    end = np.float32(np.finfo(np.float32).max / LARGEST_INT8)
+    # The scale is rounded, and 127 times it could lie beyond the end of float32.
+    scales = np.minimum(scales, np.nextafter(end, np.float32(0)))
+    quotients = rows / np.where(scales > 0, scales, 1)[:, None]
+    return np.rint(quotients, out=quotients).astype(np.int8), scales

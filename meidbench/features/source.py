@@ -1,14 +1,22 @@
 """What every form of stored features has in common: ids, checks, and what is said of those that cannot be used."""
 
+import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from io import BytesIO, FileIO
 from pathlib import Path
-from typing import Any, TypeVar
+from threading import Lock
+from typing import Any, Literal, NamedTuple, TypeVar
 
+import h5py
 import numpy as np
 import numpy.typing as npt
+from numpy.lib import format as npy
 from tqdm import tqdm
 
 from meidbench.errors import FeatureError, bullet_list, first_few
@@ -214,3 +222,216 @@ def check_id(video_id: str) -> None:
 def _named(video_id: str, error: Unusable) -> str:
     name = repr(video_id) if error.problem == "id" else video_id
     return f"{name} ({error.detail})" if error.detail else name
+
+
+# What numpy writes before the data of an ordinary array, and more than it accepts (10,000 bytes).
+_USUAL_HEADER = 128
+_LONGEST_HEADER = 1 << 14
+
+
+class NpyFolder(FeatureSource):
+    """A folder with one ``VIDEO_ID.npy`` a video; files of other names are left alone."""
+
+    expected = "a folder of VIDEO_ID.npy"
+
+    def _ids(self) -> set[str]:
+        try:
+            with os.scandir(self.path) as entries:
+                return {entry.name[:-4] for entry in entries if entry.name.endswith(".npy")}
+        except OSError as error:
+            raise FeatureError(f"cannot list the folder {self.path}: {error.strerror}") from None
+
+    def _shape(self, video_id: str) -> tuple[int, int]:
+        with self._opened(video_id) as (_, header):
+            return header.shape
+
+    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+        with self._opened(video_id) as (stream, header):
+            order: Literal["C", "F"] = "F" if header.by_column else "C"
+            stored = np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)
+            if rows is None:
+                return np.array(stored)
+            self._check_rows(video_id, rows, len(stored))
+            return np.asarray(stored)[rows.astype(np.intp)]
+
+    @contextmanager
+    def _opened(self, video_id: str) -> Iterator[tuple[FileIO, "_Header"]]:
+        try:
+            with (self.path / f"{video_id}.npy").open("rb", buffering=0) as stream:
+                yield stream, _read_header(stream)
+        except FileNotFoundError:
+            raise Unusable("missing") from None
+        except OSError as error:
+            raise Unusable("unreadable", error.strerror or str(error)) from None
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, int]
+    by_column: bool
+    dtype: np.dtype[Any]
+    offset: int
+
+
+def _read_header(stream: FileIO) -> _Header:
+    """Read the header of a ``.npy`` file and check it against the size of the file."""
+    head = stream.read(_USUAL_HEADER)
+    size = os.fstat(stream.fileno()).st_size
+    try:
+        try:
+            # Most videos of a dataset have one and the same header, and to parse costs more than to read it.
+            shape, by_column, dtype, offset = _parse_usual_header(head)
+        except _HeaderError:
+            shape, by_column, dtype, offset = _parse_header(head + stream.read(_LONGEST_HEADER))
+    except _HeaderError as error:
+        if size < _USUAL_HEADER and (head.startswith(npy.MAGIC_PREFIX) or npy.MAGIC_PREFIX.startswith(head)):
+            raise Unusable("truncated", f"{size} bytes") from None
+        raise Unusable("format", str(error)) from None
+    if dtype.hasobject:
+        raise Unusable("objects")
+    check_array(shape, dtype)
+    needed = offset + math.prod(shape) * dtype.itemsize
+    if size < needed:
+        raise Unusable("truncated", f"{size:,} of {needed:,} bytes")
+    return _Header((shape[0], shape[1]), by_column, dtype, offset)
+
+
+class _HeaderError(Exception):
+    """A ``.npy`` header cannot be parsed."""
+
+
+def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, whether in Fortran order, dtype and offset of the data."""
+    stream = BytesIO(head)
+    try:
+        version = npy.read_magic(stream)
+    except ValueError:
+        raise _HeaderError("it does not begin as one") from None
+    # Version 3 is for structured arrays whose field names are not Latin-1, which features never are.
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in readers:
+        raise _HeaderError(f"format version {version[0]}.{version[1]}")
+    try:
+        with warnings.catch_warnings():
+            # Shapes written by Python 2 ("150L") are read all the same; a warning a file helps nobody.
+            warnings.simplefilter("ignore")
+            shape, by_column, dtype = readers[version](stream)
+    except Exception as error:
+        # Not only ValueError: on a damaged header numpy lets through what Python's tokenizer raises.
+        raise _HeaderError(f"damaged header: {str(error).partition(chr(10))[0]}") from None
+    return shape, by_column, dtype, stream.tell()
+
+
+_parse_usual_header = lru_cache(maxsize=256)(_parse_header)
+
+
+class Handle:
+    """An HDF5 file that each process opens for itself when it first reads; it pickles closed.
+
+    Processes must not share HDF5's own handles.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: Any = None
+        self._owner = 0
+        self._lock = Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Close the file; it is opened again when next needed."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def opened(self) -> h5py.File:
+        """Return the open file.
+
+        Raises
+        ------
+        FeatureError
+            It cannot be opened.
+        """
+        if self._owner != os.getpid():
+            # Close what a fork handed down, or HDF5 would open the file again on the parent's descriptor. The
+            # lock may have been held by a thread that the fork did not bring along.
+            self._lock = Lock()
+            self.close()
+            self._owner = os.getpid()
+        with self._lock:
+            if self._file is None:
+                try:
+                    self._file = h5py.File(self.path, "r")
+                except OSError as error:
+                    raise FeatureError(f"cannot open {self.path}: {error}; copy or extract it again") from None
+            return self._file
+
+
+HDF5_GROUP = "features"
+
+
+class Hdf5File(FeatureSource):
+    """An HDF5 file with one dataset ``/features/VIDEO_ID`` a video."""
+
+    expected = f"an HDF5 file with /{HDF5_GROUP}/VIDEO_ID"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._handle = Handle(self.path)
+        try:
+            # To refuse at once what cannot be used.
+            self._group()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file; it is opened again when next needed."""
+        self._handle.close()
+
+    def _group(self) -> Any:
+        file = self._handle.opened()
+        group = file.get(HDF5_GROUP)
+        if not isinstance(group, h5py.Group):
+            found = first_few(sorted(file)) or "nothing"
+            raise FeatureError(f"{self.path} has no group /{HDF5_GROUP} (it holds {found}); expected {self.expected}")
+        return group
+
+    def _ids(self) -> set[str]:
+        return set(self._group())
+
+    def _shape(self, video_id: str) -> tuple[int, int]:
+        rows, width = self._dataset(video_id).shape
+        return rows, width
+
+    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+        dataset = self._dataset(video_id)
+        if rows is not None:
+            self._check_rows(video_id, rows, len(dataset))
+        try:
+            # h5py's own row selection refuses repeated rows, and is slower than to read the whole.
+            whole: Array = dataset[()]
+        except OSError as error:
+            raise Unusable("unreadable", str(error)) from None
+        return whole if rows is None else whole[rows.astype(np.intp)]
+
+    def _dataset(self, video_id: str) -> Any:
+        group = self._group()
+        try:
+            dataset = group[video_id]
+        except KeyError:
+            # A link to another file that is not there looks the same as no link.
+            raise Unusable("missing") from None
+        except OSError as error:
+            raise Unusable("unreadable", str(error)) from None
+        if not isinstance(dataset, h5py.Dataset):
+            raise Unusable("ndim", "a group, not a dataset")
+        try:
+            shape, dtype = dataset.shape, dataset.dtype
+        except TypeError as error:  # a type of HDF5 that numpy does not have
+            raise Unusable("dtype", str(error)) from None
+        check_array(shape, dtype)
+        return dataset

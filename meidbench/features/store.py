@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meidbench.errors import FeatureError, bullet_list, first_few
-from meidbench.features.layout import (
+from meidbench.features.feature_file import (
     DTYPES,
     REASON_BYTES,
     STATUSES,
@@ -27,8 +27,7 @@ from meidbench.features.layout import (
     stored_checksums,
 )
 from meidbench.features.records import VideoRows, read_rows
-from meidbench.files import written_whole
-from meidbench.locks import locked
+from meidbench.files import locked, written_whole
 
 _COMMIT_EVERY = 1.0  # seconds
 

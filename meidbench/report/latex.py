@@ -3,9 +3,9 @@ r"""A comparison as a LaTeX table: a row of values a method and, below it, a row
 import re
 from collections.abc import Sequence
 
-from meidbench.comparison import Comparison, Difference, Estimate, Method, SeedSpread
-from meidbench.report.numbers import DASH, MINUS, best_places, decimal, interval, level_of, signed
-from meidbench.results import GROUPS_SHOWN
+from meidbench.evaluation.compare import Comparison, Difference, Estimate, Method, SeedSpread
+from meidbench.evaluation.results import GROUPS_SHOWN
+from meidbench.report.text import DASH, MINUS, best_places, decimal, interval, level_of, signed
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -1,14 +1,17 @@
 """Plots, drawn with matplotlib where the extra ``plot`` is installed."""
 
+import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from meidbench.errors import MeidbenchError
+from meidbench.evaluation.results import Result
 from meidbench.files import written_whole
 from meidbench.report import PLOT_FORMATS
-from meidbench.split import GROUP_NAMES, Split
+from meidbench.splits.split import GROUP_NAMES, Split
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 GROUP_COLOURS = {"head": "#0072B2", "medium": "#E69F00", "tail": "#D55E00"}
@@ -62,4 +65,15 @@ def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
         with written_whole(path) as temporary:
             figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=160, metadata=metadata)
+    return path
+
+
+def write_per_class(result: Result, path: Path) -> Path:
+    """Write the result of each class as CSV; the average precision of a class without positives is empty."""
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("class", "name", "group", "train_count", "positives", "ap"))
+        for entry in result.per_class:
+            ap = "" if math.isnan(entry.ap) else repr(entry.ap)
+            writer.writerow((entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap))
     return path

@@ -6,9 +6,9 @@
 ``Charades/`` and ``CharadesEgo/`` hold the official annotations. What is done already is taken from ``--out``, so a
 run that was cut off goes on, and one with more seeds adds them. Prints the tables of ``docs/draws.md``.
 
-The methods are ``bce`` and ``--versus``, on simulated features (``meidbench.simulation``): nobody can learn anything of
-real videos from them, but labels, lengths and segments are real, and so is how they are drawn. A video has the same
-features in every draw; training begins from the same weights where its seed is the same.
+The methods are ``bce`` and ``--versus``, on simulated features (``meidbench.features.simulation``): nobody can learn
+anything of real videos from them, but labels, lengths and segments are real, and so is how they are drawn. A video has
+the same features in every draw; training begins from the same weights where its seed is the same.
 """
 
 import argparse
@@ -23,19 +23,19 @@ from pathlib import Path
 import numpy as np
 from methods import SETTINGS
 
-from meidbench.annotations import read_annotations
+from meidbench.annotations.official import read_annotations
 from meidbench.baselines import resolve, train
-from meidbench.comparison import RunFile, compare
 from meidbench.construction import PRESETS, construct, distance_to
-from meidbench.evaluation import evaluate
+from meidbench.evaluation.compare import RunFile, compare
+from meidbench.evaluation.evaluate import evaluate
+from meidbench.evaluation.results import GROUPS_SHOWN
+from meidbench.features.simulation import simulate_features
 from meidbench.files import written_whole
-from meidbench.manifests import load_manifest
-from meidbench.predictions import read_predictions
-from meidbench.released import build_released
-from meidbench.results import GROUPS_SHOWN
-from meidbench.simulation import simulate_features
-from meidbench.split import Split
-from meidbench.statistics import split_statistics
+from meidbench.predictions.align import read_predictions
+from meidbench.splits.manifests import load_manifest
+from meidbench.splits.released import build_released
+from meidbench.splits.split import Split
+from meidbench.splits.statistics import split_statistics
 
 TITLES = {"charadeslt": "CharadesLT", "charadesegolt": "CharadesEgoLT"}
 SHOWN = {

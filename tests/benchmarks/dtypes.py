@@ -3,9 +3,9 @@
     python tests/benchmarks/dtypes.py                 # a minute
     python tests/benchmarks/dtypes.py --videos 2000   # more of VideoLT's size, for the speeds
 
-Prints Markdown tables. The features of the probe are simulated (see ``meidbench.simulation``): they tell what rounding
-does to a linear model, nothing about real videos. Speeds are of files in the page cache, best of three; ``np.load`` of
-the same files is beside them in each round.
+Prints Markdown tables. The features of the probe are simulated (see ``meidbench.features.simulation``): they tell
+what rounding does to a linear model, nothing about real videos. Speeds are of files in the page cache, best of
+three; ``np.load`` of the same files is beside them in each round.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from meidbench import evaluate
+from meidbench.annotations.tables import split_from_table
 from meidbench.features import open_features
 from meidbench.features.packing import pack
-from meidbench.simulation import frame_features
-from meidbench.tables import split_from_table
+from meidbench.features.simulation import frame_features
 
 DTYPES = ("float32", "float16", "int8")
 CLASSES, TRAIN, TEST = 60, 3_000, 1_500  # of the invented benchmark

@@ -38,7 +38,7 @@ def make(videos: int, classes: int, labels_per_video: float, decimals: int | Non
 
 
 def ours(scores, labels):
-    from meidbench.evaluation import average_precision
+    from meidbench.evaluation.evaluate import average_precision
 
     return average_precision(scores, labels)
 
@@ -153,8 +153,8 @@ def peers(title: str, scores: np.ndarray, labels: np.ndarray) -> None:
 
 def make_split(labels: np.ndarray, others: int = 0):
     """A split whose test subset has these labels, and so many videos in its other subsets."""
-    from meidbench.annotations import Annotations
-    from meidbench.split import Split
+    from meidbench.annotations.official import Annotations
+    from meidbench.splits.split import Split
 
     videos, classes = len(labels) + others, labels.shape[1]
     drawn = (np.random.default_rng(2).random(others) ** 2 * classes).astype(int).tolist()
@@ -186,10 +186,10 @@ def whole_command(folder: Path, split_path: Path, predictions: Path) -> None:
         pq.read_table(predictions)
 
     def evaluate() -> list[float]:
-        from meidbench.evaluation import evaluate_scores
-        from meidbench.forms import open_predictions
-        from meidbench.predictions import align_predictions
-        from meidbench.split_file import load_split
+        from meidbench.evaluation.evaluate import evaluate_scores
+        from meidbench.predictions import open_predictions
+        from meidbench.predictions.align import align_predictions
+        from meidbench.splits.split import load_split
 
         marks = [time.perf_counter()]
         split = load_split(split_path)
@@ -214,15 +214,15 @@ def whole_command(folder: Path, split_path: Path, predictions: Path) -> None:
 
 
 def predictions_size(path: Path) -> int:
-    from meidbench.forms import open_predictions
+    from meidbench.predictions import open_predictions
 
     file = open_predictions(path)
     return file.num_videos * file.num_classes * file.dtype.itemsize
 
 
 def bootstrap(title: str, scores: np.ndarray, labels: np.ndarray, replicates: int) -> None:
-    from meidbench.intervals import bootstrap_average_precision
-    from meidbench.ranking import Positives
+    from meidbench.evaluation.bootstrap import bootstrap_average_precision
+    from meidbench.evaluation.ranking import Positives
 
     def run(given: np.ndarray, truth: np.ndarray) -> None:
         positives = Positives.of(*np.nonzero(truth), *given.shape)
@@ -256,7 +256,7 @@ def larger_than_memory(folder: Path, videos: int, classes: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from meidbench.split_file import write_split
+    from meidbench.splits.split import write_split
 
     generator = np.random.default_rng(0)
     labels = np.zeros((videos, classes), bool)
@@ -277,10 +277,10 @@ def larger_than_memory(folder: Path, videos: int, classes: int) -> None:
     del labels
 
     def evaluate(limit: int) -> str:
-        from meidbench.evaluation import evaluate_scores
-        from meidbench.forms import open_predictions
-        from meidbench.predictions import align_predictions
-        from meidbench.split_file import load_split
+        from meidbench.evaluation.evaluate import evaluate_scores
+        from meidbench.predictions import open_predictions
+        from meidbench.predictions.align import align_predictions
+        from meidbench.splits.split import load_split
 
         split = load_split(split_path)
         scores = align_predictions(open_predictions(path), split, "test", memory_limit=limit)
@@ -309,8 +309,8 @@ def main() -> None:
     parser.add_argument("--large-videos", type=int, default=1_000_000)
     parser.add_argument("--only-large", action="store_true")
     options = parser.parse_args()
-    from meidbench.predictions import write_predictions
-    from meidbench.split_file import write_split
+    from meidbench.predictions.align import write_predictions
+    from meidbench.splits.split import write_split
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

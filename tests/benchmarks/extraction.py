@@ -18,12 +18,12 @@ import av
 import numpy as np
 import torch
 
-from meidbench.features.decoders import Chunk, DecoderPool, Finished
-from meidbench.features.extraction import default_workers, extract_features
-from meidbench.features.extractor import Extractor
-from meidbench.features.frames import FrameRule
-from meidbench.features.layout import read_header
-from meidbench.features.videos import Video, find_videos
+from meidbench.extraction.decoder_pool import Chunk, DecoderPool, Finished
+from meidbench.extraction.encoders.extractor import Extractor
+from meidbench.extraction.extraction import default_workers, extract_features
+from meidbench.extraction.frames import FrameRule
+from meidbench.extraction.videos import Video, find_videos
+from meidbench.features.feature_file import read_header
 
 
 def make_clips(folder: Path, count: int, seconds: int, height: int, width: int) -> None:
@@ -58,7 +58,7 @@ def decode_only(videos: list[Video], rule: FrameRule, processes: int) -> tuple[f
 
 def forward_only(extractor: Extractor, frames: int, size: tuple[int, int]) -> float:
     """Seconds of preprocessing and backbone on frames that are there already, in batches as extraction makes them."""
-    from meidbench.features.windows import crop_window
+    from meidbench.extraction.frames import crop_window
 
     window = crop_window(*size)
     shape = (min(extractor.batch_size, frames), window.bottom - window.top, window.right - window.left, 3)

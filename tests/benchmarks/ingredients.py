@@ -6,7 +6,7 @@
 The folder holds the official annotations. Every seed has features, weights and draws of its own. Prints two Markdown
 tables in per cent of mAP on the test subset: what each variant reaches, and what each idea changes, as the mean over
 seeds with a 95 % interval (Student's t of the differences within a seed). ``--out`` keeps the numbers and goes on
-with them. What the features are, and that no method may be judged by them: see ``meidbench.simulation``.
+with them. What the features are, and that no method may be judged by them: see ``meidbench.features.simulation``.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from meidbench.baselines import METHODS, resolve, train
 from meidbench.features import FeatureSource, open_features
-from meidbench.released import build_released
-from meidbench.simulation import simulate_features
-from meidbench.split import Split
+from meidbench.features.simulation import simulate_features
+from meidbench.splits.released import build_released
+from meidbench.splits.split import Split
 
 GROUPS = ("overall", "head", "medium", "tail")
 NO_IDEA = ("model.selection=false", "stage2.motion.when=none", "stage2.sampler.name=instance")

@@ -42,8 +42,8 @@ class WholeFiles(Dataset):
 
 
 def make_split(videos: int):
-    from meidbench.annotations import Annotations
-    from meidbench.split import Split
+    from meidbench.annotations.official import Annotations
+    from meidbench.splits.split import Split
 
     generator = np.random.default_rng(0)
     frequency = 1 / np.arange(1, CLASSES + 1) ** 0.6
@@ -67,8 +67,8 @@ def make_split(videos: int):
 
 def write_features(folder: Path, ids: list[str], stored_rows: int, dim: int) -> None:
     """Write a folder of .npy and a packed file of each dtype, of the same values."""
-    from meidbench.features.layout import DTYPES as STORED
-    from meidbench.features.layout import Layout
+    from meidbench.features.feature_file import DTYPES as STORED
+    from meidbench.features.feature_file import Layout
     from meidbench.features.records import VideoRows
     from meidbench.features.store import feature_writer
 
@@ -155,8 +155,8 @@ def table(header: list[str], rows: list[list[str]]) -> None:
 
 
 def compare(folder: Path, split, draw: str, options: argparse.Namespace) -> None:
-    from meidbench.batches import BatchLoader
-    from meidbench.datasets import FeatureDataset
+    from meidbench.loading.batches import BatchLoader
+    from meidbench.loading.datasets import FeatureDataset
 
     device, size = torch.device(options.device), options.batch_size
     sampling = "uniform" if draw == "uniform" else "random"
@@ -202,9 +202,9 @@ def compare(folder: Path, split, draw: str, options: argparse.Namespace) -> None
 
 def against_memory(folder: Path, split, sampling: str, options: argparse.Namespace) -> None:
     """Gathering, without conversion, beside copies of as many bytes; both from host memory to host memory."""
-    from meidbench.batches import BatchLoader
-    from meidbench.datasets import FeatureDataset
     from meidbench.features import open_features
+    from meidbench.loading.batches import BatchLoader
+    from meidbench.loading.datasets import FeatureDataset
 
     # Several times over: an epoch of so few videos is over before the threads are warm.
     order = np.tile(np.random.default_rng(1).permutation(len(split.video_ids("train"))), 4).tolist()

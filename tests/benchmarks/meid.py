@@ -23,9 +23,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from meidbench.baselines.components import make_loss, make_model, make_task
 from meidbench.baselines.losses.base import binary_cross_entropy
 from meidbench.baselines.models import Model
-from meidbench.baselines.resolution import resolve
-from meidbench.simulated_split import simulate_split
-from meidbench.split import Split
+from meidbench.baselines.recipes import resolve
+from meidbench.features.simulation import simulate_split
+from meidbench.splits.split import Split
 
 GIB = 2**30
 METHODS = {

@@ -5,7 +5,7 @@
 
 ``Charades/`` holds the official annotations (Charades_v1_train.csv and so on). Prints a Markdown table: seconds of the
 whole run, scoring included, and mAP on the test subset, in per cent. The first row is a random ranking's. What the
-features are, and that no method may be judged by them: see ``meidbench.simulation``.
+features are, and that no method may be judged by them: see ``meidbench.features.simulation``.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from meidbench.baselines import METHODS, resolve, train
-from meidbench.evaluation import evaluate
-from meidbench.released import build_released
-from meidbench.simulation import simulate_features
+from meidbench.evaluation.evaluate import evaluate
+from meidbench.features.simulation import simulate_features
+from meidbench.splits.released import build_released
 
 # Those for which the default difficulty of the simulation was calibrated, with plain cross-entropy.
 SETTINGS = ("schedule.lr=2e-3", "schedule.batch_size=64", "frames.train=60", "frames.test=60")

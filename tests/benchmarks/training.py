@@ -183,11 +183,11 @@ class Public:
 @contextmanager
 def watched(clock: Clock) -> Iterator[None]:
     """Time what our training calls; ``backward`` is torch's, and timed in the other as well."""
-    from meidbench.baselines.aggregators.nonlinear import Nonlinear
+    from meidbench.baselines.aggregators.pooling import Nonlinear
     from meidbench.baselines.augmentation import FrameStack
     from meidbench.baselines.learner import Learner
     from meidbench.baselines.running_ap import RunningAveragePrecision
-    from meidbench.read_ahead import ReadAhead
+    from meidbench.loading.batches import ReadAhead
 
     def timed(function: Callable, name: str) -> Callable:
         def run(*arguments, **named):
@@ -266,8 +266,8 @@ def measure(folder: Path, split, options: argparse.Namespace) -> tuple[Epochs, E
 
 def make_split(videos: int, classes: int):
     """Labels with a long tail, 1.1 a video; almost all videos are for training."""
-    from meidbench.annotations import Annotations
-    from meidbench.split import Split
+    from meidbench.annotations.official import Annotations
+    from meidbench.splits.split import Split
 
     generator = np.random.default_rng(0)
     count = videos + 2 * SCORED
@@ -291,7 +291,7 @@ def make_split(videos: int, classes: int):
 
 def write_features(folder: Path, split, dim: int) -> None:
     """Write a folder of float32 .npy of the training videos, and all videos as a packed float16 file."""
-    from meidbench.features.layout import Layout
+    from meidbench.features.feature_file import Layout
     from meidbench.features.records import VideoRows
     from meidbench.features.store import feature_writer
 

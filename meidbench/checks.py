@@ -1,0 +1,255 @@
+"""Checks of single values, and the one reader from tables (TOML files, KEY=VALUE settings, JSON) to dataclasses."""
+
+import dataclasses
+import math
+import operator
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from meidbench.errors import MeidbenchError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Table = dict[str, Any]
+# Reads the value of one field: (field name, value, default, prefix of keys, list of problems to add to) -> value.
+FieldReader = Callable[[str, Any, Any, str, list[str]], Any]
+_Dataclass = TypeVar("_Dataclass")
+
+
+def whole_number(name: str, value: int, least: int = 0, error: type[MeidbenchError] = MeidbenchError) -> int:
+    """Return a whole number of at least ``least``; refuse every other value, also True and False.
+
+    Examples
+    --------
+    >>> whole_number("epoch", 3)
+    3
+    """
+    if not is_whole_number(value, least):
+        raise error(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return operator.index(value)
+
+
+def is_whole_number(value: object, least: int) -> bool:
+    """Return whether a value is a whole number of at least ``least``; True and False are none.
+
+    Examples
+    --------
+    >>> is_whole_number(3, 1), is_whole_number(2.0, 1), is_whole_number(True, 1)
+    (True, False, False)
+    """
+    try:
+        return not isinstance(value, bool) and operator.index(value) >= least  # type: ignore[arg-type]
+    except TypeError:
+        return False
+
+
+def in_range(name: str, value: float, low: float, high: float = math.inf, *, open_end: bool = False) -> float:
+    """Return a number in [low, high], or in [low, high) with ``open_end``; refuse every other value.
+
+    Examples
+    --------
+    >>> in_range("beta", 0.9999, 0, 1, open_end=True)
+    0.9999
+    """
+    try:
+        valid = not isinstance(value, bool | str | bytes) and math.isfinite(value)
+    except (TypeError, OverflowError):
+        valid = False
+    if not valid or not low <= value <= high or (open_end and value == high):
+        bounds = f"at least {low}" if high == math.inf else f"in [{low}, {high}{')' if open_end else ']'}"
+        raise MeidbenchError(f"{name} must be a number {bounds}, got {value!r}")
+    return float(value)
+
+
+def one_of(name: str, value: str, known: Sequence[str], error: type[MeidbenchError] = MeidbenchError) -> str:
+    """Return a known value; refuse an unknown one and list those that are known.
+
+    Examples
+    --------
+    >>> one_of("reduction", "mean", ("mean", "sum"))
+    'mean'
+    """
+    if value not in known:
+        raise error(f"unknown {name} {value!r}; known: {', '.join(known)}")
+    return value
+
+
+def parse_toml(text: str) -> Table:
+    """Return the table of a TOML text; raise ``ValueError`` where it is damaged."""
+    return tomllib.loads(text)
+
+
+def read_toml(path: Path, error: type[MeidbenchError] = MeidbenchError) -> Table:
+    """Return the table of a TOML file.
+
+    Raises
+    ------
+    error
+        The file cannot be read or is no TOML.
+    """
+    try:
+        return parse_toml(path.read_text(encoding="utf-8-sig"))
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror}") from None
+    except ValueError as problem:
+        raise error(f"{path} is not a readable TOML file: {problem}") from None
+
+
+def parse_settings(
+    settings: Sequence[str], example: str, *, dotted: bool = True, error: type[MeidbenchError] = MeidbenchError
+) -> Table:
+    """Read ``KEY=VALUE`` settings; a value is TOML, or a string where TOML does not know it.
+
+    Parameters
+    ----------
+    settings : sequence of str
+    example : str
+        A valid setting, for the message.
+    dotted : bool
+        Whether a dot in a key makes nested tables.
+    error : type
+        The error to raise.
+
+    Examples
+    --------
+    >>> parse_settings(["schedule.lr=2e-3", "loss.name=eql"], "schedule.lr=0.001")
+    {'schedule': {'lr': 0.002}, 'loss': {'name': 'eql'}}
+    """
+    tables: Table = {}
+    for setting in settings:
+        key, equals, text = (part.strip() for part in setting.partition("="))
+        *parents, last = key.split(".") if dotted else [key]
+        if not equals or not all((*parents, last)) or not (text or dotted):
+            raise error(f"{setting!r} is no setting; expected KEY=VALUE, such as {example}")
+        table: Any = tables
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                break
+        if not isinstance(table, dict) or last in table:
+            raise error(f"{key} is set twice; say once what it is to be")
+        table[last] = _toml_value(text)
+    return tables
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        read = parse_toml(f"value = {text}")
+    except ValueError:
+        return text
+    return read["value"] if set(read) == {"value"} else text
+
+
+def read_dataclass(
+    kind: type[_Dataclass],
+    table: Any,
+    problems: list[str],
+    prefix: str = "",
+    readers: Mapping[type, FieldReader] | None = None,
+) -> _Dataclass:
+    """Make a frozen dataclass, whose fields all have defaults, from a table.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass. It may name the least value of a field in ``_least``, a value that a field must exceed in
+        ``_above``, and the known values of a field in ``_known``.
+    table : dict
+        Field names and values; nested dataclasses are tables.
+    problems : list of str
+        Every problem is added to it, with its key.
+    prefix : str
+        What stands before a key in a message, such as ``schedule.``.
+    readers : mapping of type to FieldReader, optional
+        Readers of the fields that are annotated with these types.
+
+    Returns
+    -------
+    dataclass
+        With the values of the table; with its defaults where there was a problem.
+    """
+    where = prefix.rstrip(".")
+    if not isinstance(table, dict):
+        problems.append(f"{where} must be a table, got {table!r}")
+        return kind()
+    hints = get_type_hints(kind)
+    names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    inside = f" in {where}" if where else ""
+    problems += [f"unknown key {prefix}{key}; known{inside}: {', '.join(names)}" for key in table if key not in names]
+    values: Table = {}
+    for name in names:
+        if name not in table:
+            continue
+        hint, value = hints[name], table[name]
+        if readers and hint in readers:
+            values[name] = readers[hint](name, value, getattr(kind(), name), prefix, problems)
+        elif nested := next(filter(dataclasses.is_dataclass, _alternatives(hint)), None):
+            absent = value in (None, "none") and nested is not hint
+            inner = f"{prefix}{name}."
+            values[name] = None if absent else read_dataclass(nested, value, problems, inner, readers)  # type: ignore[arg-type]
+        else:
+            fits, values[name] = convert(value, hint)
+            if not fits:
+                problems.append(f"{prefix}{name} must be {describe_type(hint)}, got {value!r}")
+            elif bound := _broken_bound(kind, name, values[name]):
+                problems.append(f"{prefix}{name} must be {bound}, got {value!r}")
+    return kind() if problems else kind(**values)
+
+
+def _broken_bound(kind: Any, name: str, value: Any) -> str:
+    known = getattr(kind, "_known", {}).get(name)
+    if known and value not in known:
+        return f"one of {', '.join(known)}"
+    least, above = getattr(kind, "_least", {}).get(name), getattr(kind, "_above", {}).get(name)
+    if least is not None and value is not None and not least <= value < math.inf:
+        return f"at least {least}"
+    if above is not None and value is not None and not above < value < math.inf:
+        return f"above {above}"
+    return ""
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def convert(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Return whether a value fits an annotated type, and the value as that type; ``none`` is None.
+
+    Examples
+    --------
+    >>> convert(1, float), convert("none", int | None), convert([1, 2], tuple[int, ...]), convert("a", int)
+    ((True, 1.0), (True, None), (True, (1, 2)), (False, 'a'))
+    """
+    alternatives = _alternatives(hint)
+    if type(None) in alternatives and value in (None, "none"):
+        return True, None
+    for kind in alternatives:
+        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return True, float(value)
+        if kind in (bool, str) and isinstance(value, kind):
+            return True, value
+        if kind is int and isinstance(value, int) and not isinstance(value, bool):
+            return True, value
+        if get_origin(kind) is tuple and isinstance(value, list | tuple):
+            parts = [convert(part, get_args(kind)[0]) for part in value]
+            return all(fits for fits, _ in parts), tuple(part for _, part in parts)
+    return False, value
+
+
+def describe_type(hint: Any) -> str:
+    """Return an annotated type in words.
+
+    Examples
+    --------
+    >>> describe_type(int | None)
+    'a whole number or none'
+    """
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
+    known = [names[kind] for kind in _alternatives(hint) if kind in names]
+    return " or ".join(known) or "a list of whole numbers, such as [30, 60]"

@@ -1,0 +1,145 @@
+"""``meidbench datasets``: what each benchmark needs and what of it is there."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from meidbench.cli.parameters import DATASET, DATASETS, FOLDER, as_json
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+@click.command(
+    short_help="Show what each benchmark needs and what is there.", epilog="\b\nExample:\n  meidbench datasets"
+)
+@as_json
+def datasets(as_json: bool) -> None:
+    """Show each benchmark: what it needs, what is there, how to get the rest, its licence.
+
+    Looks under MEIDBENCH_HOME (default: the platform's cache folder).
+    """
+    import json
+
+    from meidbench.annotations.official import annotation_paths
+    from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
+
+    entries = []
+    for name in DATASETS:
+        manifest = load_manifest(name)
+        folder = annotations_folder(manifest.annotations)
+        places = annotation_paths(manifest, folder)
+        there = [file for file, paths in places.items() if paths]
+        missing = [file for file, paths in places.items() if not paths]
+        split = split_path(name)
+        entries.append(
+            {
+                "dataset": name,
+                "annotations": str(folder),
+                "present": there,
+                "missing": missing,
+                "split": str(split),
+                "split_built": split.is_file(),
+                "licence": manifest.licence.name,
+                "licence_url": manifest.licence.url,
+                "known_defects": list(manifest.defects),
+            }
+        )
+        if as_json:
+            continue
+        state = f"missing {', '.join(missing)}" if missing else "all there"
+        click.echo(f"{manifest.title} ({name})")
+        click.echo(f"  annotations  {folder}: {state}")
+        if missing:
+            click.echo(f"               get them: meidbench download {name} --accept-licence")
+        click.echo(f"  split        {split}: {'built' if split.is_file() else 'not built'}")
+        if not split.is_file():
+            click.echo(f"               build it: meidbench build-splits {name}")
+        click.echo(f"  licence      {manifest.licence.name}")
+        click.echo(f"               {manifest.licence.url}")
+        for defect in manifest.defects:
+            click.echo(f"  known defect {defect}")
+        click.echo()
+    if as_json:
+        click.echo(json.dumps(entries, indent=2, ensure_ascii=False))
+
+
+@click.command(epilog="\b\nExample:\n  meidbench download charadeslt --accept-licence")
+@click.argument("dataset", metavar="DATASET", type=DATASET)
+@click.option("--to", "folder", type=FOLDER, help="Folder to write to [default: where 'build-splits' looks for them].")
+@click.option("--accept-licence", is_flag=True, help="Accept the licence, which is shown in any case.")
+def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
+    """Fetch annotations or label lists, verified.
+
+    DATASET is videolt, charadeslt or charadesegolt. A file counts only when its size and sha256 are right; a
+    download that was cut off goes on where it stopped, and what is there already is not fetched again. The
+    paths go to stdout, one a line.
+    """
+    from meidbench.annotations.download import download_annotations, licence_text
+    from meidbench.splits.manifests import annotations_folder, load_manifest
+
+    manifest = load_manifest(dataset)
+    click.echo(licence_text(manifest), err=True)
+    if not accept_licence:
+        raise click.UsageError("nothing was fetched; to accept the licence above, add --accept-licence")
+
+    folder = folder or annotations_folder(manifest.annotations)
+    display = Display()
+    try:
+        paths = download_annotations(
+            manifest, folder, accept_licence=True, progress=display.progress, report=display.say
+        )
+    finally:
+        display.close()
+    for path in paths:
+        click.echo(path)
+    if dataset == "videolt":
+        click.echo(
+            "These are the labels. The features are handed out by e-mail by the authors on request, see\n"
+            f"{manifest.licence.url}",
+            err=True,
+        )
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+class Display:
+    """Shows how far a download is: bars on a terminal, else a line when a file begins and ends."""
+
+    def __init__(self) -> None:
+        self.on_terminal = _on_terminal()
+        self.name = ""
+        self.bar: tqdm[NoReturn] | None = None
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Show how many bytes of a file are there."""
+        if name != self.name:
+            self.close()
+            self.name = name
+            if self.on_terminal:
+                from tqdm import tqdm
+
+                self.bar = tqdm(desc=name, total=total, unit="B", unit_scale=True, file=sys.stderr)
+            else:
+                self.say(f"{name}: {total:,} bytes" + (f", of which {done:,} are here" if done else ""))
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
+        elif done == total:
+            self.say(f"{name}: fetched")
+
+    def say(self, message: str) -> None:
+        """Print a line, above the bar where there is one."""
+        if self.bar is not None:
+            self.bar.write(message, file=sys.stderr)
+        else:
+            click.echo(message, err=True)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

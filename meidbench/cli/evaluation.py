@@ -1,0 +1,172 @@
+"""``meidbench evaluate``: overall, head, medium and tail mAP of a prediction file."""
+
+from pathlib import Path
+
+import click
+
+from meidbench.cli.parameters import FILE, SUBSET, as_bytes, json_file, print_result, write_text
+
+PROTOCOLS = ("tie-aware", "apmeter", "charades")
+
+
+@click.command(
+    short_help="Score predictions: overall, head, medium, tail mAP.",
+    epilog="\b\nExample:\n  meidbench evaluate predictions.parquet --split charadeslt --bootstrap 1000 --json r.json",
+)
+@click.argument("predictions", type=FILE)
+@click.option("--split", required=True, help="A split file, or a built benchmark's name.")
+@click.option("--subset", type=SUBSET, default="test", show_default=True)
+@json_file
+@click.option("--per-class", type=FILE, help="Write a CSV with the average precision of each class.")
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default="tie-aware",
+    show_default=True,
+    help="apmeter and charades rank videos with one score in list order, as VideoLT's meter and the official Charades "
+    "script do.",
+)
+@click.option(
+    "--bootstrap",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Replicates of a Bayesian bootstrap over videos, for intervals.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--allow-float16", is_flag=True, help="Accept half-precision scores, which make ties.")
+@click.option(
+    "--memory",
+    default="4G",
+    show_default=True,
+    callback=as_bytes,
+    help="What the scores may take; a larger file is scored block by block, with the same result.",
+)
+def evaluate(
+    predictions: Path,
+    split: str,
+    subset: str,
+    json_file: Path | None,
+    per_class: Path | None,
+    protocol: str,
+    bootstrap: int,
+    seed: int,
+    allow_float16: bool,
+    memory: int,
+) -> None:
+    """Score PREDICTIONS: overall, head, medium and tail mAP, top-1 and top-5 accuracy.
+
+    PREDICTIONS is Parquet (video_id, scores), NPZ or HDF5 (video_ids, scores), CSV (video_id, then the classes) or the
+    official Charades text form, rows in any order. Scores are real numbers, higher is likelier; logits and
+    probabilities are both right.
+    """
+    from meidbench.cli.parameters import progress_bar
+    from meidbench.evaluation.bootstrap import bootstrap_steps
+    from meidbench.evaluation.evaluate import evaluate_scores
+    from meidbench.predictions import open_predictions
+    from meidbench.predictions.align import align_predictions, run_warnings
+    from meidbench.report.text import evaluation_table
+    from meidbench.splits.split import load_split
+
+    if bootstrap and protocol != "tie-aware":
+        raise click.UsageError(
+            "--bootstrap goes with --protocol tie-aware: the others order videos of one score at will"
+        )
+    if per_class is not None and str(per_class) in ("-", str(json_file)):
+        raise click.UsageError("--per-class wants a file of its own")
+    loaded = load_split(split)
+    opened = open_predictions(predictions)
+    scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
+    warnings = run_warnings(opened.metadata)
+    steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap)
+    with progress_bar("bootstrap", steps) as advance:
+        result = evaluate_scores(
+            scores,
+            loaded,
+            subset,
+            protocol=protocol,
+            bootstrap=bootstrap,
+            seed=seed,
+            warnings=warnings,
+            advance=advance,
+        )
+    if per_class is not None:
+        from meidbench.report.plots import write_per_class
+
+        write_per_class(result, per_class)
+        click.echo(f"wrote {per_class}", err=True)
+    for warning in result.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    title = f"{result.dataset} ({result.variant}), {subset}: {result.diagnostics.videos:,} videos"
+    print_result(json_file, result.to_json(), f"{title}\n\n{evaluation_table(result)}")
+
+
+@click.command(
+    short_help="Compare runs: intervals, paired differences, wins and losses.",
+    epilog="\b\nExample:\n  meidbench compare bce.npz meid@1.npz meid@2.npz --split charadeslt --html r.html",
+)
+@click.argument("predictions", nargs=-1, required=True, metavar="PREDICTIONS...")
+@click.option("--split", required=True, help="A split file, or a built benchmark's name.")
+@click.option("--subset", type=SUBSET, default="test", show_default=True)
+@click.option("--reference", help="The run that the others are compared with [default: the first].")
+@click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--allow-float16", is_flag=True, help="Accept half-precision scores, which make ties.")
+@json_file
+@click.option("--latex", type=FILE, help="Write a table for a paper (booktabs).")
+@click.option("--html", type=FILE, help="Write one self-contained page: table, charts, per-class results.")
+def compare(
+    predictions: tuple[str, ...],
+    split: str,
+    subset: str,
+    reference: str | None,
+    bootstrap: int,
+    seed: int,
+    allow_float16: bool,
+    json_file: Path | None,
+    latex: Path | None,
+    html: Path | None,
+) -> None:
+    """Compare the runs in PREDICTIONS on one subset of a split.
+
+    Each is a prediction file, or NAME=FILE; without a name, the file's own name without its ending is taken. Runs named
+    NAME@SEED are seeds of one method and are averaged; the spread over seeds is shown apart from that over videos.
+    """
+    targets = [str(path) for path in (json_file, latex, html) if path is not None]
+    if len(set(targets)) < len(targets):
+        raise click.UsageError("--json, --latex and --html want a file each")
+
+    from meidbench.cli.parameters import progress_bar
+    from meidbench.evaluation.bootstrap import bootstrap_steps
+    from meidbench.evaluation.compare import RunFile
+    from meidbench.evaluation.compare import compare as compare_runs
+    from meidbench.report.text import comparison_table
+    from meidbench.splits.split import load_split
+
+    loaded = load_split(split)
+    files = [RunFile.parse(text) for text in predictions]
+    steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(files)
+    with progress_bar("bootstrap", steps) as advance:
+        comparison = compare_runs(
+            files,
+            loaded,
+            subset,
+            reference=reference,
+            replicates=bootstrap,
+            seed=seed,
+            allow_float16=allow_float16,
+            advance=advance,
+        )
+    if latex is not None:
+        from meidbench.report.latex import comparison_latex
+
+        write_text(latex, comparison_latex(comparison))
+    if html is not None:
+        from meidbench.report.html import comparison_html
+
+        write_text(html, comparison_html(comparison))
+    for method in comparison.methods:
+        for warning in method.warnings:
+            click.echo(f"warning: {method.name}: {warning}", err=True)
+    title = f"{comparison.dataset} ({comparison.variant}), {subset}: {comparison.videos:,} videos"
+    print_result(json_file, comparison.to_json(), f"{title}\n\n{comparison_table(comparison)}")

@@ -1,0 +1,447 @@
+"""``meidbench extract-features``: from videos to one feature file."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meidbench.cli.parameters import FILE, as_json, json_file, print_result
+
+if TYPE_CHECKING:
+    from meidbench.extraction.extraction import Summary
+if TYPE_CHECKING:
+    from meidbench.features.records import VideoRows
+    from meidbench.features.verification import Verification
+
+
+_BACKBONES = ("resnet101", "resnet50", "tsm-resnet50")
+
+
+@click.command(
+    short_help="Extract frame features from videos or frame folders.",
+    epilog="\b\nExamples:\n"
+    "  meidbench extract-features Charades_v1_480/ --out charades_r101.h5 --split charadeslt\n"
+    "  meidbench extract-features Charades_v1_rgb/ --out charades_r50.h5 --backbone resnet50 --precision fp16\n"
+    "  torchrun --nproc-per-node 8 -m meidbench extract-features videos/ --out videos.h5",
+)
+@click.argument("videos", metavar="VIDEOS", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--out", required=True, type=FILE, metavar="FILE.h5", help="The feature file.")
+@click.option("--split", help="Take only the videos of this split (a file, or a built benchmark's name).")
+@click.option("--backbone", type=click.Choice(_BACKBONES), default="resnet101", show_default=True)
+@click.option(
+    "--frames", type=click.IntRange(1, 1_000_000), default=200, show_default=True, help="Rows a video (uniform)."
+)
+@click.option(
+    "--sampling", default="uniform", show_default=True, metavar="uniform|all|fps=N", help="Which frames are taken."
+)
+@click.option(
+    "--weights",
+    default="default",
+    show_default=True,
+    metavar="default|NAME|FILE|random",
+    help="Published weights, which are fetched, or a file with a state dict or safetensors.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of random weights, which are for tests only.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
+@click.option("--precision", type=click.Choice(("fp32", "bf16", "fp16")), default="fp32", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(("float16", "float32")), default="float16", show_default=True, help="Stored."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Frames at a time [default: 256 on a GPU, 8 on a CPU].")
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding processes [default: from the number of cores].")
+@click.option(
+    "--folder-fps",
+    type=click.FloatRange(min=0, min_open=True),
+    default=24.0,
+    show_default=True,
+    help="Frames a second of frame folders.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds without a frame after which a video has failed.",
+)
+@click.option("--shard", metavar="I/N", help="Take share I of N, into a part file; 'merge-features' joins the parts.")
+@click.option("--retry-failed", is_flag=True, help="Try again what failed in an earlier run.")
+@as_json
+def extract_features(
+    videos: Path,
+    out: Path,
+    split: str | None,
+    backbone: str,
+    frames: int,
+    sampling: str,
+    weights: str,
+    seed: int | None,
+    device: str,
+    precision: str,
+    dtype: str,
+    batch_size: int | None,
+    workers: int | None,
+    folder_fps: float,
+    timeout: float,
+    shard: str | None,
+    retry_failed: bool,
+    as_json: bool,
+) -> None:
+    """Extract frame features of all videos below VIDEOS into one file.
+
+    VIDEOS is a folder of mp4, mkv, avi, webm or mov files, or of frame folders (ID/ID-000001.jpg); a video's id is
+    its name. Run the same command again and it goes on where it stopped; a finished video is not decoded
+    again. A video that cannot be read is recorded with the reason, the run goes on, and the exit code is 1.
+
+    Started by torchrun, each process takes its share and writes a part; 'merge-features' joins the parts.
+    """
+    if (weights == "random") != (seed is not None):
+        raise click.UsageError("--weights random needs --seed N, and nothing else takes a seed")
+
+    from meidbench.cli.benchmarks import Display
+    from meidbench.cli.parameters import progress_bar
+    from meidbench.errors import MeidbenchError
+    from meidbench.extraction.extraction import Shard
+    from meidbench.extraction.frames import FrameRule
+    from meidbench.extraction.videos import find_videos
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    try:
+        rule = FrameRule.parse(sampling, frames=frames)
+        share = Shard.parse(shard) if shard else Shard.of_process()
+    except MeidbenchError as error:
+        raise click.UsageError(str(error)) from None
+    listing = find_videos(videos, _ids_of(split))
+
+    from meidbench.extraction.encoders.extractor import Extractor
+    from meidbench.extraction.extraction import extract_features as extract
+
+    if device == "auto" and "LOCAL_RANK" in os.environ:
+        device = _own_device(int(os.environ["LOCAL_RANK"]))
+    display = Display()
+    try:
+        extractor = Extractor(
+            backbone,
+            weights,
+            seed=seed,
+            rule=rule,
+            folder_fps=folder_fps,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            dtype=dtype,
+            progress=display.progress,
+            report=say,
+        )
+    finally:
+        display.close()
+    mine = listing.videos if share is None else share.share(listing.videos)
+    with progress_bar("extracting" if share is None else f"extracting {share}", len(mine)) as progress:
+        summary = extract(
+            listing.videos,
+            out,
+            extractor,
+            shard=share,
+            workers=workers,
+            timeout=timeout,
+            retry_failed=retry_failed,
+            progress=progress,
+            report=say,
+        )
+    # Where one process of torchrun fails, it ends the others: what is wrong with the videos, the merge tells.
+    conclude(summary, listing.missing, as_json, as_errors=shard is not None or share is None)
+
+
+def _ids_of(split: str | None) -> list[str] | None:
+    if split is None:
+        return None
+    from meidbench.splits.manifests import SUBSETS
+    from meidbench.splits.split import load_split
+
+    loaded = load_split(split)
+    return [video_id for subset in SUBSETS for video_id in loaded.video_ids(subset)]
+
+
+def _own_device(local_rank: int) -> str:
+    import torch
+
+    return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+def conclude(summary: "Summary", missing: Sequence[str] = (), as_json: bool = False, *, as_errors: bool) -> None:
+    """Print how it went; where a video failed or is missing, end with an error, or say so only."""
+    from meidbench.errors import MeidbenchError, first_few
+
+    if as_json:
+        import json
+
+        troubles = [{"video_id": name, "status": status, "reason": why} for name, status, why in summary.troubles]
+        counts = {key: getattr(summary, key) for key in ("videos", "extracted", "ok", "salvaged", "failed")}
+        found = {"path": str(summary.path), **counts, "missing": list(missing), "troubles": troubles}
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo(
+            f"{summary.path}: {summary.videos:,} videos, {summary.ok:,} ok, {summary.salvaged:,} salvaged, "
+            f"{summary.failed:,} failed ({summary.extracted:,} extracted now)"
+        )
+    for status in ("salvaged", "failed"):
+        if found_so := [f"{name} ({why})" for name, kind, why in summary.troubles if kind == status]:
+            click.echo(f"{status}: {first_few(found_so)}", err=True)
+    problems = []
+    if summary.failed:
+        problems.append(f"{summary.failed:,} of {summary.videos:,} videos failed; --retry-failed tries them again")
+    if missing:
+        problems.append(f"{len(missing):,} videos of the split are not among the videos: {first_few(missing)}")
+    if problems:
+        problems.append(f"all others are in {summary.path}")
+        if as_errors:
+            raise MeidbenchError("\n".join(problems))
+        click.echo("\n".join(problems), err=True)
+
+
+@click.command(
+    short_help="Join the parts of a shared extraction.",
+    epilog="\b\nExample:\n  meidbench merge-features videos.part-*-of-8.h5 --out videos.h5",
+)
+@click.argument("parts", nargs=-1, required=True, metavar="PART...", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", required=True, type=FILE, metavar="FILE.h5", help="The whole file.")
+def merge_features(parts: tuple[Path, ...], out: Path) -> None:
+    """Join the PARTs that 'extract-features --shard' or torchrun left; all must be there and finished.
+
+    The outcome is the file that one process would have written. The parts are left where they are. The exit code is 1
+    where a video failed.
+    """
+    from meidbench.cli.parameters import progress_bar
+    from meidbench.extraction.extraction import merge_features as merge
+    from meidbench.extraction.extraction import summarise
+    from meidbench.features.feature_file import read_header
+
+    total = sum(len(read_header(part).status) for part in parts)
+    with progress_bar("merging", total) as progress:
+        merge(parts, out, progress=progress, report=lambda line: click.echo(line, err=True))
+    conclude(summarise(out), as_errors=True)
+
+
+DTYPES = ("float16", "float32", "int8")
+
+
+@click.command(
+    "pack-features",
+    short_help="Put a folder of .npy features into one file.",
+    epilog="\b\nExample:\n  meidbench pack-features VideoLT/feature/ResNet101/ --out videolt_r101.h5 "
+    "--backbone resnet101",
+)
+@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", type=FILE, required=True, help="The feature file to write (HDF5).")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="float16",
+    show_default=True,
+    help="int8 has a scale a row: max|row| / 127.",
+)
+@click.option("--split", help="Pack only its videos: a split file, or a built benchmark's name.")
+@click.option("--retry-failed", is_flag=True, help="Try again what failed in an earlier run.")
+@click.option("--backbone", default="unknown", show_default=True, help="What made the features; kept in the recipe.")
+@as_json
+def pack_features(
+    source: Path, out: Path, dtype: str, split: str | None, retry_failed: bool, backbone: str, as_json: bool
+) -> None:
+    """Put the features in DIR, VIDEO_ID.npy of T x D numbers each, into one file that is read at memory speed.
+
+    DIR may also be an HDF5 file: one with /features/VIDEO_ID, or another feature file. Run the same command again to
+    go on after an interruption. A video that cannot be packed is recorded with the reason, and the others go on; the
+    exit code is 1 then, and where videos of the split are missing.
+    """
+    from meidbench.cli.parameters import progress_bar
+    from meidbench.errors import bullet_list, first_few
+    from meidbench.features.packing import pack
+    from meidbench.splits.split import load_split
+
+    only = None if split is None else load_split(split).table.column("video_id").to_pylist()
+    summary = pack(
+        source,
+        out,
+        dtype=dtype,
+        backbone=backbone,
+        only=only,
+        retry_failed=retry_failed,
+        progress=progress_bar,
+        report=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        click.echo(json.dumps({**asdict(summary), "path": str(summary.path)}, indent=2, sort_keys=True))
+    else:
+        there = f" ({summary.found:,} were there already)" if summary.found else ""
+        count = "the same number of" if summary.fixed else "different numbers of"
+        click.echo(
+            f"packed   {summary.packed:,} of {summary.videos:,} videos{there}: {summary.rows:,} rows of "
+            f"{summary.dim:,} {summary.dtype}, {count} rows a video"
+        )
+        if summary.failed:
+            named = [f"{video_id}: {reason}" for video_id, reason in list(summary.failed.items())[:5]]
+            more = f"\n  and {len(summary.failed) - 5:,} more" if len(summary.failed) > 5 else ""
+            click.echo(f"failed   {len(summary.failed):,} videos\n{bullet_list(named)}{more}")
+        if summary.missing:
+            click.echo(f"missing  {len(summary.missing):,} videos of the split: {first_few(summary.missing)}")
+        click.echo(f"wrote    {summary.path} ({summary.num_bytes / 1e6:,.1f} MB)")
+    if not summary.is_complete:
+        sys.exit(1)
+
+
+def _as_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, ...]) -> dict[str, str]:
+    recipe = {}
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not (key and equals):
+            raise click.BadParameter(f"{entry!r} is not KEY=VALUE, such as backbone=resnet101", ctx, param)
+        recipe[key] = value
+    return recipe
+
+
+@click.command(
+    "verify-features",
+    short_help="Check a feature file, alone and against a split.",
+    epilog="\b\nExample:\n  meidbench verify-features videolt_r101.h5 --split videolt --recipe backbone=resnet101",
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--split", help="Whose videos must all be there: a split file, or a built benchmark's name.")
+@click.option(
+    "--recipe",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_as_recipe,
+    help="What the recipe must say; a dot leads into an entry. May be given several times.",
+)
+@click.option("--npy", type=click.Path(path_type=Path), help="The folder that was packed, to be compared with.")
+@click.option(
+    "--videos",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The folder of videos, some of which are extracted anew, to be compared with.",
+)
+@click.option("--weights", metavar="NAME|FILE|random", help="For --videos [default: those that the recipe names].")
+@click.option("--weights-seed", type=click.IntRange(min=0), help="Of random weights.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="For --videos.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), help="How many videos are compared [default: all of --npy, 3 of --videos]."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draw of the sample.")
+@json_file
+def verify_features(
+    file: Path,
+    split: str | None,
+    recipe: dict[str, str],
+    npy: Path | None,
+    videos: Path | None,
+    weights: str | None,
+    weights_seed: int | None,
+    device: str,
+    sample: int | None,
+    seed: int,
+    json_file: Path | None,
+) -> None:
+    """Read all rows of FILE and say what is wrong with them.
+
+    FILE is a feature file, a folder of VIDEO_ID.npy or an HDF5 file with /features/VIDEO_ID. Errors: videos missing,
+    failed, unreadable, damaged since they were written (checksum), of another width, with NaN or with rows of one
+    number; another recipe. Warnings: rows of zeros, one row throughout, several videos with the same rows, and what
+    else should be known. The exit code is 1 where there is an error.
+    """
+    if sample is not None and npy is None and videos is None:
+        raise click.UsageError("--sample goes with --npy or --videos: it is how many videos are compared")
+    if videos is None and (weights is not None or weights_seed is not None):
+        raise click.UsageError("--weights and --weights-seed go with --videos")
+    if npy is not None and videos is not None:
+        raise click.UsageError("--npy and --videos exclude each other: features were packed or extracted")
+
+    from meidbench.cli.parameters import progress_bar
+    from meidbench.features.verification import verify
+    from meidbench.splits.split import load_split
+
+    verification = verify(
+        file,
+        split=None if split is None else load_split(split),
+        recipe=recipe,
+        npy=npy,
+        extract=None if videos is None else _anew(file, videos, weights, weights_seed, device),
+        sample=3 if sample is None and videos is not None else sample,
+        seed=seed,
+        progress=progress_bar,
+    )
+    print_result(json_file, verification.to_json(), _table(verification))
+    if not verification.is_sound:
+        sys.exit(1)
+
+
+def _anew(file: Path, videos: Path, weights: str | None, seed: int | None, device: str) -> Callable[[str], "VideoRows"]:
+    """Give a function that extracts a video as the file's recipe says."""
+    from meidbench.errors import FeatureError
+    from meidbench.features import open_features
+    from meidbench.features.packing import is_feature_file
+
+    open_features(file).close()
+    if not is_feature_file(file):
+        raise FeatureError(
+            f"{file} was not written by extract-features, so --videos has no recipe to follow; use --npy"
+        )
+
+    from meidbench.extraction.encoders.extractor import Extractor
+    from meidbench.extraction.videos import find_videos
+    from meidbench.features.feature_file import read_header
+
+    header = read_header(file)
+    extractor = Extractor.from_recipe(
+        header.recipe, weights, seed=seed, device=device, report=lambda line: click.echo(line, err=True)
+    )
+    found = {video.video_id: video for video in find_videos(videos, header.layout.video_ids).videos}
+
+    def extract(video_id: str) -> "VideoRows":
+        if video_id not in found:
+            raise FeatureError(f"video {video_id} is not in {videos}")
+        return extractor.extract(found[video_id])
+
+    return extract
+
+
+def _table(verification: "Verification") -> str:
+    import json
+
+    from tabulate import tabulate
+
+    from meidbench.errors import first_few
+
+    statuses = ", ".join(f"{count:,} {status}" for status, count in verification.statuses.items() if count)
+    recipe = {} if verification.recipe is None else verification.recipe
+    facts = [
+        ("videos", f"{verification.videos:,} ({statuses})"),
+        ("rows", f"{verification.rows:,} of {verification.dim:,} {verification.dtype}"),
+        *((key, value if isinstance(value, str) else json.dumps(value)) for key, value in sorted(recipe.items())),
+    ]
+    lines = [tabulate(facts, tablefmt="plain", disable_numparse=True)]
+    if verification.similarities:
+        header = ["compared", "least cosine", "mean cosine"]
+        shown = sorted(verification.similarities, key=lambda entry: entry.min)[:10]
+        rows = [(entry.video_id, f"{entry.min:.6f}", f"{entry.mean:.6f}") for entry in shown]
+        lines += ["", tabulate(rows, header, tablefmt="simple", disable_numparse=True)]
+        if len(verification.similarities) > len(shown):
+            lines.append(f"{len(verification.similarities):,} videos compared, the least alike are shown")
+    if verification.findings:
+        found = [
+            (entry.severity, entry.check, f"{entry.count:,}", f"{entry.what}: {first_few(entry.concerned)}")
+            for entry in verification.findings
+        ]
+        header = ["severity", "check", "count", "what"]
+        lines += [
+            "",
+            tabulate(found, header, tablefmt="simple", disable_numparse=True, maxcolwidths=[None, None, None, 80]),
+        ]
+    names = {entry.check for entry in verification.findings}
+    lines += ["", f"nothing found by: {', '.join(check for check in verification.checks if check not in names)}"]
+    return "\n".join(lines)

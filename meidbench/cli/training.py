@@ -1,0 +1,339 @@
+"""``meidbench train``: a baseline, from features to scored predictions."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import click
+
+from meidbench.cli.parameters import FILE, FOLDER, SUBSET, as_json, json_file, write_text
+
+
+@click.command(
+    short_help="Train a baseline; resumable.",
+    epilog="\b\nExamples:\n"
+    "  meidbench train --split charadeslt --features charades_r101.h5 --method ldam --out runs/ldam\n"
+    "  meidbench train --split videolt --features videolt_r50.h5 --method framestack-compat --set schedule.lr=2e-4\n"
+    "  meidbench train --split videolt --features videolt_r50.h5 --method meid --set stage2.schedule.lr=2e-4\n"
+    "  torchrun --nproc-per-node 4 -m meidbench train --split videolt --features videolt_r50.h5 --method eql",
+)
+@click.option("--split", required=True, help="A split file, or a built benchmark's name.")
+@click.option(
+    "--features", required=True, type=click.Path(path_type=Path), help="A feature file, or a folder of VIDEO_ID.npy."
+)
+@click.option(
+    "--method",
+    required=True,
+    help="A recipe: bce, ldam, meid, move...; ldam-compat is as in VideoLT's code, meid-release as in its authors'.",
+)
+@click.option(
+    "--aggregator",
+    help="nonlinear, early_mean, mean, attention, netvlad or nextvlad [default: the benchmark's or the method's].",
+)
+@click.option(
+    "--out", type=FOLDER, metavar="RUN", help="The run's folder [default: runs/SPLIT-METHOD-AGGREGATOR-SEED]."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a value, e.g. schedule.lr=2e-4; repeatable."
+)
+@click.option(
+    "--first-stage",
+    type=FOLDER,
+    metavar="RUN",
+    help="For a method of two stages, a finished run of its first [default: trained in RUN/first-stage].",
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="Short for --set schedule.epochs=N.")
+@click.option("--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
+@click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto].")
+@click.option("--precision", type=click.Choice(("fp32", "bf16", "fp16")), help="Of training; scores are made in fp32.")
+@click.option(
+    "--select-on",
+    type=click.Choice(("val", "test")),
+    help="The subset that chooses the checkpoint [default: val]; test mimics VideoLT's code, and is recorded.",
+)
+@click.option(
+    "--resident",
+    type=click.Choice(("auto", "never", "always")),
+    help="Whether features are kept in the device's memory [default: auto].",
+)
+@as_json
+def train(
+    split: str,
+    features: Path,
+    method: str,
+    aggregator: str | None,
+    out: Path | None,
+    settings: tuple[str, ...],
+    first_stage: Path | None,
+    epochs: int | None,
+    seed: int | None,
+    device: str | None,
+    precision: str | None,
+    select_on: str | None,
+    resident: str | None,
+    as_json: bool,
+) -> None:
+    """Train a baseline and score its best checkpoint on val and test.
+
+    RUN/ holds config.json, log.jsonl, last.pt and best.pt, and the predictions and results of both subsets. Run the
+    same command again to go on after an interruption; on a CPU the result is the same to the bit.
+    """
+    import os
+    from dataclasses import asdict
+
+    from tabulate import tabulate
+
+    from meidbench.baselines.components import aggregator_name  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.recipes import resolve  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.training import train as train_run  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.cli.parameters import progress_bar
+    from meidbench.evaluation.results import MeanAP
+    from meidbench.evaluation.results import as_json as json_text
+    from meidbench.splits.split import load_split
+
+    short = {
+        "schedule.epochs": epochs,
+        "seed": seed,
+        "execution.device": device,
+        "schedule.precision": precision,
+        "selection.subset": select_on,
+        "execution.resident": resident,
+    }
+    settings += tuple(f"{key}={value}" for key, value in short.items() if value is not None)
+    config = resolve(method, load_split(split), aggregator=aggregator, settings=settings)
+    if out is None:
+        out = Path("runs") / f"{Path(split).stem}-{method}-{aggregator_name(config)}-{config.seed}"
+    trained = train_run(
+        split,
+        features,
+        config,
+        out,
+        first_stage=first_stage,
+        progress=progress_bar,
+        report=lambda line: click.echo(line, err=True),
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for warning in trained.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        content = {"run": str(trained.path), "mAP": {subset: asdict(means) for subset, means in trained.mAP.items()}}
+        click.echo(json_text(content), nl=False)
+    else:
+        rows = [(subset, *asdict(means).values()) for subset, means in trained.mAP.items()]
+        click.echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
+        click.echo(f"\n{trained.path}")
+
+
+@click.command(
+    short_help="Write the predictions of a trained run.",
+    epilog="\b\nExample:\n  meidbench predict runs/ldam --subset val --out predictions.parquet",
+)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--subset", type=SUBSET, default="test", show_default=True)
+@click.option("--out", type=FILE, required=True, help="The prediction file to write (Parquet).")
+@click.option("--split", help="A split file, or a built benchmark's name [default: the run's].")
+@click.option("--features", type=click.Path(path_type=Path), help="A feature file or folder [default: the run's].")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
+def predict(run: Path, subset: str, out: Path, split: str | None, features: Path | None, device: str) -> None:
+    """Score SUBSET with the best checkpoint in RUN, a folder that 'meidbench train' made."""
+    import os
+
+    from meidbench.baselines.inference import predict as predict_run  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.cli.parameters import progress_bar
+
+    path = predict_run(
+        run,
+        out,
+        subset=subset,
+        split=split,
+        features=features,
+        device=device,
+        progress=progress_bar,
+        report=lambda line: click.echo(line, err=True),
+    )
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"wrote {path}")
+
+
+_STATISTICS = "table1"
+_TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "supp1", "supp2", "supp5", "all")
+
+
+@click.command(
+    short_help="Reproduce the paper's tables, ours beside theirs.",
+    epilog="\b\nExamples:\n"
+    "  meidbench reproduce table1\n"
+    "  meidbench reproduce table3 --plan\n"
+    "  meidbench reproduce table3 --features charadeslt:ResNet101=charades_r101.h5 --row meid-charadeslt\n"
+    "  meidbench reproduce table2 --features ResNet50=videolt_r50.h5 --seed 1 --seed 2 --seed 3\n"
+    "  meidbench reproduce table3 --simulate --out try",
+)
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE...", type=click.Choice(_TABLES))
+@click.option(
+    "--row",
+    "rows",
+    multiple=True,
+    metavar="NAME",
+    help="Run only this row, as --plan names it; repeatable. Others stay in the table.",
+)
+@click.option(
+    "--features",
+    multiple=True,
+    metavar="ENCODER=PATH",
+    help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable.",
+)
+@click.option("--split", "split_files", multiple=True, type=FILE, help="A split file that is not under MEIDBENCH_HOME.")
+@click.option(
+    "--annotations", multiple=True, type=FOLDER, help="Official annotations, of which a split not built is made."
+)
+@click.option(
+    "--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, or reproduction-simulated]."
+)
+@click.option("--plan", "only_plan", is_flag=True, help="Say what it takes, and run nothing.")
+@click.option("--simulate", is_flag=True, help="Run on simulated features, to try the machinery; all is watermarked.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a value of every row; listed in the table."
+)
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Of training; repeat it for a mean.")
+@click.option("--faithful", is_flag=True, help="Baselines as their papers have them, not as the public code does.")
+@click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto; with --simulate, cpu].")
+@click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
+@click.option("--gpu", default="A100", show_default=True, help="For which GPU hours are estimated.")
+@json_file
+def reproduce(
+    tables: tuple[str, ...],
+    rows: tuple[str, ...],
+    features: tuple[str, ...],
+    split_files: tuple[Path, ...],
+    annotations: tuple[Path, ...],
+    out: Path | None,
+    only_plan: bool,
+    simulate: bool,
+    settings: tuple[str, ...],
+    seeds: tuple[int, ...],
+    faithful: bool,
+    device: str | None,
+    bootstrap: int,
+    gpu: str,
+    json_file: Path | None,
+) -> None:
+    """Run what can be run of the paper's tables, and set ours beside theirs.
+
+    table1 to table7 are the paper's, supp1, supp2 and supp5 its supplement's. Rows whose split and features are there
+    are trained; the same command goes on where it was stopped. What is missing is listed with its size and the way to
+    get it, and no number is shown that was not run here. OUT/TABLE.md, .csv and .json hold what is printed.
+
+    Exit code 1: nothing could be run, a row failed, or a cell of table1 differs.
+    """
+    import os
+    import shutil
+
+    from meidbench.baselines.reproduction.built_splits import BuiltSplits  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.reproduction.materials import parse_features  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.reproduction.request import Request, simulation_of  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.reproduction.sheets import choose, run_sheets, statistics_sheet  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.cli.parameters import progress_bar
+    from meidbench.evaluation.results import as_json
+
+    width = shutil.get_terminal_size((80, 24)).columns
+    _refuse_contradictions(tables, features, only_plan, simulate, settings, seeds)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise click.UsageError("reproduce runs in one process; for several, 'meidbench train' a row under torchrun")
+    simulation = None
+    if simulate:
+        simulation, settings = simulation_of(settings)
+    request = Request(settings, seeds, device or "", faithful, simulation, bootstrap)
+    chosen = choose(tables, rows)
+    splits = BuiltSplits(split_files, annotations)
+    out = out or Path("reproduction-simulated" if simulate else "reproduction")
+    sheets = []
+    if _STATISTICS in chosen:
+        datasets = chosen.pop(_STATISTICS)
+        if not simulate:  # there are no features in it
+            sheets.append(statistics_sheet(splits, datasets, only_plan=only_plan, width=width))
+    made = run_sheets(
+        chosen,
+        splits,
+        parse_features(features),
+        request,
+        out,
+        gpu=gpu,
+        only_plan=only_plan,
+        width=width,
+        progress=progress_bar,
+        report=lambda line: click.echo(line, err=True),
+    )
+    on_stdout = str(json_file) == "-"
+    shown: list[Any] = []
+    for sheet in itertools.chain(sheets, made):
+        for ending, text in sheet.files.items():
+            write_text(out / f"{sheet.name}.{ending}", text)
+        if not on_stdout:
+            click.echo(f"\n{sheet.text}" if shown else sheet.text)
+        for remark in sheet.remarks:
+            click.echo(remark, err=True)
+        shown.append(sheet)
+    text = as_json(shown[0].content if len(shown) == 1 else [sheet.content for sheet in shown])
+    if on_stdout:
+        click.echo(text, nl=False)
+    elif json_file is not None:
+        write_text(json_file, text)
+    if not all(sheet.is_whole for sheet in shown):
+        raise SystemExit(1)
+
+
+def _refuse_contradictions(
+    tables: tuple[str, ...],
+    features: tuple[str, ...],
+    only_plan: bool,
+    simulate: bool,
+    settings: tuple[str, ...],
+    seeds: tuple[int, ...],
+) -> None:
+    if simulate and (features or only_plan):
+        raise click.UsageError("--simulate takes neither --features nor --plan: it needs nothing")
+    if simulate and set(tables) == {_STATISTICS}:
+        raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate")
+    if len(set(seeds)) < len(seeds):
+        raise click.UsageError("a --seed is named twice")
+    named = [setting.partition("=")[0].strip() for setting in settings]
+    if seeds and any(key in ("seed", "stage1.seed", "stage2.seed") for key in named):
+        raise click.UsageError("seeds are named by --seed, which both stages have, or by --set seed=N, not by both")
+
+
+@click.command(
+    short_help="The whole way on a small simulated benchmark, offline, on a CPU.",
+    epilog="\b\nExample:\n  meidbench demo --out demo-out",
+)
+@click.option("--out", type=FOLDER, default="demo-out", show_default=True, help="Folder for all that is made.")
+@click.option("--epochs", type=click.IntRange(min=2), default=12, show_default=True, help="Of each method.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
+def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
+    """Simulate a benchmark, train five methods on it, and compare them.
+
+    A split with a long tail and features of its frames are drawn from the seed; bce, ldam, eql, cbs and framestack are
+    trained; the comparison is printed, and written to OUT/report.html. Half a minute on two cores. It shows that
+    everything works, not which method is better: the features are invented.
+    """
+    from meidbench.baselines.demo import run_demo  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.cli.parameters import progress_bar
+    from meidbench.evaluation.compare import RunFile, compare
+    from meidbench.report.html import comparison_html
+    from meidbench.report.text import comparison_table
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    made = run_demo(out, epochs=epochs, seed=seed, progress=progress_bar, report=say)
+    runs = [RunFile(method, "", path) for method, path in made.predictions.items()]
+    comparison = compare(runs, made.split, "test", replicates=bootstrap, seed=seed)
+    write_text(out / "report.html", comparison_html(comparison))
+    for method in comparison.methods:
+        for warning in method.warnings:
+            say(f"warning: {method.name}: {warning}")
+    click.echo(
+        f"{comparison.dataset} ({comparison.variant}), test: {comparison.videos:,} videos, simulated features\n\n"
+        f"{comparison_table(comparison)}"
+    )

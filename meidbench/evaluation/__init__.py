@@ -1,0 +1,1 @@
+"""From aligned scores to numbers: ranks, average precision, intervals, results and paired comparisons."""

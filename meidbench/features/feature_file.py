@@ -1,0 +1,438 @@
+"""An HDF5 file with the rows of all videos in one dataset, read through a memory map where its layout allows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from meidbench.errors import FeatureError
+from meidbench.features.source import Array, FeatureSource, Handle, Unusable, check_array
+
+FORMAT = "meidbench-features"
+FORMAT_VERSION = 1
+STATUSES = ("pending", "ok", "salvaged", "failed")
+DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4"), "int8": np.dtype("i1")}
+REASON_BYTES = 200
+
+# Rows of 2048 float16 are a memory page each; the first begins on a page of its own.
+_ALIGNMENT = 4096
+_STATUS = h5py.enum_dtype({name: code for code, name in enumerate(STATUSES)}, basetype="u1")
+_PER_VIDEO = {
+    "row_counts": "<i4",
+    "num_source_frames": "<i4",
+    "corrupt_frames": "<i4",
+    "source_sizes": "<i8",
+    "checksums": "<u4",
+}
+_PER_ROW = {"frame_indices": "<i4", "timestamps": "<f8"}
+
+Recipe = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is fixed before the first row is written.
+
+    Attributes
+    ----------
+    video_ids : tuple of str
+        V ids, ascending.
+    rows : (V,) int64 array
+        How many rows there is room for, video by video.
+    fixed : bool
+        All videos have the same number T of rows: ``features`` is (V, T, D). Otherwise it is (R, D), the
+        rows of the videos end to end without padding.
+    dim : int
+        D.
+    dtype : str
+        A key of ``DTYPES``; int8 has a scale a row.
+    timed : bool
+        Whether the frame index and the time of each row are known.
+    source_sizes : (V,) int64 array
+        Bytes of each video's file (frames of a folder), by which a changed one is noticed; 0 where unknown.
+    """
+
+    video_ids: tuple[str, ...]
+    rows: npt.NDArray[np.int64]
+    fixed: bool
+    dim: int
+    dtype: str
+    timed: bool
+    source_sizes: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if not self.video_ids:
+            raise FeatureError("a feature file needs at least one video")
+        if list(self.video_ids) != sorted(set(self.video_ids)):
+            raise FeatureError("the ids of a feature file must be ascending, each once")
+        if self.dtype not in DTYPES:
+            raise FeatureError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
+        if self.dim < 1 or self.rows.shape != (len(self.video_ids),) or self.rows.min() < 0:
+            raise FeatureError(f"no room for {self.rows.shape} videos of {self.dim} numbers a row")
+        if self.fixed and len(set(self.rows.tolist())) > 1:
+            raise FeatureError("videos with different numbers of rows cannot share one number of rows")
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """The first row of each video, (V,) int64."""
+        return np.concatenate([[0], np.cumsum(self.rows)[:-1]]).astype(np.int64)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole file, but for some kilobytes."""
+        a_row: int = self.dim * DTYPES[self.dtype].itemsize + 4 * (self.dtype == "int8") + 12 * self.timed
+        return int(self.rows.sum()) * a_row + len(self.video_ids) * (REASON_BYTES + 50)
+
+
+def create(path: Path, layout: Layout, recipe: Recipe) -> None:
+    """Write a file of this layout in which every video is pending; rows take no space on disk yet."""
+    videos, rows = len(layout.video_ids), int(layout.rows.sum())
+    row_shape = (videos, int(layout.rows[0])) if layout.fixed else (rows,)
+    with h5py.File(path, "w", alignment_threshold=_ALIGNMENT, alignment_interval=_ALIGNMENT) as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["recipe"] = json.dumps(recipe, sort_keys=True, ensure_ascii=False)
+        encoded = [video_id.encode() for video_id in layout.video_ids]
+        names = np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded))))
+        file.create_dataset("video_ids", data=names)
+        _allocate(file, "status", (videos,), _STATUS)
+        _allocate(file, "reasons", (videos,), h5py.string_dtype("utf-8", REASON_BYTES))
+        for name, code in _PER_VIDEO.items():
+            _allocate(file, name, (videos,), np.dtype(code))
+        file["source_sizes"][:] = layout.source_sizes
+        if not layout.fixed:
+            file.create_dataset("row_starts", data=layout.starts)
+        for name, code in _PER_ROW.items() if layout.timed else ():
+            _allocate(file, name, row_shape, np.dtype(code))
+        if layout.dtype == "int8":
+            _allocate(file, "scales", row_shape, np.dtype("<f4"))
+        # Last, so that all else lies together at the front. Its space is never written to here.
+        _allocate(file, "features", (*row_shape, layout.dim), DTYPES[layout.dtype], fill=False)
+
+
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], fill: bool = True) -> None:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if fill else h5py.h5d.FILL_TIME_NEVER)
+    plan.set_obj_track_times(False)
+    h5py.h5d.create(
+        file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape), plan
+    )
+
+
+@dataclass(frozen=True)
+class Header:
+    """All of a feature file but its rows.
+
+    Attributes
+    ----------
+    layout : Layout
+    recipe : dict
+    status : (V,) uint8 array
+        Positions in ``STATUSES``.
+    row_counts : (V,) int64 array
+        Rows that are there; 0 for pending and failed videos.
+    offsets : dict of str to int
+        Where the data of each dataset begins in the file, in bytes.
+    """
+
+    layout: Layout
+    recipe: Recipe
+    status: npt.NDArray[np.uint8]
+    row_counts: npt.NDArray[np.int64]
+    offsets: Mapping[str, int]
+
+
+def read_header(path: Path) -> Header:
+    """Read all but the rows of a file that ``create`` made.
+
+    Raises
+    ------
+    FeatureError
+        It is no such file, is damaged, or is of a later version.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT:
+                raise FeatureError(f"{path} is not a feature file of meidbench; choose another name for the output")
+            if (version := int(file.attrs["format_version"])) != FORMAT_VERSION:
+                raise FeatureError(f"{path} is a feature file of version {version}; this is for {FORMAT_VERSION}")
+            shape, dtype = file["features"].shape, file["features"].dtype
+            fixed = len(shape) == 3
+            ids = tuple(raw.decode() for raw in file["video_ids"][:].tolist())
+            starts = None if fixed else file["row_starts"][:]
+            rows = np.full(len(ids), shape[1]) if starts is None else np.diff(np.append(starts, shape[0]))
+            layout = Layout(
+                video_ids=ids,
+                rows=rows.astype(np.int64),
+                fixed=fixed,
+                dim=int(shape[-1]),
+                dtype=next(name for name, known in DTYPES.items() if known == dtype),
+                timed="timestamps" in file,
+                source_sizes=file["source_sizes"][:].astype(np.int64),
+            )
+            offsets = {name: file[name].id.get_offset() for name in file}
+            # A dataset without a byte has no place.
+            offsets = {name: 0 if offset is None else int(offset) for name, offset in offsets.items()}
+            recipe = json.loads(file.attrs["recipe"])
+            status = file["status"][:].astype(np.uint8)
+            counts = file["row_counts"][:].astype(np.int64)
+    except FeatureError:
+        raise
+    except (OSError, KeyError, StopIteration, TypeError, ValueError, RuntimeError) as error:
+        raise FeatureError(f"{path} is damaged, or not a feature file: {error}") from None
+    if status.max(initial=0) >= len(STATUSES) or (counts < 0).any() or (counts > layout.rows).any():
+        raise FeatureError(f"{path} is damaged: a status or a number of rows that cannot be")
+    return Header(layout, recipe, status, counts, offsets)
+
+
+def stored_checksums(path: Path) -> list[int]:
+    """Return the checksum of each video of a feature file, as it was when the video was written."""
+    with h5py.File(path, "r") as file:
+        checksums: list[int] = file["checksums"][:].tolist()
+    return checksums
+
+
+def recipe_differences(stored: Recipe, wanted: Recipe) -> list[str]:
+    """Say where two recipes differ in what changes features: versions of libraries and the list shared out do not."""
+    keys = sorted((stored.keys() | wanted.keys()) - {"libraries", "shared_list"})
+    return [
+        f"{key}: {stored.get(key, 'not said')} there, {wanted.get(key, 'not said')} now"
+        for key in keys
+        if stored.get(key) != wanted.get(key)
+    ]
+
+
+_READY = (STATUSES.index("ok"), STATUSES.index("salvaged"))
+
+
+class PackedFile(FeatureSource):
+    """An HDF5 file with ``/video_ids`` and ``/features`` of (V, T, D), or (R, D) with ``/row_starts``, ``/row_counts``.
+
+    What ``meidbench`` writes is contiguous, and rows are read straight from the file's pages. Chunked or
+    compressed files of others go through h5py, which is slower. Rows of int8 are given as float32.
+
+    Attributes
+    ----------
+    mapped : bool
+        Whether rows are read through a memory map.
+    dtype : numpy.dtype
+        Of the stored rows.
+    """
+
+    expected = "an HDF5 file with the rows of all videos in /features and their ids in /video_ids"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._handle = Handle(self.path)
+        self._map: npt.NDArray[Any] | None = None
+        self._scale_map: npt.NDArray[Any] | None = None
+        try:
+            self._read_index(self._handle.opened())
+        except FeatureError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            raise FeatureError(f"{self.path} cannot be used: {error}; expected {self.expected}") from None
+        finally:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A map would be pickled as all its rows.
+        return {**self.__dict__, "_map": None, "_scale_map": None}
+
+    def close(self) -> None:
+        """Close what is open; it is opened again when next needed."""
+        self._handle.close()
+        self._map = self._scale_map = None
+
+    def positions(self, video_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return where videos lie in the file, for ``gather``; raises as ``check`` does."""
+        self.check(video_ids)
+        return np.array([self._index[video_id] for video_id in video_ids], dtype=np.int64)
+
+    def gather(
+        self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64], out: npt.NDArray[Any] | None = None
+    ) -> npt.NDArray[Any]:
+        """Copy rows of several videos into one array, in the stored dtype.
+
+        Parameters
+        ----------
+        positions : (B,) int64 array
+            As ``positions`` returns them.
+        indices : (B, F) int64 array
+            Rows of each, counted from 0.
+        out : (B, F, D) array, optional
+            Where to put them, to be used again and again; its dtype is that of the file.
+
+        Returns
+        -------
+        (B, F, D) array
+            Where the file is int8, to be multiplied with ``gather_scales``.
+
+        Raises
+        ------
+        FeatureError
+            A video has no such row.
+        """
+        rows = self.joint_rows(positions, indices)
+        if out is None:
+            out = np.empty((*rows.shape, self._width), self.dtype)
+        if self.mapped:
+            # mode="raise" would make numpy gather into a buffer of its own first; the rows are checked already.
+            np.take(self.mapped_rows(), rows, axis=0, out=out, mode="clip")
+        else:
+            for slot, position in enumerate(positions):
+                out[slot] = self._stored_rows(int(position))[indices[slot]]
+        return out
+
+    def gather_scales(
+        self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32] | None:
+        """Return the (B, F) float32 scales of the rows that ``gather`` copies; None where the file has none."""
+        scales = self.row_scales()
+        taken: npt.NDArray[np.float32] | None = None if scales is None else scales[self.joint_rows(positions, indices)]
+        return taken
+
+    def row_scales(self) -> npt.NDArray[np.float32] | None:
+        """Return the (R,) float32 scales of all rows; None where the file has none."""
+        if self._scaled and self._scale_map is None:
+            scales = self._handle.opened()["scales"][()]
+            self._scale_map = np.asarray(scales, np.float32).reshape(-1)
+            self._handle.close()
+        return self._scale_map
+
+    def joint_rows(self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the (B, F) rows of ``mapped_rows`` that ``gather`` copies; raises as it does."""
+        counts = self._counts[positions][:, None]
+        if (outside := (indices < 0) | (indices >= counts)).any():
+            slot = int(np.flatnonzero(outside.any(axis=1))[0])
+            video_id = next(name for name, position in self._index.items() if position == positions[slot])
+            self._check_rows(video_id, indices[slot], int(counts[slot, 0]))
+        rows: npt.NDArray[np.int64] = self._starts[positions][:, None] + indices
+        return rows
+
+    def _read_index(self, file: h5py.File) -> None:
+        if "video_ids" not in file:
+            raise FeatureError(f"{self.path} has /features but no /video_ids; expected {self.expected}")
+        features = file["features"]
+        shape, self.dtype = features.shape, features.dtype
+        self._scaled = self.dtype == np.int8 and "scales" in file
+        if len(shape) not in (2, 3):
+            raise FeatureError(f"/features of {self.path} has shape {shape}; expected {self.expected}")
+        check_stored(self.path, shape, np.dtype(np.float16) if self._scaled else self.dtype)
+        ids = [name if isinstance(name, str) else name.decode() for name in file["video_ids"][()].tolist()]
+        self._index = {video_id: position for position, video_id in enumerate(ids)}
+        if len(shape) == 3:
+            self._starts = np.arange(len(ids), dtype=np.int64) * shape[1]
+            self._counts = np.full(len(ids), shape[1], np.int64)
+        else:
+            self._starts = file["row_starts"][()].astype(np.int64)
+        if "row_counts" in file or len(shape) == 2:
+            self._counts = file["row_counts"][()].astype(np.int64)
+        self._status = file["status"][()].astype(np.uint8) if "status" in file else np.ones(len(ids), np.uint8)
+        ends = self._starts + self._counts
+        joint = shape[0] * shape[1] if len(shape) == 3 else shape[0]
+        sizes = {len(self._index), len(self._starts), len(self._counts), len(self._status)}
+        if sizes != {len(ids)} or (len(shape) == 3 and shape[0] != len(ids)):
+            raise FeatureError(f"{self.path} contradicts itself: {len(ids):,} ids, not one for each video's rows")
+        longest = shape[1] if len(shape) == 3 else joint
+        if (
+            (self._starts < 0).any()
+            or (self._counts < 0).any()
+            or (ends > joint).any()
+            or (self._counts > longest).any()
+        ):
+            raise FeatureError(f"{self.path} contradicts itself: rows of a video lie outside /features")
+        self._width, self._joint = int(shape[-1]), int(joint)
+        self._offset = _offset(features)
+        self.mapped = self._offset is not None and self._maps_right(features)
+
+    def _maps_right(self, features: h5py.Dataset) -> bool:
+        """Whether the map shows what h5py reads, on the first and last row; a file system may not map at all."""
+        try:
+            mapped = self.mapped_rows()
+        except (OSError, ValueError):
+            return False
+        first, last = (0,) * (features.ndim - 1), tuple(size - 1 for size in features.shape[:-1])
+        return all(mapped[at].tobytes() == features[row].tobytes() for at, row in ((0, first), (-1, last)))
+
+    def mapped_rows(self) -> npt.NDArray[Any]:
+        """Return the memory map of all rows, (R, D), read-only; only where ``mapped``."""
+        if self._map is None:
+            mapped = np.memmap(self.path, self.dtype, "r", self._offset or 0, (self._joint, self._width))
+            self._map = np.asarray(mapped)  # without memmap's own costs at every access
+        return self._map
+
+    def _ids(self) -> set[str]:
+        return set(self._index)
+
+    def _position(self, video_id: str) -> int:
+        try:
+            position = self._index[video_id]
+        except KeyError:
+            raise Unusable("missing") from None
+        if self._status[position] in _READY:
+            return position
+        if self._status[position] == STATUSES.index("failed"):
+            raise Unusable("failed", self._reason(position))
+        raise Unusable("pending")
+
+    def _reason(self, position: int) -> str:
+        file = self._handle.opened()
+        raw = file["reasons"][position] if "reasons" in file else ""
+        return raw.decode(errors="replace")[:REASON_BYTES] if isinstance(raw, bytes) else str(raw)
+
+    def _shape(self, video_id: str) -> tuple[int, int]:
+        shape = int(self._counts[self._position(video_id)]), self._width
+        check_array(shape, np.dtype(np.float16))
+        return shape
+
+    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+        position = self._position(video_id)
+        count = int(self._counts[position])
+        indices = np.arange(count) if rows is None else rows.astype(np.int64)
+        self._check_rows(video_id, indices, count)
+        if self.mapped:
+            taken = np.take(self.mapped_rows(), self._starts[position] + indices, axis=0)
+        else:
+            taken = self._stored_rows(position)[indices]
+        scales = self.row_scales()
+        if scales is not None:
+            taken = np.multiply(taken, scales[self._starts[position] + indices, None], dtype=np.float32)
+        result: Array = taken
+        return result
+
+    def _stored_rows(self, position: int) -> npt.NDArray[Any]:
+        """Read all rows of a video through h5py, which refuses repeated rows and is slower on chosen ones."""
+        start, count = int(self._starts[position]), int(self._counts[position])
+        features = self._handle.opened()["features"]
+        try:
+            whole: npt.NDArray[Any] = (
+                features[position, :count] if features.ndim == 3 else features[start : start + count]
+            )
+        except OSError as error:
+            raise FeatureError(f"cannot read {self.path}: {error}; copy or extract it again") from None
+        return whole
+
+
+def check_stored(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse a dataset of all videos that holds no floats."""
+    try:
+        check_array((1, shape[-1]), dtype)
+    except Unusable as error:
+        raise FeatureError(f"/features of {path} is {error.detail}; expected float16, float32 or float64") from None
+
+
+def _offset(features: h5py.Dataset) -> int | None:
+    """Return where the rows begin in the file; None where they do not lie in it end to end."""
+    if not features.size or features.id.get_create_plist().get_external_count():
+        return None
+    offset: int | None = features.id.get_offset()
+    return offset

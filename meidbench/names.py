@@ -1,0 +1,32 @@
+"""Names that the command line and the core share, and the types of the two callbacks. Imports nothing of meidbench."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+DATASETS = ("videolt", "charadeslt", "charadesegolt")
+SUBSETS = ("train", "val", "test")
+RELEASED = "released"
+DRAWN_VARIANTS = ("pareto", "grouped", "exact")
+VARIANTS = (RELEASED, *DRAWN_VARIANTS)
+GROUP_KEYS = ("pair", "subject")
+SPLIT_FORMATS = ("parquet", "csv", "lst")
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+PROTOCOLS = ("tie-aware", "apmeter", "charades")
+BACKBONES = ("resnet101", "resnet50", "tsm-resnet50")
+EXTRACTED_DTYPES = ("float16", "float32")
+STORED_DTYPES = (*EXTRACTED_DTYPES, "int8")
+PRECISIONS = ("fp32", "bf16", "fp16")
+SAMPLINGS = ("uniform", "random")
+SELECTION_SUBSETS = ("val", "test")
+RESIDENT = ("auto", "never", "always")
+STATISTICS_TABLE = "table1"
+TABLES = (STATISTICS_TABLE, "table2", "table3", "table4", "table5", "table6", "table7", "supp1", "supp2", "supp5")
+
+# Called with one line of text for the user.
+Report = Callable[[str], None]
+# Called with the number of steps that were just done.
+Advance = Callable[[int], None]
+# Opens a progress bar from a title and a total.
+ProgressBar = Callable[[str, int], AbstractContextManager[Advance]]
+# Called with a file's name, the bytes received so far and the bytes expected.
+DownloadProgress = Callable[[str, int, int], None]

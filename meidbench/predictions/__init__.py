@@ -1,0 +1,44 @@
+"""Prediction files of every form, opened by their content and read block by block.
+
+What a file claims to hold is checked against its size before anything is allocated.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from meidbench.errors import PredictionError
+from meidbench.predictions.arrays import Hdf5File, NpzFile
+from meidbench.predictions.base import PredictionFile
+from meidbench.predictions.parquet import ParquetFile
+from meidbench.predictions.table import TableFile
+
+__all__ = ["FORMS", "PredictionFile", "open_predictions"]
+
+FORMS: dict[bytes, Callable[[Path], PredictionFile]] = {
+    b"PAR1": ParquetFile,
+    b"PK\x03\x04": NpzFile,
+    b"\x89HDF\r\n\x1a\n": Hdf5File,
+}
+
+
+def open_predictions(path: Path) -> PredictionFile:
+    """Open a prediction file: Parquet, NPZ, HDF5, CSV, or the official Charades text form.
+
+    The form is told by the content, whatever the name is.
+
+    Raises
+    ------
+    PredictionError
+        It is not there, empty, damaged, or of no known form.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PredictionError(f"there is no prediction file {path}")
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    if not start:
+        raise PredictionError(f"{path} is empty")
+    form = next((form for magic, form in FORMS.items() if start.startswith(magic)), TableFile)
+    file = form(path)
+    file.check_dtype()
+    return file

@@ -1,0 +1,338 @@
+"""The one door for score matrices: predictions are read, refused or brought into the order of a split, and written."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from meidbench.errors import PredictionError, bullet_list, first_few
+from meidbench.files import written_whole
+from meidbench.predictions import PredictionFile, open_predictions
+from meidbench.predictions.base import BLOCK_ROWS
+from meidbench.splits.manifests import SUBSETS
+from meidbench.splits.split import METADATA_KEY, Split
+
+Scores = npt.NDArray[Any]
+Block = tuple[npt.NDArray[np.int64], Scores]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of videos, as a file holds them.
+
+    Attributes
+    ----------
+    video_ids : list of str
+        n ids in the file's order.
+    scores : ndarray, (n, C)
+        Real numbers, higher is likelier.
+    metadata : dict
+        What the file says of itself; may be empty.
+    class_names : list of str or None
+        Where the file names its classes.
+    """
+
+    video_ids: list[str]
+    scores: Scores
+    metadata: dict[str, Any] = field(default_factory=dict)
+    class_names: list[str] | None = None
+
+    @property
+    def num_videos(self) -> int:
+        """Number of rows n."""
+        return len(self.video_ids)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of columns C."""
+        return int(self.scores.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the scores."""
+        return self.scores.dtype
+
+    def blocks(self) -> Iterator[tuple[int, Scores]]:
+        """Yield the first row of each block and its scores."""
+        for start in range(0, len(self.scores), BLOCK_ROWS):
+            yield start, self.scores[start : start + BLOCK_ROWS]
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """Scores that are too many for memory: checked, and read anew block by block.
+
+    Attributes
+    ----------
+    videos, num_classes : int
+    dtype : dtype
+    blocks : callable
+        Each call gives all rows once, as (rows in the split's order, scores (rows, C)).
+    """
+
+    videos: int
+    num_classes: int
+    dtype: np.dtype[Any]
+    blocks: Callable[[], Iterable[Block]]
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a prediction file of any form into memory.
+
+    Parameters
+    ----------
+    path : Path
+        Parquet (``video_id``, ``scores``), NPZ or HDF5 (``video_ids``, ``scores``), CSV with a header, or the official
+        Charades text form; told by the content. Nothing pickled is ever loaded.
+
+    Raises
+    ------
+    PredictionError
+        It is not there, empty, damaged, or of no known form.
+    """
+    file = open_predictions(path)
+    scores = np.empty((file.num_videos, file.num_classes), dtype=file.dtype)
+    for start, block in file.blocks():
+        scores[start : start + len(block)] = block
+    return Predictions(file.video_ids, scores, file.metadata, file.class_names)
+
+
+def write_predictions(
+    path: Path,
+    video_ids: Sequence[str],
+    scores: Scores,
+    split: Split | None = None,
+    subset: str | None = None,
+    run: dict[str, Any] | None = None,
+) -> Path:
+    """Write predictions as Parquet, with what they belong to, so that they cannot be scored on anything else.
+
+    Parameters
+    ----------
+    path : Path
+    video_ids : sequence of str
+        n ids.
+    scores : ndarray, (n, C)
+        Finite real numbers, float32 for choice: compact, and exact where a model computes in it.
+    split, subset : Split and str, optional
+        Their digest and class names go into the file and are compared when it is scored.
+    run : dict, optional
+        Facts about the run, for JSON. ``{"select_on": "test"}`` says that its checkpoint was chosen on the test subset,
+        of which ``evaluate`` warns.
+
+    Raises
+    ------
+    PredictionError
+        The shapes do not fit, or a score is NaN or infinite.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    scores = np.ascontiguousarray(scores)
+    if scores.ndim != 2 or len(scores) != len(video_ids):
+        raise PredictionError(f"scores have shape {scores.shape}; expected ({len(video_ids):,}, C)")
+    if scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
+        raise PredictionError(f"scores of type {scores.dtype} must be finite real numbers")
+    facts: dict[str, Any] = {"run": run or {}, "subset": subset}
+    if split is not None:
+        facts |= {"dataset": split.dataset, "split_digest": split.digest, "class_names": list(split.class_names)}
+    values = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
+    table = pa.table({"video_id": pa.array([str(video_id) for video_id in video_ids], pa.string()), "scores": values})
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts, sort_keys=True).encode()})
+    encoding = {"scores.list.element": "BYTE_STREAM_SPLIT"} if scores.dtype in (np.float32, np.float64) else None
+    with written_whole(Path(path)) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=BLOCK_ROWS,
+            compression="zstd",
+            use_dictionary=False,
+            column_encoding=encoding,
+            write_page_checksum=True,  # a flipped bit is then refused, not scored
+        )
+    return Path(path)
+
+
+def run_warnings(metadata: dict[str, Any]) -> list[str]:
+    """Return what a reader must know of the run that a prediction file comes from."""
+    run = metadata.get("run")
+    if isinstance(run, dict) and run.get("select_on") == "test":
+        return [
+            "the checkpoint was chosen on the test subset: its test scores are too good, "
+            "and not comparable with those of runs chosen on val"
+        ]
+    return []
+
+
+# --- check and align --------------------------------------------------------------------------------------------
+
+
+def align_predictions(
+    predictions: Predictions | PredictionFile,
+    split: Split,
+    subset: str,
+    *,
+    allow_float16: bool = False,
+    memory_limit: int | None = None,
+) -> Scores | BlockScores:
+    """Check predictions against a subset and give their scores in its order.
+
+    Parameters
+    ----------
+    predictions : Predictions or PredictionFile
+        Rows in any order.
+    split : Split
+    subset : str
+        ``train``, ``val`` or ``test``.
+    allow_float16 : bool
+        Half precision makes ties that were none, so it is refused unless allowed.
+    memory_limit : int, optional
+        Bytes that the scores may take; what is larger is given block by block.
+
+    Returns
+    -------
+    ndarray, (n, C), or BlockScores
+        Rows as in ``split.video_ids(subset)``.
+
+    Raises
+    ------
+    PredictionError
+        Names every problem at once: ids missing, unknown or twice, a wrong number of classes, other class names or
+        another split, scores that are no numbers, NaN, infinite or float16.
+    """
+    wanted = split.video_ids(subset)
+    if not wanted:
+        raise PredictionError(f"the split {split.dataset} has no video in {subset}")
+    problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, split, allow_float16)
+    sensible = predictions.num_videos <= 2 * len(wanted) + 1000
+    if sensible:
+        problems += _id_problems(predictions.video_ids, wanted, split, subset)
+    else:
+        problems.append(f"there are {predictions.num_videos:,} rows, {subset} has {len(wanted):,} videos")
+    if problems:
+        if sensible and predictions.num_classes <= 2 * split.num_classes + 1000:
+            problems += _number_problems(predictions)
+        raise _refusal(problems, split, subset)
+    row_of = {video_id: row for row, video_id in enumerate(wanted)}
+    rows = np.array([row_of[video_id] for video_id in predictions.video_ids], dtype=np.int64)
+    dtype = predictions.dtype.newbyteorder("=")
+    size = dtype.itemsize * len(wanted) * split.num_classes
+    if memory_limit is not None and size > memory_limit:
+        if problems := _number_problems(predictions):
+            raise _refusal(problems, split, subset)
+
+        def blocks() -> Iterator[Block]:
+            for start, block in predictions.blocks():
+                yield rows[start : start + len(block)], block.astype(dtype, copy=False)
+
+        return BlockScores(len(wanted), split.num_classes, dtype, blocks)
+    in_order = bool((rows == np.arange(len(rows))).all())
+    if in_order and isinstance(predictions, Predictions) and predictions.dtype == dtype:
+        aligned = predictions.scores
+        problems = _number_problems(predictions)
+    else:
+        aligned = np.empty((len(wanted), split.num_classes), dtype=dtype)
+        bad: list[int] = []
+        for start, block in predictions.blocks():
+            bad += [start + row for row in not_finite(block)]
+            part = slice(start, start + len(block))
+            aligned[part if in_order else rows[part]] = block
+        problems = _bad_numbers(bad, predictions.video_ids)
+    if problems:
+        raise _refusal(problems, split, subset)
+    return aligned
+
+
+def _refusal(problems: list[str], split: Split, subset: str) -> PredictionError:
+    return PredictionError(
+        f"{len(problems)} problem(s) with the predictions for {split.dataset} {subset}:\n{bullet_list(problems)}"
+    )
+
+
+def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, subset: str) -> list[str]:
+    metadata = predictions.metadata
+    expected = {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}
+    problems = [
+        f"its {key} is {metadata[key]!r}, expected {value!r}"
+        for key, value in expected.items()
+        if metadata.get(key) not in (None, value)
+    ]
+    for names in (metadata.get("class_names"), predictions.class_names):
+        if names is None or names == list(split.class_names):
+            continue
+        if not isinstance(names, list) or len(names) != split.num_classes:
+            problems.append(f"its class names are not {split.num_classes:,} names")
+        else:
+            pairs = enumerate(zip(names, split.class_names, strict=True))
+            other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
+            problems.append(f"{len(other):,} class name(s) are others: {first_few(other)}")
+    return problems
+
+
+def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: str) -> list[str]:
+    if video_ids == wanted:
+        return []
+    problems = []
+    given, known = set(video_ids), set(wanted)
+    if len(given) < len(video_ids):
+        repeated = [video_id for video_id, count in Counter(video_ids).items() if count > 1]
+        problems.append(f"{len(repeated):,} video(s) occur more than once: {_named(repeated)}")
+    if missing := [video_id for video_id in wanted if video_id not in given]:
+        problems.append(f"{len(missing):,} of {len(wanted):,} videos are missing: {first_few(missing)}")
+    if unknown := [video_id for video_id in dict.fromkeys(video_ids) if video_id not in known]:
+        elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]
+        hint = f"; it holds videos of {' and '.join(elsewhere)}" if elsewhere and elsewhere != [subset] else ""
+        problems.append(f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")
+    return problems
+
+
+def _named(video_ids: list[str]) -> str:
+    """List ids of unknown origin: what a terminal could not show is escaped, what is long is cut."""
+    return first_few(
+        video_id if video_id.isprintable() and 0 < len(video_id) <= 40 else repr(video_id[:40])
+        for video_id in video_ids
+    )
+
+
+def _shape_problems(predictions: Predictions | PredictionFile, split: Split, allow_float16: bool) -> list[str]:
+    if isinstance(predictions, Predictions):
+        shape = predictions.scores.shape
+        if predictions.dtype.kind not in "fiu":
+            raise PredictionError(f"the scores are of type {predictions.dtype}; expected real numbers")
+        if len(shape) != 2 or shape[0] != len(predictions.video_ids):
+            expected = f"({len(predictions.video_ids):,}, {split.num_classes:,})"
+            raise PredictionError(f"the scores have shape {shape}; expected {expected}")
+    problems = []
+    if predictions.dtype.kind == "f" and predictions.dtype.itemsize == 2 and not allow_float16:
+        problems.append("the scores are float16, which makes ties: write float32, or pass --allow-float16")
+    if predictions.num_classes != split.num_classes:
+        problems.append(
+            f"there are scores for {predictions.num_classes:,} classes, the split has {split.num_classes:,}"
+        )
+    return problems
+
+
+def not_finite(block: Scores) -> list[int]:
+    """Return the rows of a block that hold NaN or infinity."""
+    if block.dtype.kind != "f":
+        return []
+    # A sum is finite only if all its terms are: one pass, and the slow search for the few rows that call for it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = np.flatnonzero(~np.isfinite(block.sum(axis=1)))
+    return [int(row) for row in suspicious if not np.isfinite(block[row]).all()]
+
+
+def _number_problems(predictions: Predictions | PredictionFile) -> list[str]:
+    bad = [start + row for start, block in predictions.blocks() for row in not_finite(block)]
+    return _bad_numbers(bad, predictions.video_ids)
+
+
+def _bad_numbers(rows: list[int], video_ids: list[str]) -> list[str]:
+    if not rows:
+        return []
+    return [f"the scores of {len(rows):,} video(s) hold NaN or infinity: {_named([video_ids[row] for row in rows])}"]

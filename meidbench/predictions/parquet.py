@@ -1,0 +1,148 @@
+"""Prediction files in Parquet."""
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from meidbench.errors import PredictionError, first_few
+from meidbench.predictions.base import BLOCK_ROWS, LONGEST_ID, PredictionFile, Scores
+from meidbench.splits.split import METADATA_KEY
+
+_DECODERS = 2
+_GROUP_READ_AHEAD = 1 << 26  # bytes; larger row groups are not decoded ahead
+
+
+class ParquetFile(PredictionFile):
+    """Columns ``video_id`` string and ``scores`` fixed_size_list, with optional JSON metadata ``meidbench``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        import pyarrow as pa
+
+        with self._opened() as file:
+            schema = file.schema_arrow
+            if not {"video_id", "scores"} <= set(schema.names) or len(set(schema.names)) < len(schema.names):
+                raise self.refusal(
+                    f"it has the columns {first_few(schema.names) or 'none'}; expected video_id and scores"
+                )
+            kind, id_kind = schema.field("scores").type, schema.field("video_id").type
+            if not pa.types.is_fixed_size_list(kind) or not (
+                pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+            ):
+                raise self.refusal(f"the column scores is of type {kind}; expected fixed_size_list of a real number")
+            if not (pa.types.is_string(id_kind) or pa.types.is_large_string(id_kind)):
+                raise self.refusal(f"the column video_id is of type {id_kind}; expected string")
+            self.num_videos, self.num_classes = file.metadata.num_rows, kind.list_size
+            self.dtype = np.dtype(kind.value_type.to_pandas_dtype())
+            self._check_size(file.metadata)
+            self.metadata = self._parse_metadata((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+
+    def _opened(self) -> "_ArrowErrors":
+        return _ArrowErrors(self)
+
+    def _check_size(self, facts: Any) -> None:
+        """Refuse what unpacks to much more than rows of scores and ids can take."""
+        size = 0
+        for group in range(facts.num_row_groups):
+            columns = (facts.row_group(group).column(place) for place in range(facts.num_columns))
+            size += sum(max(column.total_uncompressed_size, 0) for column in columns)
+        most = self.num_videos * (2 * self.num_classes * 8 + LONGEST_ID) + (1 << 20)
+        if self.num_videos < 0 or size > most:
+            raise self.refusal(f"it unpacks to {size:,} bytes, too much for {self.num_videos:,} rows: it is damaged")
+
+    def _parse_metadata(self, raw: bytes) -> dict[str, Any]:
+        try:
+            metadata = json.loads(raw)
+        except (ValueError, RecursionError):
+            metadata = None
+        if not isinstance(metadata, dict):
+            raise self.refusal("its metadata 'meidbench' is not a JSON object")
+        return metadata
+
+    def _read_ids(self) -> list[str]:
+        with self._opened() as file:
+            column = file.read(["video_id"]).column("video_id")
+            if column.null_count:
+                raise self.refusal(f"{column.null_count:,} ids are empty cells")
+            ids: list[str] = column.to_pylist()
+        return ids
+
+    def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
+        with self._opened() as file:
+            start = 0
+            for column in self._chunks(file):
+                values = column.flatten()
+                if column.null_count or values.null_count:
+                    raise self.refusal("there are empty cells among the scores")
+                yield start, values.to_numpy(zero_copy_only=False).reshape(len(column), self.num_classes)
+                start += len(column)
+            if start != self.num_videos:
+                raise self.refusal(f"{start:,} rows could be read, {self.num_videos:,} are announced: it is damaged")
+
+    def _chunks(self, file: Any) -> Iterator[Any]:
+        """Yield the scores in pieces: of small row groups some are decoded ahead, large ones are read in batches."""
+        groups = range(file.num_row_groups)
+        size = max((file.metadata.row_group(group).total_byte_size for group in groups), default=0)
+        if size > _GROUP_READ_AHEAD:
+            # One at a time: asked for all, the reader would keep the raw bytes of the whole file.
+            for group in groups:
+                batches = file.iter_batches(BLOCK_ROWS, row_groups=[group], columns=["scores"], use_threads=False)
+                yield from (batch.column(0) for batch in batches)
+            return
+        with ExitStack() as stack, ThreadPoolExecutor(_DECODERS) as pool:
+            # A reader belongs to one thread, so each has its own.
+            readers: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(_DECODERS):
+                readers.put(stack.enter_context(self._opened()))
+
+            def decode(group: int) -> list[Any]:
+                reader = readers.get()
+                try:
+                    chunks: list[Any] = reader.read_row_group(group, ["scores"], use_threads=False).column(0).chunks
+                    return chunks
+                finally:
+                    readers.put(reader)
+
+            ahead: deque[Future[list[Any]]] = deque()
+            for group in groups:
+                ahead.append(pool.submit(decode, group))
+                if len(ahead) > _DECODERS:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+
+
+class _ArrowErrors:
+    """Opens a Parquet file and turns what goes wrong in reading it into a refusal."""
+
+    def __init__(self, file: PredictionFile) -> None:
+        self.file = file
+
+    def __enter__(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.errors = (pa.ArrowException, OSError, UnicodeError)  # also for a file name that is no text
+        try:
+            self.opened = pq.ParquetFile(
+                self.file.path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 22
+            )
+        except self.errors as error:
+            raise self._refusal(error) from None
+        return self.opened
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.opened.close()
+        if isinstance(error, self.errors):
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: BaseException) -> PredictionError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return self.file.refusal(f"not a readable Parquet file: {reason}")

@@ -1,0 +1,236 @@
+"""The published splits, rebuilt exactly from the official annotations and the assignment kept in ``splits/``."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain, combinations
+from pathlib import Path
+
+from meidbench.annotations.official import Annotations, read_annotations
+from meidbench.errors import AnnotationError, bullet_list, first_few
+from meidbench.splits.manifests import (
+    SUBSETS,
+    Assignment,
+    Manifest,
+    Row,
+    Sketch,
+    load_assignment,
+    load_manifest,
+    row_tag,
+)
+from meidbench.splits.split import Split
+from meidbench.splits.statistics import deviations, split_statistics
+
+SYMBOLS = {".": "", "t": "train", "v": "val", "e": "test"}
+_SHOWN = 5
+_MISPRINTS = 2  # differing labels of a video that are searched for among all classes, to name them
+_SUSPECTS = 60  # classes with wrong counts among which one more is searched for
+
+
+def build_released(dataset: str, folder: Path) -> Split:
+    """Build the published split of a benchmark.
+
+    Parameters
+    ----------
+    dataset : str
+        As for ``load_manifest``.
+    folder : Path
+        Holds the official annotation files.
+
+    Raises
+    ------
+    AnnotationError
+        The files are damaged, or their ids or labels are not those the split was released on; the message names the
+        videos and classes that differ.
+    """
+    manifest, assignment = load_manifest(dataset), load_assignment(dataset)
+    annotations = read_annotations(manifest, folder)
+    if problems := _differing_videos(annotations, manifest, assignment):
+        raise _mismatch(manifest, folder, problems)
+    subset_of = dict(zip(sorted(annotations.video_ids), map(SYMBOLS.get, assignment.symbols), strict=True))
+    split = Split.from_annotations(
+        annotations,
+        [subset_of[video_id] or "" for video_id in annotations.video_ids],
+        dataset=manifest.name,
+        variant="released",
+        head_above=manifest.head_above,
+        tail_up_to=manifest.tail_up_to,
+    )
+    if lines_digest(annotations.class_names) != assignment.names_digest:
+        raise _mismatch(manifest, folder, [f"{manifest.class_file.name}: the class names are not the official ones"])
+    if split.digest != assignment.split_digest:
+        raise _mismatch(manifest, folder, _differing_labels(annotations, split, manifest, assignment))
+    if problems := deviations(split_statistics(split), manifest):
+        raise _mismatch(manifest, folder, problems)
+    return split
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """Return the sha256 of lines, each ended by LF, in UTF-8."""
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def source_digests(annotations: Annotations) -> dict[str, str]:
+    """Return the sha256 of the sorted ids of each official subset."""
+    ids: dict[str, list[str]] = {}
+    for video_id, source in zip(annotations.video_ids, annotations.sources, strict=True):
+        ids.setdefault(source, []).append(video_id)
+    return {source: lines_digest(sorted(videos)) for source, videos in ids.items()}
+
+
+def source_positives(annotations: Annotations, source: str) -> list[int]:
+    """Return the videos a class of one official subset."""
+    counts = Counter(
+        label
+        for labels, given in zip(annotations.labels, annotations.sources, strict=True)
+        if given == source
+        for label in labels
+    )
+    return [counts[index] for index in range(len(annotations.class_names))]
+
+
+def id_rows(annotations: Annotations) -> list[Row]:
+    """Return (id, tag of the official subset) of all videos, for a sketch."""
+    pairs = zip(annotations.video_ids, annotations.sources, strict=True)
+    return [(video_id, row_tag(video_id, source)) for video_id, source in pairs]
+
+
+def label_rows(split: Split) -> list[Row]:
+    """Return (id, tag of the labels) of the videos of a split, for a sketch."""
+    ids, labels = split.table.column("video_id").to_pylist(), split.table.column("labels").to_pylist()
+    return [(video_id, _label_tag(video_id, row)) for video_id, row in zip(ids, labels, strict=True)]
+
+
+def _label_tag(video_id: str, labels: Iterable[int]) -> bytes:
+    return row_tag(video_id, ",".join(map(str, sorted(labels))))
+
+
+def _mismatch(manifest: Manifest, folder: Path, problems: list[str]) -> AnnotationError:
+    shown = problems[: 3 * _SHOWN]
+    more = f"\n  ... and {len(problems) - len(shown):,} more" if len(problems) > len(shown) else ""
+    return AnnotationError(
+        f"the annotations in {folder} are not those that {manifest.title} was released on:\n"
+        f"{bullet_list(shown)}{more}\n"
+        f"No split was written. {manifest.remedy}"
+    )
+
+
+# --- which ids differ -------------------------------------------------------------------------------------------
+
+
+def _differing_videos(annotations: Annotations, manifest: Manifest, assignment: Assignment) -> list[str]:
+    """Return what is wrong with the ids and the official subsets they come from."""
+    digests = source_digests(annotations)
+    if digests == assignment.source_digests:
+        return []
+    if swapped := _swapped_files(annotations, manifest, assignment, digests):
+        return swapped
+    file_of = {file.source: file.name for file in manifest.files}
+    problems = []
+    for file in manifest.files:
+        got = annotations.sources.count(file.source)
+        if got != assignment.source_videos[file.source]:
+            last = max(row for row, source in enumerate(annotations.sources) if source == file.source)
+            problems.append(
+                f"{file.name} holds {got:,} videos, expected {assignment.source_videos[file.source]:,}; "
+                f"the last is {annotations.video_ids[last]}"
+            )
+            problems += _differing_counts(
+                source_positives(annotations, file.source),
+                assignment.source_positives[file.source],
+                f"videos a class in {file.name}",
+                annotations.class_names,
+            )
+    fitting = [row for row in id_rows(annotations) if len(row[0].encode()) <= 16]
+    misfits = [video_id for video_id in annotations.video_ids if len(video_id.encode()) > 16]
+    missing, extra, complete = Sketch.from_cells(assignment.id_sketch).difference(Sketch(fitting))
+    if not complete:
+        problems.append("more videos differ than can be named one by one")
+    extra_ids = {*misfits, *(video_id for video_id, _ in extra)}
+    missing_ids = {video_id for video_id, _ in missing}
+    official = {
+        video_id: next((source for source in file_of if row_tag(video_id, source) == tag), "")
+        for video_id, tag in missing
+    }
+    found = dict(zip(annotations.video_ids, annotations.sources, strict=True))
+    for video_id in sorted(missing_ids | extra_ids):
+        wanted, got_in = file_of.get(official.get(video_id, "")), file_of.get(found.get(video_id, ""))
+        if video_id in missing_ids and video_id in extra_ids:
+            problems.append(f"video {video_id} is in {got_in}, expected in {wanted}")
+        elif video_id in missing_ids:
+            problems.append(f"video {video_id} is missing, expected in {wanted}")
+        else:
+            problems.append(f"video {video_id} in {got_in} is not an official one")
+    return problems
+
+
+def _swapped_files(
+    annotations: Annotations, manifest: Manifest, assignment: Assignment, digests: dict[str, str]
+) -> list[str]:
+    """Recognise official files that lie under one another's names."""
+    official = {digest: source for source, digest in assignment.source_digests.items()}
+    file_of = {file.source: file.name for file in manifest.files}
+    problems = []
+    for source, digest in digests.items():
+        if official.get(digest, source) != source:
+            first = annotations.video_ids[annotations.sources.index(source)]
+            problems.append(
+                f"{file_of[source]} holds the videos of {file_of[official[digest]]} (the first is {first}): "
+                "the files are swapped"
+            )
+    return problems
+
+
+# --- which labels differ ----------------------------------------------------------------------------------------
+
+
+def _differing_labels(annotations: Annotations, split: Split, manifest: Manifest, assignment: Assignment) -> list[str]:
+    """Return which videos have other labels than the released split, and which classes' counts are off."""
+    problems = []
+    suspects: set[int] = set()
+    for subset in SUBSETS:
+        got, expected = split.positives(subset).tolist(), assignment.positives[subset]
+        problems += _differing_counts(got, expected, f"videos a class in {subset}", split.class_names)
+        suspects |= {index for index, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b}
+    missing, extra, complete = Sketch.from_cells(assignment.row_sketch).difference(Sketch(label_rows(split)))
+    if not complete:
+        problems.append("the labels of more videos differ than can be named one by one")
+    wanted = dict(missing)
+    found = dict(zip(annotations.video_ids, annotations.labels, strict=True))
+    source_of = dict(zip(annotations.video_ids, annotations.sources, strict=True))
+    file_of = {file.source: file.name for file in manifest.files}
+    for number, (video_id, _) in enumerate(extra):
+        # Finding the classes takes a search, so it is done for as many videos as a person will read.
+        tag = wanted.get(video_id) if number < _SHOWN else None
+        how = _label_difference(video_id, found[video_id], tag, suspects, split.num_classes)
+        problems.append(f"video {video_id} ({file_of[source_of[video_id]]}): {how}")
+    return problems
+
+
+def _differing_counts(got: Sequence[int], expected: Sequence[int], what: str, names: Sequence[str]) -> list[str]:
+    off = [index for index, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b]
+    if not off:
+        return []
+    named = first_few(f"{index} {names[index]!r} {got[index]:,} (expected {expected[index]:,})" for index in off)
+    return [f"{what}: {named}"]
+
+
+def _label_difference(
+    video_id: str, labels: tuple[int, ...], tag: bytes | None, suspects: set[int], num_classes: int
+) -> str:
+    """Say which classes are wrong by looking for the labels that have the published tag.
+
+    Classes whose counts are off come first: among these few, as many as three changes are tried.
+    """
+    given = f"its classes {','.join(map(str, sorted(labels)))}"
+    if tag is None:
+        return f"{given} are not the released ones"
+    few = sorted(suspects)[:_SUSPECTS]
+    tries = [(few, _MISPRINTS + 1), (range(num_classes), _MISPRINTS)]
+    for classes, most in tries:
+        for changed in chain.from_iterable(combinations(classes, size) for size in range(1, most + 1)):
+            if _label_tag(video_id, set(labels) ^ set(changed)) == tag:
+                lacking = [f"class {index} is missing" for index in changed if index not in labels]
+                wrong = [f"class {index} is unexpected" for index in changed if index in labels]
+                return ", ".join(lacking + wrong)
+    return f"{given} differ from the released ones in more than {_MISPRINTS}"
