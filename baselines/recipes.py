@@ -1,7 +1,6 @@
 """Recipes: a method's values, where each is from, and the numbers published for it; all of it data."""
 
 import dataclasses
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,15 +10,10 @@ from typing import Any
 from meidbench.baselines.components import FAMILIES, known_options, option_defaults
 from meidbench.baselines.configuration import Choice, Config, Tables, merged, overrides
 from meidbench.baselines.models import MODELS
+from meidbench.checks import parse_toml
 from meidbench.errors import MeidbenchError, first_few
 from meidbench.evaluation.results import MeanAP
 from meidbench.splits.split import Split
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 BENCHMARKS = "benchmarks"
 OTHER = "other"
@@ -175,7 +169,7 @@ def _content(name: str) -> dict[str, Any]:
     text = (
         resources.files("meidbench.baselines").joinpath("recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
     )
-    return tomllib.loads(text)
+    return parse_toml(text)
 
 
 _STAGES = ("stage1", "stage2")

@@ -168,5 +168,5 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # As bytes, because numpy has no bfloat16; reshaped, because a tensor without a dimension cannot be viewed so.
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

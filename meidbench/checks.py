@@ -82,7 +82,8 @@ def one_of(name: str, value: str, known: Sequence[str], error: type[MeidbenchErr
 
 def parse_toml(text: str) -> Table:
     """Return the table of a TOML text; raise ``ValueError`` where it is damaged."""
-    return tomllib.loads(text)
+    table: Table = tomllib.loads(text)
+    return table
 
 
 def read_toml(path: Path, error: type[MeidbenchError] = MeidbenchError) -> Table:

@@ -1,18 +1,13 @@
 """The paper's tables: what their rows are, which of our methods stands beside each, and the published numbers."""
 
-import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from meidbench.checks import parse_toml
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.results import MeanAP
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 STATISTICS = "table1"
 RUN_TABLES = ("table2", "table3", "table4", "table5", "table6", "table7", "supp1", "supp2", "supp5")
@@ -151,7 +146,7 @@ def read_table(name: str) -> PaperTable:
 def table_content(name: str) -> dict[str, Any]:
     """Return the content of ``tables/NAME.toml``."""
     file = resources.files("meidbench.baselines").joinpath("tables").joinpath(f"{name}.toml")
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    return parse_toml(file.read_text(encoding="utf-8"))
 
 
 def row_names(table: str) -> tuple[str, ...]:

@@ -61,7 +61,8 @@ def reason(message: str, out: Path, materials: Materials) -> str:
     spelled = {text: name for path, name in [*named, (out, "")] for text in _spellings(path)}
     for text in sorted(spelled, key=len, reverse=True):  # files before the folder that holds them
         ending = r"(?![\w-])" if spelled[text] else "/"
-        first = re.sub(rf"(?<![\w./-]){re.escape(text)}{ending}", lambda _, name=spelled[text]: name, first)
+        named_as = spelled[text].replace("\\", r"\\")
+        first = re.sub(rf"(?<![\w./-]){re.escape(text)}{ending}", named_as, first)
     return textwrap.shorten(_ABSOLUTE.sub(r"\1", first), _LONGEST, placeholder=" ...")
 
 
