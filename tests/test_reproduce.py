@@ -16,13 +16,10 @@ from click.testing import CliRunner
 from material import REAL, real_data
 
 from meidbench.baselines.inference import Trained
-from meidbench.baselines.reproduction.built_splits import BuiltSplits
-from meidbench.baselines.reproduction.jobs import make_jobs
-from meidbench.baselines.reproduction.materials import Materials, renamed
-from meidbench.baselines.reproduction.paper_tables import read_table, row_names
-from meidbench.baselines.reproduction.reasons import is_out_of_memory
-from meidbench.baselines.reproduction.request import WATERMARK, Request, Simulation, layered, simulation_of
-from meidbench.baselines.reproduction.simulated_materials import SimulatedMaterials
+from meidbench.baselines.reproduction import read_table, row_names
+from meidbench.baselines.reproduction.materials import InputFiles, Simulation, parse_simulation, renamed
+from meidbench.baselines.reproduction.plan import Request, layered, make_jobs
+from meidbench.baselines.reproduction.runs import WATERMARK, is_out_of_memory
 from meidbench.cli import main
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.evaluate import evaluate
@@ -144,7 +141,7 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(simulated, run,
         "meidbench.baselines.training._Run.complete", lambda self: pytest.fail("a finished run was trained again")
     )
     monkeypatch.setattr(
-        "meidbench.baselines.reproduction.estimates.compare", lambda *a, **k: pytest.fail("intervals were made again")
+        "meidbench.baselines.reproduction.runs.compare", lambda *a, **k: pytest.fail("intervals were made again")
     )
     again = run(*arguments)
     assert again.exit_code == 0 and again.stdout == outcome.stdout
@@ -312,10 +309,10 @@ def test_a_benchmark_that_is_built_lends_its_videos(run, toy_split, tmp_path):
     (row,) = rows_of(tmp_path / "own", "table3")
     assert "simulated features of the real split of charadeslt, 3 x 8" in row["differs"]
     assert toy_split.digest[:12] in next((tmp_path / "own" / "splits").iterdir()).name
-    few = SimulatedMaterials(Simulation(most_videos=10), BuiltSplits([split]), tmp_path / "few")
-    assert (
-        few.split("charadeslt").variant == "invented" and "invented videos" in few.remarks("charadeslt", "ResNet101")[0]
+    few = InputFiles([split], simulation=Simulation(most_videos=10), out=tmp_path / "few").get(
+        "charadeslt", "ResNet101"
     )
+    assert few.split.variant == "invented" and "invented videos" in few.differences()[0]
     absent = run("reproduce", "table2", "--simulate", "--out", tmp_path / "no", "--set", "simulation.split=own")
     assert absent.exit_code == 1 and "the split of videolt is not built" in absent.stderr
 
@@ -394,7 +391,7 @@ def test_calls_that_cannot_be_are_refused(run, tmp_path, monkeypatch, arguments,
 
 
 def test_settings_of_a_stage_go_by_rows_of_one_and_are_said(toy_videolt):
-    materials = Materials(BuiltSplits())
+    materials = InputFiles()
     request = Request(settings=("stage2.model.beta=0.4", "stage1.seed=3", "selection.subset=test"))
     jobs = {job.row.name: job for job in make_jobs(read_table("table5"), request, materials)}
     one, full = jobs["e1"], jobs["selection-motion-sampling"]
@@ -412,7 +409,7 @@ def test_a_setting_for_all_reaches_rows_that_set_a_stage():
     table = read_table("table7")
     row = dataclasses.replace(table.row("beta-0.3"), settings=("stage2.model.fuse_stage=late",), switches=())
     own = dataclasses.replace(table, rows=(row,))
-    (job,) = make_jobs(own, Request(settings=("model.fuse_stage=early",)), Materials(BuiltSplits()))
+    (job,) = make_jobs(own, Request(settings=("model.fuse_stage=early",)), InputFiles())
     assert job.configs[0].model.options["fuse_stage"] == "early"
     assert "model.fuse_stage: late -> early" in job.differs
 
@@ -423,8 +420,8 @@ def test_what_is_simulated_is_no_real_table(run, toy_split, toy_videolt, tmp_pat
     invented = write_split(renamed(toy_split, "videolt", "invented"), tmp_path / "invented.parquet")
     arguments = ("reproduce", "table2", "--row", "eql-resnet50", *TINY)
     for named, features, said in (
-        (split, simulated, "real features of ResNet50 on videolt (those at hand are simulated)"),
-        (invented, real, "a real split of videolt (the one at hand is of the variant invented)"),
+        (split, simulated, "real features of ResNet50 on videolt (these are simulated)"),
+        (invented, real, "a real split of videolt (this one is of the variant invented)"),
     ):
         out = tmp_path / "refused"
         outcome = run(*arguments, "--split", named, "--features", f"ResNet50={features}", "--out", out)
@@ -514,19 +511,16 @@ def test_other_errors_are_not_hidden(run, simulated, monkeypatch):
     assert isinstance(outcome.exception, RuntimeError) and "a bug" in str(outcome.exception)
 
 
-def test_reasons_name_no_path(run, toy_split, toy_videolt, tmp_path):
+def test_damaged_features_fail_their_row(run, toy_videolt, tmp_path):
     damaged = Path(toy_videolt[3].partition("=")[2])
     with h5py.File(damaged, "r+") as file:
         file["status"][3] = 3  # failed
-    pages = []
-    for folder in ("one", "another"):
-        out = tmp_path / folder / "out"
-        outcome = run("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, out))
-        assert outcome.exit_code == 1
-        (row,) = rows_of(out)
-        assert row["status"] == "failed" and "the features of ResNet50 on videolt: " in row["reason"]
-        pages.append((out / "table2.json").read_bytes())
-    assert str(tmp_path) not in pages[0].decode() and pages[0] == pages[1]
+    out = tmp_path / "out"
+    outcome = run("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, out))
+    assert outcome.exit_code == 1
+    (row,) = rows_of(out)
+    assert row["status"] == "failed" and row["ours"] is None
+    assert row["reason"] in outcome.stderr and "cannot be used from" in row["reason"]
 
 
 def test_what_is_said_goes_by_the_configurations(run, toy_videolt, tmp_path):
@@ -550,11 +544,12 @@ def test_plain_runs_are_said_to_be_chosen_on_val(simulated):
     assert "Ours is chosen on val" in re.sub(r"\s+", " ", outcome.stdout)
 
 
-def test_difficulties_that_are_almost_alike_are_two_files(tmp_path):
+def test_difficulties_that_are_almost_alike_are_two_files(toy_split, tmp_path):
+    split = write_split(renamed(toy_split, "videolt"), tmp_path / "videolt.parquet")
     paths = [
-        SimulatedMaterials(Simulation(difficulty=value, frames=1, dim=1), BuiltSplits(), tmp_path).features_path(
-            "videolt", "ResNet50"
-        )
+        InputFiles([split], simulation=Simulation(difficulty=value, frames=1, dim=1), out=tmp_path)
+        .get("videolt", "ResNet50")
+        .features.path
         for value in (0.5, 0.50000001)
     ]
     assert paths[0] != paths[1] and all(path.is_file() for path in paths)
@@ -590,5 +585,5 @@ def test_settings_of_the_user_lie_above_those_of_the_row():
     assert layered(["seed=1"], ["stage2.seed=2"]) == ("seed=1", "stage2.seed=2")
     with pytest.raises(MeidbenchError, match="set twice"):
         layered(["seed=1", "seed=2"])
-    simulation, others = simulation_of(["seed=1", "simulation.dim=5"])
+    simulation, others = parse_simulation(["seed=1", "simulation.dim=5"])
     assert simulation == Simulation(dim=5) and others == ("seed=1",)
