@@ -19,7 +19,7 @@ from meidbench.baselines.inference import Trained
 from meidbench.baselines.reproduction import read_table, row_names
 from meidbench.baselines.reproduction.materials import InputFiles, Simulation, parse_simulation, renamed
 from meidbench.baselines.reproduction.plan import Request, layered, make_jobs
-from meidbench.baselines.reproduction.runs import WATERMARK, is_out_of_memory
+from meidbench.baselines.reproduction.runs import is_out_of_memory
 from meidbench.cli import main
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.evaluate import evaluate
@@ -27,6 +27,7 @@ from meidbench.features.simulation import simulate_features
 from meidbench.predictions.align import read_predictions
 from meidbench.splits.split import load_split, write_split
 
+WATERMARK = "SIMULATED: numbers say nothing of real data"
 GROUPS = ("overall", "head", "medium", "tail")
 TINY = ("--set", "schedule.epochs=1", "--set", "schedule.milestones=[]", "--bootstrap", 20)
 INVENTED = (*TINY, "--set", "simulation.frames=3", "--set", "simulation.dim=8", "--set", "simulation.split=invented",

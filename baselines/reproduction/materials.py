@@ -26,15 +26,6 @@ from meidbench.splits.split import Split, load_split, write_split
 # Simulated splits and features have these in their files.
 _SIMULATED_VARIANTS = ("simulated", "invented")
 _SIMULATED_BACKBONE = "simulation"
-# Small enough for a CPU; the learning rate is high enough for so few epochs.
-_SIMULATED_SETTINGS = (
-    "schedule.epochs=4",
-    "schedule.milestones=[3]",
-    "schedule.batch_size=64",
-    "schedule.lr=2e-3",
-    "execution.device=cpu",
-)
-_SMALL_AGGREGATOR = {"clusters": 8, "hidden": 128}
 _invent_split = cache(simulate_split)
 
 
@@ -131,9 +122,12 @@ class Simulation:
 
     def settings(self, aggregator: str | None = None) -> tuple[str, ...]:
         """Return the settings of simulated runs, which the user's override; some depend on the aggregator."""
-        known = known_options(AGGREGATORS[aggregator]) if aggregator else {}
-        small = (f"aggregator.{key}={value}" for key, value in _SMALL_AGGREGATOR.items() if key in known)
-        return (*_SIMULATED_SETTINGS, f"frames.train={self.frames}", f"frames.test={self.frames}", *small)
+        facts, known = (
+            table_content("needs")["simulation"],
+            known_options(AGGREGATORS[aggregator]) if aggregator else {},
+        )
+        small = (f"aggregator.{key}={value}" for key, value in facts["aggregator"].items() if key in known)
+        return (*facts["settings"], f"frames.train={self.frames}", f"frames.test={self.frames}", *small)
 
 
 def parse_simulation(settings: Sequence[str]) -> tuple[Simulation, tuple[str, ...]]:

@@ -310,6 +310,8 @@ def make_plan(table: PaperTable, jobs: Iterable[Job], gpu: str) -> CostPlan:
     commands = {dataset: "" if it.has_split else build_command(dataset) for (dataset, _), it in materials.items()}
     encoders = list(table_content("needs")["encoders"])
     pairs = sorted(materials, key=lambda pair: (pair[0], encoders.index(pair[1])))
+    assumed, peak = table_content("needs")["assumed"], _peaks(gpu)["fp32"]
+    facts = {"gpu": gpu, "peak": peak, "sustained": assumed["sustained"], "read": assumed["read_gb_a_second"]}
     counted: set[str] = set()
     return CostPlan(
         table=table.name,
@@ -317,7 +319,7 @@ def make_plan(table: PaperTable, jobs: Iterable[Job], gpu: str) -> CostPlan:
         splits={dataset: {"built": not command, "command": command} for dataset, command in commands.items()},
         features=tuple(feature_need(*pair, named=materials[pair].has_features) for pair in pairs),
         rows=tuple(_plan_row(job, gpu, counted) for job in jobs),
-        estimate={"gpu": gpu, "formula": _formula(gpu)},
+        estimate={"gpu": gpu, "formula": table_content("texts")["hours"].format(**facts)},
     )
 
 
@@ -333,13 +335,3 @@ def _plan_row(job: Job, gpu: str, counted: set[str]) -> PlannedRow:
     hours = sum(run_cost(config, stand_in(row.dataset), row.dataset, width, gpu).hours for config in new)
     quoted = row.note or "quoted" if row.is_quoted else ""
     return PlannedRow(row.name, () if quoted else job.material.missing, len(new), hours, quoted)
-
-
-def _formula(gpu: str) -> str:
-    assumed, peak = table_content("needs")["assumed"], _peaks(gpu)["fp32"]
-    return (
-        f"hours are an ESTIMATE for one {gpu}, not measured: the longer of computing (steps x batch x 3 x forward "
-        "FLOPs of a video, of a frozen expert once, and a forward pass for each video scored, at "
-        f"{assumed['sustained']:.0%} of the peak of {peak:g} TFLOP/s in fp32) and reading (videos x frames x width x 2 "
-        f"bytes an epoch at {assumed['read_gb_a_second']:g} GB/s)"
-    )

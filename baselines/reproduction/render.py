@@ -13,7 +13,7 @@ from tabulate import tabulate
 from meidbench.baselines.recipes import COMPAT_ENDING
 from meidbench.baselines.reproduction import PaperTable, read_table, table_content
 from meidbench.baselines.reproduction.materials import InputFiles
-from meidbench.baselines.reproduction.plan import CostPlan, Job, Request, build_command, make_jobs, make_plan
+from meidbench.baselines.reproduction.plan import CostPlan, Request, build_command, make_jobs, make_plan
 from meidbench.baselines.reproduction.runs import (
     BOOTSTRAP_SEED,
     DONE,
@@ -21,7 +21,6 @@ from meidbench.baselines.reproduction.runs import (
     NOT_ASKED,
     NOT_RUN,
     SIMULATE_HINT,
-    WATERMARK,
     RowOutcome,
     RunStore,
     check_jobs,
@@ -38,19 +37,9 @@ _RATIOS = STATISTICS[-2:]  # printed with one decimal
 _MARK = "SIMULATED"
 _DASH = "-"
 _NARROWEST = 24
-_NOT_COMPARABLE = "The paper's values are left out: nothing here is comparable with them."
-_CHOSEN_ON = {
-    "val": "Ours{} is chosen on val, and test is scored once.",
-    "test": "Ours{} is chosen on test, too, as selection.subset asks: that flatters it as it does theirs.",
-}
-_COMPAT = (
-    "Rows of baselines are the recipes NAME-compat, which behave as the public code that the numbers are from. "
-    "--faithful takes the recipes of the methods' papers instead."
-)
-_FAITHFUL = (
-    "Rows of baselines are the recipes of the methods' papers, as --faithful asks. The numbers are from public code, "
-    "which the recipes NAME-compat behave as."
-)
+_HEADER = ("paper", "ours", "95% interval", "difference")
+
+Content = dict[str, Any]  # a table as its JSON has it
 
 
 @dataclass(frozen=True)
@@ -58,11 +47,293 @@ class RenderedTable:
     """A table, or the plan of one, in all its forms."""
 
     name: str
-    content: Any  # for JSON
+    content: Content
     text: str  # for a terminal
     files: Mapping[str, str]  # text by the ending of the file's name; empty for a plan
     remarks: Sequence[str] = ()
     succeeded: bool = True  # something was run, no row failed, and no cell differs
+
+
+def render_tables(
+    chosen: Mapping[str, Sequence[str]],
+    files: InputFiles,
+    request: Request,
+    store: RunStore,
+    *,
+    gpu: str,
+    only_plan: bool,
+    width: int,
+) -> Iterator[RenderedTable]:
+    """Run the rows of ``choose_rows``, or plan a table of which no row can be run, or only the plan is asked for.
+
+    Raises
+    ------
+    MeidbenchError
+        A configuration is wrong, or the folder holds results of the other kind; nothing has been run then.
+    """
+    simulated = request.simulation is not None
+    width = max(width, _NARROWEST)
+    if STATISTICS_TABLE in chosen and not simulated:
+        yield _render_statistics(files, chosen[STATISTICS_TABLE], only_plan, width)
+    tables = {name: read_table(name) for name in chosen if name != STATISTICS_TABLE}
+    # Errors in any table are found before the first training.
+    jobs = {name: make_jobs(table, request, files, chosen[name]) for name, table in tables.items()}
+    for name in tables:
+        check_jobs(jobs[name])
+    ready = [name for name in tables if not only_plan and any(job.can_run for job in jobs[name])]
+    if ready:
+        store.prepare(simulated)
+    for name, table in tables.items():
+        if name in ready:
+            yield _render_result(table, run_jobs(jobs[name], store), store.replicates, simulated, width)
+            continue
+        needs = {job.row.name: job.material.simulated for job in jobs[name] if job.asked and not job.row.is_quoted}
+        remarks = [f"row {row} needs {' and '.join(real)}; {SIMULATE_HINT}" for row, real in needs.items() if real]
+        remarks += [] if only_plan else [f"nothing of {name} can be run yet: no number is filled in"]
+        plan = make_plan(table, jobs[name], gpu)
+        yield RenderedTable(name, asdict(plan), _plan_text(plan, table.source, width), {}, remarks, only_plan)
+
+
+def _render_result(
+    table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, simulated: bool, width: int
+) -> RenderedTable:
+    content = _result_content(table, outcomes, replicates, simulated)
+    asked = [outcome for outcome in outcomes if outcome.job.asked]
+    statuses, trained = [outcome.status for outcome in asked], sum(outcome.trained for outcome in asked)
+    remarks = [f"{table.name}: {statuses.count('done')} of {len(asked)} rows have numbers, {trained} newly trained"]
+    if waiting := statuses.count(NOT_RUN):
+        remarks.append(f"{waiting} row(s) lack inputs; 'meidbench reproduce {table.name} --plan' says which")
+    failed = [outcome for outcome in asked if outcome.status == FAILED]
+    remarks += [f"row {outcome.job.row.name} failed: {outcome.reason}" for outcome in failed]
+    shown = [outcome.job.row.name for outcome in outcomes if outcome.job.asked or outcome.measured]
+    sections = _sections(content, shown)
+    files = {"md": _result_markdown(content, sections), "csv": _result_csv(content), "json": as_json(content)}
+    text = _result_text(content, sections, shown, width)
+    return RenderedTable(table.name, content, text, files, remarks, succeeded=not failed)
+
+
+def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, simulated: bool) -> Content:
+    texts, rows = table_content("texts"), []
+    watermark = {"watermark": texts["watermark"]} if simulated else {}
+    chosen: dict[str, list[str]] = {}
+    recipes = {}
+    for outcome in outcomes:
+        row, config, measured = outcome.job.row, outcome.config, outcome.measured
+        if config is not None:
+            subsets = [stage.selection.subset for stage in (config, config.first_stage) if stage is not None]
+            chosen.setdefault("test" if "test" in subsets else subsets[0], []).append(row.name)
+            if row.method.endswith(COMPAT_ENDING):
+                recipes[texts["compat" if config.method.endswith(COMPAT_ENDING) else "faithful"]] = None
+        facts = {key: value for key, value in asdict(row).items() if key not in ("method", "aggregator", "settings")}
+        published = facts.pop("published")
+        difference = None
+        if measured is not None and not simulated:
+            difference = {group: measured.mAP[group].value - published[group] for group in GROUPS_SHOWN}
+        rows.append(
+            {
+                **facts,
+                **watermark,
+                "published": None if simulated else published,
+                "status": outcome.status,
+                "reason": outcome.reason,
+                "config": None if config is None else without_execution(config.to_tables()),
+                "differs": outcome.differs,
+                "ours": None if measured is None else asdict(measured),
+                "difference": difference,
+            }
+        )
+    names = {subset: f" ({', '.join(rows_of)})" if len(chosen) > 1 else "" for subset, rows_of in chosen.items()}
+    return {
+        "format_version": 1,
+        "table": table.name,
+        "title": table.title,
+        "source": table.source,
+        "simulated": simulated,
+        **watermark,
+        "protocol": [*table.protocol, *(texts["chosen_on"][subset].format(names[subset]) for subset in chosen)],
+        "notes": [*recipes, *table.notes],
+        "bootstrap": {"replicates": replicates, "seed": BOOTSTRAP_SEED},
+        "rows": rows,
+    }
+
+
+def _numbers(row: Content, group: str) -> list[float]:
+    """Return the paper's value, ours, its interval and the difference; NaN for an absent number."""
+    ours = row["ours"]["mAP"][group] if row["ours"] else {}
+    paper, difference = (row[key] or {} for key in ("published", "difference"))
+    values = [ours.get(key, math.nan) for key in ("value", "low", "high")]
+    return [paper.get(group, math.nan), *values, difference.get(group, math.nan)]
+
+
+def _cells(row: Content, group: str) -> list[str]:
+    paper, ours, low, high, difference = _numbers(row, group)
+    cells = [(paper, f"{paper:.3f}"), (ours, f"{ours:.3f}"), (low, f"[{low:.3f}, {high:.3f}]")]
+    return [_DASH if math.isnan(value) else text for value, text in (*cells, (difference, f"{difference:+.3f}"))]
+
+
+def _sections(content: Content, shown: Sequence[str]) -> dict[str, list[str]]:
+    """Return the texts below the table of a result, by their titles."""
+    rows = [row for row in content["rows"] if row["name"] in shown]
+    done = [row for row in rows if row["status"] == DONE]
+    others = [row["name"] for row in content["rows"] if row["status"] == NOT_ASKED]
+    without = [", ".join(filter(None, (f"{row['name']}: {row['status']}", row["reason"]))) for row in rows]
+    without = [text for text, row in zip(without, rows, strict=True) if row not in done]
+    without += [f"{NOT_ASKED}: {', '.join(others)}"] if others else []
+    made = [_describe_run(row) for row in done]
+    made += [table_content("texts")["intervals"].format(**content["bootstrap"])] if done else []
+    sections = {"Without numbers of ours": without, "How ours was made": made}
+    for differs in dict.fromkeys(row["differs"] for row in done):
+        names = [row["name"] for row in done if row["differs"] == differs]
+        title = "every row" if len(names) == len(rows) else ", ".join(names)
+        sections[f"Set otherwise than the paper's row: {title}"] = [f"`{text}`" for text in differs]
+    sections |= {"Protocol": content["protocol"], "Notes": content["notes"]}
+    return {title: texts for title, texts in sections.items() if texts}
+
+
+def _describe_run(row: Content) -> str:
+    config, ours = row["config"], row["ours"]
+    schedule, frames, first = config["schedule"], config["frames"], config["first_stage"]
+    epochs = f"{first['schedule']['epochs']} + {schedule['epochs']}" if first else schedule["epochs"]
+    texts = [
+        f"`{row['name']}` ({row['label']}, {row['encoder']}, {row['aggregation']}): {config['method']}, "
+        f"{config['aggregator']['name']}",
+        f"{epochs} epochs in batches of {schedule['batch_size']}, {frames['train']} frames in training and "
+        f"{frames['test']} in scoring, checkpoint by {config['selection']['subset']}",
+        row["note"],
+    ]
+    if ours["seed_spread"]:
+        spread, seeds = ours["seed_spread"]["overall"], ", ".join(map(str, ours["seeds"]))
+        texts.append(f"mean of seeds {seeds}, overall {spread['low']:.3f} to {spread['high']:.3f}")
+    texts += [f"overall on val {ours['val']['overall']:.3f}"] if ours["val"] else []
+    return "; ".join(filter(None, [*texts, *ours["warnings"]]))
+
+
+def _result_text(content: Content, sections: Mapping[str, Sequence[str]], shown: Sequence[str], width: int) -> str:
+    lines = []
+    for row in content["rows"]:
+        name = f"{_MARK} {row['name']}" if content["simulated"] else row["name"]
+        for group in GROUPS_SHOWN if row["name"] in shown else ():
+            cells = _cells(row, group)
+            if group == "overall" and row["status"] != DONE:
+                cells[1] = row["status"]
+            lines.append([name if group == "overall" else "", group, *cells])
+    header, title = ["row", "test mAP", *_HEADER], f"{content['table']}: {content['title']} ({content['source']})"
+    head, below = [title], []
+    if content["simulated"]:  # without the columns of the paper's value and the difference
+        header, lines = [*header[:2], *header[3:5]], [[*line[:2], *line[3:5]] for line in lines]
+        head, below = [content["watermark"], f"{_MARK} {title}"], ["", table_content("texts")["not_comparable"]]
+    table = _text_table(header, lines, "ll" + "r" * (len(header) - 2), width)
+    parts = [*(_wrap(text, width) for text in head), "", table, *(_wrap(text, width) for text in below)]
+    for title, texts in sections.items():
+        parts += ["", _wrap(title if ": " in title else f"{title}:", width)]
+        parts += [_wrap(text.replace("`", ""), width, "  - ", "    ") for text in texts]
+    return "\n".join(parts)
+
+
+def _result_markdown(content: Content, sections: Mapping[str, Sequence[str]]) -> str:
+    simulated = content["simulated"]
+    parts = [f"# {f'{_MARK} ' if simulated else ''}{content['table']}: {content['title']}", ""]
+    parts += [f"**{content['watermark']}.** {table_content('texts')['not_comparable']}", ""] if simulated else []
+    parts += [f"Published: {content['source']}.", ""]
+    lines = [
+        [row["name"], _MARK if simulated else row["dataset"], group, *_cells(row, group)]
+        for row in content["rows"]
+        for group in GROUPS_SHOWN
+    ]
+    parts += _markdown_table(["row", "data of ours", "mAP", *_HEADER], lines, "lllrrrr")
+    for title, texts in sections.items():
+        parts += ["", f"## {title}", "", *(f"- {text}" for text in texts)]
+    return "\n".join(parts) + "\n"
+
+
+def _result_csv(content: Content) -> str:
+    facts = ("name", "label", "dataset", "encoder")
+    kinds = ("paper", "ours", "low", "high", "difference")
+    header = ["data", "table", "row", *facts[1:], "method", "aggregator", "status", "reason", "seeds"]
+    header += [f"{group}_{kind}" for group in GROUPS_SHOWN for kind in kinds]
+    lines = [[*header, *(f"{group}_val" for group in GROUPS_SHOWN), "differs", "note"]]
+    for row in content["rows"]:
+        config, ours = row["config"], row["ours"] or {"seeds": (), "val": {}}
+        method = [config["method"], config["aggregator"]["name"]] if config else ["", ""]
+        numbers = [number for group in GROUPS_SHOWN for number in _numbers(row, group)]
+        numbers += [ours["val"].get(group, math.nan) for group in GROUPS_SHOWN]
+        lines.append(
+            [_MARK if content["simulated"] else "real", content["table"], *(row[key] for key in facts), *method]
+            + [row["status"], row["reason"], " ".join(map(str, ours["seeds"]))]
+            + ["" if math.isnan(number) else repr(number) for number in numbers]
+            + ["; ".join(row["differs"]), row["note"]]
+        )
+    return _csv(lines)
+
+
+def _plan_text(plan: CostPlan, source: str, width: int) -> str:
+    parts = [_wrap(f"{plan.table}: {plan.title} ({source})", width), "", "What it takes:"]
+    for dataset, split in plan.splits.items():
+        parts.append(_wrap(f"split of {dataset}: {'there' if split['built'] else 'MISSING'}", width, "  ", "    "))
+        parts += [] if split["built"] else [_wrap(split["command"], width, "    ", "      ")]
+    for need in plan.features:
+        state = "there" if need.named else "MISSING"
+        parts.append(_wrap(f"features of {need.encoder} on {need.dataset}: {state}", width, "  ", "    "))
+        shape = f"{need.videos:,} videos x {need.frames} frames x {need.width:,} wide"
+        facts = [f"{shape}, in float16 {_size(need.bytes)} of disk", f"from {need.source}", f"weights: {need.weights}"]
+        facts += [need.command, f"then: --features {need.dataset}:{need.encoder}=FILE.h5"]
+        parts += [] if need.named else [_wrap(fact, width, "    ", "      ") for fact in facts]
+    lines = []
+    for row in plan.rows:
+        inputs = "quoted only" if row.quoted else f"missing {len(row.missing)}" if row.missing else "can be run"
+        lines.append([row.name, inputs, *([_DASH, _DASH] if row.quoted else [f"{row.runs}", f"{row.hours:.1f}"])])
+    header = ["row", "inputs", "trainings", f"hours ({plan.estimate['gpu']})"]
+    runs, hours = sum(row.runs for row in plan.rows), sum(row.hours for row in plan.rows)
+    total = f"{runs} training{'' if runs == 1 else 's'}, about {hours:.1f} hours together"
+    below = [f"{total} ({table_content('texts')['shared']})", plan.estimate["formula"]]
+    parts += ["", _text_table(header, lines, "llrr", width), "", *(_wrap(text, width) for text in below)]
+    return "\n".join(parts)
+
+
+def _render_statistics(files: InputFiles, datasets: Sequence[str], only_plan: bool, width: int) -> RenderedTable:
+    """Compare the statistics of the splits that exist with the paper's Table 1."""
+    facts, rows = table_content(STATISTICS_TABLE), []
+    for dataset in datasets or facts["datasets"]:
+        manifest, (split, _) = load_manifest(dataset), files.split(dataset)
+        paper = {"classes": float(manifest.num_classes), **manifest.paper}
+        found = {} if split is None else asdict(split_statistics(split))
+        cells = []
+        for name in STATISTICS:
+            ours = round(found[name], 1 if name in _RATIOS else 0) if found else None
+            verdict = "not run" if ours is None else "equal" if ours == paper[name] else "DIFFERS"
+            cells.append({"name": name, "paper": paper[name], "ours": ours, "verdict": verdict})
+        variant, command = ("", build_command(dataset)) if split is None else (split.variant, "")
+        row = {"dataset": dataset, "title": manifest.title, "variant": variant, "command": command, "cells": cells}
+        rows.append(row)
+    verdicts = [cell["verdict"] for row in rows for cell in row["cells"] if not row["command"]]
+    verdict, differing = "no split is built: nothing was compared", verdicts.count("DIFFERS")
+    if verdicts:
+        verdict = f"all {len(verdicts)} cells of {len(verdicts) // len(STATISTICS)} benchmark(s) equal the paper's"
+    if differing:
+        verdict = f"{differing} of {len(verdicts)} cells differ from the paper's"
+    remarks = [f"the split of {row['dataset']} is not built: {row['command']}" for row in rows if row["command"]]
+    content = {"table": STATISTICS_TABLE, "title": facts["title"], "source": facts["source"], "simulated": False}
+    content |= {"verdict": verdict, "rows": rows}
+    lines, table = [], [["dataset", "variant", "statistic", "paper", "ours", "verdict"]]
+    for row in rows:
+        for cell in row["cells"]:
+            name, numbers = cell["name"], (cell["paper"], cell["ours"])
+            form = ".1f" if name in _RATIOS else ",.0f"
+            texts = [_DASH if number is None else f"{number:{form}}" for number in numbers]
+            lines.append([row["title"] if cell is row["cells"][0] else "", name, *texts, cell["verdict"]])
+            texts = ["" if number is None else f"{number:.10g}" for number in numbers]
+            table.append([row["dataset"], row["variant"], name, *texts, cell["verdict"]])
+    title, source = f"{STATISTICS_TABLE}: {facts['title']}", facts["source"]
+    text_table = _text_table(["", "statistic", "paper", "ours", ""], lines, "llrrl", width)
+    head, below = ([_wrap(text, width) for text in texts] for texts in ((title, f"({source})"), (verdict, *remarks)))
+    markdown = [f"# {title}", "", f"Published: {source}.", ""]
+    markdown += _markdown_table(["benchmark", "statistic", "paper", "ours", "verdict"], lines, "llrrl")
+    markdown += ["", *(f"- {text}" for text in (verdict, *remarks, *facts["protocol"])), ""]
+    written = {"md": "\n".join(markdown), "csv": _csv(table), "json": as_json(content)}
+    text = "\n".join([*head, "", text_table, "", *below])
+    succeeded = only_plan or (bool(verdicts) and not differing)
+    written = written if verdicts and not only_plan else {}
+    return RenderedTable(STATISTICS_TABLE, content, text, written, succeeded=succeeded)
 
 
 def _wrap(text: str, width: int, first: str = "", later: str = "") -> str:
@@ -85,209 +356,13 @@ def _text_table(header: Sequence[str], lines: Sequence[Sequence[str]], align: st
 
 def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], align: str) -> list[str]:
     rules = [{"l": "---", "r": "---:"}[side] for side in align]
-    return [f"| {' | '.join(_escape(cell) for cell in cells)} |" for cells in (header, rules, *lines)]
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
+    return [f"| {' | '.join(cells)} |" for cells in (header, rules, *lines)]
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> str:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcomes of a table's rows, and their texts."""
-
-    table: PaperTable
-    rows: Sequence[RowOutcome]
-    simulated: bool  # then nothing is comparable with the paper, and its values are left out
-    replicates: int
-
-    @property
-    def shown(self) -> list[RowOutcome]:
-        """The rows that were asked for or have numbers."""
-        return [outcome for outcome in self.rows if outcome.job.asked or outcome.measured]
-
-    def count(self, status: str) -> int:
-        """Return the number of rows that were asked for and have a status."""
-        return sum(outcome.status == status for outcome in self.rows if outcome.job.asked)
-
-    def numbers(self, outcome: RowOutcome, group: str) -> tuple[float, float, float, float, float]:
-        """Return the paper's value, ours, its interval and the difference; NaN for what is absent."""
-        paper = math.nan if self.simulated else float(getattr(outcome.row.published, group))
-        if outcome.measured is None:
-            return paper, math.nan, math.nan, math.nan, math.nan
-        ours = outcome.measured.mAP[group]
-        return paper, ours.value, ours.low, ours.high, ours.value - paper
-
-    def cells(self, outcome: RowOutcome, group: str) -> list[str]:
-        """Return the numbers as text; a dash for what is absent."""
-        paper, ours, low, high, difference = self.numbers(outcome, group)
-        interval = _DASH if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"
-        texts = [_DASH if math.isnan(value) else f"{value:.3f}" for value in (paper, ours)]
-        return [*texts, interval, _DASH if math.isnan(difference) else f"{difference:+.3f}"]
-
-    def protocol(self) -> list[str]:
-        """Return the table's protocol, and the subset on which ours is chosen."""
-        chosen: dict[str, list[str]] = {}
-        for outcome in self.rows:
-            if config := outcome.config:
-                stages = [stage.selection.subset for stage in (config, config.first_stage) if stage]
-                chosen.setdefault("test" if "test" in stages else stages[0], []).append(outcome.row.name)
-        named = {subset: f" ({', '.join(names)})" if len(chosen) > 1 else "" for subset, names in chosen.items()}
-        return [*self.table.protocol, *(_CHOSEN_ON[subset].format(names) for subset, names in named.items())]
-
-    def notes(self) -> list[str]:
-        """Return which recipes the baselines are, and the table's notes."""
-        baselines = [row.config.method for row in self.rows if row.config and row.row.method.endswith(COMPAT_ENDING)]
-        recipes = dict.fromkeys(_COMPAT if method.endswith(COMPAT_ENDING) else _FAITHFUL for method in baselines)
-        return [*recipes, *self.table.notes]
-
-    def sections(self) -> dict[str, list[str]]:
-        """Return the texts below the table by their titles."""
-        without = [
-            f"{outcome.row.name}: {outcome.status}{f', {outcome.reason}' if outcome.reason else ''}"
-            for outcome in self.shown
-            if outcome.status != DONE
-        ]
-        if others := [outcome.row.name for outcome in self.rows if outcome.status == NOT_ASKED]:
-            without.append(f"{NOT_ASKED}: {', '.join(others)}")
-        done = [outcome for outcome in self.rows if outcome.status == DONE]
-        intervals = (
-            f"95% intervals: Bayesian bootstrap over the test videos, {self.replicates:,} replicates, seed "
-            f"{BOOTSTRAP_SEED}; they do not cover what another training would give."
-        )
-        sections = {
-            "Without numbers of ours": without,
-            "How ours was made": [*map(_describe_run, done), intervals] if done else [],
-        }
-        grouped: dict[tuple[str, ...], list[str]] = {}
-        for outcome in done:
-            grouped.setdefault(outcome.differs, []).append(outcome.row.name)
-        for differs, names in grouped.items():
-            rows = "every row" if len(names) == len(self.shown) else ", ".join(names)
-            sections[f"Set otherwise than the paper's row: {rows}"] = [f"`{text}`" for text in differs]
-        sections |= {"Protocol": self.protocol(), "Notes": self.notes()}
-        return {title: texts for title, texts in sections.items() if texts}
-
-    def to_text(self, width: int) -> str:
-        """Return the table for a terminal."""
-        width = max(width, _NARROWEST)
-        header, lines = ["row", "test mAP", "paper", "ours", "95% interval", "difference"], []
-        for outcome in self.shown:
-            for group in GROUPS_SHOWN:
-                cells = self.cells(outcome, group)
-                name = f"{_MARK} {outcome.row.name}" if self.simulated else outcome.row.name
-                if group == "overall" and outcome.status != DONE:
-                    cells[1] = outcome.status
-                lines.append([name if group == "overall" else "", group, *cells])
-        if self.simulated:
-            header, lines = [*header[:2], *header[3:5]], [[*line[:2], *line[3:5]] for line in lines]
-        title = f"{self.table.name}: {self.table.title} ({self.table.source})"
-        parts = [_wrap(text, width) for text in ([WATERMARK, f"{_MARK} {title}"] if self.simulated else [title])]
-        parts += ["", _text_table(header, lines, "ll" + "r" * (len(header) - 2), width)]
-        parts += ["", _wrap(_NOT_COMPARABLE, width)] if self.simulated else []
-        for title, texts in self.sections().items():
-            parts += ["", _wrap(title if ": " in title else f"{title}:", width)]
-            parts += [_wrap(text.replace("`", ""), width, "  - ", "    ") for text in texts]
-        return "\n".join(parts)
-
-    def to_markdown(self) -> str:
-        """Return the table as Markdown: a line per row and group, then the sections."""
-        lines = [f"# {f'{_MARK} ' if self.simulated else ''}{self.table.name}: {_escape(self.table.title)}", ""]
-        lines += [f"**{WATERMARK}.** {_NOT_COMPARABLE}", ""] if self.simulated else []
-        lines += [f"Published: {self.table.source}.", ""]
-        header = ["row", "data of ours", "mAP", "paper", "ours", "95% interval", "difference"]
-        lines += _markdown_table(
-            header,
-            [
-                [outcome.row.name, _MARK if self.simulated else outcome.row.dataset, group, *self.cells(outcome, group)]
-                for outcome in self.rows
-                for group in GROUPS_SHOWN
-            ],
-            "lllrrrr",
-        )
-        for title, texts in self.sections().items():
-            lines += ["", f"## {title}", "", *(f"- {text}" for text in texts)]
-        return "\n".join(lines) + "\n"
-
-    def to_csv(self) -> str:
-        """Return the table as CSV, a line per row; cells without a number are empty."""
-        facts = ["data", "table", "row", "label", "dataset", "encoder", "method", "aggregator", "status", "reason"]
-        kinds = ("paper", "ours", "low", "high", "difference")
-        numbers = [f"{group}_{kind}" for group in GROUPS_SHOWN for kind in kinds]
-        lines = [[*facts, "seeds", *numbers, *(f"{group}_val" for group in GROUPS_SHOWN), "differs", "note"]]
-        for outcome in self.rows:
-            row, config, measured = outcome.row, outcome.config, outcome.measured
-            values = [value for group in GROUPS_SHOWN for value in self.numbers(outcome, group)]
-            values += [measured.val.get(group, math.nan) if measured else math.nan for group in GROUPS_SHOWN]
-            lines.append(
-                [_MARK if self.simulated else "real", self.table.name, row.name, row.label, row.dataset, row.encoder]
-                + [config.method if config else "", config.aggregator.name if config else ""]
-                + [outcome.status, outcome.reason, " ".join(map(str, measured.seeds)) if measured else ""]
-                + ["" if math.isnan(value) else repr(value) for value in values]
-                + ["; ".join(outcome.differs), row.note]
-            )
-        return _csv(lines)
-
-    def content(self) -> dict[str, Any]:
-        """Return the table for JSON; the same runs give the same content."""
-        watermark = {"watermark": WATERMARK} if self.simulated else {}
-        rows = []
-        for outcome in self.rows:
-            row, config, measured = outcome.row, outcome.config, outcome.measured
-            facts = {
-                key: value for key, value in asdict(row).items() if key not in ("method", "aggregator", "settings")
-            }
-            rows.append(
-                {
-                    **facts,
-                    **watermark,
-                    "published": None if self.simulated else facts["published"],
-                    "status": outcome.status,
-                    "reason": outcome.reason,
-                    "config": without_execution(config.to_tables()) if config else None,
-                    "differs": outcome.differs,
-                    "ours": asdict(measured) if measured else None,
-                    "difference": {group: self.numbers(outcome, group)[-1] for group in GROUPS_SHOWN}
-                    if measured and not self.simulated
-                    else None,
-                }
-            )
-        return {
-            "format_version": 1,
-            "table": self.table.name,
-            "title": self.table.title,
-            "source": self.table.source,
-            "simulated": self.simulated,
-            **watermark,
-            "protocol": self.protocol(),
-            "notes": self.notes(),
-            "bootstrap": {"replicates": self.replicates, "seed": BOOTSTRAP_SEED},
-            "rows": rows,
-        }
-
-
-def _describe_run(outcome: RowOutcome) -> str:
-    row, config, measured = outcome.row, outcome.config, outcome.measured
-    assert config is not None and measured is not None
-    first = f"{config.first_stage.schedule.epochs} + " if config.first_stage else ""
-    text = (
-        f"`{row.name}` ({row.label}, {row.encoder}, {row.aggregation}): {config.method}, {config.aggregator.name}; "
-        f"{first}{config.schedule.epochs} epochs in batches of {config.schedule.batch_size}, {config.frames.train} "
-        f"frames in training and {config.frames.test} in scoring, checkpoint by {config.selection.subset}"
-    )
-    remarks = [row.note] if row.note else []
-    if measured.seed_spread:
-        spread = measured.seed_spread["overall"]
-        seeds = ", ".join(map(str, measured.seeds))
-        remarks.append(f"mean of seeds {seeds}, overall {spread.low:.3f} to {spread.high:.3f}")
-    remarks += [f"overall on val {measured.val['overall']:.3f}"] if measured.val else []
-    return "; ".join([text, *remarks, *measured.warnings])
 
 
 def _size(count: int) -> str:
@@ -302,153 +377,3 @@ def _size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.{0 if count >= 10 * factor else 1}f} {unit}"
     return f"{count:,} bytes"
-
-
-def _plan_text(plan: CostPlan, source: str, width: int) -> str:
-    width = max(width, _NARROWEST)
-    parts = [_wrap(f"{plan.table}: {plan.title} ({source})", width), "", "What it takes:"]
-    for dataset, split in plan.splits.items():
-        parts.append(_wrap(f"split of {dataset}: {'there' if split['built'] else 'MISSING'}", width, "  ", "    "))
-        parts += [] if split["built"] else [_wrap(split["command"], width, "    ", "      ")]
-    for need in plan.features:
-        state = "there" if need.named else "MISSING"
-        parts.append(_wrap(f"features of {need.encoder} on {need.dataset}: {state}", width, "  ", "    "))
-        shape = f"{need.videos:,} videos x {need.frames} frames x {need.width:,} wide"
-        facts = [f"{shape}, in float16 {_size(need.bytes)} of disk", f"from {need.source}", f"weights: {need.weights}"]
-        facts += [need.command, f"then: --features {need.dataset}:{need.encoder}=FILE.h5"]
-        parts += [] if need.named else [_wrap(fact, width, "    ", "      ") for fact in facts]
-    lines = []
-    for row in plan.rows:
-        inputs = "quoted only" if row.quoted else f"missing {len(row.missing)}" if row.missing else "can be run"
-        lines.append([row.name, inputs, *([_DASH, _DASH] if row.quoted else [f"{row.runs}", f"{row.hours:.1f}"])])
-    header = ["row", "inputs", "trainings", f"hours ({plan.estimate['gpu']})"]
-    parts += ["", _text_table(header, lines, "llrr", width), ""]
-    runs, hours = sum(row.runs for row in plan.rows), sum(row.hours for row in plan.rows)
-    shared = "what rows share is trained once, and counted at the first; extraction of features is not counted"
-    total = f"{runs} training{'' if runs == 1 else 's'}, about {hours:.1f} hours together ({shared})"
-    return "\n".join([*parts, _wrap(total, width), _wrap(plan.estimate["formula"], width)])
-
-
-def _compare_statistics(files: InputFiles, datasets: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the paper's and our statistics of benchmarks, as JSON has them."""
-    rows = []
-    for dataset in datasets or table_content(STATISTICS_TABLE)["datasets"]:
-        manifest, (split, _) = load_manifest(dataset), files.split(dataset)
-        paper = {"classes": float(manifest.num_classes), **manifest.paper}
-        found = asdict(split_statistics(split)) if split is not None else {}
-        cells = []
-        for name in STATISTICS:
-            ours = round(found[name], 1 if name in _RATIOS else 0) if split is not None else None
-            verdict = "not run" if ours is None else "equal" if ours == paper[name] else "DIFFERS"
-            cells.append({"name": name, "paper": paper[name], "ours": ours, "verdict": verdict})
-        variant, command = (split.variant, "") if split is not None else ("", build_command(dataset))
-        facts = {"dataset": dataset, "title": manifest.title, "variant": variant, "command": command}
-        rows.append({**facts, "cells": cells})
-    return rows
-
-
-def render_statistics(files: InputFiles, datasets: Sequence[str], only_plan: bool, width: int) -> RenderedTable:
-    """Compare the statistics of the splits that exist with the paper's Table 1."""
-    width, facts = max(width, _NARROWEST), table_content(STATISTICS_TABLE)
-    rows = _compare_statistics(files, datasets)
-    built = sum(not row["command"] for row in rows)
-    differing = sum(cell["verdict"] == "DIFFERS" for row in rows for cell in row["cells"])
-    verdict = "no split is built: nothing was compared"
-    if built:
-        cells = built * len(STATISTICS)
-        verdict = f"all {cells} cells of {built} benchmark(s) equal the paper's"
-        verdict = f"{differing} of {cells} cells differ from the paper's" if differing else verdict
-    remarks = [verdict]
-    remarks += [f"the split of {row['dataset']} is not built: {row['command']}" for row in rows if row["command"]]
-    lines, table = [], [["dataset", "variant", "statistic", "paper", "ours", "verdict"]]
-    for row in rows:
-        for cell in row["cells"]:
-            name, paper, ours = cell["name"], cell["paper"], cell["ours"]
-            form = ".1f" if name in _RATIOS else ",.0f"
-            texts = [f"{paper:{form}}", _DASH if ours is None else f"{ours:{form}}"]
-            lines.append(["" if name != STATISTICS[0] else row["title"], name, *texts, cell["verdict"]])
-            numbers = [f"{paper:.10g}", "" if ours is None else f"{ours:g}"]
-            table.append([row["dataset"], row["variant"], name, *numbers, cell["verdict"]])
-    head = [_wrap(text, width) for text in (f"{STATISTICS_TABLE}: {facts['title']}", f"({facts['source']})")]
-    text_table = _text_table(["", "statistic", "paper", "ours", ""], lines, "llrrl", width)
-    markdown = [f"# {STATISTICS_TABLE}: {facts['title']}", "", f"Published: {facts['source']}.", ""]
-    markdown += _markdown_table(["benchmark", "statistic", "paper", "ours", "verdict"], lines, "llrrl")
-    markdown += ["", *(f"- {text}" for text in (*remarks, *facts["protocol"])), ""]
-    content = {"table": STATISTICS_TABLE, "title": facts["title"], "source": facts["source"], "simulated": False}
-    content |= {"verdict": verdict, "rows": rows}
-    return RenderedTable(
-        STATISTICS_TABLE,
-        content,
-        "\n".join([*head, "", text_table, "", *(_wrap(text, width) for text in remarks)]),
-        {"md": "\n".join(markdown), "csv": _csv(table), "json": as_json(content)} if built and not only_plan else {},
-        succeeded=only_plan or (built > 0 and not differing),
-    )
-
-
-def render_tables(
-    chosen: Mapping[str, Sequence[str]],
-    files: InputFiles,
-    request: Request,
-    store: RunStore,
-    *,
-    gpu: str,
-    only_plan: bool,
-    width: int,
-) -> Iterator[RenderedTable]:
-    """Run tables, or plan them where nothing of them can be run or only the plan is asked for.
-
-    Parameters
-    ----------
-    chosen : mapping
-        The result of ``choose_rows``.
-    files : InputFiles
-    request : Request
-    store : RunStore
-    gpu : str
-        The GPU of the estimated hours.
-    only_plan : bool
-    width : int
-        Columns of the terminal.
-
-    Raises
-    ------
-    MeidbenchError
-        A configuration is wrong, or the folder holds results of the other kind; nothing has been run then.
-    """
-    simulated = request.simulation is not None
-    if STATISTICS_TABLE in chosen and not simulated:
-        yield render_statistics(files, chosen[STATISTICS_TABLE], only_plan, width)
-    tables = {name: read_table(name) for name in chosen if name != STATISTICS_TABLE}
-    # Errors in any table are found before the first training.
-    jobs = {name: make_jobs(table, request, files, chosen[name]) for name, table in tables.items()}
-    for name in tables:
-        check_jobs(jobs[name])
-    ready = [name for name in tables if not only_plan and any(job.can_run for job in jobs[name])]
-    if ready:
-        store.prepare(simulated)
-    for name, table in tables.items():
-        if name in ready:
-            yield _render_result(Result(table, run_jobs(jobs[name], store), simulated, store.replicates), width)
-        else:
-            yield _render_plan(table, jobs[name], gpu, only_plan, width)
-
-
-def _render_result(result: Result, width: int) -> RenderedTable:
-    name, trained = result.table.name, sum(outcome.trained for outcome in result.rows)
-    asked = sum(outcome.job.asked for outcome in result.rows)
-    remarks = [f"{name}: {result.count(DONE)} of {asked} rows have numbers, {trained} newly trained"]
-    if waiting := result.count(NOT_RUN):
-        remarks.append(f"{waiting} row(s) lack inputs; 'meidbench reproduce {name} --plan' says which")
-    failed = [outcome for outcome in result.rows if outcome.status == FAILED]
-    remarks += [f"row {outcome.row.name} failed: {outcome.reason}" for outcome in failed]
-    content = result.content()
-    files = {"md": result.to_markdown(), "csv": result.to_csv(), "json": as_json(content)}
-    return RenderedTable(name, content, result.to_text(width), files, remarks, succeeded=not failed)
-
-
-def _render_plan(table: PaperTable, jobs: Sequence[Job], gpu: str, only_plan: bool, width: int) -> RenderedTable:
-    plan = make_plan(table, jobs, gpu)
-    needs = {job.row.name: job.material.simulated for job in jobs if job.asked and not job.row.is_quoted}
-    remarks = [f"row {row} needs {' and '.join(real)}; {SIMULATE_HINT}" for row, real in needs.items() if real]
-    remarks += [] if only_plan else [f"nothing of {table.name} can be run yet: no number is filled in"]
-    return RenderedTable(table.name, asdict(plan), _plan_text(plan, table.source, width), {}, remarks, only_plan)

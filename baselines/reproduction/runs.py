@@ -12,7 +12,7 @@ import torch
 
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.inference import Trained, read_trained
-from meidbench.baselines.reproduction import Row
+from meidbench.baselines.reproduction import table_content
 from meidbench.baselines.reproduction.materials import Material
 from meidbench.baselines.reproduction.plan import Job
 from meidbench.baselines.run_folder import Inputs, RunFolder
@@ -29,15 +29,12 @@ from meidbench.splits.split import Split
 # The status of a row.
 DONE, NOT_RUN, QUOTED, FAILED, NOT_ASKED = "done", "not run", "quoted", "failed", "not asked for"
 BOOTSTRAP_SEED = 0
-WATERMARK = "SIMULATED: numbers say nothing of real data"
 SIMULATE_HINT = "--simulate makes tables from simulated inputs"
 _RUNS, _TEST = "runs", "test"
 OUT_OF_MEMORY = (
     "out of memory; schedule.accumulate=N trains each step in N smaller parts, and schedule.batch_size=N in smaller "
     "batches"
 )
-# torch 2.4 knows the first name alone; later versions raise the second, of other devices as well.
-_MEMORY_ERRORS = (torch.cuda.OutOfMemoryError, getattr(torch, "OutOfMemoryError", MemoryError), MemoryError)
 # The allocator of the CPU raises a plain RuntimeError, and so do sizes beyond every memory.
 _MEMORY_TEXTS = re.compile(
     r"DefaultCPUAllocator|can't allocate memory|not enough memory|Storage size calculation overflowed"
@@ -68,11 +65,6 @@ class RowOutcome:
     trained: int = 0  # runs that were not finished before
 
     @property
-    def row(self) -> Row:
-        """The row of the paper's table."""
-        return self.job.row
-
-    @property
     def config(self) -> Config | None:
         """The configuration of the first run, None for rows that are quoted or not asked for."""
         return None if self.status in (QUOTED, NOT_ASKED) else self.job.configs[0]
@@ -86,7 +78,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
     (True, False)
     """
-    if isinstance(error, _MEMORY_ERRORS):
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and _MEMORY_TEXTS.search(str(error)) is not None
 
@@ -136,7 +128,7 @@ class RunStore:
                     f"{self.out} holds runs on real features; name another folder for simulated ones (--out)"
                 )
             with written_whole(marker) as temporary:
-                temporary.write_text(WATERMARK + "\n", encoding="utf-8")
+                temporary.write_text(table_content("texts")["watermark"] + "\n", encoding="utf-8")
 
     def find_finished(self, config: Config, material: Material) -> Trained | None:
         """Return a finished run, None where it is not finished; nothing is trained or simulated."""
