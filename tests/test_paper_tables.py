@@ -8,7 +8,7 @@ import pytest
 
 from meidbench.baselines import METHODS
 from meidbench.baselines.configuration import flat
-from meidbench.baselines.reproduction import RUN_TABLES, choose_rows, read_table, row_names, table_content
+from meidbench.baselines.reproduction import RUN_TABLES, Row, choose_rows, read_table, row_names, table_content
 from meidbench.baselines.reproduction.materials import InputFiles, parse_features, stand_in
 from meidbench.baselines.reproduction.plan import (
     Request,
@@ -44,6 +44,10 @@ INCONSISTENT = {
     ("table2", "medc-resnet101"): 0.607,
     ("supp5", "ldam-nonlinear"): 0.564,
 }
+
+
+def table_row(table: str, name: str) -> Row:
+    return next(row for row in read_table(table).rows if row.name == name)
 
 
 def published_table(file: str) -> list[dict[str, str]]:
@@ -119,7 +123,7 @@ def test_names_are_unique_and_rows_are_of_known_things(name):
     for row in table.rows:
         assert row.dataset in DATASETS and row.encoder in table_content("needs")["encoders"]
         assert row.is_quoted or row.method in METHODS
-    assert not table.base or table.row(table.base).settings == table.row(table.base).switches == ()
+    assert not table.base or table_row(name, table.base).settings == table_row(name, table.base).switches == ()
 
 
 @pytest.mark.parametrize(("name", "row"), RUNS, ids=lambda value: getattr(value, "name", value))
@@ -131,7 +135,7 @@ def test_every_row_resolves(name, row):
 @pytest.mark.parametrize(("name", "row"), ABLATIONS, ids=lambda value: getattr(value, "name", value))
 def test_ablations_differ_from_their_base_in_the_switches_that_they_name_alone(name, row):
     table = read_table(name)
-    base = row_config(table.row(table.base), stand_in(row.dataset))
+    base = row_config(table_row(name, table.base), stand_in(row.dataset))
     config = row_config(row, stand_in(row.dataset))
     if row.switches == ("method",):  # expert one by itself is what the base begins with
         assert config == base.first_stage
@@ -146,12 +150,12 @@ def test_ablations_differ_from_their_base_in_the_switches_that_they_name_alone(n
 
 
 def test_the_full_rows_of_the_ablations_are_one_run():
-    full = [row_config(read_table(name).row(row), stand_in("videolt")) for name, row in (
+    full = [row_config(table_row(name, row), stand_in("videolt")) for name, row in (
         ("table2", "meid-resnet50"), ("table5", "selection-motion-sampling"), ("table6", "e1-e2"),
         ("table7", "beta-0.5"), ("supp1", "mean"), ("supp2", "medium"),
     )]  # fmt: skip
     assert all(config == full[0] for config in full)
-    first = row_config(read_table("table4").row("attention-distillation"), stand_in("videolt"))
+    first = row_config(table_row("table4", "attention-distillation"), stand_in("videolt"))
     assert full[0].first_stage == first
 
 
@@ -207,7 +211,7 @@ def test_every_row_has_its_cost():
 
 
 def test_operations_are_counted_as_by_hand():
-    row = read_table("table2").row("framestack-resnet50")
+    row = table_row("table2", "framestack-resnet50")
     split = stand_in("videolt")
     config = row_config(row, split)
 

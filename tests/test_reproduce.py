@@ -408,7 +408,8 @@ def test_settings_of_a_stage_go_by_rows_of_one_and_are_said(toy_videolt):
 
 def test_a_setting_for_all_reaches_rows_that_set_a_stage():
     table = read_table("table7")
-    row = dataclasses.replace(table.row("beta-0.3"), settings=("stage2.model.fuse_stage=late",), switches=())
+    assert table.rows[0].name == "beta-0.3"
+    row = dataclasses.replace(table.rows[0], settings=("stage2.model.fuse_stage=late",), switches=())
     own = dataclasses.replace(table, rows=(row,))
     (job,) = make_jobs(own, Request(settings=("model.fuse_stage=early",)), InputFiles())
     assert job.configs[0].model.options["fuse_stage"] == "early"

@@ -51,10 +51,6 @@ class PaperTable:
     notes: tuple[str, ...]
     rows: tuple[Row, ...]
 
-    def row(self, name: str) -> Row:
-        """Return a row by name."""
-        return next(row for row in self.rows if row.name == name)
-
 
 @cache
 def table_content(name: str) -> dict[str, Any]:
@@ -64,24 +60,17 @@ def table_content(name: str) -> dict[str, Any]:
 
 
 def read_table(name: str) -> PaperTable:
-    """Read a table whose rows are runs.
-
-    Raises
-    ------
-    MeidbenchError
-        The name is not one of ``RUN_TABLES``.
+    """Read a table whose rows are runs; raise ``MeidbenchError`` for a name that is not in ``RUN_TABLES``.
 
     Examples
     --------
-    >>> table = read_table("table7")
-    >>> [(row.label, row.published.tail) for row in table.rows]
-    [('beta 0.3', 0.521), ('beta 0.5', 0.524), ('beta 0.7', 0.514)]
-    >>> table.row("beta-0.3").settings
-    ('stage2.model.beta=0.3',)
+    >>> [(row.label, row.published.tail, row.settings) for row in read_table("table7").rows[:2]]
+    [('beta 0.3', 0.521, ('stage2.model.beta=0.3',)), ('beta 0.5', 0.524, ())]
     """
     content = table_content(one_of("table", name, RUN_TABLES))
     rows = []
     for entry in content["rows"]:
+        facts: dict[str, Any]
         facts = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
         rows.append(Row(published=MeanAP(*facts.pop("mAP")), **facts))
     return PaperTable(
@@ -110,11 +99,6 @@ def row_names(table: str) -> tuple[str, ...]:
 
 def choose_rows(tables: Sequence[str], rows: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
     """Return the named rows by table; an empty tuple stands for all rows. Tables without a named row are left out.
-
-    Raises
-    ------
-    MeidbenchError
-        A row is in none of the tables.
 
     Examples
     --------

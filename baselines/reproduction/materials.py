@@ -32,13 +32,6 @@ _invent_split = cache(simulate_split)
 def parse_features(texts: Iterable[str]) -> dict[tuple[str, str], Path]:
     """Read ``ENCODER=PATH`` and ``DATASET:ENCODER=PATH`` into paths by dataset (empty for all) and encoder.
 
-    Raises
-    ------
-    MeidbenchError
-        A text has another form, names an unknown encoder or a missing file, or names the same features again.
-
-    Examples
-    --------
     >>> list(parse_features(["videolt:resnet50=."]))
     [('videolt', 'ResNet50')]
     """
@@ -76,8 +69,6 @@ def stand_in(dataset: str) -> Split:
 
     Where the real split is not built, configurations are resolved on this one. Operations are counted on it, too.
 
-    Examples
-    --------
     >>> split = stand_in("videolt")
     >>> split.num_classes, len(split.groups.head), len(split.groups.tail)
     (1004, 47, 340)
@@ -133,13 +124,6 @@ class Simulation:
 def parse_simulation(settings: Sequence[str]) -> tuple[Simulation, tuple[str, ...]]:
     """Read ``simulation.KEY=VALUE`` from settings; return the simulation and the other settings.
 
-    Raises
-    ------
-    MeidbenchError
-        A key is unknown, or a value is wrong.
-
-    Examples
-    --------
     >>> parse_simulation(["simulation.frames=3", "schedule.epochs=1"])[0].frames
     3
     """
@@ -166,32 +150,28 @@ class Material:
     progress: ProgressBar | None = None
 
     @property
-    def split_for_recipes(self) -> Split:
-        """The split under the benchmark's own name, by which recipes choose their values."""
-        return renamed(self.split, self.dataset)
-
-    @property
     def split_source(self) -> Split | Path:
         """The split for a run: its file where it has one; a simulated split is written."""
-        if self.split_path is not None and not self.split_path.is_file():
+        if self.simulation is not None and self.split_path is not None and not self.split_path.is_file():
             write_split(self.split, self.split_path)
         return self.split_path or self.split
 
     @cached_property
     def features(self) -> FeatureSource:
-        """The features; they are simulated where they have to be and are not in the file yet."""
+        """The features; with a simulation, those that are not in the file yet are simulated."""
         assert self.features_path is not None
-        if self.simulation is not None:
+        if simulation := self.simulation:
             self.features_path.parent.mkdir(parents=True, exist_ok=True)
-            shape = {"frames": self.simulation.frames, "dim": self.simulation.dim, "seed": self.simulation.seed}
-            difficulty = self.simulation.difficulty
-            simulate_features(self.split, self.features_path, **shape, difficulty=difficulty, progress=self.progress)
+            simulate_features(
+                self.split,
+                self.features_path,
+                frames=simulation.frames,
+                dim=simulation.dim,
+                seed=simulation.seed,
+                difficulty=simulation.difficulty,
+                progress=self.progress,
+            )
         return open_features(self.features_path)
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.features.dim if self.simulation is None else self.simulation.dim
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -201,27 +181,23 @@ class Material:
     @cached_property
     def simulated(self) -> tuple[str, ...]:
         """The inputs that must be real, but are simulated according to their own files."""
+        if self.simulation is not None:
+            return ()
         found = []
-        if self.simulation is None and self.split.variant in _SIMULATED_VARIANTS:
+        if self.split.variant in _SIMULATED_VARIANTS:
             found.append(f"a real split of {self.dataset} (this one is of the variant {self.split.variant})")
         try:
-            if self.simulation is None and self.features_path and self._backbone == _SIMULATED_BACKBONE:
+            if self.features_path is not None and self._backbone() == _SIMULATED_BACKBONE:
                 found.append(f"real features of {self.encoder} on {self.dataset} (these are simulated)")
         except FeatureError:
             pass  # the row fails by itself where its features cannot be read
         return tuple(found)
 
     @property
-    def has_features(self) -> bool:
-        """Whether the user named features, and they are not simulated."""
-        return self.features_path is not None and not self.simulated
-
-    @property
     def missing(self) -> tuple[str, ...]:
         """The inputs that a row needs and that are missing, or simulated."""
         missing = [] if self.has_split else [f"the split of {self.dataset}"]
-        if self.features_path is None:
-            missing.append(f"features of {self.encoder} on {self.dataset}")
+        missing += [] if self.features_path else [f"features of {self.encoder} on {self.dataset}"]
         return (*missing, *self.simulated)
 
     def differences(self) -> tuple[str, ...]:
@@ -229,21 +205,20 @@ class Material:
         if self.simulation is not None:
             videos = "invented videos" if self.split.variant == "invented" else f"the real split of {self.dataset}"
             return (f"simulated features of {videos}, {self.simulation.frames} x {self.simulation.dim}",)
-        needs, backbone = table_content("needs"), self._backbone
-        facts, frames = needs["encoders"][self.encoder], needs["frames"][self.dataset]
+        needs, backbone, dim = table_content("needs"), self._backbone(), self.features.dim
+        published, frames = needs["encoders"][self.encoder], needs["frames"][self.dataset]
         fewest = int(self.features.check(self.split.video_ids("test")).min())
+        is_other_backbone = backbone not in ("", published["backbone"])
         found = {
             f"the split is the variant {self.split.variant}, not the released one": self.split.variant != RELEASED,
-            f"features are {self.width:,} wide, not {facts['width']:,}": self.width != facts["width"],
+            f"features are {dim:,} wide, not {published['width']:,}": dim != published["width"],
             f"videos of {fewest:,} rows and up, not {frames:,}": fewest < frames,
-            f"features are of the backbone {backbone}, not {facts['backbone']}": backbone
-            not in ("", facts["backbone"]),
+            f"features are of the backbone {backbone}, not {published['backbone']}": is_other_backbone,
         }
         return tuple(text for text, differs in found.items() if differs)
 
-    @property
     def _backbone(self) -> str:
-        """The backbone in the recipe of a feature file, empty where it is unknown."""
+        """Return the backbone in the recipe of a feature file, empty where it is unknown."""
         path = self.features.path
         try:
             return str(read_header(path).recipe.get("backbone", "")) if path.is_file() else ""
@@ -257,12 +232,7 @@ class InputFiles:
     Splits that are not among ``split_files`` are looked up under MEIDBENCH_HOME, else made in memory from folders of
     official ``annotations``. ``features`` are those of ``parse_features``. With a ``simulation`` all features are
     simulated, in files under ``out``; the names of its splits begin with ``simulated-``, so that its predictions cannot
-    be scored on a benchmark.
-
-    Raises
-    ------
-    MeidbenchError
-        A split file is unreadable, of another dataset, or the second one of a benchmark.
+    be scored on a benchmark. A split file of another dataset, and the second one of a benchmark, are refused.
     """
 
     def __init__(
@@ -290,16 +260,13 @@ class InputFiles:
     def split(self, dataset: str) -> tuple[Split | None, Path | None]:
         """Return the real split of a benchmark and its file; None for what is missing."""
         if dataset not in self._splits:
-            self._splits[dataset] = self._find_split(dataset)
+            path, manifest = split_path(dataset), load_manifest(dataset)
+            folders = [folder for folder in self._annotations if all(annotation_paths(manifest, folder).values())]
+            if path.is_file():
+                self._splits[dataset] = load_split(dataset), path
+            else:
+                self._splits[dataset] = build_released(dataset, folders[0]) if folders else None, None
         return self._splits[dataset]
-
-    def _find_split(self, dataset: str) -> tuple[Split | None, Path | None]:
-        if (path := split_path(dataset)).is_file():
-            return load_split(dataset), path
-        for folder in self._annotations:
-            if all(annotation_paths(load_manifest(dataset), folder).values()):
-                return build_released(dataset, folder), None
-        return None, None
 
     def get(self, dataset: str, encoder: str) -> Material:
         """Return the split and the features of a benchmark."""
@@ -310,8 +277,8 @@ class InputFiles:
                 self._materials[key] = self._simulate(dataset, encoder, split, self._simulation)
             else:
                 features = self._feature_paths.get(key, self._feature_paths.get(("", encoder)))
-                own = stand_in(dataset) if split is None else split
-                self._materials[key] = Material(dataset, encoder, own, split is not None, path, features)
+                material = Material(*key, split or stand_in(dataset), split is not None, path, features)
+                self._materials[key] = material
         return self._materials[key]
 
     def _simulate(self, dataset: str, encoder: str, split: Split | None, simulation: Simulation) -> Material:

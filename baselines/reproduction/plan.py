@@ -15,7 +15,7 @@ from meidbench.baselines.components import make_model, make_task
 from meidbench.baselines.configuration import Config, flat
 from meidbench.baselines.recipes import COMPAT_ENDING, METHODS, resolve
 from meidbench.baselines.reproduction import PaperTable, Row, table_content
-from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, stand_in
+from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, renamed, stand_in
 from meidbench.checks import one_of, parse_settings
 from meidbench.errors import MeidbenchError
 from meidbench.names import SUBSETS
@@ -60,11 +60,6 @@ class Job:
 def layered(*layers: Sequence[str]) -> tuple[str, ...]:
     """Lay settings over others: the last layer's value of a key wins, also over the key of a single stage.
 
-    Raises
-    ------
-    MeidbenchError
-        One layer sets a key twice, or a setting has no ``=``.
-
     Examples
     --------
     >>> layered(["schedule.epochs=9", "seed=1"], ["schedule.epochs=2"])
@@ -98,10 +93,7 @@ def row_config(row: Row, split: Split) -> Config:
 def make_jobs(table: PaperTable, request: Request, files: InputFiles, names: Collection[str] = ()) -> list[Job]:
     """Resolve the configurations of all rows of a table; without ``names`` all rows are asked for.
 
-    Raises
-    ------
-    MeidbenchError
-        A row that is asked for does not resolve; the message names it.
+    A row that is asked for and does not resolve raises ``MeidbenchError`` with its name.
     """
     jobs = []
     for row in table.rows:
@@ -117,9 +109,12 @@ def make_jobs(table: PaperTable, request: Request, files: InputFiles, names: Col
 
 
 def _resolve_job(job: Job, request: Request) -> Job:
-    row, split = job.row, job.material.split_for_recipes
+    row, split = job.row, renamed(job.material.split, job.row.dataset)  # recipes go by the benchmark's name
     method = row.method.removesuffix(COMPAT_ENDING) if request.faithful else row.method
-    asked, left_out = _settings_for(method, request.settings)
+    stages = {text: _split_stage(text.partition("=")[0].strip())[0] for text in request.settings}
+    left_out = [text for text, stage in stages.items() if stage and not METHODS[method].first_stage]
+    _parse(left_out)  # nothing else will check them
+    asked = [text for text in request.settings if text not in left_out]
     for stage, key in map(_split_stage, _parse(asked)):
         for switch in row.switches:  # the switches of a method of two stages are those of its second
             if stage != "stage1" and f"{key}.".startswith(f"{switch}."):
@@ -136,18 +131,9 @@ def _resolve_job(job: Job, request: Request) -> Job:
         # The aggregator is known only after all else is resolved.
         simulated = request.simulation.settings(resolve_with(request.simulation.settings()).aggregator.name)
     configs = [resolve_with(simulated, f"seed={seed}") for seed in request.seeds] or [resolve_with(simulated)]
-    differs = _differences(row_config(row, split), configs[0]) + left_out
+    differs = _differences(row_config(row, split), configs[0])
+    differs += tuple(f"{text} is left out: {method} is trained in one stage" for text in left_out)
     return dataclasses.replace(job, configs=tuple(configs), differs=differs)
-
-
-def _settings_for(method: str, settings: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the settings that a method can take, and a remark on each that is for a stage that it lacks."""
-    if METHODS[method].first_stage:
-        return tuple(settings), ()
-    left_out = [setting for setting in settings if _split_stage(setting.partition("=")[0].strip())[0]]
-    _parse(left_out)  # nothing else will check them
-    kept = tuple(setting for setting in settings if setting not in left_out)
-    return kept, tuple(f"{setting} is left out: {method} is trained in one stage" for setting in left_out)
 
 
 def _differences(published: Config, config: Config) -> tuple[str, ...]:
@@ -246,16 +232,12 @@ def _count_flops(parts: str, split: Split, dim: int, frames: int) -> float:
 
 
 def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A100") -> Cost:
-    """Estimate the cost of a run without its first stage.
+    """Estimate the cost of a run without its first stage; raise ``MeidbenchError`` for an unknown GPU.
 
     The split gives the classes; the numbers of videos are the benchmark's own. ``dim`` is D.
-
-    Raises
-    ------
-    MeidbenchError
-        The GPU is unknown.
     """
-    assumed, peak = table_content("needs")["assumed"], _peaks(gpu)[config.schedule.precision] * 1e12
+    assumed, gpus = (table_content("needs")[name] for name in ("assumed", "gpus"))
+    peak = gpus[one_of("GPU", gpu, tuple(gpus))][config.schedule.precision] * 1e12
     sizes, schedule, frames = _subset_sizes(dataset), config.schedule, config.frames
     trained = -(-sizes["train"] // schedule.batch_size) * schedule.epochs * schedule.batch_size
     selected = schedule.epochs // config.selection.every * sizes[config.selection.subset]
@@ -268,11 +250,6 @@ def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A
     read = (trained * frames.train + scored * frames.test) * dim * _STORED_BYTES
     seconds = max(flops / (peak * assumed["sustained"]), read / (assumed["read_gb_a_second"] * 1e9))
     return Cost(flops, read, seconds / 3600)
-
-
-def _peaks(gpu: str) -> dict[str, float]:
-    known: dict[str, dict[str, float]] = table_content("needs")["gpus"]
-    return known[one_of("GPU", gpu, tuple(known))]
 
 
 @dataclass(frozen=True)
@@ -306,18 +283,20 @@ def build_command(dataset: str) -> str:
 def make_plan(table: PaperTable, jobs: Iterable[Job], gpu: str) -> CostPlan:
     """Return the needs of the jobs that are asked for; raise ``MeidbenchError`` for an unknown GPU."""
     jobs = [job for job in jobs if job.asked]
-    materials = {(job.row.dataset, job.row.encoder): job.material for job in jobs if not job.row.is_quoted}
-    commands = {dataset: "" if it.has_split else build_command(dataset) for (dataset, _), it in materials.items()}
-    encoders = list(table_content("needs")["encoders"])
-    pairs = sorted(materials, key=lambda pair: (pair[0], encoders.index(pair[1])))
-    assumed, peak = table_content("needs")["assumed"], _peaks(gpu)["fp32"]
-    facts = {"gpu": gpu, "peak": peak, "sustained": assumed["sustained"], "read": assumed["read_gb_a_second"]}
+    needs, splits, features = table_content("needs"), {}, {}
+    for row, material in ((job.row, job.material) for job in jobs if not job.row.is_quoted):
+        command = "" if material.has_split else build_command(row.dataset)
+        splits[row.dataset] = {"built": material.has_split, "command": command}
+        named = material.features_path is not None and not material.simulated
+        place = (row.dataset, list(needs["encoders"]).index(row.encoder))
+        features[place] = feature_need(row.dataset, row.encoder, named=named)
+    facts = {**needs["assumed"], "gpu": gpu, "peak": needs["gpus"][one_of("GPU", gpu, tuple(needs["gpus"]))]["fp32"]}
     counted: set[str] = set()
     return CostPlan(
         table=table.name,
         title=table.title,
-        splits={dataset: {"built": not command, "command": command} for dataset, command in commands.items()},
-        features=tuple(feature_need(*pair, named=materials[pair].has_features) for pair in pairs),
+        splits=splits,
+        features=tuple(features[place] for place in sorted(features)),
         rows=tuple(_plan_row(job, gpu, counted) for job in jobs),
         estimate={"gpu": gpu, "formula": table_content("texts")["hours"].format(**facts)},
     )

@@ -11,22 +11,10 @@ from typing import Any
 from tabulate import tabulate
 
 from meidbench.baselines.recipes import COMPAT_ENDING
-from meidbench.baselines.reproduction import PaperTable, read_table, table_content
+from meidbench.baselines.reproduction import PaperTable, read_table, runs, table_content
 from meidbench.baselines.reproduction.materials import InputFiles
 from meidbench.baselines.reproduction.plan import CostPlan, Request, build_command, make_jobs, make_plan
-from meidbench.baselines.reproduction.runs import (
-    BOOTSTRAP_SEED,
-    DONE,
-    FAILED,
-    NOT_ASKED,
-    NOT_RUN,
-    SIMULATE_HINT,
-    RowOutcome,
-    RunStore,
-    check_jobs,
-    run_jobs,
-    without_execution,
-)
+from meidbench.baselines.reproduction.runs import RowOutcome, RunStore
 from meidbench.evaluation.results import GROUPS_SHOWN, as_json
 from meidbench.names import STATISTICS_TABLE
 from meidbench.splits.manifests import load_manifest
@@ -36,7 +24,6 @@ STATISTICS = ("classes", "head", "medium", "tail", "train", "val", "test", "labe
 _RATIOS = STATISTICS[-2:]  # printed with one decimal
 _MARK = "SIMULATED"
 _DASH = "-"
-_NARROWEST = 24
 _HEADER = ("paper", "ours", "95% interval", "difference")
 
 Content = dict[str, Any]  # a table as its JSON has it
@@ -64,31 +51,27 @@ def render_tables(
     only_plan: bool,
     width: int,
 ) -> Iterator[RenderedTable]:
-    """Run the rows of ``choose_rows``, or plan a table of which no row can be run, or only the plan is asked for.
+    """Run the rows of ``choose_rows``, or plan a table where no row can be run or only the plan is asked for.
 
-    Raises
-    ------
-    MeidbenchError
-        A configuration is wrong, or the folder holds results of the other kind; nothing has been run then.
+    A wrong configuration and a folder with results of the other kind are refused before the first training.
     """
-    simulated = request.simulation is not None
-    width = max(width, _NARROWEST)
+    simulated, hint = request.simulation is not None, table_content("texts")["simulate"]
     if STATISTICS_TABLE in chosen and not simulated:
         yield _render_statistics(files, chosen[STATISTICS_TABLE], only_plan, width)
     tables = {name: read_table(name) for name in chosen if name != STATISTICS_TABLE}
     # Errors in any table are found before the first training.
     jobs = {name: make_jobs(table, request, files, chosen[name]) for name, table in tables.items()}
     for name in tables:
-        check_jobs(jobs[name])
+        runs.check_jobs(jobs[name])
     ready = [name for name in tables if not only_plan and any(job.can_run for job in jobs[name])]
     if ready:
         store.prepare(simulated)
     for name, table in tables.items():
         if name in ready:
-            yield _render_result(table, run_jobs(jobs[name], store), store.replicates, simulated, width)
+            yield _render_result(table, runs.run_jobs(jobs[name], store), store.replicates, simulated, width)
             continue
         needs = {job.row.name: job.material.simulated for job in jobs[name] if job.asked and not job.row.is_quoted}
-        remarks = [f"row {row} needs {' and '.join(real)}; {SIMULATE_HINT}" for row, real in needs.items() if real]
+        remarks = [f"row {row} needs {' and '.join(real)}; {hint}" for row, real in needs.items() if real]
         remarks += [] if only_plan else [f"nothing of {name} can be run yet: no number is filled in"]
         plan = make_plan(table, jobs[name], gpu)
         yield RenderedTable(name, asdict(plan), _plan_text(plan, table.source, width), {}, remarks, only_plan)
@@ -100,10 +83,10 @@ def _render_result(
     content = _result_content(table, outcomes, replicates, simulated)
     asked = [outcome for outcome in outcomes if outcome.job.asked]
     statuses, trained = [outcome.status for outcome in asked], sum(outcome.trained for outcome in asked)
-    remarks = [f"{table.name}: {statuses.count('done')} of {len(asked)} rows have numbers, {trained} newly trained"]
-    if waiting := statuses.count(NOT_RUN):
+    remarks = [f"{table.name}: {statuses.count(runs.DONE)} of {len(asked)} rows have numbers, {trained} newly trained"]
+    if waiting := statuses.count(runs.NOT_RUN):
         remarks.append(f"{waiting} row(s) lack inputs; 'meidbench reproduce {table.name} --plan' says which")
-    failed = [outcome for outcome in asked if outcome.status == FAILED]
+    failed = [outcome for outcome in asked if outcome.status == runs.FAILED]
     remarks += [f"row {outcome.job.row.name} failed: {outcome.reason}" for outcome in failed]
     shown = [outcome.job.row.name for outcome in outcomes if outcome.job.asked or outcome.measured]
     sections = _sections(content, shown)
@@ -116,7 +99,7 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
     texts, rows = table_content("texts"), []
     watermark = {"watermark": texts["watermark"]} if simulated else {}
     chosen: dict[str, list[str]] = {}
-    recipes = {}
+    recipes: dict[str, None] = {}
     for outcome in outcomes:
         row, config, measured = outcome.job.row, outcome.config, outcome.measured
         if config is not None:
@@ -136,7 +119,7 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
                 "published": None if simulated else published,
                 "status": outcome.status,
                 "reason": outcome.reason,
-                "config": None if config is None else without_execution(config.to_tables()),
+                "config": None if config is None else runs.without_execution(config.to_tables()),
                 "differs": outcome.differs,
                 "ours": None if measured is None else asdict(measured),
                 "difference": difference,
@@ -152,7 +135,7 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
         **watermark,
         "protocol": [*table.protocol, *(texts["chosen_on"][subset].format(names[subset]) for subset in chosen)],
         "notes": [*recipes, *table.notes],
-        "bootstrap": {"replicates": replicates, "seed": BOOTSTRAP_SEED},
+        "bootstrap": {"replicates": replicates, "seed": runs.BOOTSTRAP_SEED},
         "rows": rows,
     }
 
@@ -174,11 +157,11 @@ def _cells(row: Content, group: str) -> list[str]:
 def _sections(content: Content, shown: Sequence[str]) -> dict[str, list[str]]:
     """Return the texts below the table of a result, by their titles."""
     rows = [row for row in content["rows"] if row["name"] in shown]
-    done = [row for row in rows if row["status"] == DONE]
-    others = [row["name"] for row in content["rows"] if row["status"] == NOT_ASKED]
+    done = [row for row in rows if row["status"] == runs.DONE]
+    others = [row["name"] for row in content["rows"] if row["status"] == runs.NOT_ASKED]
     without = [", ".join(filter(None, (f"{row['name']}: {row['status']}", row["reason"]))) for row in rows]
     without = [text for text, row in zip(without, rows, strict=True) if row not in done]
-    without += [f"{NOT_ASKED}: {', '.join(others)}"] if others else []
+    without += [f"{runs.NOT_ASKED}: {', '.join(others)}"] if others else []
     made = [_describe_run(row) for row in done]
     made += [table_content("texts")["intervals"].format(**content["bootstrap"])] if done else []
     sections = {"Without numbers of ours": without, "How ours was made": made}
@@ -214,7 +197,7 @@ def _result_text(content: Content, sections: Mapping[str, Sequence[str]], shown:
         name = f"{_MARK} {row['name']}" if content["simulated"] else row["name"]
         for group in GROUPS_SHOWN if row["name"] in shown else ():
             cells = _cells(row, group)
-            if group == "overall" and row["status"] != DONE:
+            if group == "overall" and row["status"] != runs.DONE:
                 cells[1] = row["status"]
             lines.append([name if group == "overall" else "", group, *cells])
     header, title = ["row", "test mAP", *_HEADER], f"{content['table']}: {content['title']} ({content['source']})"
@@ -274,8 +257,10 @@ def _plan_text(plan: CostPlan, source: str, width: int) -> str:
     for need in plan.features:
         state = "there" if need.named else "MISSING"
         parts.append(_wrap(f"features of {need.encoder} on {need.dataset}: {state}", width, "  ", "    "))
+        size = need.bytes / 1e9
         shape = f"{need.videos:,} videos x {need.frames} frames x {need.width:,} wide"
-        facts = [f"{shape}, in float16 {_size(need.bytes)} of disk", f"from {need.source}", f"weights: {need.weights}"]
+        shape += f", in float16 {size:.{0 if size >= 10 else 1}f} GB of disk"
+        facts = [shape, f"from {need.source}", f"weights: {need.weights}"]
         facts += [need.command, f"then: --features {need.dataset}:{need.encoder}=FILE.h5"]
         parts += [] if need.named else [_wrap(fact, width, "    ", "      ") for fact in facts]
     lines = []
@@ -283,8 +268,8 @@ def _plan_text(plan: CostPlan, source: str, width: int) -> str:
         inputs = "quoted only" if row.quoted else f"missing {len(row.missing)}" if row.missing else "can be run"
         lines.append([row.name, inputs, *([_DASH, _DASH] if row.quoted else [f"{row.runs}", f"{row.hours:.1f}"])])
     header = ["row", "inputs", "trainings", f"hours ({plan.estimate['gpu']})"]
-    runs, hours = sum(row.runs for row in plan.rows), sum(row.hours for row in plan.rows)
-    total = f"{runs} training{'' if runs == 1 else 's'}, about {hours:.1f} hours together"
+    trainings, hours = sum(row.runs for row in plan.rows), sum(row.hours for row in plan.rows)
+    total = f"{trainings} training{'' if trainings == 1 else 's'}, about {hours:.1f} hours together"
     below = [f"{total} ({table_content('texts')['shared']})", plan.estimate["formula"]]
     parts += ["", _text_table(header, lines, "llrr", width), "", *(_wrap(text, width) for text in below)]
     return "\n".join(parts)
@@ -292,45 +277,44 @@ def _plan_text(plan: CostPlan, source: str, width: int) -> str:
 
 def _render_statistics(files: InputFiles, datasets: Sequence[str], only_plan: bool, width: int) -> RenderedTable:
     """Compare the statistics of the splits that exist with the paper's Table 1."""
-    facts, rows = table_content(STATISTICS_TABLE), []
+    facts = table_content(STATISTICS_TABLE)
+    rows: list[Content] = []
+    lines: list[list[str]] = []
+    table = [["dataset", "variant", "statistic", "paper", "ours", "verdict"]]
     for dataset in datasets or facts["datasets"]:
         manifest, (split, _) = load_manifest(dataset), files.split(dataset)
         paper = {"classes": float(manifest.num_classes), **manifest.paper}
         found = {} if split is None else asdict(split_statistics(split))
+        variant, command = ("", build_command(dataset)) if split is None else (split.variant, "")
+        row = {"dataset": dataset, "title": manifest.title, "variant": variant, "command": command}
         cells = []
         for name in STATISTICS:
             ours = round(found[name], 1 if name in _RATIOS else 0) if found else None
             verdict = "not run" if ours is None else "equal" if ours == paper[name] else "DIFFERS"
             cells.append({"name": name, "paper": paper[name], "ours": ours, "verdict": verdict})
-        variant, command = ("", build_command(dataset)) if split is None else (split.variant, "")
-        row = {"dataset": dataset, "title": manifest.title, "variant": variant, "command": command, "cells": cells}
-        rows.append(row)
-    verdicts = [cell["verdict"] for row in rows for cell in row["cells"] if not row["command"]]
+            texts = ["" if number is None else f"{number:.10g}" for number in (paper[name], ours)]
+            table.append([dataset, variant, name, *texts, verdict])
+            form = ".1f" if name in _RATIOS else ",.0f"
+            texts = [_DASH if number is None else f"{number:{form}}" for number in (paper[name], ours)]
+            lines.append(["" if len(cells) > 1 else manifest.title, name, *texts, verdict])
+        rows.append({**row, "cells": cells})
+    verdicts = [line[-1] for line in lines if line[-1] != "not run"]
     verdict, differing = "no split is built: nothing was compared", verdicts.count("DIFFERS")
     if verdicts:
         verdict = f"all {len(verdicts)} cells of {len(verdicts) // len(STATISTICS)} benchmark(s) equal the paper's"
     if differing:
         verdict = f"{differing} of {len(verdicts)} cells differ from the paper's"
     remarks = [f"the split of {row['dataset']} is not built: {row['command']}" for row in rows if row["command"]]
-    content = {"table": STATISTICS_TABLE, "title": facts["title"], "source": facts["source"], "simulated": False}
-    content |= {"verdict": verdict, "rows": rows}
-    lines, table = [], [["dataset", "variant", "statistic", "paper", "ours", "verdict"]]
-    for row in rows:
-        for cell in row["cells"]:
-            name, numbers = cell["name"], (cell["paper"], cell["ours"])
-            form = ".1f" if name in _RATIOS else ",.0f"
-            texts = [_DASH if number is None else f"{number:{form}}" for number in numbers]
-            lines.append([row["title"] if cell is row["cells"][0] else "", name, *texts, cell["verdict"]])
-            texts = ["" if number is None else f"{number:.10g}" for number in numbers]
-            table.append([row["dataset"], row["variant"], name, *texts, cell["verdict"]])
     title, source = f"{STATISTICS_TABLE}: {facts['title']}", facts["source"]
+    content = {"table": STATISTICS_TABLE, "title": facts["title"], "source": source, "simulated": False}
+    content |= {"verdict": verdict, "rows": rows}
     text_table = _text_table(["", "statistic", "paper", "ours", ""], lines, "llrrl", width)
-    head, below = ([_wrap(text, width) for text in texts] for texts in ((title, f"({source})"), (verdict, *remarks)))
+    parts = [_wrap(title, width), _wrap(f"({source})", width), "", text_table, ""]
+    text = "\n".join([*parts, *(_wrap(line, width) for line in (verdict, *remarks))])
     markdown = [f"# {title}", "", f"Published: {source}.", ""]
     markdown += _markdown_table(["benchmark", "statistic", "paper", "ours", "verdict"], lines, "llrrl")
     markdown += ["", *(f"- {text}" for text in (verdict, *remarks, *facts["protocol"])), ""]
     written = {"md": "\n".join(markdown), "csv": _csv(table), "json": as_json(content)}
-    text = "\n".join([*head, "", text_table, "", *below])
     succeeded = only_plan or (bool(verdicts) and not differing)
     written = written if verdicts and not only_plan else {}
     return RenderedTable(STATISTICS_TABLE, content, text, written, succeeded=succeeded)
@@ -363,17 +347,3 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
-
-
-def _size(count: int) -> str:
-    """Return a size in bytes for people.
-
-    Examples
-    --------
-    >>> _size(157_404_364_800), _size(1_400_000)
-    ('157 GB', '1.4 MB')
-    """
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= factor:
-            return f"{count / factor:.{0 if count >= 10 * factor else 1}f} {unit}"
-    return f"{count:,} bytes"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,16 +28,9 @@ from meidbench.splits.split import Split
 # The status of a row.
 DONE, NOT_RUN, QUOTED, FAILED, NOT_ASKED = "done", "not run", "quoted", "failed", "not asked for"
 BOOTSTRAP_SEED = 0
-SIMULATE_HINT = "--simulate makes tables from simulated inputs"
 _RUNS, _TEST = "runs", "test"
-OUT_OF_MEMORY = (
-    "out of memory; schedule.accumulate=N trains each step in N smaller parts, and schedule.batch_size=N in smaller "
-    "batches"
-)
 # The allocator of the CPU raises a plain RuntimeError, and so do sizes beyond every memory.
-_MEMORY_TEXTS = re.compile(
-    r"DefaultCPUAllocator|can't allocate memory|not enough memory|Storage size calculation overflowed"
-)
+_MEMORY_TEXTS = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "size calculation overflowed")
 
 
 @dataclass(frozen=True)
@@ -78,9 +70,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
     (True, False)
     """
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS):
         return True
-    return isinstance(error, RuntimeError) and _MEMORY_TEXTS.search(str(error)) is not None
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
 
 
 def without_execution(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,10 +84,6 @@ def without_execution(tables: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _name_start(config: Config, dataset: str) -> str:
-    return f"{dataset}-{config.method}-s{config.seed}-"
-
-
 def run_name(config: Config, inputs: Inputs) -> str:
     """Return the name of a run's folder: split, method, seed, and a digest of the configuration and the inputs."""
     content = {
@@ -105,7 +93,7 @@ def run_name(config: Config, inputs: Inputs) -> str:
         "features": [inputs.dim, inputs.features_digest, inputs.recipe_digest],
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{_name_start(config, inputs.dataset)}{digest[:12]}"
+    return f"{inputs.dataset}-{config.method}-s{config.seed}-{digest[:12]}"
 
 
 @dataclass(frozen=True)
@@ -132,10 +120,9 @@ class RunStore:
 
     def find_finished(self, config: Config, material: Material) -> Trained | None:
         """Return a finished run, None where it is not finished; nothing is trained or simulated."""
-        # Most runs that nobody asked for do not exist; their names tell, without a digest of all features.
-        if not any((self.out / _RUNS).glob(f"{_name_start(config, material.split.dataset)}*")):
-            return None
-        if material.features_path is None or not material.features_path.exists():  # not simulated yet
+        runs, path = f"{material.split.dataset}-{config.method}-s{config.seed}-*", material.features_path
+        # Names tell of most runs that they do not exist, without a digest of all features.
+        if path is None or not path.exists() or not any((self.out / _RUNS).glob(runs)):
             return None
         return read_trained(RunFolder(self.out / _RUNS / run_name(config, material.inputs)), material.split)
 
@@ -179,8 +166,8 @@ class RunStore:
         ]
         steps = bootstrap_steps(len(split.video_ids(_TEST)), split.num_classes, self.replicates) * len(files)
         with self.progress("bootstrap", steps) as advance:
-            options = {"replicates": self.replicates, "seed": BOOTSTRAP_SEED}
-            method = asdict(compare(files, split, _TEST, **options, advance=advance).methods[0])
+            compared = compare(files, split, _TEST, replicates=self.replicates, seed=BOOTSTRAP_SEED, advance=advance)
+        method = asdict(compared.methods[0])
         return {"mAP": method["mAP"], "seed_spread": method["seed_spread"]}
 
 
@@ -196,18 +183,12 @@ def _read_intervals(path: Path) -> tuple[dict[str, Estimate], dict[str, SeedSpre
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
-    """Check before the first training that the parts of every run can be made.
-
-    Raises
-    ------
-    MeidbenchError
-        They cannot, or do not fit together; the message names the row.
-    """
-    for job in jobs:
-        if not job.can_run:
-            continue
+    """Check before the first training that the parts of every run can be made and fit together; name the row."""
+    for job in (job for job in jobs if job.can_run):
+        material = job.material
         try:
-            check_run(job.configs[0], job.material.split, job.material.width)  # the others differ by their seeds alone
+            dim = material.simulation.dim if material.simulation else material.features.dim
+            check_run(job.configs[0], material.split, dim)  # the others differ by their seeds alone
         except FeatureError:
             continue  # the row will fail, and the others are run
         except MeidbenchError as error:
@@ -239,7 +220,7 @@ def run_jobs(jobs: Sequence[Job], store: RunStore) -> list[RowOutcome]:
 
 
 def _run_job(job: Job, store: RunStore) -> RowOutcome:
-    row, material, differs = job.row, job.material, job.differs
+    row, material, differs, texts = job.row, job.material, job.differs, table_content("texts")
     if row.is_quoted:
         return RowOutcome(job, QUOTED, row.note)
     if not job.asked and (material.missing or not job.configs):
@@ -248,7 +229,7 @@ def _run_job(job: Job, store: RunStore) -> RowOutcome:
         return RowOutcome(job, NOT_RUN, f"missing {', '.join(material.missing)}", differs)
     try:
         if material.simulated:
-            raise MeidbenchError(f"needs {' and '.join(material.simulated)}; {SIMULATE_HINT}")
+            raise MeidbenchError(f"needs {' and '.join(material.simulated)}; {texts['simulate']}")
         finished = [] if job.asked else [store.find_finished(config, material) for config in job.configs]
         if not all(finished):
             return RowOutcome(job, NOT_ASKED)
@@ -261,6 +242,7 @@ def _run_job(job: Job, store: RunStore) -> RowOutcome:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        message, reason = f"{OUT_OF_MEMORY} ({error})", OUT_OF_MEMORY  # the error has other addresses each time
+        reason = texts["out_of_memory"]
+        message = f"{reason} ({error})"  # not in the table: the error has other addresses each time
     store.report(f"row {row.name} {'failed' if job.asked else 'is not filled in'}: {message}")
     return RowOutcome(job, FAILED, reason, differs) if job.asked else RowOutcome(job, NOT_ASKED)

@@ -1,6 +1,7 @@
 """``meidbench train``: a baseline, from features to scored predictions."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -232,7 +233,15 @@ def reproduce(
     from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.results import as_json
 
-    _refuse_contradictions(tables, features, only_plan, simulate, settings, seeds)
+    named = [setting.partition("=")[0].strip() for setting in settings]
+    if simulate and (features or only_plan):
+        raise click.UsageError("--simulate takes neither --features nor --plan: it needs nothing")
+    if simulate and set(tables) == {STATISTICS_TABLE}:
+        raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate")
+    if len(set(seeds)) < len(seeds):
+        raise click.UsageError("a --seed is named twice")
+    if seeds and any(key in ("seed", "stage1.seed", "stage2.seed") for key in named):
+        raise click.UsageError("seeds are named by --seed, which both stages have, or by --set seed=N, not by both")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise click.UsageError("reproduce runs in one process; for several, 'meidbench train' a row under torchrun")
     simulation, settings = parse_simulation(settings) if simulate else (None, settings)
@@ -247,7 +256,7 @@ def reproduce(
         width=shutil.get_terminal_size((80, 24)).columns,
     )
     on_stdout = str(json_file) == "-"
-    done = []
+    done: list[Any] = []
     for table in rendered:
         for ending, text in table.files.items():
             write_text(out / f"{table.name}.{ending}", text)
@@ -263,25 +272,6 @@ def reproduce(
         write_text(json_file, content)
     if not all(table.succeeded for table in done):
         raise SystemExit(1)
-
-
-def _refuse_contradictions(
-    tables: tuple[str, ...],
-    features: tuple[str, ...],
-    only_plan: bool,
-    simulate: bool,
-    settings: tuple[str, ...],
-    seeds: tuple[int, ...],
-) -> None:
-    if simulate and (features or only_plan):
-        raise click.UsageError("--simulate takes neither --features nor --plan: it needs nothing")
-    if simulate and set(tables) == {STATISTICS_TABLE}:
-        raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate")
-    if len(set(seeds)) < len(seeds):
-        raise click.UsageError("a --seed is named twice")
-    named = [setting.partition("=")[0].strip() for setting in settings]
-    if seeds and any(key in ("seed", "stage1.seed", "stage2.seed") for key in named):
-        raise click.UsageError("seeds are named by --seed, which both stages have, or by --set seed=N, not by both")
 
 
 @click.command(
