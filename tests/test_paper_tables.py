@@ -55,7 +55,7 @@ def published_table(file: str) -> list[dict[str, str]]:
     beside = Path(__file__).parents[2] / "shared" / "paper" / "tables"
     path = Path(os.environ.get("MEIDBENCH_TEST_TABLES", beside)) / file
     if not path.is_file():
-        pytest.skip(f"the published tables are not at hand ({path}); set MEIDBENCH_TEST_TABLES to have them compared")
+        pytest.skip(f"the published tables are missing ({path}); set MEIDBENCH_TEST_TABLES to have them compared")
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
 

@@ -32,6 +32,8 @@ _invent_split = cache(simulate_split)
 def parse_features(texts: Iterable[str]) -> dict[tuple[str, str], Path]:
     """Read ``ENCODER=PATH`` and ``DATASET:ENCODER=PATH`` into paths by dataset (empty for all) and encoder.
 
+    Examples
+    --------
     >>> list(parse_features(["videolt:resnet50=."]))
     [('videolt', 'ResNet50')]
     """
@@ -69,6 +71,8 @@ def stand_in(dataset: str) -> Split:
 
     Where the real split is not built, configurations are resolved on this one. Operations are counted on it, too.
 
+    Examples
+    --------
     >>> split = stand_in("videolt")
     >>> split.num_classes, len(split.groups.head), len(split.groups.tail)
     (1004, 47, 340)
@@ -113,17 +117,17 @@ class Simulation:
 
     def settings(self, aggregator: str | None = None) -> tuple[str, ...]:
         """Return the settings of simulated runs, which the user's override; some depend on the aggregator."""
-        facts, known = (
-            table_content("needs")["simulation"],
-            known_options(AGGREGATORS[aggregator]) if aggregator else {},
-        )
-        small = (f"aggregator.{key}={value}" for key, value in facts["aggregator"].items() if key in known)
-        return (*facts["settings"], f"frames.train={self.frames}", f"frames.test={self.frames}", *small)
+        needs = table_content("needs")["simulation"]
+        known = known_options(AGGREGATORS[aggregator]) if aggregator else {}
+        small = (f"aggregator.{key}={value}" for key, value in needs["aggregator"].items() if key in known)
+        return (*needs["settings"], f"frames.train={self.frames}", f"frames.test={self.frames}", *small)
 
 
 def parse_simulation(settings: Sequence[str]) -> tuple[Simulation, tuple[str, ...]]:
     """Read ``simulation.KEY=VALUE`` from settings; return the simulation and the other settings.
 
+    Examples
+    --------
     >>> parse_simulation(["simulation.frames=3", "schedule.epochs=1"])[0].frames
     3
     """
@@ -161,7 +165,6 @@ class Material:
         """The features; with a simulation, those that are not in the file yet are simulated."""
         assert self.features_path is not None
         if simulation := self.simulation:
-            self.features_path.parent.mkdir(parents=True, exist_ok=True)
             simulate_features(
                 self.split,
                 self.features_path,
@@ -284,8 +287,8 @@ class InputFiles:
     def _simulate(self, dataset: str, encoder: str, split: Split | None, simulation: Simulation) -> Material:
         if simulation.split == "own" and split is None:
             raise MeidbenchError(
-                f"the split of {dataset} is not built, which simulation.split=own asks for: meidbench build-splits "
-                f"{dataset}; or leave that out"
+                f"the split of {dataset} is not built, but simulation.split=own needs it; run 'meidbench build-splits "
+                f"{dataset}', or leave simulation.split out"
             )
         most = {"own": math.inf, "auto": simulation.most_videos, "invented": -1}[simulation.split]
         if split is not None and len(split.table) <= most:

@@ -1,4 +1,4 @@
-"""What will be run and what it takes: the configurations of a table's rows, then features, disk and hours."""
+"""The runs of a table and their needs: the configurations of all rows, features, disk and hours."""
 
 import dataclasses
 import json

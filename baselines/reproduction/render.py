@@ -250,7 +250,7 @@ def _result_csv(content: Content) -> str:
 
 
 def _plan_text(plan: CostPlan, source: str, width: int) -> str:
-    parts = [_wrap(f"{plan.table}: {plan.title} ({source})", width), "", "What it takes:"]
+    parts = [_wrap(f"{plan.table}: {plan.title} ({source})", width), "", "Needs:"]
     for dataset, split in plan.splits.items():
         parts.append(_wrap(f"split of {dataset}: {'there' if split['built'] else 'MISSING'}", width, "  ", "    "))
         parts += [] if split["built"] else [_wrap(split["command"], width, "    ", "      ")]

@@ -181,21 +181,23 @@ def predict(run: Path, subset: str, out: Path, split: str | None, features: Path
 )
 @click.option("--split", "split_files", multiple=True, type=FILE, help="A split file that is not under MEIDBENCH_HOME.")
 @click.option(
-    "--annotations", multiple=True, type=FOLDER, help="Official annotations, of which a split not built is made."
+    "--annotations", multiple=True, type=FOLDER, help="Official annotations, from which missing splits are made."
 )
 @click.option(
     "--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, or reproduction-simulated]."
 )
-@click.option("--plan", "only_plan", is_flag=True, help="Say what it takes, and run nothing.")
-@click.option("--simulate", is_flag=True, help="Run on simulated features, to try the machinery; all is watermarked.")
+@click.option("--plan", "only_plan", is_flag=True, help="List the needs of the rows, and run nothing.")
+@click.option("--simulate", is_flag=True, help="Run on simulated features, as a trial; every output is watermarked.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a value of every row; listed in the table."
 )
-@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Of training; repeat it for a mean.")
-@click.option("--faithful", is_flag=True, help="Baselines as their papers have them, not as the public code does.")
+@click.option(
+    "--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Seed of the training; repeatable, for a mean."
+)
+@click.option("--faithful", is_flag=True, help="Baselines as in their papers, not as in the public code.")
 @click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto; with --simulate, cpu].")
 @click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
-@click.option("--gpu", default="A100", show_default=True, help="For which GPU hours are estimated.")
+@click.option("--gpu", default="A100", show_default=True, help="The GPU of the estimated hours.")
 @json_file
 def reproduce(
     tables: tuple[str, ...],
@@ -214,11 +216,12 @@ def reproduce(
     gpu: str,
     json_file: Path | None,
 ) -> None:
-    """Run what can be run of the paper's tables, and set ours beside theirs.
+    """Run the rows of the paper's tables, and print our numbers beside the paper's.
 
-    table1 to table7 are the paper's, supp1, supp2 and supp5 its supplement's. Rows whose split and features are there
-    are trained; the same command goes on where it was stopped. What is missing is listed with its size and the way to
-    get it, and no number is shown that was not run here. OUT/TABLE.md, .csv and .json hold what is printed.
+    table1 to table7 are the paper's tables, and supp1, supp2 and supp5 are its supplement's. Rows whose split and
+    features exist are trained; the same command resumes after an interruption. Missing inputs are listed with their
+    size and the command that makes them. Our numbers are those of runs in OUT, and no others. OUT/TABLE.md, .csv and
+    .json hold the printed table.
 
     Exit code 1: nothing could be run, a row failed, or a cell of table1 differs.
     """
