@@ -172,8 +172,8 @@ def test_damaged_intervals_are_made_again(simulated, run):
     assert (out / "table2.json").read_bytes() == before
 
 
-def test_seeds_are_averaged_and_their_spread_is_said(run, tmp_path):
-    out = tmp_path / "out"
+def test_seeds_are_averaged_and_their_spread_is_said(simulated, run):
+    _, out, _ = simulated
     arguments = ("reproduce", "table2", "--simulate", "--row", "eql-resnet50", "--out", out, *INVENTED)
     outcome = run(*arguments, "--seed", 3, "--seed", 1)
     assert outcome.exit_code == 0, outcome.output
@@ -282,12 +282,11 @@ def test_a_row_that_fails_leaves_the_others(run, toy_videolt, tmp_path, monkeypa
     assert rows_of(out)[0]["ours"] is None
 
 
-def test_faithful_baselines_are_said_to_be_others(run, tmp_path):
-    outcome = run(
-        "reproduce", "table2", "--simulate", "--faithful", "--row", "eql-resnet50", "--out", tmp_path, *INVENTED
-    )
+def test_faithful_baselines_are_said_to_be_others(simulated, run):
+    _, out, _ = simulated
+    outcome = run("reproduce", "table2", "--simulate", "--faithful", "--row", "eql-resnet50", "--out", out, *INVENTED)
     assert outcome.exit_code == 0, outcome.output
-    (row,) = rows_of(tmp_path)
+    (row,) = rows_of(out)
     assert row["config"]["method"] == "eql" and "method: eql-compat -> eql" in row["differs"]
 
 
