@@ -1,4 +1,4 @@
-"""The paper's tables as data: numbers are those of the published files, rows differ by the switches that they name."""
+"""The paper's tables as data: numbers are those of the published files, rows differ by their switches."""
 
 import csv
 import os
@@ -51,7 +51,7 @@ def table_row(table: str, name: str) -> Row:
 
 
 def published_table(file: str) -> list[dict[str, str]]:
-    """Read a file of published numbers, named by MEIDBENCH_TEST_TABLES or beside the checkout, or skip."""
+    """Read a file of published numbers, in MEIDBENCH_TEST_TABLES or beside the checkout; skip the test without it."""
     beside = Path(__file__).parents[2] / "shared" / "paper" / "tables"
     path = Path(os.environ.get("MEIDBENCH_TEST_TABLES", beside)) / file
     if not path.is_file():
@@ -137,7 +137,7 @@ def test_ablations_differ_from_their_base_in_the_switches_that_they_name_alone(n
     table = read_table(name)
     base = row_config(table_row(name, table.base), stand_in(row.dataset))
     config = row_config(row, stand_in(row.dataset))
-    if row.switches == ("method",):  # expert one by itself is what the base begins with
+    if row.switches == ("method",):  # expert one alone is the first stage of the base
         assert config == base.first_stage
         return
     before, after = flat(base.to_tables()), flat(config.to_tables())
@@ -168,14 +168,14 @@ def test_rows_are_chosen_by_name():
         read_table("table8")
 
 
-@pytest.mark.parametrize(("text", "said"), [
+@pytest.mark.parametrize(("text", "message"), [
     ("ResNet50", "names no features"),
     ("resnet18=.", "unknown encoder 'resnet18'"),
     ("toylt:ResNet50=.", "names no features"),
     ("ResNet50=nowhere.h5", "no features of ResNet50 at nowhere.h5"),
 ])  # fmt: skip
-def test_features_that_cannot_be_are_refused(text, said):
-    with pytest.raises(MeidbenchError, match=said):
+def test_wrong_features_are_refused(text, message):
+    with pytest.raises(MeidbenchError, match=message):
         parse_features([text])
     with pytest.raises(MeidbenchError, match="named twice"):
         parse_features(["ResNet50=.", "resnet50=."])
@@ -189,7 +189,7 @@ def test_disk_is_that_of_all_videos_in_half_precision():
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_what_stands_in_for_a_split_has_its_groups(dataset):
+def test_the_stand_in_of_a_split_has_its_groups(dataset):
     split, manifest = stand_in(dataset), load_manifest(dataset)
     sizes = {group: len(getattr(split.groups, group)) for group in ("head", "medium", "tail")}
     assert sizes == {group: manifest.paper[group] for group in sizes}
@@ -215,7 +215,7 @@ def test_operations_are_counted_as_by_hand():
     split = stand_in("videolt")
     config = row_config(row, split)
 
-    # Nonlinear: a layer a frame, and the last one, which is linear, on their mean; two operations a weight.
+    # Nonlinear: one layer per frame, and a linear last layer on their mean; two operations per weight.
     def by_hand(frames):
         return 2 * (frames * 2048 * 2048 + 2048 * 1004)
 
