@@ -276,7 +276,7 @@ class InputFiles:
         key = (dataset, encoder)
         if key not in self._materials:
             split, path = self.split(dataset)
-            if self._simulation is not None:
+            if self._simulation is not None and not (split is None and self._simulation.split == "own"):
                 self._materials[key] = self._simulate(dataset, encoder, split, self._simulation)
             else:
                 features = self._feature_paths.get(key, self._feature_paths.get(("", encoder)))
@@ -285,11 +285,6 @@ class InputFiles:
         return self._materials[key]
 
     def _simulate(self, dataset: str, encoder: str, split: Split | None, simulation: Simulation) -> Material:
-        if simulation.split == "own" and split is None:
-            raise MeidbenchError(
-                f"the split of {dataset} is not built, but simulation.split=own needs it; run 'meidbench build-splits "
-                f"{dataset}', or leave simulation.split out"
-            )
         most = {"own": math.inf, "auto": simulation.most_videos, "invented": -1}[simulation.split]
         if split is not None and len(split.table) <= most:
             split = renamed(split, f"simulated-{dataset}", "simulated")

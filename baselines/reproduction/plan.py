@@ -110,9 +110,14 @@ def make_jobs(table: PaperTable, request: Request, files: InputFiles, names: Col
 
 def _resolve_job(job: Job, request: Request) -> Job:
     row, split = job.row, renamed(job.material.split, job.row.dataset)  # recipes go by the benchmark's name
+    if request.simulation is not None and not job.material.has_split:
+        raise MeidbenchError(
+            f"the split of {row.dataset} is not built, but simulation.split=own needs it; run 'meidbench build-splits "
+            f"{row.dataset}', or leave simulation.split out"
+        )
     method = row.method.removesuffix(COMPAT_ENDING) if request.faithful else row.method
-    stages = {text: _split_stage(text.partition("=")[0].strip())[0] for text in request.settings}
-    left_out = [text for text, stage in stages.items() if stage and not METHODS[method].first_stage]
+    one_stage = not METHODS[method].first_stage
+    left_out = [text for text in request.settings if one_stage and _split_stage(text.partition("=")[0].strip())[0]]
     _parse(left_out)  # nothing else will check them
     asked = [text for text in request.settings if text not in left_out]
     for stage, key in map(_split_stage, _parse(asked)):
