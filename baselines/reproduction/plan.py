@@ -253,7 +253,7 @@ def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A
     flops = trained * (forward + _BACKWARD * max(forward - frozen, 0.0))
     flops += scored * forward_flops(config, split, dim, frames.test)
     read = (trained * frames.train + scored * frames.test) * dim * _STORED_BYTES
-    seconds = max(flops / (peak * assumed["sustained"]), read / (assumed["read_gb_a_second"] * 1e9))
+    seconds = max(flops / (peak * assumed["sustained"]), read / (assumed["read_gb_per_second"] * 1e9))
     return Cost(flops, read, seconds / 3600)
 
 
