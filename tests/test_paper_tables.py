@@ -1,4 +1,4 @@
-"""The paper's tables as data: numbers are those of the published files, rows differ by the switches that they name."""
+"""The paper's tables as data: numbers are those of the published files, rows differ by their switches."""
 
 import csv
 import os
@@ -8,18 +8,21 @@ import pytest
 
 from meidbench.baselines import METHODS
 from meidbench.baselines.configuration import flat
-from meidbench.baselines.reproduction.built_splits import BuiltSplits
-from meidbench.baselines.reproduction.cost import forward_flops, gpus, run_cost
-from meidbench.baselines.reproduction.jobs import make_jobs, row_config
-from meidbench.baselines.reproduction.materials import Materials, parse_features, stand_in
-from meidbench.baselines.reproduction.needs import feature_need
-from meidbench.baselines.reproduction.paper_tables import RUN_TABLES, TABLES, read_table, row_names, table_content
-from meidbench.baselines.reproduction.plan import make_plan
-from meidbench.baselines.reproduction.request import Request
-from meidbench.baselines.reproduction.sheets import choose
-from meidbench.baselines.reproduction.table_one import CELLS
+from meidbench.baselines.reproduction import RUN_TABLES, Row, choose_rows, read_table, row_names, table_content
+from meidbench.baselines.reproduction.materials import InputFiles, parse_features, stand_in
+from meidbench.baselines.reproduction.plan import (
+    Request,
+    feature_need,
+    forward_flops,
+    make_jobs,
+    make_plan,
+    row_config,
+    run_cost,
+)
+from meidbench.baselines.reproduction.render import STATISTICS
 from meidbench.errors import MeidbenchError
-from meidbench.splits.manifests import DATASETS, load_manifest
+from meidbench.names import DATASETS, TABLES
+from meidbench.splits.manifests import load_manifest
 
 FILES = {
     "table2": "table2_videolt.csv",
@@ -43,12 +46,16 @@ INCONSISTENT = {
 }
 
 
+def table_row(table: str, name: str) -> Row:
+    return next(row for row in read_table(table).rows if row.name == name)
+
+
 def published_table(file: str) -> list[dict[str, str]]:
-    """Read a file of published numbers, named by MEIDBENCH_TEST_TABLES or beside the checkout, or skip."""
+    """Read a file of published numbers, in MEIDBENCH_TEST_TABLES or beside the checkout; skip the test without it."""
     beside = Path(__file__).parents[2] / "shared" / "paper" / "tables"
     path = Path(os.environ.get("MEIDBENCH_TEST_TABLES", beside)) / file
     if not path.is_file():
-        pytest.skip(f"the published tables are not at hand ({path}); set MEIDBENCH_TEST_TABLES to have them compared")
+        pytest.skip(f"the published tables are missing ({path}); set MEIDBENCH_TEST_TABLES to have them compared")
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
 
@@ -78,7 +85,7 @@ def test_table_1_is_that_of_the_published_file():
     for row in published_table("table1_datasets.csv"):
         manifest = load_manifest(row["dataset"].lower())
         facts = {"classes": manifest.num_classes, **manifest.paper}
-        assert {name: float(row[name]) for name in CELLS} == {name: facts[name] for name in CELLS}
+        assert {name: float(row[name]) for name in STATISTICS} == {name: facts[name] for name in STATISTICS}
     assert row_names("table1") == DATASETS
 
 
@@ -116,7 +123,7 @@ def test_names_are_unique_and_rows_are_of_known_things(name):
     for row in table.rows:
         assert row.dataset in DATASETS and row.encoder in table_content("needs")["encoders"]
         assert row.is_quoted or row.method in METHODS
-    assert not table.base or table.row(table.base).settings == table.row(table.base).switches == ()
+    assert not table.base or table_row(name, table.base).settings == table_row(name, table.base).switches == ()
 
 
 @pytest.mark.parametrize(("name", "row"), RUNS, ids=lambda value: getattr(value, "name", value))
@@ -128,9 +135,9 @@ def test_every_row_resolves(name, row):
 @pytest.mark.parametrize(("name", "row"), ABLATIONS, ids=lambda value: getattr(value, "name", value))
 def test_ablations_differ_from_their_base_in_the_switches_that_they_name_alone(name, row):
     table = read_table(name)
-    base = row_config(table.row(table.base), stand_in(row.dataset))
+    base = row_config(table_row(name, table.base), stand_in(row.dataset))
     config = row_config(row, stand_in(row.dataset))
-    if row.switches == ("method",):  # expert one by itself is what the base begins with
+    if row.switches == ("method",):  # expert one alone is the first stage of the base
         assert config == base.first_stage
         return
     before, after = flat(base.to_tables()), flat(config.to_tables())
@@ -143,32 +150,32 @@ def test_ablations_differ_from_their_base_in_the_switches_that_they_name_alone(n
 
 
 def test_the_full_rows_of_the_ablations_are_one_run():
-    full = [row_config(read_table(name).row(row), stand_in("videolt")) for name, row in (
+    full = [row_config(table_row(name, row), stand_in("videolt")) for name, row in (
         ("table2", "meid-resnet50"), ("table5", "selection-motion-sampling"), ("table6", "e1-e2"),
         ("table7", "beta-0.5"), ("supp1", "mean"), ("supp2", "medium"),
     )]  # fmt: skip
     assert all(config == full[0] for config in full)
-    first = row_config(read_table("table4").row("attention-distillation"), stand_in("videolt"))
+    first = row_config(table_row("table4", "attention-distillation"), stand_in("videolt"))
     assert full[0].first_stage == first
 
 
 def test_rows_are_chosen_by_name():
-    assert choose(("all",)) == dict.fromkeys(TABLES, ())
-    assert choose(("all",), ("beta-0.3", "charadeslt")) == {"table1": ("charadeslt",), "table7": ("beta-0.3",)}
+    assert choose_rows(("all",)) == dict.fromkeys(TABLES, ())
+    assert choose_rows(("all",), ("beta-0.3", "charadeslt")) == {"table1": ("charadeslt",), "table7": ("beta-0.3",)}
     with pytest.raises(MeidbenchError, match=r"no row is called beta-0\.9(.|\n)*table7: beta-0\.3"):
-        choose(("table7",), ("beta-0.9",))
+        choose_rows(("table7",), ("beta-0.9",))
     with pytest.raises(MeidbenchError, match="unknown table 'table8'"):
         read_table("table8")
 
 
-@pytest.mark.parametrize(("text", "said"), [
+@pytest.mark.parametrize(("text", "message"), [
     ("ResNet50", "names no features"),
     ("resnet18=.", "unknown encoder 'resnet18'"),
     ("toylt:ResNet50=.", "names no features"),
     ("ResNet50=nowhere.h5", "no features of ResNet50 at nowhere.h5"),
 ])  # fmt: skip
-def test_features_that_cannot_be_are_refused(text, said):
-    with pytest.raises(MeidbenchError, match=said):
+def test_wrong_features_are_refused(text, message):
+    with pytest.raises(MeidbenchError, match=message):
         parse_features([text])
     with pytest.raises(MeidbenchError, match="named twice"):
         parse_features(["ResNet50=.", "resnet50=."])
@@ -182,7 +189,7 @@ def test_disk_is_that_of_all_videos_in_half_precision():
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_what_stands_in_for_a_split_has_its_groups(dataset):
+def test_the_stand_in_of_a_split_has_its_groups(dataset):
     split, manifest = stand_in(dataset), load_manifest(dataset)
     sizes = {group: len(getattr(split.groups, group)) for group in ("head", "medium", "tail")}
     assert sizes == {group: manifest.paper[group] for group in sizes}
@@ -190,10 +197,10 @@ def test_what_stands_in_for_a_split_has_its_groups(dataset):
 
 
 def test_every_row_has_its_cost():
-    materials = Materials(BuiltSplits())
+    files = InputFiles()
     for name in ("table3", "table5", "table6"):
         table = read_table(name)
-        plan = make_plan(table, make_jobs(table, Request(), materials), materials, "A100")
+        plan = make_plan(table, make_jobs(table, Request(), files), "A100")
         assert [row.hours > 0 for row in plan.rows] == [row.runs > 0 for row in plan.rows]
         assert sum(row.runs for row in plan.rows) == len(
             {(row.dataset, row.encoder, str(stage))
@@ -204,11 +211,11 @@ def test_every_row_has_its_cost():
 
 
 def test_operations_are_counted_as_by_hand():
-    row = read_table("table2").row("framestack-resnet50")
+    row = table_row("table2", "framestack-resnet50")
     split = stand_in("videolt")
     config = row_config(row, split)
 
-    # Nonlinear: a layer a frame, and the last one, which is linear, on their mean; two operations a weight.
+    # Nonlinear: one layer per frame, and a linear last layer on their mean; two operations per weight.
     def by_hand(frames):
         return 2 * (frames * 2048 * 2048 + 2048 * 1004)
 
@@ -220,5 +227,5 @@ def test_operations_are_counted_as_by_hand():
     assert cost.bytes_read == pytest.approx((steps * 128 * 60 + scored * 150) * 4096)
     assert cost.hours == pytest.approx(max(cost.flops / (0.4 * 19.5e12), cost.bytes_read / 2e9) / 3600)
     assert run_cost(config, split, "videolt", 2048, "H100").hours < cost.hours
-    with pytest.raises(MeidbenchError, match=f"unknown GPU 'abacus'; known: {gpus()[0]}"):
+    with pytest.raises(MeidbenchError, match="unknown GPU 'abacus'; known: V100"):
         run_cost(config, split, "videolt", 2048, "abacus")

@@ -16,13 +16,10 @@ from click.testing import CliRunner
 from material import REAL, real_data
 
 from meidbench.baselines.inference import Trained
-from meidbench.baselines.reproduction.built_splits import BuiltSplits
-from meidbench.baselines.reproduction.jobs import make_jobs
-from meidbench.baselines.reproduction.materials import Materials, renamed
-from meidbench.baselines.reproduction.paper_tables import read_table, row_names
-from meidbench.baselines.reproduction.reasons import is_out_of_memory
-from meidbench.baselines.reproduction.request import WATERMARK, Request, Simulation, layered, simulation_of
-from meidbench.baselines.reproduction.simulated_materials import SimulatedMaterials
+from meidbench.baselines.reproduction import read_table, row_names
+from meidbench.baselines.reproduction.materials import InputFiles, Simulation, parse_simulation, renamed
+from meidbench.baselines.reproduction.plan import Request, layered, make_jobs
+from meidbench.baselines.reproduction.runs import is_out_of_memory
 from meidbench.cli import main
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.evaluate import evaluate
@@ -30,6 +27,7 @@ from meidbench.features.simulation import simulate_features
 from meidbench.predictions.align import read_predictions
 from meidbench.splits.split import load_split, write_split
 
+WATERMARK = "SIMULATED: numbers say nothing of real data"
 GROUPS = ("overall", "head", "medium", "tail")
 TINY = ("--set", "schedule.epochs=1", "--set", "schedule.milestones=[]", "--bootstrap", 20)
 INVENTED = (*TINY, "--set", "simulation.frames=3", "--set", "simulation.dim=8", "--set", "simulation.split=invented",
@@ -43,7 +41,7 @@ def two_rows(out: Path) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Two rows of Table 2 on simulated features, and what was printed."""
+    """Two rows of Table 2 on simulated features, and the output of the command."""
     out = tmp_path_factory.mktemp("made") / "out"
     outcome = CliRunner().invoke(main, [str(argument) for argument in two_rows(out)])
     assert outcome.exit_code == 0, outcome.output
@@ -52,7 +50,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def simulated(made, tmp_path):
-    """A copy of these, to be worked on."""
+    """A copy of these rows, which a test may change."""
     outcome, out = made
     copied = Path(shutil.copytree(out, tmp_path / "out"))
     return outcome, copied, two_rows(copied)
@@ -60,7 +58,7 @@ def simulated(made, tmp_path):
 
 @pytest.fixture
 def toy_videolt(toy_split, tmp_path):
-    """The toy split under VideoLT's name with features of it: something that can be run as if it were real."""
+    """The toy split under VideoLT's name with features, which can be run like a real benchmark."""
     split = write_split(renamed(toy_split, "videolt", "subset"), tmp_path / "videolt.parquet")
     features = simulate_features(toy_split, tmp_path / "features.h5", frames=4, dim=8)
     with h5py.File(features, "r+") as file:
@@ -78,11 +76,11 @@ def table_of(out: Path, name: str = "table2"):
 
 
 def rows_of(out: Path, name: str = "table2"):
-    """Rows but for those that nobody asked for, in the table's order."""
+    """The rows that were asked for, in the table's order."""
     return [row for row in table_of(out, name)["rows"] if row["status"] not in ("not asked for", "quoted")]
 
 
-def test_simulated_tables_say_so_everywhere(simulated):
+def test_simulated_tables_are_marked_everywhere(simulated):
     outcome, out, _ = simulated
     assert outcome.stdout.splitlines()[0] == WATERMARK == (out / "SIMULATED.txt").read_text().strip()
     rows = re.findall(r"^(\S+) (\S+) +overall", outcome.stdout, re.MULTILINE)
@@ -109,7 +107,7 @@ def test_simulated_tables_compare_nothing_with_the_paper(simulated):
             assert line["overall_ours"] == "" and line["row"] not in ("eql-resnet50", "mixup-resnet50")
             continue
         assert 0 < float(line["overall_low"]) <= float(line["overall_ours"]) <= float(line["overall_high"]) < 1
-    # The paper's EQL and Mixup.
+    # The paper's values of EQL and Mixup.
     for text in (outcome.stdout, (out / "table2.md").read_text()):
         assert not re.search(r"0\.502|0\.679|0\.484|0\.649", text) and "not comparable" not in text.split("\n")[0]
 
@@ -137,14 +135,14 @@ def test_numbers_are_those_of_the_evaluator(simulated):
         assert row["ours"]["val"] == json.loads((run_folder / "result-val.json").read_text())["mAP"]
 
 
-def test_the_same_command_again_trains_nothing_and_says_the_same(simulated, run, monkeypatch):
+def test_the_same_command_again_trains_nothing_and_prints_the_same(simulated, run, monkeypatch):
     outcome, out, arguments = simulated
     before = {path: path.read_bytes() for path in out.glob("table2.*")}
     monkeypatch.setattr(
         "meidbench.baselines.training._Run.complete", lambda self: pytest.fail("a finished run was trained again")
     )
     monkeypatch.setattr(
-        "meidbench.baselines.reproduction.estimates.compare", lambda *a, **k: pytest.fail("intervals were made again")
+        "meidbench.baselines.reproduction.runs.compare", lambda *a, **k: pytest.fail("intervals were made again")
     )
     again = run(*arguments)
     assert again.exit_code == 0 and again.stdout == outcome.stdout
@@ -174,8 +172,8 @@ def test_damaged_intervals_are_made_again(simulated, run):
     assert (out / "table2.json").read_bytes() == before
 
 
-def test_seeds_are_averaged_and_their_spread_is_said(run, tmp_path):
-    out = tmp_path / "out"
+def test_seeds_are_averaged_and_their_spread_is_shown(simulated, run):
+    _, out, _ = simulated
     arguments = ("reproduce", "table2", "--simulate", "--row", "eql-resnet50", "--out", out, *INVENTED)
     outcome = run(*arguments, "--seed", 3, "--seed", 1)
     assert outcome.exit_code == 0, outcome.output
@@ -187,7 +185,7 @@ def test_seeds_are_averaged_and_their_spread_is_said(run, tmp_path):
     spread = row["ours"]["seed_spread"]["tail"]
     assert (spread["low"], spread["high"], spread["seeds"]) == (min(values), max(values), 2)
     assert "mean of seeds 3, 1" in re.sub(r"\s+", " ", outcome.stdout)
-    # One of the two by itself is there already.
+    # One of the two seeds alone is finished already.
     alone = run(*arguments, "--seed", 1)
     assert "0 newly trained" in alone.stderr and rows_of(out)[0]["ours"]["seed_spread"] is None
 
@@ -196,7 +194,7 @@ def test_without_features_it_lists_what_is_missing_and_fills_in_nothing(run, tmp
     monkeypatch.chdir(tmp_path)
     outcome = run("reproduce", "table2", "--row", "ldam-resnet50", "--row", "medc-resnet50", "--row", "cbs-resnet101")
     assert outcome.exit_code == 1 and "no number is filled in" in outcome.stderr
-    said = re.sub(r"\s+", " ", outcome.stdout)
+    message = re.sub(r"\s+", " ", outcome.stdout)
     for text in (
         "split of videolt: MISSING",
         "meidbench build-splits videolt",
@@ -206,7 +204,7 @@ def test_without_features_it_lists_what_is_missing_and_fills_in_nothing(run, tmp
         "ESTIMATE for one A100, not measured",
         "medc-resnet50 quoted only",
     ):
-        assert text in said
+        assert text in message
     assert not re.search(r"0\.502|0\.378", outcome.stdout) and list(tmp_path.iterdir()) == []
     planned = run("reproduce", "table2", "--row", "ldam-resnet50", "--plan", "--json", "-")
     assert planned.exit_code == 0
@@ -216,7 +214,7 @@ def test_without_features_it_lists_what_is_missing_and_fills_in_nothing(run, tmp
     assert content["rows"][0]["hours"] > 0 and "ESTIMATE" in content["estimate"]["formula"]
 
 
-def test_what_can_be_run_is_run_and_the_rest_is_dashes(run, toy_videolt, tmp_path):
+def test_rows_with_inputs_are_run_and_the_others_have_dashes(run, toy_videolt, tmp_path):
     out = tmp_path / "out"
     rows = ("--row", "eql-resnet50", "--row", "medc-resnet50", "--row", "eql-resnet101")
     outcome = run("reproduce", "table2", *rows, *real_arguments(toy_videolt, out))
@@ -237,7 +235,7 @@ def test_what_can_be_run_is_run_and_the_rest_is_dashes(run, toy_videolt, tmp_pat
     assert lines["eql-resnet50"].split()[0] == "0.502" and lines["eql-resnet50"].split()[-1] == (
         f"{eql['difference']['overall']:+.3f}"
     )
-    # In what it is not the paper's row.
+    # The differences from the paper's row.
     assert {"schedule.epochs: 100 -> 1", "features are 8 wide, not 2,048"} <= set(eql["differs"])
     assert "features are of the backbone resnet18, not resnet50" in eql["differs"]
     assert "the split is the variant subset, not the released one" in eql["differs"]
@@ -251,12 +249,12 @@ def test_rows_of_several_tables_that_are_one_run_are_trained_once(run, toy_video
     assert outcome.exit_code == 0, outcome.output
     (meid,), (one, two) = rows_of(out), rows_of(out, "table6")
     assert meid["ours"] == two["ours"] and one["ours"]["runs"] != two["ours"]["runs"]
-    # Expert one of the two is the row of expert one alone.
+    # The first stage of both experts is the row of expert one alone.
     assert len(list((out / "runs").iterdir())) == 2
     assert "table6: 2 of 2 rows have numbers, 0 newly trained" in outcome.stderr
 
 
-def test_meid_of_both_presets_goes_the_whole_way(run, toy_split, tmp_path):
+def test_both_presets_of_meid_are_trained_and_scored(run, toy_split, tmp_path):
     split = write_split(renamed(toy_split, "charadeslt"), tmp_path / "charadeslt.parquet")
     outcome = run("reproduce", "table3", "--simulate", "--row", "meid-charadeslt", "--row", "meid-release-charadeslt",
                   "--split", split, "--out", tmp_path / "out", *TINY, "--set", "simulation.frames=3",
@@ -284,12 +282,11 @@ def test_a_row_that_fails_leaves_the_others(run, toy_videolt, tmp_path, monkeypa
     assert rows_of(out)[0]["ours"] is None
 
 
-def test_faithful_baselines_are_said_to_be_others(run, tmp_path):
-    outcome = run(
-        "reproduce", "table2", "--simulate", "--faithful", "--row", "eql-resnet50", "--out", tmp_path, *INVENTED
-    )
+def test_faithful_baselines_are_recorded_as_other_methods(simulated, run):
+    _, out, _ = simulated
+    outcome = run("reproduce", "table2", "--simulate", "--faithful", "--row", "eql-resnet50", "--out", out, *INVENTED)
     assert outcome.exit_code == 0, outcome.output
-    (row,) = rows_of(tmp_path)
+    (row,) = rows_of(out)
     assert row["config"]["method"] == "eql" and "method: eql-compat -> eql" in row["differs"]
 
 
@@ -303,7 +300,7 @@ def test_simulated_and_real_results_do_not_share_a_folder(simulated, run, toy_vi
     assert outcome.exit_code == 1 and "holds runs on real features" in outcome.stderr
 
 
-def test_a_benchmark_that_is_built_lends_its_videos(run, toy_split, tmp_path):
+def test_simulated_features_are_of_the_own_videos_of_a_built_benchmark(run, toy_split, tmp_path):
     split = write_split(renamed(toy_split, "charadeslt"), tmp_path / "charadeslt.parquet")
     arguments = ("reproduce", "table3", "--simulate", "--row", "eql-charadeslt", "--split", split, *TINY,
                  "--set", "simulation.frames=3", "--set", "simulation.dim=8")  # fmt: skip
@@ -312,10 +309,10 @@ def test_a_benchmark_that_is_built_lends_its_videos(run, toy_split, tmp_path):
     (row,) = rows_of(tmp_path / "own", "table3")
     assert "simulated features of the real split of charadeslt, 3 x 8" in row["differs"]
     assert toy_split.digest[:12] in next((tmp_path / "own" / "splits").iterdir()).name
-    few = SimulatedMaterials(Simulation(most_videos=10), BuiltSplits([split]), tmp_path / "few")
-    assert (
-        few.split("charadeslt").variant == "invented" and "invented videos" in few.remarks("charadeslt", "ResNet101")[0]
+    few = InputFiles([split], simulation=Simulation(most_videos=10), out=tmp_path / "few").get(
+        "charadeslt", "ResNet101"
     )
+    assert few.split.variant == "invented" and "invented videos" in few.differences()[0]
     absent = run("reproduce", "table2", "--simulate", "--out", tmp_path / "no", "--set", "simulation.split=own")
     assert absent.exit_code == 1 and "the split of videolt is not built" in absent.stderr
 
@@ -346,7 +343,7 @@ def test_table_1_is_exact_on_the_real_splits(run, tmp_path):
     assert ours["videolt"]["train"] == 179_334 and ours["charadeslt"]["imbalance_ratio"] == 61.8
 
 
-def test_table_1_lists_what_is_not_built_and_says_what_differs(run, toy_split, tmp_path):
+def test_table_1_lists_missing_splits_and_different_cells(run, toy_split, tmp_path):
     nothing = run("reproduce", "table1", "--out", tmp_path / "none")
     assert nothing.exit_code == 1 and "nothing was compared" in nothing.stdout
     assert re.sub(r"\s+", " ", nothing.stdout).count("meidbench build-splits") == 3 and not (tmp_path / "none").exists()
@@ -360,7 +357,7 @@ def test_table_1_lists_what_is_not_built_and_says_what_differs(run, toy_split, t
     )
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), [
+@pytest.mark.parametrize(("arguments", "code", "message"), [
     (["table8"], 2, "'table8' is not one of"),
     ([], 2, "Missing argument"),
     (["table2", "--row", "bce-resnet50"], 1, "no row is called bce-resnet50"),
@@ -386,15 +383,15 @@ def test_table_1_lists_what_is_not_built_and_says_what_differs(run, toy_split, t
     (["table2", "--simulate", "--set", "simulation.frame=3"], 1, "unknown key simulation.frame"),
     (["table2", "--simulate", "--set", "simulation.frames=0"], 1, "simulation.frames must be at least 1"),
 ])  # fmt: skip
-def test_calls_that_cannot_be_are_refused(run, tmp_path, monkeypatch, arguments, code, said):
+def test_wrong_calls_are_refused(run, tmp_path, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
     outcome = run("reproduce", *arguments)
-    assert outcome.exit_code == code and said in outcome.stderr and outcome.stdout == ""
+    assert outcome.exit_code == code and message in outcome.stderr and outcome.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_of_a_stage_go_by_rows_of_one_and_are_said(toy_videolt):
-    materials = Materials(BuiltSplits())
+def test_settings_of_a_stage_are_left_out_of_rows_with_one_stage(toy_videolt):
+    materials = InputFiles()
     request = Request(settings=("stage2.model.beta=0.4", "stage1.seed=3", "selection.subset=test"))
     jobs = {job.row.name: job for job in make_jobs(read_table("table5"), request, materials)}
     one, full = jobs["e1"], jobs["selection-motion-sampling"]
@@ -410,27 +407,28 @@ def test_settings_of_a_stage_go_by_rows_of_one_and_are_said(toy_videolt):
 
 def test_a_setting_for_all_reaches_rows_that_set_a_stage():
     table = read_table("table7")
-    row = dataclasses.replace(table.row("beta-0.3"), settings=("stage2.model.fuse_stage=late",), switches=())
+    assert table.rows[0].name == "beta-0.3"
+    row = dataclasses.replace(table.rows[0], settings=("stage2.model.fuse_stage=late",), switches=())
     own = dataclasses.replace(table, rows=(row,))
-    (job,) = make_jobs(own, Request(settings=("model.fuse_stage=early",)), Materials(BuiltSplits()))
+    (job,) = make_jobs(own, Request(settings=("model.fuse_stage=early",)), InputFiles())
     assert job.configs[0].model.options["fuse_stage"] == "early"
     assert "model.fuse_stage: late -> early" in job.differs
 
 
-def test_what_is_simulated_is_no_real_table(run, toy_split, toy_videolt, tmp_path):
+def test_simulated_inputs_make_no_real_table(run, toy_split, toy_videolt, tmp_path):
     simulated = simulate_features(toy_split, tmp_path / "simulated.h5", frames=4, dim=8)
     split, real = toy_videolt[1], toy_videolt[3].partition("=")[2]
     invented = write_split(renamed(toy_split, "videolt", "invented"), tmp_path / "invented.parquet")
     arguments = ("reproduce", "table2", "--row", "eql-resnet50", *TINY)
-    for named, features, said in (
-        (split, simulated, "real features of ResNet50 on videolt (those at hand are simulated)"),
-        (invented, real, "a real split of videolt (the one at hand is of the variant invented)"),
+    for named, features, message in (
+        (split, simulated, "real features of ResNet50 on videolt (these are simulated)"),
+        (invented, real, "a real split of videolt (this one is of the variant invented)"),
     ):
         out = tmp_path / "refused"
         outcome = run(*arguments, "--split", named, "--features", f"ResNet50={features}", "--out", out)
-        assert outcome.exit_code == 1 and said in outcome.stderr and "--simulate" in outcome.stderr
+        assert outcome.exit_code == 1 and message in outcome.stderr and "--simulate" in outcome.stderr
         assert "0.502" not in outcome.stdout and not out.exists()
-    # Beside a row that can be run, it has failed.
+    # Beside a row that can be run, the row fails.
     both = real_arguments(toy_videolt, tmp_path / "out")
     outcome = run(*arguments[:4], "--row", "eql-resnet101", *both, "--features", f"ResNet101={simulated}")
     assert outcome.exit_code == 1 and "row eql-resnet101 failed: needs real features" in outcome.stderr
@@ -450,11 +448,13 @@ def test_rows_that_are_not_asked_for_stay_in_the_table(simulated, run, monkeypat
     monkeypatch.setattr("meidbench.baselines.reproduction.runs.train", runs_finished(out, before[0]))
     outcome = run(*alone, "--row", "eql-resnet50")
     assert outcome.exit_code == 0, outcome.output
-    assert rows_of(out) == before[:1] and "mixup-resnet50" in outcome.stdout  # not finished, and so not filled in
+    assert (
+        rows_of(out) == before[:1] and "mixup-resnet50" in outcome.stdout
+    )  # without a number, because its run is not finished
     (out / "away.json").rename(out / "runs" / before[1]["ours"]["runs"][0] / "result-test.json")
     outcome = run(*alone, "--row", "eql-resnet50")
     assert rows_of(out) == before and "1 of 1 rows have numbers" in outcome.stderr
-    # Those of ResNet-101 are not simulated for rows that nobody asked for.
+    # Features of ResNet-101 are not simulated for rows that nobody asked for.
     assert sorted(path.name for path in (out / "features").iterdir()) == features
     assert all(
         row["ours"] is row["config"] is None for row in table_of(out)["rows"] if row["status"] == "not asked for"
@@ -462,7 +462,7 @@ def test_rows_that_are_not_asked_for_stay_in_the_table(simulated, run, monkeypat
 
 
 def runs_finished(out, row):
-    """In place of ``train``: the one run that may be asked for, which is finished."""
+    """A ``train`` that accepts only the one finished run."""
     from meidbench.baselines.training import train
 
     def checked(split, features, config, path, **named):
@@ -496,7 +496,7 @@ def test_a_row_without_memory_leaves_the_others(run, simulated, monkeypatch, err
     assert eql["reason"].startswith("out of memory; schedule.accumulate=N") and "0x7f" not in eql["reason"]
 
 
-def test_memory_that_the_allocator_of_the_cpu_refuses_is_known():
+def test_a_refusal_of_the_cpu_allocator_is_out_of_memory():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**62, dtype=torch.uint8)
     assert is_out_of_memory(raised.value)
@@ -514,35 +514,32 @@ def test_other_errors_are_not_hidden(run, simulated, monkeypatch):
     assert isinstance(outcome.exception, RuntimeError) and "a bug" in str(outcome.exception)
 
 
-def test_reasons_name_no_path(run, toy_split, toy_videolt, tmp_path):
+def test_damaged_features_fail_their_row(run, toy_videolt, tmp_path):
     damaged = Path(toy_videolt[3].partition("=")[2])
     with h5py.File(damaged, "r+") as file:
         file["status"][3] = 3  # failed
-    pages = []
-    for folder in ("one", "another"):
-        out = tmp_path / folder / "out"
-        outcome = run("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, out))
-        assert outcome.exit_code == 1
-        (row,) = rows_of(out)
-        assert row["status"] == "failed" and "the features of ResNet50 on videolt: " in row["reason"]
-        pages.append((out / "table2.json").read_bytes())
-    assert str(tmp_path) not in pages[0].decode() and pages[0] == pages[1]
+    out = tmp_path / "out"
+    outcome = run("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, out))
+    assert outcome.exit_code == 1
+    (row,) = rows_of(out)
+    assert row["status"] == "failed" and row["ours"] is None
+    assert row["reason"] in outcome.stderr and "cannot be used from" in row["reason"]
 
 
-def test_what_is_said_goes_by_the_configurations(run, toy_videolt, tmp_path):
+def test_protocol_and_notes_follow_the_configurations(run, toy_videolt, tmp_path):
     out = tmp_path / "out"
     arguments = ("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, out))
     assert run(*arguments, "--faithful", "--set", "selection.subset=test").exit_code == 0
     content = table_of(out)
-    said = " ".join([*content["protocol"], *content["notes"]])
-    assert "Ours is chosen on test, too" in said and "chosen on val" not in said
-    assert "the recipes of the methods' papers, as --faithful asks" in said
-    assert "are the recipes NAME-compat" not in said
+    message = " ".join([*content["protocol"], *content["notes"]])
+    assert "Ours is chosen on test, too" in message and "chosen on val" not in message
+    assert "the recipes of the methods' papers, as --faithful asks" in message
+    assert "are the recipes NAME-compat" not in message
     page = (out / "table2.md").read_text()
     assert "Ours is chosen on test, too" in page and "are the recipes NAME-compat" not in page
 
 
-def test_plain_runs_are_said_to_be_chosen_on_val(simulated):
+def test_plain_runs_are_recorded_as_chosen_on_val(simulated):
     outcome, out, _ = simulated
     content = table_of(out)
     assert "Ours is chosen on val, and test is scored once." in content["protocol"]
@@ -550,11 +547,12 @@ def test_plain_runs_are_said_to_be_chosen_on_val(simulated):
     assert "Ours is chosen on val" in re.sub(r"\s+", " ", outcome.stdout)
 
 
-def test_difficulties_that_are_almost_alike_are_two_files(tmp_path):
+def test_difficulties_that_are_almost_alike_are_two_files(toy_split, tmp_path):
+    split = write_split(renamed(toy_split, "videolt"), tmp_path / "videolt.parquet")
     paths = [
-        SimulatedMaterials(Simulation(difficulty=value, frames=1, dim=1), BuiltSplits(), tmp_path).features_path(
-            "videolt", "ResNet50"
-        )
+        InputFiles([split], simulation=Simulation(difficulty=value, frames=1, dim=1), out=tmp_path)
+        .get("videolt", "ResNet50")
+        .features.path
         for value in (0.5, 0.50000001)
     ]
     assert paths[0] != paths[1] and all(path.is_file() for path in paths)
@@ -581,7 +579,7 @@ def test_settings_of_the_user_lie_above_those_of_the_row():
         "schedule.epochs=4",
         "model.beta=0.4",
     )
-    # For both stages, or as a table, is above what the row has for one.
+    # A setting for both stages, or a table, overrides the setting of the row for one stage.
     assert layered(["stage2.sampler.name=instance", "stage1.seed=2"], ["sampler.name=repeat_factor"]) == (
         "stage1.seed=2",
         "sampler.name=repeat_factor",
@@ -590,5 +588,5 @@ def test_settings_of_the_user_lie_above_those_of_the_row():
     assert layered(["seed=1"], ["stage2.seed=2"]) == ("seed=1", "stage2.seed=2")
     with pytest.raises(MeidbenchError, match="set twice"):
         layered(["seed=1", "seed=2"])
-    simulation, others = simulation_of(["seed=1", "simulation.dim=5"])
+    simulation, others = parse_simulation(["seed=1", "simulation.dim=5"])
     assert simulation == Simulation(dim=5) and others == ("seed=1",)

@@ -1,106 +1,56 @@
-"""The splits and features that rows are run on."""
+"""The splits and features that rows are run on: the user's files, or simulated ones."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from functools import cache
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
+from typing import ClassVar
 
-from meidbench.annotations.official import Annotations
-from meidbench.baselines.reproduction.built_splits import BuiltSplits
-from meidbench.baselines.reproduction.needs import encoder_named, encoders, feature_need
+from meidbench.annotations.official import Annotations, annotation_paths
+from meidbench.baselines.aggregators import AGGREGATORS
+from meidbench.baselines.components import known_options
+from meidbench.baselines.reproduction import table_content
 from meidbench.baselines.run_folder import Inputs
-from meidbench.errors import FeatureError, MeidbenchError
+from meidbench.checks import parse_settings, read_dataclass
+from meidbench.errors import FeatureError, MeidbenchError, bullet_list
 from meidbench.features import FeatureSource, open_features
 from meidbench.features.feature_file import read_header
-from meidbench.splits.manifests import DATASETS, load_manifest
-from meidbench.splits.split import Split
+from meidbench.features.simulation import simulate_features, simulate_split
+from meidbench.names import DATASETS, RELEASED, ProgressBar
+from meidbench.splits.manifests import load_manifest, split_path
+from meidbench.splits.released import build_released
+from meidbench.splits.split import Split, load_split, write_split
 
-# What ``meidbench.features.simulation``, simulated tables and ``meidbench.features.simulation`` write into their files.
-_UNREAL_VARIANTS = ("simulated", "invented")
-_UNREAL_BACKBONE = "simulation"
-
-
-def renamed(split: Split, dataset: str, variant: str | None = None) -> Split:
-    """Return the same videos under another name.
-
-    Examples
-    --------
-    >>> renamed(stand_in("videolt"), "charadeslt").dataset
-    'charadeslt'
-    """
-    variant = split.variant if variant is None else variant
-    return Split(split.table, dataclasses.replace(split.metadata, dataset=dataset, variant=variant))
-
-
-@cache
-def stand_in(dataset: str) -> Split:
-    """Return an invented split with a benchmark's name, classes, thresholds and sizes of groups.
-
-    Configurations are resolved on it, and models are counted, where the real one is not built.
-
-    Examples
-    --------
-    >>> split = stand_in("videolt")
-    >>> split.num_classes, len(split.groups.head), len(split.groups.tail)
-    (1004, 47, 340)
-    """
-    manifest = load_manifest(dataset)
-    # As few training videos as a class of its group can have: the first classes are the most frequent.
-    counts = [manifest.head_above + 1] * int(manifest.paper["head"])
-    counts += [manifest.tail_up_to + 1] * int(manifest.paper["medium"])
-    counts += [1] * (manifest.num_classes - len(counts))
-    videos = manifest.head_above + 1
-    labels = [tuple(range(sum(count > video for count in counts))) for video in range(videos)]
-    total = videos + 2
-    annotations = Annotations(
-        class_names=tuple(f"class {index}" for index in range(manifest.num_classes)),
-        video_ids=[f"video{index}" for index in range(total)],
-        sources=["invented"] * total,
-        labels=[*labels, (0,), (0,)],
-        lengths=[1.0] * total,
-        subjects=[""] * total,
-        views=[""] * total,
-        pair_ids=[""] * total,
-        segments=[()] * total,
-    )
-    return Split.from_annotations(
-        annotations,
-        ["train"] * videos + ["val", "test"],
-        dataset=dataset,
-        variant="stand-in",
-        head_above=manifest.head_above,
-        tail_up_to=manifest.tail_up_to,
-    )
+# Simulated splits and features have these in their files.
+_SIMULATED_VARIANTS = ("simulated", "invented")
+_SIMULATED_BACKBONE = "simulation"
+_invent_split = cache(simulate_split)
 
 
 def parse_features(texts: Iterable[str]) -> dict[tuple[str, str], Path]:
-    """Read ``ENCODER=PATH`` and ``DATASET:ENCODER=PATH``.
-
-    Returns
-    -------
-    dict
-        Path by dataset (empty for all) and encoder.
-
-    Raises
-    ------
-    MeidbenchError
-        One is no such text, names what does not exist, or what was named before.
+    """Read ``ENCODER=PATH`` and ``DATASET:ENCODER=PATH`` into paths by dataset (empty for all) and encoder.
 
     Examples
     --------
     >>> list(parse_features(["videolt:resnet50=."]))
     [('videolt', 'ResNet50')]
     """
+    encoders = {name.lower(): name for name in table_content("needs")["encoders"]}
+    known = ", ".join(encoders.values())
     paths: dict[tuple[str, str], Path] = {}
     for text in texts:
         name, equals, path = text.partition("=")
         dataset, colon, encoder = name.rpartition(":")
         if not equals or not path or (colon and dataset not in DATASETS):
             raise MeidbenchError(
-                f"{text!r} names no features; expected ENCODER=PATH or DATASET:ENCODER=PATH with one of "
-                f"{', '.join(encoders().values())} and one of {', '.join(DATASETS)}"
+                f"{text!r} names no features; expected ENCODER=PATH or DATASET:ENCODER=PATH with one of {known} and "
+                f"one of {', '.join(DATASETS)}"
             )
-        key = (dataset, encoder_named(encoder))
+        if encoder.lower() not in encoders:
+            raise MeidbenchError(f"unknown encoder {encoder!r}; known: {known}")
+        key = (dataset, encoders[encoder.lower()])
         if key in paths:
             raise MeidbenchError(f"features of {name} are named twice: {paths[key]} and {path}")
         if not Path(path).exists():
@@ -109,126 +59,241 @@ def parse_features(texts: Iterable[str]) -> dict[tuple[str, str], Path]:
     return paths
 
 
-class Materials:
-    """Splits that are at hand, and the user's features.
+def renamed(split: Split, dataset: str, variant: str | None = None) -> Split:
+    """Return the same videos under another name, and as another variant."""
+    variant = split.variant if variant is None else variant
+    return Split(split.table, dataclasses.replace(split.metadata, dataset=dataset, variant=variant))
 
-    Parameters
-    ----------
-    splits : BuiltSplits
-    features : mapping
-        As ``parse_features`` gives it.
+
+@cache
+def stand_in(dataset: str) -> Split:
+    """Return an invented split with the name, classes, thresholds and group sizes of a benchmark.
+
+    Where the real split is not built, configurations are resolved on this one. Operations are counted on it, too.
+
+    Examples
+    --------
+    >>> split = stand_in("videolt")
+    >>> split.num_classes, len(split.groups.head), len(split.groups.tail)
+    (1004, 47, 340)
+    """
+    manifest = load_manifest(dataset)
+    # The fewest training videos that a class of its group can have; the first classes are the most frequent.
+    counts = [manifest.head_above + 1] * int(manifest.paper["head"])
+    counts += [manifest.tail_up_to + 1] * int(manifest.paper["medium"])
+    counts += [1] * (manifest.num_classes - len(counts))
+    train = [tuple(range(sum(count > video for count in counts))) for video in range(manifest.head_above + 1)]
+    names = tuple(f"class {index}" for index in range(manifest.num_classes))
+    videos = [f"video{index}" for index in range(len(train) + 2)]
+    empty = [""] * len(videos)
+    annotations = Annotations(
+        names, videos, empty, [*train, (0,), (0,)], [1.0] * len(videos), empty, empty, empty, [()] * len(videos)
+    )
+    return Split.from_annotations(
+        annotations,
+        ["train"] * len(train) + ["val", "test"],
+        dataset=dataset,
+        variant="stand-in",
+        head_above=manifest.head_above,
+        tail_up_to=manifest.tail_up_to,
+    )
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The settings ``simulation.KEY=VALUE`` of ``--simulate``; see ``meidbench.features.simulation``."""
+
+    # "own" simulates features of the benchmark's real videos, "invented" of an invented split; "auto" takes the real
+    # split where it is built and has at most most_videos.
+    split: str = "auto"
+    frames: int = 8
+    dim: int = 64
+    difficulty: float = 0.5
+    seed: int = 0  # of features and invented splits; each encoder has its own features
+    most_videos: int = 20_000
+
+    _least: ClassVar[dict[str, float]] = {"frames": 1, "dim": 1, "difficulty": 0, "seed": 0, "most_videos": 0}
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {"split": ("auto", "own", "invented")}
+
+    def settings(self, aggregator: str | None = None) -> tuple[str, ...]:
+        """Return the settings of simulated runs, which the user's override; some depend on the aggregator."""
+        needs = table_content("needs")["simulation"]
+        known = known_options(AGGREGATORS[aggregator]) if aggregator else {}
+        small = (f"aggregator.{key}={value}" for key, value in needs["aggregator"].items() if key in known)
+        return (*needs["settings"], f"frames.train={self.frames}", f"frames.test={self.frames}", *small)
+
+
+def parse_simulation(settings: Sequence[str]) -> tuple[Simulation, tuple[str, ...]]:
+    """Read ``simulation.KEY=VALUE`` from settings; return the simulation and the other settings.
+
+    Examples
+    --------
+    >>> parse_simulation(["simulation.frames=3", "schedule.epochs=1"])[0].frames
+    3
+    """
+    own = [setting for setting in settings if setting.startswith("simulation.")]
+    table = parse_settings(own, "simulation.frames=8").get("simulation", {})
+    problems: list[str] = []
+    simulation = read_dataclass(Simulation, table, problems, "simulation.")
+    if problems:
+        raise MeidbenchError(f"{len(problems)} problem(s) with the simulation:\n{bullet_list(problems)}")
+    return simulation, tuple(setting for setting in settings if setting not in own)
+
+
+@dataclass(frozen=True)
+class Material:
+    """A benchmark's split, and the features of its videos by an encoder."""
+
+    dataset: str
+    encoder: str
+    split: Split  # the stand-in where the benchmark's split is missing
+    has_split: bool
+    split_path: Path | None  # None for a split in memory
+    features_path: Path | None  # None where the user named no features
+    simulation: Simulation | None = None
+    progress: ProgressBar | None = None
+
+    @property
+    def split_source(self) -> Split | Path:
+        """The split for a run: its file where it has one; a simulated split is written."""
+        if self.simulation is not None and self.split_path is not None and not self.split_path.is_file():
+            write_split(self.split, self.split_path)
+        return self.split_path or self.split
+
+    @cached_property
+    def features(self) -> FeatureSource:
+        """The features; with a simulation, those that are not in the file yet are simulated."""
+        assert self.features_path is not None
+        if simulation := self.simulation:
+            simulate_features(
+                self.split,
+                self.features_path,
+                frames=simulation.frames,
+                dim=simulation.dim,
+                seed=simulation.seed,
+                difficulty=simulation.difficulty,
+                progress=self.progress,
+            )
+        return open_features(self.features_path)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The inputs of runs, with digests of the split and the features."""
+        return Inputs.of(self.split, self.features)
+
+    @cached_property
+    def simulated(self) -> tuple[str, ...]:
+        """The inputs that must be real, but are simulated according to their own files."""
+        if self.simulation is not None:
+            return ()
+        found = []
+        if self.split.variant in _SIMULATED_VARIANTS:
+            found.append(f"a real split of {self.dataset} (this one is of the variant {self.split.variant})")
+        try:
+            if self.features_path is not None and self._backbone() == _SIMULATED_BACKBONE:
+                found.append(f"real features of {self.encoder} on {self.dataset} (these are simulated)")
+        except FeatureError:
+            pass  # the row fails by itself where its features cannot be read
+        return tuple(found)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The inputs that a row needs and that are missing, or simulated."""
+        missing = [] if self.has_split else [f"the split of {self.dataset}"]
+        missing += [] if self.features_path else [f"features of {self.encoder} on {self.dataset}"]
+        return (*missing, *self.simulated)
+
+    def differences(self) -> tuple[str, ...]:
+        """Say how the split and the features differ from those of the published rows."""
+        if self.simulation is not None:
+            videos = "invented videos" if self.split.variant == "invented" else f"the real split of {self.dataset}"
+            return (f"simulated features of {videos}, {self.simulation.frames} x {self.simulation.dim}",)
+        needs, backbone, dim = table_content("needs"), self._backbone(), self.features.dim
+        published, frames = needs["encoders"][self.encoder], needs["frames"][self.dataset]
+        fewest = int(self.features.check(self.split.video_ids("test")).min())
+        is_other_backbone = backbone not in ("", published["backbone"])
+        found = {
+            f"the split is the variant {self.split.variant}, not the released one": self.split.variant != RELEASED,
+            f"features are {dim:,} wide, not {published['width']:,}": dim != published["width"],
+            f"videos of {fewest:,} rows and up, not {frames:,}": fewest < frames,
+            f"features are of the backbone {backbone}, not {published['backbone']}": is_other_backbone,
+        }
+        return tuple(text for text, differs in found.items() if differs)
+
+    def _backbone(self) -> str:
+        """Return the backbone in the recipe of a feature file, empty where it is unknown."""
+        path = self.features.path
+        try:
+            return str(read_header(path).recipe.get("backbone", "")) if path.is_file() else ""
+        except FeatureError:  # an HDF5 file of another program
+            return ""
+
+
+class InputFiles:
+    """The splits of the benchmarks, and the user's features of their videos, or simulated features.
+
+    Splits that are not among ``split_files`` are looked up under MEIDBENCH_HOME, else made in memory from folders of
+    official ``annotations``. ``features`` are those of ``parse_features``. With a ``simulation`` all features are
+    simulated, in files under ``out``; the names of its splits begin with ``simulated-``, so that its predictions cannot
+    be scored on a benchmark. A split file of another dataset, and the second one of a benchmark, are refused.
     """
 
-    def __init__(self, splits: BuiltSplits, features: Mapping[tuple[str, str], Path] | None = None) -> None:
-        self.splits = splits
-        self.paths = dict(features or {})
-        self._features: dict[tuple[str, str], FeatureSource] = {}
-        self._inputs: dict[tuple[str, str], Inputs] = {}
+    def __init__(
+        self,
+        split_files: Sequence[Path] = (),
+        annotations: Sequence[Path] = (),
+        features: Mapping[tuple[str, str], Path] | None = None,
+        simulation: Simulation | None = None,
+        out: Path = Path(),
+        progress: ProgressBar | None = None,
+    ) -> None:
+        self._annotations, self._feature_paths = annotations, features or {}
+        self._simulation, self._out, self._progress = simulation, out, progress
+        self._splits: dict[str, tuple[Split | None, Path | None]] = {}
+        self._materials: dict[tuple[str, str], Material] = {}
+        for path in split_files:
+            split = load_split(path)
+            if split.dataset not in DATASETS:
+                raise MeidbenchError(f"{path} is of {split.dataset}; the tables are of {', '.join(DATASETS)}")
+            if split.dataset in self._splits:
+                before = self._splits[split.dataset][1]
+                raise MeidbenchError(f"two splits of {split.dataset} are named: {before} and {path}")
+            self._splits[split.dataset] = split, path
 
-    def split(self, dataset: str) -> Split | None:
-        """Return the split that runs of a benchmark are trained on, None where there is none."""
-        return self.splits.get(dataset)
+    def split(self, dataset: str) -> tuple[Split | None, Path | None]:
+        """Return the real split of a benchmark and its file; None for what is missing."""
+        if dataset not in self._splits:
+            path, manifest = split_path(dataset), load_manifest(dataset)
+            folders = [folder for folder in self._annotations if all(annotation_paths(manifest, folder).values())]
+            if path.is_file():
+                self._splits[dataset] = load_split(dataset), path
+            else:
+                self._splits[dataset] = build_released(dataset, folders[0]) if folders else None, None
+        return self._splits[dataset]
 
-    def split_path(self, dataset: str) -> Path | None:
-        """Return the file of that split, None where it was made in memory."""
-        self.split(dataset)
-        return self.splits.paths.get(dataset)
-
-    def features_path(self, dataset: str, encoder: str) -> Path | None:
-        """Return where features are, None where none are named."""
-        return self.paths.get((dataset, encoder), self.paths.get(("", encoder)))
-
-    def has_features(self, dataset: str, encoder: str) -> bool:
-        """Tell whether there are features of an encoder, or will be when they are asked for."""
-        return self.features_path(dataset, encoder) is not None
-
-    def features(self, dataset: str, encoder: str) -> FeatureSource | None:
-        """Return the features of an encoder, None where there are none.
-
-        Raises
-        ------
-        FeatureError
-            What is there cannot be read.
-        """
+    def get(self, dataset: str, encoder: str) -> Material:
+        """Return the split and the features of a benchmark."""
         key = (dataset, encoder)
-        if key not in self._features:
-            path = self.features_path(dataset, encoder)
-            if path is None:
-                return None
-            self._features[key] = open_features(path)
-        return self._features[key]
+        if key not in self._materials:
+            split, path = self.split(dataset)
+            if self._simulation is not None and not (split is None and self._simulation.split == "own"):
+                self._materials[key] = self._simulate(dataset, encoder, split, self._simulation)
+            else:
+                features = self._feature_paths.get(key, self._feature_paths.get(("", encoder)))
+                material = Material(*key, split or stand_in(dataset), split is not None, path, features)
+                self._materials[key] = material
+        return self._materials[key]
 
-    def inputs(self, dataset: str, encoder: str) -> Inputs:
-        """Return what runs on a split and its features are made from.
-
-        Raises
-        ------
-        MeidbenchError
-            There is no split, or features are missing or malformed.
-        """
-        key = (dataset, encoder)
-        if key not in self._inputs:
-            split, features = self.split(dataset), self.features(dataset, encoder)
-            if split is None or features is None:
-                raise MeidbenchError(f"there is no split or there are no features of {dataset} with {encoder}")
-            self._inputs[key] = Inputs.of(split, features)
-        return self._inputs[key]
-
-    def resolving(self, dataset: str) -> Split:
-        """Return a split of a benchmark's own name, which recipes go by."""
-        split = self.split(dataset)
-        return stand_in(dataset) if split is None else renamed(split, dataset)
-
-    def width(self, dataset: str, encoder: str) -> int | None:
-        """Return how wide the features of an encoder are, None where there are none.
-
-        Raises
-        ------
-        FeatureError
-            What is there cannot be read.
-        """
-        features = self.features(dataset, encoder)
-        return None if features is None else features.dim
-
-    def is_made(self, dataset: str, encoder: str) -> bool:
-        """Tell whether the features of an encoder are there now."""
-        return self.has_features(dataset, encoder)
-
-    def unreal(self, dataset: str, encoder: str) -> tuple[str, ...]:
-        """Say what of a split and its features is simulated, by what they say of themselves, and must be real."""
-        split, needs = self.split(dataset), []
-        if split is not None and split.variant in _UNREAL_VARIANTS:
-            needs.append(f"a real split of {dataset} (the one at hand is of the variant {split.variant})")
-        try:
-            features = self.features(dataset, encoder)
-        except FeatureError:  # a row fails of itself where its features cannot be read
-            features = None
-        if features is not None and _backbone(features) == _UNREAL_BACKBONE:
-            needs.append(f"real features of {encoder} on {dataset} (those at hand are simulated)")
-        return tuple(needs)
-
-    def remarks(self, dataset: str, encoder: str) -> list[str]:
-        """Say in what a split and its features differ from those that the published rows were measured on."""
-        split, features, need = self.split(dataset), self.features(dataset, encoder), feature_need(dataset, encoder)
-        assert split is not None and features is not None
-        said = (
-            [] if split.variant == "released" else [f"the split is the variant {split.variant}, not the released one"]
-        )
-        if features.dim != need.width:
-            said.append(f"features are {features.dim:,} wide, not {need.width:,}")
-        fewest = int(features.check(split.video_ids("test")).min())
-        if fewest < need.frames:
-            said.append(f"videos of {fewest:,} rows and up, not {need.frames:,}")
-        backbone = _backbone(features)
-        if backbone not in ("", need.backbone):
-            said.append(f"features are of the backbone {backbone}, not {need.backbone}")
-        return said
-
-
-def _backbone(features: FeatureSource) -> str:
-    if not features.path.is_file():
-        return ""
-    try:
-        return str(read_header(features.path).recipe.get("backbone", ""))
-    except FeatureError:  # an HDF5 file that others wrote
-        return ""
+    def _simulate(self, dataset: str, encoder: str, split: Split | None, simulation: Simulation) -> Material:
+        most = {"own": math.inf, "auto": simulation.most_videos, "invented": -1}[simulation.split]
+        if split is not None and len(split.table) <= most:
+            split = renamed(split, f"simulated-{dataset}", "simulated")
+        else:
+            split = renamed(_invent_split(seed=simulation.seed), f"simulated-{dataset}", "invented")
+        seed = simulation.seed + list(table_content("needs")["encoders"]).index(encoder)
+        name = f"{split.dataset}-{split.digest[:12]}"
+        # All digits of the difficulty: simulations that differ in the last one need two files.
+        shape = f"{simulation.frames}x{simulation.dim}-d{float(simulation.difficulty)!r}-s{seed}"
+        features = self._out / "features" / f"{name}-{encoder}-{shape}.h5"
+        path, simulation = self._out / "splits" / f"{name}.parquet", dataclasses.replace(simulation, seed=seed)
+        return Material(dataset, encoder, split, True, path, features, simulation, self._progress)

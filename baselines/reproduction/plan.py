@@ -1,126 +1,321 @@
-"""What a table takes before it is run: splits, features, disk and hours."""
+"""The runs of a table and their needs: the configurations of all rows, features, disk and hours."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import dataclasses
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from meidbench.baselines.configuration import Config
-from meidbench.baselines.reproduction.built_splits import build_command
-from meidbench.baselines.reproduction.cost import formula, run_cost
-from meidbench.baselines.reproduction.jobs import Job
-from meidbench.baselines.reproduction.materials import Materials, stand_in
-from meidbench.baselines.reproduction.needs import FeatureNeed, encoders, feature_need
-from meidbench.baselines.reproduction.paper_tables import PaperTable
-from meidbench.baselines.reproduction.reproduction import missing_inputs
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from meidbench.baselines.components import make_model, make_task
+from meidbench.baselines.configuration import Config, flat
+from meidbench.baselines.recipes import COMPAT_ENDING, METHODS, resolve
+from meidbench.baselines.reproduction import PaperTable, Row, table_content
+from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, renamed, stand_in
+from meidbench.checks import one_of, parse_settings
+from meidbench.errors import MeidbenchError
+from meidbench.names import SUBSETS
+from meidbench.splits.manifests import load_manifest
+from meidbench.splits.split import Split
+
+_FIRST_STAGE = "first_stage."
+_BACKWARD = 2  # times the forward pass
+_STORED_BYTES = 2  # float16
+_COUNTED_KEYS = ("model", "aggregator", "motion", "frames")
+_COUNTED_VIDEOS = 2  # some models normalise over videos
+
+
+@dataclass(frozen=True)
+class Request:
+    """The user's wishes for all rows."""
+
+    settings: tuple[str, ...] = ()  # KEY=VALUE, on top of every row's
+    seeds: tuple[int, ...] = ()  # one training per seed; empty for the recipe's seed
+    device: str = ""
+    faithful: bool = False  # baselines as their papers have them, not as the public code does
+    simulation: Simulation | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row and its runs."""
+
+    table: str
+    row: Row
+    material: Material
+    configs: tuple[Config, ...] = ()  # one per seed; none for a row that is only quoted or does not resolve
+    differs: tuple[str, ...] = ()  # differences from the published row, seeds aside
+    asked: bool = True  # rows that are not asked for only show runs that are finished
+
+    @property
+    def can_run(self) -> bool:
+        """Whether the row is asked for and all its inputs exist."""
+        return self.asked and bool(self.configs) and not self.material.missing
+
+
+def layered(*layers: Sequence[str]) -> tuple[str, ...]:
+    """Lay settings over others: the last layer's value of a key wins, also over the key of a single stage.
+
+    Examples
+    --------
+    >>> layered(["schedule.epochs=9", "seed=1"], ["schedule.epochs=2"])
+    ('seed=1', 'schedule.epochs=2')
+    >>> layered(["stage2.seed=1"], ["seed=2"]), layered(["seed=1"], ["stage2.seed=2"])
+    (('seed=2',), ('seed=1', 'stage2.seed=2'))
+    """
+    kept: list[str] = []
+    for layer in layers:
+        above = _parse(layer).keys()
+        kept = [text for text in kept if not all({key, _split_stage(key)[1]} & above for key in _parse([text]))]
+        kept += layer
+    return tuple(kept)
+
+
+def _parse(settings: Sequence[str]) -> dict[str, Any]:
+    return flat(parse_settings(settings, "schedule.lr=0.001"))
+
+
+def _split_stage(key: str) -> tuple[str, str]:
+    """Split a key into its stage, empty for both stages, and the rest."""
+    stage, _, rest = key.partition(".")
+    return (stage, rest) if stage in ("stage1", "stage2") else ("", key)
+
+
+def row_config(row: Row, split: Split) -> Config:
+    """Return the configuration of a row as the table has it, on a split with its benchmark's name."""
+    return resolve(row.method, split, aggregator=row.aggregator or None, settings=row.settings)
+
+
+def make_jobs(table: PaperTable, request: Request, files: InputFiles, names: Collection[str] = ()) -> list[Job]:
+    """Resolve the configurations of all rows of a table; without ``names`` all rows are asked for.
+
+    A row that is asked for and does not resolve raises ``MeidbenchError`` with its name.
+    """
+    jobs = []
+    for row in table.rows:
+        asked = not names or row.name in names
+        job = Job(table.name, row, files.get(row.dataset, row.encoder), asked=asked)
+        try:
+            jobs.append(job if row.is_quoted else _resolve_job(job, request))
+        except MeidbenchError as error:
+            if asked:
+                raise MeidbenchError(f"row {row.name}: {error}") from None
+            jobs.append(job)  # the settings for other rows do not fit this row
+    return jobs
+
+
+def _resolve_job(job: Job, request: Request) -> Job:
+    row, split = job.row, renamed(job.material.split, job.row.dataset)  # recipes go by the benchmark's name
+    if request.simulation is not None and not job.material.has_split:
+        raise MeidbenchError(
+            f"the split of {row.dataset} is not built, but simulation.split=own needs it; run 'meidbench build-splits "
+            f"{row.dataset}', or leave simulation.split out"
+        )
+    method = row.method.removesuffix(COMPAT_ENDING) if request.faithful else row.method
+    one_stage = not METHODS[method].first_stage
+    left_out = [text for text in request.settings if one_stage and _split_stage(text.partition("=")[0].strip())[0]]
+    _parse(left_out)  # nothing else will check them
+    asked = [text for text in request.settings if text not in left_out]
+    for stage, key in map(_split_stage, _parse(asked)):
+        for switch in row.switches:  # the switches of a method of two stages are those of its second
+            if stage != "stage1" and f"{key}.".startswith(f"{switch}."):
+                it = "it" if key == switch and not stage else f"{stage}{'.' if stage else ''}{key}"
+                raise MeidbenchError(f"{job.table} ablates {switch}; leave {it} out of --set")
+    device = (f"execution.device={request.device}",) if request.device else ()
+
+    def resolve_with(simulated: tuple[str, ...], *seed: str) -> Config:
+        settings = layered(row.settings, simulated, device, seed, asked)
+        return resolve(method, split, aggregator=row.aggregator, settings=settings)
+
+    simulated: tuple[str, ...] = ()
+    if request.simulation is not None:
+        # The aggregator is known only after all else is resolved.
+        simulated = request.simulation.settings(resolve_with(request.simulation.settings()).aggregator.name)
+    configs = [resolve_with(simulated, f"seed={seed}") for seed in request.seeds] or [resolve_with(simulated)]
+    differs = _differences(row_config(row, split), configs[0])
+    differs += tuple(f"{text} is left out: {method} is trained in one stage" for text in left_out)
+    return dataclasses.replace(job, configs=tuple(configs), differs=differs)
+
+
+def _differences(published: Config, config: Config) -> tuple[str, ...]:
+    """Say how a configuration differs from the row's own; a change in both stages is said once."""
+    before, after = flat(published.to_tables()), flat(config.to_tables())
+    changes = {
+        key: (before.get(key, "-"), after.get(key, "-"))
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and "execution" not in key.split(".") and key.split(".")[-1] != "seed"
+    }
+    return tuple(
+        f"{key}: {old} -> {new}"
+        for key, (old, new) in changes.items()
+        if not (key.startswith(_FIRST_STAGE) and changes.get(key.removeprefix(_FIRST_STAGE)) == (old, new))
+    )
+
+
+@dataclass(frozen=True)
+class FeatureNeed:
+    """A feature file that rows of a table need: N ``videos`` of T ``frames`` and D ``width``."""
+
+    dataset: str
+    encoder: str
+    backbone: str  # the encoder's name in ``meidbench extract-features``
+    weights: str
+    source: str
+    videos: int
+    frames: int
+    width: int
+    bytes: int  # on disk, in float16
+    command: str  # makes the file from videos
+    named: bool = False  # whether the user has the file
+
+
+def feature_need(dataset: str, encoder: str, *, named: bool = False) -> FeatureNeed:
+    """Return the feature file that rows of an encoder on a benchmark need.
+
+    Examples
+    --------
+    >>> need = feature_need("videolt", "ResNet50")
+    >>> need.videos, need.frames, need.width, f"{need.bytes / 1e9:.0f} GB"
+    (256192, 150, 2048, '157 GB')
+    """
+    needs = table_content("needs")
+    facts, frames, videos = needs["encoders"][encoder], needs["frames"][dataset], sum(_subset_sizes(dataset).values())
+    size, backbone = videos * frames * facts["width"] * _STORED_BYTES, facts["backbone"]
+    command = (
+        f"meidbench extract-features VIDEOS --split {dataset} --backbone {backbone} --frames {frames}"
+        f"{' --weights FILE' if backbone.startswith('tsm') else ''} --out {dataset}_{backbone}.h5"
+    )
+    facts = {**facts, "source": needs["videos"][dataset], "videos": videos, "frames": frames}
+    return FeatureNeed(dataset, encoder, **facts, bytes=size, command=command, named=named)
+
+
+def _subset_sizes(dataset: str) -> dict[str, int]:
+    return {subset: int(load_manifest(dataset).paper[subset]) for subset in SUBSETS}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The estimated cost of a run: FLOPs of matrix products, bytes of features, the longer of both in hours."""
+
+    flops: float
+    bytes_read: float
+    hours: float
+
+
+def forward_flops(config: Config, split: Split, dim: int, frames: int) -> float:
+    """Count the floating-point operations of matrix products in a forward pass of one video, of shape (frames, dim).
+
+    Examples
+    --------
+    >>> from meidbench.features.simulation import simulate_split
+    >>> config = Config.from_tables({"aggregator": {"name": "early_mean"}})
+    >>> forward_flops(config, simulate_split((50, 9, 9), num_classes=10), dim=8, frames=5)
+    288.0
+    """
+    parts = {name: table for name, table in config.to_tables().items() if name in _COUNTED_KEYS}
+    return _count_flops(json.dumps(parts, sort_keys=True), split, dim, frames)
+
+
+@lru_cache(maxsize=256)
+def _count_flops(parts: str, split: Split, dim: int, frames: int) -> float:
+    config = Config.from_tables(json.loads(parts))
+    # Shapes without numbers, so that a model of any size is counted at once: made on the meta device, where first
+    # weights cost nothing, and called as if on a CPU, because models ask for their device.
+    with torch.device("meta"):
+        model = make_model(config, make_task(config, split, dim))
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model = model.to_empty(device="cpu").eval()
+        rows = torch.empty(_COUNTED_VIDEOS, frames, dim)
+        motion = torch.empty(_COUNTED_VIDEOS, frames, dim) if config.motion.when != "none" else None
+        with FlopCounterMode(display=False) as counter:
+            model(rows, motion)
+    return float(counter.get_total_flops() / _COUNTED_VIDEOS)
+
+
+def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A100") -> Cost:
+    """Estimate the cost of a run without its first stage; raise ``MeidbenchError`` for an unknown GPU.
+
+    The split gives the classes; the numbers of videos are the benchmark's own. ``dim`` is D.
+    """
+    assumed, gpus = (table_content("needs")[name] for name in ("assumed", "gpus"))
+    peak = gpus[one_of("GPU", gpu, tuple(gpus))][config.schedule.precision] * 1e12
+    sizes, schedule, frames = _subset_sizes(dataset), config.schedule, config.frames
+    trained = -(-sizes["train"] // schedule.batch_size) * schedule.epochs * schedule.batch_size
+    selected = schedule.epochs // config.selection.every * sizes[config.selection.subset]
+    scored = selected + sizes["val"] + sizes["test"]
+    forward = forward_flops(config, split, dim, frames.train)
+    # The first stage is frozen: no gradient passes through it.
+    frozen = 0.0 if config.first_stage is None else forward_flops(config.first_stage, split, dim, frames.train)
+    flops = trained * (forward + _BACKWARD * max(forward - frozen, 0.0))
+    flops += scored * forward_flops(config, split, dim, frames.test)
+    read = (trained * frames.train + scored * frames.test) * dim * _STORED_BYTES
+    seconds = max(flops / (peak * assumed["sustained"]), read / (assumed["read_gb_per_second"] * 1e9))
+    return Cost(flops, read, seconds / 3600)
 
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """What a row takes.
-
-    Attributes
-    ----------
-    name : str
-    missing : tuple of str
-        What is not there.
-    runs : int
-        Trainings, first stages among them; those that it shares with rows before it are not counted.
-    hours : float
-        Estimate for these runs.
-    quoted : str
-        Why nothing can stand beside it; empty where something can.
-    """
+    """The needs of a row."""
 
     name: str
     missing: tuple[str, ...]
-    runs: int
+    runs: int  # trainings with first stages, without those of rows before
     hours: float
-    quoted: str
+    quoted: str  # why the row is only quoted; empty for a row that can be run
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a table takes.
+class CostPlan:
+    """The needs of a table, as its JSON has them."""
 
-    Attributes
-    ----------
-    table : PaperTable
-    splits : dict of str to str
-        By benchmark: the command that builds the split, empty where it is there.
-    features : tuple of (FeatureNeed, bool)
-        And whether they are named.
-    rows : tuple of PlannedRow
-    gpu, formula : str
-    """
-
-    table: PaperTable
-    splits: dict[str, str]
-    features: tuple[tuple[FeatureNeed, bool], ...]
+    table: str
+    title: str
+    splits: dict[str, dict[str, Any]]  # by benchmark, whether the split is built, and the command that builds it
+    features: tuple[FeatureNeed, ...]
     rows: tuple[PlannedRow, ...]
-    gpu: str
-    formula: str
-
-    @property
-    def ready(self) -> int:
-        """How many rows can be run."""
-        return sum(not (row.missing or row.quoted) for row in self.rows)
-
-    def content(self) -> dict[str, Any]:
-        """Return the plan for JSON."""
-        return {
-            "table": self.table.name,
-            "title": self.table.title,
-            "splits": {name: {"built": not command, "command": command} for name, command in self.splits.items()},
-            "features": [
-                {**asdict(need), "bytes": need.bytes, "command": need.command, "named": named}
-                for need, named in self.features
-            ],
-            "rows": [asdict(row) for row in self.rows],
-            "estimate": {"gpu": self.gpu, "formula": self.formula},
-        }
+    estimate: dict[str, str]  # the GPU, and the formula of the hours
 
 
-def make_plan(table: PaperTable, jobs: Sequence[Job], materials: Materials, gpu: str) -> Plan:
-    """Say what jobs take; those that are not asked for are left out.
+def build_command(dataset: str) -> str:
+    """Return the command that builds a split."""
+    return f"meidbench download {dataset} --accept-licence && meidbench build-splits {dataset}"
 
-    Raises
-    ------
-    MeidbenchError
-        The GPU is unknown, or a split is damaged.
-    """
+
+def make_plan(table: PaperTable, jobs: Iterable[Job], gpu: str) -> CostPlan:
+    """Return the needs of the jobs that are asked for; raise ``MeidbenchError`` for an unknown GPU."""
     jobs = [job for job in jobs if job.asked]
-    wanted = [job.row for job in jobs if not job.row.is_quoted]
-    pairs = sorted(
-        {(row.dataset, row.encoder) for row in wanted},
-        key=lambda pair: (pair[0], list(encoders().values()).index(pair[1])),
-    )
-    seen: set[str] = set()
-    return Plan(
-        table=table,
-        splits={
-            dataset: "" if materials.split(dataset) is not None else build_command(dataset)
-            for dataset in dict.fromkeys(row.dataset for row in wanted)
-        },
-        features=tuple(
-            (feature_need(*pair), materials.has_features(*pair) and not materials.unreal(*pair)) for pair in pairs
-        ),
-        rows=tuple(_planned(job, materials, gpu, seen) for job in jobs),
-        gpu=gpu,
-        formula=formula(gpu),
+    needs, splits, features = table_content("needs"), {}, {}
+    for row, material in ((job.row, job.material) for job in jobs if not job.row.is_quoted):
+        command = "" if material.has_split else build_command(row.dataset)
+        splits[row.dataset] = {"built": material.has_split, "command": command}
+        named = material.features_path is not None and not material.simulated
+        place = (row.dataset, list(needs["encoders"]).index(row.encoder))
+        features[place] = feature_need(row.dataset, row.encoder, named=named)
+    facts = {**needs["assumed"], "gpu": gpu, "peak": needs["gpus"][one_of("GPU", gpu, tuple(needs["gpus"]))]["fp32"]}
+    counted: set[str] = set()
+    return CostPlan(
+        table=table.name,
+        title=table.title,
+        splits=splits,
+        features=tuple(features[place] for place in sorted(features)),
+        rows=tuple(_plan_row(job, gpu, counted) for job in jobs),
+        estimate={"gpu": gpu, "formula": table_content("texts")["hours"].format(**facts)},
     )
 
 
-def _planned(job: Job, materials: Materials, gpu: str, seen: set[str]) -> PlannedRow:
-    row = job.row
-    new: list[Config] = []
+def _plan_row(job: Job, gpu: str, counted: set[str]) -> PlannedRow:
+    row, new = job.row, []
     for config in job.configs:
         for stage in (config.first_stage, config):
-            name = f"{row.dataset} {row.encoder} {stage and stage.to_tables()}"
-            if stage is not None and name not in seen:
-                seen.add(name)
+            key = f"{row.dataset} {row.encoder} {stage and stage.to_tables()}"
+            if stage is not None and key not in counted:
+                counted.add(key)
                 new.append(stage)
-    width = feature_need(row.dataset, row.encoder).width
+    width = table_content("needs")["encoders"][row.encoder]["width"]
     hours = sum(run_cost(config, stand_in(row.dataset), row.dataset, width, gpu).hours for config in new)
-    return PlannedRow(
-        row.name, missing_inputs(row, materials), len(new), hours, row.note or "quoted" if row.is_quoted else ""
-    )
+    quoted = row.note or "quoted" if row.is_quoted else ""
+    return PlannedRow(row.name, () if quoted else job.material.missing, len(new), hours, quoted)
