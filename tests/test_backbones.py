@@ -10,15 +10,8 @@ import torch
 from torch.nn import functional
 
 from meidbench.errors import FeatureError
-from meidbench.extraction.encoders.backbones import (
-    BACKBONES,
-    PRECISIONS,
-    ResNet,
-    TemporalShift,
-    build,
-    for_inference,
-    temporal_shift,
-)
+from meidbench.extraction.encoders.backbones import BACKBONES, PRECISIONS, build, for_inference
+from meidbench.extraction.encoders.resnet import ResNet, TemporalShift, temporal_shift
 
 SMALL = (2, 1, 2, 1)
 
@@ -123,7 +116,7 @@ def test_numbers_of_parameters_are_the_published_ones(name, number):
 
 def test_keys_are_those_of_published_weights():
     with torch.device("meta"):
-        keys = list(ResNet(BACKBONES["resnet101"].layers).state_dict())
+        keys = list(BACKBONES["resnet101"].make_network().state_dict())
     assert len(keys) == 624 and len(set(keys)) == 624
     assert keys[:6] == ["conv1.weight"] + [
         f"bn1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

@@ -22,12 +22,13 @@ from PIL import Image
 from tiny_extractor import TinyExtractor, extract_again
 
 from meidbench.errors import FeatureError
-from meidbench.extraction.decoder_pool import Chunk, Counted, DecoderPool, Finished
+from meidbench.extraction.decoder_pool import DecoderPool, FrameBatch, RowsCounted, VideoFinished
 from meidbench.extraction.encoders.backbones import build
 from meidbench.extraction.encoders.extractor import Extractor, choose_device
 from meidbench.extraction.encoders.weights import load_weights
-from meidbench.extraction.extraction import Shard, extract_features, merge_features, summarise
+from meidbench.extraction.extraction import extract_features, summarise
 from meidbench.extraction.frames import FrameRule
+from meidbench.extraction.shards import Shard, merge_features
 from meidbench.extraction.videos import find_videos
 from meidbench.features import open_features
 from meidbench.features.feature_file import STATUSES, read_header
@@ -131,11 +132,11 @@ def test_clips_of_the_temporal_shift_are_eight_rows_of_one_video(clips, tmp_path
 def test_clips_of_the_temporal_shift_are_of_rows_also_where_time_repeats_frames(clips, tmp_path):
     only = find_videos(clips, ["clip1"]).videos
     extractor = Extractor(
-        "tsm-resnet50", "random", seed=3, rule=FrameRule.parse("fps=60"), device="cpu", dtype="float32"
+        "tsm-resnet50", "random", seed=3, rule=FrameRule.from_text("fps=60"), device="cpu", dtype="float32"
     )
     extract_features(only, tmp_path / "f.h5", extractor, workers=1)
     seen = []
-    extractor.rows = lambda crops: seen.append(len(crops)) or torch.zeros(len(crops), 2048)
+    extractor.encode = lambda crops: seen.append(len(crops)) or torch.zeros(len(crops), 2048)
     assert extractor.extract(only[0]).frame_indices.tolist() == [0, 0, 1, 1, 2] and seen == [5]
 
 
@@ -194,7 +195,7 @@ def test_frames_of_one_video_are_never_batched_with_others(clips, tmp_path):
 
 def test_features_that_are_not_finite_fail(clips, tmp_path):
     extractor = TinyExtractor(dtype="float16")
-    extractor.rows = lambda crops: torch.full((len(crops), 2048), 1e6)
+    extractor.encode = lambda crops: torch.full((len(crops), 2048), 1e6)
     summary = extract_features(find_videos(clips, ["clip0"]).videos, tmp_path / "f.h5", extractor, workers=1)
     assert summary.troubles == (("clip0", "failed", "the features are not finite in float16"),)
 
@@ -208,13 +209,13 @@ def test_large_frames_and_full_slots_come_through(clips):
         seen = {video.video_id: [] for video in videos}
         with DecoderPool(videos, FrameRule("all"), processes=2, slot_bytes=slot_bytes) as pool:
             for event in pool:
-                if isinstance(event, Chunk):
+                if isinstance(event, FrameBatch):
                     window = event.window
                     for index, frame in zip(event.indices, event.frames.copy(), strict=True):
                         seen[videos[event.job].video_id].append((index, frame, window))
                     event.release()
                 else:
-                    assert isinstance(event, Finished) and event.outcome.status == "ok"
+                    assert isinstance(event, VideoFinished) and event.result.status == "ok"
         for video_id in ("clip0", "clip7"):
             images = decode_plainly(clips / f"{video_id}.mp4")
             assert [index for index, _, _ in seen[video_id]] == list(range(len(images)))
@@ -233,14 +234,14 @@ def test_a_video_on_which_the_decoder_hangs_or_dies_has_failed_and_no_other(clip
     videos = find_videos(clips).videos
     outcomes = {}
     with DecoderPool(videos, FrameRule("uniform", frames=3), processes=1, timeout=2.0) as pool:
-        first = pool._crew[0].process.pid
+        first = pool._decoders[0].process.pid
         for event in pool:
-            if isinstance(event, Chunk):
+            if isinstance(event, FrameBatch):
                 event.release()
-            if isinstance(event, Finished):
+            if isinstance(event, VideoFinished):
                 if not outcomes:
                     os.kill(first, blow)
-                outcomes[event.job] = event.outcome
+                outcomes[event.job] = event.result
     assert len(outcomes) == len(videos)
     struck = [job for job, outcome in outcomes.items() if outcome.reason == reason]
     assert len(struck) == 1
@@ -252,7 +253,7 @@ def test_a_video_on_which_the_decoder_hangs_or_dies_has_failed_and_no_other(clip
 def test_counting_says_how_many_rows_come(clips):
     videos = find_videos(clips).videos
     with DecoderPool(videos, FrameRule("all"), counting=True, processes=2) as pool:
-        counts = {videos[event.job].video_id: event.rows for event in pool if isinstance(event, Counted)}
+        counts = {videos[event.job].video_id: event.rows for event in pool if isinstance(event, RowsCounted)}
     assert counts["clip7"] == 40 and counts["pictures"] == 9 and counts["noise"] == 0 and len(counts) == 14
 
 
@@ -357,7 +358,7 @@ def test_parts_that_do_not_belong_together_are_refused(clips, tmp_path):
         ([one, three], "of 3 parts these are missing: 2"),
         ([one, two, other], "has other settings"),
         ([one, two, other], "by 2, 3 processes are mixed"),
-        ([one, two, three, whole], "is no part of a file"),
+        ([one, two, three, whole], "is not a part of a file"),
         ([one, two, three, copy], "are both part 1/3"),
     ):
         with pytest.raises(FeatureError, match=message):
@@ -367,13 +368,13 @@ def test_parts_that_do_not_belong_together_are_refused(clips, tmp_path):
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "-1/2", "1/0"])
 def test_a_share_that_makes_no_sense_is_refused(text):
-    with pytest.raises(FeatureError, match="a share is I/N"):
-        Shard.parse(text)
+    with pytest.raises(FeatureError, match="a shard is I/N"):
+        Shard.from_text(text)
 
 
 def test_torchrun_tells_each_process_its_share():
-    assert Shard.of_process({"RANK": "2", "WORLD_SIZE": "4"}) == Shard(3, 4)
-    assert Shard.of_process({}) is None and Shard.of_process({"WORLD_SIZE": "1", "RANK": "0"}) is None
+    assert Shard.from_environment({"RANK": "2", "WORLD_SIZE": "4"}) == Shard(3, 4)
+    assert Shard.from_environment({}) is None and Shard.from_environment({"WORLD_SIZE": "1", "RANK": "0"}) is None
 
 
 # --- the command -------------------------------------------------------------------------------------
@@ -427,9 +428,9 @@ def test_sharing_by_hand_and_merge_features_command(clips, run, tmp_path):
         (["--weights", "random"], 2, "--weights random needs --seed"),
         (["--seed", "1"], 2, "needs --seed"),
         (["--sampling", "often"], 2, "often"),
-        (["--shard", "3/2"], 2, "a share is I/N"),
+        (["--shard", "3/2"], 2, "a shard is I/N"),
         (["--frames", "10000000000000000000"], 2, "--frames"),
-        (["--folder-fps", "inf", "--weights", "random", "--seed", "1"], 1, "positive number of frames a second"),
+        (["--folder-fps", "inf", "--weights", "random", "--seed", "1"], 1, "positive number of frames per second"),
         (["--device", "meta", "--weights", "random", "--seed", "1"], 1, "'meta' cannot be used"),
         (["--device", "abacus", "--weights", "random", "--seed", "1"], 1, "'abacus' cannot be used"),
         (["--weights", "nowhere.pth"], 1, "nowhere.pth"),
@@ -499,7 +500,7 @@ def test_more_processes_than_videos(clips, tmp_path):
         for number in (1, 2, 3)
     ]
     assert [summary.videos for summary in summaries] == [1, 1, 0]
-    assert said == ["nothing is left for share 3/3: there are fewer videos than processes"]
+    assert said == ["nothing is left for shard 3/3: there are fewer videos than processes"]
     merge_features([summary.path for summary in summaries if summary.videos], out)
     assert open_features(out).check(["clip1", "clip3"]).tolist() == [6, 6]
 
@@ -509,7 +510,7 @@ def test_shares_of_different_lists_are_not_merged(clips, tmp_path):
     out = tmp_path / "f.h5"
     one = extract_features(listing[:3], out, TinyExtractor(), shard=Shard(1, 2), workers=1).path
     two = extract_features(listing, out, TinyExtractor(), shard=Shard(2, 2), workers=1).path
-    with pytest.raises(FeatureError, match="shares of different lists of videos"):
+    with pytest.raises(FeatureError, match="shards of different lists of videos"):
         merge_features([one, two], out)
 
 
@@ -545,7 +546,7 @@ def test_a_merge_follows_its_parts_and_notices_damage(clips, tmp_path):
 
 
 def test_rows_beyond_those_counted_fail_one_video_and_not_the_run(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr("meidbench.extraction.extraction._room", lambda videos, *_: np.array([2, 40]))
+    monkeypatch.setattr("meidbench.extraction.extraction._find_row_counts", lambda videos, *_: np.array([2, 40]))
     only = find_videos(clips, ["clip1", "clip2"]).videos
     summary = extract_features(only, tmp_path / "f.h5", TinyExtractor("all"), workers=1)
     assert summary.ok == 1 and summary.troubles[0][:2] == ("clip1", "failed")

@@ -11,6 +11,8 @@ import tarfile
 import threading
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -18,13 +20,12 @@ import pytest
 import torch
 from torch import nn
 
-import meidbench.extraction.encoders.weights as weights
 from meidbench.errors import DownloadError, FeatureError
-from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, Bottleneck, ResNet, build
-from meidbench.extraction.encoders.weights import WEIGHTS, PublishedWeights, load_weights, read_checkpoint
+from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, build
+from meidbench.extraction.encoders.resnet import Bottleneck
+from meidbench.extraction.encoders.weights import LoadedWeights, load_weights, read_checkpoint
+from meidbench.splits.manifests import Download
 
-SMALL = Backbone("small", (1, 1, 0, 0))
-SMALL_TSM = Backbone("small-tsm", (1, 1, 0, 0), clip=8)
 FORMS = ["zip", "former", "safetensors"]
 
 
@@ -39,6 +40,10 @@ class SmallNet(nn.Module):
         self.layer2 = nn.Sequential(Bottleneck(64, 8, 2, clip))
 
 
+SMALL = Backbone("small", SmallNet)
+SMALL_TSM = Backbone("small-tsm", partial(SmallNet, 8), clip=8)
+
+
 @pytest.fixture(scope="module")
 def good():
     """The state dict of a network whose numbers are all different from what another seed gives."""
@@ -48,7 +53,7 @@ def good():
 
 
 def fresh(backbone=SMALL):
-    model = SmallNet(backbone.clip)
+    model = backbone.make_network()
     for value in model.state_dict().values():
         value.zero_()
     return model.eval().requires_grad_(False)
@@ -152,7 +157,7 @@ def test_missing_unknown_and_misshapen_are_all_named(tmp_path, good):
 
 def test_file_of_another_backbone_is_recognised(tmp_path):
     with torch.device("meta"):
-        shapes = ResNet(BACKBONES["tsm-resnet50"].layers, clip=8).state_dict()
+        shapes = BACKBONES["tsm-resnet50"].make_network().state_dict()
     # Expanded from one number each, so that the file is small.
     state = {f"module.base_model.{key}": torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
     message = refusal(write(tmp_path / "w.pth", state))
@@ -283,8 +288,8 @@ def test_safetensors_without_its_package(tmp_path, monkeypatch):
     ([torch.ones(2)], "holds a list"),
     (torch.ones(2), "holds a Tensor"),
     ({}, "an empty dict"),
-    ({"epoch": 3, "conv1.weight": torch.ones(2)}, "no tensors: epoch"),
-    ({"state_dict": {"a": {"b": torch.ones(2)}}}, "no tensors: a"),
+    ({"epoch": 3, "conv1.weight": torch.ones(2)}, "not tensors: epoch"),
+    ({"state_dict": {"a": {"b": torch.ones(2)}}}, "not tensors: a"),
 ])  # fmt: skip
 def test_other_content_is_refused(tmp_path, content, told):
     assert told in refusal(write(tmp_path / "w.pth", content))
@@ -347,16 +352,17 @@ def test_random_weights_need_a_seed():
 
 
 def test_published_weights_are_those_of_torchvision():
-    assert {name: entry.url.rpartition("/")[2] for name, entry in WEIGHTS.items()} == {
+    published = {name: entry for backbone in BACKBONES.values() for name, entry in backbone.weights.items()}
+    assert {name: entry.url.rpartition("/")[2] for name, entry in published.items()} == {
         "resnet101-imagenet-v1": "resnet101-63fe2227.pth",
         "resnet101-imagenet-v2": "resnet101-cd907fc2.pth",
         "resnet50-imagenet-v1": "resnet50-0676ba61.pth",
         "resnet50-imagenet-v2": "resnet50-11ad3fa6.pth",
     }
-    for entry in WEIGHTS.values():
-        assert entry.url.startswith("https://") and f"-{entry.sha256}." in entry.url and entry.backbone in entry.url
     for name, backbone in BACKBONES.items():
-        assert (WEIGHTS[backbone.weights].backbone == name) if backbone.weights else backbone.clip > 1
+        for entry in backbone.weights.values():
+            assert entry.url.startswith("https://") and f"-{entry.sha256}." in entry.url and name in entry.url
+        assert backbone.weights or backbone.clip > 1
 
 
 class Site:
@@ -393,11 +399,10 @@ def offered(tmp_path, good, monkeypatch):
     site = Site(body)
     digest = hashlib.sha256(body).hexdigest()
     url = f"http://127.0.0.1:{site.server.server_port}/small-{digest[:8]}.pth"
-    monkeypatch.setitem(WEIGHTS, "small-v1", PublishedWeights(url, digest[:8], "small"))
     monkeypatch.setenv("MEIDBENCH_HOME", str(tmp_path / "home"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    yield Backbone("small", SMALL.layers, weights="small-v1"), site, url, digest
+    yield replace(SMALL, weights={"small-v1": Download(url, None, digest[:8])}), site, url, digest
     site.close()
 
 
@@ -408,7 +413,7 @@ def test_published_weights_are_fetched_once(offered, good, spec, tmp_path):
     counts = []
     facts = load_weights(model, backbone, spec, progress=lambda *count: counts.append(count))
     assert same(model, good)
-    assert facts == weights.WeightsFacts("small-v1", digest, url)
+    assert facts == LoadedWeights("small-v1", digest, url)
     kept = tmp_path / "home" / "weights" / f"small-{digest[:8]}.pth"
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     size = kept.stat().st_size
@@ -429,9 +434,9 @@ def test_offline_says_what_to_put_where(offered, tmp_path):
     assert site.asked == []
 
 
-def test_other_file_under_the_address_is_refused(offered, monkeypatch, tmp_path):
+def test_other_file_under_the_address_is_refused(offered, tmp_path):
     backbone, _, url, _ = offered
-    monkeypatch.setitem(WEIGHTS, "small-v1", PublishedWeights(url, "0123abcd", "small"))
+    backbone = replace(backbone, weights={"small-v1": Download(url, None, "0123abcd")})
     with pytest.raises(
         DownloadError, match=r"(?s)expected: sha256 beginning with 0123abcd.*got: sha256 .*kept: nothing"
     ):
@@ -440,8 +445,8 @@ def test_other_file_under_the_address_is_refused(offered, monkeypatch, tmp_path)
 
 
 def test_weights_of_another_backbone_are_not_even_fetched(offered):
-    _, site, _, _ = offered
-    message = refusal("resnet101-imagenet-v1")
+    backbone, site, _, _ = offered
+    message = refusal("resnet101-imagenet-v1", backbone)
     assert "are for resnet101, not for small" in message and "small-v1" in message
     assert site.asked == []
 

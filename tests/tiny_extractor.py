@@ -21,7 +21,7 @@ class TinyExtractor(Extractor):
 
     def __init__(self, rule="uniform", frames=6, batch_size=4, dtype="float32", delay=0.0):
         self.backbone = BACKBONES["resnet50"]
-        self.rule = FrameRule.parse(rule, frames=frames)
+        self.rule = FrameRule.from_text(rule, frames=frames)
         self.folder_fps = 24.0
         self.dtype = dtype
         self.device = torch.device("cpu")
@@ -31,7 +31,7 @@ class TinyExtractor(Extractor):
         self._preprocessor = Preprocessor("cpu")
         self.recipe = {"backbone": "tiny", "sampling": str(self.rule), "dtype": dtype, "libraries": {"torch": "any"}}
 
-    def rows(self, crops):
+    def encode(self, crops):
         time.sleep(self.delay)
         self.batches.append(len(crops))
         grid = torch.nn.functional.avg_pool2d(crops.float(), 28).flatten(1)
