@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from meidbench import names
 from meidbench.errors import FeatureError
 from meidbench.extraction.encoders.backbones import BACKBONES, PRECISIONS, build, for_inference
 from meidbench.extraction.encoders.resnet import ResNet, TemporalShift, temporal_shift
@@ -167,6 +168,11 @@ def test_other_shapes_are_refused(small, small_tsm):
 def test_no_pictures_give_no_rows(small, small_tsm):
     for model in (small, for_inference(small, "cpu"), small_tsm):
         assert model(torch.zeros(0, 3, 64, 64)).shape == (0, 2048)
+
+
+def test_names_are_those_of_the_command_line():
+    assert tuple(BACKBONES) == names.BACKBONES and tuple(PRECISIONS) == names.PRECISIONS
+    assert all(backbone.name == name for name, backbone in BACKBONES.items())
 
 
 def test_unknown_backbone_names_the_known_ones():

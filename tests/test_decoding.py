@@ -357,9 +357,9 @@ def test_sound_that_is_longer_than_the_pictures_is_no_cut(tmp_path):
 @pytest.mark.parametrize("name", ["rotten.mp4", "rotten.mkv", "rotten.avi"])
 @pytest.mark.parametrize("rule", RULES)
 def test_bit_rot(tmp_path, name, rule):
-    """What a decoder makes of a damaged frame depends on what its memory held; frames before are compared.
+    """A damaged frame depends on what the decoder's memory held, so only frames before it are compared.
 
-    Matroska's reader goes on behind what it cannot read without a word, so that frames may just be missing.
+    Matroska's reader skips damaged places without an error, so that frames may just be missing.
     """
     codec, options = ("mpeg4", {"g": "10"}) if name.endswith("avi") else ("libx264", {"g": "10", "threads": "1"})
     whole = write_video(tmp_path / f"whole{name[-4:]}", pictures(90), codec, options)

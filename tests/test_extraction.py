@@ -1,14 +1,14 @@
-"""Extraction against the plain script, and every way in which a run can be cut short, shared or fed with rubbish."""
+"""Extraction against the plain script, interrupted in every way, shared, and with damaged files."""
 
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_extractor import TinyExtractor, extract_again
+from tiny_extractor import PoolInThisProcess, TinyExtractor, extract_on_full_disk, extract_until
 
 from meidbench.errors import FeatureError
 from meidbench.extraction.decoder_pool import DecoderPool, FrameBatch, RowsCounted, VideoFinished
-from meidbench.extraction.encoders.backbones import build
+from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, build
 from meidbench.extraction.encoders.extractor import Extractor, choose_device
+from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing
+from meidbench.extraction.encoders.resnet import ResNet
 from meidbench.extraction.encoders.weights import load_weights
 from meidbench.extraction.extraction import extract_features, summarise
 from meidbench.extraction.frames import FrameRule
@@ -56,10 +58,25 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(clips, tmp_path_factory):
-    """What one process makes of the clips in one go."""
+    """The file that one process writes without interruption."""
     path = tmp_path_factory.mktemp("reference") / "clips.h5"
     extract_features(find_videos(clips).videos, path, TinyExtractor(), workers=2)
     return path
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Decode without processes, for tests of everything else."""
+    monkeypatch.setattr("meidbench.extraction.extraction.DecoderPool", PoolInThisProcess)
+
+
+@pytest.fixture
+def small_resnet50(monkeypatch):
+    """Put a shallow network for small images in the place of resnet50, for tests of everything around it."""
+    small = replace(
+        BACKBONES["resnet50"], make_network=partial(ResNet, (1, 1, 1, 1)), preprocessing=Preprocessing(64, 56)
+    )
+    monkeypatch.setitem(BACKBONES, "resnet50", small)
 
 
 def decode_plainly(path):
@@ -67,17 +84,18 @@ def decode_plainly(path):
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def plain_features(images, model):
+def plain_features(images, model, preprocessing=IMAGENET):
     """One frame at a time, as a script would: Pillow, then the model in eval mode."""
+    resize, crop = preprocessing.resize, preprocessing.crop
     rows = []
     for array in images:
         image = Image.fromarray(array)
         width, height = image.size
         short = min(width, height)
-        image = image.resize((int(256 * width / short), int(256 * height / short)), Image.Resampling.BILINEAR)
-        left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
-        pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32) / 255
-        pixels = (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+        image = image.resize((int(resize * width / short), int(resize * height / short)), Image.Resampling.BILINEAR)
+        left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
+        pixels = np.asarray(image.crop((left, top, left + crop, top + crop)), np.float32) / 255
+        pixels = (pixels - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
         with torch.no_grad():
             rows.append(model(torch.from_numpy(pixels).permute(2, 0, 1)[None]))
     return torch.cat(rows).numpy()
@@ -110,34 +128,79 @@ def test_features_are_those_of_the_plain_script(clips, tmp_path):
     assert recipe["sampling"] == "uniform=5" and "libavcodec" in recipe["libraries"]
 
 
-def test_clips_of_the_temporal_shift_are_eight_rows_of_one_video(clips, tmp_path):
+@pytest.fixture
+def small_tsm(monkeypatch):
+    """A shallow network with the temporal shift, for small images."""
+    small = Backbone("small-tsm", partial(ResNet, (1, 1, 1, 1), 8), clip=8, preprocessing=Preprocessing(64, 56))
+    monkeypatch.setitem(BACKBONES, "small-tsm", small)
+    return small
+
+
+def test_clips_of_the_temporal_shift_are_eight_rows_of_one_video(clips, small_tsm, in_this_process, tmp_path):
     only = find_videos(clips, ["clip0", "clip1"]).videos
     extractor = Extractor(
-        "tsm-resnet50", "random", seed=3, rule=FrameRule("uniform", frames=10), device="cpu", dtype="float32"
+        "small-tsm", "random", seed=3, rule=FrameRule("uniform", frames=10), device="cpu", dtype="float32"
     )
-    extract_features(only, tmp_path / "f.h5", extractor, workers=1)
-    model = build("tsm-resnet50")
-    load_weights(model, extractor.backbone, "random", seed=3)
+    extract_features(only, tmp_path / "f.h5", extractor)
+    model = build("small-tsm")
+    load_weights(model, small_tsm, "random", seed=3)
     for video in only:
         images = decode_plainly(video.path)
         chosen = np.linspace(0, len(images) - 1, 10).astype(int)
         crops = []
         for index in [*chosen, *[chosen[-1]] * 6]:
-            crops.append(plain_features([images[index]], torch.nn.Identity()))
+            crops.append(plain_features([images[index]], torch.nn.Identity(), small_tsm.preprocessing))
         with torch.no_grad():
             expected = torch.cat([model(torch.from_numpy(np.concatenate(crops[at : at + 8]))) for at in (0, 8)])[:10]
         np.testing.assert_allclose(open_features(tmp_path / "f.h5").read(video.video_id), expected, rtol=0, atol=1e-4)
 
 
-def test_clips_of_the_temporal_shift_are_of_rows_also_where_time_repeats_frames(clips, tmp_path):
+def test_clips_of_the_temporal_shift_are_of_rows_also_where_time_repeats_frames(
+    clips, small_tsm, in_this_process, tmp_path
+):
     only = find_videos(clips, ["clip1"]).videos
     extractor = Extractor(
-        "tsm-resnet50", "random", seed=3, rule=FrameRule.from_text("fps=60"), device="cpu", dtype="float32"
+        "small-tsm", "random", seed=3, rule=FrameRule.from_text("fps=60"), device="cpu", dtype="float32"
     )
-    extract_features(only, tmp_path / "f.h5", extractor, workers=1)
+    extract_features(only, tmp_path / "f.h5", extractor)
     seen = []
     extractor.encode = lambda crops: seen.append(len(crops)) or torch.zeros(len(crops), 2048)
     assert extractor.extract(only[0]).frame_indices.tolist() == [0, 0, 1, 1, 2] and seen == [5]
+
+
+class PatchNet(torch.nn.Module):
+    """A network other than a ResNet: patches of 8 x 8 pixels, one linear layer, and the mean over patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 24, 8, stride=8)
+        self.norm = torch.nn.LayerNorm(24)
+        self.mix = torch.nn.Linear(24, 24)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        return (tokens + self.mix(self.norm(tokens))).mean(1).float()
+
+
+def test_a_backbone_is_one_entry(clips, in_this_process, monkeypatch, tmp_path):
+    """Its own width, layer, preprocessing and classifier; everything else follows."""
+    preprocessing = Preprocessing(resize=40, crop=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    patch = Backbone("patch", PatchNet, dim=24, layer="mean of patches", preprocessing=preprocessing, classifier="head")
+    monkeypatch.setitem(BACKBONES, "patch", patch)
+    (video,) = find_videos(clips, ["clip0"]).videos
+    model = build("patch")
+    load_weights(model, patch, "random", seed=1)
+    torch.save({**model.state_dict(), "head.weight": torch.ones(3, 24)}, tmp_path / "patch.pth")
+    extractor = Extractor("patch", tmp_path / "patch.pth", rule=FrameRule("uniform", 5), device="cpu", dtype="float32")
+    extract_features([video], tmp_path / "f.h5", extractor)
+    images = decode_plainly(video.path)
+    expected = plain_features([images[index] for index in (0, 4, 9, 14, 19)], model, preprocessing)
+    source = open_features(tmp_path / "f.h5")
+    assert source.dim == 24 and expected.std() > 0.01
+    np.testing.assert_allclose(source.read("clip0"), expected, rtol=0, atol=1e-4)
+    recipe = read_header(tmp_path / "f.h5").recipe
+    assert recipe["layer"] == "mean of patches" and recipe["preprocessing"]["crop"] == "centre 32"
+    assert recipe["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
 
 
 def test_what_cannot_be_read_is_recorded_and_the_rest_goes_on(reference):
@@ -150,7 +213,7 @@ def test_what_cannot_be_read_is_recorded_and_the_rest_goes_on(reference):
 
 
 @pytest.mark.parametrize("rule", ["all", "fps=7"])
-def test_rows_by_time_are_stored_without_padding(clips, tmp_path, rule):
+def test_rows_by_time_are_stored_without_padding(clips, tmp_path, rule, in_this_process):
     videos = find_videos(clips).videos
     summary = extract_features(videos, tmp_path / "f.h5", TinyExtractor(rule), workers=2)
     assert summary.failed == 3
@@ -162,9 +225,9 @@ def test_rows_by_time_are_stored_without_padding(clips, tmp_path, rule):
         assert source.num_frames(f"clip{number}") == expected
         alone = TinyExtractor(rule).extract(next(video for video in videos if video.video_id == f"clip{number}"))
         np.testing.assert_array_equal(source.read(f"clip{number}"), alone.rows)
-    said = []
-    again = extract_features(videos, tmp_path / "f.h5", TinyExtractor(rule), report=said.append)
-    assert again.extracted == 0 and not any("counting" in line for line in said)
+    reports = []
+    again = extract_features(videos, tmp_path / "f.h5", TinyExtractor(rule), report=reports.append)
+    assert again.extracted == 0 and not any("counting" in line for line in reports)
 
 
 def test_a_finished_set_is_not_decoded_again(clips, reference, tmp_path, monkeypatch):
@@ -175,7 +238,7 @@ def test_a_finished_set_is_not_decoded_again(clips, reference, tmp_path, monkeyp
     assert summary.extracted == 0 and summary.ok == 11 and extractor.batches == []
 
 
-def test_a_new_and_a_changed_video_are_all_that_is_extracted(clips, reference, tmp_path):
+def test_a_new_and_a_changed_video_are_all_that_is_extracted(clips, reference, tmp_path, in_this_process):
     folder = Path(shutil.copytree(clips, tmp_path / "clips"))
     make_videos.write_video(folder / "clip3.mp4", make_videos.pictures(6, 64, 48))
     make_videos.write_video(folder / "later.mp4", make_videos.pictures(7, 64, 48))
@@ -186,14 +249,14 @@ def test_a_new_and_a_changed_video_are_all_that_is_extracted(clips, reference, t
     assert path.read_bytes() == whole.read_bytes()
 
 
-def test_frames_of_one_video_are_never_batched_with_others(clips, tmp_path):
+def test_frames_of_one_video_are_never_batched_with_others(clips, tmp_path, in_this_process):
     extractor = TinyExtractor(batch_size=4)
     extract_features(find_videos(clips, ["clip0", "clip1", "clip3"]).videos, tmp_path / "f.h5", extractor, workers=1)
     # Six of 20, three of 3 and one of 1: a repeated frame is computed once.
     assert sorted(extractor.batches) == [1, 2, 3, 4]
 
 
-def test_features_that_are_not_finite_fail(clips, tmp_path):
+def test_features_that_are_not_finite_fail(clips, tmp_path, in_this_process):
     extractor = TinyExtractor(dtype="float16")
     extractor.encode = lambda crops: torch.full((len(crops), 2048), 1e6)
     summary = extract_features(find_videos(clips, ["clip0"]).videos, tmp_path / "f.h5", extractor, workers=1)
@@ -205,9 +268,9 @@ def test_features_that_are_not_finite_fail(clips, tmp_path):
 
 def test_large_frames_and_full_slots_come_through(clips):
     videos = find_videos(clips, ["clip0", "clip7", "pictures"]).videos
-    for slot_bytes in (1000, 30_000, 1 << 20):  # less than a frame, a few frames, all
+    for slot_bytes, processes in ((1000, 1), (30_000, 1), (1 << 20, 2)):  # less than a frame, a few frames, all
         seen = {video.video_id: [] for video in videos}
-        with DecoderPool(videos, FrameRule("all"), processes=2, slot_bytes=slot_bytes) as pool:
+        with DecoderPool(videos, FrameRule("all"), processes=processes, slot_bytes=slot_bytes) as pool:
             for event in pool:
                 if isinstance(event, FrameBatch):
                     window = event.window
@@ -270,33 +333,39 @@ def rows_by_id(path):
         }
 
 
-def test_fifty_kills_lose_nothing_that_was_finished(clips, reference, tmp_path):
-    """SIGKILL at random moments: before the file is there, while rows are written, while it is given its name."""
-    # Forked from a process in which torch is imported but has done nothing yet, to begin quickly.
+@pytest.fixture(scope="module")
+def forkserver():
+    """Processes forked from one in which torch is imported and has not computed yet, so that they start at once."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["meidbench.extraction.extraction"])
+    return context
+
+
+def test_fifty_kills_lose_nothing_that_was_finished(clips, forkserver, tmp_path):
+    """SIGKILL at counted calls: before the file is there, while rows are written, while it is given its name."""
     generator = random.Random(0)
-    expected = rows_by_id(reference)
+    folder, whole = tmp_path / "clips", tmp_path / "whole.h5"
+    folder.mkdir()
+    for name in ("clip1.mp4", "clip3.mp4", "clip6.mp4", "clip9.mp4", "noise.avi"):
+        shutil.copy(clips / name, folder)
+    extract_features(find_videos(folder).videos, whole, TinyExtractor(), workers=2)
+    expected = rows_by_id(whole)
     path, rounds, kills, finished_runs, last = tmp_path / "first.h5", 0, 0, 0, 0
-    halfway = set()
-    for warm_up in ("cold.h5", "warm.h5"):
-        arguments = (str(clips), str(tmp_path / warm_up), "uniform", 0.02, 1.0)
-        process = context.Process(target=extract_again, args=arguments)
-        begun = time.monotonic()
-        process.start()
-        process.join()
-        a_run = time.monotonic() - begun
+    halfway, ends = set(), set()
     while kills < 50:
         commit_every = generator.choice([0.0, 1.0])
-        process = context.Process(target=extract_again, args=(str(clips), str(path), "uniform", 0.02, commit_every))
+        in_this_process = kills % 17 > 0  # three times with decoding processes, which must end, too
+        calls, most = generator.choice([(("write", "fsync", "replace"), 60), (("replace",), 4)])
+        arguments = (str(folder), str(path), commit_every, generator.randint(1, most), calls, in_this_process)
+        process = forkserver.Process(target=extract_until, args=arguments)
         process.start()
-        process.join(generator.uniform(0.1, 1.1) * a_run)
-        if process.exitcode is None:
-            process.kill()
-            kills += 1
         process.join()
+        killed = process.exitcode == -signal.SIGKILL
+        assert killed or process.exitcode == 0
+        kills += killed
         partial = partial_path(path)
         present = path if path.exists() else partial if partial.exists() else None
+        ends.add((killed, None if present is None else present == path))
         done = {} if present is None else rows_by_id(present)
         for video_id, rows in done.items():
             np.testing.assert_array_equal(rows, expected[video_id])
@@ -304,38 +373,39 @@ def test_fifty_kills_lose_nothing_that_was_finished(clips, reference, tmp_path):
         halfway.add(len(done))
         last = len(done)
         if path.exists():
-            assert path.read_bytes() == reference.read_bytes() and not partial.exists()
+            assert path.read_bytes() == whole.read_bytes() and not partial.exists()
             finished_runs += 1
             rounds, last = rounds + 1, 0
             path = tmp_path / f"{rounds}.h5"
         else:
-            assert process.exitcode == -signal.SIGKILL
+            assert killed
     assert finished_runs >= 1 and len(halfway) > 3
+    # Killed before the file was there, while it was written, and after it was given its name.
+    assert ends >= {(True, None), (True, False), (True, True)}
 
 
-def test_a_full_disk_is_told_and_gone_on_with(clips, reference, tmp_path):
+def test_a_full_disk_is_told_and_gone_on_with(clips, reference, forkserver, in_this_process, tmp_path):
     """A limit on the size of files stands in for a full disk: the write is refused by the system either way."""
-    script = [sys.executable, str(Path(__file__).parent / "tiny_extractor.py")]
-    arguments = [str(clips), str(tmp_path / "f.h5"), "uniform", "0", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     # Room for the skeleton, whose rows take no space yet, is what the file itself has: cut it off in the middle.
     limit = reference.stat().st_size // 2
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-    process = subprocess.run([*script, *arguments], env=environment, preexec_fn=limited, capture_output=True, text=True)
-    assert process.returncode == 1 and not (tmp_path / "f.h5").exists()
-    assert "File too large" in process.stderr or "no space" in process.stderr
-    subprocess.run([*script, *arguments], env=environment, check=True, capture_output=True)
+    process = forkserver.Process(target=extract_on_full_disk, args=(str(clips), str(tmp_path / "f.h5"), limit))
+    process.start()
+    process.join()
+    assert process.exitcode == 1 and not (tmp_path / "f.h5").exists()
+    error = (tmp_path / "f.h5.error").read_text()
+    assert "File too large" in error or "no space" in error
+    extract_features(find_videos(clips).videos, tmp_path / "f.h5", TinyExtractor())
     assert (tmp_path / "f.h5").read_bytes() == reference.read_bytes()
 
 
 @pytest.mark.parametrize("rule", ["uniform", "all"])
-def test_parts_merge_to_the_file_of_one_process(clips, tmp_path, rule):
+def test_parts_merge_to_the_file_of_one_process(clips, reference, monkeypatch, tmp_path, rule):
     videos = find_videos(clips).videos
-    whole, merged = tmp_path / "whole.h5", tmp_path / "merged.h5"
-    extract_features(videos, whole, TinyExtractor(rule), workers=2)
+    whole, merged = reference, tmp_path / "merged.h5"
+    if rule == "all":
+        whole = tmp_path / "whole.h5"
+        extract_features(videos, whole, TinyExtractor(rule), workers=2)
+    monkeypatch.setattr("meidbench.extraction.extraction.DecoderPool", PoolInThisProcess)
     parts = []
     for number in (3, 1, 2):
         shard = Shard(number, 3)
@@ -345,7 +415,7 @@ def test_parts_merge_to_the_file_of_one_process(clips, tmp_path, rule):
     assert merged.read_bytes() == whole.read_bytes()
 
 
-def test_parts_that_do_not_belong_together_are_refused(clips, tmp_path):
+def test_parts_that_do_not_belong_together_are_refused(clips, tmp_path, in_this_process):
     videos = find_videos(clips, ["clip0", "clip1", "clip2"]).videos
     out = tmp_path / "f.h5"
     one, two, three = (
@@ -380,7 +450,7 @@ def test_torchrun_tells_each_process_its_share():
 # --- the command -------------------------------------------------------------------------------------
 
 
-def test_extract_features_command(clips, run, tmp_path, toy_split_file):
+def test_extract_features_command(clips, run, tmp_path, toy_split_file, small_resnet50):
     out = tmp_path / "f.h5"
     arguments = [
         "extract-features",
@@ -408,7 +478,7 @@ def test_extract_features_command(clips, run, tmp_path, toy_split_file):
     assert strangers.exit_code == 1 and "TOY" in strangers.stderr
 
 
-def test_sharing_by_hand_and_merge_features_command(clips, run, tmp_path):
+def test_sharing_by_hand_and_merge_features_command(clips, run, tmp_path, small_resnet50, in_this_process):
     folder = tmp_path / "two"
     folder.mkdir()
     for name in ("clip1.mp4", "clip3.mp4"):
@@ -448,7 +518,7 @@ def test_an_unknown_device_is_refused():
         choose_device("cuda:99")
 
 
-def test_verify_features_extracts_some_videos_again(clips, run, tmp_path):
+def test_verify_features_extracts_some_videos_again(clips, run, tmp_path, small_resnet50, in_this_process):
     folder = tmp_path / "two"
     folder.mkdir()
     for name in ("clip0.mp4", "clip7.mp4"):
@@ -491,21 +561,21 @@ def test_torchrun_goes_on_beside_a_share_with_failures(clips, run, tmp_path):
     assert open_features(out).check(["v1", "v3"]).tolist() == [1, 1]
 
 
-def test_more_processes_than_videos(clips, tmp_path):
+def test_more_processes_than_videos(clips, tmp_path, in_this_process):
     videos = find_videos(clips, ["clip1", "clip3"]).videos
-    said = []
+    reports = []
     out = tmp_path / "f.h5"
     summaries = [
-        extract_features(videos, out, TinyExtractor(), shard=Shard(number, 3), workers=1, report=said.append)
+        extract_features(videos, out, TinyExtractor(), shard=Shard(number, 3), workers=1, report=reports.append)
         for number in (1, 2, 3)
     ]
     assert [summary.videos for summary in summaries] == [1, 1, 0]
-    assert said == ["nothing is left for shard 3/3: there are fewer videos than processes"]
+    assert reports == ["nothing is left for shard 3/3: there are fewer videos than processes"]
     merge_features([summary.path for summary in summaries if summary.videos], out)
     assert open_features(out).check(["clip1", "clip3"]).tolist() == [6, 6]
 
 
-def test_shares_of_different_lists_are_not_merged(clips, tmp_path):
+def test_shares_of_different_lists_are_not_merged(clips, tmp_path, in_this_process):
     listing = find_videos(clips, ["clip0", "clip1", "clip2", "clip3"]).videos
     out = tmp_path / "f.h5"
     one = extract_features(listing[:3], out, TinyExtractor(), shard=Shard(1, 2), workers=1).path
@@ -514,7 +584,7 @@ def test_shares_of_different_lists_are_not_merged(clips, tmp_path):
         merge_features([one, two], out)
 
 
-def test_a_merge_follows_its_parts_and_notices_damage(clips, tmp_path):
+def test_a_merge_follows_its_parts_and_notices_damage(clips, tmp_path, in_this_process):
     folder = tmp_path / "videos"
     folder.mkdir()
     shutil.copy(clips / "clip0.mp4", folder / "a.mp4")
@@ -545,7 +615,7 @@ def test_a_merge_follows_its_parts_and_notices_damage(clips, tmp_path):
     assert not out.exists()
 
 
-def test_rows_beyond_those_counted_fail_one_video_and_not_the_run(clips, tmp_path, monkeypatch):
+def test_rows_beyond_those_counted_fail_one_video_and_not_the_run(clips, tmp_path, monkeypatch, in_this_process):
     monkeypatch.setattr("meidbench.extraction.extraction._find_row_counts", lambda videos, *_: np.array([2, 40]))
     only = find_videos(clips, ["clip1", "clip2"]).videos
     summary = extract_features(only, tmp_path / "f.h5", TinyExtractor("all"), workers=1)

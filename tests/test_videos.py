@@ -1,4 +1,4 @@
-"""Which videos a folder holds, and frames that are stored as images, against Pillow."""
+"""The videos of a folder, and frames that are stored as images, against Pillow."""
 
 import os
 import warnings
