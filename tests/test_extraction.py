@@ -22,7 +22,7 @@ from PIL import Image
 from tiny_extractor import PoolInThisProcess, TinyExtractor, extract_on_full_disk, extract_until
 
 from meidbench.errors import FeatureError
-from meidbench.extraction.decoder_pool import DecoderPool, FrameBatch, RowsCounted, VideoFinished
+from meidbench.extraction.decoder_pool import DecoderPool, DecodingSettings, FrameBatch, RowsCounted, VideoFinished
 from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, build
 from meidbench.extraction.encoders.extractor import Extractor, choose_device
 from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing
@@ -185,7 +185,9 @@ class PatchNet(torch.nn.Module):
 def test_a_backbone_is_one_entry(clips, in_this_process, monkeypatch, tmp_path):
     """Its own width, layer, preprocessing and classifier; everything else follows."""
     preprocessing = Preprocessing(resize=40, crop=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    patch = Backbone("patch", PatchNet, dim=24, layer="mean of patches", preprocessing=preprocessing, classifier="head")
+    patch = Backbone(
+        "patch", PatchNet, dim=24, layer="mean of patches", preprocessing=preprocessing, classifier=("head.",)
+    )
     monkeypatch.setitem(BACKBONES, "patch", patch)
     (video,) = find_videos(clips, ["clip0"]).videos
     model = build("patch")
@@ -270,7 +272,7 @@ def test_large_frames_and_full_slots_come_through(clips):
     videos = find_videos(clips, ["clip0", "clip7", "pictures"]).videos
     for slot_bytes, processes in ((1000, 1), (30_000, 1), (1 << 20, 2)):  # less than a frame, a few frames, all
         seen = {video.video_id: [] for video in videos}
-        with DecoderPool(videos, FrameRule("all"), processes=processes, slot_bytes=slot_bytes) as pool:
+        with DecoderPool(videos, DecodingSettings(FrameRule("all"), slot_bytes=slot_bytes), processes) as pool:
             for event in pool:
                 if isinstance(event, FrameBatch):
                     window = event.window
@@ -296,7 +298,7 @@ def test_a_video_on_which_the_decoder_hangs_or_dies_has_failed_and_no_other(clip
     """Stopped or killed from outside in the middle of its work, as a codec might hang or crash."""
     videos = find_videos(clips).videos
     outcomes = {}
-    with DecoderPool(videos, FrameRule("uniform", frames=3), processes=1, timeout=2.0) as pool:
+    with DecoderPool(videos, DecodingSettings(FrameRule("uniform", frames=3), timeout=2.0)) as pool:
         first = pool._decoders[0].process.pid
         for event in pool:
             if isinstance(event, FrameBatch):
@@ -315,7 +317,7 @@ def test_a_video_on_which_the_decoder_hangs_or_dies_has_failed_and_no_other(clip
 
 def test_counting_says_how_many_rows_come(clips):
     videos = find_videos(clips).videos
-    with DecoderPool(videos, FrameRule("all"), counting=True, processes=2) as pool:
+    with DecoderPool(videos, DecodingSettings(FrameRule("all")), 2, counting=True) as pool:
         counts = {videos[event.job].video_id: event.rows for event in pool if isinstance(event, RowsCounted)}
     assert counts["clip7"] == 40 and counts["pictures"] == 9 and counts["noise"] == 0 and len(counts) == 14
 

@@ -194,7 +194,7 @@ def test_same_weight_twice_is_refused(tmp_path, good):
 
 
 class Trap:
-    """Unpickling it makes a folder, as a program could."""
+    """Its unpickling creates folders."""
 
     def __init__(self, path):
         self.path = path

@@ -49,9 +49,8 @@ class PoolInThisProcess:
 
     shared_memories = ()
 
-    def __init__(self, videos, rule, *, resize, crop, folder_fps, counting=False, **_):
-        self.videos, self.rule, self.lengths = list(videos), rule, (resize, crop)
-        self.folder_fps, self.counting = folder_fps, counting
+    def __init__(self, videos, settings, processes=1, *, counting=False):
+        self.videos, self.settings, self.counting = list(videos), settings, counting
 
     def __enter__(self):
         return self
@@ -62,12 +61,12 @@ class PoolInThisProcess:
     def __iter__(self):
         for job, video in enumerate(self.videos):
             if self.counting:
-                yield RowsCounted(job, count_rows(video, self.rule, folder_fps=self.folder_fps))
+                yield RowsCounted(job, count_rows(video, self.settings.rule, folder_fps=self.settings.folder_fps))
             else:
                 yield VideoFinished(job, (yield from self._read(job, video)))
 
     def _read(self, job, video):
-        stream = read_frames(video, self.rule, folder_fps=self.folder_fps)
+        stream = read_frames(video, self.settings.rule, folder_fps=self.settings.folder_fps)
         while True:
             try:
                 frame = next(stream)
@@ -76,7 +75,7 @@ class PoolInThisProcess:
             if isinstance(frame, Restart):
                 yield VideoRestarted(job)
                 continue
-            window = find_crop_window(*frame.image.shape[:2], *self.lengths)
+            window = find_crop_window(*frame.image.shape[:2], self.settings.resize, self.settings.crop)
             pixels = frame.image[None, window.top : window.bottom, window.left : window.right]
             yield FrameBatch(job, np.array([frame.index]), pixels, window, lambda: None)
 

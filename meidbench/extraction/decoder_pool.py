@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from meidbench.checks import whole_number
 from meidbench.errors import FeatureError
 from meidbench.extraction import frames
 from meidbench.extraction.cropping import CROP, RESIZE, CropWindow, find_crop_window
@@ -79,6 +80,40 @@ class RowsCounted:
 Event = FrameBatch | VideoRestarted | VideoFinished | RowsCounted
 
 
+@dataclass(frozen=True)
+class DecodingSettings:
+    """The settings of a pool's processes.
+
+    Attributes
+    ----------
+    rule : FrameRule
+    folder_fps : float
+        Frames per second of folders of images.
+    resize, crop : int
+        Frames are cut to the part that this resizing and cropping needs.
+    timeout : float
+        Seconds without a sign of life after which a process is killed and its video has failed.
+    slot_bytes : int
+        Shared memory per slot; each process has two.
+
+    Raises
+    ------
+    FeatureError
+        The timeout is not positive.
+    """
+
+    rule: FrameRule
+    folder_fps: float = 24.0
+    resize: int = RESIZE
+    crop: int = CROP
+    timeout: float = TIMEOUT_S
+    slot_bytes: int = SLOT_BYTES
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise FeatureError(f"the timeout must be a positive number of seconds, got {self.timeout}")
+
+
 @dataclass
 class _Decoder:
     """One decoding process as its parent sees it."""
@@ -87,23 +122,9 @@ class _Decoder:
     connection: Connection
     memory: npt.NDArray[np.uint8]
     jobs: deque[int] = field(default_factory=deque)
+    is_ready: bool = False
     held_slots: int = 0  # slots that the parent has not released
-    last_message: float = float("inf")  # a process has no deadline before it reports that it is ready
-
-    @property
-    def is_ready(self) -> bool:
-        return self.last_message < float("inf")
-
-
-@dataclass(frozen=True)
-class _Settings:
-    rule: FrameRule
-    counting: bool
-    folder_fps: float
-    resize: int
-    crop: int
-    slot_bytes: int
-    heartbeat_s: float
+    last_message: float = 0.0
 
 
 class DecoderPool:
@@ -112,19 +133,11 @@ class DecoderPool:
     Parameters
     ----------
     videos : iterable of Video
-    rule : FrameRule
-    counting : bool
-        Only count rows (``RowsCounted`` events), and decode only where counting needs it.
-    folder_fps : float
-        Frames per second of folders of images.
+    settings : DecodingSettings
     processes : int
         At least 1; never more than videos.
-    resize, crop : int
-        Frames are cut to the part that this resizing and cropping needs.
-    timeout : float
-        Seconds without a sign of life after which a process is killed and its video has failed.
-    slot_bytes : int
-        Shared memory per slot; each process has two.
+    counting : bool
+        Only count rows (``RowsCounted`` events), and decode only where counting needs it.
 
     Notes
     -----
@@ -133,31 +146,15 @@ class DecoderPool:
     """
 
     def __init__(
-        self,
-        videos: Iterable[Video],
-        rule: FrameRule,
-        *,
-        counting: bool = False,
-        folder_fps: float = 24.0,
-        processes: int = 1,
-        resize: int = RESIZE,
-        crop: int = CROP,
-        timeout: float = TIMEOUT_S,
-        slot_bytes: int = SLOT_BYTES,
+        self, videos: Iterable[Video], settings: DecodingSettings, processes: int = 1, *, counting: bool = False
     ) -> None:
-        if not timeout > 0:
-            raise FeatureError(f"the timeout must be a positive number of seconds, got {timeout}")
-        if processes < 1:
-            raise FeatureError(f"decoding needs at least one process, got {processes}")
         self._videos = list(videos)
-        self._settings = _Settings(
-            rule, counting, folder_fps, resize, crop, 0 if counting else slot_bytes, min(_HEARTBEAT_S, timeout / 4)
-        )
-        self._timeout = timeout
+        self._settings = settings
+        self._counting = counting
         self._waiting = deque(range(len(self._videos)))
         self._num_open = len(self._videos)
         self._decoders: list[_Decoder] = []
-        self._size = min(processes, len(self._videos))
+        self._size = min(whole_number("decoding processes", processes, 1, FeatureError), len(self._videos))
         # spawn: a fork would inherit the locks of torch's and CUDA's threads.
         self._context = multiprocessing.get_context("spawn")
 
@@ -184,8 +181,8 @@ class DecoderPool:
                 # A process whose slots are all held waits for its parent, not the parent for it.
                 expected = decoder.jobs and decoder.held_slots < SLOTS
                 silent_s = time.monotonic() - decoder.last_message
-                if expected and silent_s > self._timeout and not decoder.connection.poll():
-                    yield from self._replace(decoder, f"gave no frame in {self._timeout:,.0f} s")
+                if expected and silent_s > self._settings.timeout and not decoder.connection.poll():
+                    yield from self._replace(decoder, f"gave no frame in {self._settings.timeout:,.0f} s")
 
     def _receive(self, decoder: _Decoder) -> Iterator[Event]:
         try:
@@ -196,10 +193,10 @@ class DecoderPool:
             how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
             yield from self._replace(decoder, f"the decoder crashed on it ({how})")
             return
-        was_ready = decoder.is_ready
         decoder.last_message = time.monotonic()
         kind, job = message[:2]
-        if not was_ready:
+        if kind == "ready":
+            decoder.is_ready = True
             self._assign(decoder)
         elif kind == "frames":
             yield self._to_batch(decoder, job, *message[2:])
@@ -233,8 +230,6 @@ class DecoderPool:
     def _assign(self, decoder: _Decoder) -> None:
         # Towards the end no video waits behind another one while a process is idle.
         while self._waiting and len(decoder.jobs) < (_ASSIGNED if len(self._waiting) > len(self._decoders) else 1):
-            if not decoder.jobs:
-                decoder.last_message = time.monotonic()
             job = self._waiting.popleft()
             decoder.jobs.append(job)
             with suppress(OSError):
@@ -254,19 +249,16 @@ class DecoderPool:
         job, *untouched = decoder.jobs
         self._waiting.extendleft(reversed(untouched))
         self._num_open -= 1
-        yield VideoRestarted(job)
-        if self._settings.counting:
-            yield RowsCounted(job, 0)
-        else:
-            yield VideoFinished(job, DecodingResult.from_failure(reason))
+        yield RowsCounted(job, 0) if self._counting else VideoFinished(job, DecodingResult.from_failure(reason))
         if self._waiting:
             self._decoders.append(self._start())
 
     def _start(self) -> _Decoder:
         ours, theirs = self._context.Pipe()
         # Without a name in /dev/shm that a killed run would leave behind; where that is full, on disk.
-        memory = self._context.RawArray("B", max(self._settings.slot_bytes * SLOTS, 1))
-        process = self._context.Process(target=_run_worker, args=(theirs, memory, self._settings), daemon=True)
+        memory = self._context.RawArray("B", 1 if self._counting else self._settings.slot_bytes * SLOTS)
+        arguments = (theirs, memory, self._settings, self._counting)
+        process = self._context.Process(target=_run_worker, args=arguments, daemon=True)
         with _ignored_interrupts():
             process.start()
         theirs.close()
@@ -292,122 +284,111 @@ def _ignored_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _run_worker(connection: Connection, memory: Any, settings: _Settings) -> None:
+def _run_worker(connection: Connection, memory: Any, settings: DecodingSettings, counting: bool) -> None:
     """Decode in this process until the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker = _Worker(connection, memory, settings)
+    worker = _Worker(connection, np.frombuffer(memory, np.uint8), settings)
     frames.heartbeat = worker.heartbeat
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended
-        connection.send(("ready", None))
+        worker.send("ready")
         while True:
-            job, video = worker.next_job()
+            video = worker.next_video()
             try:
-                worker.run(job, video)
+                if counting:
+                    worker.send("counted", count_rows(video, settings.rule, folder_fps=settings.folder_fps))
+                else:
+                    worker.decode(video)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:
                 # One odd video must not end a run of days; the error stands in the file and the summary.
-                worker.fail(job, f"internal error: {type(error).__name__}: {error}")
+                worker.discard_batch()
+                failure = DecodingResult.from_failure(f"internal error: {type(error).__name__}: {error}")
+                worker.send("counted", 0) if counting else worker.send("finished", failure)
     os._exit(0)
 
 
-@dataclass
-class _PartialBatch:
-    """A slot that is being filled."""
-
-    window: CropWindow
-    slot: int
-    indices: list[int] = field(default_factory=list)
-    used: int = 0
-
-
 class _Worker:
-    def __init__(self, connection: Connection, memory: Any, settings: _Settings) -> None:
+    """Receives videos, and sends batches of their frames."""
+
+    def __init__(self, connection: Connection, memory: npt.NDArray[np.uint8], settings: DecodingSettings) -> None:
         self._connection = connection
-        self._memory = np.frombuffer(memory, np.uint8)
+        self._memory = memory
         self._settings = settings
-        self._free_slots = list(range(SLOTS))
-        self._jobs: deque[tuple[int, Video]] = deque()
+        self._heartbeat_s = min(_HEARTBEAT_S, settings.timeout / 4)
         self._last_sent = time.monotonic()
-        self._batch: _PartialBatch | None = None
+        self._assigned: deque[tuple[int, Video]] = deque()
         self._job = 0
+        self._free_slots = list(range(SLOTS))
+        # The batch that is being filled; there is none without indices.
+        self._indices: list[int] = []
+        self._slot = 0
+        self._used = 0
+        self._window: CropWindow | None = None
 
     def heartbeat(self) -> None:
         """Send a sign of life if the last message is some seconds old."""
-        if time.monotonic() - self._last_sent > self._settings.heartbeat_s:
-            self._send("alive")
+        if time.monotonic() - self._last_sent > self._heartbeat_s:
+            self.send("alive")
 
-    def next_job(self) -> tuple[int, Video]:
-        while not self._jobs:
+    def send(self, kind: str, *content: Any) -> None:
+        self._connection.send((kind, self._job, *content))
+        self._last_sent = time.monotonic()
+
+    def next_video(self) -> Video:
+        while not self._assigned:
             self._receive()
-        return self._jobs.popleft()
+        self._job, video = self._assigned.popleft()
+        return video
 
-    def run(self, job: int, video: Video) -> None:
-        settings, self._job = self._settings, job
-        if settings.counting:
-            self._send("counted", count_rows(video, settings.rule, folder_fps=settings.folder_fps))
-            return
-        stream = read_frames(video, settings.rule, folder_fps=settings.folder_fps)
+    def decode(self, video: Video) -> None:
+        stream = read_frames(video, self._settings.rule, folder_fps=self._settings.folder_fps)
         while True:
             try:
                 item = next(stream)
             except StopIteration as end:
                 self._send_batch()
-                self._send("finished", end.value)
+                self.send("finished", end.value)
                 return
             if isinstance(item, Restart):
-                self._discard_batch()
-                self._send("restart")
+                self.discard_batch()
+                self.send("restart")
             else:
                 self._add(item)
 
-    def fail(self, job: int, reason: str) -> None:
-        self._job = job
-        self._discard_batch()
-        self._send("restart")
-        if self._settings.counting:
-            self._send("counted", 0)
+    def discard_batch(self) -> None:
+        if self._indices:
+            self._free_slots.append(self._slot)
+            self._indices = []
+
+    def _receive(self) -> None:
+        kind, *content = self._connection.recv()
+        if kind == "free":
+            self._free_slots += content
         else:
-            self._send("finished", DecodingResult.from_failure(reason))
+            self._assigned.append((content[0], content[1]))
 
     def _add(self, frame: Frame) -> None:
         height, width = frame.image.shape[:2]
         window = find_crop_window(height, width, self._settings.resize, self._settings.crop)
         pixels = frame.image[window.top : window.bottom, window.left : window.right]
         slot_bytes = self._settings.slot_bytes
-        if self._batch and (self._batch.window != window or self._batch.used + pixels.nbytes > slot_bytes):
+        if window != self._window or self._used + pixels.nbytes > slot_bytes:
             self._send_batch()
         if pixels.nbytes > slot_bytes:
-            self._send("frames", 0, [frame.index], window, pixels.tobytes())
+            self.send("frames", 0, [frame.index], window, pixels.tobytes())
             return
-        if self._batch is None:
+        if not self._indices:
             while not self._free_slots:
                 self._receive()
-            self._batch = _PartialBatch(window, self._free_slots.pop())
-        batch = self._batch
-        start = batch.slot * slot_bytes + batch.used
+            self._slot, self._used, self._window = self._free_slots.pop(), 0, window
+        start = self._slot * slot_bytes + self._used
         self._memory[start : start + pixels.nbytes].reshape(pixels.shape)[:] = pixels
-        batch.used += pixels.nbytes
-        batch.indices.append(frame.index)
+        self._used += pixels.nbytes
+        self._indices.append(frame.index)
         self.heartbeat()
 
     def _send_batch(self) -> None:
-        if self._batch is not None:
-            batch, self._batch = self._batch, None
-            self._send("frames", batch.slot, batch.indices, batch.window, None)
-
-    def _discard_batch(self) -> None:
-        if self._batch is not None:
-            self._free_slots.append(self._batch.slot)
-            self._batch = None
-
-    def _send(self, kind: str, *content: Any) -> None:
-        self._connection.send((kind, self._job, *content))
-        self._last_sent = time.monotonic()
-
-    def _receive(self) -> None:
-        message = self._connection.recv()
-        if message[0] == "free":
-            self._free_slots.append(message[1])
-        else:
-            self._jobs.append(message[1:])
+        if self._indices:
+            self.send("frames", self._slot, self._indices, self._window, None)
+            self._indices = []

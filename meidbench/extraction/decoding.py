@@ -1,4 +1,4 @@
-"""Decoding: the chosen frames of a video, which is a file (PyAV) or a folder of images (Pillow)."""
+"""The chosen frames of a video, decoded from a file by PyAV or from a folder of images by Pillow."""
 
 import math
 

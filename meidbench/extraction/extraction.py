@@ -19,6 +19,7 @@ from meidbench.extraction.decoder_pool import (
     SLOT_BYTES,
     TIMEOUT_S,
     DecoderPool,
+    DecodingSettings,
     FrameBatch,
     RowsCounted,
     VideoFinished,
@@ -133,15 +134,16 @@ def extract_features(
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise FeatureError(f"{out.parent} cannot be written to; choose another place for the output")
-    make_pool = partial(
-        DecoderPool,
+    settings = DecodingSettings(
         rule=extractor.rule,
         folder_fps=extractor.folder_fps,
-        processes=workers or default_workers(extractor.device),
         resize=extractor.backbone.preprocessing.resize,
         crop=extractor.backbone.preprocessing.crop,
         timeout=timeout,
+        slot_bytes=slot_bytes,
     )
+    workers = workers or default_workers(extractor.device)
+    make_pool = partial(DecoderPool, settings=settings, processes=workers)
     rows = _find_row_counts(videos, out, recipe, extractor, make_pool, retry_failed, report)
     layout = _make_layout(videos, extractor, rows)
     with feature_writer(out, layout, recipe, retry_failed=retry_failed, report=report) as writer:
@@ -149,7 +151,7 @@ def extract_features(
         if before := len(videos) - len(pending):
             progress(before)
         if pending:
-            pool = make_pool([videos[position] for position in pending], slot_bytes=slot_bytes)
+            pool = make_pool([videos[position] for position in pending])
             with _open_writing_thread(writer) as put, pool:
                 _encode_videos(pool, extractor, pending, put, progress)
         writer.finish()
@@ -224,7 +226,7 @@ def _encode_videos(
             elif isinstance(event, VideoRestarted):
                 encodings.pop(event.job, None)
             elif isinstance(event, VideoFinished):
-                encoding = encodings.pop(event.job, None) or VideoEncoding(extractor)
+                encoding = encodings.pop(event.job, VideoEncoding(extractor))
                 with _explained_memory_error(extractor):
                     put(positions[event.job], encoding.finish(event.result))
                 progress(1)

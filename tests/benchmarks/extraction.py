@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from meidbench.extraction.cropping import find_crop_window
-from meidbench.extraction.decoder_pool import DecoderPool, FrameBatch, VideoFinished
+from meidbench.extraction.decoder_pool import DecoderPool, DecodingSettings, FrameBatch, VideoFinished
 from meidbench.extraction.encoders.extractor import Extractor
 from meidbench.extraction.extraction import default_workers, extract_features
 from meidbench.extraction.frames import FrameRule
@@ -46,7 +46,7 @@ def make_clips(folder: Path, count: int, seconds: int, height: int, width: int) 
 def decode_only(videos: list[Video], rule: FrameRule, processes: int) -> tuple[float, int]:
     """Seconds and frames of decoding into shared memory, from the first frame that arrives."""
     frames, begun = 0, None
-    with DecoderPool(videos, rule, processes=processes) as pool:
+    with DecoderPool(videos, DecodingSettings(rule), processes) as pool:
         for event in pool:
             if isinstance(event, FrameBatch):
                 begun = begun or time.perf_counter()

@@ -28,7 +28,7 @@ class Backbone:
         As in ``BACKBONES``.
     make_network : callable
         Makes the network. It maps (n, 3, crop, crop) normalised images to (n, dim) float32 rows, and its whole state
-        is in its state dict. Where it has a method ``fold_batch_norms``, ``for_inference`` calls it.
+        is in its state dict. ``for_inference`` calls its method ``fold_batch_norms``, if any.
     dim : int
         Numbers per row.
     clip : int
