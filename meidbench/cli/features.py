@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meidbench.cli.parameters import FILE, as_json, json_file, print_result
-from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS, SUBSETS
+from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS
 
 if TYPE_CHECKING:
     from meidbench.extraction.extraction import ExtractionSummary
@@ -104,13 +104,15 @@ def extract_features(
     from meidbench.extraction.frames import FrameRule
     from meidbench.extraction.shards import Shard
     from meidbench.extraction.videos import find_videos
+    from meidbench.splits.split import load_split
 
     try:
         rule = FrameRule.from_text(sampling, frames=frames)
         own = Shard.from_text(shard) if shard else Shard.from_environment()
     except MeidbenchError as error:
         raise click.UsageError(str(error)) from None
-    found = find_videos(videos, _ids_of(split))
+    only = None if split is None else load_split(split).table.column("video_id").to_pylist()
+    found = find_videos(videos, only)
 
     from meidbench.extraction.encoders.extractor import Extractor
     from meidbench.extraction.extraction import extract_features as extract
@@ -137,15 +139,6 @@ def extract_features(
 
 def _report(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _ids_of(split: str | None) -> list[str] | None:
-    if split is None:
-        return None
-    from meidbench.splits.split import load_split
-
-    loaded = load_split(split)
-    return [video_id for subset in SUBSETS for video_id in loaded.video_ids(subset)]
 
 
 def _own_device(local_rank: int) -> str:

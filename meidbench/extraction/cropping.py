@@ -50,12 +50,8 @@ def find_crop_window(height: int, width: int, resize: int = RESIZE, crop: int = 
     height, width : int
         Of the frame in pixels, at least 1.
     resize, crop : int
-        Length of the short side after resizing, and of the sides of the crop.
-
-    Raises
-    ------
-    FeatureError
-        A number is not a whole number of at least 1, or the crop is larger than the short side.
+        Length of the short side after resizing, and of the sides of the crop, which must not be larger. Other values
+        raise FeatureError.
 
     Examples
     --------

@@ -92,14 +92,10 @@ class DecodingSettings:
     resize, crop : int
         Frames are cut to the part that this resizing and cropping needs.
     timeout : float
-        Seconds without a sign of life after which a process is killed and its video has failed.
+        Seconds without a sign of life after which a process is killed and its video has failed. Other values than
+        positive numbers raise FeatureError.
     slot_bytes : int
         Shared memory per slot; each process has two.
-
-    Raises
-    ------
-    FeatureError
-        The timeout is not positive.
     """
 
     rule: FrameRule

@@ -73,20 +73,8 @@ def read_frames(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> F
 def count_rows(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> int:
     """Return the largest number of rows that ``read_frames`` can give, without decoding where possible.
 
-    Parameters
-    ----------
-    video, rule, folder_fps
-        As for ``read_frames``.
-
-    Returns
-    -------
-    int
-        Exact for an undamaged video; a damaged one may give fewer, never more. 0 where it cannot be opened.
-
-    Raises
-    ------
-    FeatureError
-        ``folder_fps`` is not a positive number.
+    It is exact for an undamaged video; a damaged one may give fewer rows, never more. It is 0 where the video cannot
+    be opened. A ``folder_fps`` that is not a positive number raises FeatureError.
     """
     folder_fps = check_folder_fps(folder_fps)
     if not video.is_folder:

@@ -216,26 +216,19 @@ def _encode_videos(
 ) -> None:
     """Encode the frames of the pool as they come, and put the rows of each finished video."""
     encodings: dict[int, VideoEncoding] = {}
-    with _open_device_copy(extractor.device, pool) as copy_to_device:
-        for event in pool:
-            if isinstance(event, FrameBatch):
-                frames = copy_to_device(event)
-                encoding = encodings.setdefault(event.job, VideoEncoding(extractor))
-                with _explained_memory_error(extractor):
-                    encoding.add(event.indices, extractor.crop(frames, event.window))
-            elif isinstance(event, VideoRestarted):
-                encodings.pop(event.job, None)
-            elif isinstance(event, VideoFinished):
-                encoding = encodings.pop(event.job, VideoEncoding(extractor))
-                with _explained_memory_error(extractor):
-                    put(positions[event.job], encoding.finish(event.result))
-                progress(1)
-
-
-@contextmanager
-def _explained_memory_error(extractor: Extractor) -> Iterator[None]:
     try:
-        yield
+        with _open_device_copy(extractor.device, pool) as copy_to_device:
+            for event in pool:
+                if isinstance(event, FrameBatch):
+                    frames = copy_to_device(event)
+                    encoding = encodings.setdefault(event.job, VideoEncoding(extractor))
+                    encoding.add(event.indices, extractor.crop(frames, event.window))
+                elif isinstance(event, VideoRestarted):
+                    encodings.pop(event.job, None)
+                elif isinstance(event, VideoFinished):
+                    encoding = encodings.pop(event.job, VideoEncoding(extractor))
+                    put(positions[event.job], encoding.finish(event.result))
+                    progress(1)
     except torch.OutOfMemoryError:
         raise FeatureError(
             f"the memory of {extractor.device} is too small for batches of {extractor.batch_size} frames; "

@@ -20,7 +20,7 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class FrameRule:
-    """The rule by which frames of a video are chosen.
+    """The rule by which frames of a video are chosen; other kinds and numbers than these raise FeatureError.
 
     Attributes
     ----------
@@ -31,11 +31,6 @@ class FrameRule:
         Number of frames for ``uniform``; 0 for the others.
     rate : float
         Frames per second for ``fps``, at most 1000; 0 for the others.
-
-    Raises
-    ------
-    FeatureError
-        The kind is unknown, or its number is out of range.
 
     Examples
     --------
@@ -71,14 +66,9 @@ class FrameRule:
         Parameters
         ----------
         text : str
-            ``uniform``, ``uniform=N``, ``all`` or ``fps=RATE``.
+            ``uniform``, ``uniform=N``, ``all`` or ``fps=RATE``; every other text raises FeatureError.
         frames : int
             Number of frames for a plain ``uniform``; 200 is the number of the Charades protocol.
-
-        Raises
-        ------
-        FeatureError
-            The text has another form.
 
         Examples
         --------
@@ -117,17 +107,12 @@ class FrameRule:
         Parameters
         ----------
         timestamps : (frames,) float64
-            Time of each frame in seconds, ascending, at least one.
+            Time of each frame in seconds, ascending. No frame at all raises FeatureError.
 
         Returns
         -------
         (rows,) int64 array
             A frame for every row, ascending; some may repeat.
-
-        Raises
-        ------
-        FeatureError
-            There is no frame to choose from.
 
         Notes
         -----

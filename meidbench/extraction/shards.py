@@ -25,12 +25,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Shard:
-    """Shard ``number`` of ``count``, counted from 1.
-
-    Raises
-    ------
-    FeatureError
-        The number is not between 1 and the count.
+    """Shard ``number`` of ``count``, counted from 1; a number outside raises FeatureError.
 
     Examples
     --------

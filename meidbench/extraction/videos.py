@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from meidbench.errors import FeatureError, bullet_list, first_few
@@ -11,7 +12,7 @@ from meidbench.extraction.frame_folders import frame_number
 from meidbench.features.source import Unusable, check_id
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-_MOST_NOTED = 100
+_MOST_OTHERS = 100
 
 
 @dataclass(frozen=True)
@@ -90,31 +91,27 @@ def find_videos(folder: str | os.PathLike[str], only: Iterable[str] | None = Non
     wanted = None if only is None else set(only)
     if wanted is not None and not wanted:
         raise FeatureError("only names no video; leave it out to find all")
-    found: dict[str, Video] = {}
-    paths: dict[str, list[Path]] = {}
-    unwanted: list[str] = []
-    for video in _walk(root.absolute(), wanted, unwanted):
-        found.setdefault(video.video_id, video)
-        paths.setdefault(video.video_id, []).append(video.path)
-    _refuse_double_ids(root, {video_id: several for video_id, several in paths.items() if len(several) > 1})
+    found: dict[str, list[Video]] = {}
+    for video in _walk(root.absolute(), wanted):
+        found.setdefault(video.video_id, []).append(video)
+    _refuse_double_ids(root, {video_id: several for video_id, several in found.items() if len(several) > 1})
     _refuse_unusable_ids(root, found)
     if not found:
-        if unwanted:
+        if wanted and (others := [video.video_id for video in islice(_walk(root.absolute(), None), _MOST_OTHERS)]):
             raise FeatureError(
-                f"none of the {len(wanted or ()):,} videos asked for is in {root}: asked for "
-                f"{first_few(sorted(wanted or ()))}; there are others, such as {min(unwanted)}\n"
-                "Name the folder of this dataset's videos."
+                f"none of the {len(wanted):,} videos asked for is in {root}: asked for {first_few(sorted(wanted))}; "
+                f"there are others, such as {min(others)}\nName the folder of this dataset's videos."
             )
         raise FeatureError(
             f"there are no videos in {root}; expected files ending in {', '.join(VIDEO_SUFFIXES)}, or folders of "
             "images named after the folder (ID/ID-000001.jpg)"
         )
-    videos = tuple(found[video_id] for video_id in sorted(found))
+    videos = tuple(found[video_id][0] for video_id in sorted(found))
     return VideoList(videos, tuple(sorted((wanted or set()).difference(found))))
 
 
-def _walk(root: Path, wanted: set[str] | None, unwanted: list[str]) -> Iterator[Video]:
-    """Yield every wanted video below a folder, and note a few others; no folder is walked twice, links or not."""
+def _walk(root: Path, wanted: set[str] | None) -> Iterator[Video]:
+    """Yield every wanted video below a folder; no folder is walked twice, links or not."""
     waiting, seen = [root], set()
     while waiting:
         folder = waiting.pop()
@@ -123,14 +120,12 @@ def _walk(root: Path, wanted: set[str] | None, unwanted: list[str]) -> Iterator[
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            videos, folders, num_images = _list_folder(folder, wanted, unwanted)
+            videos, folders, num_images = _list_folder(folder, wanted)
         except OSError as error:
             raise FeatureError(f"cannot list the folder {folder}: {error.strerror}") from None
         if num_images:
             if wanted is None or folder.name in wanted:
                 yield Video(folder.name, folder, True, num_images)
-            elif len(unwanted) < _MOST_NOTED:
-                unwanted.append(folder.name)
             continue
         yield from videos
         # Links last, so that a folder is named by where it is rather than by a link to it.
@@ -139,9 +134,7 @@ def _walk(root: Path, wanted: set[str] | None, unwanted: list[str]) -> Iterator[
         waiting.extend(Path(entry.path) for entry in folders if not entry.is_symlink())
 
 
-def _list_folder(
-    folder: Path, wanted: set[str] | None, unwanted: list[str]
-) -> tuple[list[Video], list["os.DirEntry[str]"], int]:
+def _list_folder(folder: Path, wanted: set[str] | None) -> tuple[list[Video], list["os.DirEntry[str]"], int]:
     """Return the video files of a folder, its folders, and the number of its images that are frames of one video."""
     videos: list[Video] = []
     folders: list[os.DirEntry[str]] = []
@@ -156,11 +149,8 @@ def _list_folder(
                 folders.append(entry)
             elif entry.name.lower().endswith(VIDEO_SUFFIXES):
                 stem = entry.name.rpartition(".")[0]
-                if wanted is not None and stem not in wanted:
-                    # Its size is not read: on a network file system that takes most of the time.
-                    if len(unwanted) < _MOST_NOTED:
-                        unwanted.append(stem)
-                elif (size := _file_size(entry)) is not None:
+                # The size of others is not read: on a network file system that takes most of the time.
+                if (wanted is None or stem in wanted) and (size := _file_size(entry)) is not None:
                     videos.append(Video(stem, Path(entry.path), False, size))
     return videos, folders, num_images
 
@@ -174,9 +164,12 @@ def _file_size(entry: "os.DirEntry[str]") -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _refuse_double_ids(root: Path, doubled: dict[str, list[Path]]) -> None:
+def _refuse_double_ids(root: Path, doubled: dict[str, list[Video]]) -> None:
     if doubled:
-        lines = [f"{video_id}: {first_few(sorted(map(str, doubled[video_id])))}" for video_id in sorted(doubled)[:5]]
+        lines = [
+            f"{video_id}: {first_few(sorted(str(video.path) for video in doubled[video_id]))}"
+            for video_id in sorted(doubled)[:5]
+        ]
         raise FeatureError(
             f"{len(doubled):,} ids in {root} are of more than one video:\n{bullet_list(lines)}\n"
             "Keep one of each, or name a folder that holds only one version of the videos."

@@ -89,17 +89,8 @@ def find_backbone(name: str) -> Backbone:
 def build(name: str) -> nn.Module:
     """Build a backbone, in evaluation mode and without gradients.
 
-    Its parameters are NaN until weights are loaded, so that a forgotten ``load_weights`` shows at once.
-
-    Parameters
-    ----------
-    name : str
-        One of ``BACKBONES``.
-
-    Raises
-    ------
-    FeatureError
-        The name is unknown; the known ones are listed.
+    Its parameters are NaN until weights are loaded, so that a forgotten ``load_weights`` shows at once. An unknown name
+    raises FeatureError.
 
     Examples
     --------
@@ -117,17 +108,7 @@ def build(name: str) -> nn.Module:
 
 
 class InferenceModel(nn.Module):
-    """A backbone made ready for millions of rows; made by :func:`for_inference`.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Maps images to rows.
-    device : torch.device
-        The device of the model.
-    precision : str
-        One of ``PRECISIONS``.
-    """
+    """A backbone made ready for millions of rows by :func:`for_inference`."""
 
     def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
         super().__init__()
@@ -153,7 +134,6 @@ def for_inference(model: nn.Module, device: torch.device | str, precision: str =
     model : nn.Module
         With its weights loaded; it is not changed.
     device : torch.device or str
-        Device of the copy.
     precision : str
         ``fp32`` is float32 throughout, without TF32; ``bf16`` and ``fp16`` are autocast, for GPUs.
 
@@ -190,22 +170,17 @@ def for_inference(model: nn.Module, device: torch.device | str, precision: str =
 
 @contextmanager
 def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """Compute in the precision asked for, whatever the process is set to."""
-    dtype = PRECISIONS[precision]
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None), _exact_convolutions(device):
-        yield
-
-
-@contextmanager
-def _exact_convolutions(device: torch.device) -> Iterator[None]:
-    """Keep float32 convolutions from TF32, the default on GPUs, which would leave three digits of ``fp32``."""
+    """Compute in the given precision, whatever the settings of the process are."""
+    # Convolutions must not use TF32, the default on GPUs, which would leave three digits of fp32.
     backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cudnn
     holder, name, value = getattr(backend, "conv", None), "fp32_precision", "ieee"
     if not hasattr(holder, name):  # before torch 2.9
         holder, name, value = torch.backends.cudnn, "allow_tf32", False  # type: ignore[assignment]
     before = getattr(holder, name)
     setattr(holder, name, value)
+    dtype = PRECISIONS[precision]
     try:
-        yield
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            yield
     finally:
         setattr(holder, name, before)

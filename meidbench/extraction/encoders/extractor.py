@@ -204,12 +204,7 @@ class Extractor:
 
 
 class VideoEncoding:
-    """The crops of one video that wait to be encoded, and the rows of those that were.
-
-    Parameters
-    ----------
-    extractor : Extractor
-    """
+    """The crops of one video that wait to be encoded, and the rows of those that were."""
 
     def __init__(self, extractor: Extractor) -> None:
         self._extractor = extractor

@@ -30,14 +30,10 @@ class Preprocessing:
     Attributes
     ----------
     resize, crop : int
-        Length of the short side after resizing, and of the sides of the centre crop, in pixels.
+        Length of the short side after resizing, and of the sides of the centre crop, in pixels. A crop larger
+        than the short side raises FeatureError.
     mean, std : tuple of float
         Mean and deviation of the red, green and blue values, which lie in [0, 1].
-
-    Raises
-    ------
-    FeatureError
-        A length is not a whole number of at least 1, or the crop is larger than the short side.
     """
 
     resize: int = RESIZE
@@ -73,12 +69,6 @@ class _Block:
 
 class Preprocessor:
     """Resizes and crops many frames at once, on the device of the backbone.
-
-    Parameters
-    ----------
-    device : torch.device or str
-        The device that computes.
-    preprocessing : Preprocessing
 
     Notes
     -----
@@ -203,7 +193,6 @@ def normalise(
     crops : (n, 3, height, width) uint8 tensor
         RGB.
     preprocessing : Preprocessing
-        Mean and deviation of each channel.
     dtype : torch.dtype
         Of the result; it is computed in float32.
     channels_last : bool
@@ -211,12 +200,7 @@ def normalise(
 
     Returns
     -------
-    (n, 3, height, width) tensor: ``(crops / 255 - mean) / std``.
-
-    Raises
-    ------
-    FeatureError
-        The crops are of another shape or type.
+    (n, 3, height, width) tensor: ``(crops / 255 - mean) / std``. Other shapes and types raise FeatureError.
 
     Examples
     --------

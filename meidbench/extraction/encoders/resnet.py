@@ -1,10 +1,9 @@
 """ResNets without their classifier, as torchvision's weights expect them, and with the temporal shift of TSM."""
 
-import operator
-
 import torch
 from torch import Tensor, nn
 
+from meidbench.checks import whole_number
 from meidbench.errors import FeatureError
 
 _WIDTHS = (64, 128, 256, 512)
@@ -76,19 +75,8 @@ def check_clips(rows: int, clip: int) -> None:
 class TemporalShift(nn.Module):
     """A layer whose input is shifted along time first; see :func:`temporal_shift`.
 
-    The layer is kept as ``net``, so that the keys of the state dict are those of the published weights.
-
-    Parameters
-    ----------
-    net : nn.Module
-        The layer behind the shift.
-    clip, divisor : int
-        As for :func:`temporal_shift`.
-
-    Raises
-    ------
-    FeatureError
-        ``clip`` is below 1 or ``divisor`` below 2.
+    The layer is kept as ``net``, so that the keys of the state dict are those of the published weights. A ``clip``
+    below 1 or a ``divisor`` below 2 raises FeatureError.
 
     Examples
     --------
@@ -99,41 +87,24 @@ class TemporalShift(nn.Module):
 
     def __init__(self, net: nn.Module, clip: int = CLIP, divisor: int = DIVISOR) -> None:
         super().__init__()
-        if operator.index(clip) < 1 or operator.index(divisor) < 2:
-            raise FeatureError(f"clip must be at least 1 and divisor at least 2, not {clip} and {divisor}")
         self.net = net
-        self.clip = clip
-        self.divisor = divisor
+        self.clip = whole_number("clip", clip, 1, FeatureError)
+        self.divisor = whole_number("divisor", divisor, 2, FeatureError)
 
     def forward(self, features: Tensor) -> Tensor:
         """Apply the shift, then ``net``."""
         output: Tensor = self.net(temporal_shift(features, self.clip, self.divisor))
         return output
 
-    def extra_repr(self) -> str:
-        """Describe the shift in the module's printed form."""
-        return f"clip={self.clip}, divisor={self.divisor}"
-
 
 class Bottleneck(nn.Module):
-    """A residual block: 1x1 to fewer channels, 3x3, 1x1 to four times the width, and the input added.
-
-    Parameters
-    ----------
-    channels : int
-        Of the input.
-    width : int
-        Channels of the 3x3 convolution; the output has 4 * width.
-    stride : int
-        Of the 3x3 convolution.
-    clip : int
-        Above 1, the residual branch begins with a temporal shift over clips of this number of frames.
+    """A residual block: 1x1 from ``channels`` to ``width``, 3x3, 1x1 to 4 * width, and the input added.
 
     Notes
     -----
     He et al., Deep Residual Learning for Image Recognition, CVPR 2016, figure 5 (right). The stride lies in the 3x3
-    convolution instead of the first 1x1, as in the networks that torchvision's weights were trained for. The shift
-    lies inside the residual branch (Lin et al., ICCV 2019, section 4.1).
+    convolution instead of the first 1x1, as in the networks that torchvision's weights were trained for. With ``clip``
+    above 1 the residual branch begins with a temporal shift (Lin et al., ICCV 2019, section 4.1).
     """
 
     def __init__(self, channels: int, width: int, stride: int, clip: int) -> None:
@@ -178,13 +149,9 @@ class ResNet(nn.Module):
     Parameters
     ----------
     layers : tuple of int
-        Bottlenecks in each of the four stages.
+        Bottlenecks in each of the four stages (He et al., CVPR 2016, table 1).
     clip : int
         Above 1, every bottleneck shifts channels along time within clips of this number of frames.
-
-    Notes
-    -----
-    He et al., CVPR 2016, table 1.
     """
 
     def __init__(self, layers: tuple[int, int, int, int], clip: int = 1) -> None:
