@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -19,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_extractor import PoolInThisProcess, TinyExtractor, extract_on_full_disk, extract_until
+from tiny_extractor import SMALL_RESNET, TinyExtractor, extract_on_full_disk, extract_until
 
 from meidbench.errors import FeatureError
 from meidbench.extraction.decoder_pool import DecoderPool, DecodingSettings, FrameBatch, RowsCounted, VideoFinished
@@ -30,53 +28,11 @@ from meidbench.extraction.encoders.resnet import ResNet
 from meidbench.extraction.encoders.weights import load_weights
 from meidbench.extraction.extraction import extract_features, summarise
 from meidbench.extraction.frames import FrameRule
-from meidbench.extraction.shards import Shard, merge_features
 from meidbench.extraction.videos import find_videos
 from meidbench.features import open_features
 from meidbench.features.feature_file import STATUSES, read_header
 from meidbench.features.records import read_rows
 from meidbench.features.store import partial_path
-
-FRAMES = [20, 3, 31, 1, 12, 25, 8, 40, 16, 5]
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """Ten videos, one folder of frames, and three files that are no videos."""
-    folder = tmp_path_factory.mktemp("clips")
-    for number, frames in enumerate(FRAMES):
-        images = make_videos.pictures(frames, 96, 64, seed=number)
-        make_videos.write_video(folder / f"clip{number}.mp4", images)
-    (folder / "pictures").mkdir()
-    for number, image in enumerate(make_videos.pictures(9, 80, 60, seed=99), 1):
-        Image.fromarray(image).save(folder / "pictures" / f"pictures-{number:06d}.jpg")
-    (folder / "empty.mp4").touch()
-    (folder / "noise.avi").write_bytes(random.Random(0).randbytes(5000))
-    make_videos.write_sound(folder / "sound.mp4")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reference(clips, tmp_path_factory):
-    """The file that one process writes without interruption."""
-    path = tmp_path_factory.mktemp("reference") / "clips.h5"
-    extract_features(find_videos(clips).videos, path, TinyExtractor(), workers=2)
-    return path
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Decode without processes, for tests of everything else."""
-    monkeypatch.setattr("meidbench.extraction.extraction.DecoderPool", PoolInThisProcess)
-
-
-@pytest.fixture
-def small_resnet50(monkeypatch):
-    """Put a shallow network for small images in the place of resnet50, for tests of everything around it."""
-    small = replace(
-        BACKBONES["resnet50"], make_network=partial(ResNet, (1, 1, 1, 1)), preprocessing=Preprocessing(64, 56)
-    )
-    monkeypatch.setitem(BACKBONES, "resnet50", small)
 
 
 def decode_plainly(path):
@@ -131,7 +87,7 @@ def test_features_are_those_of_the_plain_script(clips, tmp_path):
 @pytest.fixture
 def small_tsm(monkeypatch):
     """A shallow network with the temporal shift, for small images."""
-    small = Backbone("small-tsm", partial(ResNet, (1, 1, 1, 1), 8), clip=8, preprocessing=Preprocessing(64, 56))
+    small = replace(SMALL_RESNET, name="small-tsm", make_network=partial(ResNet, (1, 1, 1, 1), 8), clip=8)
     monkeypatch.setitem(BACKBONES, "small-tsm", small)
     return small
 
@@ -205,8 +161,8 @@ def test_a_backbone_is_one_entry(clips, in_this_process, monkeypatch, tmp_path):
     assert recipe["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_what_cannot_be_read_is_recorded_and_the_rest_goes_on(reference):
-    summary = summarise(reference)
+def test_what_cannot_be_read_is_recorded_and_the_rest_goes_on(extracted_clips):
+    summary = summarise(extracted_clips)
     assert (summary.videos, summary.ok, summary.salvaged, summary.failed) == (14, 11, 0, 3)
     assert [(name, status) for name, status, _ in summary.troubles] == [
         ("empty", "failed"), ("noise", "failed"), ("sound", "failed")
@@ -222,7 +178,7 @@ def test_rows_by_time_are_stored_without_padding(clips, tmp_path, rule, in_this_
     with h5py.File(tmp_path / "f.h5") as file:
         assert file["features"].shape == (sum(file["row_counts"]), 2048)
     source = open_features(tmp_path / "f.h5")
-    for number, frames in enumerate(FRAMES):
+    for number, frames in enumerate(make_videos.CLIP_FRAMES):
         expected = frames if rule == "all" else len(np.arange(0, (frames - 1) / 30 + 1e-9, 1 / 7))
         assert source.num_frames(f"clip{number}") == expected
         alone = TinyExtractor(rule).extract(next(video for video in videos if video.video_id == f"clip{number}"))
@@ -232,19 +188,19 @@ def test_rows_by_time_are_stored_without_padding(clips, tmp_path, rule, in_this_
     assert again.extracted == 0 and not any("counting" in line for line in reports)
 
 
-def test_a_finished_set_is_not_decoded_again(clips, reference, tmp_path, monkeypatch):
-    path = Path(shutil.copy(reference, tmp_path / "f.h5"))
+def test_a_finished_set_is_not_decoded_again(clips, extracted_clips, tmp_path, monkeypatch):
+    path = Path(shutil.copy(extracted_clips, tmp_path / "f.h5"))
     monkeypatch.setattr("meidbench.extraction.decoder_pool.DecoderPool.__enter__", lambda pool: pytest.fail("decodes"))
     extractor = TinyExtractor()
     summary = extract_features(find_videos(clips).videos, path, extractor)
     assert summary.extracted == 0 and summary.ok == 11 and extractor.batches == []
 
 
-def test_a_new_and_a_changed_video_are_all_that_is_extracted(clips, reference, tmp_path, in_this_process):
+def test_a_new_and_a_changed_video_are_all_that_is_extracted(clips, extracted_clips, tmp_path, in_this_process):
     folder = Path(shutil.copytree(clips, tmp_path / "clips"))
     make_videos.write_video(folder / "clip3.mp4", make_videos.pictures(6, 64, 48))
     make_videos.write_video(folder / "later.mp4", make_videos.pictures(7, 64, 48))
-    path = Path(shutil.copy(reference, tmp_path / "f.h5"))
+    path = Path(shutil.copy(extracted_clips, tmp_path / "f.h5"))
     assert extract_features(find_videos(folder).videos, path, TinyExtractor(), workers=1).extracted == 2
     whole = tmp_path / "g.h5"
     extract_features(find_videos(folder).videos, whole, TinyExtractor(), workers=1)
@@ -386,10 +342,10 @@ def test_fifty_kills_lose_nothing_that_was_finished(clips, forkserver, tmp_path)
     assert ends >= {(True, None), (True, False), (True, True)}
 
 
-def test_a_full_disk_is_told_and_gone_on_with(clips, reference, forkserver, in_this_process, tmp_path):
+def test_a_full_disk_is_told_and_gone_on_with(clips, extracted_clips, forkserver, in_this_process, tmp_path):
     """A limit on the size of files stands in for a full disk: the write is refused by the system either way."""
     # Room for the skeleton, whose rows take no space yet, is what the file itself has: cut it off in the middle.
-    limit = reference.stat().st_size // 2
+    limit = extracted_clips.stat().st_size // 2
     process = forkserver.Process(target=extract_on_full_disk, args=(str(clips), str(tmp_path / "f.h5"), limit))
     process.start()
     process.join()
@@ -397,56 +353,7 @@ def test_a_full_disk_is_told_and_gone_on_with(clips, reference, forkserver, in_t
     error = (tmp_path / "f.h5.error").read_text()
     assert "File too large" in error or "no space" in error
     extract_features(find_videos(clips).videos, tmp_path / "f.h5", TinyExtractor())
-    assert (tmp_path / "f.h5").read_bytes() == reference.read_bytes()
-
-
-@pytest.mark.parametrize("rule", ["uniform", "all"])
-def test_parts_merge_to_the_file_of_one_process(clips, reference, monkeypatch, tmp_path, rule):
-    videos = find_videos(clips).videos
-    whole, merged = reference, tmp_path / "merged.h5"
-    if rule == "all":
-        whole = tmp_path / "whole.h5"
-        extract_features(videos, whole, TinyExtractor(rule), workers=2)
-    monkeypatch.setattr("meidbench.extraction.extraction.DecoderPool", PoolInThisProcess)
-    parts = []
-    for number in (3, 1, 2):
-        shard = Shard(number, 3)
-        parts.append(extract_features(videos, merged, TinyExtractor(rule), shard=shard, workers=1).path)
-    assert [part.name for part in parts] == [f"merged.part-{number}-of-3.h5" for number in (3, 1, 2)]
-    assert merge_features(parts, merged) == merged
-    assert merged.read_bytes() == whole.read_bytes()
-
-
-def test_parts_that_do_not_belong_together_are_refused(clips, tmp_path, in_this_process):
-    videos = find_videos(clips, ["clip0", "clip1", "clip2"]).videos
-    out = tmp_path / "f.h5"
-    one, two, three = (
-        extract_features(videos, out, TinyExtractor(), shard=Shard(n, 3), workers=1).path for n in (1, 2, 3)
-    )
-    other = extract_features(videos, out, TinyExtractor(frames=5), shard=Shard(1, 2), workers=1).path
-    whole = extract_features(videos, tmp_path / "whole.h5", TinyExtractor(), workers=1).path
-    copy = Path(shutil.copy(one, tmp_path / "copy.h5"))
-    for parts, message in (
-        ([one, three], "of 3 parts these are missing: 2"),
-        ([one, two, other], "has other settings"),
-        ([one, two, other], "by 2, 3 processes are mixed"),
-        ([one, two, three, whole], "is not a part of a file"),
-        ([one, two, three, copy], "are both part 1/3"),
-    ):
-        with pytest.raises(FeatureError, match=message):
-            merge_features(parts, out)
-        assert not out.exists()
-
-
-@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "-1/2", "1/0"])
-def test_a_share_that_makes_no_sense_is_refused(text):
-    with pytest.raises(FeatureError, match="a shard is I/N"):
-        Shard.from_text(text)
-
-
-def test_torchrun_tells_each_process_its_share():
-    assert Shard.from_environment({"RANK": "2", "WORLD_SIZE": "4"}) == Shard(3, 4)
-    assert Shard.from_environment({}) is None and Shard.from_environment({"WORLD_SIZE": "1", "RANK": "0"}) is None
+    assert (tmp_path / "f.h5").read_bytes() == extracted_clips.read_bytes()
 
 
 # --- the command -------------------------------------------------------------------------------------
@@ -478,20 +385,6 @@ def test_extract_features_command(clips, run, tmp_path, toy_split_file, small_re
     assert other.exit_code == 1 and "weights_sha256" in other.stderr
     strangers = run(*arguments, "--seed", 1, "--split", toy_split_file)
     assert strangers.exit_code == 1 and "TOY" in strangers.stderr
-
-
-def test_sharing_by_hand_and_merge_features_command(clips, run, tmp_path, small_resnet50, in_this_process):
-    folder = tmp_path / "two"
-    folder.mkdir()
-    for name in ("clip1.mp4", "clip3.mp4"):
-        shutil.copy(clips / name, folder)
-    common = ["extract-features", folder, "--backbone", "resnet50", "--frames", 2, "--weights", "random", "--seed", 1]
-    for share in ("1/2", "2/2"):
-        assert run(*common, "--out", tmp_path / "f.h5", "--shard", share).exit_code == 0
-    merged = run("merge-features", *sorted(tmp_path.glob("f.part-*")), "--out", tmp_path / "f.h5")
-    assert merged.exit_code == 0 and "2 videos, 2 ok" in merged.stdout
-    assert run(*common, "--out", tmp_path / "g.h5").exit_code == 0
-    assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "g.h5").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -540,81 +433,6 @@ def test_verify_features_extracts_some_videos_again(clips, run, tmp_path, small_
     (folder / "clip7.mp4").rename(folder / "clip0.mp4")
     (folder / "x").rename(folder / "clip7.mp4")
     assert run("verify-features", out, "--videos", folder, *weights, 1).exit_code == 1
-
-
-def test_torchrun_goes_on_beside_a_share_with_failures(clips, run, tmp_path):
-    """A process that ends with an error would take the others along, today and at every later try."""
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for number, name in enumerate(("noise.avi", "clip1.mp4", "empty.mp4", "clip3.mp4")):
-        shutil.copy(clips / name, folder / f"v{number}{Path(name).suffix}")
-    out = tmp_path / "f.h5"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "meidbench"]
-    options = ["--backbone", "resnet50", "--frames", "1", "--weights", "random", "--seed", "1", "--workers", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    outcome = subprocess.run(
-        [*command, "extract-features", str(folder), "--out", str(out), *options],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert outcome.returncode == 0, outcome.stderr
-    assert "2 of 2 videos failed" in outcome.stderr
-    merged = run("merge-features", *tmp_path.glob("f.part-*-of-2.h5"), "--out", out)
-    assert merged.exit_code == 1 and "4 videos, 2 ok, 0 salvaged, 2 failed" in merged.stdout
-    assert open_features(out).check(["v1", "v3"]).tolist() == [1, 1]
-
-
-def test_more_processes_than_videos(clips, tmp_path, in_this_process):
-    videos = find_videos(clips, ["clip1", "clip3"]).videos
-    reports = []
-    out = tmp_path / "f.h5"
-    summaries = [
-        extract_features(videos, out, TinyExtractor(), shard=Shard(number, 3), workers=1, report=reports.append)
-        for number in (1, 2, 3)
-    ]
-    assert [summary.videos for summary in summaries] == [1, 1, 0]
-    assert reports == ["nothing is left for shard 3/3: there are fewer videos than processes"]
-    merge_features([summary.path for summary in summaries if summary.videos], out)
-    assert open_features(out).check(["clip1", "clip3"]).tolist() == [6, 6]
-
-
-def test_shares_of_different_lists_are_not_merged(clips, tmp_path, in_this_process):
-    listing = find_videos(clips, ["clip0", "clip1", "clip2", "clip3"]).videos
-    out = tmp_path / "f.h5"
-    one = extract_features(listing[:3], out, TinyExtractor(), shard=Shard(1, 2), workers=1).path
-    two = extract_features(listing, out, TinyExtractor(), shard=Shard(2, 2), workers=1).path
-    with pytest.raises(FeatureError, match="shards of different lists of videos"):
-        merge_features([one, two], out)
-
-
-def test_a_merge_follows_its_parts_and_notices_damage(clips, tmp_path, in_this_process):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    shutil.copy(clips / "clip0.mp4", folder / "a.mp4")
-    good = (clips / "clip1.mp4").read_bytes()
-    (folder / "b.mp4").write_bytes(bytes(len(good)))
-    out = tmp_path / "f.h5"
-
-    def parts(**options):
-        videos = find_videos(folder).videos
-        return [
-            extract_features(videos, out, TinyExtractor("all"), shard=Shard(number, 2), workers=1, **options).path
-            for number in (1, 2)
-        ]
-
-    merge_features(parts(), out)
-    assert summarise(out).failed == 1
-    # Repaired to the same size: room for its rows was counted as none.
-    (folder / "b.mp4").write_bytes(good)
-    again = parts(retry_failed=True)
-    merge_features(again, out)
-    assert summarise(out).ok == 2 and open_features(out).num_frames("b") == 3
-    with again[0].open("r+b") as stream:
-        stream.seek(read_header(again[0]).offsets["features"])
-        stream.write(b"\xff")
-    out.unlink()
-    with pytest.raises(FeatureError, match="the rows of a are other than they were written"):
-        merge_features(again, out)
-    assert not out.exists()
 
 
 def test_rows_beyond_those_counted_fail_one_video_and_not_the_run(clips, tmp_path, monkeypatch, in_this_process):

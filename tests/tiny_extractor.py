@@ -6,6 +6,8 @@ import resource
 import signal
 import sys
 import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -18,10 +20,15 @@ from meidbench.extraction.decoder_pool import FrameBatch, RowsCounted, VideoFini
 from meidbench.extraction.decoding import count_rows, read_frames
 from meidbench.extraction.encoders.backbones import BACKBONES
 from meidbench.extraction.encoders.extractor import Extractor
-from meidbench.extraction.encoders.preprocessing import Preprocessor
+from meidbench.extraction.encoders.preprocessing import Preprocessing, Preprocessor
+from meidbench.extraction.encoders.resnet import ResNet
 from meidbench.extraction.frames import FrameRule, Restart
 from meidbench.extraction.videos import find_videos
 from meidbench.features import store
+
+SMALL_RESNET = replace(
+    BACKBONES["resnet50"], make_network=partial(ResNet, (1, 1, 1, 1)), preprocessing=Preprocessing(64, 56)
+)
 
 
 class TinyExtractor(Extractor):
