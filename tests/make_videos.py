@@ -1,4 +1,4 @@
-"""Makes small videos of every kind that the decoding is tested on."""
+"""Makes small videos of every kind for the tests of decoding."""
 
 import random
 import struct
@@ -10,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image
 
-# Encoders that a build of PyAV may lack are asked for by the tests that need them.
+# A build of PyAV may lack encoders; the tests that need one check for it.
 ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 # Without it Matroska draws random identifiers, and damage hits another file each time.
 BIT_EXACT = {"fflags": "+bitexact"}

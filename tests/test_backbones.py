@@ -255,7 +255,7 @@ def test_full_precision_holds_under_a_foreign_autocast(small):
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="this torch has no such setting for the CPU")
 def test_full_precision_is_set_and_put_back(small):
-    """A process may allow itself bfloat16 products; ``fp32`` is not among what that reaches."""
+    """A process may set bfloat16 products; ``fp32`` ignores the setting."""
     prepared = for_inference(small, "cpu", "fp32")
     seen = []
     prepared.model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.mkldnn.conv.fp32_precision))
@@ -288,7 +288,7 @@ def test_gpu_gives_the_rows_of_the_cpu(small, precision, bound):
 
 
 def test_import_is_free_of_vision_packages():
-    """torchvision and timm cannot be imported beside every torch, so nothing may ask for them."""
+    """torchvision and timm do not work with every torch, so nothing may import them."""
     code = (
         "import sys, meidbench.extraction.encoders.backbones, meidbench.extraction.encoders.preprocessing\n"
         "import meidbench.extraction.encoders.weights\n"

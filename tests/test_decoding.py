@@ -1,4 +1,4 @@
-"""Frames out of video files, against everything decoded plainly; and out of files that are damaged."""
+"""Frames of video files, against a plain script that decodes everything; and frames of damaged files."""
 
 import importlib.util
 import os
@@ -33,7 +33,7 @@ class Read(NamedTuple):
 
 
 def read(path: Path, rule: str) -> Read:
-    """Read a video as a consumer does, and check what holds of every video, whole or not."""
+    """Read a video as a consumer does, and check the properties of every result, damaged or not."""
     video, parsed = as_video(path), FrameRule.from_text(rule)
     images: dict[int, np.ndarray] = {}
     restarts = 0
@@ -94,7 +94,7 @@ def decode_everything(path: Path, stream_index: int = 0) -> list[Shown]:
 
 
 def expected_indices(rule: str, shown: list[Shown]) -> list[int]:
-    """The rules by their words, frame by frame in exact fractions."""
+    """The rules as they are documented, frame by frame in exact fractions."""
     kind, _, value = rule.partition("=")
     if kind == "uniform":
         return uniform_indices(len(shown), int(value)).tolist()
@@ -219,7 +219,7 @@ MATRICES = {
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_frames_are_turned_upright(tmp_path, name):
-    """The corners of a picture, A B above C D, have a brightness each; worked out by hand where they end up."""
+    """The corners of a picture, A B above C D, have a brightness each; their positions are worked out by hand."""
     matrix, at_corner = MATRICES[name]
     brightness = {"A": 40, "B": 100, "C": 160, "D": 220}
     image = np.empty((48, 64, 3), np.uint8)
@@ -328,7 +328,7 @@ def test_a_cut_that_the_decoder_does_not_notice_is_told_by_the_header(tmp_path):
     whole = write_video(tmp_path / "whole.mkv", pictures(90))
     with av.open(str(whole)) as container:
         places = [packet.pos for packet in container.demux(video=0) if packet.size]
-    # Where a block begins: all before it is whole, and nothing is left to stumble over.
+    # At the beginning of a block: everything before it is complete, so that the decoder meets no error.
     (tmp_path / "short.mkv").write_bytes(whole.read_bytes()[: places[54] - 7])
     for rule in RULES:
         got = assert_as_decoded(tmp_path / "short.mkv", rule)

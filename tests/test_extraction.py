@@ -57,8 +57,12 @@ def plain_features(images, model, preprocessing=IMAGENET):
     return torch.cat(rows).numpy()
 
 
-def test_features_are_those_of_the_plain_script(clips, tmp_path):
-    only = find_videos(clips, ["clip0", "clip1", "pictures"]).videos
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_features_are_those_of_the_plain_script(clips, tmp_path, request, size):
+    """All kinds of video through the small network; one, whose frames repeat, through the full one."""
+    if size == "small":
+        request.getfixturevalue("small_resnet50")
+    only = find_videos(clips, ["clip0", "clip1", "pictures"] if size == "small" else ["clip1"]).videos
     extractor = Extractor(
         "resnet50", "random", seed=3, rule=FrameRule("uniform", frames=5), device="cpu", dtype="float32"
     )
@@ -66,20 +70,20 @@ def test_features_are_those_of_the_plain_script(clips, tmp_path):
     source = open_features(tmp_path / "f.h5")
     model = build("resnet50")
     load_weights(model, extractor.backbone, "random", seed=3)
-    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in sorted((clips / "pictures").iterdir())]
-    for video_id, images in {
-        "clip0": decode_plainly(clips / "clip0.mp4"),
-        "clip1": decode_plainly(clips / "clip1.mp4"),
-        "pictures": pictures,
-    }.items():
+    for video in only:
+        if video.is_folder:
+            images = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(video.path.iterdir())]
+        else:
+            images = decode_plainly(video.path)
         chosen = np.linspace(0, len(images) - 1, 5).astype(int)
-        expected = plain_features([images[index] for index in chosen], model)
+        expected = plain_features([images[index] for index in chosen], model, extractor.backbone.preprocessing)
         assert expected.shape == (5, 2048) and expected.std() > 0.01
-        np.testing.assert_allclose(source.read(video_id), expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(source.read(video.video_id), expected, rtol=0, atol=1e-4)
+    first = [0, 4, 9, 14, 19] if size == "small" else [0, 0, 1, 1, 2]
     with h5py.File(tmp_path / "f.h5") as file:
         recipe = json.loads(file.attrs["recipe"])
-        assert file["frame_indices"][0].tolist() == [0, 4, 9, 14, 19]
-        np.testing.assert_allclose(file["timestamps"][0], np.array([0, 4, 9, 14, 19]) / 30, atol=1e-3)
+        assert file["frame_indices"][0].tolist() == first
+        np.testing.assert_allclose(file["timestamps"][0], np.array(first) / 30, atol=1e-3)
     assert recipe["backbone"] == "resnet50" and len(recipe["weights_sha256"]) == 64
     assert recipe["sampling"] == "uniform=5" and "libavcodec" in recipe["libraries"]
 
@@ -139,7 +143,7 @@ class PatchNet(torch.nn.Module):
 
 
 def test_a_backbone_is_one_entry(clips, in_this_process, monkeypatch, tmp_path):
-    """Its own width, layer, preprocessing and classifier; everything else follows."""
+    """The entry gives width, layer, preprocessing and classifier; nothing else is changed."""
     preprocessing = Preprocessing(resize=40, crop=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     patch = Backbone(
         "patch", PatchNet, dim=24, layer="mean of patches", preprocessing=preprocessing, classifier=("head.",)
@@ -161,7 +165,7 @@ def test_a_backbone_is_one_entry(clips, in_this_process, monkeypatch, tmp_path):
     assert recipe["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_what_cannot_be_read_is_recorded_and_the_rest_goes_on(extracted_clips):
+def test_unreadable_videos_are_recorded_and_the_others_extracted(extracted_clips):
     summary = summarise(extracted_clips)
     assert (summary.videos, summary.ok, summary.salvaged, summary.failed) == (14, 11, 0, 3)
     assert [(name, status) for name, status, _ in summary.troubles] == [
@@ -196,7 +200,7 @@ def test_a_finished_set_is_not_decoded_again(clips, extracted_clips, tmp_path, m
     assert summary.extracted == 0 and summary.ok == 11 and extractor.batches == []
 
 
-def test_a_new_and_a_changed_video_are_all_that_is_extracted(clips, extracted_clips, tmp_path, in_this_process):
+def test_only_a_new_and_a_changed_video_are_extracted(clips, extracted_clips, tmp_path, in_this_process):
     folder = Path(shutil.copytree(clips, tmp_path / "clips"))
     make_videos.write_video(folder / "clip3.mp4", make_videos.pictures(6, 64, 48))
     make_videos.write_video(folder / "later.mp4", make_videos.pictures(7, 64, 48))
@@ -251,7 +255,7 @@ def test_large_frames_and_full_slots_come_through(clips):
     [(signal.SIGSTOP, "gave no frame in 2 s"), (signal.SIGSEGV, "the decoder crashed on it (signal 11)")],
 )
 def test_a_video_on_which_the_decoder_hangs_or_dies_has_failed_and_no_other(clips, blow, reason):
-    """Stopped or killed from outside in the middle of its work, as a codec might hang or crash."""
+    """The process is stopped or killed while it decodes, as if a codec hung or crashed."""
     videos = find_videos(clips).videos
     outcomes = {}
     with DecoderPool(videos, DecodingSettings(FrameRule("uniform", frames=3), timeout=2.0)) as pool:
@@ -278,7 +282,7 @@ def test_counting_says_how_many_rows_come(clips):
     assert counts["clip7"] == 40 and counts["pictures"] == 9 and counts["noise"] == 0 and len(counts) == 14
 
 
-# --- killed, full, shared ------------------------------------------------------------------------------
+# --- killed, disk full ---------------------------------------------------------------------------------
 
 
 def rows_by_id(path):
@@ -300,7 +304,7 @@ def forkserver():
 
 
 def test_fifty_kills_lose_nothing_that_was_finished(clips, forkserver, tmp_path):
-    """SIGKILL at counted calls: before the file is there, while rows are written, while it is given its name."""
+    """SIGKILL at counted calls: before the file exists, while rows are written, while the file gets its name."""
     generator = random.Random(0)
     folder, whole = tmp_path / "clips", tmp_path / "whole.h5"
     folder.mkdir()
@@ -312,7 +316,7 @@ def test_fifty_kills_lose_nothing_that_was_finished(clips, forkserver, tmp_path)
     halfway, ends = set(), set()
     while kills < 50:
         commit_every = generator.choice([0.0, 1.0])
-        in_this_process = kills % 17 > 0  # three times with decoding processes, which must end, too
+        in_this_process = kills % 17 > 0  # three times with decoding processes
         calls, most = generator.choice([(("write", "fsync", "replace"), 60), (("replace",), 4)])
         arguments = (str(folder), str(path), commit_every, generator.randint(1, most), calls, in_this_process)
         process = forkserver.Process(target=extract_until, args=arguments)
@@ -338,13 +342,13 @@ def test_fifty_kills_lose_nothing_that_was_finished(clips, forkserver, tmp_path)
         else:
             assert killed
     assert finished_runs >= 1 and len(halfway) > 3
-    # Killed before the file was there, while it was written, and after it was given its name.
+    # Killed before the file existed, while it was written, and after it got its name.
     assert ends >= {(True, None), (True, False), (True, True)}
 
 
-def test_a_full_disk_is_told_and_gone_on_with(clips, extracted_clips, forkserver, in_this_process, tmp_path):
+def test_a_full_disk_is_reported_and_the_run_continued(clips, extracted_clips, forkserver, in_this_process, tmp_path):
     """A limit on the size of files stands in for a full disk: the write is refused by the system either way."""
-    # Room for the skeleton, whose rows take no space yet, is what the file itself has: cut it off in the middle.
+    # Half of the file's size: the skeleton, whose rows take no space yet, is written, and some rows are not.
     limit = extracted_clips.stat().st_size // 2
     process = forkserver.Process(target=extract_on_full_disk, args=(str(clips), str(tmp_path / "f.h5"), limit))
     process.start()
@@ -402,7 +406,7 @@ def test_extract_features_command(clips, run, tmp_path, toy_split_file, small_re
         (["--backbone", "tsm-resnet50"], 1, "no default weights"),
     ],
 )
-def test_calls_that_cannot_be_answered(clips, run, tmp_path, arguments, code, message):
+def test_invalid_calls_are_refused(clips, run, tmp_path, arguments, code, message):
     outcome = run("extract-features", clips, "--out", tmp_path / "f.h5", *arguments)
     assert outcome.exit_code == code and message in outcome.stderr and outcome.stdout == ""
     assert list(tmp_path.iterdir()) == []
@@ -428,7 +432,7 @@ def test_verify_features_extracts_some_videos_again(clips, run, tmp_path, small_
     assert all(entry["min"] > 0.9999 for entry in json.loads(verified.stdout)["similarities"])
     others = run("verify-features", out, "--videos", folder, *weights, 2)
     assert others.exit_code == 1 and "these weights are others" in others.stderr
-    # The videos have changed places: the rows are no longer theirs.
+    # The videos swap names, so the rows are no longer theirs.
     (folder / "clip0.mp4").rename(folder / "x")
     (folder / "clip7.mp4").rename(folder / "clip0.mp4")
     (folder / "x").rename(folder / "clip7.mp4")

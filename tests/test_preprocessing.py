@@ -113,7 +113,7 @@ def test_frames_of_a_batch_are_alone(monkeypatch):
 
 
 def test_temporaries_are_bounded(monkeypatch):
-    """However many frames come, no product is larger than the bound says."""
+    """No product exceeds the bound, for any number of frames."""
     largest = []
     rounded = preprocessing._round
     monkeypatch.setattr(preprocessing, "_round", lambda sums: largest.append(sums.nbytes) or rounded(sums))

@@ -1,4 +1,4 @@
-"""An extraction shared by several processes, and merged."""
+"""An extraction that several processes share, and the merge of their parts."""
 
 import os
 import shutil
@@ -56,12 +56,12 @@ def test_parts_that_do_not_belong_together_are_refused(clips, tmp_path, in_this_
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "-1/2", "1/0"])
-def test_a_share_that_makes_no_sense_is_refused(text):
+def test_an_impossible_shard_is_refused(text):
     with pytest.raises(FeatureError, match="a shard is I/N"):
         Shard.from_text(text)
 
 
-def test_torchrun_tells_each_process_its_share():
+def test_torchrun_gives_each_process_its_shard():
     assert Shard.from_environment({"RANK": "2", "WORLD_SIZE": "4"}) == Shard(3, 4)
     assert Shard.from_environment({}) is None and Shard.from_environment({"WORLD_SIZE": "1", "RANK": "0"}) is None
 
@@ -80,8 +80,8 @@ def test_sharing_by_hand_and_merge_features_command(clips, run, tmp_path, small_
     assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "g.h5").read_bytes()
 
 
-def test_torchrun_goes_on_beside_a_share_with_failures(clips, run, tmp_path):
-    """A process that ends with an error would take the others along, today and at every later try."""
+def test_torchrun_continues_beside_a_shard_with_failures(clips, run, tmp_path):
+    """torchrun ends all processes where one ends with an error, now and at every later attempt."""
     folder = tmp_path / "videos"
     folder.mkdir()
     for number, name in enumerate(("noise.avi", "clip1.mp4", "empty.mp4", "clip3.mp4")):
@@ -115,7 +115,7 @@ def test_more_processes_than_videos(clips, tmp_path, in_this_process):
     assert open_features(out).check(["clip1", "clip3"]).tolist() == [6, 6]
 
 
-def test_shares_of_different_lists_are_not_merged(clips, tmp_path, in_this_process):
+def test_shards_of_different_lists_are_not_merged(clips, tmp_path, in_this_process):
     listing = find_videos(clips, ["clip0", "clip1", "clip2", "clip3"]).videos
     out = tmp_path / "f.h5"
     one = extract_features(listing[:3], out, TinyExtractor(), shard=Shard(1, 2), workers=1).path
@@ -141,7 +141,7 @@ def test_a_merge_follows_its_parts_and_notices_damage(clips, tmp_path, in_this_p
 
     merge_features(parts(), out)
     assert summarise(out).failed == 1
-    # Repaired to the same size: room for its rows was counted as none.
+    # Repaired to the same size; its rows were counted as 0.
     (folder / "b.mp4").write_bytes(good)
     again = parts(retry_failed=True)
     merge_features(again, out)

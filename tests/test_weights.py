@@ -30,7 +30,7 @@ FORMS = ["zip", "former", "safetensors"]
 
 
 class SmallNet(nn.Module):
-    """The beginning of a ResNet, narrow."""
+    """The first layers of a narrow ResNet."""
 
     def __init__(self, clip=1):
         super().__init__()
@@ -46,7 +46,7 @@ SMALL_TSM = Backbone("small-tsm", partial(SmallNet, 8), clip=8)
 
 @pytest.fixture(scope="module")
 def good():
-    """The state dict of a network whose numbers are all different from what another seed gives."""
+    """The state dict of a network whose numbers all differ from those of another seed."""
     model = SmallNet()
     load_weights(model, SMALL, "random", seed=5)
     return model.state_dict()
@@ -73,7 +73,7 @@ def same(model, state):
 
 
 def refusal(spec, backbone=SMALL, model=None, **options):
-    """Load what must be refused; the model must stay as it was. Return the message."""
+    """Load weights that must be refused; the model must not change. Return the message."""
     model = model or fresh(backbone)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(FeatureError) as caught:
@@ -158,7 +158,7 @@ def test_missing_unknown_and_misshapen_are_all_named(tmp_path, good):
 def test_file_of_another_backbone_is_recognised(tmp_path):
     with torch.device("meta"):
         shapes = BACKBONES["tsm-resnet50"].make_network().state_dict()
-    # Expanded from one number each, so that the file is small.
+    # Each tensor is expanded from one number, so that the file is small.
     state = {f"module.base_model.{key}": torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
     message = refusal(write(tmp_path / "w.pth", state))
     assert "it looks like tsm-resnet50" in message and "does not hold weights for small" in message
@@ -190,7 +190,7 @@ def test_same_weight_twice_is_refused(tmp_path, good):
     assert "twice" in refusal(write(tmp_path / "w.pth", state))
 
 
-# --- files that are no weights, or worse ---
+# --- files without weights, and dangerous ones ---
 
 
 class Trap:
@@ -218,7 +218,7 @@ def test_pickle_with_a_program_in_it_is_not_run(tmp_path, good, form):
     else:
         assert "run a program hidden in it" in message and "mkdir" in message
     assert "weights_only" not in message
-    if form == "zip":  # the trap is a working one
+    if form == "zip":  # the trap works
         torch.load(path, weights_only=False)
         assert sprung.exists()
 
@@ -298,7 +298,7 @@ def test_other_content_is_refused(tmp_path, content, told):
 def test_folder_and_unreadable_file(tmp_path):
     assert "cannot read" in refusal(tmp_path)
     message = refusal(tmp_path / "nothing.pth")
-    assert "no such file" in message and "resnet101-imagenet-v1" in message
+    assert "not a file" in message and "resnet101-imagenet-v1" in message
 
 
 def test_checkpoint_needs_no_gpu_and_shares_no_gradients(tmp_path):
@@ -394,7 +394,7 @@ class Site:
 
 @pytest.fixture
 def offered(tmp_path, good, monkeypatch):
-    """Publish the good weights on this machine as the default ones of SMALL; return what is needed to look on."""
+    """Publish the good weights on a local server; return the backbone, the server, the address and the digest."""
     body = write(tmp_path / "source.pth", good).read_bytes()
     site = Site(body)
     digest = hashlib.sha256(body).hexdigest()

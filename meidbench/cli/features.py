@@ -44,10 +44,12 @@ if TYPE_CHECKING:
     metavar="default|NAME|FILE|random",
     help="Published weights, which are downloaded, or a file with a state dict or safetensors.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of random weights, which are for tests only.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of random weights, which are for tests only.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
-@click.option("--dtype", type=click.Choice(EXTRACTED_DTYPES), default="float16", show_default=True, help="Stored.")
+@click.option(
+    "--dtype", type=click.Choice(EXTRACTED_DTYPES), default="float16", show_default=True, help="Type of stored numbers."
+)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Frames per batch [default: 256 on a GPU, 8 on a CPU].")
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding processes [default: from the number of cores].")
 @click.option(

@@ -137,8 +137,8 @@ class DecoderPool:
 
     Notes
     -----
-    A process that dies fails one video, and is replaced. No lock is shared, so a dead process leaves none locked.
-    The processes end with their parent, however that ends.
+    Where a process dies, one video has failed, and a new process takes its place. Processes share no lock, which a
+    dead one could leave locked. They end with their parent, even where that is killed.
     """
 
     def __init__(
@@ -269,7 +269,7 @@ class DecoderPool:
 
 @contextmanager
 def _ignored_interrupts() -> Iterator[None]:
-    """Let a new process inherit that Ctrl-C is ignored: it reaches the whole group, and the parent decides."""
+    """Let a new process inherit that Ctrl-C is ignored: all processes receive it, and only the parent acts on it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -297,7 +297,7 @@ def _run_worker(connection: Connection, memory: Any, settings: DecodingSettings,
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:
-                # One odd video must not end a run of days; the error stands in the file and the summary.
+                # One video must not end a run of days; the feature file and the summary name the error.
                 worker.discard_batch()
                 failure = DecodingResult.from_failure(f"internal error: {type(error).__name__}: {error}")
                 worker.send("counted", 0) if counting else worker.send("finished", failure)
@@ -316,7 +316,7 @@ class _Worker:
         self._assigned: deque[tuple[int, Video]] = deque()
         self._job = 0
         self._free_slots = list(range(SLOTS))
-        # The batch that is being filled; there is none without indices.
+        # The batch that is being filled; no indices mean no batch.
         self._indices: list[int] = []
         self._slot = 0
         self._used = 0

@@ -28,8 +28,8 @@ def read_frames(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> F
     Returns
     -------
     generator of Frame or Restart
-        Every chosen frame once, in the order of time, as it is meant to be shown: rotation metadata is applied,
-        frames that an edit list hides are left out. A ``Restart`` voids every frame before it: damage was found, and
+        Every chosen frame once, in the order of time, with rotation metadata applied; frames that an edit list hides
+        are left out. A ``Restart`` voids every frame before it: damage was found, and
         frames are chosen anew among those that can be decoded. The generator returns the ``DecodingResult``. Damaged
         media never raise; they end as ``failed`` or ``salvaged``. Frames of a folder are as Pillow reads them,
         without regard to orientation tags.

@@ -113,7 +113,7 @@ def _list_images(folder: Path) -> list[str]:
 def _load_image(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
-            # Pillow warns of odd metadata, which does not matter here; it raises where an image cannot be read.
+            # Pillow warns of unusual metadata, which does not matter here; it raises where an image cannot be read.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=("JPEG", "PNG")) as image:
                 pixels: npt.NDArray[Any] = np.array(image.convert("RGB"))

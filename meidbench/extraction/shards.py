@@ -145,7 +145,7 @@ def _check_parts(headers: Mapping[Path, Header]) -> dict[str, object]:
         if differences := recipe_differences(recipe, own):
             problems.append(f"{path} has other settings than {next(iter(headers))}: {'; '.join(differences)}")
         if "shard" not in header.recipe:
-            problems.append(f"{path} is not a part of a file, it is whole")
+            problems.append(f"{path} is not a part of a file but a complete file")
             continue
         shard = Shard.from_text(str(header.recipe["shard"]))
         if shard in paths:

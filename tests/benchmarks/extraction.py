@@ -1,6 +1,6 @@
-"""How busy extraction keeps its slowest part: decoding alone, the backbone alone, and both together, in one run.
+"""Measures the speed of decoding alone, of the backbone alone, and of extraction, which is bound by the slower one.
 
-    python tests/benchmarks/extraction.py                       # makes clips of its own
+    python tests/benchmarks/extraction.py                       # makes its own clips
     python tests/benchmarks/extraction.py --videos DIR --device cuda --precision fp16 --workers 1 2 4 8 16
 
 Prints markdown. Needs nothing but the package itself.
@@ -58,7 +58,7 @@ def decode_only(videos: list[Video], rule: FrameRule, processes: int) -> tuple[f
 
 
 def forward_only(extractor: Extractor, frames: int, size: tuple[int, int]) -> float:
-    """Seconds of preprocessing and backbone on frames that are there already, in batches as extraction makes them."""
+    """Seconds of preprocessing and backbone on frames in memory, in batches as extraction makes them."""
     window = find_crop_window(*size)
     shape = (min(extractor.batch_size, frames), window.bottom - window.top, window.right - window.left, 3)
     batch = torch.randint(0, 255, shape, dtype=torch.uint8).to(extractor.device)
@@ -77,7 +77,7 @@ def synchronise(extractor: Extractor) -> None:
 
 
 class BusyExtractor(Extractor):
-    """Remembers how long the GPU worked, by its own events."""
+    """Measures the working time of the GPU by its own events."""
 
     spans: list
 
@@ -135,14 +135,14 @@ def measure(arguments: argparse.Namespace, folder: Path, scratch: Path) -> None:
             ratio = max(seconds, backbone) / whole
             tries.append((ratio, frames / seconds, frames / backbone, frames / whole, busy))
         ratio, decoded, forward, whole, busy = sorted(tries)[len(tries) // 2]
-        shown = "-" if math.isnan(busy) else f"{busy:.0%}"
-        print(f"| {processes} | {decoded:,.1f} | {forward:,.1f} | {whole:,.1f} | {ratio:.2f} | {shown} |", flush=True)
+        percent = "-" if math.isnan(busy) else f"{busy:.0%}"
+        print(f"| {processes} | {decoded:,.1f} | {forward:,.1f} | {whole:,.1f} | {ratio:.2f} | {percent} |", flush=True)
     if extractor.device.type == "cuda":
         deviations(extractor, arguments, size)
 
 
 def deviations(reference: Extractor, arguments: argparse.Namespace, size: tuple[int, int]) -> None:
-    """How far half precision is from fp32 on the same crops."""
+    """Print the difference between half precision and fp32 on the same crops."""
     crops = torch.randint(0, 255, (64, 3, 224, 224), dtype=torch.uint8, device=reference.device)
     rows = {
         precision: Extractor(arguments.backbone, "random", seed=0, device=arguments.device, precision=precision)

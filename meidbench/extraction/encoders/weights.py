@@ -112,7 +112,7 @@ def load_weights(
     path = Path(name)
     if not path.exists():
         known = ", ".join(["default", *owners, RANDOM])
-        raise FeatureError(f"there are no weights {name!r}: no such file, and none of {known}")
+        raise FeatureError(f"there are no weights {name!r}: not a file, and not one of {known}")
     return _load_file(model, backbone, path, path.name, "file")
 
 
