@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,7 @@ import numpy as np
 
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.extraction.videos import Video
-from meidbench.features.feature_file import STATUSES, Header, Layout, read_header, recipe_differences, stored_checksums
+from meidbench.features.feature_file import STATUSES, Header, read_header, recipe_differences, stored_checksums
 from meidbench.features.records import read_rows
 from meidbench.features.store import feature_writer
 from meidbench.names import Advance, Report
@@ -107,13 +107,10 @@ def merge_features(
     if doubled := sorted({first for first, second in pairwise(ids) if first == second}):
         raise FeatureError(f"{len(doubled):,} videos are in more than one part: {first_few(doubled)}")
     first = next(iter(headers.values())).layout
-    layout = Layout(
+    layout = replace(
+        first,
         video_ids=ids,
         rows=np.array([headers[path].layout.rows[position] for _, path, position in entries], np.int64),
-        fixed=first.fixed,
-        dim=first.dim,
-        dtype=first.dtype,
-        timed=first.timed,
         source_sizes=np.array([headers[path].layout.source_sizes[position] for _, path, position in entries], np.int64),
     )
     part_checksums = {path: stored_checksums(path) for path in headers}
