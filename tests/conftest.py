@@ -56,3 +56,45 @@ def run() -> Iterator[Callable[..., Result]]:
         return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="meidbench")
 
     yield invoke
+
+
+# --- extraction; imports inside the fixtures, because torch and PyAV take seconds ---
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten videos, one folder of frames, and three files that are no videos."""
+    from make_videos import write_clips
+
+    return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="session")
+def extracted_clips(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The feature file of the clips that one process writes without interruption."""
+    from tiny_extractor import TinyExtractor
+
+    from meidbench.extraction.extraction import extract_features
+    from meidbench.extraction.videos import find_videos
+
+    path = tmp_path_factory.mktemp("extracted") / "clips.h5"
+    extract_features(find_videos(clips).videos, path, TinyExtractor(), workers=2)
+    return path
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode without processes, for tests of everything else."""
+    from tiny_extractor import PoolInThisProcess
+
+    monkeypatch.setattr("meidbench.extraction.extraction.DecoderPool", PoolInThisProcess)
+
+
+@pytest.fixture
+def small_resnet50(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a shallow network for small images in the place of resnet50, for tests of everything around it."""
+    from tiny_extractor import SMALL_RESNET
+
+    from meidbench.extraction.encoders.backbones import BACKBONES
+
+    monkeypatch.setitem(BACKBONES, "resnet50", SMALL_RESNET)

@@ -1,5 +1,6 @@
-"""Makes small videos of every kind that the decoding is tested on."""
+"""Makes small videos of every kind for the tests of decoding."""
 
+import random
 import struct
 from contextlib import ExitStack
 from fractions import Fraction
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
-# Encoders that a build of PyAV may lack are asked for by the tests that need them.
+# A build of PyAV may lack encoders; the tests that need one check for it.
 ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 # Without it Matroska draws random identifiers, and damage hits another file each time.
 BIT_EXACT = {"fflags": "+bitexact"}
@@ -131,3 +133,19 @@ def cut(path: Path, source: Path, share: float) -> Path:
     content = source.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     return path
+
+
+CLIP_FRAMES = (20, 3, 31, 1, 12, 25, 8, 40, 16, 5)
+
+
+def write_clips(folder: Path) -> Path:
+    """Ten videos, one folder of frames, and three files that are no videos."""
+    for number, frames in enumerate(CLIP_FRAMES):
+        write_video(folder / f"clip{number}.mp4", pictures(frames, 96, 64, seed=number))
+    (folder / "pictures").mkdir()
+    for number, image in enumerate(pictures(9, 80, 60, seed=99), 1):
+        Image.fromarray(image).save(folder / "pictures" / f"pictures-{number:06d}.jpg")
+    (folder / "empty.mp4").touch()
+    (folder / "noise.avi").write_bytes(random.Random(0).randbytes(5000))
+    write_sound(folder / "sound.mp4")
+    return folder

@@ -9,16 +9,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from meidbench import names
 from meidbench.errors import FeatureError
-from meidbench.extraction.encoders.backbones import (
-    BACKBONES,
-    PRECISIONS,
-    ResNet,
-    TemporalShift,
-    build,
-    for_inference,
-    temporal_shift,
-)
+from meidbench.extraction.encoders.backbones import BACKBONES, PRECISIONS, build, for_inference
+from meidbench.extraction.encoders.resnet import ResNet, TemporalShift, temporal_shift
 
 SMALL = (2, 1, 2, 1)
 
@@ -123,7 +117,7 @@ def test_numbers_of_parameters_are_the_published_ones(name, number):
 
 def test_keys_are_those_of_published_weights():
     with torch.device("meta"):
-        keys = list(ResNet(BACKBONES["resnet101"].layers).state_dict())
+        keys = list(BACKBONES["resnet101"].make_network().state_dict())
     assert len(keys) == 624 and len(set(keys)) == 624
     assert keys[:6] == ["conv1.weight"] + [
         f"bn1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -174,6 +168,11 @@ def test_other_shapes_are_refused(small, small_tsm):
 def test_no_pictures_give_no_rows(small, small_tsm):
     for model in (small, for_inference(small, "cpu"), small_tsm):
         assert model(torch.zeros(0, 3, 64, 64)).shape == (0, 2048)
+
+
+def test_names_are_those_of_the_command_line():
+    assert tuple(BACKBONES) == names.BACKBONES and tuple(PRECISIONS) == names.PRECISIONS
+    assert all(backbone.name == name for name, backbone in BACKBONES.items())
 
 
 def test_unknown_backbone_names_the_known_ones():
@@ -256,7 +255,7 @@ def test_full_precision_holds_under_a_foreign_autocast(small):
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="this torch has no such setting for the CPU")
 def test_full_precision_is_set_and_put_back(small):
-    """A process may allow itself bfloat16 products; ``fp32`` is not among what that reaches."""
+    """A process may set bfloat16 products; ``fp32`` ignores the setting."""
     prepared = for_inference(small, "cpu", "fp32")
     seen = []
     prepared.model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.mkldnn.conv.fp32_precision))
@@ -289,7 +288,7 @@ def test_gpu_gives_the_rows_of_the_cpu(small, precision, bound):
 
 
 def test_import_is_free_of_vision_packages():
-    """torchvision and timm cannot be imported beside every torch, so nothing may ask for them."""
+    """torchvision and timm do not work with every torch, so nothing may import them."""
     code = (
         "import sys, meidbench.extraction.encoders.backbones, meidbench.extraction.encoders.preprocessing\n"
         "import meidbench.extraction.encoders.weights\n"

@@ -11,8 +11,8 @@ from PIL import Image
 
 import meidbench.extraction.encoders.preprocessing as preprocessing
 from meidbench.errors import FeatureError
-from meidbench.extraction.encoders.preprocessing import PREPROCESSING, Preprocessor, normalise
-from meidbench.extraction.frames import crop_window
+from meidbench.extraction.cropping import find_crop_window
+from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing, Preprocessor, normalise
 
 SIZES = [
     (480, 640), (640, 480), (240, 320), (1080, 1920), (360, 202), (720, 405), (999, 281),
@@ -43,9 +43,9 @@ def by_pillow(frame, resize=256, crop=224, *, at_once=False):
 
 def by_product(frames, resize=256, crop=224):
     frames = frames if frames.ndim == 4 else frames[None]
-    window = crop_window(*frames.shape[1:3], resize, crop)
+    window = find_crop_window(*frames.shape[1:3], resize, crop)
     cut = np.ascontiguousarray(frames[:, window.top : window.bottom, window.left : window.right])
-    crops = Preprocessor("cpu", resize, crop).resize(torch.from_numpy(cut), window)
+    crops = Preprocessor("cpu", Preprocessing(resize, crop)).resize(torch.from_numpy(cut), window)
     assert crops.dtype == torch.uint8 and crops.shape == (len(frames), 3, crop, crop)
     return crops.permute(0, 2, 3, 1).numpy()
 
@@ -92,7 +92,7 @@ def test_channels_and_sides_keep_their_places():
 
 def test_nothing_outside_the_window_matters_and_its_borders_do():
     frame = noise(480, 640)
-    window = crop_window(480, 640)
+    window = find_crop_window(480, 640)
     inside = np.zeros((480, 640), dtype=bool)
     inside[window.top : window.bottom, window.left : window.right] = True
     assert np.array_equal(by_pillow(np.where(inside[..., None], frame, 0)), by_pillow(frame))
@@ -113,10 +113,10 @@ def test_frames_of_a_batch_are_alone(monkeypatch):
 
 
 def test_temporaries_are_bounded(monkeypatch):
-    """However many frames come, no product is larger than the bound says."""
+    """No product exceeds the bound, for any number of frames."""
     largest = []
-    rounded = preprocessing._rounded
-    monkeypatch.setattr(preprocessing, "_rounded", lambda sums: largest.append(sums.nbytes) or rounded(sums))
+    rounded = preprocessing._round
+    monkeypatch.setattr(preprocessing, "_round", lambda sums: largest.append(sums.nbytes) or rounded(sums))
     monkeypatch.setattr(preprocessing, "_TEMPORARY_BYTES_CPU", 1 << 22)
     by_product(np.zeros((40, 60, 80, 3), dtype=np.uint8))
     assert len(largest) > 14 and max(largest) <= 1 << 22
@@ -134,14 +134,14 @@ def test_precision_settings_do_not_matter():
 
 
 def test_no_frames_give_no_crops():
-    window = crop_window(480, 640)
+    window = find_crop_window(480, 640)
     frames = torch.empty((0, window.bottom - window.top, window.right - window.left, 3), dtype=torch.uint8)
     assert Preprocessor("cpu").resize(frames, window).shape == (0, 3, 224, 224)
 
 
 def test_strided_frames_are_read_right():
     frame = noise(300, 300)
-    window = crop_window(300, 300)
+    window = find_crop_window(300, 300)
     view = torch.from_numpy(np.ascontiguousarray(frame.transpose(1, 0, 2))).transpose(0, 1)
     cut = view[None, window.top : window.bottom, window.left : window.right]
     crop = Preprocessor("cpu").resize(cut, window)[0].permute(1, 2, 0).numpy()
@@ -153,7 +153,7 @@ def test_strided_frames_are_read_right():
 @pytest.mark.parametrize("size", [(480, 640), (1080, 1920), (101, 999)], ids=str)
 def test_crop_is_that_of_pillow_on_a_gpu(size):
     frames = np.stack([noise(*size, seed) for seed in range(3)])
-    window = crop_window(*size)
+    window = find_crop_window(*size)
     cut = np.ascontiguousarray(frames[:, window.top : window.bottom, window.left : window.right])
     with torch.autocast("cuda", dtype=torch.float16):
         crops = Preprocessor("cuda").resize(torch.from_numpy(cut), window)
@@ -167,7 +167,7 @@ def test_crop_is_that_of_pillow_on_a_gpu(size):
 def test_the_whole_way_is_that_of_pictures_and_numpy():
     frame = noise(375, 500)
     scaled = by_pillow(frame).astype(np.float64) / 255
-    wanted = (scaled - PREPROCESSING["mean"]) / PREPROCESSING["std"]
+    wanted = (scaled - IMAGENET.mean) / IMAGENET.std
     pixels = normalise(torch.from_numpy(by_product(frame)).permute(0, 3, 1, 2))
     assert pixels.dtype == torch.float32 and pixels.is_contiguous()
     assert np.abs(pixels[0].permute(1, 2, 0).numpy() - wanted).max() < 1e-6
@@ -178,15 +178,16 @@ def test_layout_and_type_can_be_chosen():
     before = crops.clone()
     plain = normalise(crops)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        pixels = normalise(crops, dtype, channels_last=True)
+        pixels = normalise(crops, dtype=dtype, channels_last=True)
         assert pixels.dtype == dtype and pixels.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(pixels, plain.to(dtype))
     assert torch.equal(crops, before)
 
 
 def test_facts_are_those_that_weights_ask_for():
-    assert PREPROCESSING["mean"] == [0.485, 0.456, 0.406] and PREPROCESSING["std"] == [0.229, 0.224, 0.225]
-    assert "256" in PREPROCESSING["resize"] and "224" in PREPROCESSING["crop"] and PREPROCESSING["colour"] == "RGB"
+    recipe = IMAGENET.to_recipe()
+    assert recipe["mean"] == [0.485, 0.456, 0.406] and recipe["std"] == [0.229, 0.224, 0.225]
+    assert "256" in recipe["resize"] and "224" in recipe["crop"] and recipe["colour"] == "RGB"
 
 
 # --- what is refused ---
@@ -195,26 +196,26 @@ def test_facts_are_those_that_weights_ask_for():
 @pytest.mark.parametrize("lengths", [(224, 256), (0, 0), (256, -1), (256.0, 224), (nan, nan), ("256", "224")])
 def test_impossible_lengths_are_refused(lengths):
     with pytest.raises(FeatureError, match="1 <= crop <= resize"):
-        Preprocessor("cpu", *lengths)
+        Preprocessor("cpu", Preprocessing(*lengths))
     with pytest.raises(FeatureError, match="1 <= crop <= resize"):
-        crop_window(480, 640, *lengths)
+        find_crop_window(480, 640, *lengths)
 
 
 @pytest.mark.parametrize("size", [(0, 640), (480, -1), (480.5, 640)])
 def test_impossible_frames_are_refused(size):
     with pytest.raises(FeatureError, match="at least 1"):
-        crop_window(*size)
+        find_crop_window(*size)
 
 
 def test_other_shapes_and_types_are_refused():
-    window = crop_window(480, 640)
+    window = find_crop_window(480, 640)
     height, width = window.bottom - window.top, window.right - window.left
     right = torch.zeros((1, height, width, 3), dtype=torch.uint8)
     for frames in (right.float(), right[0], right[:, 1:], right[..., :1], right.permute(0, 3, 1, 2)):
         with pytest.raises(FeatureError, match=rf"expected: \(n, {height}, {width}, 3\)"):
             Preprocessor("cpu").resize(frames, window)
     with pytest.raises(FeatureError, match="not the window"):
-        Preprocessor("cpu", 300, 200).resize(right, window)
+        Preprocessor("cpu", Preprocessing(300, 200)).resize(right, window)
     for crops in (right, torch.zeros(1, 3, 2, 2), torch.zeros((3, 2, 2), dtype=torch.uint8)):
         with pytest.raises(FeatureError, match="cannot normalise"):
             normalise(crops)

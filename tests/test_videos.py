@@ -1,4 +1,4 @@
-"""Which videos a folder holds, and frames that are stored as images, against Pillow."""
+"""The videos of a folder, and frames that are stored as images, against Pillow."""
 
 import os
 import warnings
@@ -11,8 +11,9 @@ from PIL import Image
 from test_decoding import as_video, read
 
 from meidbench.errors import FeatureError
-from meidbench.extraction.decoding import FrameRule, count_rows, read_frames
+from meidbench.extraction.decoding import count_rows, read_frames
 from meidbench.extraction.frame_folders import frame_number
+from meidbench.extraction.frames import FrameRule
 from meidbench.extraction.videos import VIDEO_SUFFIXES, find_videos
 from meidbench.features.frame_sampling import uniform_indices
 
@@ -160,9 +161,9 @@ def expected(rule: str, times: list[float]) -> list[int]:
 def test_images_are_as_pillow_reads_them_in_the_order_of_their_numbers(frames, rule):
     got = read(frames, rule)
     rows = expected(rule, [place / 24 for place in range(12)])
-    assert (got.outcome.status, got.restarts, got.outcome.num_frames) == ("ok", 0, 12)
-    assert got.outcome.indices.tolist() == rows and got.rows == len(rows)
-    np.testing.assert_allclose(got.outcome.timestamps, np.array(rows) / 24, rtol=0, atol=1e-12)
+    assert (got.result.status, got.restarts, got.result.num_frames) == ("ok", 0, 12)
+    assert got.result.indices.tolist() == rows and got.rows == len(rows)
+    np.testing.assert_allclose(got.result.timestamps, np.array(rows) / 24, rtol=0, atol=1e-12)
     for place, image in got.images.items():
         with Image.open(frames / NAMES[place]) as opened:
             np.testing.assert_array_equal(image, np.asarray(opened.convert("RGB")))
@@ -176,30 +177,30 @@ def test_images_that_cannot_be_read_are_left_out(frames, rule):
     got = read(frames, rule)
     readable = [1, 2, 3, 5, 6, 7, 8, 10, 11]
     rows = [readable[i] for i in expected(rule, [place / 24 for place in readable])]
-    assert (got.outcome.status, got.outcome.num_frames, got.outcome.corrupt_frames) == ("salvaged", 12, 3)
-    assert got.outcome.indices.tolist() == rows
-    assert got.outcome.reason.startswith("3 of 12 images cannot be read (v-000001.jpg: ")
+    assert (got.result.status, got.result.num_frames, got.result.corrupt_frames) == ("salvaged", 12, 3)
+    assert got.result.indices.tolist() == rows
+    assert got.result.reason.startswith("3 of 12 images cannot be read (v-000001.jpg: ")
 
 
 def test_a_folder_begins_again_where_an_image_fails_on_the_way(frames):
     (frames / NAMES[6]).write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 40)
     got = read(frames, "uniform=4")  # 0, 3, 7, 11: all of them can be read
-    assert (got.outcome.status, got.restarts) == ("ok", 0)
+    assert (got.result.status, got.restarts) == ("ok", 0)
     got = read(frames, "uniform=3")  # 0, 5, 11
-    assert (got.outcome.status, got.restarts) == ("ok", 0)
+    assert (got.result.status, got.restarts) == ("ok", 0)
     got = read(frames, "all")
-    assert (got.outcome.status, got.restarts) == ("salvaged", 1)
-    assert got.outcome.indices.tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert (got.result.status, got.restarts) == ("salvaged", 1)
+    assert got.result.indices.tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
 
 
 def test_folders_that_give_nothing(tmp_path):
     (tmp_path / "v").mkdir()
-    assert read(tmp_path / "v", "all").outcome.reason == "no images named after the folder"
+    assert read(tmp_path / "v", "all").result.reason == "no images named after the folder"
     touch(tmp_path, "v/v-1.jpg", "v/v-2.jpg")
-    assert read(tmp_path / "v", "all").outcome.reason.startswith("2 of 2 images cannot be read")
+    assert read(tmp_path / "v", "all").result.reason.startswith("2 of 2 images cannot be read")
     touch(tmp_path, "v/v-02.png")
-    outcome = read(tmp_path / "v", "all").outcome
-    assert outcome.reason == "two images have the number 2: v-02.png and v-2.jpg"
+    result = read(tmp_path / "v", "all").result
+    assert result.reason == "two images have the number 2: v-02.png and v-2.jpg"
     (reading, video) = (read_frames(as_video(tmp_path / "v"), FrameRule("all")), as_video(tmp_path / "v"))
     for path in (tmp_path / "v").iterdir():
         path.unlink()
@@ -213,16 +214,16 @@ def test_folders_that_give_nothing(tmp_path):
 def test_an_image_too_large_to_be_true_is_not_read(frames, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Image, "MAX_IMAGE_PIXELS", 300)
-        outcome = read(frames, "all").outcome
-        assert outcome.status == "failed" and "decompression bomb" in outcome.reason
+        result = read(frames, "all").result
+        assert result.status == "failed" and "decompression bomb" in result.reason
     # Between once and twice the limit Pillow only warns, and the warning stays inside.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31 * 21 - 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read(frames, "all").outcome.status == "ok"
+        assert read(frames, "all").result.status == "ok"
 
 
 def test_frames_a_second_of_a_folder_can_be_told(frames):
-    reading = read_frames(as_video(frames), FrameRule.parse("fps=1"), folder_fps=4)
+    reading = read_frames(as_video(frames), FrameRule.from_text("fps=1"), folder_fps=4)
     assert [frame.index for frame in reading] == [0, 4, 8]
-    assert count_rows(as_video(frames), FrameRule.parse("fps=1"), folder_fps=4) == 3
+    assert count_rows(as_video(frames), FrameRule.from_text("fps=1"), folder_fps=4) == 3

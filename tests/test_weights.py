@@ -11,6 +11,8 @@ import tarfile
 import threading
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -18,18 +20,17 @@ import pytest
 import torch
 from torch import nn
 
-import meidbench.extraction.encoders.weights as weights
 from meidbench.errors import DownloadError, FeatureError
-from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, Bottleneck, ResNet, build
-from meidbench.extraction.encoders.weights import WEIGHTS, PublishedWeights, load_weights, read_checkpoint
+from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, build
+from meidbench.extraction.encoders.resnet import Bottleneck
+from meidbench.extraction.encoders.weights import LoadedWeights, load_weights, read_checkpoint
+from meidbench.splits.manifests import Download
 
-SMALL = Backbone("small", (1, 1, 0, 0))
-SMALL_TSM = Backbone("small-tsm", (1, 1, 0, 0), clip=8)
 FORMS = ["zip", "former", "safetensors"]
 
 
 class SmallNet(nn.Module):
-    """The beginning of a ResNet, narrow."""
+    """The first layers of a narrow ResNet."""
 
     def __init__(self, clip=1):
         super().__init__()
@@ -39,16 +40,20 @@ class SmallNet(nn.Module):
         self.layer2 = nn.Sequential(Bottleneck(64, 8, 2, clip))
 
 
+SMALL = Backbone("small", SmallNet)
+SMALL_TSM = Backbone("small-tsm", partial(SmallNet, 8), clip=8)
+
+
 @pytest.fixture(scope="module")
 def good():
-    """The state dict of a network whose numbers are all different from what another seed gives."""
+    """The state dict of a network whose numbers all differ from those of another seed."""
     model = SmallNet()
     load_weights(model, SMALL, "random", seed=5)
     return model.state_dict()
 
 
 def fresh(backbone=SMALL):
-    model = SmallNet(backbone.clip)
+    model = backbone.make_network()
     for value in model.state_dict().values():
         value.zero_()
     return model.eval().requires_grad_(False)
@@ -68,7 +73,7 @@ def same(model, state):
 
 
 def refusal(spec, backbone=SMALL, model=None, **options):
-    """Load what must be refused; the model must stay as it was. Return the message."""
+    """Load weights that must be refused; the model must not change. Return the message."""
     model = model or fresh(backbone)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(FeatureError) as caught:
@@ -152,8 +157,8 @@ def test_missing_unknown_and_misshapen_are_all_named(tmp_path, good):
 
 def test_file_of_another_backbone_is_recognised(tmp_path):
     with torch.device("meta"):
-        shapes = ResNet(BACKBONES["tsm-resnet50"].layers, clip=8).state_dict()
-    # Expanded from one number each, so that the file is small.
+        shapes = BACKBONES["tsm-resnet50"].make_network().state_dict()
+    # Each tensor is expanded from one number, so that the file is small.
     state = {f"module.base_model.{key}": torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
     message = refusal(write(tmp_path / "w.pth", state))
     assert "it looks like tsm-resnet50" in message and "does not hold weights for small" in message
@@ -185,11 +190,11 @@ def test_same_weight_twice_is_refused(tmp_path, good):
     assert "twice" in refusal(write(tmp_path / "w.pth", state))
 
 
-# --- files that are no weights, or worse ---
+# --- files without weights, and dangerous ones ---
 
 
 class Trap:
-    """Unpickled, it makes a folder."""
+    """Its unpickling creates folders."""
 
     def __init__(self, path):
         self.path = path
@@ -213,7 +218,7 @@ def test_pickle_with_a_program_in_it_is_not_run(tmp_path, good, form):
     else:
         assert "run a program hidden in it" in message and "mkdir" in message
     assert "weights_only" not in message
-    if form == "zip":  # the trap is a working one
+    if form == "zip":  # the trap works
         torch.load(path, weights_only=False)
         assert sprung.exists()
 
@@ -283,8 +288,8 @@ def test_safetensors_without_its_package(tmp_path, monkeypatch):
     ([torch.ones(2)], "holds a list"),
     (torch.ones(2), "holds a Tensor"),
     ({}, "an empty dict"),
-    ({"epoch": 3, "conv1.weight": torch.ones(2)}, "no tensors: epoch"),
-    ({"state_dict": {"a": {"b": torch.ones(2)}}}, "no tensors: a"),
+    ({"epoch": 3, "conv1.weight": torch.ones(2)}, "not tensors: epoch"),
+    ({"state_dict": {"a": {"b": torch.ones(2)}}}, "not tensors: a"),
 ])  # fmt: skip
 def test_other_content_is_refused(tmp_path, content, told):
     assert told in refusal(write(tmp_path / "w.pth", content))
@@ -293,7 +298,7 @@ def test_other_content_is_refused(tmp_path, content, told):
 def test_folder_and_unreadable_file(tmp_path):
     assert "cannot read" in refusal(tmp_path)
     message = refusal(tmp_path / "nothing.pth")
-    assert "no such file" in message and "resnet101-imagenet-v1" in message
+    assert "not a file" in message and "resnet101-imagenet-v1" in message
 
 
 def test_checkpoint_needs_no_gpu_and_shares_no_gradients(tmp_path):
@@ -347,16 +352,17 @@ def test_random_weights_need_a_seed():
 
 
 def test_published_weights_are_those_of_torchvision():
-    assert {name: entry.url.rpartition("/")[2] for name, entry in WEIGHTS.items()} == {
+    published = {name: entry for backbone in BACKBONES.values() for name, entry in backbone.weights.items()}
+    assert {name: entry.url.rpartition("/")[2] for name, entry in published.items()} == {
         "resnet101-imagenet-v1": "resnet101-63fe2227.pth",
         "resnet101-imagenet-v2": "resnet101-cd907fc2.pth",
         "resnet50-imagenet-v1": "resnet50-0676ba61.pth",
         "resnet50-imagenet-v2": "resnet50-11ad3fa6.pth",
     }
-    for entry in WEIGHTS.values():
-        assert entry.url.startswith("https://") and f"-{entry.sha256}." in entry.url and entry.backbone in entry.url
     for name, backbone in BACKBONES.items():
-        assert (WEIGHTS[backbone.weights].backbone == name) if backbone.weights else backbone.clip > 1
+        for entry in backbone.weights.values():
+            assert entry.url.startswith("https://") and f"-{entry.sha256}." in entry.url and name in entry.url
+        assert next(iter(backbone.weights), None) == (None if backbone.clip > 1 else f"{name}-imagenet-v1")
 
 
 class Site:
@@ -388,16 +394,15 @@ class Site:
 
 @pytest.fixture
 def offered(tmp_path, good, monkeypatch):
-    """Publish the good weights on this machine as the default ones of SMALL; return what is needed to look on."""
+    """Publish the good weights on a local server; return the backbone, the server, the address and the digest."""
     body = write(tmp_path / "source.pth", good).read_bytes()
     site = Site(body)
     digest = hashlib.sha256(body).hexdigest()
     url = f"http://127.0.0.1:{site.server.server_port}/small-{digest[:8]}.pth"
-    monkeypatch.setitem(WEIGHTS, "small-v1", PublishedWeights(url, digest[:8], "small"))
     monkeypatch.setenv("MEIDBENCH_HOME", str(tmp_path / "home"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    yield Backbone("small", SMALL.layers, weights="small-v1"), site, url, digest
+    yield replace(SMALL, weights={"small-v1": Download(url, None, digest[:8])}), site, url, digest
     site.close()
 
 
@@ -408,7 +413,7 @@ def test_published_weights_are_fetched_once(offered, good, spec, tmp_path):
     counts = []
     facts = load_weights(model, backbone, spec, progress=lambda *count: counts.append(count))
     assert same(model, good)
-    assert facts == weights.WeightsFacts("small-v1", digest, url)
+    assert facts == LoadedWeights("small-v1", digest, url)
     kept = tmp_path / "home" / "weights" / f"small-{digest[:8]}.pth"
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     size = kept.stat().st_size
@@ -429,9 +434,9 @@ def test_offline_says_what_to_put_where(offered, tmp_path):
     assert site.asked == []
 
 
-def test_other_file_under_the_address_is_refused(offered, monkeypatch, tmp_path):
+def test_other_file_under_the_address_is_refused(offered, tmp_path):
     backbone, _, url, _ = offered
-    monkeypatch.setitem(WEIGHTS, "small-v1", PublishedWeights(url, "0123abcd", "small"))
+    backbone = replace(backbone, weights={"small-v1": Download(url, None, "0123abcd")})
     with pytest.raises(
         DownloadError, match=r"(?s)expected: sha256 beginning with 0123abcd.*got: sha256 .*kept: nothing"
     ):
@@ -440,8 +445,8 @@ def test_other_file_under_the_address_is_refused(offered, monkeypatch, tmp_path)
 
 
 def test_weights_of_another_backbone_are_not_even_fetched(offered):
-    _, site, _, _ = offered
-    message = refusal("resnet101-imagenet-v1")
+    backbone, site, _, _ = offered
+    message = refusal("resnet101-imagenet-v1", backbone)
     assert "are for resnet101, not for small" in message and "small-v1" in message
     assert site.asked == []
 

@@ -1,4 +1,4 @@
-"""``meidbench extract-features``: from videos to one feature file."""
+"""The commands for feature files: ``extract-features``, ``merge-features``, ``pack-features``, ``verify-features``."""
 
 import os
 import sys
@@ -9,30 +9,30 @@ from typing import TYPE_CHECKING
 import click
 
 from meidbench.cli.parameters import FILE, as_json, json_file, print_result
+from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS
 
 if TYPE_CHECKING:
-    from meidbench.extraction.extraction import Summary
-if TYPE_CHECKING:
+    from meidbench.extraction.extraction import ExtractionSummary
     from meidbench.features.records import VideoRows
     from meidbench.features.verification import Verification
-
-
-_BACKBONES = ("resnet101", "resnet50", "tsm-resnet50")
 
 
 @click.command(
     short_help="Extract frame features from videos or frame folders.",
     epilog="\b\nExamples:\n"
-    "  meidbench extract-features Charades_v1_480/ --out charades_r101.h5 --split charadeslt\n"
-    "  meidbench extract-features Charades_v1_rgb/ --out charades_r50.h5 --backbone resnet50 --precision fp16\n"
-    "  torchrun --nproc-per-node 8 -m meidbench extract-features videos/ --out videos.h5",
+    "  meidbench extract-features Charades_v1_480/ --out charades_r101.h5 \\\n"
+    "      --split charadeslt\n"
+    "  meidbench extract-features Charades_v1_rgb/ --out charades_r50.h5 \\\n"
+    "      --backbone resnet50 --precision fp16\n"
+    "  torchrun --nproc-per-node 8 -m meidbench \\\n"
+    "      extract-features videos/ --out videos.h5",
 )
 @click.argument("videos", metavar="VIDEOS", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--out", required=True, type=FILE, metavar="FILE.h5", help="The feature file.")
 @click.option("--split", help="Take only the videos of this split (a file, or a built benchmark's name).")
-@click.option("--backbone", type=click.Choice(_BACKBONES), default="resnet101", show_default=True)
+@click.option("--backbone", type=click.Choice(BACKBONES), default="resnet101", show_default=True)
 @click.option(
-    "--frames", type=click.IntRange(1, 1_000_000), default=200, show_default=True, help="Rows a video (uniform)."
+    "--frames", type=click.IntRange(1, 1_000_000), default=200, show_default=True, help="Rows per video (uniform)."
 )
 @click.option(
     "--sampling", default="uniform", show_default=True, metavar="uniform|all|fps=N", help="Which frames are taken."
@@ -42,22 +42,22 @@ _BACKBONES = ("resnet101", "resnet50", "tsm-resnet50")
     default="default",
     show_default=True,
     metavar="default|NAME|FILE|random",
-    help="Published weights, which are fetched, or a file with a state dict or safetensors.",
+    help="Published weights, which are downloaded, or a file with a state dict or safetensors.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of random weights, which are for tests only.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of random weights, which are for tests only.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
-@click.option("--precision", type=click.Choice(("fp32", "bf16", "fp16")), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option(
-    "--dtype", type=click.Choice(("float16", "float32")), default="float16", show_default=True, help="Stored."
+    "--dtype", type=click.Choice(EXTRACTED_DTYPES), default="float16", show_default=True, help="Type of stored numbers."
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Frames at a time [default: 256 on a GPU, 8 on a CPU].")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Frames per batch [default: 256 on a GPU, 8 on a CPU].")
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding processes [default: from the number of cores].")
 @click.option(
     "--folder-fps",
     type=click.FloatRange(min=0, min_open=True),
     default=24.0,
     show_default=True,
-    help="Frames a second of frame folders.",
+    help="Frames per second of frame folders.",
 )
 @click.option(
     "--timeout",
@@ -66,8 +66,8 @@ _BACKBONES = ("resnet101", "resnet50", "tsm-resnet50")
     show_default=True,
     help="Seconds without a frame after which a video has failed.",
 )
-@click.option("--shard", metavar="I/N", help="Take share I of N, into a part file; 'merge-features' joins the parts.")
-@click.option("--retry-failed", is_flag=True, help="Try again what failed in an earlier run.")
+@click.option("--shard", metavar="I/N", help="Take shard I of N, into a part file; 'merge-features' joins the parts.")
+@click.option("--retry-failed", is_flag=True, help="Try again the videos that failed in an earlier run.")
 @as_json
 def extract_features(
     videos: Path,
@@ -92,30 +92,29 @@ def extract_features(
     """Extract frame features of all videos below VIDEOS into one file.
 
     VIDEOS is a folder of mp4, mkv, avi, webm or mov files, or of frame folders (ID/ID-000001.jpg); a video's id is
-    its name. Run the same command again and it goes on where it stopped; a finished video is not decoded
-    again. A video that cannot be read is recorded with the reason, the run goes on, and the exit code is 1.
+    its name. Run the same command again and it continues where it stopped; a finished video is not decoded again. A
+    video that cannot be read is recorded with the reason, the others are extracted, and the exit code is 1.
 
-    Started by torchrun, each process takes its share and writes a part; 'merge-features' joins the parts.
+    Started by torchrun, each process takes a shard and writes its part; 'merge-features' joins the parts.
     """
     if (weights == "random") != (seed is not None):
-        raise click.UsageError("--weights random needs --seed N, and nothing else takes a seed")
+        raise click.UsageError("--weights random needs --seed N, and --seed is for random weights only")
 
     from meidbench.cli.benchmarks import Display
     from meidbench.cli.parameters import progress_bar
     from meidbench.errors import MeidbenchError
-    from meidbench.extraction.extraction import Shard
     from meidbench.extraction.frames import FrameRule
+    from meidbench.extraction.shards import Shard
     from meidbench.extraction.videos import find_videos
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
+    from meidbench.splits.split import load_split
 
     try:
-        rule = FrameRule.parse(sampling, frames=frames)
-        share = Shard.parse(shard) if shard else Shard.of_process()
+        rule = FrameRule.from_text(sampling, frames=frames)
+        own = Shard.from_text(shard) if shard else Shard.from_environment()
     except MeidbenchError as error:
         raise click.UsageError(str(error)) from None
-    listing = find_videos(videos, _ids_of(split))
+    only = None if split is None else load_split(split).table.column("video_id").to_pylist()
+    found = find_videos(videos, only)
 
     from meidbench.extraction.encoders.extractor import Extractor
     from meidbench.extraction.extraction import extract_features as extract
@@ -125,45 +124,23 @@ def extract_features(
     display = Display()
     try:
         extractor = Extractor(
-            backbone,
-            weights,
-            seed=seed,
-            rule=rule,
-            folder_fps=folder_fps,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            dtype=dtype,
-            progress=display.progress,
-            report=say,
-        )
+            backbone, weights, seed=seed, rule=rule, folder_fps=folder_fps, device=device, precision=precision,
+            batch_size=batch_size, dtype=dtype, progress=display.progress, report=_report,
+        )  # fmt: skip
     finally:
         display.close()
-    mine = listing.videos if share is None else share.share(listing.videos)
-    with progress_bar("extracting" if share is None else f"extracting {share}", len(mine)) as progress:
+    title = "extracting" if own is None else f"extracting {own}"
+    with progress_bar(title, len(found.videos if own is None else own.select(found.videos))) as progress:
         summary = extract(
-            listing.videos,
-            out,
-            extractor,
-            shard=share,
-            workers=workers,
-            timeout=timeout,
-            retry_failed=retry_failed,
-            progress=progress,
-            report=say,
-        )
-    # Where one process of torchrun fails, it ends the others: what is wrong with the videos, the merge tells.
-    conclude(summary, listing.missing, as_json, as_errors=shard is not None or share is None)
+            found.videos, out, extractor, shard=own, workers=workers, timeout=timeout, retry_failed=retry_failed,
+            progress=progress, report=_report,
+        )  # fmt: skip
+    # torchrun ends all processes where one fails, so that only the merge fails for problems of the videos.
+    _conclude(summary, found.missing, as_json, fail=shard is not None or own is None)
 
 
-def _ids_of(split: str | None) -> list[str] | None:
-    if split is None:
-        return None
-    from meidbench.splits.manifests import SUBSETS
-    from meidbench.splits.split import load_split
-
-    loaded = load_split(split)
-    return [video_id for subset in SUBSETS for video_id in loaded.video_ids(subset)]
+def _report(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _own_device(local_rank: int) -> str:
@@ -172,8 +149,10 @@ def _own_device(local_rank: int) -> str:
     return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
-def conclude(summary: "Summary", missing: Sequence[str] = (), as_json: bool = False, *, as_errors: bool) -> None:
-    """Print how it went; where a video failed or is missing, end with an error, or say so only."""
+def _conclude(
+    summary: "ExtractionSummary", missing: Sequence[str] = (), as_json: bool = False, *, fail: bool = True
+) -> None:
+    """Print the summary; failed and missing videos are an error, or with ``fail=False`` only a message."""
     from meidbench.errors import MeidbenchError, first_few
 
     if as_json:
@@ -181,16 +160,16 @@ def conclude(summary: "Summary", missing: Sequence[str] = (), as_json: bool = Fa
 
         troubles = [{"video_id": name, "status": status, "reason": why} for name, status, why in summary.troubles]
         counts = {key: getattr(summary, key) for key in ("videos", "extracted", "ok", "salvaged", "failed")}
-        found = {"path": str(summary.path), **counts, "missing": list(missing), "troubles": troubles}
-        click.echo(json.dumps(found, indent=2))
+        result = {"path": str(summary.path), **counts, "missing": list(missing), "troubles": troubles}
+        click.echo(json.dumps(result, indent=2))
     else:
         click.echo(
             f"{summary.path}: {summary.videos:,} videos, {summary.ok:,} ok, {summary.salvaged:,} salvaged, "
             f"{summary.failed:,} failed ({summary.extracted:,} extracted now)"
         )
     for status in ("salvaged", "failed"):
-        if found_so := [f"{name} ({why})" for name, kind, why in summary.troubles if kind == status]:
-            click.echo(f"{status}: {first_few(found_so)}", err=True)
+        if entries := [f"{name} ({why})" for name, kind, why in summary.troubles if kind == status]:
+            _report(f"{status}: {first_few(entries)}")
     problems = []
     if summary.failed:
         problems.append(f"{summary.failed:,} of {summary.videos:,} videos failed; --retry-failed tries them again")
@@ -198,9 +177,9 @@ def conclude(summary: "Summary", missing: Sequence[str] = (), as_json: bool = Fa
         problems.append(f"{len(missing):,} videos of the split are not among the videos: {first_few(missing)}")
     if problems:
         problems.append(f"all others are in {summary.path}")
-        if as_errors:
+        if fail:
             raise MeidbenchError("\n".join(problems))
-        click.echo("\n".join(problems), err=True)
+        _report("\n".join(problems))
 
 
 @click.command(
@@ -210,20 +189,20 @@ def conclude(summary: "Summary", missing: Sequence[str] = (), as_json: bool = Fa
 @click.argument("parts", nargs=-1, required=True, metavar="PART...", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", required=True, type=FILE, metavar="FILE.h5", help="The whole file.")
 def merge_features(parts: tuple[Path, ...], out: Path) -> None:
-    """Join the PARTs that 'extract-features --shard' or torchrun left; all must be there and finished.
+    """Join the PARTs that 'extract-features --shard' or torchrun wrote; all must be present and finished.
 
-    The outcome is the file that one process would have written. The parts are left where they are. The exit code is 1
-    where a video failed.
+    The result is the file that one process would have written. The parts are not changed. The exit code is 1 where a
+    video failed.
     """
     from meidbench.cli.parameters import progress_bar
-    from meidbench.extraction.extraction import merge_features as merge
     from meidbench.extraction.extraction import summarise
+    from meidbench.extraction.shards import merge_features as merge
     from meidbench.features.feature_file import read_header
 
     total = sum(len(read_header(part).status) for part in parts)
     with progress_bar("merging", total) as progress:
-        merge(parts, out, progress=progress, report=lambda line: click.echo(line, err=True))
-    conclude(summarise(out), as_errors=True)
+        merge(parts, out, progress=progress, report=_report)
+    _conclude(summarise(out))
 
 
 DTYPES = ("float16", "float32", "int8")

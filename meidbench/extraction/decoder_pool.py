@@ -1,4 +1,4 @@
-"""Decoding in processes of their own: frames come through shared memory, and no broken video takes the run along."""
+"""Decoding in processes of their own: frames come through shared memory, and a broken video never ends the run."""
 
 import multiprocessing
 import os
@@ -15,32 +15,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from meidbench.checks import whole_number
 from meidbench.errors import FeatureError
 from meidbench.extraction import frames
+from meidbench.extraction.cropping import CROP, RESIZE, CropWindow, find_crop_window
 from meidbench.extraction.decoding import count_rows, read_frames
-from meidbench.extraction.frames import Frame, FrameRule, Outcome, Restart, Window, crop_window, failed
+from meidbench.extraction.frames import DecodingResult, Frame, FrameRule, Restart
 from meidbench.extraction.videos import Video
 
 SLOT_BYTES = 16 << 20
 SLOTS = 2  # one is filled while the other is read
 TIMEOUT_S = 600.0
-_ASSIGNED = 2  # videos a process has been told of, so that it need not wait for the next
-_SIGN_OF_LIFE = 5.0  # seconds
+_ASSIGNED = 2  # videos that a process knows of, so that it need not wait for the next
+_HEARTBEAT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Chunk:
+class FrameBatch:
     """Some frames of a video, in shared memory.
 
     Attributes
     ----------
     job : int
-        The video's place in the list that was given.
+        The video's position in the list of videos.
     indices : (n,) int64 array
         The source's frame of each.
     frames : (n, h, w, 3) uint8 array
-        The part of each that ``window`` names. Valid until ``release`` is called.
-    window : Window
+        The part of each frame that ``window`` describes. Valid until ``release`` is called.
+    window : CropWindow
     release : callable
         To be called when the frames have been copied.
     """
@@ -48,217 +50,226 @@ class Chunk:
     job: int
     indices: npt.NDArray[np.int64]
     frames: npt.NDArray[np.uint8]
-    window: Window
+    window: CropWindow
     release: Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Restarted:
-    """Every chunk of this job so far is void."""
+class VideoRestarted:
+    """All frames of this job so far are void."""
 
     job: int
 
 
 @dataclass(frozen=True)
-class Finished:
-    """Nothing more comes of this job."""
+class VideoFinished:
+    """The last event of this job."""
 
     job: int
-    outcome: Outcome
+    result: DecodingResult
 
 
 @dataclass(frozen=True)
-class Counted:
-    """How many rows a job will have at most."""
+class RowsCounted:
+    """The largest number of rows of this job."""
 
     job: int
     rows: int
 
 
-Event = Chunk | Restarted | Finished | Counted
+Event = FrameBatch | VideoRestarted | VideoFinished | RowsCounted
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """The settings of a pool's processes.
+
+    Attributes
+    ----------
+    rule : FrameRule
+    folder_fps : float
+        Frames per second of folders of images.
+    resize, crop : int
+        Frames are cut to the part that this resizing and cropping needs.
+    timeout : float
+        Seconds without a sign of life after which a process is killed and its video has failed. Other values than
+        positive numbers raise FeatureError.
+    slot_bytes : int
+        Shared memory per slot; each process has two.
+    """
+
+    rule: FrameRule
+    folder_fps: float = 24.0
+    resize: int = RESIZE
+    crop: int = CROP
+    timeout: float = TIMEOUT_S
+    slot_bytes: int = SLOT_BYTES
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise FeatureError(f"the timeout must be a positive number of seconds, got {self.timeout}")
 
 
 @dataclass
-class _Process:
+class _Decoder:
     """One decoding process as its parent sees it."""
 
     process: Any
     connection: Connection
     memory: npt.NDArray[np.uint8]
     jobs: deque[int] = field(default_factory=deque)
-    held: int = 0  # slots that the parent has not given back
-    heard: float = float("inf")  # nothing is expected of a process before it says that it is ready
+    is_ready: bool = False
+    held_slots: int = 0  # slots that the parent has not released
+    last_message: float = 0.0
 
 
 class DecoderPool:
-    """Decodes a list of videos; iterate over it for events, in no particular order between videos.
+    """Decodes a list of videos; iterate over it for events, whose order between videos is arbitrary.
 
     Parameters
     ----------
     videos : iterable of Video
-    rule : FrameRule
-    counting : bool
-        Only count rows (``Counted`` events); nothing is decoded but where counting needs it.
-    folder_fps : float
-        Frames a second of folders of images.
+    settings : DecodingSettings
     processes : int
         At least 1; never more than videos.
-    resize, crop : int
-        Of each frame, only what this resizing and cropping touches is handed over.
-    timeout : float
-        Seconds without a sign of life after which a process is killed and its video has failed.
-    slot_bytes : int
-        Shared memory a slot; each process has two.
+    counting : bool
+        Only count rows (``RowsCounted`` events), and decode only where counting needs it.
 
     Notes
     -----
-    A process that dies takes one video along, and is replaced. No lock is shared, so none can be left locked.
-    The processes end with their parent, however that ends.
+    Where a process dies, one video has failed, and a new process takes its place. Processes share no lock, which a
+    dead one could leave locked. They end with their parent, even where that is killed.
     """
 
     def __init__(
-        self,
-        videos: Iterable[Video],
-        rule: FrameRule,
-        *,
-        counting: bool = False,
-        folder_fps: float = 24.0,
-        processes: int = 1,
-        resize: int = 256,
-        crop: int = 224,
-        timeout: float = TIMEOUT_S,
-        slot_bytes: int = SLOT_BYTES,
+        self, videos: Iterable[Video], settings: DecodingSettings, processes: int = 1, *, counting: bool = False
     ) -> None:
-        if not timeout > 0:
-            raise FeatureError(f"the timeout must be a positive number of seconds, got {timeout}")
-        if processes < 1:
-            raise FeatureError(f"decoding needs at least one process, got {processes}")
         self._videos = list(videos)
-        self._settings = _Settings(
-            rule, counting, folder_fps, resize, crop, 0 if counting else slot_bytes, min(_SIGN_OF_LIFE, timeout / 4)
-        )
-        self._timeout = timeout
+        self._settings = settings
+        self._counting = counting
         self._waiting = deque(range(len(self._videos)))
-        self._open = len(self._videos)
-        self._crew: list[_Process] = []
-        self._size = min(processes, len(self._videos))
+        self._num_open = len(self._videos)
+        self._decoders: list[_Decoder] = []
+        self._size = min(whole_number("decoding processes", processes, 1, FeatureError), len(self._videos))
         # spawn: a fork would inherit the locks of torch's and CUDA's threads.
         self._context = multiprocessing.get_context("spawn")
 
     def __enter__(self) -> "DecoderPool":
-        self._crew = [self._start() for _ in range(self._size)]
+        self._decoders = [self._start() for _ in range(self._size)]
         return self
 
     def __exit__(self, *_: object) -> None:
-        for member in self._crew:
-            self._end(member)
-        self._crew = []
+        for decoder in self._decoders:
+            self._end(decoder)
+        self._decoders = []
 
     @property
-    def memories(self) -> list[npt.NDArray[np.uint8]]:
+    def shared_memories(self) -> list[npt.NDArray[np.uint8]]:
         """The shared memory of each process, to be pinned where frames go to a GPU."""
-        return [member.memory for member in self._crew]
+        return [decoder.memory for decoder in self._decoders]
 
     def __iter__(self) -> Iterator[Event]:
-        while self._open:
-            ready = wait([member.connection for member in self._crew], timeout=1.0)
-            for member in [member for member in self._crew if member.connection in ready]:
-                yield from self._heard(member)
-            for member in list(self._crew):
-                # A process whose slots are all held waits for us, not we for it.
-                silent = time.monotonic() - member.heard
-                if member.jobs and member.held < SLOTS and silent > self._timeout and not member.connection.poll():
-                    yield from self._lost(member, f"gave no frame in {self._timeout:,.0f} s")
+        while self._num_open:
+            ready = wait([decoder.connection for decoder in self._decoders], timeout=1.0)
+            for decoder in [decoder for decoder in self._decoders if decoder.connection in ready]:
+                yield from self._receive(decoder)
+            for decoder in list(self._decoders):
+                # A process whose slots are all held waits for its parent, not the parent for it.
+                expected = decoder.jobs and decoder.held_slots < SLOTS
+                silent_s = time.monotonic() - decoder.last_message
+                if expected and silent_s > self._settings.timeout and not decoder.connection.poll():
+                    yield from self._replace(decoder, f"gave no frame in {self._settings.timeout:,.0f} s")
 
-    def _heard(self, member: _Process) -> Iterator[Event]:
+    def _receive(self, decoder: _Decoder) -> Iterator[Event]:
         try:
-            message = member.connection.recv()
+            message = decoder.connection.recv()
         except (EOFError, OSError):
-            member.process.join(10)
-            code = member.process.exitcode
+            decoder.process.join(10)
+            code = decoder.process.exitcode
             how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            yield from self._lost(member, f"the decoder crashed on it ({how})")
+            yield from self._replace(decoder, f"the decoder crashed on it ({how})")
             return
-        ready = member.heard < float("inf")
-        member.heard = time.monotonic()
+        decoder.last_message = time.monotonic()
         kind, job = message[:2]
-        if not ready:
-            self._assign(member)
+        if kind == "ready":
+            decoder.is_ready = True
+            self._assign(decoder)
         elif kind == "frames":
-            yield self._chunk(member, job, *message[2:])
+            yield self._to_batch(decoder, job, *message[2:])
         elif kind == "restart":
-            yield Restarted(job)
+            yield VideoRestarted(job)
         elif kind in ("finished", "counted"):
-            member.jobs.popleft()
-            self._open -= 1
-            self._assign(member)
-            yield Finished(job, message[2]) if kind == "finished" else Counted(job, message[2])
+            decoder.jobs.popleft()
+            self._num_open -= 1
+            self._assign(decoder)
+            yield VideoFinished(job, message[2]) if kind == "finished" else RowsCounted(job, message[2])
 
-    def _chunk(self, member: _Process, job: int, slot: int, indices: list[int], window: Window, data: Any) -> Chunk:
+    def _to_batch(
+        self, decoder: _Decoder, job: int, slot: int, indices: list[int], window: CropWindow, data: Any
+    ) -> FrameBatch:
         shape = (len(indices), window.bottom - window.top, window.right - window.left, 3)
         if data is not None:  # a frame larger than a slot
-            return Chunk(job, np.array(indices), np.frombuffer(data, np.uint8).reshape(shape), window, lambda: None)
-        member.held += 1
+            large = np.frombuffer(data, np.uint8).reshape(shape)
+            return FrameBatch(job, np.array(indices), large, window, lambda: None)
+        decoder.held_slots += 1
         start = slot * self._settings.slot_bytes
-        frames = member.memory[start : start + int(np.prod(shape))].reshape(shape)
+        pixels = decoder.memory[start : start + int(np.prod(shape))].reshape(shape)
 
         def release() -> None:
-            member.held -= 1
-            member.heard = time.monotonic()
-            with suppress(OSError):  # its end is noticed where its messages are read
-                member.connection.send(("free", slot))
+            decoder.held_slots -= 1
+            decoder.last_message = time.monotonic()
+            with suppress(OSError):  # the end of the process is noticed where its messages are read
+                decoder.connection.send(("free", slot))
 
-        return Chunk(job, np.array(indices), frames, window, release)
+        return FrameBatch(job, np.array(indices), pixels, window, release)
 
-    def _assign(self, member: _Process) -> None:
+    def _assign(self, decoder: _Decoder) -> None:
         # Towards the end no video waits behind another one while a process is idle.
-        while self._waiting and len(member.jobs) < (_ASSIGNED if len(self._waiting) > len(self._crew) else 1):
-            if not member.jobs:
-                member.heard = time.monotonic()
+        while self._waiting and len(decoder.jobs) < (_ASSIGNED if len(self._waiting) > len(self._decoders) else 1):
             job = self._waiting.popleft()
-            member.jobs.append(job)
+            decoder.jobs.append(job)
             with suppress(OSError):
-                member.connection.send(("job", job, self._videos[job]))
+                decoder.connection.send(("job", job, self._videos[job]))
 
-    def _lost(self, member: _Process, reason: str) -> Iterator[Event]:
-        """Replace a process; the video that it was at has failed, the next one is given to another."""
-        self._end(member)
-        self._crew.remove(member)
-        if not member.jobs:
-            if member.heard == float("inf"):
+    def _replace(self, decoder: _Decoder, reason: str) -> Iterator[Event]:
+        """Replace a process: its current video has failed, the next one is given to another process."""
+        self._end(decoder)
+        self._decoders.remove(decoder)
+        if not decoder.jobs:
+            if not decoder.is_ready:
                 raise FeatureError(
                     f"a decoding process could not be started: {reason}; in a script of your own, start the work "
                     "below 'if __name__ == \"__main__\":'"
                 )
             return
-        job, *untouched = member.jobs
+        job, *untouched = decoder.jobs
         self._waiting.extendleft(reversed(untouched))
-        self._open -= 1
-        yield Restarted(job)
-        yield Counted(job, 0) if self._settings.counting else Finished(job, failed(reason))
+        self._num_open -= 1
+        yield RowsCounted(job, 0) if self._counting else VideoFinished(job, DecodingResult.from_failure(reason))
         if self._waiting:
-            self._crew.append(self._start())
+            self._decoders.append(self._start())
 
-    def _start(self) -> _Process:
+    def _start(self) -> _Decoder:
         ours, theirs = self._context.Pipe()
         # Without a name in /dev/shm that a killed run would leave behind; where that is full, on disk.
-        memory = self._context.RawArray("B", max(self._settings.slot_bytes * SLOTS, 1))
-        process = self._context.Process(target=_decode, args=(theirs, memory, self._settings), daemon=True)
-        with _without_interrupts():
+        memory = self._context.RawArray("B", 1 if self._counting else self._settings.slot_bytes * SLOTS)
+        arguments = (theirs, memory, self._settings, self._counting)
+        process = self._context.Process(target=_run_worker, args=arguments, daemon=True)
+        with _ignored_interrupts():
             process.start()
         theirs.close()
-        return _Process(process, ours, np.frombuffer(memory, np.uint8))
+        return _Decoder(process, ours, np.frombuffer(memory, np.uint8))
 
-    def _end(self, member: _Process) -> None:
-        member.connection.close()
-        # It may hang in a codec, and holds nothing that a kill could leave half done.
-        member.process.kill()
-        member.process.join()
+    def _end(self, decoder: _Decoder) -> None:
+        decoder.connection.close()
+        # It may hang in a codec, and writes no file that a kill could leave half done.
+        decoder.process.kill()
+        decoder.process.join()
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Let a process that is started inherit that Ctrl-C, which reaches the whole group, is for its parent to decide."""
+def _ignored_interrupts() -> Iterator[None]:
+    """Let a new process inherit that Ctrl-C is ignored: all processes receive it, and only the parent acts on it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -269,130 +280,111 @@ def _without_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-@dataclass(frozen=True)
-class _Settings:
-    rule: FrameRule
-    counting: bool
-    folder_fps: float
-    resize: int
-    crop: int
-    slot_bytes: int
-    sign_of_life: float
-
-
-def _decode(connection: Connection, memory: Any, settings: _Settings) -> None:
-    """Be a decoding process."""
-    # Ctrl-C reaches the whole group; the parent decides what ends.
+def _run_worker(connection: Connection, memory: Any, settings: DecodingSettings, counting: bool) -> None:
+    """Decode in this process until the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker = _Worker(connection, memory, settings)
-    frames.pulse = worker.pulse
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone, and so is the work
-        connection.send(("ready", None))
+    worker = _Worker(connection, np.frombuffer(memory, np.uint8), settings)
+    frames.heartbeat = worker.heartbeat
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended
+        worker.send("ready")
         while True:
-            job, video = worker.next_job()
+            video = worker.next_video()
             try:
-                worker.run(job, video)
+                if counting:
+                    worker.send("counted", count_rows(video, settings.rule, folder_fps=settings.folder_fps))
+                else:
+                    worker.decode(video)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:
-                # One odd video must not end a run of days; what went wrong stands in the file and the summary.
-                worker.give_up(job, f"internal error: {type(error).__name__}: {error}")
+                # One video must not end a run of days; the feature file and the summary name the error.
+                worker.discard_batch()
+                failure = DecodingResult.from_failure(f"internal error: {type(error).__name__}: {error}")
+                worker.send("counted", 0) if counting else worker.send("finished", failure)
     os._exit(0)
 
 
 class _Worker:
-    def __init__(self, connection: Connection, memory: Any, settings: _Settings) -> None:
+    """Receives videos, and sends batches of their frames."""
+
+    def __init__(self, connection: Connection, memory: npt.NDArray[np.uint8], settings: DecodingSettings) -> None:
         self._connection = connection
-        self._memory = np.frombuffer(memory, np.uint8)
+        self._memory = memory
         self._settings = settings
-        self._free = list(range(SLOTS))
-        self._jobs: deque[tuple[int, Video]] = deque()
-        self._last_word = time.monotonic()
-        self._filling: _Filling | None = None
+        self._heartbeat_s = min(_HEARTBEAT_S, settings.timeout / 4)
+        self._last_sent = time.monotonic()
+        self._assigned: deque[tuple[int, Video]] = deque()
         self._job = 0
+        self._free_slots = list(range(SLOTS))
+        # The batch that is being filled; no indices mean no batch.
+        self._indices: list[int] = []
+        self._slot = 0
+        self._used = 0
+        self._window: CropWindow | None = None
 
-    def pulse(self) -> None:
-        """Give a sign of life, if it is time for one."""
-        if time.monotonic() - self._last_word > self._settings.sign_of_life:
-            self._say("alive", self._job)
+    def heartbeat(self) -> None:
+        """Send a sign of life if the last message is some seconds old."""
+        if time.monotonic() - self._last_sent > self._heartbeat_s:
+            self.send("alive")
 
-    def next_job(self) -> tuple[int, Video]:
-        while not self._jobs:
-            self._listen()
-        return self._jobs.popleft()
+    def send(self, kind: str, *content: Any) -> None:
+        self._connection.send((kind, self._job, *content))
+        self._last_sent = time.monotonic()
 
-    def run(self, job: int, video: Video) -> None:
-        settings, self._job = self._settings, job
-        if settings.counting:
-            self._say("counted", job, count_rows(video, settings.rule, folder_fps=settings.folder_fps))
-            return
-        reading = read_frames(video, settings.rule, folder_fps=settings.folder_fps)
+    def next_video(self) -> Video:
+        while not self._assigned:
+            self._receive()
+        self._job, video = self._assigned.popleft()
+        return video
+
+    def decode(self, video: Video) -> None:
+        stream = read_frames(video, self._settings.rule, folder_fps=self._settings.folder_fps)
         while True:
             try:
-                item = next(reading)
+                item = next(stream)
             except StopIteration as end:
-                self._hand_over(job)
-                self._say("finished", job, end.value)
+                self._send_batch()
+                self.send("finished", end.value)
                 return
             if isinstance(item, Restart):
-                self._take_back()
-                self._say("restart", job)
+                self.discard_batch()
+                self.send("restart")
             else:
-                self._add(job, item)
+                self._add(item)
 
-    def give_up(self, job: int, reason: str) -> None:
-        self._take_back()
-        self._say("restart", job)
-        self._say("counted", job, 0) if self._settings.counting else self._say("finished", job, failed(reason))
+    def discard_batch(self) -> None:
+        if self._indices:
+            self._free_slots.append(self._slot)
+            self._indices = []
 
-    def _add(self, job: int, frame: Frame) -> None:
-        height, width = frame.image.shape[:2]
-        window = crop_window(height, width, self._settings.resize, self._settings.crop)
-        seen = frame.image[window.top : window.bottom, window.left : window.right]
-        filling = self._filling
-        if filling is not None and (filling.window != window or filling.used + seen.nbytes > self._settings.slot_bytes):
-            self._hand_over(job)
-        if seen.nbytes > self._settings.slot_bytes:
-            self._say("frames", job, 0, [frame.index], window, seen.tobytes())
-            return
-        if self._filling is None:
-            while not self._free:
-                self._listen()
-            self._filling = _Filling(window, self._free.pop())
-        filling = self._filling
-        start = filling.slot * self._settings.slot_bytes + filling.used
-        self._memory[start : start + seen.nbytes].reshape(seen.shape)[:] = seen
-        filling.used += seen.nbytes
-        filling.indices.append(frame.index)
-        self.pulse()
-
-    def _hand_over(self, job: int) -> None:
-        if self._filling is not None:
-            filling, self._filling = self._filling, None
-            self._say("frames", job, filling.slot, filling.indices, filling.window, None)
-
-    def _take_back(self) -> None:
-        if self._filling is not None:
-            self._free.append(self._filling.slot)
-            self._filling = None
-
-    def _say(self, *message: Any) -> None:
-        self._connection.send(message)
-        self._last_word = time.monotonic()
-
-    def _listen(self) -> None:
-        message = self._connection.recv()
-        if message[0] == "free":
-            self._free.append(message[1])
+    def _receive(self) -> None:
+        kind, *content = self._connection.recv()
+        if kind == "free":
+            self._free_slots += content
         else:
-            self._jobs.append(message[1:])
+            self._assigned.append((content[0], content[1]))
 
+    def _add(self, frame: Frame) -> None:
+        height, width = frame.image.shape[:2]
+        window = find_crop_window(height, width, self._settings.resize, self._settings.crop)
+        pixels = frame.image[window.top : window.bottom, window.left : window.right]
+        slot_bytes = self._settings.slot_bytes
+        if window != self._window or self._used + pixels.nbytes > slot_bytes:
+            self._send_batch()
+        if pixels.nbytes > slot_bytes:
+            self.send("frames", 0, [frame.index], window, pixels.tobytes())
+            return
+        if not self._indices:
+            while not self._free_slots:
+                self._receive()
+            self._slot, self._used, self._window = self._free_slots.pop(), 0, window
+        start = self._slot * slot_bytes + self._used
+        self._memory[start : start + pixels.nbytes].reshape(pixels.shape)[:] = pixels
+        self._used += pixels.nbytes
+        self._indices.append(frame.index)
+        self.heartbeat()
 
-@dataclass
-class _Filling:
-    """A slot that is being filled."""
-
-    window: Window
-    slot: int
-    indices: list[int] = field(default_factory=list)
-    used: int = 0
+    def _send_batch(self) -> None:
+        if self._indices:
+            self.send("frames", self._slot, self._indices, self._window, None)
+            self._indices = []

@@ -1,4 +1,4 @@
-"""Videos that are stored as folders of images, one a frame, as Charades gives them out at 24 frames a second."""
+"""Videos that are stored as folders of images, one per frame, as Charades publishes them at 24 frames per second."""
 
 import os
 import re
@@ -12,9 +12,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from meidbench.extraction import frames
-from meidbench.extraction.frames import Frame, FrameRule, Outcome, Reading, Restart, failed, one_line
+from meidbench.extraction.frames import DecodingResult, Frame, FrameRule, FrameStream, Restart, join_lines
 
 _NUMBERED = re.compile(r"-([0-9]+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
+
+
+class _UnreadableError(Exception):
+    """An image cannot be read, or a folder's images are ambiguous; the message says why."""
 
 
 def frame_number(folder_name: str, name: str) -> int | None:
@@ -34,70 +38,64 @@ def frame_number(folder_name: str, name: str) -> int | None:
 def count_images(folder: Path) -> int:
     """Count the frames of a folder without opening any; 0 where the folder cannot be listed."""
     try:
-        return len(_images(folder))
-    except (OSError, _Ambiguous):
+        return len(_list_images(folder))
+    except (OSError, _UnreadableError):
         return 0
 
 
-def read_images(folder: Path, rule: FrameRule, folder_fps: float) -> Reading:
+def read_images(folder: Path, rule: FrameRule, folder_fps: float) -> FrameStream:
     """Read the chosen frames of a folder; see ``meidbench.extraction.decoding.read_frames``."""
     try:
-        names = _images(folder)
+        names = _list_images(folder)
     except OSError as error:
-        return failed(f"the folder cannot be listed: {error.strerror}")
-    except _Ambiguous as error:
-        return failed(str(error))
+        return DecodingResult.from_failure(f"the folder cannot be listed: {error.strerror}")
+    except _UnreadableError as error:
+        return DecodingResult.from_failure(str(error))
     if not names:
-        return failed("no images named after the folder")
-    places = np.arange(len(names))
-    rows = rule.choose(places / folder_fps)
+        return DecodingResult.from_failure("no images named after the folder")
+    indices = np.arange(len(names))
+    rows = rule.choose(indices / folder_fps)
     given = False
-    for place in np.unique(rows).tolist():
+    for index in np.unique(rows).tolist():
         try:
-            image = _load(folder / names[place])
-        except _Unreadable:
+            image = _load_image(folder / names[index])
+        except _UnreadableError:
             break
-        yield Frame(place, image)
+        yield Frame(index, image)
         given = True
     else:
-        return Outcome(rows.astype(np.int32), rows / folder_fps, "ok", "", len(names), 0)
+        return DecodingResult(rows.astype(np.int32), rows / folder_fps, "ok", "", len(names), 0)
     if given:
         yield Restart()
-    return (yield from _read_readable(folder, names, rule, folder_fps))
+    return (yield from _read_undamaged(folder, names, rule, folder_fps))
 
 
-def _read_readable(folder: Path, names: list[str], rule: FrameRule, folder_fps: float) -> Reading:
+def _read_undamaged(folder: Path, names: list[str], rule: FrameRule, folder_fps: float) -> FrameStream:
+    """Choose among the images that can be read."""
     readable, first = [], ""
-    for place, name in enumerate(names):
-        frames.pulse()
+    for index, name in enumerate(names):
+        frames.heartbeat()
         try:
-            _load(folder / name)
-            readable.append(place)
-        except _Unreadable as error:
+            _load_image(folder / name)
+            readable.append(index)
+        except _UnreadableError as error:
             first = first or f"{name}: {error}"
     num_bad = len(names) - len(readable)
     reason = f"{num_bad:,} of {len(names):,} images cannot be read ({first})"
     if not readable:
-        return failed(reason, len(names), num_bad)
-    places = np.array(readable)
-    rows = places[rule.choose(places / folder_fps)]
-    for place in np.unique(rows).tolist():
+        return DecodingResult.from_failure(reason, len(names), num_bad)
+    indices = np.array(readable)
+    rows = indices[rule.choose(indices / folder_fps)]
+    for index in np.unique(rows).tolist():
         try:
-            yield Frame(place, _load(folder / names[place]))
-        except _Unreadable as error:
-            return failed(f"{names[place]} could be read once and not again: {error}", len(names), num_bad)
-    return Outcome(rows.astype(np.int32), rows / folder_fps, "salvaged", one_line(reason), len(names), num_bad)
+            yield Frame(index, _load_image(folder / names[index]))
+        except _UnreadableError as error:
+            reason = f"{names[index]} could be read once and not again: {error}"
+            return DecodingResult.from_failure(reason, len(names), num_bad)
+    return DecodingResult(rows.astype(np.int32), rows / folder_fps, "salvaged", join_lines(reason), len(names), num_bad)
 
 
-class _Unreadable(Exception):
-    """An image cannot be read."""
-
-
-class _Ambiguous(Exception):
-    """Two images have one number."""
-
-
-def _images(folder: Path) -> list[str]:
+def _list_images(folder: Path) -> list[str]:
     """Return the names of the frames in the order of their numbers."""
     numbered: list[tuple[int, str]] = []
     with os.scandir(folder) as entries:
@@ -108,26 +106,21 @@ def _images(folder: Path) -> list[str]:
     numbered.sort()
     for (number, name), (next_number, next_name) in pairwise(numbered):
         if number == next_number:
-            raise _Ambiguous(f"two images have the number {number}: {name} and {next_name}")
+            raise _UnreadableError(f"two images have the number {number}: {name} and {next_name}")
     return [name for _, name in numbered]
 
 
-def _load(path: Path) -> npt.NDArray[np.uint8]:
+def _load_image(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
-            # Odd metadata is no news to anyone here; what cannot be read raises.
+            # Pillow warns of unusual metadata, which does not matter here; it raises where an image cannot be read.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=("JPEG", "PNG")) as image:
                 pixels: npt.NDArray[Any] = np.array(image.convert("RGB"))
         return np.ascontiguousarray(pixels)
-    except OSError as error:
-        # Pillow's own messages name the file.
-        raise _Unreadable(error.strerror or _told(error, path)) from None
     except Exception as error:
         # Pillow lets through what its parsers raise on damaged files: SyntaxError, zlib.error, struct.error, ...
-        raise _Unreadable(_told(error, path)) from None
-
-
-def _told(error: Exception, path: Path) -> str:
-    text = one_line(str(error).replace(str(path), path.name), 120)
-    return text or type(error).__name__
+        # Its own messages name the file with its whole path.
+        reason = isinstance(error, OSError) and error.strerror
+        reason = reason or join_lines(str(error).replace(str(path), path.name), 120) or type(error).__name__
+        raise _UnreadableError(reason) from None

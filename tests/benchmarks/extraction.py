@@ -1,6 +1,6 @@
-"""How busy extraction keeps its slowest part: decoding alone, the backbone alone, and both together, in one run.
+"""Measures the speed of decoding alone, of the backbone alone, and of extraction, which is bound by the slower one.
 
-    python tests/benchmarks/extraction.py                       # makes clips of its own
+    python tests/benchmarks/extraction.py                       # makes its own clips
     python tests/benchmarks/extraction.py --videos DIR --device cuda --precision fp16 --workers 1 2 4 8 16
 
 Prints markdown. Needs nothing but the package itself.
@@ -18,7 +18,8 @@ import av
 import numpy as np
 import torch
 
-from meidbench.extraction.decoder_pool import Chunk, DecoderPool, Finished
+from meidbench.extraction.cropping import find_crop_window
+from meidbench.extraction.decoder_pool import DecoderPool, DecodingSettings, FrameBatch, VideoFinished
 from meidbench.extraction.encoders.extractor import Extractor
 from meidbench.extraction.extraction import default_workers, extract_features
 from meidbench.extraction.frames import FrameRule
@@ -45,29 +46,27 @@ def make_clips(folder: Path, count: int, seconds: int, height: int, width: int) 
 def decode_only(videos: list[Video], rule: FrameRule, processes: int) -> tuple[float, int]:
     """Seconds and frames of decoding into shared memory, from the first frame that arrives."""
     frames, begun = 0, None
-    with DecoderPool(videos, rule, processes=processes) as pool:
+    with DecoderPool(videos, DecodingSettings(rule), processes) as pool:
         for event in pool:
-            if isinstance(event, Chunk):
+            if isinstance(event, FrameBatch):
                 begun = begun or time.perf_counter()
                 frames += len(event.indices)
                 event.release()
-            elif isinstance(event, Finished):
-                assert event.outcome.status == "ok", event.outcome
+            elif isinstance(event, VideoFinished):
+                assert event.result.status == "ok", event.result
     return time.perf_counter() - (begun or 0), frames
 
 
 def forward_only(extractor: Extractor, frames: int, size: tuple[int, int]) -> float:
-    """Seconds of preprocessing and backbone on frames that are there already, in batches as extraction makes them."""
-    from meidbench.extraction.frames import crop_window
-
-    window = crop_window(*size)
+    """Seconds of preprocessing and backbone on frames in memory, in batches as extraction makes them."""
+    window = find_crop_window(*size)
     shape = (min(extractor.batch_size, frames), window.bottom - window.top, window.right - window.left, 3)
     batch = torch.randint(0, 255, shape, dtype=torch.uint8).to(extractor.device)
-    extractor.rows(extractor.crops(batch, window))
+    extractor.encode(extractor.crop(batch, window))
     synchronise(extractor)
     begun = time.perf_counter()
     for first in range(0, frames, len(batch)):
-        extractor.rows(extractor.crops(batch[: frames - first], window))
+        extractor.encode(extractor.crop(batch[: frames - first], window))
     synchronise(extractor)
     return time.perf_counter() - begun
 
@@ -78,15 +77,15 @@ def synchronise(extractor: Extractor) -> None:
 
 
 class BusyExtractor(Extractor):
-    """Remembers how long the GPU worked, by its own events."""
+    """Measures the working time of the GPU by its own events."""
 
     spans: list
 
-    def crops(self, frames, window):
-        return self._timed(super().crops, frames, window)
+    def crop(self, frames, window):
+        return self._timed(super().crop, frames, window)
 
-    def rows(self, crops):
-        return self._timed(super().rows, crops)
+    def encode(self, crops):
+        return self._timed(super().encode, crops)
 
     def _timed(self, work, *arguments):
         if self.device.type != "cuda":
@@ -105,7 +104,7 @@ class BusyExtractor(Extractor):
 
 def measure(arguments: argparse.Namespace, folder: Path, scratch: Path) -> None:
     videos = list(find_videos(folder).videos)[: arguments.count]
-    rule = FrameRule.parse(arguments.sampling, frames=arguments.frames)
+    rule = FrameRule.from_text(arguments.sampling, frames=arguments.frames)
     extractor = BusyExtractor(
         arguments.backbone, "random", seed=0, rule=rule, device=arguments.device, precision=arguments.precision,
         batch_size=arguments.batch_size,
@@ -136,18 +135,18 @@ def measure(arguments: argparse.Namespace, folder: Path, scratch: Path) -> None:
             ratio = max(seconds, backbone) / whole
             tries.append((ratio, frames / seconds, frames / backbone, frames / whole, busy))
         ratio, decoded, forward, whole, busy = sorted(tries)[len(tries) // 2]
-        shown = "-" if math.isnan(busy) else f"{busy:.0%}"
-        print(f"| {processes} | {decoded:,.1f} | {forward:,.1f} | {whole:,.1f} | {ratio:.2f} | {shown} |", flush=True)
+        percent = "-" if math.isnan(busy) else f"{busy:.0%}"
+        print(f"| {processes} | {decoded:,.1f} | {forward:,.1f} | {whole:,.1f} | {ratio:.2f} | {percent} |", flush=True)
     if extractor.device.type == "cuda":
         deviations(extractor, arguments, size)
 
 
 def deviations(reference: Extractor, arguments: argparse.Namespace, size: tuple[int, int]) -> None:
-    """How far half precision is from fp32 on the same crops."""
+    """Print the difference between half precision and fp32 on the same crops."""
     crops = torch.randint(0, 255, (64, 3, 224, 224), dtype=torch.uint8, device=reference.device)
     rows = {
         precision: Extractor(arguments.backbone, "random", seed=0, device=arguments.device, precision=precision)
-        .rows(crops).float() for precision in ("fp32", "bf16", "fp16")
+        .encode(crops).float() for precision in ("fp32", "bf16", "fp16")
     }  # fmt: skip
     print("\n| precision | largest difference / mean of fp32 | least cosine |\n|---|---|---|")
     for precision in ("bf16", "fp16"):

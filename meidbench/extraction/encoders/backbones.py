@@ -1,285 +1,96 @@
-"""The networks that turn pictures into rows of features: ResNet-50 and ResNet-101, the former also with shifts."""
+"""The backbones by name: how each is built, its width, its preprocessing, its published weights; and fast inference."""
 
 import copy
-import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from meidbench.checks import one_of
 from meidbench.errors import FeatureError
-
-CLIP = 8
-DIVISOR = 8
-
-
-def temporal_shift(features: Tensor, clip: int = CLIP, divisor: int = DIVISOR) -> Tensor:
-    """Shift some channels by one frame, within each clip.
-
-    Parameters
-    ----------
-    features : (clips * clip, channels, height, width) tensor
-        The frames of each clip in their order, clip after clip.
-    clip : int
-        Frames of a clip.
-    divisor : int
-        ``channels // divisor`` channels come from the frame after, as many from the frame before.
-
-    Returns
-    -------
-    Tensor of the same shape. The first ``channels // divisor`` channels of a frame are those of the next frame, the
-    second as many those of the frame before, and the others its own; what would come from outside the clip is 0.
-
-    Raises
-    ------
-    FeatureError
-        The number of frames is not a multiple of ``clip``.
-
-    Notes
-    -----
-    Lin, Gan and Han, TSM: Temporal Shift Module for Efficient Video Understanding, ICCV 2019 (arXiv 1811.08383),
-    section 3, the bidirectional shift; which eighth goes which way is as in the authors' published code, since the
-    weights depend on it.
-
-    Examples
-    --------
-    >>> import torch
-    >>> frames = torch.tensor([[10.0, 11, 12, 13], [20, 21, 22, 23], [30, 31, 32, 33]]).view(3, 4, 1, 1)
-    >>> temporal_shift(frames, clip=3, divisor=4).view(3, 4)
-    tensor([[20.,  0., 12., 13.],
-            [30., 11., 22., 23.],
-            [ 0., 21., 32., 33.]])
-    """
-    check_clips(len(features), clip)
-    fold = features.shape[1] // divisor
-    # Copied whole first: it keeps the memory format, and most channels stay.
-    shifted = features.clone()
-    clips = (len(features) // clip, clip, *features.shape[1:])
-    source, target = features.view(clips), shifted.view(clips)
-    target[:, :-1, :fold] = source[:, 1:, :fold]
-    target[:, -1, :fold] = 0
-    target[:, 1:, fold : 2 * fold] = source[:, :-1, fold : 2 * fold]
-    target[:, 0, fold : 2 * fold] = 0
-    return shifted
-
-
-def check_clips(rows: int, clip: int) -> None:
-    """Refuse a number of rows that does not make whole clips; FeatureError says so."""
-    if rows % clip:
-        raise FeatureError(
-            f"{rows:,} frames do not make whole clips\n"
-            f"  expected: a multiple of {clip}, the frames of each clip in their order, clip after clip"
-        )
-
-
-class TemporalShift(nn.Module):
-    """A layer whose input is shifted along time first; see :func:`temporal_shift`.
-
-    The layer is kept as ``net``, so that the keys of the state dict are those of the published weights.
-
-    Parameters
-    ----------
-    net : nn.Module
-        What follows the shift.
-    clip, divisor : int
-        As for :func:`temporal_shift`.
-
-    Raises
-    ------
-    FeatureError
-        ``clip`` is below 1 or ``divisor`` below 2.
-
-    Examples
-    --------
-    >>> import torch
-    >>> TemporalShift(nn.Identity(), clip=2)(torch.ones(4, 8, 1, 1))[:, 0].flatten()
-    tensor([1., 0., 1., 0.])
-    """
-
-    def __init__(self, net: nn.Module, clip: int = CLIP, divisor: int = DIVISOR) -> None:
-        super().__init__()
-        if operator.index(clip) < 1 or operator.index(divisor) < 2:
-            raise FeatureError(f"clip must be at least 1 and divisor at least 2, not {clip} and {divisor}")
-        self.net = net
-        self.clip = clip
-        self.divisor = divisor
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Shift and go on; shapes as :func:`temporal_shift` and ``net`` have them."""
-        outcome: Tensor = self.net(temporal_shift(features, self.clip, self.divisor))
-        return outcome
-
-    def extra_repr(self) -> str:
-        """Describe the shift in the module's printed form."""
-        return f"clip={self.clip}, divisor={self.divisor}"
-
+from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing
+from meidbench.extraction.encoders.resnet import CLIP, ResNet
+from meidbench.splits.manifests import Download
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-_WIDTHS = (64, 128, 256, 512)
-_EXPANSION = 4
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """What there is to know about a backbone before it is built.
+    """A network that maps images to rows of features, and all that extraction must know of it.
 
     Attributes
     ----------
     name : str
         As in ``BACKBONES``.
-    layers : tuple of int
-        Bottlenecks in each of the four stages.
+    make_network : callable
+        Makes the network. It maps (n, 3, crop, crop) normalised images to (n, dim) float32 rows, and its whole state
+        is in its state dict. ``for_inference`` calls its method ``fold_batch_norms``, if any.
     dim : int
-        Length of a row of features.
+        Numbers per row.
     clip : int
-        How many frames, in their order, must come together; 1 where each stands alone.
-    weights : str
-        Name of the weights that are meant by default; empty where there are none to fetch.
+        Number of consecutive frames that belong together; 1 where each frame stands alone.
+    layer : str
+        Where in the network the rows are taken, for the recipe.
+    preprocessing : Preprocessing
+    weights : mapping of str to Download
+        Published weights by name; the first are the default.
+    classifier : tuple of str
+        First parts of the keys in published files that are left out.
     """
 
     name: str
-    layers: tuple[int, int, int, int]
-    dim: int = _WIDTHS[-1] * _EXPANSION
+    make_network: Callable[[], nn.Module]
+    dim: int = 2048
     clip: int = 1
-    weights: str = ""
+    layer: str = "global average pooling"
+    preprocessing: Preprocessing = IMAGENET
+    weights: Mapping[str, Download] = field(default_factory=dict)
+    classifier: tuple[str, ...] = ("fc.", "new_fc.")
 
 
+def _torchvision_weights(name: str, **digests: str) -> dict[str, Download]:
+    """Return weights of torchvision 0.28 (torchvision/models/resnet.py), whose names give the digests' first digits."""
+    address = "https://download.pytorch.org/models"
+    return {
+        f"{name}-imagenet-{version}": Download(url=f"{address}/{name}-{digest}.pth", bytes=None, sha256=digest)
+        for version, digest in digests.items()
+    }
+
+
+# The command line knows these names from meidbench.names.BACKBONES. Of the weights, v1 are those of the original
+# training, 77.374 and 76.130 % top-1; v2 those of the longer training of 2021, 81.886 and 80.858 %.
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
-        Backbone("resnet101", (3, 4, 23, 3), weights="resnet101-imagenet-v1"),
-        Backbone("resnet50", (3, 4, 6, 3), weights="resnet50-imagenet-v1"),
-        Backbone("tsm-resnet50", (3, 4, 6, 3), clip=CLIP),
+        Backbone(
+            "resnet101",
+            partial(ResNet, (3, 4, 23, 3)),
+            weights=_torchvision_weights("resnet101", v1="63fe2227", v2="cd907fc2"),
+        ),
+        Backbone(
+            "resnet50",
+            partial(ResNet, (3, 4, 6, 3)),
+            weights=_torchvision_weights("resnet50", v1="0676ba61", v2="11ad3fa6"),
+        ),
+        Backbone("tsm-resnet50", partial(ResNet, (3, 4, 6, 3), CLIP), clip=CLIP),
     )
 }
 
 
-class Bottleneck(nn.Module):
-    """A residual block: 1x1 to fewer channels, 3x3, 1x1 to four times as many, and the input added.
-
-    Parameters
-    ----------
-    channels : int
-        Of the input.
-    width : int
-        Channels of the 3x3 convolution; the outcome has four times as many.
-    stride : int
-        Of the 3x3 convolution.
-    clip : int
-        Above 1, the residual branch begins with a temporal shift over clips of that many frames.
-
-    Notes
-    -----
-    He et al., Deep Residual Learning for Image Recognition, CVPR 2016, figure 5 (right). The stride lies in the 3x3
-    convolution instead of the first 1x1, as in the networks that torchvision's weights were trained for. The shift
-    lies inside the residual branch (Lin et al., ICCV 2019, section 4.1).
-    """
-
-    def __init__(self, channels: int, width: int, stride: int, clip: int) -> None:
-        super().__init__()
-        outcome = width * _EXPANSION
-        first = nn.Conv2d(channels, width, 1, bias=False)
-        self.conv1 = TemporalShift(first, clip) if clip > 1 else first
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, outcome, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outcome)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or channels != outcome:
-            projection = nn.Conv2d(channels, outcome, 1, stride=stride, bias=False)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outcome))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (n, channels, h, w) to (n, 4 * width, h / stride, w / stride)."""
-        branch = self.relu(self.bn1(self.conv1(features)))
-        branch = self.relu(self.bn2(self.conv2(branch)))
-        branch = self.bn3(self.conv3(branch))
-        shortcut = features if self.downsample is None else self.downsample(features)
-        outcome: Tensor = self.relu(branch.add_(shortcut))
-        return outcome
+def find_backbone(name: str) -> Backbone:
+    """Return the backbone of this name; an unknown name raises FeatureError and lists the known ones."""
+    return BACKBONES[one_of("backbone", name, tuple(BACKBONES), FeatureError)]
 
 
-class ResNet(nn.Module):
-    """A ResNet of bottlenecks without its classifier, with torchvision's names of parameters.
-
-    Parameters
-    ----------
-    layers : tuple of int
-        Bottlenecks in each of the four stages.
-    clip : int
-        Above 1, every bottleneck shifts channels along time within clips of that many frames.
-
-    Notes
-    -----
-    He et al., CVPR 2016, table 1.
-    """
-
-    def __init__(self, layers: tuple[int, int, int, int], clip: int = 1) -> None:
-        super().__init__()
-        self.clip = clip
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        channels = 64
-        stages: list[nn.Module] = []
-        for stage, (width, depth) in enumerate(zip(_WIDTHS, layers, strict=True)):
-            blocks: list[nn.Module] = []
-            for position in range(depth):
-                stride = 2 if stage and not position else 1
-                blocks.append(Bottleneck(channels, width, stride, clip))
-                channels = width * _EXPANSION
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Compute one row of features a picture.
-
-        Parameters
-        ----------
-        pictures : (n, 3, height, width) float tensor
-            As ``meidbench.extraction.encoders.preprocessing.normalise`` gives them. Where ``clip`` is above 1, n is a
-            multiple of it, with the frames of each clip in their order.
-
-        Returns
-        -------
-        (n, 2048) float32 tensor, the mean over all positions after the last stage.
-
-        Raises
-        ------
-        FeatureError
-            The pictures are of another shape, or do not make whole clips.
-        """
-        if pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise FeatureError(f"expected pictures of shape (n, 3, height, width), got {tuple(pictures.shape)}")
-        check_clips(len(pictures), self.clip)
-        features = self.maxpool(self.relu(self.bn1(self.conv1(pictures))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            features = stage(features)
-        # In float32 also under autocast: a mean of half-precision numbers would be rounded once more.
-        rows: Tensor = features.float().mean((2, 3))
-        return rows
-
-
-def build(name: str) -> ResNet:
+def build(name: str) -> nn.Module:
     """Build a backbone, in evaluation mode and without gradients.
 
-    Its parameters are NaN until weights are loaded, so that a forgotten ``load_weights`` shows at once.
-
-    Parameters
-    ----------
-    name : str
-        One of ``BACKBONES``.
-
-    Raises
-    ------
-    FeatureError
-        There is no such backbone; the known ones are named.
+    Its parameters are NaN until weights are loaded, so that a forgotten ``load_weights`` shows at once. An unknown name
+    raises FeatureError.
 
     Examples
     --------
@@ -287,12 +98,9 @@ def build(name: str) -> ResNet:
     >>> sum(parameter.numel() for parameter in model.parameters()), model.training
     (23508032, False)
     """
-    if name not in BACKBONES:
-        raise FeatureError(f"there is no backbone {name!r}; known: {', '.join(BACKBONES)}")
-    backbone = BACKBONES[name]
-    # The usual way would draw millions of numbers from the global generator, only to replace them.
+    # PyTorch's initialisation would draw millions of numbers from the global generator, only to replace them.
     with torch.device("meta"):
-        model = ResNet(backbone.layers, backbone.clip)
+        model = find_backbone(name).make_network()
     model.to_empty(device="cpu")
     for tensor in model.state_dict().values():
         tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
@@ -300,17 +108,7 @@ def build(name: str) -> ResNet:
 
 
 class InferenceModel(nn.Module):
-    """A backbone made ready for rows by the million; made by :func:`for_inference`.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Maps pictures to rows.
-    device : torch.device
-        Where the model is.
-    precision : str
-        One of ``PRECISIONS``.
-    """
+    """A backbone made ready for millions of rows by :func:`for_inference`."""
 
     def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
         super().__init__()
@@ -318,37 +116,36 @@ class InferenceModel(nn.Module):
         self.device = device
         self.precision = precision
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Compute (n, 2048) float32 rows from (n, 3, height, width) pictures, as ``ResNet.forward`` does."""
-        pictures = pictures.to(self.device, memory_format=torch.channels_last)
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute (n, dim) float32 rows of (n, 3, height, width) normalised images."""
+        images = images.to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode(), _arithmetic(self.device, self.precision):
-            rows: Tensor = self.model(pictures)
+            rows: Tensor = self.model(images)
         return rows
 
 
-def for_inference(model: ResNet, device: torch.device | str, precision: str = "fp32") -> InferenceModel:
+def for_inference(model: nn.Module, device: torch.device | str, precision: str = "fp32") -> InferenceModel:
     """Copy a loaded backbone into the form that computes fastest.
 
-    Batch normalisation is folded into the convolutions, in float64, and memory is laid out with channels last.
+    Memory is laid out with channels last. A ResNet's batch normalisation is folded into its convolutions, in float64.
 
     Parameters
     ----------
-    model : ResNet
-        With its weights loaded; it is left as it is.
+    model : nn.Module
+        With its weights loaded; it is not changed.
     device : torch.device or str
-        Where the copy is put.
     precision : str
         ``fp32`` is float32 throughout, without TF32; ``bf16`` and ``fp16`` are autocast, for GPUs.
 
     Returns
     -------
     InferenceModel
-        In ``fp32`` its rows are those of ``model`` but for the rounding of float32.
+        In ``fp32`` its rows are those of ``model`` except for the rounding of float32.
 
     Raises
     ------
     FeatureError
-        There is no such precision, or the model is in training mode, or its weights are not loaded.
+        The precision is unknown, the model is in training mode, or its weights are not loaded.
 
     Examples
     --------
@@ -356,63 +153,34 @@ def for_inference(model: ResNet, device: torch.device | str, precision: str = "f
     >>> for_inference(model, "cpu")(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 2048])
     """
-    if precision not in PRECISIONS:
-        raise FeatureError(f"there is no precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    one_of("precision", precision, tuple(PRECISIONS), FeatureError)
     if model.training:
         raise FeatureError("the backbone is in training mode, in which rows depend on their neighbours; call eval()")
-    if model.conv1.weight.isnan().any():
+    if next(model.parameters()).isnan().any():
         raise FeatureError(
             "the backbone has no weights yet; call meidbench.extraction.encoders.weights.load_weights first"
         )
     device = torch.device(device)
-    folded = copy.deepcopy(model)
-    for module in list(folded.modules()):
-        if isinstance(module, Bottleneck):
-            first = module.conv1.net if isinstance(module.conv1, TemporalShift) else module.conv1
-            for number, convolution in enumerate((first, module.conv2, module.conv3), 1):
-                _fold(convolution, getattr(module, f"bn{number}"))
-                setattr(module, f"bn{number}", nn.Identity())
-            if isinstance(module.downsample, nn.Sequential):
-                _fold(module.downsample[0], module.downsample[1])
-                module.downsample[1] = nn.Identity()
-        elif isinstance(module, ResNet):
-            _fold(module.conv1, module.bn1)
-            module.bn1 = nn.Identity()  # type: ignore[assignment]
-    folded.requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return InferenceModel(folded, device, precision).eval()
-
-
-def _fold(convolution: nn.Module, normalisation: nn.Module) -> None:
-    """Give the convolution the weight and bias with which it does what both did."""
-    assert isinstance(convolution, nn.Conv2d) and isinstance(normalisation, nn.BatchNorm2d)
-    mean, variance = normalisation.running_mean, normalisation.running_var
-    assert mean is not None and variance is not None
-    with torch.no_grad():
-        scale = normalisation.weight.double() / torch.sqrt(variance.double() + normalisation.eps)
-        bias = normalisation.bias.double() - mean.double() * scale
-        weight = convolution.weight.double() * scale.view(-1, 1, 1, 1)
-        convolution.weight = nn.Parameter(weight.to(convolution.weight.dtype))
-        convolution.bias = nn.Parameter(bias.to(convolution.weight.dtype))
+    copied = copy.deepcopy(model)
+    if fold := getattr(copied, "fold_batch_norms", None):
+        fold()
+    copied.requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return InferenceModel(copied, device, precision).eval()
 
 
 @contextmanager
 def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """Compute in the precision asked for, whatever the process is set to."""
-    dtype = PRECISIONS[precision]
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None), _exact_convolutions(device):
-        yield
-
-
-@contextmanager
-def _exact_convolutions(device: torch.device) -> Iterator[None]:
-    """Keep float32 convolutions from TF32, the default on GPUs, which would leave three digits of ``fp32``."""
+    """Compute in the given precision, whatever the settings of the process are."""
+    # Convolutions must not use TF32, the default on GPUs, which would leave three digits of fp32.
     backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cudnn
     holder, name, value = getattr(backend, "conv", None), "fp32_precision", "ieee"
     if not hasattr(holder, name):  # before torch 2.9
         holder, name, value = torch.backends.cudnn, "allow_tf32", False  # type: ignore[assignment]
     before = getattr(holder, name)
     setattr(holder, name, value)
+    dtype = PRECISIONS[precision]
     try:
-        yield
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            yield
     finally:
         setattr(holder, name, before)

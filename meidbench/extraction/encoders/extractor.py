@@ -1,6 +1,5 @@
-"""From chosen frames to rows: preprocessing and backbone, on one device."""
+"""From decoded frames to rows of features: preprocessing and backbone, on one device."""
 
-import math
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -11,28 +10,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from meidbench.checks import one_of
 from meidbench.errors import FeatureError
-from meidbench.extraction.decoding import decoder_versions, read_frames
-from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, build, for_inference
-from meidbench.extraction.encoders.preprocessing import PREPROCESSING, Preprocessor, normalise
-from meidbench.extraction.encoders.weights import WeightsFacts, load_weights
-from meidbench.extraction.frames import Frame, FrameRule, Outcome, Window, crop_window
+from meidbench.extraction.cropping import CropWindow, find_crop_window
+from meidbench.extraction.decoding import check_folder_fps, decoder_versions, read_frames
+from meidbench.extraction.encoders.backbones import build, find_backbone, for_inference
+from meidbench.extraction.encoders.preprocessing import Preprocessor, normalise
+from meidbench.extraction.encoders.weights import load_weights
+from meidbench.extraction.frames import DecodingResult, FrameRule, Restart
 from meidbench.extraction.videos import Video
 from meidbench.features.feature_file import DTYPES, Recipe
 from meidbench.features.records import VideoRows
+from meidbench.names import EXTRACTED_DTYPES
 
-# On a CPU small batches are as quick as large ones, and use less memory.
+# On a CPU small batches take no longer than large ones, and use less memory.
 _BATCH_CPU, _BATCH_GPU = 8, 256
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of this name; ``auto`` is a GPU where there is one.
-
-    Raises
-    ------
-    FeatureError
-        There is no such device here.
-    """
+    """Return the device of this name, or raise FeatureError; ``auto`` is the GPU, or the CPU without one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -49,8 +45,8 @@ def choose_device(name: str) -> torch.device:
 class Extractor:
     """A backbone with its weights, ready to turn frames into rows.
 
-    Batches never mix videos: a video's rows depend on the video alone, not on what else was extracted, in which
-    order, or by how many processes.
+    Batches never mix videos: a video's rows depend on the video alone, not on the other videos, their order, or the
+    number of processes.
 
     Parameters
     ----------
@@ -60,32 +56,32 @@ class Extractor:
         As for ``load_weights``: ``default``, a published name, a file, or ``random``.
     seed : int, optional
         Of random weights.
-    rule : FrameRule
-        Which frames are taken.
+    rule : FrameRule, optional
+        Which frames are taken; 200 evenly spaced ones by default.
     folder_fps : float
-        Frames a second of folders of images.
+        Frames per second of folders of images.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     precision : str
         ``fp32``, or ``bf16`` or ``fp16`` by autocast.
     batch_size : int, optional
-        Frames at a time, of one video; 8 on a CPU, 256 on a GPU.
+        Frames per batch, of one video; 8 on a CPU, 256 on a GPU.
     dtype : str
         Of the rows, ``float16`` or ``float32``.
     **options
-        Passed on to ``load_weights``.
+        For ``load_weights``.
 
     Attributes
     ----------
     backbone : Backbone
-    weights : WeightsFacts
+    weights : LoadedWeights
     recipe : dict
         Everything that the rows depend on, for the feature file.
 
     Raises
     ------
     FeatureError
-        An argument makes no sense here, or the weights cannot be loaded.
+        An argument is out of range, or the weights cannot be loaded.
     """
 
     def __init__(
@@ -102,16 +98,11 @@ class Extractor:
         dtype: str = "float16",
         **options: Any,
     ) -> None:
-        if backbone not in BACKBONES:
-            raise FeatureError(f"there is no backbone {backbone!r}; known: {', '.join(BACKBONES)}")
-        if not (math.isfinite(folder_fps) and folder_fps > 0):
-            raise FeatureError(f"frame folders have a positive number of frames a second, not {folder_fps}")
-        if dtype not in ("float16", "float32"):
-            raise FeatureError(f"features are extracted as float16 or float32, not {dtype!r}")
-        self.backbone: Backbone = BACKBONES[backbone]
+        self.backbone = find_backbone(backbone)
         self.rule = rule or FrameRule("uniform", frames=200)
+        check_folder_fps(folder_fps)
         self.folder_fps = folder_fps
-        self.dtype = dtype
+        self.dtype = one_of("dtype of extracted features", dtype, EXTRACTED_DTYPES, FeatureError)
         self.device = choose_device(device)
         self.batch_size = batch_size or (_BATCH_CPU if self.device.type == "cpu" else _BATCH_GPU)
         if self.batch_size < 1 or self.batch_size % self.backbone.clip:
@@ -119,18 +110,18 @@ class Extractor:
                 f"the batch size of {backbone} must be a multiple of {self.backbone.clip}, got {self.batch_size}"
             )
         model = build(backbone)
-        self.weights: WeightsFacts = load_weights(model, self.backbone, weights, seed=seed, **options)
+        self.weights = load_weights(model, self.backbone, weights, seed=seed, **options)
         self._model = for_inference(model, self.device, precision)
-        self._preprocessor = Preprocessor(self.device)
+        self._preprocessor = Preprocessor(self.device, self.backbone.preprocessing)
         self.recipe: Recipe = {
             "made_by": "extract-features",
             "backbone": backbone,
             "weights": self.weights.name,
             "weights_sha256": self.weights.sha256,
-            "layer": "global average pooling",
+            "layer": self.backbone.layer,
             "sampling": str(self.rule),
-            "folder_fps": folder_fps,
-            "preprocessing": dict(PREPROCESSING),
+            "folder_fps": self.folder_fps,
+            "preprocessing": self.backbone.preprocessing.to_recipe(),
             "precision": precision,
             "dtype": dtype,
             "libraries": {
@@ -151,9 +142,9 @@ class Extractor:
         recipe : dict
             Of the file.
         weights : str, optional
-            As for the class; those that the recipe names where left out.
+            As for the class; by default those that the recipe names.
         **options
-            ``seed``, ``device``, ``batch_size`` and what ``load_weights`` takes.
+            ``seed``, ``device``, ``batch_size`` and options of ``load_weights``.
 
         Raises
         ------
@@ -168,7 +159,7 @@ class Extractor:
         extractor = cls(
             recipe["backbone"],
             weights or recipe["weights"],
-            rule=FrameRule.parse(recipe["sampling"]),
+            rule=FrameRule.from_text(recipe["sampling"]),
             folder_fps=recipe["folder_fps"],
             precision=recipe["precision"],
             dtype=recipe["dtype"],
@@ -181,87 +172,76 @@ class Extractor:
             )
         return extractor
 
-    def crops(self, frames: Tensor, window: Window) -> Tensor:
-        """Resize and crop frames on the device: (n, h, w, 3) uint8 of the window to (n, 3, 224, 224) uint8."""
+    def crop(self, frames: Tensor, window: CropWindow) -> Tensor:
+        """Resize and crop frames on the device: (n, h, w, 3) uint8 of the window to (n, 3, crop, crop) uint8."""
         return self._preprocessor.resize(frames, window)
 
-    def rows(self, crops: Tensor) -> Tensor:
-        """Compute (n, D) float32 rows on the device from (n, 3, 224, 224) uint8 crops of one batch."""
+    def encode(self, crops: Tensor) -> Tensor:
+        """Compute (n, D) float32 rows on the device from (n, 3, crop, crop) uint8 crops of one batch."""
         short = -len(crops) % self.backbone.clip
         if short:  # the last clip of a video is filled up with its last frame
             crops = torch.cat([crops, crops[-1:].expand(short, -1, -1, -1)])
-        pixels = normalise(crops, channels_last=True)
+        pixels = normalise(crops, self.backbone.preprocessing, channels_last=True)
         return self._model(pixels)[: len(crops) - short]  # type: ignore[no-any-return]
 
     def extract(self, video: Video) -> VideoRows:
-        """Decode and extract one video in this process.
-
-        Returns
-        -------
-        VideoRows
-            As it would stand in a feature file.
-        """
-        reading = read_frames(video, self.rule, folder_fps=self.folder_fps)
-        pile = Pile(self)
+        """Decode and extract one video in this process; the result is that of a feature file."""
+        lengths = (self.backbone.preprocessing.resize, self.backbone.preprocessing.crop)
+        stream = read_frames(video, self.rule, folder_fps=self.folder_fps)
+        encoding = VideoEncoding(self)
         while True:
             try:
-                item = next(reading)
+                item = next(stream)
             except StopIteration as end:
-                return pile.finish(end.value)()
-            if isinstance(item, Frame):
-                window = crop_window(*item.image.shape[:2])
-                seen = item.image[window.top : window.bottom, window.left : window.right]
-                frames = torch.from_numpy(np.ascontiguousarray(seen)[None]).to(self.device)
-                pile.add(np.array([item.index]), self.crops(frames, window))
-            else:
-                pile = Pile(self)
+                return encoding.finish(end.value)()
+            if isinstance(item, Restart):
+                encoding = VideoEncoding(self)
+                continue
+            window = find_crop_window(*item.image.shape[:2], *lengths)
+            pixels = item.image[window.top : window.bottom, window.left : window.right]
+            frames = torch.from_numpy(np.ascontiguousarray(pixels)[None]).to(self.device)
+            encoding.add(np.array([item.index]), self.crop(frames, window))
 
 
-class Pile:
-    """The frames of one video on their way through an extractor.
-
-    Parameters
-    ----------
-    extractor : Extractor
-    """
+class VideoEncoding:
+    """The crops of one video that wait to be encoded, and the rows of those that were."""
 
     def __init__(self, extractor: Extractor) -> None:
         self._extractor = extractor
         self._indices: list[npt.NDArray[np.int64]] = []
         self._crops: list[Tensor] = []
-        self._waiting = 0
+        self._num_waiting = 0
         self._rows: list[Tensor] = []
-        # A clip is made of rows, some of which may show one frame; which, is known only at the end.
-        self._whole = extractor.backbone.clip > 1 and extractor.rule.kind != "all"
+        # A clip consists of rows, which may repeat a frame; the repetitions are known only at the end.
+        self._in_one_piece = extractor.backbone.clip > 1 and extractor.rule.kind != "all"
 
     def add(self, indices: npt.NDArray[np.int64], crops: Tensor) -> None:
-        """Take in crops of frames, ascending; full batches are computed at once."""
+        """Add crops of frames, ascending; full batches are encoded at once."""
         self._indices.append(indices)
         self._crops.append(crops)
-        self._waiting += len(crops)
+        self._num_waiting += len(crops)
         size = self._extractor.batch_size
-        while not self._whole and self._waiting >= size:
-            pool = torch.cat(self._crops)
-            self._rows.append(self._extractor.rows(pool[:size]))
-            self._crops = [pool[size:]]
-            self._waiting -= size
+        while not self._in_one_piece and self._num_waiting >= size:
+            waiting = torch.cat(self._crops)
+            self._rows.append(self._extractor.encode(waiting[:size]))
+            self._crops = [waiting[size:]]
+            self._num_waiting -= size
 
-    def finish(self, outcome: Outcome) -> Callable[[], VideoRows]:
-        """Compute what is left, and return a function that waits for the rows and gives the record."""
-        if outcome.status == "failed":
-            record = _failed(self._extractor, outcome, outcome.reason)
-            return lambda: record
+    def finish(self, result: DecodingResult) -> Callable[[], VideoRows]:
+        """Encode the remaining crops, and return a function that waits for the device and returns the rows."""
         extractor = self._extractor
-        places = torch.from_numpy(np.searchsorted(np.concatenate(self._indices), outcome.indices))
-        crops = torch.cat(self._crops) if self._waiting else None
-        if self._whole and crops is not None:
-            crops = crops[places.to(crops.device)]
-        for batch in torch.split(crops, extractor.batch_size) if crops is not None else ():
-            self._rows.append(extractor.rows(batch))
+        if result.status == "failed":
+            return lambda: _failed_rows(extractor, result, result.reason)
+        positions = torch.from_numpy(np.searchsorted(np.concatenate(self._indices), result.indices))
+        if self._num_waiting:
+            crops = torch.cat(self._crops)
+            if self._in_one_piece:
+                crops = crops[positions.to(crops.device)]
+            self._rows += [extractor.encode(batch) for batch in torch.split(crops, extractor.batch_size)]
         rows = torch.cat(self._rows)
-        if not self._whole:
-            rows = rows[places.to(rows.device)]
-        # Converted where it is quick; NumPy's own conversion is not.
+        if not self._in_one_piece:
+            rows = rows[positions.to(rows.device)]
+        # torch converts faster than NumPy.
         stored = rows.to(torch.float16 if extractor.dtype == "float16" else torch.float32)
         finite = torch.isfinite(stored).all()
         arrived = None
@@ -271,29 +251,29 @@ class Pile:
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(torch.cuda.current_stream(extractor.device))
 
-        def wait() -> VideoRows:
+        def wait_for_rows() -> VideoRows:
             if arrived is not None:
                 arrived.synchronize()
             if not finite:
-                return _failed(extractor, outcome, f"the features are not finite in {extractor.dtype}")
+                return _failed_rows(extractor, result, f"the features are not finite in {extractor.dtype}")
             return VideoRows(
                 rows=stored.numpy(),
-                status=outcome.status,
-                reason=outcome.reason,
-                frame_indices=outcome.indices,
-                timestamps=outcome.timestamps,
-                num_source_frames=outcome.num_frames,
-                corrupt_frames=outcome.corrupt_frames,
+                status=result.status,
+                reason=result.reason,
+                frame_indices=result.indices,
+                timestamps=result.timestamps,
+                num_source_frames=result.num_frames,
+                corrupt_frames=result.corrupt_frames,
             )
 
-        return wait
+        return wait_for_rows
 
 
-def _failed(extractor: Extractor, outcome: Outcome, reason: str) -> VideoRows:
+def _failed_rows(extractor: Extractor, result: DecodingResult, reason: str) -> VideoRows:
     return VideoRows(
         rows=np.empty((0, extractor.backbone.dim), DTYPES[extractor.dtype]),
         status="failed",
         reason=reason,
-        num_source_frames=outcome.num_frames,
-        corrupt_frames=outcome.corrupt_frames,
+        num_source_frames=result.num_frames,
+        corrupt_frames=result.corrupt_frames,
     )

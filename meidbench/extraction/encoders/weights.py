@@ -1,4 +1,4 @@
-"""Weights for the backbones: published ones, files of the user's, or random ones for tests. Nothing is unpickled."""
+"""Weights for the backbones: published files, other files, or random weights for tests. Nothing is unpickled."""
 
 import hashlib
 import math
@@ -16,11 +16,215 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from meidbench.annotations.download import Progress, Report, fetch
+from meidbench.annotations.download import fetch
 from meidbench.errors import FeatureError, bullet_list, first_few
-from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, ResNet
+from meidbench.extraction.encoders.backbones import BACKBONES, Backbone
 from meidbench.files import file_sha256
+from meidbench.names import DownloadProgress, Report
 from meidbench.splits.manifests import Download, home
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Name and origin of the weights that a backbone got.
+
+    Attributes
+    ----------
+    name : str
+        A published name, the file's name, or ``random``.
+    sha256 : str
+        Of the file; for random weights that of their keys, shapes and bytes. 64 hexadecimal digits.
+    source : str
+        The address, ``file``, or ``random, seed N``.
+    """
+
+    name: str
+    sha256: str
+    source: str
+
+
+def load_weights(
+    model: nn.Module,
+    backbone: Backbone,
+    spec: str | os.PathLike[str] = "default",
+    *,
+    seed: int | None = None,
+    offline: bool = False,
+    progress: DownloadProgress | None = None,
+    report: Report | None = None,
+) -> LoadedWeights:
+    """Load weights into a backbone.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From ``build(backbone.name)``; changed in place, and only after all checks.
+    backbone : Backbone
+        The backbone that the model is.
+    spec : str or path
+        ``default`` (the backbone's first published weights), a published name, ``random``, or the path of a file: a
+        state dict as ``torch.save`` writes it, bare or under ``state_dict`` or ``model``, or safetensors. The content
+        tells the format. Classifiers in it are left out.
+    seed : int, optional
+        Required by random weights: the same seed gives the same numbers.
+    offline : bool
+        Download nothing; published weights must be under ``MEIDBENCH_HOME`` already.
+    progress, report : callable, optional
+        As for ``meidbench.annotations.download.fetch``; ``report`` also warns of random weights.
+
+    Raises
+    ------
+    FeatureError
+        The weights are unknown, damaged, unsafe, not finite, or another network's.
+    DownloadError
+        The download failed.
+
+    Examples
+    --------
+    >>> from meidbench.extraction.encoders.backbones import build
+    >>> model = build("resnet50")
+    >>> weights = load_weights(model, BACKBONES["resnet50"], "random", seed=1)
+    >>> weights.name, weights.source, len(weights.sha256)
+    ('random', 'random, seed 1', 64)
+    """
+    report = report or (lambda message: None)
+    name = os.fspath(spec)
+    if name == "default":
+        if not backbone.weights:
+            raise FeatureError(
+                f"there are no default weights for {backbone.name}\n"
+                "  remedy: name a file of weights (--weights FILE), or --weights random for tests"
+            )
+        name = next(iter(backbone.weights))
+    if name == RANDOM:
+        return _load_random(model, backbone, seed, report)
+    owners = {known: owner for owner in (*BACKBONES.values(), backbone) for known in owner.weights}
+    if name in owners:
+        if owners[name].name != backbone.name:
+            raise FeatureError(
+                f"the weights {name} are for {owners[name].name}, not for {backbone.name}; "
+                f"published for it: {first_few(backbone.weights) or 'none'}"
+            )
+        path = _fetch_published(name, backbone.weights[name], offline, progress, report)
+        return _load_file(model, backbone, path, name, backbone.weights[name].url)
+    path = Path(name)
+    if not path.exists():
+        known = ", ".join(["default", *owners, RANDOM])
+        raise FeatureError(f"there are no weights {name!r}: not a file, and not one of {known}")
+    return _load_file(model, backbone, path, path.name, "file")
+
+
+def _fetch_published(
+    name: str, published: Download, offline: bool, progress: DownloadProgress | None, report: Report
+) -> Path:
+    path = home() / "weights" / published.url.rpartition("/")[2]
+    if not offline:
+        return fetch(published, path, progress=progress, report=report)
+    if not path.is_file():
+        found = "is not there"
+    elif not (digest := file_sha256(path)).startswith(published.sha256):
+        found = f"is another file (sha256 {digest})"
+    else:
+        return path
+    raise FeatureError(
+        f"the weights {name} are not available offline: {path} {found}\n"
+        f"  expected: the file {published.url}, whose sha256 begins with {published.sha256}\n"
+        "  remedy: download it where there is a network, and put it there"
+    )
+
+
+def _load_random(model: nn.Module, backbone: Backbone, seed: int | None, report: Report) -> LoadedWeights:
+    """Draw weights that keep the size of numbers about the same from layer to layer."""
+    if seed is None:
+        raise FeatureError("random weights need a seed, so that they can be drawn again (--seed N)")
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Tensor] = {}
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        if value.ndim > 1:
+            # He et al., ICCV 2015, equation 10.
+            deviation = math.sqrt(2 / value[0].numel())
+            state[key] = torch.empty(value.shape).normal_(0, deviation, generator=generator)
+        elif key.endswith(("running_var", ".weight")):
+            # Every block adds its branch; at full strength 33 of them would exceed the range of float16.
+            state[key] = torch.full(value.shape, 0.25 if key.endswith("bn3.weight") else 1.0)
+        else:
+            state[key] = torch.zeros_like(value)
+        digest.update(f"{key} {state[key].dtype} {tuple(value.shape)}\n".encode())
+        digest.update(state[key].view(-1).numpy().tobytes())
+    model.load_state_dict(state)
+    report(f"{backbone.name} has RANDOM weights (seed {seed}): its features mean nothing and are for tests only")
+    return LoadedWeights(RANDOM, digest.hexdigest(), f"random, seed {seed}")
+
+
+def _load_file(model: nn.Module, backbone: Backbone, path: Path, name: str, source: str) -> LoadedWeights:
+    checkpoint = read_checkpoint(path)
+    state = _adapt_keys(checkpoint.state, backbone, path)
+    wanted = model.state_dict()
+    for key, value in wanted.items():
+        if key.endswith(".num_batches_tracked"):
+            # Without effect on inference; files from before torch 0.4.1 lack them.
+            state.setdefault(key, torch.zeros_like(value))
+    _check_state(state, wanted, backbone, path)
+    model.load_state_dict(state)
+    return LoadedWeights(name, checkpoint.sha256, source)
+
+
+def _adapt_keys(state: Mapping[str, Tensor], backbone: Backbone, path: Path) -> dict[str, Tensor]:
+    """Bring a checkpoint to this package's keys and to float32, without the classifier."""
+    keys = {key: key for key in state}
+    # DataParallel puts `module.` in front, the authors of TSM `base_model.`.
+    for prefix in ("module.", "base_model."):
+        keys = {key: short.removeprefix(prefix) for key, short in keys.items()}
+    if len(set(keys.values())) < len(keys):
+        raise FeatureError(f"{path} holds some weights twice, with and without a prefix")
+    kept = {short: state[key] for key, short in keys.items() if not short.startswith(backbone.classifier)}
+    return {key: value.to(torch.float32) if value.is_floating_point() else value for key, value in kept.items()}
+
+
+def _check_state(state: dict[str, Tensor], wanted: Mapping[str, Tensor], backbone: Backbone, path: Path) -> None:
+    """Refuse a state that is not the model's, or has numbers that no training gives."""
+    shared = {key: (state[key], value) for key, value in wanted.items() if key in state}
+    offenders = {
+        "missing": [key for key in wanted if key not in state],
+        "not expected": [key for key in state if key not in wanted],
+        "of another shape": [
+            f"{key} {tuple(own.shape)} instead of {tuple(value.shape)}"
+            for key, (own, value) in shared.items()
+            if own.shape != value.shape
+        ],
+        "of another type": [
+            f"{key} {own.dtype}"
+            for key, (own, value) in shared.items()
+            if own.is_floating_point() != value.is_floating_point()
+        ],
+    }
+    if any(offenders.values()):
+        guess = _guess_backbone(state)
+        hint = f"\n  it looks like {guess}" if guess and guess != backbone.name else ""
+        problems = bullet_list(f"{what}: {first_few(keys)}" for what, keys in offenders.items() if keys)
+        raise FeatureError(f"{path} does not hold weights for {backbone.name}\n{problems}{hint}")
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise FeatureError(f"{path} holds NaN or infinity in {first_few(broken)}; get the file anew")
+    if broken := [key for key, value in state.items() if key.endswith("running_var") and (value < 0).any()]:
+        raise FeatureError(f"{path} holds negative variances in {first_few(broken)}; get the file anew")
+
+
+def _guess_backbone(state: Mapping[str, Tensor]) -> str:
+    """Return the backbone whose keys and shapes these are, or an empty text."""
+    shapes = _shapes(state)
+    for name, backbone in BACKBONES.items():
+        with torch.device("meta"):  # shapes without numbers
+            if shapes == _shapes(backbone.make_network().state_dict()):
+                return name
+    return ""
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith(".num_batches_tracked")}
+
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
@@ -29,7 +233,7 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a weight file holds.
+    """The content of a weight file.
 
     Attributes
     ----------
@@ -49,18 +253,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Parameters
     ----------
     path : Path
-        A file that ``torch.save`` wrote, in its present or its former form, or a safetensors file. Its content
-        tells which, not its name. The state dict may lie under ``state_dict``, ``model`` or ``model_state_dict``.
+        A file that ``torch.save`` wrote, in its present or its former format, or a safetensors file. The content
+        tells the format, not the name. The state dict may lie under ``state_dict``, ``model`` or
+        ``model_state_dict``.
 
     Raises
     ------
     FeatureError
-        The file cannot be read, is none of these, is damaged, or holds objects that only unpickling would make.
+        The file cannot be read, has another format, is damaged, or holds objects that only unpickling would make.
 
     Notes
     -----
-    ``torch.load(weights_only=True)`` makes tensors and plain containers only. Before torch 2.6 that did not hold for
-    two kinds of file, tar archives and TorchScript, so both are refused before torch sees them.
+    ``torch.load(weights_only=True)`` makes tensors and plain containers only. Before torch 2.6 two kinds of file were
+    exceptions, tar archives and TorchScript, so both are refused before torch opens them.
 
     Examples
     --------
@@ -71,54 +276,43 @@ def read_checkpoint(path: Path) -> Checkpoint:
     ...     read_checkpoint(path).state
     {'fc.bias': tensor([1., 1.])}
     """
+    digest = hashlib.sha256()
     try:
-        # One handle for all: what was hashed and looked at is what is loaded.
+        # One handle for all: the bytes that were hashed are the bytes that are loaded.
         with path.open("rb") as file:
-            digest = _sha256(file)
-            content = _content(file, path)
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+            content = _read_content(file, path)
     except OSError as error:
         raise FeatureError(f"cannot read {path}: {type(error).__name__}: {error}") from None
-    return Checkpoint(_state_dict(content, path), digest)
+    return Checkpoint(_find_state(content, path), digest.hexdigest())
 
 
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _content(file: IO[bytes], path: Path) -> Any:
+def _read_content(file: IO[bytes], path: Path) -> Any:
     size = file.tell()
     file.seek(0)
     start = file.read(512)
     file.seek(0)
     if not start:
         raise FeatureError(f"{path} is empty; get the file anew")
-    if _is_safetensors(start, size):
-        return _safetensors(file, path)
+    # Eight bytes of header length, then the header, which is JSON.
+    if start[8:9] == b"{" and (int.from_bytes(start[:8], "little") < 1 << 30 or size < 9):
+        return _read_safetensors(file, path)
     if start.startswith((_ZIP, _PICKLE)):
-        return _torch(file, path, start)
+        return _read_torch_file(file, path, start)
+    if start.lstrip()[:1] in (b"<", b"{"):
+        kind = "a web page or text, probably the error message of a server"
+    elif start[257:262] == b"ustar":
+        kind = "a tar archive; unpack it, or save its weights anew with torch.save"
+    else:
+        kind = f"beginning with {start[:8]!r}"
     raise FeatureError(
-        f"{path} is not a weight file: {size:,} bytes, {_kind(start)}\n"
+        f"{path} is not a weight file: {size:,} bytes, {kind}\n"
         "  expected: a state dict as torch.save writes it, or safetensors"
     )
 
 
-def _kind(start: bytes) -> str:
-    if start.lstrip()[:1] in (b"<", b"{"):
-        return "a web page or text; what was fetched was probably an error message"
-    if start[257:262] == b"ustar":
-        return "a tar archive; unpack it, or save its weights anew with torch.save"
-    return f"beginning with {start[:8]!r}"
-
-
-def _is_safetensors(start: bytes, size: int) -> bool:
-    # Eight bytes of header length, then the header, which is JSON.
-    return start[8:9] == b"{" and (int.from_bytes(start[:8], "little") < 1 << 30 or size < 9)
-
-
-def _safetensors(file: IO[bytes], path: Path) -> Any:
+def _read_safetensors(file: IO[bytes], path: Path) -> Any:
     try:
         import safetensors.torch
     except ImportError:
@@ -127,13 +321,13 @@ def _safetensors(file: IO[bytes], path: Path) -> Any:
         ) from None
     try:
         return safetensors.torch.load(file.read())
-    except Exception as error:  # as below
-        raise _damaged(path, error) from None
+    except Exception as error:  # a damaged file makes the reader fail with any error
+        raise _damage_error(path, error) from None
 
 
-def _torch(file: IO[bytes], path: Path, start: bytes) -> Any:
+def _read_torch_file(file: IO[bytes], path: Path, start: bytes) -> Any:
     try:
-        # A tar archive may begin with any name; torch would unpack an old form of its own to disk.
+        # A tar archive may begin with any name; torch would unpack its own former format to disk.
         if tarfile.is_tarfile(file):
             raise FeatureError(f"{path} is a tar archive; unpack it, or save its weights anew with torch.save")
         file.seek(0)
@@ -147,293 +341,45 @@ def _torch(file: IO[bytes], path: Path, start: bytes) -> Any:
             warnings.simplefilter("ignore")  # of pickle protocols that torch was not tried with
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message recommends to load the file unsafely; only what it stumbled on is handed on.
+        # torch's own message recommends to load the file unsafely, so only the name of the object is repeated.
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         if not blocked:
             cause = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-            raise _damaged(path, cause[1] if cause else "not a stream of tensors") from None
+            raise _damage_error(path, cause[1] if cause else "not a stream of tensors") from None
         raise FeatureError(
             f"{path} holds more than tensors, and reading it could run a program hidden in it; it was not read\n"
             f"  got: a request for {blocked[1]}\n"
-            "  way out: save the state dict alone, torch.save(model.state_dict(), path), where the file is trusted"
+            "  remedy: where the file is trusted, save the state dict alone, torch.save(model.state_dict(), path)"
         ) from None
     except FeatureError:
         raise
-    except Exception as error:  # a damaged stream makes the reader fail anywhere, with whatever comes up there
-        raise _damaged(path, error) from None
+    except Exception as error:  # a damaged file makes the reader fail with any error
+        raise _damage_error(path, error) from None
 
 
-def _damaged(path: Path, reason: Exception | str) -> FeatureError:
-    told = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
-    return FeatureError(f"{path} is damaged or cut short: {told[:200]}\n  way out: get the file anew")
+def _damage_error(path: Path, reason: Exception | str) -> FeatureError:
+    text = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+    return FeatureError(f"{path} is damaged or cut short: {text[:200]}\n  remedy: get the file anew")
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state dict in the content of a file."""
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
     expected = "expected a dictionary of tensors, bare or under " + ", ".join(_WRAPPERS)
     if not isinstance(content, Mapping) or not content:
-        raise FeatureError(f"{path} holds {_described(content)}; {expected}")
+        kind = f"{'an empty' if content == {} else 'a'} {type(content).__name__}"
+        raise FeatureError(f"{path} holds {kind}; {expected}")
     if strange := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
-        raise FeatureError(f"{path} holds entries that are no tensors: {first_few(strange)}; {expected}")
-    odd = [
+        raise FeatureError(f"{path} holds entries that are not tensors: {first_few(strange)}; {expected}")
+    if odd := [
         str(key)
         for key, value in content.items()
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu"
-    ]
-    if odd:
+    ]:
         raise FeatureError(
             f"{path} holds tensors that are sparse, quantised or without data: {first_few(odd)}; {expected}"
         )
     return {str(key): value.detach() for key, value in content.items()}
-
-
-def _described(content: Any) -> str:
-    return f"{'an empty' if content == {} else 'a'} {type(content).__name__}"
-
-
-RANDOM = "random"
-
-
-@dataclass(frozen=True)
-class PublishedWeights:
-    """Weights that can be fetched.
-
-    Attributes
-    ----------
-    url : str
-        Address of the file.
-    sha256 : str
-        The beginning of the file's digest, as its publisher gives it in the file's name.
-    backbone : str
-        Which of ``BACKBONES`` they are for.
-    """
-
-    url: str
-    sha256: str
-    backbone: str
-
-
-# From torchvision 0.28 (torchvision/models/resnet.py). V1 are the original recipe's, 77.374 and 76.130 % top-1; V2
-# the longer recipe's of 2021, 81.886 and 80.858 %.
-WEIGHTS: dict[str, PublishedWeights] = {
-    f"{backbone}-imagenet-{version}": PublishedWeights(
-        f"https://download.pytorch.org/models/{backbone}-{digest}.pth", digest, backbone
-    )
-    for backbone, version, digest in (
-        ("resnet101", "v1", "63fe2227"),
-        ("resnet101", "v2", "cd907fc2"),
-        ("resnet50", "v1", "0676ba61"),
-        ("resnet50", "v2", "11ad3fa6"),
-    )
-}
-
-
-@dataclass(frozen=True)
-class WeightsFacts:
-    """Which weights a backbone got.
-
-    Attributes
-    ----------
-    name : str
-        As in ``WEIGHTS``, the file's name, or ``random``.
-    sha256 : str
-        Of the file; for random weights that of their keys, shapes and bytes. 64 hexadecimal digits.
-    source : str
-        The address, ``file``, or ``random, seed N``.
-    """
-
-    name: str
-    sha256: str
-    source: str
-
-
-def load_weights(
-    model: nn.Module,
-    backbone: Backbone,
-    spec: str | os.PathLike[str] = "default",
-    *,
-    seed: int | None = None,
-    offline: bool = False,
-    progress: Progress | None = None,
-    report: Report | None = None,
-) -> WeightsFacts:
-    """Give a backbone its weights.
-
-    Parameters
-    ----------
-    model : nn.Module
-        As ``build(backbone.name)`` gives it; changed in place, and only when everything was found in order.
-    backbone : Backbone
-        What the model is.
-    spec : str or path
-        ``default`` (the backbone's own), a name in ``WEIGHTS``, ``random``, or the path of a file: a state dict as
-        ``torch.save`` writes it, bare or under ``state_dict`` or ``model``, or safetensors. Which of them it is is
-        told by its content. Classifiers in it are left out.
-    seed : int, optional
-        For random weights, which need one: the same seed gives the same numbers.
-    offline : bool
-        Fetch nothing; published weights must be under ``MEIDBENCH_HOME`` already.
-    progress, report : callable, optional
-        As for ``meidbench.annotations.download.fetch``; ``report`` also hears of random weights.
-
-    Raises
-    ------
-    FeatureError
-        There are no such weights, or they are damaged, unsafe, not finite, or another network's.
-    DownloadError
-        They could not be fetched.
-
-    Examples
-    --------
-    >>> from meidbench.extraction.encoders.backbones import build
-    >>> model = build("resnet50")
-    >>> facts = load_weights(model, BACKBONES["resnet50"], "random", seed=1)
-    >>> facts.name, facts.source, len(facts.sha256)
-    ('random', 'random, seed 1', 64)
-    """
-    report = report or (lambda message: None)
-    name = os.fspath(spec)
-    if name == "default":
-        name = backbone.weights
-        if not name:
-            raise FeatureError(
-                f"there are no default weights for {backbone.name}\n"
-                "  way out: name a file that holds some (--weights FILE), or --weights random for tests"
-            )
-    if name == RANDOM:
-        return _load_random(model, backbone, seed, report)
-    if name in WEIGHTS:
-        path = _published(name, backbone, offline, progress, report)
-        return _load_file(model, backbone, path, name, WEIGHTS[name].url)
-    return _load_file(model, backbone, Path(name), Path(name).name, "file")
-
-
-def weights_folder() -> Path:
-    """Return where fetched weights are kept."""
-    return home() / "weights"
-
-
-def _published(name: str, backbone: Backbone, offline: bool, progress: Progress | None, report: Report) -> Path:
-    published = WEIGHTS[name]
-    if published.backbone != backbone.name:
-        fitting = [known for known, weights in WEIGHTS.items() if weights.backbone == backbone.name]
-        raise FeatureError(
-            f"the weights {name} are for {published.backbone}, not for {backbone.name}; "
-            f"published for it: {first_few(fitting) or 'none'}"
-        )
-    path = weights_folder() / published.url.rpartition("/")[2]
-    download = Download(url=published.url, bytes=None, sha256=published.sha256)
-    if not offline:
-        return fetch(download, path, progress=progress, report=report)
-    if not path.is_file():
-        found = "is not there"
-    elif not (digest := file_sha256(path)).startswith(published.sha256):
-        found = f"is another file (sha256 {digest})"
-    else:
-        return path
-    raise FeatureError(
-        f"the weights {name} cannot be had offline: {path} {found}\n"
-        f"  expected: the file {published.url}, whose sha256 begins with {published.sha256}\n"
-        "  way out: fetch it where there is a network, and put it there"
-    )
-
-
-def _load_file(model: nn.Module, backbone: Backbone, path: Path, name: str, source: str) -> WeightsFacts:
-    if not path.exists():
-        known = ", ".join(["default", *WEIGHTS, RANDOM])
-        raise FeatureError(f"there are no weights {os.fspath(path)!r}: no such file, and none of {known}")
-    checkpoint = read_checkpoint(path)
-    state = _converted(checkpoint.state, path)
-    _check_fit(state, model.state_dict(), backbone, path)
-    model.load_state_dict(state)
-    return WeightsFacts(name, checkpoint.sha256, source)
-
-
-def _converted(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Bring a checkpoint to this package's keys and to float32."""
-    keys = {key: key for key in state}
-    # `module.` is what DataParallel puts in front, `base_model.` what the authors of TSM do.
-    for prefix in ("module.", "base_model."):
-        if any(key.startswith(prefix) for key in keys.values()):
-            keys = {key: short.removeprefix(prefix) for key, short in keys.items()}
-    if len(set(keys.values())) < len(keys):
-        raise FeatureError(f"{path} holds some weights twice, with and without a prefix")
-    kept = {short: state[key] for key, short in keys.items() if not short.startswith(("fc.", "new_fc."))}
-    return {key: value.to(torch.float32) if value.is_floating_point() else value for key, value in kept.items()}
-
-
-def _check_fit(state: dict[str, Tensor], wanted: Mapping[str, Tensor], backbone: Backbone, path: Path) -> None:
-    """Refuse a state that is not the model's or not sound; count-only entries that older files lack are added."""
-    for key, value in wanted.items():
-        if key.endswith(".num_batches_tracked"):
-            # Of no effect outside training, and older than nothing: torch knows it since 0.4.1.
-            state.setdefault(key, torch.zeros_like(value))
-    problems = []
-    if missing := [key for key in wanted if key not in state]:
-        problems.append(f"missing: {first_few(missing)}")
-    if strange := [key for key in state if key not in wanted]:
-        problems.append(f"not expected: {first_few(strange)}")
-    shared = [key for key in wanted if key in state]
-    if wrong := [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in shared
-        if state[key].shape != wanted[key].shape
-    ]:
-        problems.append(f"of another shape: {first_few(wrong)}")
-    if mistyped := [
-        f"{key} {state[key].dtype}"
-        for key in shared
-        if state[key].is_floating_point() != wanted[key].is_floating_point()
-    ]:
-        problems.append(f"of another type: {first_few(mistyped)}")
-    if problems:
-        guess = _looks_like(state)
-        hint = f"\n  it looks like {guess}" if guess and guess != backbone.name else ""
-        raise FeatureError(f"{path} does not hold weights for {backbone.name}\n{bullet_list(problems)}{hint}")
-    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
-        raise FeatureError(f"{path} holds NaN or infinity in {first_few(broken)}; get the file anew")
-    if broken := [key for key, value in state.items() if key.endswith("running_var") and (value < 0).any()]:
-        raise FeatureError(f"{path} holds negative variances in {first_few(broken)}; get the file anew")
-
-
-def _looks_like(state: Mapping[str, Tensor]) -> str:
-    """Return the backbone whose keys and shapes these are, or an empty text."""
-    shapes = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(".num_batches_tracked")}
-    for name in BACKBONES:
-        with torch.device("meta"):  # shapes without numbers
-            candidate = ResNet(BACKBONES[name].layers, BACKBONES[name].clip).state_dict().items()
-        if shapes == {key: tuple(value.shape) for key, value in candidate if not key.endswith(".num_batches_tracked")}:
-            return name
-    return ""
-
-
-def _load_random(model: nn.Module, backbone: Backbone, seed: int | None, report: Report) -> WeightsFacts:
-    """Draw weights that keep the size of numbers about the same from layer to layer."""
-    if seed is None:
-        raise FeatureError("random weights need a seed, so that they can be had again (--seed N)")
-    generator = torch.Generator().manual_seed(seed)
-    state: dict[str, Tensor] = {}
-    for key, value in model.state_dict().items():
-        if value.ndim == 4:
-            # He et al., ICCV 2015, equation 10.
-            deviation = math.sqrt(2 / value[0].numel())
-            state[key] = torch.empty(value.shape).normal_(0, deviation, generator=generator)
-        elif key.endswith(("running_var", ".weight")):
-            # Every block adds its branch; at full strength 33 of them would grow beyond what float16 holds.
-            state[key] = torch.full(value.shape, 0.25 if key.endswith("bn3.weight") else 1.0)
-        else:
-            state[key] = torch.zeros_like(value)
-    model.load_state_dict(state)
-    report(f"{backbone.name} has RANDOM weights (seed {seed}): its features mean nothing and are for tests only")
-    return WeightsFacts(RANDOM, _state_sha256(state), f"random, seed {seed}")
-
-
-def _state_sha256(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key, value in state.items():
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()
