@@ -60,7 +60,7 @@ def test_replicates_are_those_of_a_plain_loop(monkeypatch):
     labels = generator.random((60, 20)) < 0.15
     labels[0] = True
     scores = np.round(generator.normal(size=labels.shape), 1)
-    positives = Positives.of(*np.nonzero(labels), *scores.shape)
+    positives = Positives.from_pairs(*np.nonzero(labels), *scores.shape)
     got = np.concatenate(list(bootstrap_average_precision(scores, positives, 9, seed=11)))
     weights = np.random.default_rng(11)
     for replicate in got:
@@ -86,7 +86,7 @@ def test_the_interval_covers_the_expected_value():
     centred = plain = 0
     for trial in range(100):
         scores, labels = draw()
-        positives = Positives.of(*np.nonzero(labels), *scores.shape)
+        positives = Positives.from_pairs(*np.nonzero(labels), *scores.shape)
         ap = mb.average_precision(scores, labels)
         samples = bootstrap_samples(scores, positives, ap, 100, trial).mean(axis=1)
         interval = interval_of(samples)
@@ -101,7 +101,7 @@ def test_a_class_with_three_positives_is_never_lost():
     labels = np.zeros((100, 1), bool)
     labels[:3] = True
     scores = np.random.default_rng(0).normal(size=(100, 1))
-    positives = Positives.of(*np.nonzero(labels), 100, 1)
+    positives = Positives.from_pairs(*np.nonzero(labels), 100, 1)
     samples = np.concatenate(list(bootstrap_average_precision(scores, positives, 500, seed=0)))
     assert not np.isnan(samples).any()
 
@@ -111,7 +111,7 @@ def test_intervals_in_the_result_are_those_of_the_replicates(toy_split):
     labels = toy_split.labels("test")
     scores = np.random.default_rng(0).normal(size=labels.shape) + labels
     result = mb.evaluate(scores, ids, toy_split, bootstrap=200, seed=4)
-    positives = Positives.of(*np.nonzero(labels), *scores.shape)
+    positives = Positives.from_pairs(*np.nonzero(labels), *scores.shape)
     samples = np.concatenate(list(bootstrap_average_precision(scores, positives, 200, seed=4)))
     assert result.intervals is not None
     for name, members in {"overall": range(12), **vars(toy_split.groups)}.items():
@@ -154,7 +154,7 @@ def test_progress_reaches_its_announced_end(monkeypatch):
 
     monkeypatch.setattr("meidbench.evaluation.bootstrap._WEIGHT_BYTES", 4 * 8 * 60)
     labels = np.ones((60, 20), bool)
-    positives = Positives.of(*np.nonzero(labels), *labels.shape)
+    positives = Positives.from_pairs(*np.nonzero(labels), *labels.shape)
     done = []
     list(bootstrap_average_precision(np.zeros((60, 20)), positives, 9, 0, done.append))
     assert sum(done) == bootstrap_steps(60, 20, 9) == 60

@@ -11,14 +11,8 @@ from hypothesis.extra import numpy as hnp
 import meidbench as mb
 from meidbench.annotations.official import Annotations
 from meidbench.errors import PredictionError
-from meidbench.evaluation.evaluate import PROTOCOLS, Ranker
-from meidbench.evaluation.ranking import (
-    Positives,
-    grouped_average_precision,
-    listed_average_precision,
-    rank_blocks,
-    rank_matrix,
-)
+from meidbench.evaluation.evaluate import PROTOCOLS, ProtocolScorer, as_blocks, evaluate_scores, subset_positives
+from meidbench.evaluation.ranking import Positives, count_ranks, grouped_average_precision, listed_average_precision
 from meidbench.predictions.align import BlockScores
 from meidbench.splits.split import Split
 
@@ -176,8 +170,6 @@ def test_block_by_block_gives_the_same_bytes(problem, size, shuffle):
             yield rows, scores[rows]
 
     streamed = BlockScores(len(scores), scores.shape[1], scores.dtype, blocks)
-    from meidbench.evaluation.evaluate import evaluate_scores
-
     for protocol in PROTOCOLS:
         in_memory = evaluate_scores(scores, split, "test", protocol=protocol).to_json()
         assert evaluate_scores(streamed, split, "test", protocol=protocol).to_json() == in_memory
@@ -187,9 +179,9 @@ def test_ranks_are_counted_alike_in_memory_and_by_block():
     generator = np.random.default_rng(3)
     scores = generator.integers(0, 9, (500, 40)).astype(np.float32)
     labels = generator.random(scores.shape) < 0.05
-    positives = Positives.of(*np.nonzero(labels), *scores.shape)
-    ranks = rank_matrix(scores, positives)
-    again = rank_blocks(
+    positives = Positives.from_pairs(*np.nonzero(labels), *scores.shape)
+    ranks = count_ranks(as_blocks(scores).blocks, positives, scores.dtype)
+    again = count_ranks(
         lambda: ((np.arange(s, s + 100), scores[s : s + 100]) for s in range(0, 500, 100)), positives, scores.dtype
     )
     for name, counts in vars(ranks).items():
@@ -247,7 +239,8 @@ def test_unknown_protocols_and_intervals_without_definition_are_refused(toy_spli
 
 def test_scores_are_ranked_once_where_protocols_see_the_same(toy_split):
     ids = toy_split.video_ids("test")
-    ranker = Ranker(np.zeros((len(ids), 12), np.float32), toy_split, "test")
+    scores = as_blocks(np.zeros((len(ids), 12), np.float32))
+    scorer = ProtocolScorer(scores, subset_positives(toy_split, "test"))
     for protocol in PROTOCOLS.values():
-        ranker.average_precision(protocol)
-    assert len(ranker.done) == 1
+        scorer.average_precision(protocol)
+    assert len(scorer.counted) == 1

@@ -12,13 +12,13 @@ import pytest
 import meidbench as mb
 from meidbench.evaluation.compare import (
     ClassFacts,
+    ComparedRun,
     Comparison,
     Difference,
     Estimate,
-    Method,
-    RunFile,
+    MethodResult,
     SeedSpread,
-    Tally,
+    WinTieLoss,
     compare,
 )
 from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy
@@ -97,7 +97,7 @@ def make_comparison(
                 for group in GROUPS_SHOWN
             }
             tally = {
-                group: Tally(*(int(((np.sign(change) == sign) & members[group]).sum()) for sign in (1, 0, -1)))
+                group: WinTieLoss(*(int(((np.sign(change) == sign) & members[group]).sum()) for sign in (1, 0, -1)))
                 for group in GROUPS_SHOWN
             }
             by_class = tuple(
@@ -105,7 +105,7 @@ def make_comparison(
                 for c in range(classes)
             )
         methods.append(
-            Method(
+            MethodResult(
                 name=name,
                 seeds=tuple(seeds),
                 mAP={group: Estimate(float(mean(ap, group)), *ends(mean(samples, group))) for group in GROUPS_SHOWN},
@@ -349,7 +349,7 @@ def test_page_of_real_runs(toy_split, tmp_path):
         scores = np.random.default_rng(seed).random((len(toy_split.video_ids("test")), toy_split.num_classes))
         path = tmp_path / f"random {seed}.parquet"
         mb.write_predictions(path, toy_split.video_ids("test"), scores, toy_split, "test")
-        files.append(RunFile.parse(str(path)))
+        files.append(ComparedRun.from_argument(str(path)))
     comparison = compare(files, toy_split, "test", replicates=20)
     text = comparison_html(comparison)
     assert decimal(comparison.methods[1].mAP["tail"].value) in text and str(tmp_path) not in text

@@ -10,7 +10,7 @@ from typing import Any
 from meidbench.baselines.inference import Progress, Trained, quiet
 from meidbench.baselines.run_folder import RunFolder
 from meidbench.evaluation.bootstrap import bootstrap_steps
-from meidbench.evaluation.compare import Estimate, RunFile, SeedSpread, compare
+from meidbench.evaluation.compare import ComparedRun, Estimate, SeedSpread, compare
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import written_whole
 from meidbench.splits.split import Split
@@ -82,7 +82,7 @@ def estimate(
     content = _kept(kept)
     if content is None:
         files = [
-            RunFile("row", f"{run_seed}" if len(runs) > 1 else "", RunFolder(run.path).predictions(_SUBSET))
+            ComparedRun("row", f"{run_seed}" if len(runs) > 1 else "", RunFolder(run.path).predictions(_SUBSET))
             for run, run_seed in zip(runs, seeds, strict=True)
         ]
         steps = bootstrap_steps(len(split.video_ids(_SUBSET)), split.num_classes, replicates) * len(files)

@@ -138,13 +138,13 @@ def compare(
 
     from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.bootstrap import bootstrap_steps
-    from meidbench.evaluation.compare import RunFile
+    from meidbench.evaluation.compare import ComparedRun
     from meidbench.evaluation.compare import compare as compare_runs
     from meidbench.report.text import comparison_table
     from meidbench.splits.split import load_split
 
     loaded = load_split(split)
-    files = [RunFile.parse(text) for text in predictions]
+    files = [ComparedRun.from_argument(text) for text in predictions]
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(files)
     with progress_bar("bootstrap", steps) as advance:
         comparison = compare_runs(

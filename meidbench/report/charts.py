@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.evaluation.compare import EQUAL, ClassFacts, Comparison, Difference, Method
+from meidbench.evaluation.compare import EQUAL, ClassFacts, Comparison, Difference, MethodResult
 from meidbench.report.text import DASH, MINUS, decimal, interval, signed
 from meidbench.splits.split import GROUP_NAMES
 
@@ -420,7 +420,7 @@ def _running_median(logs: Reals, ap: Reals) -> list[tuple[float, float]]:
 
 def _frequency_chart(
     identifier: str,
-    method: Method,
+    method: MethodResult,
     comparison: Comparison,
     scales: tuple[Scale, Scale],
     median: Sequence[tuple[float, float]],

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from meidbench.evaluation.compare import Comparison, Difference, Estimate, Method
+from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.report.charts import FEW_CLASSES, MEDIAN_CLASSES, change_charts, frequency_charts, mean_chart
 from meidbench.report.plots import GROUP_COLOURS
@@ -421,7 +421,7 @@ def _bold(text: str, bold: bool) -> str:
     return f"<b>{text}</b>" if bold else text
 
 
-def _name(comparison: Comparison, method: Method) -> str:
+def _name(comparison: Comparison, method: MethodResult) -> str:
     is_reference = method.name == comparison.reference and len(comparison.methods) > 1
     return escape(method.name) + ("<small>reference</small>" if is_reference else "")
 

@@ -3,7 +3,7 @@ r"""A comparison as a LaTeX table: a row of values a method and, below it, a row
 import re
 from collections.abc import Sequence
 
-from meidbench.evaluation.compare import Comparison, Difference, Estimate, Method, SeedSpread
+from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, SeedSpread
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.report.text import DASH, MINUS, best_places, decimal, interval, level_of, signed
 
@@ -106,7 +106,7 @@ def _label(comparison: Comparison) -> str:
     return "tab:" + "-".join(re.findall(r"[a-z0-9]+", words))
 
 
-def _method_rows(method: Method, best: set[str], differences: bool) -> list[str]:
+def _method_rows(method: MethodResult, best: set[str], differences: bool) -> list[str]:
     values, intervals = [_cell_start(latex_escaped(method.name))], [""]
     for group in GROUPS_SHOWN:
         spread = method.seed_spread[group] if method.seed_spread else None

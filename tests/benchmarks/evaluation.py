@@ -225,7 +225,7 @@ def bootstrap(title: str, scores: np.ndarray, labels: np.ndarray, replicates: in
     from meidbench.evaluation.ranking import Positives
 
     def run(given: np.ndarray, truth: np.ndarray) -> None:
-        positives = Positives.of(*np.nonzero(truth), *given.shape)
+        positives = Positives.from_pairs(*np.nonzero(truth), *given.shape)
         for _ in bootstrap_average_precision(given, positives, replicates, 0):
             pass
 
