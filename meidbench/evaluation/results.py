@@ -78,6 +78,8 @@ COLUMNS = tuple(
     for number in fields(measure.type)  # type: ignore[arg-type]
 )
 
+MEANINGS = tuple(measure.metadata["meaning"] for measure in fields(Measures))
+
 
 def average_measures(results: Sequence[Measures]) -> dict[str, Any]:
     """Return the fields of ``Measures``, averaged over several results."""
