@@ -60,7 +60,8 @@ def weighted_average_precision(scores: Scores, labels: npt.NDArray[np.bool_], we
     >>> weighted_average_precision(scores, labels, np.array([1.0, 2.0, 1.0]))
     array([0.75])
     """
-    positives = Positives.from_pairs(*np.nonzero(labels), *np.shape(scores))
+    rows, classes = np.nonzero(labels)
+    positives = Positives.from_pairs(rows, classes, *np.shape(scores))
     result: Reals = _weighted(np.asarray(scores), positives, np.asarray(weights, dtype=np.float64)[:, None])[0]
     return result
 

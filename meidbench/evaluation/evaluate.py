@@ -124,7 +124,8 @@ def as_blocks(scores: Scores | BlockScores) -> BlockScores:
     """Return (n, C) scores in memory as one block of all rows."""
     if isinstance(scores, BlockScores):
         return scores
-    return BlockScores(*scores.shape, scores.dtype, lambda: [(np.arange(len(scores)), scores)])
+    videos, classes = scores.shape
+    return BlockScores(videos, classes, scores.dtype, lambda: [(np.arange(videos), scores)])
 
 
 def top_k_hits(

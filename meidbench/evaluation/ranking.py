@@ -155,7 +155,8 @@ def concatenate_ranges(starts: npt.NDArray[Any], counts: npt.NDArray[Any]) -> Co
     array([5, 6, 7, 0, 1])
     """
     offsets = np.cumsum(counts) - counts - starts
-    return np.arange(counts.sum()) - np.repeat(offsets, counts)
+    indices: Counts = np.arange(counts.sum()) - np.repeat(offsets, counts)
+    return indices
 
 
 def _visit_classes(
