@@ -23,6 +23,14 @@ def test_help_of_every_command_has_an_example(run):
         assert re.search(rf"Examples?:\n +meidbench {name}\b", text), name
 
 
+@pytest.mark.parametrize("command", [[], ["evaluate"], ["compare"]])
+def test_help_keeps_its_lines_apart_and_within_80_columns(run, command):
+    text = run(*command, "--help").stdout
+    assert "\\b" not in text and "\b" not in text
+    assert re.search(r"Examples?:\n    meidbench \w+", text)
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def modules_after(statement: str) -> set[str]:
     code = f"{statement}\nimport sys\nprint(*sys.modules)"
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -182,7 +190,7 @@ def test_two_results_do_not_share_a_file(run, toy_split_file, tmp_path):
     for target in ("-", tmp_path / "r"):
         arguments = ["--json", target, "--per-class", target]
         outcome = run("evaluate", TOY / "predictions.npz", "--split", toy_split_file, *arguments)
-        assert outcome.exit_code == 2 and "--per-class wants a file of its own" in outcome.stderr
+        assert outcome.exit_code == 2 and "--per-class needs its own file" in outcome.stderr
     assert not list(tmp_path.iterdir())
 
 
