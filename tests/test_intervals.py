@@ -10,9 +10,14 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 
 import meidbench as mb
-from meidbench.evaluation.bootstrap import bootstrap_average_precision, interval_of, weighted_average_precision
-from meidbench.evaluation.evaluate import bootstrap_samples
+from meidbench.evaluation import bootstrap
+from meidbench.evaluation.bootstrap import bootstrap_average_precision, bootstrap_samples, compute_interval
 from meidbench.evaluation.ranking import Positives
+
+
+def weighted_average_precision(scores, labels, weights):
+    positives = Positives.from_pairs(*np.nonzero(labels), *scores.shape)
+    return bootstrap.weighted_average_precision(scores, positives, weights[:, None])[0]
 
 
 @st.composite
@@ -89,7 +94,7 @@ def test_the_interval_covers_the_expected_value():
         positives = Positives.from_pairs(*np.nonzero(labels), *scores.shape)
         ap = mb.average_precision(scores, labels)
         samples = bootstrap_samples(scores, positives, ap, 100, trial).mean(axis=1)
-        interval = interval_of(samples)
+        interval = compute_interval(samples)
         centred += interval.low <= truth <= interval.high
         uncentred = np.concatenate(list(bootstrap_average_precision(scores, positives, 100, trial))).mean(axis=1)
         plain += np.quantile(uncentred, 0.025) <= truth <= np.quantile(uncentred, 0.975)

@@ -12,7 +12,7 @@ import meidbench as mb
 from meidbench.annotations.official import Annotations
 from meidbench.errors import PredictionError
 from meidbench.evaluation.evaluate import PROTOCOLS, ProtocolScorer, as_blocks, evaluate_scores, subset_positives
-from meidbench.evaluation.ranking import Positives, count_ranks, grouped_average_precision, listed_average_precision
+from meidbench.evaluation.ranking import Positives, count_ranks, precision_from_counts
 from meidbench.predictions.align import BlockScores
 from meidbench.splits.split import Split
 
@@ -193,7 +193,8 @@ def test_ranks_are_counted_alike_in_memory_and_by_block():
         assert at_least == (column >= column[row]).sum()
         assert above == (column > column[row]).sum()
         assert earlier == (column[:row] == column[row]).sum()
-    assert not np.allclose(grouped_average_precision(ranks, positives), listed_average_precision(ranks, positives))
+    listed = precision_from_counts(ranks, positives, in_list_order=True)
+    assert not np.allclose(precision_from_counts(ranks, positives), listed)
 
 
 # --- what the result says ---------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import pytest
 
 import meidbench as mb
 from meidbench.evaluation.compare import (
-    ClassFacts,
     ComparedRun,
     Comparison,
     Difference,
@@ -22,7 +21,7 @@ from meidbench.evaluation.compare import (
     WinTieLoss,
     compare,
 )
-from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy
+from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy, ClassFacts
 from meidbench.report.charts import estimate_width, shorten
 from meidbench.report.html import comparison_html
 from meidbench.report.latex import comparison_latex, escape_latex

@@ -69,7 +69,10 @@ def test_the_wheel_holds_code_and_facts_but_no_tests(wheel):
     assert {Path(name).name for name in names if ".dist-info/" in name} >= {"LICENSE", "NOTICE"}
 
 
-WHERE = "import meidbench, meidbench.baselines, meidbench.splits\nprint(*(x.__file__ for x in (meidbench, meidbench.baselines, meidbench.splits)))"
+WHERE = """
+import meidbench, meidbench.baselines, meidbench.splits
+print(meidbench.__file__, meidbench.baselines.__file__, meidbench.splits.__file__)
+"""
 
 
 def test_the_installed_wheel_builds_a_split_and_scores_a_file(call, installed, tmp_path):

@@ -28,42 +28,12 @@ Scores = npt.NDArray[Any]
 Reals = npt.NDArray[np.float64]
 
 
-def interval_of(samples: Reals, level: float = LEVEL, *, within: tuple[float, float] = (0.0, 1.0)) -> Interval:
+def compute_interval(samples: Reals, level: float = LEVEL, *, within: tuple[float, float] = (0.0, 1.0)) -> Interval:
     """Return the percentile interval of replicates, cut to the possible range; NaN if a replicate is NaN or missing."""
     if not len(samples) or np.isnan(samples).any():
         return Interval(float("nan"), float("nan"))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.clip(low, *within)), float(np.clip(high, *within)))
-
-
-def weighted_average_precision(scores: Scores, labels: npt.NDArray[np.bool_], weights: Reals) -> Reals:
-    """Compute the average precision of each class with one weight per video.
-
-    As ``sklearn.metrics.average_precision_score(..., sample_weight=weights)``: tied videos share a rank.
-
-    Parameters
-    ----------
-    scores : ndarray, (n, C)
-        Finite real numbers; a higher score is more likely.
-    labels : ndarray of bool, (n, C)
-    weights : ndarray, (n,)
-        Positive numbers.
-
-    Returns
-    -------
-    ndarray of float64, (C,)
-        NaN for a class without positives.
-
-    Examples
-    --------
-    >>> scores, labels = np.array([[3.0], [2.0], [1.0]]), np.array([[True], [False], [True]])
-    >>> weighted_average_precision(scores, labels, np.array([1.0, 2.0, 1.0]))
-    array([0.75])
-    """
-    rows, classes = np.nonzero(labels)
-    positives = Positives.from_pairs(rows, classes, *np.shape(scores))
-    result: Reals = _weighted(np.asarray(scores), positives, np.asarray(weights, dtype=np.float64)[:, None])[0]
-    return result
 
 
 def _group_size(videos: int, replicates: int) -> int:
@@ -108,11 +78,37 @@ def bootstrap_average_precision(
             # A few replicates at a time: the weights are drawn by row and used by column.
             drawn = min(_DRAWN, count - first)
             weights[:, first : first + drawn] = generator.standard_exponential((drawn, videos)).T
-        yield _weighted(scores, positives, weights, advance)
+        yield weighted_average_precision(scores, positives, weights, advance)
 
 
-def _weighted(scores: Scores, positives: Positives, weights: Reals, advance: Advance | None = None) -> Reals:
-    """Return the (replicates, C) weighted average precisions; ``weights`` is (n, replicates)."""
+def weighted_average_precision(
+    scores: Scores, positives: Positives, weights: Reals, advance: Advance | None = None
+) -> Reals:
+    """Compute the average precision of each class under one or more weights per video.
+
+    As ``sklearn.metrics.average_precision_score(..., sample_weight=weights)``: tied videos share a rank.
+
+    Parameters
+    ----------
+    scores : ndarray, (n, C)
+        Finite real numbers; a higher score is more likely.
+    positives : Positives
+    weights : ndarray, (n, replicates)
+        Positive numbers.
+    advance : callable, optional
+        Called with the number of classes of each step.
+
+    Returns
+    -------
+    ndarray of float64, (replicates, C)
+        NaN for a class without positives.
+
+    Examples
+    --------
+    >>> positives = Positives.from_pairs(np.array([0, 2]), np.array([0, 0]), videos=3, num_classes=1)
+    >>> weighted_average_precision(np.array([[3.0], [2.0], [1.0]]), positives, np.array([[1.0], [2.0], [1.0]]))
+    array([[0.75]])
+    """
     result = np.full((weights.shape[1], positives.num_classes), np.nan)
     for start in range(0, positives.num_classes, _CLASSES):
         stop = min(start + _CLASSES, positives.num_classes)

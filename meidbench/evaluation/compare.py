@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from meidbench.errors import MeidbenchError
-from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, interval_of
+from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
 from meidbench.evaluation.evaluate import bootstrap_means, evaluate_scores, group_members, subset_positives
-from meidbench.evaluation.results import GROUPS_SHOWN, Measures, Result, as_json, average_measures
+from meidbench.evaluation.results import GROUPS_SHOWN, ClassFacts, Measures, Result, as_json, average_measures
 from meidbench.names import Advance
 from meidbench.predictions import open_predictions
 from meidbench.predictions.align import BlockScores, align_predictions, run_warnings
@@ -69,12 +69,9 @@ class SeedSpread:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Estimate):
     """Method minus reference under the same weights: value, interval over videos, probability of being better."""
 
-    value: float
-    low: float
-    high: float
     probability: float
 
 
@@ -118,17 +115,6 @@ class MethodResult(Measures):
     ap: tuple[float, ...]
     ap_difference: tuple[Difference, ...] | None
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ClassFacts:
-    """A class: index, name, group, training videos, positives in the subset."""
-
-    index: int
-    name: str
-    group: str
-    train_count: int
-    positives: int
 
 
 @dataclass(frozen=True)
@@ -297,7 +283,7 @@ def _summarise(name: str, method: _SeedResults, reference: _SeedResults | None, 
         name=name,
         seeds=tuple(method.seeds) if method.seeds != [""] else (),
         mAP={
-            group: Estimate(float(values.mean()), **vars(interval_of(means.get(group, np.empty(0)))))
+            group: Estimate(float(values.mean()), **vars(compute_interval(means.get(group, np.empty(0)))))
             for group, values in by_seed.items()
         },
         seed_spread={
@@ -317,7 +303,7 @@ def _summarise(name: str, method: _SeedResults, reference: _SeedResults | None, 
 def _difference(value: float, samples: Reals) -> Difference:
     if not len(samples) or np.isnan(samples).any():
         return Difference(value, float("nan"), float("nan"), float("nan"))
-    interval = interval_of(samples, within=(-1.0, 1.0))
+    interval = compute_interval(samples, within=(-1.0, 1.0))
     even = np.abs(samples) <= EQUAL
     better = (np.count_nonzero(samples[~even] > 0) + 0.5 * np.count_nonzero(even)) / len(samples)
     return Difference(value, interval.low, interval.high, float(better))

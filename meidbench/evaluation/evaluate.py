@@ -9,14 +9,13 @@ import numpy.typing as npt
 
 from meidbench.checks import one_of
 from meidbench.errors import PredictionError
-from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, interval_of
+from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
 from meidbench.evaluation.ranking import (
     Positives,
     RankCounts,
     concatenate_ranges,
     count_ranks,
-    grouped_average_precision,
-    listed_average_precision,
+    precision_from_counts,
 )
 from meidbench.evaluation.results import (
     GROUPS_SHOWN,
@@ -117,7 +116,7 @@ def average_precision(scores: Scores, labels: Labels) -> Reals:
     rows, classes = np.divmod(np.flatnonzero(labels), max(scores.shape[1], 1))
     positives = Positives.from_pairs(rows, classes, *scores.shape)
     counts = count_ranks(as_blocks(scores).blocks, positives, scores.dtype, in_list_order=False)
-    return grouped_average_precision(counts, positives)
+    return precision_from_counts(counts, positives)
 
 
 def as_blocks(scores: Scores | BlockScores) -> BlockScores:
@@ -218,8 +217,7 @@ class ProtocolScorer:
 
     def average_precision(self, protocol: Protocol) -> Reals:
         """Return the (C,) average precisions by a protocol."""
-        compute = listed_average_precision if protocol.in_list_order else grouped_average_precision
-        ap = compute(self.count(protocol), self.positives)
+        ap = precision_from_counts(self.count(protocol), self.positives, in_list_order=protocol.in_list_order)
         return np.where(np.isnan(ap), protocol.without_positives, ap)
 
 
@@ -321,8 +319,8 @@ def _intervals(samples: Reals, split: Split, seed: int) -> Intervals:
         replicates=len(samples),
         seed=seed,
         level=LEVEL,
-        mAP={name: interval_of(means.get(name, np.empty(0))) for name in GROUPS_SHOWN},
-        per_class=tuple(interval_of(column) for column in samples.T),
+        mAP={name: compute_interval(means.get(name, np.empty(0))) for name in GROUPS_SHOWN},
+        per_class=tuple(compute_interval(column) for column in samples.T),
     )
 
 

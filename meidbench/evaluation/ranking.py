@@ -197,23 +197,18 @@ def class_columns(scores: Scores, start: int, stop: int, dtype: np.dtype[Any] | 
     return columns
 
 
-def grouped_average_precision(counts: RankCounts, positives: Positives) -> npt.NDArray[np.float64]:
-    """Average precision where tied videos share a rank; (C,), NaN for a class without positives."""
-    ap = np.full(positives.num_classes, np.nan)
-    for index in range(positives.num_classes):
-        at_least = np.sort(counts.at_least[positives.class_slice(index)])
-        if len(at_least):
-            # A positive scores at least as high as another exactly if its own count is not larger.
-            ap[index] = (np.searchsorted(at_least, at_least, "right") / at_least).mean()
-    return ap
+def precision_from_counts(
+    counts: RankCounts, positives: Positives, *, in_list_order: bool = False
+) -> npt.NDArray[np.float64]:
+    """Compute average precision; (C,), NaN for a class without positives.
 
-
-def listed_average_precision(counts: RankCounts, positives: Positives) -> npt.NDArray[np.float64]:
-    """Average precision where tied videos rank in list order; (C,), NaN for a class without positives."""
+    Tied videos share the lowest of their ranks, or rank in list order.
+    """
     ap = np.full(positives.num_classes, np.nan)
-    ranks = counts.above + counts.earlier + 1
+    ranks = counts.above + counts.earlier + 1 if in_list_order else counts.at_least
     for index in range(positives.num_classes):
-        sorted_ranks = np.sort(ranks[positives.class_slice(index)])
-        if len(sorted_ranks):
-            ap[index] = (np.arange(1, len(sorted_ranks) + 1) / sorted_ranks).mean()
+        own = np.sort(ranks[positives.class_slice(index)])
+        if len(own):
+            # The numerator counts the positives that rank at the same place or before it.
+            ap[index] = (np.searchsorted(own, own, "right") / own).mean()
     return ap

@@ -99,14 +99,20 @@ class Group:
 
 
 @dataclass(frozen=True)
-class ClassResult:
-    """One class: index, name, group, training videos, positives in the subset, AP (NaN without positives)."""
+class ClassFacts:
+    """A class: index, name, group, training videos, positives in the subset."""
 
     index: int
     name: str
     group: str
     train_count: int
     positives: int
+
+
+@dataclass(frozen=True)
+class ClassResult(ClassFacts):
+    """A class with its AP (NaN without positives)."""
+
     ap: float
 
 

@@ -12,7 +12,8 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.evaluation.compare import EQUAL, ClassFacts, Comparison, Difference, MethodResult
+from meidbench.evaluation.compare import EQUAL, Comparison, Difference, MethodResult
+from meidbench.evaluation.results import ClassFacts
 from meidbench.report.text import DASH, MINUS, format_interval, format_number, format_signed
 from meidbench.splits.split import GROUP_NAMES
 
@@ -241,17 +242,8 @@ def mean_chart(comparison: Comparison, group: str) -> str:
 # --- gains and losses -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ChangeCharts:
-    """A method against the reference: all classes, the largest gains, the largest losses."""
-
-    profile: str
-    gains: str
-    losses: str
-
-
-def change_charts(comparison: Comparison) -> dict[str, ChangeCharts]:
-    """Draw the gains and losses per class of each method that is not the reference: name -> charts of equal scales."""
+def change_charts(comparison: Comparison) -> dict[str, dict[str, str]]:
+    """Draw the gains and losses per class of each method but the reference: name -> caption -> chart."""
     changes = {
         method.name: [
             (facts, change)
@@ -263,18 +255,21 @@ def change_charts(comparison: Comparison) -> dict[str, ChangeCharts]:
     }
     gained = {name: _find_largest(found, 1) for name, found in changes.items()}
     lost = {name: _find_largest(found, -1) for name, found in changes.items()}
-    limits = _change_limits(changes.values(), with_intervals=len(comparison.classes) <= FEW_CLASSES)
+    few = len(comparison.classes) <= FEW_CLASSES
+    limits = _change_limits(changes.values(), with_intervals=few)
     # Gains are right of zero and losses left: each has its own limits, but a step has the same width in both.
     gains = _change_limits(gained.values(), with_intervals=True)
     losses = _change_limits(lost.values(), with_intervals=True)
     span = max(gains[1] - gains[0], losses[1] - losses[0])
     gains, losses = (gains[0], gains[0] + span), (losses[1] - span, losses[1])
     return {
-        name: ChangeCharts(
-            _draw_profile(f"change-{index}", name, comparison, found, limits),
-            _draw_largest(f"gain-{index}", f"Largest gains of {name}", gained[name], gains),
-            _draw_largest(f"loss-{index}", f"Largest losses of {name}", lost[name], losses),
-        )
+        name: {
+            f"all classes, {'with intervals' if few and comparison.replicates else 'sorted'}": _draw_profile(
+                f"change-{index}", name, comparison, found, limits
+            ),
+            "largest gains": _draw_largest(f"gain-{index}", f"Largest gains of {name}", gained[name], gains),
+            "largest losses": _draw_largest(f"loss-{index}", f"Largest losses of {name}", lost[name], losses),
+        }
         for index, (name, found) in enumerate(changes.items())
     }
 

@@ -14,12 +14,11 @@ from importlib.resources import files
 
 from meidbench.evaluation.compare import Comparison, Difference, MethodResult
 from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, MEANINGS
-from meidbench.report.charts import FEW_CLASSES, MEDIAN_CLASSES, change_charts, frequency_charts, mean_chart
+from meidbench.report.charts import MEDIAN_CLASSES, change_charts, frequency_charts, mean_chart
 from meidbench.report.text import (
     DASH,
     find_best,
     format_interval,
-    format_level,
     format_number,
     format_percent,
     format_signed,
@@ -75,7 +74,7 @@ def _header(comparison: Comparison) -> str:
     if without:
         sentences.append(f"{without:,} of the classes have no positive here and are left out of all means.")
     if comparison.replicates:
-        level = f"{format_level(comparison.level)}&nbsp;%"
+        level = f"{100 * comparison.level:g}&nbsp;%"
         sentences.append(
             f"The brackets are {level} intervals: how far a value would move with other videos of the same kind. Each "
             f"video got a random weight {comparison.replicates:,} times (Bayesian bootstrap over videos, seed "
@@ -192,14 +191,9 @@ def _differences(comparison: Comparison) -> str:
         map(_head, ["method", *_group_heads(comparison)]),
         rows,
     )
-    with_intervals = len(comparison.classes) <= FEW_CLASSES and replicates
     parts = []
     for name, charts in change_charts(comparison).items():
-        figures = (
-            _figure(f"all classes, {'with intervals' if with_intervals else 'sorted'}", charts.profile)
-            + _figure("largest gains", charts.gains)
-            + _figure("largest losses", charts.losses)
-        )
+        figures = "".join(_figure(caption, chart) for caption, chart in charts.items())
         parts.append(f'<h3>{escape(name)} against {reference}</h3><div class="charts">{figures}</div>')
     return (
         f"<section><h2>Differences to {reference}</h2>\n{table}\n"

@@ -10,7 +10,6 @@ from meidbench.report.text import (
     MINUS,
     find_best,
     format_interval,
-    format_level,
     format_number,
     format_signed,
 )
@@ -96,7 +95,7 @@ def _caption(comparison: Comparison, differences: bool) -> str:
     ]
     if comparison.replicates:
         sentences.append(
-            f"In brackets: {format_level(comparison.level)}\\,\\% intervals of the Bayesian bootstrap over videos "
+            f"In brackets: {100 * comparison.level:g}\\,\\% intervals of the Bayesian bootstrap over videos "
             f"({comparison.replicates:,} replicates, seed {comparison.seed})."
         )
     if differences and comparison.replicates:

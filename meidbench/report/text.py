@@ -82,17 +82,6 @@ def format_percent(share: float, replicates: int) -> str:
     return f"{format_number(100 * share, 1)} %"
 
 
-def format_level(level: float) -> str:
-    """Write the level of an interval in per cent, without trailing zeros.
-
-    Examples
-    --------
-    >>> format_level(0.95), format_level(0.999)
-    ('95', '99.9')
-    """
-    return f"{100 * level:.6g}"
-
-
 def find_best(values: Sequence[float]) -> frozenset[int]:
     """Return the places of the highest value: several where values are equal in three decimals, none of a single value.
 
