@@ -71,7 +71,7 @@ def test_build_splits_prints_a_line_that_a_script_reads(run, tmp_path, toy_split
 def test_build_splits_prints_table_1_beside_the_papers(run, name):
     outcome = run("build-splits", name, "--annotations", real_data(REAL[name]))
     assert outcome.exit_code == 0, outcome.stderr
-    cells = {line[:27].strip(): line[27:].split("  ") for line in outcome.stdout.splitlines() if "  " in line}
+    cells = {line[:29].strip(): line[29:].split("  ") for line in outcome.stdout.splitlines() if "  " in line}
     for row in ("classes", "head / medium / tail", "imbalance ratio"):
         built, paper = [cell.strip() for cell in cells[row] if cell.strip()]
         assert built == paper

@@ -234,7 +234,9 @@ def compare(
 def _check_names(runs: Sequence[ComparedRun], names: Sequence[str], reference: str) -> None:
     seeded = {run.method for run in runs if run.seed}
     if mixed := [run.method for run in runs if not run.seed and run.method in seeded]:
-        raise MeidbenchError(f"{mixed[0]} has runs with and without a seed: name them all NAME@SEED, or apart")
+        raise MeidbenchError(
+            f"{mixed[0]} has runs with and without a seed: name all of them NAME@SEED, or give them different names"
+        )
     if reference not in names:
         raise MeidbenchError(f"the reference {reference!r} is not one of the runs: {', '.join(names)}")
     if len({(run.method, run.seed) for run in runs}) < len(runs):

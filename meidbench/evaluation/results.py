@@ -49,7 +49,7 @@ class Measures:
     """
 
     accuracy: Accuracy = field(
-        metadata={"meaning": "top-1 and top-5: share of the videos of which one of the first 1 or 5 classes is a label"}
+        metadata={"meaning": "top-1 and top-5: share of the videos that have a label among their 1 or 5 best classes"}
     )
 
 

@@ -76,14 +76,14 @@ def _header(comparison: Comparison) -> str:
     if comparison.replicates:
         level = f"{100 * comparison.level:g}&nbsp;%"
         sentences.append(
-            f"The brackets are {level} intervals: how far a value would move with other videos of the same kind. Each "
-            f"video got a random weight {comparison.replicates:,} times (Bayesian bootstrap over videos, seed "
-            f"{comparison.seed}), and {level} of the values, centred on the mean, were within. They "
-            "leave out what another training seed would change."
+            f"The brackets are {level} intervals: how much a value would change with other videos of the same kind. "
+            f"Each video got a random weight {comparison.replicates:,} times (Bayesian bootstrap over videos, seed "
+            f"{comparison.seed}), and {level} of the values, centred on the mean, lie within. They do not cover the "
+            "choice of the training seed."
         )
     if len(comparison.methods) > 1:
         sentences.append(
-            f"Differences are taken to <b>{escape(comparison.reference)}</b> under the same weights of the videos."
+            f"Differences are to <b>{escape(comparison.reference)}</b> under the same weights of the videos."
         )
     return (
         f"<header><h1>{escape(_heading(comparison))}</h1>\n"
@@ -155,7 +155,7 @@ def _seeds(comparison: Comparison) -> str:
     table = _table(
         "Spread over training seeds",
         "Standard deviation of the mAP over training seeds, below it lowest to highest. The intervals of the other "
-        "tables stand for the choice of videos, not of seeds. All other values are averages over the seeds.",
+        "tables cover the choice of videos, not of seeds. All other values are averages over the seeds.",
         map(_head, ["method", "seeds", *GROUPS_SHOWN]),
         rows,
     )
@@ -183,11 +183,11 @@ def _differences(comparison: Comparison) -> str:
         return ""
     reference, replicates = escape(comparison.reference), comparison.replicates
     around = "its interval over videos, the probability P of being better, and " if replicates else "and "
-    bold = " Bold: the interval does not hold\u00a00." if replicates else ""
+    bold = " Bold: the interval does not contain\u00a00." if replicates else ""
     table = _table(
         "Differences to the reference",
-        f"Difference of the mAP to the reference, {around}in how many classes the method is better / equal / worse."
-        f"{bold}",
+        f"Difference of the mAP to the reference, {around}the numbers of classes in which the method is better / equal "
+        f"/ worse.{bold}",
         map(_head, ["method", *_group_heads(comparison)]),
         rows,
     )
@@ -197,22 +197,22 @@ def _differences(comparison: Comparison) -> str:
         parts.append(f'<h3>{escape(name)} against {reference}</h3><div class="charts">{figures}</div>')
     return (
         f"<section><h2>Differences to {reference}</h2>\n{table}\n"
-        f'<p class="soft">Below: difference of average precision by class, sorted within its group; under a group the '
-        f"classes that are better / equal / worse. {_keys()}</p>\n" + "\n".join(parts) + "</section>"
+        '<p class="soft">Below: difference of average precision per class, sorted within each group; below a group '
+        f"the numbers of better / equal / worse classes. {_keys()}</p>\n" + "\n".join(parts) + "</section>"
     )
 
 
 def _frequency(comparison: Comparison) -> str:
     charts = zip(comparison.methods, frequency_charts(comparison), strict=True)
     figures = "".join(_figure(f"<b>{escape(method.name)}</b>", chart) for method, chart in charts)
-    dashed = "; dashed: that of the reference" if len(comparison.methods) > 1 else ""
+    dashed = "; dashed: the reference" if len(comparison.methods) > 1 else ""
     median = (
         f"Line: running median over neighbouring classes{dashed}. "
         if sum(facts.positives > 0 for facts in comparison.classes) >= MEDIAN_CLASSES
         else ""
     )
     return (
-        '<section><h2>Average precision and frequency</h2>\n<p class="soft">One mark a class, by its number of '
+        '<section><h2>Average precision and frequency</h2>\n<p class="soft">One mark per class, by its number of '
         f'training videos. {median}{_keys()}</p>\n<div class="charts">{figures}</div></section>'
     )
 

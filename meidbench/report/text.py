@@ -103,7 +103,7 @@ _STATISTICS_ROWS = {
     "classes": ("classes",),
     "head / medium / tail": GROUP_NAMES,
     "train / val / test": SUBSETS,
-    "labels a video, train+test": ("labels_per_video",),
+    "labels per video, train+test": ("labels_per_video",),
     "  train / val / test": tuple(f"labels_per_video_{subset}" for subset in SUBSETS),
     "most / least frequent": ("most_frequent", "least_frequent"),
     "imbalance ratio": ("imbalance_ratio",),
@@ -291,9 +291,9 @@ def _describe_candidates(made: Construction) -> str:
 
 def _describe_deviation(made: Construction) -> str:
     if isinstance(made.targets, ExactTargets):
-        return "every number is as the targets have it"
+        return "every number equals its target"
     if not made.total_deviation:
-        return "every class has as many training videos as the target says"
+        return "every class has its target number of training videos"
     far = int(np.abs(made.deviations).argmax())
     return (
         f"distance to the target: {made.total_deviation:,} training video{'s' * (made.total_deviation != 1)}, "
@@ -305,10 +305,10 @@ def _describe_deviation(made: Construction) -> str:
 def _describe_distance(distance: SplitDistance) -> list[str]:
     shared = ["-" if math.isnan(share) else f"{share:.0%}" for share in distance.shared_videos.values()]
     return [
-        f"distance to the released split: {distance.mean_count_difference:.1f} training videos a class, "
+        f"distance to the released split: {distance.mean_count_difference:.1f} training videos per class, "
         f"{distance.mean_curve_difference:.1f} with the classes sorted; {distance.same_group:.0%} of the classes in "
         "the same group",
-        f"videos in both, of those in either: {' / '.join(shared)} ({' / '.join(SUBSETS)})",
+        f"videos in both splits, as a share of those in either: {' / '.join(shared)} ({' / '.join(SUBSETS)})",
     ]
 
 
@@ -324,7 +324,7 @@ def construction_warnings(made: Construction) -> list[str]:
         )
     for subset, wanted in (("val", targets.val_videos), ("test", targets.test_videos)):
         if wanted is not None and (size := len(made.split.rows(subset))) != wanted:
-            warnings.append(f"{subset} has {size:,} videos, {wanted:,} were aimed at")
+            warnings.append(f"{subset} has {size:,} videos, the target is {wanted:,}")
     for subset in SUBSETS:
         short = [entry for entry in made.shortfalls if entry.subset == subset]
         if short:
