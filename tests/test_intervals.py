@@ -29,7 +29,7 @@ def weighted_problems(draw):
     return scores, labels, weights
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(weighted_problems())
 def test_weighted_average_precision_equals_scikit_learn(problem):
     scores, labels, weights = problem
@@ -43,7 +43,8 @@ def test_weighted_average_precision_equals_scikit_learn(problem):
 
 
 def test_weighted_average_precision_on_a_real_split(real_split):
-    labels = real_split.labels("test")[:, ::7]  # some classes will do: scikit-learn is slow
+    labels = real_split.labels("test")
+    labels = labels[:, :: max(labels.shape[1] // 20, 1)]  # about 20 classes: scikit-learn is slow
     generator = np.random.default_rng(0)
     scores = (generator.normal(size=labels.shape) + labels).astype(np.float32)
     weights = generator.standard_exponential(len(labels))

@@ -147,7 +147,7 @@ def problems(draw):
     return scores, draw(hnp.arrays(bool, shape))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(problems())
 def test_protocols_equal_their_definitions(problem):
     scores, labels = problem
@@ -155,7 +155,7 @@ def test_protocols_equal_their_definitions(problem):
     np.testing.assert_allclose(per_class(scores, labels, "apmeter"), torchnet_meter(scores, labels), atol=1e-12)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(problems(), st.integers(1, 7), st.randoms(use_true_random=False))
 def test_block_by_block_gives_the_same_bytes(problem, size, shuffle):
     scores, labels = problem

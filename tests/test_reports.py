@@ -105,9 +105,12 @@ def make_comparison(
                 group: WinTieLoss(*(int(((np.sign(change) == sign) & members[group]).sum()) for sign in (1, 0, -1)))
                 for group in GROUPS_SHOWN
             }
+            low, high = np.quantile(changes, [0.025, 0.975], axis=0) if replicates else np.full((2, classes), NAN)
             by_class = tuple(
-                Difference(float(change[c]), *ends(changes[:, c]), NAN if not known[c] or not replicates else 0.5)
-                for c in range(classes)
+                Difference(*numbers) if known[c] and replicates else Difference(float(change[c]), NAN, NAN, NAN)
+                for c, numbers in enumerate(
+                    zip(change.tolist(), low.tolist(), high.tolist(), [0.5] * classes, strict=True)
+                )
             )
         methods.append(
             MethodResult(
