@@ -1,4 +1,4 @@
-"""The commands, as a user meets them: output, exit codes, messages."""
+"""The commands as a user sees them: output, exit codes, messages."""
 
 import csv
 import json
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_ends_with_1(run, tmp_path):
     assert outcome.exit_code == 1 and outcome.stderr.startswith("Error: ")
 
 
-def test_datasets_says_what_is_there_and_what_is_missing(run, toy_split):
+def test_datasets_lists_present_and_missing_files(run, toy_split):
     from meidbench.splits.manifests import annotations_folder
     from meidbench.splits.split import write_split
 
@@ -138,7 +138,7 @@ def test_datasets_says_what_is_there_and_what_is_missing(run, toy_split):
     assert "meidbench download charadeslt --accept-licence" in text and "non-commercial" in text
 
 
-def test_stats_prints_a_column_a_split(run, toy_split_file, tmp_path):
+def test_stats_prints_one_column_per_split(run, toy_split_file, tmp_path):
     outcome = run("stats", toy_split_file, toy_split_file, "--plot", tmp_path / "p.svg")
     assert outcome.exit_code == 0
     assert outcome.stdout.splitlines()[0].split() == ["toylt", "toylt"]
@@ -199,12 +199,12 @@ def test_an_unknown_plot_format_is_a_wrong_call(run, toy_split_file):
     assert outcome.exit_code == 2 and outcome.stdout == "" and ".png, .svg, .pdf" in outcome.stderr
 
 
-def test_known_defects_are_said_when_a_split_is_built(run):
+def test_known_defects_are_printed_when_a_split_is_built(run):
     outcome = run("build-splits", "charadesegolt", "--annotations", real_data(REAL["charadesegolt"]))
     assert "known defect: First- and third-person takes of one script lie in different subsets: 93" in outcome.stderr
 
 
-def test_float16_scores_need_a_word(run, toy_split, toy_split_file, tmp_path):
+def test_float16_scores_need_an_option(run, toy_split, toy_split_file, tmp_path):
     ids = toy_split.video_ids("val")
     np.savez(tmp_path / "p.npz", video_ids=np.array(ids), scores=np.zeros((len(ids), 12), np.float16))
     arguments = ["evaluate", tmp_path / "p.npz", "--split", toy_split_file, "--subset", "val"]

@@ -14,7 +14,7 @@ from meidbench.evaluation.ranking import Positives
 
 @pytest.fixture
 def runs(toy_split, tmp_path):
-    """Three methods of rising knowledge, the last with two seeds."""
+    """Three methods, each better than the one before; the last has two seeds."""
     labels, ids = toy_split.labels("test"), toy_split.video_ids("test")
     files = {}
     for name, knowledge, seed in (("weak", 0.3, 0), ("better", 1.5, 1), ("best@1", 2.0, 2), ("best@2", 2.0, 3)):
@@ -98,7 +98,7 @@ def test_a_run_compared_with_itself_is_all_ties(runs, toy_split):
     (["weak", "better"], "meid", "the reference 'meid' is not one of the runs: weak, better"),
     (["weak", "weak"], None, "two runs have the same name"),
 ])  # fmt: skip
-def test_what_cannot_be_told_apart_is_refused(runs, toy_split, names, reference, complaint):
+def test_wrong_names_are_refused(runs, toy_split, names, reference, complaint):
     files = [ComparedRun.from_argument(str(runs[name][0])) for name in names]
     with pytest.raises(MeidbenchError, match=complaint):
         compare(files, toy_split, "test", reference=reference, replicates=5)
@@ -115,7 +115,7 @@ def test_names_come_from_the_file_or_from_the_call(tmp_path):
         ComparedRun.from_argument("=x.npz")
 
 
-def test_a_file_name_that_is_no_text_does_no_harm(run, runs, toy_split_file, tmp_path):
+def test_a_file_name_that_is_not_text_is_accepted(run, runs, toy_split_file, tmp_path):
     odd, html = tmp_path / "odd\udcff.npz", tmp_path / "r.html"
     given = mb.read_predictions(runs["weak"][0])
     with odd.open("wb") as stream:
@@ -123,7 +123,7 @@ def test_a_file_name_that_is_no_text_does_no_harm(run, runs, toy_split_file, tmp
     outcome = run("compare", odd, "--split", toy_split_file, "--bootstrap", "5", "--html", html, "--json", "-")
     assert outcome.exit_code == 0, outcome.exception
     assert json.loads(outcome.stdout)["methods"][0]["name"] == "odd?" and "odd?" in html.read_text(encoding="utf-8")
-    # The Parquet library takes no such name.
+    # The Parquet library refuses such a name.
     odd.write_bytes(runs["weak"][0].read_bytes())
     assert run("compare", odd, "--split", toy_split_file).exit_code == 1
 
@@ -152,7 +152,7 @@ def test_a_run_that_cannot_be_scored_is_named(run, runs, toy_split_file, tmp_pat
     assert "run broken (" in outcome.stderr and "not a readable NPZ archive" in outcome.stderr
 
 
-def test_one_run_alone_is_shown_without_differences(run, runs, toy_split_file):
+def test_a_single_run_has_no_differences(run, runs, toy_split_file):
     outcome = run("compare", runs["weak"][0], "--split", toy_split_file, "--bootstrap", "10")
     assert outcome.exit_code == 0 and "difference" not in outcome.stdout
 
@@ -170,7 +170,7 @@ def test_runs_with_and_without_a_seed_are_not_mixed(runs, toy_split):
         compare([], toy_split, "test")
 
 
-def test_averaging_equal_seeds_is_a_tie_in_spite_of_rounding(runs, toy_split):
+def test_averaging_equal_seeds_is_a_tie_despite_rounding(runs, toy_split):
     path = runs["weak"][0]
     files = [ComparedRun.from_argument(f"{name}={path}") for name in ("r", "c@1", "c@2", "c@3")]
     difference = compare(files, toy_split, "test", replicates=30).methods[1].difference["overall"]

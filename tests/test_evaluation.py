@@ -16,7 +16,7 @@ from meidbench.evaluation.evaluate import top_k_hits
 
 
 def naive_average_precision(scores, labels):
-    """The definition of the contract, class by class and positive by positive."""
+    """The definition, class by class and positive by positive."""
     result = np.full(scores.shape[1], np.nan)
     for c in range(scores.shape[1]):
         precisions = []
@@ -182,7 +182,7 @@ def test_classes_without_positives_are_left_out_and_counted(toy_split):
     assert json.loads(result.to_json())["per_class"][0]["ap"] is None
 
 
-def test_the_json_is_that_of_the_contract(toy_split):
+def test_the_json_has_the_documented_keys(toy_split):
     ids, scores = toy_split.video_ids("test"), tied_scores(toy_split, "test")
     text = mb.evaluate(scores, ids, toy_split).to_json()
     content = json.loads(text)

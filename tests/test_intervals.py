@@ -61,7 +61,7 @@ def test_unit_weights_give_the_plain_average_precision():
 
 
 def test_replicates_are_those_of_a_plain_loop(monkeypatch):
-    """The same weights, one at a time, through scikit-learn; small groups of replicates change nothing."""
+    """scikit-learn with the same weights, one replicate at a time; smaller groups of replicates change nothing."""
     generator = np.random.default_rng(5)
     labels = generator.random((60, 20)) < 0.15
     labels[0] = True
@@ -80,7 +80,7 @@ def test_replicates_are_those_of_a_plain_loop(monkeypatch):
 
 
 def test_the_interval_covers_the_expected_value():
-    """Rare classes, a weak model, a mean over many classes: replicates lie above the value, intervals must not."""
+    """Rare classes, a weak model, a mean over many classes: replicates lie above the value, but intervals must not."""
     generator = np.random.default_rng(0)
 
     def draw():

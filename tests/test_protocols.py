@@ -197,10 +197,10 @@ def test_ranks_are_counted_alike_in_memory_and_by_block():
     assert not np.allclose(precision_from_counts(ranks, positives), listed)
 
 
-# --- what the result says ---------------------------------------------------------------------------------------
+# --- the result -------------------------------------------------------------------------------------------------
 
 
-def test_the_result_says_what_the_others_would_have_given():
+def test_the_result_has_the_means_of_the_other_protocols():
     labels = np.random.default_rng(0).random((60, 5)) < 0.2
     split = make_split(labels)
     ids = split.video_ids("test")
@@ -220,7 +220,7 @@ def test_without_ties_no_protocol_differs():
     assert result.other_protocols == {} and result.diagnostics.tied_score_fraction == 0
 
 
-def test_the_command_prints_the_line_and_takes_the_protocol(run, toy_split, toy_split_file, tmp_path):
+def test_the_command_prints_the_other_protocols(run, toy_split, toy_split_file, tmp_path):
     ids = toy_split.video_ids("test")
     scores = np.random.default_rng(0).integers(0, 3, (len(ids), 12))
     mb.write_predictions(tmp_path / "p.parquet", ids, scores, toy_split, "test")
@@ -230,7 +230,7 @@ def test_the_command_prints_the_line_and_takes_the_protocol(run, toy_split, toy_
     assert "protocol charades" in text and "by tie-aware: overall 0." in text
 
 
-def test_unknown_protocols_and_intervals_without_definition_are_refused(toy_split):
+def test_unknown_protocols_and_undefined_intervals_are_refused(toy_split):
     ids = toy_split.video_ids("test")
     with pytest.raises(PredictionError, match="unknown protocol 'voc'; known: tie-aware, apmeter, charades"):
         mb.evaluate(np.zeros((len(ids), 12)), ids, toy_split, protocol="voc")

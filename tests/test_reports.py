@@ -1,4 +1,4 @@
-"""The comparison as a page and as a LaTeX table, on invented comparisons."""
+"""The page and the LaTeX table of invented comparisons."""
 
 import base64
 import hashlib
@@ -53,7 +53,7 @@ def make_comparison(
     lift=0.03,
     **facts,
 ):
-    """A comparison of random methods, from replicates as ``compare`` makes it; the first method is the reference."""
+    """Return a comparison of random methods, from replicates, as ``compare`` does; the first is the reference."""
     generator = np.random.default_rng(generator_seed)
     counts = np.sort((1200 * generator.random(classes) ** 4).astype(int) + 3)[::-1]
     place = (np.arange(classes) + 0.5) / classes
@@ -180,7 +180,7 @@ def made(name):
 
 
 class Page(HTMLParser):
-    """A page taken apart; tags that do not match are an error."""
+    """The parts of a page; tags that do not match are an error."""
 
     def __init__(self, text):
         super().__init__()
@@ -232,7 +232,7 @@ def case(request):
     return comparison, comparison_html(comparison)
 
 
-def test_page_is_well_formed_and_needs_nothing_else(case):
+def test_page_is_well_formed_and_self_contained(case):
     _, text = case
     page = Page(text)
     assert not [found for found in page.attributes if found[1] in ("src", "href", "xlink:href", "srcset", "data")]
@@ -247,7 +247,7 @@ def test_page_is_well_formed_and_needs_nothing_else(case):
     assert not re.search(r"\b(nan|inf)\b", text)
 
 
-def test_every_chart_says_what_it_shows(case):
+def test_every_chart_has_a_text_alternative(case):
     comparison, text = case
     page = Page(text)
     groups = sum(comparison.group_classes[group] > 0 for group in GROUPS_SHOWN)
@@ -318,7 +318,7 @@ def test_page_and_table_are_the_same_every_time(case):
     assert comparison_latex(replace(comparison)) == comparison_latex(comparison)
 
 
-def test_names_are_text_and_nothing_else():
+def test_names_are_only_text():
     page = Page(comparison_html(made("hostile")))
     assert page.started.count("script") == 1
     assert HOSTILE in page.text and HOSTILE * 5 in page.text
@@ -338,7 +338,7 @@ def test_twelve_methods_on_a_thousand_classes_stay_small():
     assert len(comparison_html(comparison).encode()) < 2_000_000
 
 
-def test_page_names_what_the_numbers_come_from():
+def test_page_names_the_source_of_its_numbers():
     comparison = make_comparison(replicates=40, missing=(2,), warnings=("no split digest",))
     text = "".join(Page(comparison_html(comparison)).text)
     for words in (
@@ -397,7 +397,7 @@ def test_page_and_plots_have_the_same_colours():
 
 
 @pytest.mark.parametrize("text", ["", "short", "a_long_name_of_a_method_" * 9, "見出し" * 30, "W" * 90, " x " * 40])
-def test_labels_fit_their_place(text):
+def test_labels_fit_their_width(text):
     short = shorten(text, 120, 11)
     assert estimate_width(short, 11) <= 120
     assert short == text or ("…" in short and short[0] == text[0] and short[-1] == text[-1])

@@ -20,7 +20,7 @@ LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycach
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing left over in the checkout gets in."""
+    """Build from a copy, so that leftovers of the checkout stay out."""
     folder = tmp_path_factory.mktemp("wheel")
     source = shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source]
@@ -58,7 +58,7 @@ def call(installed: Path, tmp_path: Path) -> Callable[..., str]:
     return call
 
 
-def test_the_wheel_holds_code_and_facts_but_no_tests(wheel):
+def test_the_wheel_holds_code_and_data_but_no_tests(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "meidbench").rglob("*.py")}
     expected |= {f"meidbench/splits/{path.name}" for path in (ROOT / "splits").iterdir() if path.is_file()}
