@@ -242,9 +242,8 @@ def _mean(values: npt.NDArray[Any]) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _same(a: MeanAP, b: MeanAP) -> bool:
-    pairs = ((getattr(a, name), getattr(b, name)) for name in GROUPS_SHOWN)
-    return all(abs(x - y) < 1e-12 or (np.isnan(x) and np.isnan(y)) for x, y in pairs)
+def _equal(a: MeanAP, b: MeanAP) -> bool:
+    return np.allclose(list(vars(a).values()), list(vars(b).values()), rtol=0, atol=1e-12, equal_nan=True)
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------
@@ -293,7 +292,7 @@ def evaluate_scores(
             score_dtype=str(scores.dtype),
         ),
         per_class=_class_results(split, positives, precisions[protocol]),
-        other_protocols={name: other for name, other in means.items() if not _same(other, means[protocol])},
+        other_protocols={name: other for name, other in means.items() if not _equal(other, means[protocol])},
         warnings=tuple(warnings),
         intervals=None
         if not bootstrap or isinstance(scores, BlockScores)

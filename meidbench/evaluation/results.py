@@ -55,16 +55,11 @@ class Measures:
 
 @dataclass(frozen=True)
 class Column:
-    """One number of a measure, as a column of a table."""
+    """One number of a measure: its field in ``Measures``, its name there, and the title of its column in a table."""
 
     measure: str
     key: str
     title: str
-
-    @property
-    def group(self) -> str:
-        """The group that the number is for; empty where the measure has no groups."""
-        return self.key if self.key in GROUPS_SHOWN else ""
 
     def value(self, measures: Measures) -> float:
         """Return the number."""

@@ -170,15 +170,15 @@ def evaluation_table(result: Result) -> str:
     header = ["group", "mAP"]
     if result.intervals is not None:
         header.append(f"{result.intervals.level:.0%} interval")
-    header += [column.measure for column in COLUMNS if column.group == GROUPS_SHOWN[0]]
+    header += [column.measure for column in COLUMNS if column.key == GROUPS_SHOWN[0]]
     rows = []
     for name in GROUPS_SHOWN:
         row = [name, _number(getattr(result.mAP, name), 4)]
         if result.intervals is not None:
             row.append(_range(*vars(result.intervals.mAP[name]).values()))
-        row += [_number(column.value(result), 4) for column in COLUMNS if column.group == name]
+        row += [_number(column.value(result), 4) for column in COLUMNS if column.key == name]
         rows.append([*row, str(result.groups[name].classes), f"{result.groups[name].positives:,}"])
-    single = [f"{column.title} {column.value(result):.4f}" for column in COLUMNS if not column.group]
+    single = [f"{column.title} {column.value(result):.4f}" for column in COLUMNS if column.key not in GROUPS_SHOWN]
     lines = [_right_aligned([*header, "classes", "positives"], rows), "", "   ".join(single)]
     if result.protocol != "tie-aware":
         lines.append(f"protocol {result.protocol}")
