@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import meidbench as mb
+from meidbench import names
 from meidbench.annotations.official import Annotations
 from meidbench.errors import PredictionError
 from meidbench.evaluation.evaluate import PROTOCOLS, ProtocolScorer, as_blocks, evaluate_scores, subset_positives
@@ -228,6 +229,10 @@ def test_the_command_prints_the_other_protocols(run, toy_split, toy_split_file, 
     assert "by apmeter: overall 0." in text and "by charades: overall 0." in text
     text = run("evaluate", tmp_path / "p.parquet", "--split", toy_split_file, "--protocol", "charades").stdout
     assert "protocol charades" in text and "by tie-aware: overall 0." in text
+
+
+def test_the_command_line_knows_every_protocol():
+    assert tuple(PROTOCOLS) == names.PROTOCOLS
 
 
 def test_unknown_protocols_and_undefined_intervals_are_refused(toy_split):

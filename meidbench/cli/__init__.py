@@ -38,7 +38,7 @@ class _Group(click.Group):
     "  meidbench demo\n"
     "  meidbench download charadeslt --accept-licence\n"
     "  meidbench build-splits charadeslt\n"
-    "  meidbench evaluate predictions.parquet --split charadeslt",
+    "  meidbench evaluate predictions.npz --split charadeslt",
 )
 @click.version_option(__version__, prog_name="meidbench")
 def main() -> None:

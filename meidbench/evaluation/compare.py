@@ -42,7 +42,7 @@ class ComparedRun:
         name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
             name, path = Path(text).stem, text
-        # The bytes of a file name may be no valid text; tables, pages and JSON need valid text.
+        # A file name may contain bytes that are not text; tables, pages and JSON need text.
         method, _, seed = name.encode("utf-8", "replace").decode().partition("@")
         if not method:
             raise MeidbenchError(f"{text!r} has no name: expected PATH or NAME=PATH")

@@ -67,22 +67,22 @@ class Column:
         return number
 
 
+_MEASURE_TYPES: dict[str, Any] = {measure.name: measure.type for measure in fields(Measures)}
 COLUMNS = tuple(
-    Column(measure.name, number.name, number.metadata.get("title", f"{measure.name} {number.name}"))
-    for measure in fields(Measures)
-    for number in fields(measure.type)  # type: ignore[arg-type]
+    Column(measure, number.name, number.metadata.get("title", f"{measure} {number.name}"))
+    for measure, kind in _MEASURE_TYPES.items()
+    for number in fields(kind)
 )
-
 MEANINGS = tuple(measure.metadata["meaning"] for measure in fields(Measures))
 
 
 def average_measures(results: Sequence[Measures]) -> dict[str, Any]:
     """Return the fields of ``Measures``, averaged over several results."""
-    means = {(column.measure, column.key): np.mean([column.value(result) for result in results]) for column in COLUMNS}
-    return {
-        measure.name: measure.type(**{key: float(mean) for (name, key), mean in means.items() if name == measure.name})  # type: ignore[operator]
-        for measure in fields(Measures)
-    }
+    averages: dict[str, dict[str, float]] = {}
+    for column in COLUMNS:
+        mean = float(np.mean([column.value(result) for result in results]))
+        averages.setdefault(column.measure, {})[column.key] = mean
+    return {measure: _MEASURE_TYPES[measure](**numbers) for measure, numbers in averages.items()}
 
 
 @dataclass(frozen=True)

@@ -405,7 +405,7 @@ def _running_median(logs: Reals, ap: Reals) -> Curve:
     order = known[np.argsort(logs[known], kind="stable")]
     window = max(15, len(order) // 10)
     starts = np.unique(np.linspace(0, len(order) - window, 40).round().astype(int))
-    # Many classes are equally rare. Windows at nearly the same frequency become one point; the line would be vertical.
+    # Many classes are equally rare. Windows at nearly the same frequency become one point, not a vertical line.
     points: dict[int, list[tuple[float, float]]] = {}
     for start in starts:
         some = order[start : start + window]

@@ -1,8 +1,7 @@
 """A comparison as one HTML file that needs nothing else: no network, no fonts, no library, no JavaScript.
 
-The only script sorts the table of classes where JavaScript is on. A policy in the page's head allows this script alone
-and forbids the page to load anything. The style is in ``page.css``, the script in ``page.js``; both are copied into the
-page.
+The only script sorts the table of classes where JavaScript is on. A policy in the page's head allows only this script and
+forbids the page to load anything. The page contains copies of ``page.css`` and ``page.js``.
 """
 
 import base64

@@ -100,7 +100,7 @@ def _caption(comparison: Comparison, differences: bool) -> str:
         )
     if differences and comparison.replicates:
         sentences.append(
-            f"Differences to {escape_latex(comparison.reference)} are computed under the same weights of the videos."
+            f"Differences to {escape_latex(comparison.reference)} are taken under the same weights of the videos."
         )
     if any(method.seed_spread for method in comparison.methods):
         sentences.append("$\\pm$: standard deviation over training seeds.")
