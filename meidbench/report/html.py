@@ -1,7 +1,7 @@
 """A comparison as one HTML file that needs nothing else: no network, no fonts, no library, no JavaScript.
 
-The only script sorts the table of classes where JavaScript is on. A policy in the page's head allows only this script and
-forbids the page to load anything. The page contains copies of ``page.css`` and ``page.js``.
+The only script sorts the table of classes where JavaScript is on. A policy in the page's head allows only this script
+and forbids the page to load anything. The page contains copies of ``page.css`` and ``page.js``.
 """
 
 import base64
