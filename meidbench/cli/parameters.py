@@ -57,14 +57,14 @@ def write_text(path: Path, text: str) -> None:
     click.echo(f"wrote {path}", err=True)
 
 
-def print_result(json_file: Path | None, as_json: str, as_table: str) -> None:
+def print_result(json_file: Path | None, json: str, table: str) -> None:
     """Write the JSON to its file or to stdout; print the table unless the JSON goes to stdout."""
     if str(json_file) == "-":
-        click.echo(as_json, nl=False)
+        click.echo(json, nl=False)
         return
     if json_file is not None:
-        write_text(json_file, as_json)
-    click.echo(as_table)
+        write_text(json_file, json)
+    click.echo(table)
 
 
 _FIRST_LINE_AFTER = 5.0  # seconds

@@ -276,7 +276,7 @@ def _summarise(name: str, method: _SeedResults, reference: _SeedResults | None, 
         for group, members in group_members(split).items():
             known = change[members][~np.isnan(change[members])]
             mean = float(known.mean()) if len(known) else float("nan")
-            difference[group] = _difference(mean, change_means.get(group, np.empty(0)))
+            difference[group] = _difference(mean, change_means[group])
             wins, losses = int((known > EQUAL).sum()), int((known < -EQUAL).sum())
             tally[group] = WinTieLoss(wins, len(known) - wins - losses, losses)
         ap_difference = tuple(map(_difference, change.tolist(), samples.T))
@@ -285,7 +285,7 @@ def _summarise(name: str, method: _SeedResults, reference: _SeedResults | None, 
         name=name,
         seeds=tuple(method.seeds) if method.seeds != [""] else (),
         mAP={
-            group: Estimate(float(values.mean()), **vars(compute_interval(means.get(group, np.empty(0)))))
+            group: Estimate(float(values.mean()), **vars(compute_interval(means[group])))
             for group, values in by_seed.items()
         },
         seed_spread={

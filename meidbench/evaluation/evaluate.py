@@ -232,10 +232,10 @@ def mean_by_group(ap: Reals, split: Split) -> MeanAP:
 
 
 def bootstrap_means(samples: Reals, split: Split) -> dict[str, Reals]:
-    """Average (replicates, C) average precisions over the classes of each group: group -> (replicates,)."""
+    """Average (replicates, C) average precisions over the classes of each group; empty for a group without classes."""
     present: Labels = np.asarray(~np.isnan(samples).any(axis=0))
     chosen = {name: members[present[members]] for name, members in group_members(split).items()}
-    return {name: samples[:, members].mean(axis=1) for name, members in chosen.items() if len(members)}
+    return {name: samples[:, members].mean(axis=1) if len(members) else np.empty(0) for name, members in chosen.items()}
 
 
 def _mean(values: npt.NDArray[Any]) -> float:
@@ -318,7 +318,7 @@ def _intervals(samples: Reals, split: Split, seed: int) -> Intervals:
         replicates=len(samples),
         seed=seed,
         level=LEVEL,
-        mAP={name: compute_interval(means.get(name, np.empty(0))) for name in GROUPS_SHOWN},
+        mAP={name: compute_interval(means[name]) for name in GROUPS_SHOWN},
         per_class=tuple(compute_interval(column) for column in samples.T),
     )
 
