@@ -10,13 +10,7 @@ import numpy.typing as npt
 from meidbench.checks import one_of
 from meidbench.errors import PredictionError
 from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
-from meidbench.evaluation.ranking import (
-    Positives,
-    RankCounts,
-    concatenate_ranges,
-    count_ranks,
-    precision_from_counts,
-)
+from meidbench.evaluation.ranking import Positives, RankCounts, concatenate_ranges, count_ranks, precision_from_counts
 from meidbench.evaluation.results import (
     GROUPS_SHOWN,
     Accuracy,

@@ -417,11 +417,7 @@ def _running_median(logs: Reals, ap: Reals) -> Curve:
 
 
 def _draw_frequencies(
-    identifier: str,
-    method: MethodResult,
-    comparison: Comparison,
-    scales: tuple[Scale, Scale],
-    curves: dict[str, Curve],
+    identifier: str, method: MethodResult, comparison: Comparison, scales: tuple[Scale, Scale], curves: dict[str, Curve]
 ) -> str:
     x, y = scales
     parts = draw_vertical_axis(y, x.start, x.stop, choose_ticks(0.0, y.high)) + _draw_frequency_axis(x, y)
@@ -437,11 +433,7 @@ def _draw_frequencies(
         if len(comparison.classes) <= FEW_CLASSES:
             marks = [
                 draw_mark(
-                    group,
-                    px,
-                    py,
-                    2.6,
-                    f"{named.name}: {named.train_count:,} training videos, AP {format_number(ap)}",
+                    group, px, py, 2.6, f"{named.name}: {named.train_count:,} training videos, AP {format_number(ap)}"
                 )
                 for named, ap, px, py in classes
             ]

@@ -14,14 +14,7 @@ from importlib.resources import files
 from meidbench.evaluation.compare import Comparison, Difference, MethodResult
 from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, MEANINGS
 from meidbench.report.charts import MEDIAN_CLASSES, change_charts, frequency_charts, mean_chart
-from meidbench.report.text import (
-    DASH,
-    find_best,
-    format_interval,
-    format_number,
-    format_percent,
-    format_signed,
-)
+from meidbench.report.text import DASH, find_best, format_interval, format_number, format_percent, format_signed
 from meidbench.splits.split import GROUP_NAMES
 
 _MARKS = {"head": "●", "medium": "■", "tail": "▲"}
@@ -38,21 +31,13 @@ def comparison_html(comparison: Comparison) -> str:
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     count = len(comparison.methods)
     title = f"{_heading(comparison)}: {count} method{'s' if count != 1 else ''}"
-    sections = [
-        _header(comparison),
-        _warnings(comparison),
-        _means(comparison),
-        _seeds(comparison),
-        _differences(comparison),
-        _frequency(comparison),
-        _classes(comparison),
-    ]
+    sections = (_header, _warnings, _means, _seeds, _differences, _frequency, _classes)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
+        + "\n".join(filter(None, (section(comparison) for section in sections)))
         + f"\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
 

@@ -5,14 +5,7 @@ from collections.abc import Sequence
 
 from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, SeedSpread
 from meidbench.evaluation.results import GROUPS_SHOWN
-from meidbench.report.text import (
-    DASH,
-    MINUS,
-    find_best,
-    format_interval,
-    format_number,
-    format_signed,
-)
+from meidbench.report.text import DASH, MINUS, find_best, format_interval, format_number, format_signed
 
 _ESCAPES = str.maketrans(
     {
@@ -91,7 +84,7 @@ def _caption(comparison: Comparison, differences: bool) -> str:
         f"{escape_latex(comparison.dataset)} (split: {escape_latex(comparison.variant)}; "
         f"{comparison.videos:,} videos, {comparison.group_classes.get('overall', 0):,} classes), "
         f"overall and over the {counts[0]}, {counts[1]} and {counts[2]} classes; "
-        f"protocol: {escape_latex(comparison.protocol)}.",
+        f"protocol: {escape_latex(comparison.protocol)}."
     ]
     if comparison.replicates:
         sentences.append(
