@@ -39,8 +39,8 @@ class VideoSampler(Sampler[tuple[int, int]]):
     Parameters
     ----------
     labels : (n, C) ndarray of bool, or Positives
-        Labels of the training videos. ``meidbench.evaluation.ranking.Positives.of`` makes them from the rows and
-        classes of ``Split.label_pairs`` without a matrix.
+        Labels of the training videos. ``meidbench.evaluation.ranking.Positives.from_pairs`` makes them from the rows
+        and classes of ``Split.label_pairs`` without a matrix.
     samples_per_epoch : int, optional
         Draws an epoch; the protocol's own number where left out.
     seed : int
@@ -160,7 +160,7 @@ def _positives(labels: npt.NDArray[np.bool_] | Positives) -> Positives:
         if matrix.ndim != 2 or matrix.dtype != np.bool_:
             raise MeidbenchError(f"labels must be (n, C) of bool, got shape {matrix.shape} of {matrix.dtype}")
         rows, classes = np.nonzero(matrix)
-        labels = Positives.of(rows, classes, *matrix.shape)
+        labels = Positives.from_pairs(rows, classes, *matrix.shape)
     if not labels.videos:
         raise MeidbenchError("there are no videos to sample")
     return labels
@@ -439,7 +439,7 @@ def _videos_of(labels: Positives, classes: Indices, generator: np.random.Generat
     wanted = np.bincount(classes, minlength=labels.num_classes)
     stops = np.cumsum(wanted)
     for index in np.flatnonzero(wanted).tolist():
-        rounds = np.tile(labels.rows[labels.of_class(index)], (-(-int(wanted[index]) // int(counts[index])), 1))
+        rounds = np.tile(labels.rows[labels.class_slice(index)], (-(-int(wanted[index]) // int(counts[index])), 1))
         shown = generator.permuted(rounds, axis=1).ravel()[: wanted[index]]
         videos[by_class[stops[index] - wanted[index] : stops[index]]] = shown
     return videos

@@ -169,7 +169,7 @@ def test_it_can_be_read_on_a_narrow_terminal(run, tmp_path, monkeypatch):
         titles.add(lines[0])
         text = " ".join(" ".join(body).split())
         assert "most_frequent 48, least_frequent 4, alpha 10, head_above 30" in text
-        assert "videos in both, of those in either: " in text
+        assert "videos in both splits, as a share of those in either: " in text
         counts = [line for line in body if line.startswith("train / val / test")]
         assert len(counts) == (2 if width == 50 else 1)
     assert any("pareto, seed 0" in title and "released" in title for title in titles)
@@ -459,4 +459,4 @@ def test_numbers_beyond_all_datasets_are_refused(run, films, setting):
 
 def test_sizes_that_were_not_reached_are_told(run, films):
     outcome = run("build-splits", films / "filmlt.toml", "--set", "val_videos=5000")
-    assert outcome.exit_code == 0 and "5,000 were aimed at" in outcome.stderr
+    assert outcome.exit_code == 0 and "the target is 5,000" in outcome.stderr

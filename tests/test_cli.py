@@ -1,4 +1,4 @@
-"""The commands, as a user meets them: output, exit codes, messages."""
+"""The commands as a user sees them: output, exit codes, messages."""
 
 import csv
 import json
@@ -21,6 +21,14 @@ def test_help_of_every_command_has_an_example(run):
     for name in main.commands:
         text = run(name, "--help").stdout
         assert re.search(rf"Examples?:\n +meidbench {name}\b", text), name
+
+
+@pytest.mark.parametrize("command", [[], ["evaluate"], ["compare"]])
+def test_help_keeps_its_lines_apart_and_within_80_columns(run, command):
+    text = run(*command, "--help").stdout
+    assert "\\b" not in text and "\b" not in text
+    assert re.search(r"Examples?:\n    meidbench \w+", text)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def modules_after(statement: str) -> set[str]:
@@ -63,7 +71,7 @@ def test_build_splits_prints_a_line_that_a_script_reads(run, tmp_path, toy_split
 def test_build_splits_prints_table_1_beside_the_papers(run, name):
     outcome = run("build-splits", name, "--annotations", real_data(REAL[name]))
     assert outcome.exit_code == 0, outcome.stderr
-    cells = {line[:27].strip(): line[27:].split("  ") for line in outcome.stdout.splitlines() if "  " in line}
+    cells = {line[:29].strip(): line[29:].split("  ") for line in outcome.stdout.splitlines() if "  " in line}
     for row in ("classes", "head / medium / tail", "imbalance ratio"):
         built, paper = [cell.strip() for cell in cells[row] if cell.strip()]
         assert built == paper
@@ -112,7 +120,7 @@ def test_a_folder_that_cannot_be_written_ends_with_1(run, tmp_path):
     assert outcome.exit_code == 1 and outcome.stderr.startswith("Error: ")
 
 
-def test_datasets_says_what_is_there_and_what_is_missing(run, toy_split):
+def test_datasets_lists_present_and_missing_files(run, toy_split):
     from meidbench.splits.manifests import annotations_folder
     from meidbench.splits.split import write_split
 
@@ -130,7 +138,7 @@ def test_datasets_says_what_is_there_and_what_is_missing(run, toy_split):
     assert "meidbench download charadeslt --accept-licence" in text and "non-commercial" in text
 
 
-def test_stats_prints_a_column_a_split(run, toy_split_file, tmp_path):
+def test_stats_prints_one_column_per_split(run, toy_split_file, tmp_path):
     outcome = run("stats", toy_split_file, toy_split_file, "--plot", tmp_path / "p.svg")
     assert outcome.exit_code == 0
     assert outcome.stdout.splitlines()[0].split() == ["toylt", "toylt"]
@@ -182,7 +190,7 @@ def test_two_results_do_not_share_a_file(run, toy_split_file, tmp_path):
     for target in ("-", tmp_path / "r"):
         arguments = ["--json", target, "--per-class", target]
         outcome = run("evaluate", TOY / "predictions.npz", "--split", toy_split_file, *arguments)
-        assert outcome.exit_code == 2 and "--per-class wants a file of its own" in outcome.stderr
+        assert outcome.exit_code == 2 and "--per-class needs its own file" in outcome.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -191,12 +199,12 @@ def test_an_unknown_plot_format_is_a_wrong_call(run, toy_split_file):
     assert outcome.exit_code == 2 and outcome.stdout == "" and ".png, .svg, .pdf" in outcome.stderr
 
 
-def test_known_defects_are_said_when_a_split_is_built(run):
+def test_known_defects_are_printed_when_a_split_is_built(run):
     outcome = run("build-splits", "charadesegolt", "--annotations", real_data(REAL["charadesegolt"]))
     assert "known defect: First- and third-person takes of one script lie in different subsets: 93" in outcome.stderr
 
 
-def test_float16_scores_need_a_word(run, toy_split, toy_split_file, tmp_path):
+def test_float16_scores_need_an_option(run, toy_split, toy_split_file, tmp_path):
     ids = toy_split.video_ids("val")
     np.savez(tmp_path / "p.npz", video_ids=np.array(ids), scores=np.zeros((len(ids), 12), np.float16))
     arguments = ["evaluate", tmp_path / "p.npz", "--split", toy_split_file, "--subset", "val"]

@@ -8,13 +8,13 @@ import pytest
 import meidbench as mb
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.bootstrap import bootstrap_average_precision
-from meidbench.evaluation.compare import RunFile, compare
+from meidbench.evaluation.compare import ComparedRun, compare
 from meidbench.evaluation.ranking import Positives
 
 
 @pytest.fixture
 def runs(toy_split, tmp_path):
-    """Three methods of rising knowledge, the last with two seeds."""
+    """Three methods, each better than the one before; the last has two seeds."""
     labels, ids = toy_split.labels("test"), toy_split.video_ids("test")
     files = {}
     for name, knowledge, seed in (("weak", 0.3, 0), ("better", 1.5, 1), ("best@1", 2.0, 2), ("best@2", 2.0, 3)):
@@ -25,13 +25,13 @@ def runs(toy_split, tmp_path):
 
 
 def samples_of(scores, split, replicates, seed):
-    positives = Positives.of(*np.nonzero(split.labels("test")), *scores.shape)
+    positives = Positives.from_pairs(*np.nonzero(split.labels("test")), *scores.shape)
     samples = np.concatenate(list(bootstrap_average_precision(scores, positives, replicates, seed)))
     return samples - samples.mean(axis=0) + mb.average_precision(scores, split.labels("test"))
 
 
 def test_numbers_are_those_of_the_single_evaluations(runs, toy_split):
-    files = [RunFile.parse(str(path)) for path, _ in runs.values()]
+    files = [ComparedRun.from_argument(str(path)) for path, _ in runs.values()]
     comparison = compare(files, toy_split, "test", replicates=50, seed=3)
     weak, better, best = comparison.methods
     assert [method.name for method in comparison.methods] == ["weak", "better", "best"]
@@ -50,7 +50,7 @@ def test_numbers_are_those_of_the_single_evaluations(runs, toy_split):
 
 
 def test_differences_are_paired(runs, toy_split):
-    files = [RunFile.parse(str(path)) for path, _ in runs.values()]
+    files = [ComparedRun.from_argument(str(path)) for path, _ in runs.values()]
     comparison = compare(files, toy_split, "test", reference="better", replicates=200, seed=5)
     weak, better, best = comparison.methods
     assert better.difference is None and better.tally is None and better.ap_difference is None
@@ -73,7 +73,7 @@ def test_wins_ties_and_losses_are_counted_by_class(runs, toy_split, tmp_path):
     changed = scores.copy()
     changed[:, :3] = runs["weak"][1][:, :3]
     other = mb.write_predictions(tmp_path / "mixed.parquet", toy_split.video_ids("test"), changed, toy_split, "test")
-    files = [RunFile.parse(str(path)), RunFile.parse(str(other))]
+    files = [ComparedRun.from_argument(str(path)), ComparedRun.from_argument(str(other))]
     mixed = compare(files, toy_split, "test", replicates=10).methods[1]
     lower = sum(mixed.ap_difference[c].value < 0 for c in range(3))
     tally = mixed.tally["overall"]
@@ -83,34 +83,39 @@ def test_wins_ties_and_losses_are_counted_by_class(runs, toy_split, tmp_path):
 
 def test_a_run_compared_with_itself_is_all_ties(runs, toy_split):
     path = runs["weak"][0]
-    comparison = compare([RunFile.parse(f"a={path}"), RunFile.parse(f"b={path}")], toy_split, "test", replicates=20)
+    comparison = compare(
+        [ComparedRun.from_argument(f"a={path}"), ComparedRun.from_argument(f"b={path}")],
+        toy_split,
+        "test",
+        replicates=20,
+    )
     difference = comparison.methods[1].difference["tail"]
     assert (difference.value, difference.low, difference.high, difference.probability) == (0, 0, 0, 0.5)
     assert comparison.methods[1].tally["overall"].ties == 12
 
 
 @pytest.mark.parametrize(("names", "reference", "complaint"), [
-    (["weak", "better"], "meid", "the reference 'meid' is none of the runs: weak, better"),
-    (["weak", "weak"], None, "two runs have one name"),
+    (["weak", "better"], "meid", "the reference 'meid' is not one of the runs: weak, better"),
+    (["weak", "weak"], None, "two runs have the same name"),
 ])  # fmt: skip
-def test_what_cannot_be_told_apart_is_refused(runs, toy_split, names, reference, complaint):
-    files = [RunFile.parse(str(runs[name][0])) for name in names]
+def test_wrong_names_are_refused(runs, toy_split, names, reference, complaint):
+    files = [ComparedRun.from_argument(str(runs[name][0])) for name in names]
     with pytest.raises(MeidbenchError, match=complaint):
         compare(files, toy_split, "test", reference=reference, replicates=5)
 
 
 def test_names_come_from_the_file_or_from_the_call(tmp_path):
-    assert RunFile.parse("out/x@3.parquet") == RunFile(
+    assert ComparedRun.from_argument("out/x@3.parquet") == ComparedRun(
         "x", "3", (tmp_path / "x").relative_to(tmp_path).parent / "out/x@3.parquet"
     )
-    assert RunFile.parse("ours=a=b.npz").path.name == "a=b.npz"
+    assert ComparedRun.from_argument("ours=a=b.npz").path.name == "a=b.npz"
     (tmp_path / "a=b.npz").write_text("")
-    assert RunFile.parse(str(tmp_path / "a=b.npz")).method == "a=b"
+    assert ComparedRun.from_argument(str(tmp_path / "a=b.npz")).method == "a=b"
     with pytest.raises(MeidbenchError, match="has no name"):
-        RunFile.parse("=x.npz")
+        ComparedRun.from_argument("=x.npz")
 
 
-def test_a_file_name_that_is_no_text_does_no_harm(run, runs, toy_split_file, tmp_path):
+def test_a_file_name_that_is_not_text_is_accepted(run, runs, toy_split_file, tmp_path):
     odd, html = tmp_path / "odd\udcff.npz", tmp_path / "r.html"
     given = mb.read_predictions(runs["weak"][0])
     with odd.open("wb") as stream:
@@ -118,7 +123,7 @@ def test_a_file_name_that_is_no_text_does_no_harm(run, runs, toy_split_file, tmp
     outcome = run("compare", odd, "--split", toy_split_file, "--bootstrap", "5", "--html", html, "--json", "-")
     assert outcome.exit_code == 0, outcome.exception
     assert json.loads(outcome.stdout)["methods"][0]["name"] == "odd?" and "odd?" in html.read_text(encoding="utf-8")
-    # The Parquet library takes no such name.
+    # The Parquet library refuses such a name.
     odd.write_bytes(runs["weak"][0].read_bytes())
     assert run("compare", odd, "--split", toy_split_file).exit_code == 1
 
@@ -147,7 +152,7 @@ def test_a_run_that_cannot_be_scored_is_named(run, runs, toy_split_file, tmp_pat
     assert "run broken (" in outcome.stderr and "not a readable NPZ archive" in outcome.stderr
 
 
-def test_one_run_alone_is_shown_without_differences(run, runs, toy_split_file):
+def test_a_single_run_has_no_differences(run, runs, toy_split_file):
     outcome = run("compare", runs["weak"][0], "--split", toy_split_file, "--bootstrap", "10")
     assert outcome.exit_code == 0 and "difference" not in outcome.stdout
 
@@ -155,14 +160,19 @@ def test_one_run_alone_is_shown_without_differences(run, runs, toy_split_file):
 def test_runs_with_and_without_a_seed_are_not_mixed(runs, toy_split):
     path = runs["weak"][0]
     with pytest.raises(MeidbenchError, match="x has runs with and without a seed"):
-        compare([RunFile.parse(f"x={path}"), RunFile.parse(f"x@1={path}")], toy_split, "test", replicates=5)
+        compare(
+            [ComparedRun.from_argument(f"x={path}"), ComparedRun.from_argument(f"x@1={path}")],
+            toy_split,
+            "test",
+            replicates=5,
+        )
     with pytest.raises(MeidbenchError, match="at least one run"):
         compare([], toy_split, "test")
 
 
-def test_averaging_equal_seeds_is_a_tie_in_spite_of_rounding(runs, toy_split):
+def test_averaging_equal_seeds_is_a_tie_despite_rounding(runs, toy_split):
     path = runs["weak"][0]
-    files = [RunFile.parse(f"{name}={path}") for name in ("r", "c@1", "c@2", "c@3")]
+    files = [ComparedRun.from_argument(f"{name}={path}") for name in ("r", "c@1", "c@2", "c@3")]
     difference = compare(files, toy_split, "test", replicates=30).methods[1].difference["overall"]
     assert difference.probability == 0.5
 
@@ -170,4 +180,4 @@ def test_averaging_equal_seeds_is_a_tie_in_spite_of_rounding(runs, toy_split):
 def test_results_do_not_share_a_file(run, runs, toy_split_file, tmp_path):
     target = tmp_path / "o"
     outcome = run("compare", runs["weak"][0], "--split", toy_split_file, "--json", target, "--latex", target)
-    assert outcome.exit_code == 2 and "want a file each" in outcome.stderr and not target.exists()
+    assert outcome.exit_code == 2 and "need a file each" in outcome.stderr and not target.exists()

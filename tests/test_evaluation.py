@@ -16,7 +16,7 @@ from meidbench.evaluation.evaluate import top_k_hits
 
 
 def naive_average_precision(scores, labels):
-    """The definition of the contract, class by class and positive by positive."""
+    """The definition, class by class and positive by positive."""
     result = np.full(scores.shape[1], np.nan)
     for c in range(scores.shape[1]):
         precisions = []
@@ -60,7 +60,7 @@ def problems(draw):
     return (np.asfortranarray(scores) if draw(st.booleans()) else scores), labels
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(problems())
 def test_average_precision_equals_its_definition(problem):
     scores, labels = problem
@@ -70,7 +70,7 @@ def test_average_precision_equals_its_definition(problem):
     np.testing.assert_allclose(mb.average_precision(scores, labels), expected, rtol=0, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(problems())
 def test_the_scores_are_left_as_they_were(problem):
     scores, labels = problem
@@ -102,21 +102,33 @@ def test_wrong_arrays_are_refused(scores, labels, complaint):
         mb.average_precision(scores, labels)
 
 
-def tied_scores(split, subset, seed=0):
+def tied_scores(split, subset, knowledge=1):
     labels = split.labels(subset)
-    noise = np.random.default_rng(seed).normal(size=labels.shape)
-    return np.round(noise + labels, 1).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal(labels.shape, dtype=np.float32)
+    return np.round(noise + np.float32(knowledge) * labels, 1)
+
+
+def scikit_learn(scores, labels):
+    """scikit-learn's AP of each class, from the videos down to the lowest positive: the others have no part in it."""
+    result = []
+    for column, truth in zip(np.asfortranarray(scores).T, labels.T, strict=True):
+        kept = column >= column[truth].min()
+        result.append(average_precision_score(truth[kept], column[kept]))
+    return np.array(result)
 
 
 def test_evaluation_agrees_with_scikit_learn_on_the_real_splits(real_split):
-    """Random scores with many ties, rows shuffled; classes in blocks, as scikit-learn is slow on VideoLT."""
+    """Random scores with many ties, rows shuffled. scikit-learn also gets all videos, of VideoLT for a few classes."""
     labels, ids = real_split.labels("test"), real_split.video_ids("test")
-    scores = tied_scores(real_split, "test")
+    scores = tied_scores(real_split, "test", knowledge=4)
     order = np.random.default_rng(1).permutation(len(ids))
     result = mb.evaluate(scores[order], [ids[row] for row in order], real_split)
     got = np.array([entry.ap for entry in result.per_class])
-    expected = average_precision_score(labels, scores, average=None)
+    expected = scikit_learn(scores, labels)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+    some = slice(None, None, 50 if len(got) > 200 else 1)
+    of_all_videos = average_precision_score(labels[:, some], scores[:, some], average=None)
+    np.testing.assert_allclose(got[some], of_all_videos, rtol=0, atol=1e-12)
     groups = {"overall": np.arange(len(got)), **vars(real_split.groups)}
     for name, index in groups.items():
         assert getattr(result.mAP, name) == pytest.approx(expected[index].mean(), abs=1e-12)
@@ -134,7 +146,7 @@ def naive_hits(scores, labels, k):
     return hits
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(problems(), st.integers(1, 6))
 def test_top_k_equals_sorting(problem, k):
     scores, labels = problem
@@ -180,7 +192,7 @@ def test_classes_without_positives_are_left_out_and_counted(toy_split):
     assert json.loads(result.to_json())["per_class"][0]["ap"] is None
 
 
-def test_the_json_is_that_of_the_contract(toy_split):
+def test_the_json_has_the_documented_keys(toy_split):
     ids, scores = toy_split.video_ids("test"), tied_scores(toy_split, "test")
     text = mb.evaluate(scores, ids, toy_split).to_json()
     content = json.loads(text)

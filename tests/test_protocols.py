@@ -9,16 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import meidbench as mb
+from meidbench import names
 from meidbench.annotations.official import Annotations
 from meidbench.errors import PredictionError
-from meidbench.evaluation.evaluate import PROTOCOLS, Ranker
-from meidbench.evaluation.ranking import (
-    Positives,
-    grouped_average_precision,
-    listed_average_precision,
-    rank_blocks,
-    rank_matrix,
-)
+from meidbench.evaluation.evaluate import PROTOCOLS, ProtocolScorer, as_blocks, evaluate_scores, subset_positives
+from meidbench.evaluation.ranking import Positives, count_ranks, precision_from_counts
 from meidbench.predictions.align import BlockScores
 from meidbench.splits.split import Split
 
@@ -153,7 +148,7 @@ def problems(draw):
     return scores, draw(hnp.arrays(bool, shape))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(problems())
 def test_protocols_equal_their_definitions(problem):
     scores, labels = problem
@@ -161,7 +156,7 @@ def test_protocols_equal_their_definitions(problem):
     np.testing.assert_allclose(per_class(scores, labels, "apmeter"), torchnet_meter(scores, labels), atol=1e-12)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(problems(), st.integers(1, 7), st.randoms(use_true_random=False))
 def test_block_by_block_gives_the_same_bytes(problem, size, shuffle):
     scores, labels = problem
@@ -176,8 +171,6 @@ def test_block_by_block_gives_the_same_bytes(problem, size, shuffle):
             yield rows, scores[rows]
 
     streamed = BlockScores(len(scores), scores.shape[1], scores.dtype, blocks)
-    from meidbench.evaluation.evaluate import evaluate_scores
-
     for protocol in PROTOCOLS:
         in_memory = evaluate_scores(scores, split, "test", protocol=protocol).to_json()
         assert evaluate_scores(streamed, split, "test", protocol=protocol).to_json() == in_memory
@@ -187,9 +180,9 @@ def test_ranks_are_counted_alike_in_memory_and_by_block():
     generator = np.random.default_rng(3)
     scores = generator.integers(0, 9, (500, 40)).astype(np.float32)
     labels = generator.random(scores.shape) < 0.05
-    positives = Positives.of(*np.nonzero(labels), *scores.shape)
-    ranks = rank_matrix(scores, positives)
-    again = rank_blocks(
+    positives = Positives.from_pairs(*np.nonzero(labels), *scores.shape)
+    ranks = count_ranks(as_blocks(scores).blocks, positives, scores.dtype)
+    again = count_ranks(
         lambda: ((np.arange(s, s + 100), scores[s : s + 100]) for s in range(0, 500, 100)), positives, scores.dtype
     )
     for name, counts in vars(ranks).items():
@@ -201,13 +194,14 @@ def test_ranks_are_counted_alike_in_memory_and_by_block():
         assert at_least == (column >= column[row]).sum()
         assert above == (column > column[row]).sum()
         assert earlier == (column[:row] == column[row]).sum()
-    assert not np.allclose(grouped_average_precision(ranks, positives), listed_average_precision(ranks, positives))
+    listed = precision_from_counts(ranks, positives, in_list_order=True)
+    assert not np.allclose(precision_from_counts(ranks, positives), listed)
 
 
-# --- what the result says ---------------------------------------------------------------------------------------
+# --- the result -------------------------------------------------------------------------------------------------
 
 
-def test_the_result_says_what_the_others_would_have_given():
+def test_the_result_has_the_means_of_the_other_protocols():
     labels = np.random.default_rng(0).random((60, 5)) < 0.2
     split = make_split(labels)
     ids = split.video_ids("test")
@@ -227,7 +221,7 @@ def test_without_ties_no_protocol_differs():
     assert result.other_protocols == {} and result.diagnostics.tied_score_fraction == 0
 
 
-def test_the_command_prints_the_line_and_takes_the_protocol(run, toy_split, toy_split_file, tmp_path):
+def test_the_command_prints_the_other_protocols(run, toy_split, toy_split_file, tmp_path):
     ids = toy_split.video_ids("test")
     scores = np.random.default_rng(0).integers(0, 3, (len(ids), 12))
     mb.write_predictions(tmp_path / "p.parquet", ids, scores, toy_split, "test")
@@ -237,7 +231,11 @@ def test_the_command_prints_the_line_and_takes_the_protocol(run, toy_split, toy_
     assert "protocol charades" in text and "by tie-aware: overall 0." in text
 
 
-def test_unknown_protocols_and_intervals_without_definition_are_refused(toy_split):
+def test_the_command_line_knows_every_protocol():
+    assert tuple(PROTOCOLS) == names.PROTOCOLS
+
+
+def test_unknown_protocols_and_undefined_intervals_are_refused(toy_split):
     ids = toy_split.video_ids("test")
     with pytest.raises(PredictionError, match="unknown protocol 'voc'; known: tie-aware, apmeter, charades"):
         mb.evaluate(np.zeros((len(ids), 12)), ids, toy_split, protocol="voc")
@@ -247,7 +245,8 @@ def test_unknown_protocols_and_intervals_without_definition_are_refused(toy_spli
 
 def test_scores_are_ranked_once_where_protocols_see_the_same(toy_split):
     ids = toy_split.video_ids("test")
-    ranker = Ranker(np.zeros((len(ids), 12), np.float32), toy_split, "test")
+    scores = as_blocks(np.zeros((len(ids), 12), np.float32))
+    scorer = ProtocolScorer(scores, subset_positives(toy_split, "test"))
     for protocol in PROTOCOLS.values():
-        ranker.average_precision(protocol)
-    assert len(ranker.done) == 1
+        scorer.average_precision(protocol)
+    assert len(scorer.counted) == 1

@@ -1,33 +1,38 @@
-"""The comparison as a page and as a LaTeX table, on invented comparisons."""
+"""The page and the LaTeX table of invented comparisons."""
 
 import base64
 import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import numpy as np
 import pytest
 
 import meidbench as mb
 from meidbench.evaluation.compare import (
-    ClassFacts,
+    ComparedRun,
     Comparison,
     Difference,
     Estimate,
-    Method,
-    RunFile,
+    MethodResult,
     SeedSpread,
-    Tally,
+    WinTieLoss,
     compare,
 )
-from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy
-from meidbench.report.charts import fitted, width_of
-from meidbench.report.html import DARK, LIGHT, comparison_html
-from meidbench.report.latex import comparison_latex, latex_escaped
-from meidbench.report.text import DASH, MINUS, decimal, interval, percent, signed
+from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy, ClassFacts
+from meidbench.report.charts import estimate_width, shorten
+from meidbench.report.html import comparison_html
+from meidbench.report.latex import comparison_latex, escape_latex
+from meidbench.report.plots import GROUP_COLOURS
+from meidbench.report.text import DASH, MINUS, format_interval, format_number, format_percent, format_signed
 
 NAN = float("nan")
+STYLE = files("meidbench.report").joinpath("page.css").read_text("utf-8")
+PALETTES = [
+    dict(re.findall(r"--([\w-]+):\s*(#\w{6})", rule)) for rule in re.findall(r":root\s*{\s*(--.*?)}", STYLE, re.DOTALL)
+]
 VOID = {"meta"}
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'too'"
 
@@ -48,7 +53,7 @@ def make_comparison(
     lift=0.03,
     **facts,
 ):
-    """A comparison of random methods, from replicates as ``compare`` makes it; the first method is the reference."""
+    """Return a comparison of random methods, from replicates, as ``compare`` does; the first is the reference."""
     generator = np.random.default_rng(generator_seed)
     counts = np.sort((1200 * generator.random(classes) ** 4).astype(int) + 3)[::-1]
     place = (np.arange(classes) + 0.5) / classes
@@ -97,15 +102,18 @@ def make_comparison(
                 for group in GROUPS_SHOWN
             }
             tally = {
-                group: Tally(*(int(((np.sign(change) == sign) & members[group]).sum()) for sign in (1, 0, -1)))
+                group: WinTieLoss(*(int(((np.sign(change) == sign) & members[group]).sum()) for sign in (1, 0, -1)))
                 for group in GROUPS_SHOWN
             }
+            low, high = np.quantile(changes, [0.025, 0.975], axis=0) if replicates else np.full((2, classes), NAN)
             by_class = tuple(
-                Difference(float(change[c]), *ends(changes[:, c]), NAN if not known[c] or not replicates else 0.5)
-                for c in range(classes)
+                Difference(*numbers) if known[c] and replicates else Difference(float(change[c]), NAN, NAN, NAN)
+                for c, numbers in enumerate(
+                    zip(change.tolist(), low.tolist(), high.tolist(), [0.5] * classes, strict=True)
+                )
             )
         methods.append(
-            Method(
+            MethodResult(
                 name=name,
                 seeds=tuple(seeds),
                 mAP={group: Estimate(float(mean(ap, group)), *ends(mean(samples, group))) for group in GROUPS_SHOWN},
@@ -172,7 +180,7 @@ def made(name):
 
 
 class Page(HTMLParser):
-    """A page taken apart; tags that do not match are an error."""
+    """The parts of a page; tags that do not match are an error."""
 
     def __init__(self, text):
         super().__init__()
@@ -224,7 +232,7 @@ def case(request):
     return comparison, comparison_html(comparison)
 
 
-def test_page_is_well_formed_and_needs_nothing_else(case):
+def test_page_is_well_formed_and_self_contained(case):
     _, text = case
     page = Page(text)
     assert not [found for found in page.attributes if found[1] in ("src", "href", "xlink:href", "srcset", "data")]
@@ -239,7 +247,7 @@ def test_page_is_well_formed_and_needs_nothing_else(case):
     assert not re.search(r"\b(nan|inf)\b", text)
 
 
-def test_every_chart_says_what_it_shows(case):
+def test_every_chart_has_a_text_alternative(case):
     comparison, text = case
     page = Page(text)
     groups = sum(comparison.group_classes[group] > 0 for group in GROUPS_SHOWN)
@@ -252,7 +260,7 @@ def test_every_chart_says_what_it_shows(case):
         assert all(chart["text"].values()) and len(chart["text"]) == 2
     overall = page.charts[0]["text"]["desc"] if groups else ""
     for method in comparison.methods if groups else ():
-        assert f"{method.name}: {decimal(method.mAP['overall'].value)}" in overall
+        assert f"{method.name}: {format_number(method.mAP['overall'].value)}" in overall
 
 
 def test_tables_hold_every_number(case):
@@ -264,28 +272,34 @@ def test_tables_hold_every_number(case):
     for method, row in zip(comparison.methods, means[1:], strict=True):
         for group, cell in zip(GROUPS_SHOWN, row[1:5], strict=True):
             estimate = method.mAP[group]
-            around = interval(estimate.low, estimate.high)
-            assert cell == [decimal(estimate.value)] + ([] if around == DASH else [around])
-        assert [cell[0] for cell in row[5:]] == [decimal(method.accuracy.top1), decimal(method.accuracy.top5)]
+            around = format_interval(estimate.low, estimate.high)
+            assert cell == [format_number(estimate.value)] + ([] if around == DASH else [around])
+        assert [cell[0] for cell in row[5:]] == [
+            format_number(method.accuracy.top1),
+            format_number(method.accuracy.top5),
+        ]
     rest = [method for method in comparison.methods if method.difference]
     seeds = comparison.methods[0].seed_spread is not None
     assert len(tables) == 2 + bool(rest) + seeds
     for method, row in zip(rest, tables[-2]["rows"][1:] if rest else [], strict=True):
         for group, cell in zip(GROUPS_SHOWN, row[1:], strict=True):
             entry, tally = method.difference[group], method.tally[group]
-            assert cell[0] == signed(entry.value)
+            assert cell[0] == format_signed(entry.value)
             if cell[0] != DASH:
                 assert cell[-1] == f"{tally.wins:,} / {tally.ties:,} / {tally.losses:,}"
             if not np.isnan(entry.low):
-                assert cell[1] == interval(entry.low, entry.high, with_sign=True)
-                probability = percent(entry.probability, comparison.replicates)
+                assert cell[1] == format_interval(entry.low, entry.high, with_sign=True)
+                probability = format_percent(entry.probability, comparison.replicates)
                 assert cell[2] in (f"P = {probability}", f"P {probability}")
     if seeds:
         for method, row in zip(comparison.methods, tables[1]["rows"][1:], strict=True):
             assert row[1] == ["3", "1, 2, 3"]
             for group, cell in zip(GROUPS_SHOWN, row[2:], strict=True):
                 spread = method.seed_spread[group]
-                assert cell == [f"± {decimal(spread.std)}", f"{decimal(spread.low)} to {decimal(spread.high)}"]
+                assert cell == [
+                    f"± {format_number(spread.std)}",
+                    f"{format_number(spread.low)} to {format_number(spread.high)}",
+                ]
     by_class = tables[-1]["rows"]
     assert len(by_class) == 1 + len(comparison.classes)
     for place, row in enumerate(by_class[1:]):
@@ -294,8 +308,8 @@ def test_tables_hold_every_number(case):
         assert found[:5] == [
             facts.name, str(facts.index), facts.group, f"{facts.train_count:,}", f"{facts.positives:,}",
         ]  # fmt: skip
-        expected = [decimal(method.ap[place]) for method in comparison.methods]
-        assert found[5:] == expected + [signed(method.ap_difference[place].value) for method in rest]
+        expected = [format_number(method.ap[place]) for method in comparison.methods]
+        assert found[5:] == expected + [format_signed(method.ap_difference[place].value) for method in rest]
 
 
 def test_page_and_table_are_the_same_every_time(case):
@@ -304,7 +318,7 @@ def test_page_and_table_are_the_same_every_time(case):
     assert comparison_latex(replace(comparison)) == comparison_latex(comparison)
 
 
-def test_names_are_text_and_nothing_else():
+def test_names_are_only_text():
     page = Page(comparison_html(made("hostile")))
     assert page.started.count("script") == 1
     assert HOSTILE in page.text and HOSTILE * 5 in page.text
@@ -324,7 +338,7 @@ def test_twelve_methods_on_a_thousand_classes_stay_small():
     assert len(comparison_html(comparison).encode()) < 2_000_000
 
 
-def test_page_names_what_the_numbers_come_from():
+def test_page_names_the_source_of_its_numbers():
     comparison = make_comparison(replicates=40, missing=(2,), warnings=("no split digest",))
     text = "".join(Page(comparison_html(comparison)).text)
     for words in (
@@ -349,15 +363,15 @@ def test_page_of_real_runs(toy_split, tmp_path):
         scores = np.random.default_rng(seed).random((len(toy_split.video_ids("test")), toy_split.num_classes))
         path = tmp_path / f"random {seed}.parquet"
         mb.write_predictions(path, toy_split.video_ids("test"), scores, toy_split, "test")
-        files.append(RunFile.parse(str(path)))
+        files.append(ComparedRun.from_argument(str(path)))
     comparison = compare(files, toy_split, "test", replicates=20)
     text = comparison_html(comparison)
-    assert decimal(comparison.methods[1].mAP["tail"].value) in text and str(tmp_path) not in text
+    assert format_number(comparison.methods[1].mAP["tail"].value) in text and str(tmp_path) not in text
     assert [row[0][0] for row in Page(text).tables[0]["rows"]] == ["method", "random 1", "random 2"]
     assert braces_balance(comparison_latex(comparison))
 
 
-@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("palette", PALETTES, ids=["light", "dark"])
 def test_contrast_meets_wcag_aa(palette):
     def luminance(colour):
         parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
@@ -374,10 +388,18 @@ def test_contrast_meets_wcag_aa(palette):
         assert contrast(f"{group}-edge", "bg") >= 4.5
 
 
+def test_page_and_plots_have_the_same_colours():
+    light, dark = PALETTES
+    assert {group: light[group] for group in GROUP_COLOURS} == GROUP_COLOURS
+    assert light.keys() == dark.keys() and not set(re.findall(r"var\(--([\w-]+)\)", STYLE)) - light.keys() - {
+        "shade", "faint", "fill", "edge",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("text", ["", "short", "a_long_name_of_a_method_" * 9, "見出し" * 30, "W" * 90, " x " * 40])
-def test_labels_fit_their_place(text):
-    short = fitted(text, 120, 11)
-    assert width_of(short, 11) <= 120
+def test_labels_fit_their_width(text):
+    short = shorten(text, 120, 11)
+    assert estimate_width(short, 11) <= 120
     assert short == text or ("…" in short and short[0] == text[0] and short[-1] == text[-1])
 
 
@@ -405,9 +427,9 @@ def test_latex_is_balanced_and_of_even_width(case):
 
 def test_latex_escapes_all_ten_specials_and_leaves_the_rest():
     specials = r"& % $ # _ { } ~ ^ \ "
-    escaped = latex_escaped(specials)
+    escaped = escape_latex(specials)
     assert escaped == r"\& \% \$ \# \_ \{ \} \textasciitilde{} \textasciicircum{} \textbackslash{}"
-    assert latex_escaped("é 見 ü\n\nx") == "é 見 ü x"
+    assert escape_latex("é 見 ü\n\nx") == "é 見 ü x"
     text = comparison_latex(make_comparison((specials, "a_b"), dataset="50%_set", subset="te#st"))
     assert text.count(escaped) == 3  # its row, the columns' head, the caption
     assert r"50\%\_set" in text and r"te\#st" in text and "\\label{tab:50-set-released-te-st}" in text
@@ -421,7 +443,7 @@ def test_latex_names_that_tex_would_take_for_an_argument():
 def test_latex_is_bold_at_the_best_of_a_column():
     comparison = make_comparison(("bce", "meid", "ldam"), 60)
     text = comparison_latex(comparison)
-    best = [decimal(max(method.mAP[group].value for method in comparison.methods)) for group in GROUPS_SHOWN]
+    best = [format_number(max(method.mAP[group].value for method in comparison.methods)) for group in GROUPS_SHOWN]
     assert sorted(re.findall(r"\\textbf{(.*?)}", text)) == sorted(best)
     assert comparison_latex(make_comparison(tied=True)).count("\\textbf") == 2 * 4
     assert "\\textbf" not in comparison_latex(make_comparison(("bce",)))
@@ -435,10 +457,10 @@ def test_latex_holds_every_number():
     for method in comparison.methods:
         for group in GROUPS_SHOWN:
             estimate = method.mAP[group]
-            assert decimal(estimate.value) in text
-            assert interval(estimate.low, estimate.high).replace("0.", ".") in text
+            assert format_number(estimate.value) in text
+            assert format_interval(estimate.low, estimate.high).replace("0.", ".") in text
             if method.difference:
-                assert signed(method.difference[group].value).replace("+", "$+$").replace(MINUS, "$-$") in text
+                assert format_signed(method.difference[group].value).replace("+", "$+$").replace(MINUS, "$-$") in text
     assert text.count("$\\pm$\\,.004") == 8
 
 

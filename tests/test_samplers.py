@@ -202,7 +202,7 @@ def test_another_process_draws_the_same():
 
 def test_labels_as_pairs_are_those_of_the_matrix():
     rows, classes = np.nonzero(LABELS)
-    pairs = Positives.of(rows, classes, *LABELS.shape)
+    pairs = Positives.from_pairs(rows, classes, *LABELS.shape)
     for name in SAMPLERS:
         assert list(SAMPLERS[name](pairs)) == list(SAMPLERS[name](LABELS))
 

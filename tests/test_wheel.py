@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+import site
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycach
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing left over in the checkout gets in."""
+    """Build from a copy, so that leftovers of the checkout stay out."""
     folder = tmp_path_factory.mktemp("wheel")
     source = shutil.copytree(ROOT, folder / "source", ignore=LEFT_OUT)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source]
@@ -29,38 +30,68 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_holds_code_and_facts_but_no_tests(wheel):
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel; its other packages are those of the running environment."""
+    environment = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(environment, symlinks=True)
+    (target,) = environment.glob("lib/python*/site-packages")
+    install = [sys.executable, "-m", "pip", "--python", environment, "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*install, wheel], check=True, capture_output=True)
+    # A .pth inside these folders (the checkout's own) is not followed, so sys.path adds the folders that one names.
+    folders = [*site.getsitepackages(), *(path for path in sys.path if list(Path(path or ".").glob("*.dist-info")))]
+    (target / "dependencies.pth").write_text("".join(f"{path}\n" for path in dict.fromkeys(folders)))
+    return environment
+
+
+@pytest.fixture
+def call(installed: Path, tmp_path: Path) -> Callable[..., str]:
+    """Run a program of that environment, and return its output."""
+
+    def call(program: str, *arguments: object, cwd: Path = tmp_path, **environment: str) -> str:
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MEIDBENCH_HOME")}
+        words = [str(installed / "bin" / program), *map(str, arguments)]
+        outcome = subprocess.run(words, cwd=cwd, env={**kept, **environment}, capture_output=True, text=True)
+        assert outcome.returncode == 0, outcome.stderr
+        return outcome.stdout
+
+    return call
+
+
+def test_the_wheel_holds_code_and_data_but_no_tests(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "meidbench").rglob("*.py")}
     expected |= {f"meidbench/splits/{path.name}" for path in (ROOT / "splits").iterdir() if path.is_file()}
     for pattern in ("*.py", "*.toml"):
         expected |= {f"meidbench/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "baselines").rglob(pattern)}
-    expected |= {"meidbench/py.typed"}
+    expected |= {"meidbench/py.typed", "meidbench/report/page.css", "meidbench/report/page.js"}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {Path(name).name for name in names if ".dist-info/" in name} >= {"LICENSE", "NOTICE"}
 
 
-def test_the_installed_wheel_builds_a_split_and_scores_a_file(wheel, tmp_path):
-    environment = tmp_path / "venv"
-    venv.create(environment, with_pip=True)
-    python = environment / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel]
-    subprocess.run(install, check=True, capture_output=True)
-    # The dependencies are those of the running environment; a .pth inside it (the checkout's own) is not followed.
-    (site,) = environment.glob("lib/python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+WHERE = """
+import meidbench, meidbench.baselines, meidbench.splits
+print(meidbench.__file__, meidbench.baselines.__file__, meidbench.splits.__file__)
+"""
 
-    def call(*command: object) -> str:
-        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MEIDBENCH_HOME")}
-        words = [str(word) for word in command]
-        outcome = subprocess.run(words, cwd=tmp_path, env=kept, capture_output=True, text=True)
-        assert outcome.returncode == 0, outcome.stderr
-        return outcome.stdout
 
-    where = call(python, "-c", "import meidbench, meidbench.splits as s; print(meidbench.__file__, s.__file__)")
-    assert all(Path(path).is_relative_to(environment) for path in where.split())
-    meidbench = environment / "bin" / "meidbench"
-    call(meidbench, "build-splits", TOY / "toylt.toml", "--annotations", TOY, "--out", tmp_path)
-    result = call(meidbench, "evaluate", TOY / "predictions.npz", "--split", tmp_path / "toylt.parquet", "--json", "-")
+def test_the_installed_wheel_builds_a_split_and_scores_a_file(call, installed, tmp_path):
+    assert all(Path(path).is_relative_to(installed) for path in call("python", "-c", WHERE).split())
+    call("meidbench", "build-splits", TOY / "toylt.toml", "--annotations", TOY, "--out", tmp_path)
+    split = tmp_path / "toylt.parquet"
+    result = call("meidbench", "evaluate", TOY / "predictions.npz", "--split", split, "--json", "-")
     assert json.loads(result)["dataset"] == "toylt"
-    assert "charadeslt" in call(meidbench, "datasets")
+    call("meidbench", "compare", TOY / "predictions.npz", "--split", split, "--bootstrap", 9, "--html", "page.html")
+    assert "<style>:root{" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "charadeslt" in call("meidbench", "datasets")
+
+
+def test_a_clone_hides_the_installed_package_and_finds_its_own_folders(call, tmp_path):
+    """In a clone, ``python -m`` takes the packages of the working directory; PYTHONPATH does the same elsewhere."""
+    clone = shutil.copytree(ROOT, tmp_path / "clone", ignore=LEFT_OUT)
+    for cwd, environment in ((clone, {}), (tmp_path, {"PYTHONPATH": str(clone)})):
+        places = call("python", "-c", WHERE, cwd=cwd, **environment).split()
+        assert places == [str(clone / name / "__init__.py") for name in ("meidbench", "baselines", "splits")]
+    assert "charadeslt" in call("python", "-m", "meidbench", "datasets", cwd=clone)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", 1, "-m", "meidbench", "train", "--help"]
+    assert "Usage: " in call("python", *launch, cwd=clone)

@@ -1,4 +1,4 @@
-"""The command line ``meidbench``: one file a command; nothing heavy is imported until a command runs."""
+"""The command line ``meidbench``. Nothing heavy is imported until a command runs."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from meidbench.errors import MeidbenchError
 
 
 class _Group(click.Group):
-    """Ends with exit code 1 and a message, never a traceback, where the data is at fault."""
+    """Commands in the order of use; a problem with the data ends with exit code 1 and a message, not a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -28,23 +28,24 @@ class _Group(click.Group):
             raise click.ClickException(f"{where}{error.strerror or error}") from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of use, not of the alphabet
+        return list(self.commands)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExamples:\n"
+    "  meidbench demo\n"
+    "  meidbench download charadeslt --accept-licence\n"
+    "  meidbench build-splits charadeslt\n"
+    "  meidbench evaluate predictions.npz --split charadeslt",
+)
 @click.version_option(__version__, prog_name="meidbench")
 def main() -> None:
-    r"""Long-tailed multi-label video recognition: exact splits, features, baselines and one evaluator.
+    """Long-tailed multi-label video recognition: exact splits, features, baselines and one evaluator.
 
-    \b
-    A first run, offline: meidbench demo
-    \b
-    With real annotations:
-      meidbench download charadeslt --accept-licence
-      meidbench build-splits charadeslt
-      meidbench evaluate predictions.parquet --split charadeslt
-
-    Results go to stdout, everything else to stderr. Exit code 0: done; 1: the data is at fault; 2: the call is.
+    A first run, offline, is 'meidbench demo'. Results go to stdout, everything else to stderr. Exit code 0: success; 1:
+    a problem with the data; 2: a wrong call.
     """
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from meidbench.cli.parameters import DATASET, DATASETS, FOLDER, as_json
+from meidbench.cli.parameters import DATASET, FOLDER, as_json
+from meidbench.names import DATASETS
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -1,30 +1,37 @@
-"""``meidbench evaluate``: overall, head, medium and tail mAP of a prediction file."""
+"""``meidbench evaluate`` and ``compare``: scores of prediction files, and runs side by side."""
 
 from pathlib import Path
 
 import click
 
-from meidbench.cli.parameters import FILE, SUBSET, as_bytes, json_file, print_result, write_text
+from meidbench.cli.parameters import FILE, SUBSET, as_bytes, json_file, print_result, progress_bar, write_text
+from meidbench.names import PROTOCOLS
 
-PROTOCOLS = ("tie-aware", "apmeter", "charades")
+_split = click.option("--split", required=True, help="A split file, or a built benchmark's name.")
+_subset = click.option("--subset", type=SUBSET, default="test", show_default=True)
+_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
+_allow_float16 = click.option(
+    "--allow-float16", is_flag=True, help="Accept half-precision scores, in which rounding makes ties."
+)
 
 
 @click.command(
     short_help="Score predictions: overall, head, medium, tail mAP.",
-    epilog="\b\nExample:\n  meidbench evaluate predictions.parquet --split charadeslt --bootstrap 1000 --json r.json",
+    epilog="\b\nExample:\n"
+    "  meidbench evaluate predictions.npz --split charadeslt \\\n      --bootstrap 1000 --json r.json",
 )
 @click.argument("predictions", type=FILE)
-@click.option("--split", required=True, help="A split file, or a built benchmark's name.")
-@click.option("--subset", type=SUBSET, default="test", show_default=True)
+@_split
+@_subset
 @json_file
 @click.option("--per-class", type=FILE, help="Write a CSV with the average precision of each class.")
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
-    default="tie-aware",
+    default=PROTOCOLS[0],
     show_default=True,
-    help="apmeter and charades rank videos with one score in list order, as VideoLT's meter and the official Charades "
-    "script do.",
+    help="apmeter and charades rank videos with the same score in list order, as VideoLT's meter and the official "
+    "Charades script do.",
 )
 @click.option(
     "--bootstrap",
@@ -33,14 +40,14 @@ PROTOCOLS = ("tie-aware", "apmeter", "charades")
     show_default=True,
     help="Replicates of a Bayesian bootstrap over videos, for intervals.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
-@click.option("--allow-float16", is_flag=True, help="Accept half-precision scores, which make ties.")
+@_seed
+@_allow_float16
 @click.option(
     "--memory",
     default="4G",
     show_default=True,
     callback=as_bytes,
-    help="What the scores may take; a larger file is scored block by block, with the same result.",
+    help="Limit for the scores; a larger file is scored block by block, with the same result.",
 )
 def evaluate(
     predictions: Path,
@@ -57,10 +64,9 @@ def evaluate(
     """Score PREDICTIONS: overall, head, medium and tail mAP, top-1 and top-5 accuracy.
 
     PREDICTIONS is Parquet (video_id, scores), NPZ or HDF5 (video_ids, scores), CSV (video_id, then the classes) or the
-    official Charades text form, rows in any order. Scores are real numbers, higher is likelier; logits and
-    probabilities are both right.
+    official Charades text form, rows in any order. Scores are real numbers; a higher score is more likely. Logits and
+    probabilities are both accepted.
     """
-    from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.bootstrap import bootstrap_steps
     from meidbench.evaluation.evaluate import evaluate_scores
     from meidbench.predictions import open_predictions
@@ -68,12 +74,12 @@ def evaluate(
     from meidbench.report.text import evaluation_table
     from meidbench.splits.split import load_split
 
-    if bootstrap and protocol != "tie-aware":
+    if bootstrap and protocol != PROTOCOLS[0]:
         raise click.UsageError(
-            "--bootstrap goes with --protocol tie-aware: the others order videos of one score at will"
+            "--bootstrap goes with --protocol tie-aware: the others give videos with the same score an arbitrary order"
         )
     if per_class is not None and str(per_class) in ("-", str(json_file)):
-        raise click.UsageError("--per-class wants a file of its own")
+        raise click.UsageError("--per-class needs its own file")
     loaded = load_split(split)
     opened = open_predictions(predictions)
     scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
@@ -93,8 +99,7 @@ def evaluate(
     if per_class is not None:
         from meidbench.report.plots import write_per_class
 
-        write_per_class(result, per_class)
-        click.echo(f"wrote {per_class}", err=True)
+        click.echo(f"wrote {write_per_class(result, per_class)}", err=True)
     for warning in result.warnings:
         click.echo(f"warning: {warning}", err=True)
     title = f"{result.dataset} ({result.variant}), {subset}: {result.diagnostics.videos:,} videos"
@@ -103,15 +108,15 @@ def evaluate(
 
 @click.command(
     short_help="Compare runs: intervals, paired differences, wins and losses.",
-    epilog="\b\nExample:\n  meidbench compare bce.npz meid@1.npz meid@2.npz --split charadeslt --html r.html",
+    epilog="\b\nExample:\n  meidbench compare bce.npz meid@1.npz meid@2.npz \\\n      --split charadeslt --html r.html",
 )
 @click.argument("predictions", nargs=-1, required=True, metavar="PREDICTIONS...")
-@click.option("--split", required=True, help="A split file, or a built benchmark's name.")
-@click.option("--subset", type=SUBSET, default="test", show_default=True)
+@_split
+@_subset
 @click.option("--reference", help="The run that the others are compared with [default: the first].")
 @click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
-@click.option("--allow-float16", is_flag=True, help="Accept half-precision scores, which make ties.")
+@_seed
+@_allow_float16
 @json_file
 @click.option("--latex", type=FILE, help="Write a table for a paper (booktabs).")
 @click.option("--html", type=FILE, help="Write one self-contained page: table, charts, per-class results.")
@@ -129,26 +134,25 @@ def compare(
 ) -> None:
     """Compare the runs in PREDICTIONS on one subset of a split.
 
-    Each is a prediction file, or NAME=FILE; without a name, the file's own name without its ending is taken. Runs named
-    NAME@SEED are seeds of one method and are averaged; the spread over seeds is shown apart from that over videos.
+    A run is a prediction file, or NAME=FILE; without a name, the run is named after its file. Runs named NAME@SEED are
+    seeds of one method and are averaged. The spread over seeds is shown apart from the interval over videos.
     """
     targets = [str(path) for path in (json_file, latex, html) if path is not None]
     if len(set(targets)) < len(targets):
-        raise click.UsageError("--json, --latex and --html want a file each")
+        raise click.UsageError("--json, --latex and --html need a file each")
 
-    from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.bootstrap import bootstrap_steps
-    from meidbench.evaluation.compare import RunFile
+    from meidbench.evaluation.compare import ComparedRun
     from meidbench.evaluation.compare import compare as compare_runs
     from meidbench.report.text import comparison_table
     from meidbench.splits.split import load_split
 
     loaded = load_split(split)
-    files = [RunFile.parse(text) for text in predictions]
-    steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(files)
+    runs = [ComparedRun.from_argument(text) for text in predictions]
+    steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(runs)
     with progress_bar("bootstrap", steps) as advance:
         comparison = compare_runs(
-            files,
+            runs,
             loaded,
             subset,
             reference=reference,

@@ -2,25 +2,26 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from meidbench.names import DATASETS, SUBSETS, Advance
+
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
-DATASETS = ("videolt", "charadeslt", "charadesegolt")
 DATASET = click.Choice(DATASETS)
-SUBSET = click.Choice(("train", "val", "test"))
+SUBSET = click.Choice(SUBSETS)
 json_file = click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     help="Write the result as JSON; - is stdout.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a script to read.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
 def as_bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
@@ -33,7 +34,7 @@ def as_bytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
 
 
 class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A benchmark's name, or the path of a manifest or a plan of one's own."""
+    """A benchmark's name, or the path of your own manifest or plan."""
 
     name = "dataset"
 
@@ -48,7 +49,7 @@ DATASET_OR_MANIFEST = _DatasetOrManifest()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole, and say so on stderr."""
+    """Write a file in one step, and print its path to stderr."""
     from meidbench.files import written_whole
 
     with written_whole(path) as temporary:
@@ -56,14 +57,14 @@ def write_text(path: Path, text: str) -> None:
     click.echo(f"wrote {path}", err=True)
 
 
-def print_result(json_file: Path | None, as_json: str, as_table: str) -> None:
-    """Write the JSON where it was asked for; the table goes to stdout unless the JSON does."""
+def print_result(json_file: Path | None, json: str, table: str) -> None:
+    """Write the JSON to its file or to stdout; print the table unless the JSON goes to stdout."""
     if str(json_file) == "-":
-        click.echo(as_json, nl=False)
+        click.echo(json, nl=False)
         return
     if json_file is not None:
-        write_text(json_file, as_json)
-    click.echo(as_table)
+        write_text(json_file, json)
+    click.echo(table)
 
 
 _FIRST_LINE_AFTER = 5.0  # seconds
@@ -71,8 +72,8 @@ _LINE_EVERY = 15.0
 
 
 @contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function to be called with the number of steps done; nothing is shown for quick work."""
+def progress_bar(what: str, total: int) -> Iterator[Advance]:
+    """Give a function that is called with the number of steps done; quick work shows nothing."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meidbench.cli.parameters import DATASET_OR_MANIFEST, DATASETS, FILE, FOLDER, as_json
-from meidbench.report import PLOT_FORMATS
+from meidbench.cli.parameters import DATASET_OR_MANIFEST, FILE, FOLDER, as_json
+from meidbench.names import DATASETS, PLOT_FORMATS
 
 if TYPE_CHECKING:
     from meidbench.construction import Construction

@@ -294,7 +294,7 @@ def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     """
     from meidbench.baselines.demo import run_demo  # type: ignore[import-not-found, unused-ignore]
     from meidbench.cli.parameters import progress_bar
-    from meidbench.evaluation.compare import RunFile, compare
+    from meidbench.evaluation.compare import ComparedRun, compare
     from meidbench.report.html import comparison_html
     from meidbench.report.text import comparison_table
 
@@ -302,7 +302,7 @@ def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
         click.echo(line, err=True)
 
     made = run_demo(out, epochs=epochs, seed=seed, progress=progress_bar, report=say)
-    runs = [RunFile(method, "", path) for method, path in made.predictions.items()]
+    runs = [ComparedRun(method, "", path) for method, path in made.predictions.items()]
     comparison = compare(runs, made.split, "test", replicates=bootstrap, seed=seed)
     write_text(out / "report.html", comparison_html(comparison))
     for method in comparison.methods:

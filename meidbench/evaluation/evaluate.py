@@ -1,37 +1,33 @@
-"""Average precision by class, its mean by frequency group, and top-k accuracy."""
+"""Average precision per class, its mean per frequency group, and top-k accuracy."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from meidbench.checks import one_of
 from meidbench.errors import PredictionError
-from meidbench.evaluation.bootstrap import LEVEL, bootstrap_average_precision, interval_of
-from meidbench.evaluation.ranking import (
-    Positives,
-    Ranks,
-    grouped_average_precision,
-    listed_average_precision,
-    rank_blocks,
-    rank_matrix,
-)
+from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
+from meidbench.evaluation.ranking import Positives, RankCounts, concatenate_ranges, count_ranks, precision_from_counts
 from meidbench.evaluation.results import (
     GROUPS_SHOWN,
     Accuracy,
     ClassResult,
     Diagnostics,
     Group,
-    Interval,
     Intervals,
     MeanAP,
+    Measures,
     Result,
 )
-from meidbench.predictions.align import Block, BlockScores, Predictions, align_predictions, not_finite
+from meidbench.names import Advance
+from meidbench.predictions.align import BlockScores, Predictions, align_predictions, not_finite
 from meidbench.splits.split import GROUP_NAMES, Split, load_split
 
 _ROWS = 4096  # videos compared at a time in the top-k pass
+_TOP = (1, 5)
 
 Scores = npt.NDArray[Any]
 Reals = npt.NDArray[np.float64]
@@ -40,12 +36,12 @@ Labels = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How average precision is taken where definitions differ.
+    """A definition of average precision.
 
     Attributes
     ----------
     in_list_order : bool
-        Whether videos with one score rank in the order of the split's official list; else they share a rank.
+        Whether videos with the same score rank in the order of the split's official list; else they share a rank.
     single_precision : bool
         Whether scores are rounded to float32 first.
     unlabelled_last : bool
@@ -61,13 +57,16 @@ class Protocol:
 
 
 PROTOCOLS = {
-    # scikit-learn's definition: no order of the file or of a sort ever matters.
+    # scikit-learn's definition: the order of a file or of a sort never matters.
     "tie-aware": Protocol(),
-    # The torchnet meter as VideoLT's code has it (ops/apmeter.py): float32, list order, zero for an empty class.
+    # The torchnet meter in VideoLT's code (ops/apmeter.py): float32, list order, zero for an empty class.
     "apmeter": Protocol(in_list_order=True, single_precision=True, without_positives=0.0),
-    # The official Charades_v1_classify.m: a stable sort in list order, rows without label left at -Inf.
+    # The official Charades_v1_classify.m: a stable sort in list order, rows without label stay at -Inf.
     "charades": Protocol(in_list_order=True, unlabelled_last=True),
 }
+
+
+# --- from arrays --------------------------------------------------------------------------------------------------
 
 
 def average_precision(scores: Scores, labels: Labels) -> Reals:
@@ -79,7 +78,7 @@ def average_precision(scores: Scores, labels: Labels) -> Reals:
     Parameters
     ----------
     scores : ndarray, (n, C)
-        Finite real numbers of any type, higher is likelier.
+        Finite real numbers of any type; a higher score is more likely.
     labels : ndarray of bool, (n, C)
 
     Returns
@@ -109,17 +108,26 @@ def average_precision(scores: Scores, labels: Labels) -> Reals:
         raise PredictionError("the scores hold NaN or infinity")
     # Several times faster than np.nonzero of a matrix.
     rows, classes = np.divmod(np.flatnonzero(labels), max(scores.shape[1], 1))
-    positives = Positives.of(rows, classes, *scores.shape)
-    return grouped_average_precision(rank_matrix(scores, positives, in_list_order=False), positives)
+    positives = Positives.from_pairs(rows, classes, *scores.shape)
+    counts = count_ranks(as_blocks(scores).blocks, positives, scores.dtype, in_list_order=False)
+    return precision_from_counts(counts, positives)
+
+
+def as_blocks(scores: Scores | BlockScores) -> BlockScores:
+    """Return (n, C) scores in memory as one block of all rows."""
+    if isinstance(scores, BlockScores):
+        return scores
+    videos, classes = scores.shape
+    return BlockScores(videos, classes, scores.dtype, lambda: [(np.arange(videos), scores)])
 
 
 def top_k_hits(
     scores: Scores, rows: npt.NDArray[Any], classes: npt.NDArray[Any], ks: Sequence[int]
 ) -> dict[int, npt.NDArray[np.bool_]]:
-    """Tell for each video whether one of its k best classes is a label.
+    """Return for each video whether it has a label among its k best classes.
 
-    Of classes with one score the lower index comes first, so that the answer does not depend on a sort. A video
-    without a label is no hit.
+    Of classes with the same score the lower index comes first, so the answer does not depend on a sort. A video
+    without a label is not a hit.
 
     Parameters
     ----------
@@ -131,7 +139,7 @@ def top_k_hits(
     Returns
     -------
     dict
-        (n,) bool by k.
+        k -> (n,) bool.
     """
     hits = {k: np.zeros(len(scores), dtype=bool) for k in ks}
     if not len(rows):
@@ -140,7 +148,7 @@ def top_k_hits(
     labelled, first = np.unique(rows, return_index=True)
     best = np.maximum.reduceat(given, first)
     is_best = given == np.repeat(best, np.diff(np.append(first, len(rows))))
-    # The first of a video's labels that has its best score decides ties with other classes.
+    # Among a video's labels with the best score, the first one decides ties with other classes.
     best_class = np.minimum.reduceat(np.where(is_best, classes.astype(np.int64), scores.shape[1]), first)
     rank = np.empty(len(labelled), dtype=np.int64)
     for start in range(0, len(labelled), _ROWS):
@@ -157,81 +165,53 @@ def top_k_hits(
     return hits
 
 
-def _accuracy(scores: Scores | BlockScores, split: Split, subset: str) -> Accuracy:
+def _accuracy(scores: BlockScores, split: Split, subset: str) -> Accuracy:
     rows, classes = split.label_pairs(subset)
-    if isinstance(scores, BlockScores):
-        bounds = np.searchsorted(rows, np.arange(scores.videos + 1))
-        parts = [_block_hits(block, classes, bounds) for block in scores.blocks()]
-        hits = {k: np.concatenate([part[k] for part in parts]) for k in (1, 5)}
-    else:
-        hits = top_k_hits(scores, rows, classes, (1, 5))
-    return Accuracy(_mean(hits[1]), _mean(hits[5]))
+    first = np.searchsorted(rows, np.arange(scores.videos + 1))
+    hits = []
+    for block_rows, block in scores.blocks():
+        starts = first[block_rows]
+        counts = first[block_rows + 1] - starts
+        mine = classes[concatenate_ranges(starts, counts)]
+        hits.append(top_k_hits(block, np.repeat(np.arange(len(block)), counts), mine, _TOP))
+    return Accuracy(*(_mean(np.concatenate([found[k] for found in hits])) for k in _TOP))
 
 
-def _block_hits(
-    block: Block, classes: npt.NDArray[np.int16], bounds: npt.NDArray[Any]
-) -> dict[int, npt.NDArray[np.bool_]]:
-    rows, scores = block
-    counts = bounds[rows + 1] - bounds[rows]
-    mine = [classes[bounds[row] : bounds[row + 1]] for row in rows]
-    return top_k_hits(scores, np.repeat(np.arange(len(rows)), counts), np.concatenate(mine), (1, 5))
-
-
-# --- protocols --------------------------------------------------------------------------------------------------
+# --- protocols and groups -----------------------------------------------------------------------------------------
 
 
 def subset_positives(split: Split, subset: str) -> Positives:
     """Return the labels of a subset, ordered by class."""
-    return Positives.of(*split.label_pairs(subset), len(split.rows(subset)), split.num_classes)
+    return Positives.from_pairs(*split.label_pairs(subset), len(split.rows(subset)), split.num_classes)
 
 
-class Ranker:
-    """Average precision by every protocol, ranking once where protocols see the same scores."""
+class ProtocolScorer:
+    """Average precision by every protocol. Protocols that see the same scores share the counts."""
 
-    def __init__(self, scores: Scores | BlockScores, split: Split, subset: str) -> None:
+    def __init__(self, scores: BlockScores, positives: Positives) -> None:
         self.scores = scores
-        self.split = split
-        self.rows, self.classes = split.label_pairs(subset)
-        videos = scores.videos if isinstance(scores, BlockScores) else len(scores)
-        self.labelled = np.zeros(videos, dtype=bool)
-        self.labelled[self.rows] = True
-        self.done: dict[tuple[bool, bool], tuple[Ranks, Positives]] = {}
+        self.positives = positives
+        self.labelled = np.zeros(scores.videos, dtype=bool)
+        self.labelled[positives.rows] = True
+        self.counted: dict[tuple[bool, bool], RankCounts] = {}
 
-    def ranks(self, protocol: Protocol) -> tuple[Ranks, Positives]:
-        """Rank the positives among the scores as a protocol sees them."""
+    def count(self, protocol: Protocol) -> RankCounts:
+        """Count ranks among the scores as a protocol sees them."""
         # float32 holds every value of these types, so rounding to it would change nothing.
         exact = self.scores.dtype in (np.float16, np.float32, np.int8, np.uint8, np.int16, np.uint16)
-        key = (protocol.single_precision and not exact, protocol.unlabelled_last and not self.labelled.all())
-        if key not in self.done:
-            self.done[key] = self._rank(*key)
-        return self.done[key]
-
-    def _rank(self, rounded: bool, only_labelled: bool) -> tuple[Ranks, Positives]:
-        dtype = np.dtype(np.float32) if rounded else self.scores.dtype
-        # Positives are labelled videos: what ranks below all of these can be left out.
-        keep = self.labelled if only_labelled else np.ones_like(self.labelled)
-        row_of = np.cumsum(keep) - 1
-        positives = Positives.of(row_of[self.rows], self.classes, int(keep.sum()), self.split.num_classes)
-        if not isinstance(self.scores, BlockScores):
-            kept = keep if only_labelled else None
-            return rank_matrix(self.scores, positives, dtype=dtype, keep=kept), positives
-        source = self.scores
-
-        def blocks() -> Iterable[Block]:
-            for rows, block in source.blocks():
-                if only_labelled:
-                    kept = keep[rows]
-                    rows, block = row_of[rows[kept]], block[kept]
-                if len(rows):
-                    with np.errstate(over="ignore"):
-                        yield rows, block.astype(dtype, copy=False)
-
-        return rank_blocks(blocks, positives, dtype), positives
+        rounded = protocol.single_precision and not exact
+        # A positive is a labelled video, so videos that rank below all labelled videos can be left out.
+        only_labelled = protocol.unlabelled_last and not bool(self.labelled.all())
+        key = (rounded, only_labelled)
+        if key not in self.counted:
+            dtype = np.dtype(np.float32) if rounded else self.scores.dtype
+            keep = self.labelled if only_labelled else None
+            self.counted[key] = count_ranks(self.scores.blocks, self.positives, dtype, keep=keep)
+        return self.counted[key]
 
     def average_precision(self, protocol: Protocol) -> Reals:
         """Return the (C,) average precisions by a protocol."""
-        ranks, positives = self.ranks(protocol)
-        ap = (listed_average_precision if protocol.in_list_order else grouped_average_precision)(ranks, positives)
+        ap = precision_from_counts(self.count(protocol), self.positives, in_list_order=protocol.in_list_order)
         return np.where(np.isnan(ap), protocol.without_positives, ap)
 
 
@@ -245,13 +225,19 @@ def mean_by_group(ap: Reals, split: Split) -> MeanAP:
     return MeanAP(**{name: _mean(ap[index][~np.isnan(ap[index])]) for name, index in group_members(split).items()})
 
 
+def bootstrap_means(samples: Reals, split: Split) -> dict[str, Reals]:
+    """Average (replicates, C) average precisions over the classes of each group; empty for a group without classes."""
+    present: Labels = np.asarray(~np.isnan(samples).any(axis=0))
+    chosen = {name: members[present[members]] for name, members in group_members(split).items()}
+    return {name: samples[:, members].mean(axis=1) if len(members) else np.empty(0) for name, members in chosen.items()}
+
+
 def _mean(values: npt.NDArray[Any]) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _same(a: MeanAP, b: MeanAP) -> bool:
-    pairs = ((getattr(a, name), getattr(b, name)) for name in GROUPS_SHOWN)
-    return all(abs(x - y) < 1e-12 or (np.isnan(x) and np.isnan(y)) for x, y in pairs)
+def _equal(a: MeanAP, b: MeanAP) -> bool:
+    return np.allclose(list(vars(a).values()), list(vars(b).values()), rtol=0, atol=1e-12, equal_nan=True)
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------
@@ -266,111 +252,68 @@ def evaluate_scores(
     bootstrap: int = 0,
     seed: int = 0,
     warnings: Sequence[str] = (),
-    advance: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> Result:
     """Score predictions that are checked and in the order of ``split.video_ids(subset)``; see ``evaluate``."""
-    if protocol not in PROTOCOLS:
-        raise PredictionError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    one_of("protocol", protocol, tuple(PROTOCOLS), PredictionError)
     if bootstrap < 0 or seed < 0:
         raise PredictionError(f"bootstrap ({bootstrap}) and seed ({seed}) must not be negative")
     if bootstrap and isinstance(scores, BlockScores):
         raise PredictionError("intervals need the scores in memory: raise --memory, or leave out --bootstrap")
     if bootstrap and protocol != "tie-aware":
         raise PredictionError("intervals are made for the protocol tie-aware: videos that share a score have no order")
-    ranker = Ranker(scores, split, subset)
-    ap = ranker.average_precision(PROTOCOLS[protocol])
-    means = mean_by_group(ap, split)
-    others = {
-        name: mean_by_group(ranker.average_precision(other), split)
-        for name, other in PROTOCOLS.items()
-        if name != protocol
-    }
-    ranks, all_positives = ranker.ranks(Protocol())
+    blocks, labels = as_blocks(scores), subset_positives(split, subset)
+    scorer = ProtocolScorer(blocks, labels)
+    precisions = {name: scorer.average_precision(definition) for name, definition in PROTOCOLS.items()}
+    means = {name: mean_by_group(values, split) for name, values in precisions.items()}
+    counts = scorer.count(PROTOCOLS["tie-aware"])
     positives = split.positives(subset)
     present = {name: index[positives[index] > 0] for name, index in group_members(split).items()}
-    names = split.groups.names(split.num_classes)
     return Result(
+        **vars(measure(blocks, split, subset)),
         dataset=split.dataset,
         variant=split.variant,
         subset=subset,
         split_digest=split.digest,
         protocol=protocol,
-        mAP=means,
-        accuracy=_accuracy(scores, split, subset),
+        mAP=means[protocol],
         groups={name: Group(len(index), int(positives[index].sum())) for name, index in present.items()},
         diagnostics=Diagnostics(
-            videos=all_positives.videos,
+            videos=labels.videos,
             classes_without_positives=int((positives == 0).sum()),
-            tied_score_fraction=_mean(ranks.tied) if len(ranks.tied) else 0.0,
-            constant_classes=int(ranks.constant.sum()),
+            tied_score_fraction=_mean(counts.tied) if len(counts.tied) else 0.0,
+            constant_classes=int(counts.constant.sum()),
             score_dtype=str(scores.dtype),
         ),
-        per_class=tuple(
-            ClassResult(
-                index,
-                split.class_names[index],
-                names[index],
-                int(split.train_counts[index]),
-                int(positives[index]),
-                float(ap[index]),
-            )
-            for index in range(split.num_classes)
-        ),
-        other_protocols={name: other for name, other in others.items() if not _same(other, means)},
+        per_class=_class_results(split, positives, precisions[protocol]),
+        other_protocols={name: other for name, other in means.items() if not _equal(other, means[protocol])},
         warnings=tuple(warnings),
         intervals=None
         if not bootstrap or isinstance(scores, BlockScores)
-        else _intervals(scores, all_positives, ap, split, bootstrap, seed, advance),
+        else _intervals(bootstrap_samples(scores, labels, precisions[protocol], bootstrap, seed, advance), split, seed),
     )
 
 
-def bootstrap_means(samples: Reals, split: Split) -> dict[str, Reals]:
-    """Average (replicates, C) average precisions over the classes of each group: (replicates,) by group."""
-    present: Labels = np.asarray(~np.isnan(samples).any(axis=0))
-    chosen = {name: members[present[members]] for name, members in group_members(split).items()}
-    return {name: samples[:, members].mean(axis=1) for name, members in chosen.items() if len(members)}
+def measure(scores: BlockScores, split: Split, subset: str) -> Measures:
+    """Return the measures besides mAP."""
+    return Measures(accuracy=_accuracy(scores, split, subset))
 
 
-def bootstrap_samples(
-    scores: Scores,
-    positives: Positives,
-    ap: Reals,
-    replicates: int,
-    seed: int,
-    advance: Callable[[int], None] | None = None,
-) -> Reals:
-    """Return the (replicates, C) average precisions of a Bayesian bootstrap over videos, centred on ``ap``.
-
-    A positive stands among the videos that score at least as high as itself, so a large weight lifts its own precision:
-    replicates lie above the value, by more than their spread where many classes with low AP are averaged. On 1,000
-    videos, 40 classes of 20 positives and a mean AP of 0.11, plain percentile intervals held the expected value 71 %
-    of the time, centred ones 97 %.
-    """
-    groups: Iterator[Reals] = bootstrap_average_precision(scores, positives, replicates, seed, advance)
-    samples = np.concatenate(list(groups))
-    centred: Reals = samples + (ap - samples.mean(axis=0))
-    return centred
+def _class_results(split: Split, positives: npt.NDArray[Any], ap: Reals) -> tuple[ClassResult, ...]:
+    groups = split.groups.names(split.num_classes)
+    facts = zip(split.class_names, groups, split.train_counts.tolist(), positives.tolist(), ap.tolist(), strict=True)
+    return tuple(ClassResult(index, *fact) for index, fact in enumerate(facts))
 
 
-def _intervals(
-    scores: Scores,
-    positives: Positives,
-    ap: Reals,
-    split: Split,
-    replicates: int,
-    seed: int,
-    advance: Callable[[int], None] | None,
-) -> Intervals:
-    samples = bootstrap_samples(scores, positives, ap, replicates, seed, advance)
+def _intervals(samples: Reals, split: Split, seed: int) -> Intervals:
     means = bootstrap_means(samples, split)
-    missing = Interval(float("nan"), float("nan"))
     return Intervals(
         method="Bayesian bootstrap over videos, percentile, centred on the value",
-        replicates=replicates,
+        replicates=len(samples),
         seed=seed,
         level=LEVEL,
-        mAP={name: interval_of(means[name]) if name in means else missing for name in GROUPS_SHOWN},
-        per_class=tuple(interval_of(samples[:, index]) for index in range(split.num_classes)),
+        mAP={name: compute_interval(means[name]) for name in GROUPS_SHOWN},
+        per_class=tuple(compute_interval(column) for column in samples.T),
     )
 
 
@@ -390,9 +333,9 @@ def evaluate(
     Parameters
     ----------
     scores : ndarray, (n, C)
-        Real numbers, higher is likelier; only their order within a class matters.
+        Real numbers; a higher score is more likely. Only the order within a class matters.
     video_ids : sequence of str
-        n ids, in the order of the rows; any order will do.
+        n ids, in the order of the rows of ``scores``; the split may have another order.
     split : Split, str or Path
         As for ``load_split``.
     subset : str
@@ -400,11 +343,11 @@ def evaluate(
     protocol : str
         A key of ``PROTOCOLS``.
     bootstrap : int
-        Replicates of the Bayesian bootstrap over videos that gives the intervals; 0 for none.
+        Replicates of the Bayesian bootstrap over videos, for the intervals; 0 for no intervals.
     seed : int
         Of the bootstrap.
     allow_float16 : bool
-        Accept half precision, whose ties were none in the model.
+        Accept half precision, in which rounding makes ties.
 
     Returns
     -------
@@ -414,7 +357,7 @@ def evaluate(
     Raises
     ------
     PredictionError
-        As ``meidbench.predictions.align_predictions``.
+        As ``meidbench.predictions.align.align_predictions``.
     """
     split = load_split(split)
     given = Predictions([str(video_id) for video_id in video_ids], np.asarray(scores))

@@ -1,9 +1,12 @@
-"""What an evaluation gives: named, immutable, and written the same every time."""
+"""The result of an evaluation: named, immutable, and always written in the same way."""
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+import numpy as np
 
 from meidbench.splits.split import GROUP_NAMES
 
@@ -21,7 +24,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class MeanAP:
-    """Mean average precision over the classes of each group that have a positive; NaN for a group without any."""
+    """Mean average precision per group, over its classes that have a positive; NaN for a group without such a class."""
 
     overall: float
     head: float
@@ -31,47 +34,97 @@ class MeanAP:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of the videos of which one of the k best classes is a label."""
+    """Share of the videos that have a label among their k best classes."""
 
-    top1: float
-    top5: float
+    top1: float = field(metadata={"title": "top-1"})
+    top5: float = field(metadata={"title": "top-5"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """The measures besides mAP, of a ``Result`` and of each method of a ``Comparison``.
+
+    JSON, the tables and the page follow from these fields. A field is a dataclass of numbers: with one number per
+    name in ``GROUPS_SHOWN``, or with numbers that have a ``title``. Its ``meaning`` explains it on the page.
+    """
+
+    accuracy: Accuracy = field(
+        metadata={"meaning": "top-1 and top-5: share of the videos that have a label among their 1 or 5 best classes"}
+    )
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of a measure: its field in ``Measures``, its name there, and the title of its column in a table."""
+
+    measure: str
+    key: str
+    title: str
+
+    def value(self, measures: Measures) -> float:
+        """Return the number."""
+        number: float = getattr(getattr(measures, self.measure), self.key)
+        return number
+
+
+_MEASURE_TYPES: dict[str, Any] = {measure.name: measure.type for measure in fields(Measures)}
+COLUMNS = tuple(
+    Column(measure, number.name, number.metadata.get("title", f"{measure} {number.name}"))
+    for measure, kind in _MEASURE_TYPES.items()
+    for number in fields(kind)
+)
+MEANINGS = tuple(measure.metadata["meaning"] for measure in fields(Measures))
+
+
+def average_measures(results: Sequence[Measures]) -> dict[str, Any]:
+    """Return the fields of ``Measures``, averaged over several results."""
+    averages: dict[str, dict[str, float]] = {}
+    for column in COLUMNS:
+        mean = float(np.mean([column.value(result) for result in results]))
+        averages.setdefault(column.measure, {})[column.key] = mean
+    return {measure: _MEASURE_TYPES[measure](**numbers) for measure, numbers in averages.items()}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Classes of a group that have a positive in the subset, and how many positives they have together."""
+    """Number of classes of a group that have a positive in the subset, and of their positives together."""
 
     classes: int
     positives: int
 
 
 @dataclass(frozen=True)
-class ClassResult:
-    """One class: index, name, group, training videos, positives in the subset, AP (NaN without positives)."""
+class ClassFacts:
+    """A class: index, name, group, training videos, positives in the subset."""
 
     index: int
     name: str
     group: str
     train_count: int
     positives: int
+
+
+@dataclass(frozen=True)
+class ClassResult(ClassFacts):
+    """A class with its AP (NaN without positives)."""
+
     ap: float
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What to know of the scores.
+    """Facts about the scores.
 
     Attributes
     ----------
     videos : int
         Videos of the subset.
     classes_without_positives : int
-        Left out of all means; by the protocol apmeter, counted as 0.
+        They are left out of all means; the protocol apmeter counts them as 0.
     tied_score_fraction : float
-        Share of the positives that have their score for the class in common with another video. Other ties change
-        nothing.
+        Share of the positives that have the same score for the class as another video. Other ties change nothing.
     constant_classes : int
-        Classes that have one score for all videos.
+        Classes with the same score for all videos.
     score_dtype : str
         NumPy's name.
     """
@@ -85,7 +138,7 @@ class Diagnostics:
 
 @dataclass(frozen=True)
 class Intervals:
-    """How the intervals were made, and those of the means by group and of each class by index."""
+    """How the intervals were made, the intervals of the means per group, and of each class by index."""
 
     method: str
     replicates: int
@@ -95,11 +148,11 @@ class Intervals:
     per_class: tuple[Interval, ...]
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, kw_only=True)
+class Result(Measures):
     """The evaluation of one prediction file on one subset of a split.
 
-    ``other_protocols`` has the means by every other protocol that gives another value for any group.
+    ``other_protocols`` has the means by every other protocol that gives a different value for a group.
     """
 
     dataset: str
@@ -108,7 +161,6 @@ class Result:
     split_digest: str
     protocol: str
     mAP: MeanAP
-    accuracy: Accuracy
     groups: dict[str, Group]
     diagnostics: Diagnostics
     per_class: tuple[ClassResult, ...]
@@ -118,7 +170,7 @@ class Result:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """Return the result as JSON: keys sorted, no time or host in it, null for what is not defined."""
+        """Return the result as JSON: sorted keys, no time or host, null for undefined numbers."""
         content = asdict(self)
         for entry in content["per_class"]:
             entry["class"] = entry.pop("index")

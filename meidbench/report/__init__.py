@@ -1,3 +1,1 @@
-"""What people see: tables and plots."""
-
-PLOT_FORMATS = (".png", ".svg", ".pdf")
+"""Results for readers: text tables, the page with its charts, LaTeX, plots."""

@@ -1,31 +1,32 @@
-r"""A comparison as a LaTeX table: a row of values a method and, below it, a row of intervals."""
+r"""A comparison as a LaTeX table: one row of values per method and, below it, one row of intervals."""
 
 import re
 from collections.abc import Sequence
 
-from meidbench.evaluation.compare import Comparison, Difference, Estimate, Method, SeedSpread
+from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, SeedSpread
 from meidbench.evaluation.results import GROUPS_SHOWN
-from meidbench.report.text import DASH, MINUS, best_places, decimal, interval, level_of, signed
+from meidbench.report.text import DASH, MINUS, find_best, format_interval, format_number, format_signed
 
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    # No specials, but LaTeX's default encoding (OT1) prints other characters in their place.
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}
-_ESCAPES = str.maketrans(_SPECIAL)
+_ESCAPES = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        # These are not special, but LaTeX's default encoding (OT1) prints other characters instead.
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+    }
+)
 
 
-def latex_escaped(text: str) -> str:
-    r"""Escape text for LaTeX; white space becomes single spaces, other characters are left alone.
+def escape_latex(text: str) -> str:
+    r"""Escape text for LaTeX; white space becomes single spaces, other characters stay.
 
     Examples
     --------
-    >>> print(latex_escaped("50 % & more_or_less é"))
+    >>> print(escape_latex("50 % & more_or_less é"))
     50 \% \& more\_or\_less é
     """
     return " ".join(text.split()).translate(_ESCAPES)
@@ -42,13 +43,13 @@ def comparison_latex(comparison: Comparison) -> str:
     -------
     str
         A ``table*`` (both columns of a page) with the means and the differences to the reference, or a ``table`` with
-        the means alone where there is but one method. The best mean of a column is bold, and so are all that look the
-        same in three decimals.
+        only the means of a single method. The best mean of a column is bold, and so are all means that are equal to
+        it in three decimals.
     """
     differences = any(method.difference is not None for method in comparison.methods)
     environment = "table*" if differences else "table"
     columns = len(GROUPS_SHOWN)
-    best = {group: best_places([method.mAP[group].value for method in comparison.methods]) for group in GROUPS_SHOWN}
+    best = {group: find_best([method.mAP[group].value for method in comparison.methods]) for group in GROUPS_SHOWN}
     lines = [
         "% \\usepackage{booktabs}",
         f"\\begin{{{environment}}}[t]",
@@ -64,7 +65,7 @@ def comparison_latex(comparison: Comparison) -> str:
     if differences:
         over = f"\\multicolumn{{{columns}}}{{c}}"
         lines += [
-            f"    & {over}{{mAP}} & {over}{{difference to {latex_escaped(comparison.reference)}}} \\\\",
+            f"    & {over}{{mAP}} & {over}{{difference to {escape_latex(comparison.reference)}}} \\\\",
             f"    \\cmidrule(lr){{2-{columns + 1}}} \\cmidrule(l){{{columns + 2}-{2 * columns + 1}}}",
         ]
     lines += [_row(["Method", *GROUPS_SHOWN, *(GROUPS_SHOWN if differences else ())]), "    \\midrule"]
@@ -79,20 +80,20 @@ def comparison_latex(comparison: Comparison) -> str:
 def _caption(comparison: Comparison, differences: bool) -> str:
     counts = [f"{group} ({comparison.group_classes.get(group, 0):,})" for group in GROUPS_SHOWN[1:]]
     sentences = [
-        f"Mean average precision on the {latex_escaped(comparison.subset)} subset of "
-        f"{latex_escaped(comparison.dataset)} (split: {latex_escaped(comparison.variant)}; "
+        f"Mean average precision on the {escape_latex(comparison.subset)} subset of "
+        f"{escape_latex(comparison.dataset)} (split: {escape_latex(comparison.variant)}; "
         f"{comparison.videos:,} videos, {comparison.group_classes.get('overall', 0):,} classes), "
         f"overall and over the {counts[0]}, {counts[1]} and {counts[2]} classes; "
-        f"protocol: {latex_escaped(comparison.protocol)}.",
+        f"protocol: {escape_latex(comparison.protocol)}."
     ]
     if comparison.replicates:
         sentences.append(
-            f"In brackets: {level_of(comparison.level)}\\,\\% intervals of the Bayesian bootstrap over videos "
+            f"In brackets: {100 * comparison.level:g}\\,\\% intervals of the Bayesian bootstrap over videos "
             f"({comparison.replicates:,} replicates, seed {comparison.seed})."
         )
     if differences and comparison.replicates:
         sentences.append(
-            f"Differences to {latex_escaped(comparison.reference)} are taken under the same weights of the videos."
+            f"Differences to {escape_latex(comparison.reference)} are taken under the same weights of the videos."
         )
     if any(method.seed_spread for method in comparison.methods):
         sentences.append("$\\pm$: standard deviation over training seeds.")
@@ -106,17 +107,18 @@ def _label(comparison: Comparison) -> str:
     return "tab:" + "-".join(re.findall(r"[a-z0-9]+", words))
 
 
-def _method_rows(method: Method, best: set[str], differences: bool) -> list[str]:
-    values, intervals = [_cell_start(latex_escaped(method.name))], [""]
+def _method_rows(method: MethodResult, best: set[str], differences: bool) -> list[str]:
+    name = escape_latex(method.name)
+    # After the \\ of the row above, TeX would read an asterisk or a bracket as an argument.
+    values, intervals = ["{}" + name if name.startswith(("*", "[")) else name], [""]
     for group in GROUPS_SHOWN:
         spread = method.seed_spread[group] if method.seed_spread else None
         values.append(_value(method.mAP[group], group in best, spread))
         intervals.append(_interval(method.mAP[group]))
-    if differences:
-        for group in GROUPS_SHOWN:
-            difference = None if method.difference is None else method.difference[group]
-            values.append("" if difference is None else _symbols(signed(difference.value)))
-            intervals.append("" if difference is None else _interval(difference))
+    for group in GROUPS_SHOWN if differences else ():
+        difference = None if method.difference is None else method.difference[group]
+        values.append("" if difference is None else _symbols(format_signed(difference.value)))
+        intervals.append("" if difference is None else _interval(difference))
     return [_row(values), _row(intervals)]
 
 
@@ -124,19 +126,14 @@ def _row(cells: Sequence[str]) -> str:
     return ("    " + " & ".join(cells)).rstrip() + " \\\\"
 
 
-def _cell_start(text: str) -> str:
-    # After the \\ of the row above, TeX would take an asterisk or a bracket for its argument.
-    return "{}" + text if text.startswith(("*", "[")) else text
-
-
 def _value(estimate: Estimate, bold: bool, spread: SeedSpread | None) -> str:
-    text = _symbols(decimal(estimate.value))
+    text = _symbols(format_number(estimate.value))
     text = f"\\textbf{{{text}}}" if bold else text
-    return f"{text} {{\\scriptsize $\\pm$\\,{_without_zero(decimal(spread.std))}}}" if spread else text
+    return f"{text} {{\\scriptsize $\\pm$\\,{_without_zero(format_number(spread.std))}}}" if spread else text
 
 
 def _interval(entry: Estimate | Difference) -> str:
-    text = interval(entry.low, entry.high, with_sign=isinstance(entry, Difference))
+    text = format_interval(entry.low, entry.high, with_sign=isinstance(entry, Difference))
     return "" if text == DASH else f"{{\\scriptsize {_symbols(_without_zero(text))}}}"
 
 

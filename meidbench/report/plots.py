@@ -1,4 +1,4 @@
-"""Plots, drawn with matplotlib where the extra ``plot`` is installed."""
+"""The plot of class frequencies, drawn with matplotlib (the extra ``plot``), and the table of results per class."""
 
 import csv
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.results import Result
 from meidbench.files import written_whole
-from meidbench.report import PLOT_FORMATS
+from meidbench.names import PLOT_FORMATS, RELEASED
 from meidbench.splits.split import GROUP_NAMES, Split
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -18,12 +18,12 @@ GROUP_COLOURS = {"head": "#0072B2", "medium": "#E69F00", "tail": "#D55E00"}
 
 
 def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
-    """Draw the class frequency curve of each split: training videos a class, descending, coloured by group.
+    """Draw the class frequency curve of each split: training videos per class, descending, coloured by group.
 
     Parameters
     ----------
     splits : sequence of Split
-        One panel each.
+        One panel per split.
     path : Path
         ``.png``, ``.svg`` or ``.pdf``.
     """
@@ -33,7 +33,7 @@ def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
         import matplotlib
     except ImportError:
         raise MeidbenchError("plots need matplotlib: pip install 'meidbench[plot]'") from None
-    # A figure of its own needs no display; the salt and the missing date keep the bytes the same.
+    # A figure without pyplot needs no display; the salt and the missing date keep the bytes the same.
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.hashsalt": "meidbench", "font.size": 10}):
@@ -58,7 +58,7 @@ def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
             axes.set_xlim(0.5, max(split.num_classes, 1) + 0.5)
             axes.set_xlabel("class, by descending frequency")
             axes.set_ylabel("training videos")
-            name = split.dataset if split.variant == "released" else f"{split.dataset} ({split.variant})"
+            name = split.dataset if split.variant == RELEASED else f"{split.dataset} ({split.variant})"
             axes.set_title(name)
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False, title="classes")
@@ -69,7 +69,7 @@ def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
 
 
 def write_per_class(result: Result, path: Path) -> Path:
-    """Write the result of each class as CSV; the average precision of a class without positives is empty."""
+    """Write the result of each class as CSV; the AP cell of a class without positives stays empty."""
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("class", "name", "group", "train_count", "positives", "ap"))

@@ -1,8 +1,8 @@
-"""Tables for a terminal."""
+"""Numbers and tables as text: statistics of splits, evaluations, comparisons, and reports on new splits."""
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -12,129 +12,174 @@ from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import first_few
 from meidbench.evaluation.compare import Comparison, Difference, Estimate
-from meidbench.evaluation.results import GROUPS_SHOWN, Interval, Result
-from meidbench.splits.manifests import SUBSETS, Manifest
+from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, Result
+from meidbench.names import RELEASED, SUBSETS
+from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import GROUP_NAMES, Split
 from meidbench.splits.statistics import Statistics, split_statistics
 
-_GROUP_SIZES = ("head", "medium", "tail")
-_SUBSET_SIZES = ("train", "val", "test")
+# --- numbers on a page and in a paper -------------------------------------------------------------------------------
+
+DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
 
 
-def _number(value: float | None, digits: int) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:,.{digits}f}"
+def format_number(value: float, digits: int = 3) -> str:
+    """Round a number for a reader.
 
-
-def _triple(facts: dict[str, float], names: Sequence[str]) -> str:
-    return " / ".join(f"{facts[name]:,.0f}" for name in names)
-
-
-def statistics_column(facts: dict[str, float]) -> list[str]:
-    """Return one split's cells of the statistics table; what is not known is a dash.
-
-    Parameters
-    ----------
-    facts : dict
-        Fields of ``Statistics``, or a manifest's row of the paper with ``classes``.
+    Examples
+    --------
+    >>> format_number(0.15149), format_number(-0.5, 1), format_number(-0.0001), format_number(float("nan"))
+    ('0.151', '−0.5', '0.000', '–')
     """
-
-    def cell(name: str, digits: int) -> str:
-        return _number(facts.get(name), digits)
-
-    per_subset = [cell(f"labels_per_video_{name}", 2) for name in _SUBSET_SIZES]
-    return [
-        cell("classes", 0),
-        _triple(facts, _GROUP_SIZES),
-        _triple(facts, _SUBSET_SIZES),
-        cell("labels_per_video", 2 if "labels_per_video_train" in facts else 1),
-        " / ".join(per_subset) if "labels_per_video_train" in facts else "-",
-        f"{cell('most_frequent', 0)} / {cell('least_frequent', 0)}" if "most_frequent" in facts else "-",
-        cell("imbalance_ratio", 1),
-        cell("least_positives_test", 0),
-    ]
+    if math.isnan(value):
+        return DASH
+    text = f"{value:.{digits}f}"
+    return (text[1:] if float(text) == 0 else MINUS + text[1:]) if text.startswith("-") else text
 
 
-_STATISTICS_ROWS = (
-    "classes",
-    "head / medium / tail",
-    "train / val / test",
-    "labels a video, train+test",
-    "  train / val / test",
-    "most / least frequent",
-    "imbalance ratio",
-    "least positives in test",
-)
+def format_signed(value: float) -> str:
+    """Round a difference; every number but zero gets a sign.
+
+    Examples
+    --------
+    >>> format_signed(0.012), format_signed(-0.012), format_signed(0.0001)
+    ('+0.012', '−0.012', '0.000')
+    """
+    text = format_number(value)
+    return f"+{text}" if value > 0 and float(text) > 0 else text
+
+
+def format_interval(low: float, high: float, *, with_sign: bool = False) -> str:
+    """Write an interval in brackets, a dash where it is not defined.
+
+    Examples
+    --------
+    >>> format_interval(0.14, 0.163), format_interval(-0.01, 0.02, with_sign=True)
+    ('[0.140, 0.163]', '[−0.010, +0.020]')
+    """
+    if math.isnan(low) or math.isnan(high):
+        return DASH
+    write = format_signed if with_sign else format_number
+    return f"[{write(low)}, {write(high)}]"
+
+
+def format_percent(share: float, replicates: int) -> str:
+    """Write a probability that was counted over replicates: 0 and 1 become bounds, never 0 or 100 %.
+
+    Examples
+    --------
+    >>> [format_percent(share, 1000) for share in (0.973, 1.0, float("nan"))], format_percent(0.0, 40)
+    (['97.3 %', '> 99.9 %', '–'], '< 2.5 %')
+    """
+    if math.isnan(share):
+        return DASH
+    least = max(100 / replicates, 0.1)
+    if 100 * share < least:
+        return f"< {format_number(least, 1)} %"
+    if 100 * share > 100 - least:
+        return f"> {format_number(100 - least, 1)} %"
+    return f"{format_number(100 * share, 1)} %"
+
+
+def find_best(values: Sequence[float]) -> frozenset[int]:
+    """Return the places of the highest value: several where values are equal in three decimals, none of a single value.
+
+    Examples
+    --------
+    >>> sorted(find_best([0.1511, 0.1514, 0.12, float("nan")]))
+    [0, 1]
+    """
+    texts = {place: format_number(value) for place, value in enumerate(values) if not math.isnan(value)}
+    if len(values) < 2 or not texts:
+        return frozenset()
+    best = texts[max(texts, key=lambda place: values[place])]
+    return frozenset(place for place, text in texts.items() if text == best)
+
+
+# --- tables in a terminal -------------------------------------------------------------------------------------------
+
+_STATISTICS_ROWS = {
+    "classes": ("classes",),
+    "head / medium / tail": GROUP_NAMES,
+    "train / val / test": SUBSETS,
+    "labels per video, train+test": ("labels_per_video",),
+    "  train / val / test": tuple(f"labels_per_video_{subset}" for subset in SUBSETS),
+    "most / least frequent": ("most_frequent", "least_frequent"),
+    "imbalance ratio": ("imbalance_ratio",),
+    "least positives in test": ("least_positives_test",),
+}
 
 
 def statistics_table(statistics: Sequence[Statistics]) -> str:
-    """Lay out Table 1 with one column a split."""
-    columns = [statistics_column(asdict(entry)) for entry in statistics]
-    header = ["", *(_split_name(entry) for entry in statistics)]
-    return _columns_table(header, columns)
-
-
-def _split_name(entry: Statistics) -> str:
-    return entry.dataset if entry.variant == "released" else f"{entry.dataset} {entry.variant}"
+    """Lay out Table 1 with one column per split."""
+    titles = [
+        entry.dataset if entry.variant == RELEASED else f"{entry.dataset} {entry.variant}" for entry in statistics
+    ]
+    return _lay_out_columns(["", *titles], [_statistics_column(asdict(entry)) for entry in statistics])
 
 
 def table_1_comparison(statistics: Statistics, manifest: Manifest) -> str:
-    """Lay out a built split's row of Table 1 beside the paper's."""
-    columns, header = [statistics_column(asdict(statistics))], [manifest.title, "built"]
-    if manifest.paper:
-        columns.append(paper_column(manifest))
-        header.append("paper")
-    return _columns_table(header, columns)
+    """Lay out the row of Table 1 of a built split next to the paper's row."""
+    built = {"built": _statistics_column(asdict(statistics))} | _paper_column(manifest)
+    return _lay_out_columns([manifest.title, *built], list(built.values()))
 
 
-def paper_column(manifest: Manifest) -> list[str]:
-    """Return the cells of the paper's row of Table 1."""
-    return statistics_column({"classes": float(manifest.num_classes), **manifest.paper})
+def _paper_column(manifest: Manifest) -> dict[str, list[str]]:
+    """Return the title and the cells of the paper's column; empty where the paper does not have the benchmark."""
+    facts = {"classes": float(manifest.num_classes), **manifest.paper}
+    return {"paper": _statistics_column(facts)} if manifest.paper else {}
 
 
-def fitting_table(header: list[str], columns: list[list[str]], width: int) -> str:
-    """Lay out columns of ``statistics_column`` within a width: tighter where they do not fit, else one by one.
+def _statistics_column(facts: Mapping[str, float]) -> list[str]:
+    """Return the cells of a column of Table 1; a dash stands for an unknown statistic."""
+    digits = {name: 2 for name in facts if name.startswith("labels_per_video_")}
+    digits |= {"imbalance_ratio": 1, "labels_per_video": 2 if digits else 1}
+    return [
+        " / ".join(_number(facts.get(name), digits.get(name, 0)) for name in names)
+        if any(name in facts for name in names)
+        else "-"
+        for names in _STATISTICS_ROWS.values()
+    ]
 
-    Parameters
-    ----------
-    header : list of str
-        What the table is about, and a title for each column.
-    columns : list of list of str
-    width : int
-        Characters in a line. A single column may be wider.
 
-    Returns
-    -------
-    str
-        Tables one below the other where they are several.
-    """
+def _lay_out_columns(header: list[str], columns: list[list[str]], width: float = math.inf) -> str:
+    """Lay out columns of Table 1 within a width: with narrower cells, or with one table per column, if necessary."""
     tight = [[cell.replace(" / ", "/") for cell in column] for column in columns]
     for cells in (columns, tight):
-        text = _columns_table(header, cells)
+        rows = [list(row) for row in zip(_STATISTICS_ROWS, *cells, strict=True)]
+        text = tabulate(rows, header, tablefmt="simple", disable_numparse=True, preserve_whitespace=True)
         if max(map(len, text.splitlines())) <= width:
             return text
-    alone = [_columns_table([header[0], title], [column]) for title, column in zip(header[1:], tight, strict=True)]
-    return "\n\n".join(alone)
+    tables = [_lay_out_columns([header[0], title], [column]) for title, column in zip(header[1:], tight, strict=True)]
+    return "\n\n".join(tables)
 
 
-def _columns_table(header: list[str], columns: list[list[str]]) -> str:
-    rows = [list(row) for row in zip(_STATISTICS_ROWS, *columns, strict=True)]
-    return tabulate(rows, header, tablefmt="simple", disable_numparse=True, preserve_whitespace=True)
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def _right_aligned(header: list[str], rows: list[list[str]]) -> str:
+    """Lay out a table with text in the first column and numbers in the others."""
+    aligned = ["left", *["right"] * (len(header) - 1)]
+    return tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=aligned)
 
 
 def evaluation_table(result: Result) -> str:
-    """Lay out overall, head, medium and tail mAP, and the accuracies."""
-    header = ["group", "mAP", "classes", "positives"]
+    """Lay out mAP and the other measures: overall, head, medium and tail, then the measures without groups."""
+    header = ["group", "mAP"]
+    if result.intervals is not None:
+        header.append(f"{result.intervals.level:.0%} interval")
+    header += [column.measure for column in COLUMNS if column.key == GROUPS_SHOWN[0]]
     rows = []
     for name in GROUPS_SHOWN:
-        group = result.groups[name]
-        rows.append([name, _number(getattr(result.mAP, name), 4), str(group.classes), f"{group.positives:,}"])
+        row = [name, _number(getattr(result.mAP, name), 4)]
         if result.intervals is not None:
-            rows[-1].insert(2, _range(result.intervals.mAP[name], 4))
-    if result.intervals is not None:
-        header.insert(2, f"{result.intervals.level:.0%} interval")
-    lines = [_right_aligned(header, rows), "", f"top-1 {result.accuracy.top1:.4f}   top-5 {result.accuracy.top5:.4f}"]
+            row.append(_range(*vars(result.intervals.mAP[name]).values()))
+        row += [_number(column.value(result), 4) for column in COLUMNS if column.key == name]
+        rows.append([*row, str(result.groups[name].classes), f"{result.groups[name].positives:,}"])
+    single = [f"{column.title} {column.value(result):.4f}" for column in COLUMNS if column.key not in GROUPS_SHOWN]
+    lines = [_right_aligned([*header, "classes", "positives"], rows), "", "   ".join(single)]
     if result.protocol != "tie-aware":
         lines.append(f"protocol {result.protocol}")
     for name, means in result.other_protocols.items():
@@ -148,45 +193,25 @@ def evaluation_table(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _right_aligned(header: list[str], rows: list[list[str]]) -> str:
-    """Lay out a table whose first column is text and whose others are numbers."""
-    aligned = ["left", *["right"] * (len(header) - 1)]
-    return tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=aligned)
-
-
-def _range(interval: Interval, digits: int) -> str:
-    if math.isnan(interval.low):
-        return "-"
-    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
-
-
-def _with_interval(entry: Estimate | Difference, sign: str = "") -> str:
-    """Write a value with its interval, e.g. ``0.4572 [0.393, 0.576]``."""
-    if math.isnan(entry.value):
-        return "-"
-    interval = "" if math.isnan(entry.low) else f" [{entry.low:{sign}.3f}, {entry.high:{sign}.3f}]"
-    return f"{entry.value:{sign}.4f}{interval}"
+def _range(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
 def comparison_table(comparison: Comparison) -> str:
     """Lay out the means with their intervals, and the differences to the reference, group by group."""
-    lines = []
     seeds = any(method.seed_spread for method in comparison.methods)
     several = len(comparison.methods) > 1
+    header = ["mAP", *(["over seeds"] if seeds else [])]
+    header += ["difference", "P(better)", "win/tie/loss"] if several else []
+    lines = []
     for group in GROUPS_SHOWN:
-        header = [group, "mAP"]
-        header += ["over seeds"] if seeds else []
-        header += ["difference", "P(better)", "win/tie/loss"] if several else []
         rows = []
         for method in comparison.methods:
             row = [method.name, _with_interval(method.mAP[group])]
             if seeds:
                 spread = method.seed_spread[group] if method.seed_spread else None
-                row.append(
-                    f"{spread.low:.4f} to {spread.high:.4f} ({spread.seeds})"
-                    if spread and spread.low == spread.low
-                    else "-"
-                )
+                known = spread is not None and not math.isnan(spread.low)
+                row.append(f"{_range(spread.low, spread.high)} ({spread.seeds})" if spread and known else "-")
             if method.difference is not None and method.tally is not None:
                 difference, tally = method.difference[group], method.tally[group]
                 wins = f"{tally.wins}/{tally.ties}/{tally.losses}"
@@ -194,7 +219,7 @@ def comparison_table(comparison: Comparison) -> str:
             elif several:
                 row += ["reference", "-", "-"]
             rows.append(row)
-        lines += [_right_aligned(header, rows), ""]
+        lines += [_right_aligned([group, *header], rows), ""]
     lines.append(
         f"{comparison.level:.0%} intervals: Bayesian bootstrap over videos, {comparison.replicates:,} replicates, "
         f"seed {comparison.seed},\nthe same weights for every run; over seeds: lowest to highest (number of seeds)."
@@ -202,7 +227,15 @@ def comparison_table(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-_KEPT = "\u00a0"  # a blank at which no line is broken
+def _with_interval(entry: Estimate | Difference, sign: str = "") -> str:
+    """Write a value with its interval, e.g. ``0.4572 [0.393, 0.576]``."""
+    if math.isnan(entry.value):
+        return "-"
+    around = "" if math.isnan(entry.low) else f" [{entry.low:{sign}.3f}, {entry.high:{sign}.3f}]"
+    return f"{entry.value:{sign}.4f}{around}"
+
+
+# --- new splits -----------------------------------------------------------------------------------------------------
 
 
 def construction_report(
@@ -213,61 +246,54 @@ def construction_report(
     distance: SplitDistance | None = None,
     width: int = 100,
 ) -> str:
-    """Lay out the statistics beside the released split's and the paper's, the targets, and how far off they are.
+    """Lay out a new split: its statistics next to the released split's and the paper's, its targets and deviations.
 
     Parameters
     ----------
     made : Construction
     manifest : Manifest, optional
-        Of the benchmark that the videos are of.
+        Of the benchmark that the videos belong to.
     released : Split, optional
-        Its published split.
+        The published split of the benchmark.
     distance : SplitDistance, optional
         From ``made.split`` to ``released``.
     width : int
-        Characters in a line.
+        Characters per line. A table with a single column may be wider.
     """
     split = made.split
-    header = [manifest.title if manifest else split.dataset, f"{split.variant}, seed {made.seed}"]
-    columns = [statistics_column(asdict(split_statistics(split)))]
+    columns = {f"{split.variant}, seed {made.seed}": _statistics_column(asdict(split_statistics(split)))}
     if released is not None:
-        header.append("released")
-        columns.append(statistics_column(asdict(split_statistics(released))))
-    if manifest is not None and manifest.paper:
-        header.append("paper")
-        columns.append(paper_column(manifest))
-    lines = [_targets_line(made), _candidates_line(made), _target_line(made)]
+        columns["released"] = _statistics_column(asdict(split_statistics(released)))
+    if manifest is not None:
+        columns |= _paper_column(manifest)
+    header = [manifest.title if manifest else split.dataset, *columns]
+    lines = [_describe_targets(made), _describe_candidates(made), _describe_deviation(made)]
     if distance is not None:
-        lines += _released_lines(distance)
+        lines += _describe_distance(distance)
     folded = [textwrap.fill(line, max(width, 40), subsequent_indent="  ", break_on_hyphens=False) for line in lines]
-    return "\n".join([fitting_table(header, columns, width), "", *(line.replace(_KEPT, " ") for line in folded)])
+    return "\n".join([_lay_out_columns(header, list(columns.values()), width), "", *folded])
 
 
-def _group_sizes(made: Construction) -> list[int]:
-    return [len(getattr(made.split.groups, name)) for name in GROUP_NAMES]
-
-
-def _targets_line(made: Construction) -> str:
+def _describe_targets(made: Construction) -> str:
     values = {name: value for name, value in asdict(made.targets).items() if value not in (None, ())}
-    shown = {name: "+".join(value) if isinstance(value, tuple) else _rounded(value) for name, value in values.items()}
-    return f"targets: {', '.join(f'{name} {value}' for name, value in shown.items())}"
+    texts = {
+        name: "+".join(value) if isinstance(value, tuple) else str(value) if isinstance(value, int) else f"{value:g}"
+        for name, value in values.items()
+    }
+    return f"targets: {', '.join(f'{name} {text}' for name, text in texts.items())}"
 
 
-def _rounded(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
-
-
-def _candidates_line(made: Construction) -> str:
+def _describe_candidates(made: Construction) -> str:
     least = made.targets.least_seconds
     lasting = "" if least is None else f", of {least:.3g} s or more or of unknown length"
     return f"candidates: {made.candidates:,} video{'s' * (made.candidates != 1)} with a label{lasting}"
 
 
-def _target_line(made: Construction) -> str:
+def _describe_deviation(made: Construction) -> str:
     if isinstance(made.targets, ExactTargets):
-        return "every number is as the targets have it"
+        return "every number equals its target"
     if not made.total_deviation:
-        return "every class has as many training videos as the target says"
+        return "every class has its target number of training videos"
     far = int(np.abs(made.deviations).argmax())
     return (
         f"distance to the target: {made.total_deviation:,} training video{'s' * (made.total_deviation != 1)}, "
@@ -276,20 +302,20 @@ def _target_line(made: Construction) -> str:
     )
 
 
-def _released_lines(distance: SplitDistance) -> list[str]:
-    shared = [f"{share:.0%}" if share == share else "-" for share in distance.shared_videos.values()]
+def _describe_distance(distance: SplitDistance) -> list[str]:
+    shared = ["-" if math.isnan(share) else f"{share:.0%}" for share in distance.shared_videos.values()]
     return [
-        f"distance to the released split: {distance.mean_count_difference:.1f} training videos a class, "
+        f"distance to the released split: {distance.mean_count_difference:.1f} training videos per class, "
         f"{distance.mean_curve_difference:.1f} with the classes sorted; {distance.same_group:.0%} of the classes in "
         "the same group",
-        f"videos in both, of those in either: {' / '.join(shared)} ({' / '.join(SUBSETS)})",
+        f"videos in both splits, as a share of those in either: {' / '.join(shared)} ({' / '.join(SUBSETS)})",
     ]
 
 
 def construction_warnings(made: Construction) -> list[str]:
     """Return a sentence for each empty frequency group, and each subset in which classes have too few videos."""
     targets = made.targets
-    empty = [name for name, size in zip(GROUP_NAMES, _group_sizes(made), strict=True) if not size]
+    empty = [name for name in GROUP_NAMES if not len(getattr(made.split.groups, name))]
     warnings = []
     if empty:
         warnings.append(
@@ -298,7 +324,7 @@ def construction_warnings(made: Construction) -> list[str]:
         )
     for subset, wanted in (("val", targets.val_videos), ("test", targets.test_videos)):
         if wanted is not None and (size := len(made.split.rows(subset))) != wanted:
-            warnings.append(f"{subset} has {size:,} videos, {wanted:,} were aimed at")
+            warnings.append(f"{subset} has {size:,} videos, the target is {wanted:,}")
     for subset in SUBSETS:
         short = [entry for entry in made.shortfalls if entry.subset == subset]
         if short:
@@ -309,93 +335,3 @@ def construction_warnings(made: Construction) -> list[str]:
             )
             warnings.append(f"{len(short):,} class(es) with too few videos in {subset}: {named}")
     return warnings
-
-
-DASH = "\N{EN DASH}"
-MINUS = "\N{MINUS SIGN}"
-
-
-def decimal(value: float, digits: int = 3) -> str:
-    """Round a number for the eye.
-
-    Examples
-    --------
-    >>> decimal(0.15149), decimal(-0.5, 1), decimal(-0.0001), decimal(float("nan"))
-    ('0.151', '−0.5', '0.000', '–')
-    """
-    if math.isnan(value):
-        return DASH
-    text = f"{value:.{digits}f}"
-    return (text[1:] if float(text) == 0 else MINUS + text[1:]) if text.startswith("-") else text
-
-
-def signed(value: float) -> str:
-    """Round a difference; a sign stands before all but zero.
-
-    Examples
-    --------
-    >>> signed(0.012), signed(-0.012), signed(0.0001)
-    ('+0.012', '−0.012', '0.000')
-    """
-    text = decimal(value)
-    return f"+{text}" if value > 0 and float(text) > 0 else text
-
-
-def interval(low: float, high: float, *, with_sign: bool = False) -> str:
-    """Write an interval in brackets, a dash where it is not defined.
-
-    Examples
-    --------
-    >>> interval(0.14, 0.163), interval(-0.01, 0.02, with_sign=True), interval(float("nan"), float("nan"))
-    ('[0.140, 0.163]', '[−0.010, +0.020]', '–')
-    """
-    if math.isnan(low) or math.isnan(high):
-        return DASH
-    write = signed if with_sign else decimal
-    return f"[{write(low)}, {write(high)}]"
-
-
-def percent(share: float, replicates: int) -> str:
-    """Write a probability counted over replicates: what all or none of them say is a bound, never 0 or 100 %.
-
-    Examples
-    --------
-    >>> percent(0.973, 1000), percent(1.0, 1000), percent(0.0, 40), percent(float("nan"), 0)
-    ('97.3 %', '> 99.9 %', '< 2.5 %', '–')
-    """
-    if math.isnan(share):
-        return DASH
-    least = max(100 / replicates, 0.1)
-    if 100 * share < least:
-        return f"< {decimal(least, 1)} %"
-    if 100 * share > 100 - least:
-        return f"> {decimal(100 - least, 1)} %"
-    return f"{decimal(100 * share, 1)} %"
-
-
-def level_of(level: float) -> str:
-    """Write the level of an interval in per cent, without needless zeros.
-
-    Examples
-    --------
-    >>> level_of(0.95), level_of(0.999)
-    ('95', '99.9')
-    """
-    return f"{100 * level:.6g}"
-
-
-def best_places(values: Sequence[float]) -> frozenset[int]:
-    """Return where the highest value stands, all places where several look the same in three decimals.
-
-    Of a single value nothing is the best.
-
-    Examples
-    --------
-    >>> sorted(best_places([0.1511, 0.1514, 0.12, float("nan")]))
-    [0, 1]
-    """
-    shown = {place: decimal(value) for place, value in enumerate(values) if not math.isnan(value)}
-    if len(values) < 2 or not shown:
-        return frozenset()
-    best = shown[max(shown, key=lambda place: values[place])]
-    return frozenset(place for place, text in shown.items() if text == best)

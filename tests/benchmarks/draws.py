@@ -26,7 +26,7 @@ from methods import SETTINGS
 from meidbench.annotations.official import read_annotations
 from meidbench.baselines import resolve, train
 from meidbench.construction import PRESETS, construct, distance_to
-from meidbench.evaluation.compare import RunFile, compare
+from meidbench.evaluation.compare import ComparedRun, compare
 from meidbench.evaluation.evaluate import evaluate
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.features.simulation import simulate_features
@@ -73,7 +73,7 @@ def predictions_of(method: str, split: Split, seed: int, epochs: int, folder: Pa
 
 def compare_on(other: str, split: Split, epochs: int, folder: Path) -> dict[str, object]:
     """Train ``bce`` and another method, and compare them on test under the same weights of the videos."""
-    runs = [RunFile(method, "", predictions_of(method, split, 0, epochs, folder)) for method in ("bce", other)]
+    runs = [ComparedRun(method, "", predictions_of(method, split, 0, epochs, folder)) for method in ("bce", other)]
     difference = compare(runs, split, "test", replicates=1000, seed=0).methods[1].difference
     return {"difference": {name: (each.value, each.low, each.high) for name, each in difference.items()}}
 

@@ -1,11 +1,11 @@
-"""The evaluator beside scikit-learn, torchmetrics and a torchnet-style meter, on the same arrays in one run.
+"""The evaluator compared with scikit-learn, torchmetrics and a torchnet-style meter, on the same arrays in one run.
 
     python tests/benchmarks/evaluation.py            # a few minutes
     python tests/benchmarks/evaluation.py --large    # also a file of several GB, scored block by block
 
 Prints Markdown tables: seconds (best of the repetitions), ratio to ours, and peak memory beyond the arrays. Every
-measurement runs in a process of its own, which is forked after the arrays were made. Needs torchmetrics beside the
-test extra.
+measurement runs in its own process, which is forked after the arrays were made. Needs torchmetrics and the extra
+``test``.
 """
 
 import argparse
@@ -23,11 +23,11 @@ import numpy as np
 VIDEOS, CLASSES, LABELS = 51_239, 1_004, 1.1  # VideoLT's test subset
 OTHERS = 204_953  # videos in its two other subsets
 SMALL = (1_012, 157, 8.1)  # CharadesLT's
-PEER_CLASSES = 100  # torchmetrics takes minutes on all of them: it gets a tenth, and its time is scaled up
+PEER_CLASSES = 100  # torchmetrics takes minutes for all classes: it gets a tenth, and its time is scaled up
 
 
 def make(videos: int, classes: int, labels_per_video: float, decimals: int | None = None):
-    """Probabilities of a model that knows a little, and labels with a long tail."""
+    """Return probabilities of a weak model, and labels with a long tail."""
     generator = np.random.default_rng(0)
     frequency = 1 / np.arange(1, classes + 1) ** 0.6
     labels = generator.random((videos, classes)) < frequency / frequency.sum() * labels_per_video
@@ -59,7 +59,7 @@ def torchmetrics(scores, labels):
 
 
 def torchnet_style(scores, labels):
-    """A loop over the classes with a descending torch sort and cumulative sums, as such meters are written."""
+    """Loop over the classes with a descending torch sort and cumulative sums, as such meters do."""
     import torch
 
     values, truths = torch.from_numpy(scores), torch.from_numpy(labels.astype(np.int64))
@@ -73,13 +73,13 @@ def torchnet_style(scores, labels):
 
 
 def measure(function: Callable, *arguments: object, repeat: int = 1):
-    """Run in a forked process: (seconds, peak MB beyond what it began with, result)."""
+    """Run in a forked process; return (seconds, peak MB beyond its memory at the start, result)."""
     parent, child = multiprocessing.get_context("fork").Pipe(duplex=False)
 
     def work() -> None:
         import warnings
 
-        import pyarrow.parquet  # noqa: F401 - what an import takes is not what is measured
+        import pyarrow.parquet  # noqa: F401 - imports are not measured
         import scipy.sparse  # noqa: F401
 
         warnings.simplefilter("ignore")  # peers warn of classes without positives
@@ -111,13 +111,13 @@ def measure(function: Callable, *arguments: object, repeat: int = 1):
     parent_end = child
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    child.close()  # so that a process that dies ends the wait
+    child.close()  # so that the wait ends if the process dies
     answer = parent.recv()
     process.join()
     return answer
 
 
-def table(header: list[str], rows: list[list[str]]) -> None:
+def print_table(header: list[str], rows: list[list[str]]) -> None:
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for row in rows:
@@ -125,7 +125,7 @@ def table(header: list[str], rows: list[list[str]]) -> None:
     print(flush=True)
 
 
-def peers(title: str, scores: np.ndarray, labels: np.ndarray) -> None:
+def measure_peers(title: str, scores: np.ndarray, labels: np.ndarray) -> None:
     print(f"### {title}: {scores.shape[0]:,} x {scores.shape[1]:,} {scores.dtype}\n")
     seconds, megabytes, expected = measure(ours, scores, labels, repeat=3)
     rows = [["meidbench", f"{seconds:.2f}", "1", f"{megabytes:.0f}", "-"]]
@@ -148,11 +148,11 @@ def peers(title: str, scores: np.ndarray, labels: np.ndarray) -> None:
                 f"{deviation:.0e}",
             ]
         )
-    table(["", "seconds", "ratio", "peak MB beyond the arrays", "largest difference from ours"], rows)
+    print_table(["", "seconds", "ratio", "peak MB beyond the arrays", "largest difference from ours"], rows)
 
 
 def make_split(labels: np.ndarray, others: int = 0):
-    """A split whose test subset has these labels, and so many videos in its other subsets."""
+    """Return a split whose test subset has these labels, with a number of other videos in train."""
     from meidbench.annotations.official import Annotations
     from meidbench.splits.split import Split
 
@@ -179,7 +179,7 @@ def make_split(labels: np.ndarray, others: int = 0):
     )
 
 
-def whole_command(folder: Path, split_path: Path, predictions: Path) -> None:
+def measure_command(folder: Path, split_path: Path, predictions: Path) -> None:
     import pyarrow.parquet as pq
 
     def only_read() -> None:
@@ -209,23 +209,23 @@ def whole_command(folder: Path, split_path: Path, predictions: Path) -> None:
     rows = [["reading the file with pyarrow only", f"{read:.2f}", "1"]]
     rows += [["meidbench, all", f"{total:.2f}", f"{total / read:.1f}"]]
     rows += [[f"- {name}", f"{part:.2f}", f"{part / read:.1f}"] for name, part in zip(names, parts, strict=True)]
-    table(["", "seconds", "ratio"], rows)
-    print(f"Peak memory {memory:,.0f} MB, of which the scores are {predictions_size(predictions) / 2**20:,.0f} MB.\n")
+    print_table(["", "seconds", "ratio"], rows)
+    print(f"Peak memory {memory:,.0f} MB, of which the scores are {count_score_bytes(predictions) / 2**20:,.0f} MB.\n")
 
 
-def predictions_size(path: Path) -> int:
+def count_score_bytes(path: Path) -> int:
     from meidbench.predictions import open_predictions
 
     file = open_predictions(path)
     return file.num_videos * file.num_classes * file.dtype.itemsize
 
 
-def bootstrap(title: str, scores: np.ndarray, labels: np.ndarray, replicates: int) -> None:
+def measure_bootstrap(title: str, scores: np.ndarray, labels: np.ndarray, replicates: int) -> None:
     from meidbench.evaluation.bootstrap import bootstrap_average_precision
     from meidbench.evaluation.ranking import Positives
 
     def run(given: np.ndarray, truth: np.ndarray) -> None:
-        positives = Positives.of(*np.nonzero(truth), *given.shape)
+        positives = Positives.from_pairs(*np.nonzero(truth), *given.shape)
         for _ in bootstrap_average_precision(given, positives, replicates, 0):
             pass
 
@@ -237,12 +237,12 @@ def bootstrap(title: str, scores: np.ndarray, labels: np.ndarray, replicates: in
 
     seconds, memory, _ = measure(run, scores, labels)
     one, _, _ = measure(naive, scores, labels)
-    table(
+    print_table(
         [f"{title}, {replicates:,} replicates", "seconds", "ratio", "peak MB beyond the arrays"],
         [
             ["meidbench", f"{seconds:.1f}", "1", f"{memory:.0f}"],
             [
-                f"scikit-learn ({one:.2f} s a replicate)",
+                f"scikit-learn ({one:.2f} s per replicate)",
                 f"{one * replicates:,.0f}",
                 f"{one * replicates / seconds:.0f}",
                 "-",
@@ -251,8 +251,8 @@ def bootstrap(title: str, scores: np.ndarray, labels: np.ndarray, replicates: in
     )
 
 
-def larger_than_memory(folder: Path, videos: int, classes: int) -> None:
-    """A file of several GB, scored within half a GB."""
+def measure_large_file(folder: Path, videos: int, classes: int) -> None:
+    """Score a file of several GB within half a GB."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -291,8 +291,8 @@ def larger_than_memory(folder: Path, videos: int, classes: int) -> None:
     at_once, memory, b = measure(evaluate, 1 << 40)
     on_disk = path.stat().st_size / 2**30
     print(f"### A file of {size / 2**30:.1f} GB of scores ({videos:,} x {classes:,}), {on_disk:.1f} GB on disk\n")
-    table(
-        ["", "seconds", "GB of scores a second", "peak MB"],
+    print_table(
+        ["", "seconds", "GB of scores per second", "peak MB"],
         [
             ["block by block", f"{streamed:.0f}", f"{size / 2**30 / streamed:.3f}", f"{streamed_memory:,.0f}"],
             ["in memory", f"{at_once:.0f}", f"{size / 2**30 / at_once:.3f}", f"{memory:,.0f}"],
@@ -316,22 +316,22 @@ def main() -> None:
         folder = Path(name)
         if not options.only_large:
             scores, labels = make(VIDEOS, CLASSES, LABELS)
-            peers("Average precision, few ties", scores, labels)
+            measure_peers("Average precision, few ties", scores, labels)
             tied, _ = make(VIDEOS, CLASSES, LABELS, decimals=3)
-            peers("Average precision, many ties (scores rounded to 0.001)", tied, labels)
+            measure_peers("Average precision, many ties (scores rounded to 0.001)", tied, labels)
             del tied
             split = make_split(labels, OTHERS)
             split_path = write_split(split, folder / "split.parquet")
             order = np.random.default_rng(1).permutation(VIDEOS)
             ids = [f"v{row:07d}" for row in order]
             predictions = write_predictions(folder / "predictions.parquet", ids, scores[order], split, "test")
-            whole_command(folder, split_path, predictions)
+            measure_command(folder, split_path, predictions)
             print("### Intervals\n")
-            bootstrap("CharadesLT size", *make(*SMALL), 1000)
-            bootstrap("VideoLT size", scores, labels, 1000)
+            measure_bootstrap("CharadesLT size", *make(*SMALL), 1000)
+            measure_bootstrap("VideoLT size", scores, labels, 1000)
             del scores, labels, split
         if options.large or options.only_large:
-            larger_than_memory(folder, options.large_videos, 1_000)
+            measure_large_file(folder, options.large_videos, 1_000)
 
 
 if __name__ == "__main__":
