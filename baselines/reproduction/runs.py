@@ -19,7 +19,7 @@ from meidbench.baselines.stages import check_run
 from meidbench.baselines.training import train
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.evaluation.bootstrap import bootstrap_steps
-from meidbench.evaluation.compare import Estimate, RunFile, SeedSpread, compare
+from meidbench.evaluation.compare import ComparedRun, Estimate, SeedSpread, compare
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import written_whole
 from meidbench.names import ProgressBar, Report
@@ -161,7 +161,7 @@ class RunStore:
 
     def _bootstrap(self, runs: Sequence[Trained], seeds: Sequence[int], split: Split) -> dict[str, Any]:
         files = [
-            RunFile("row", f"{seed}" if len(runs) > 1 else "", RunFolder(run.path).predictions(_TEST))
+            ComparedRun("row", f"{seed}" if len(runs) > 1 else "", RunFolder(run.path).predictions(_TEST))
             for run, seed in zip(runs, seeds, strict=True)
         ]
         steps = bootstrap_steps(len(split.video_ids(_TEST)), split.num_classes, self.replicates) * len(files)
