@@ -11,8 +11,15 @@ from torch.nn import functional
 
 from meidbench import names
 from meidbench.errors import FeatureError
-from meidbench.extraction.encoders.backbones import BACKBONES, PRECISIONS, build, for_inference
-from meidbench.extraction.encoders.resnet import ResNet, TemporalShift, temporal_shift
+from meidbench.extraction.encoders.backbones import (
+    BACKBONES,
+    PRECISIONS,
+    ResNet,
+    TemporalShift,
+    build,
+    for_inference,
+    temporal_shift,
+)
 
 SMALL = (2, 1, 2, 1)
 

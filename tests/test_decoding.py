@@ -12,7 +12,7 @@ import pytest
 from make_videos import cut, join, pictures, remux, write_sound, write_video
 
 from meidbench.errors import FeatureError
-from meidbench.extraction import video_files
+from meidbench.extraction import decoding as video_files
 from meidbench.extraction.decoding import count_rows, decoder_versions, read_frames
 from meidbench.extraction.frames import DecodingResult, FrameRule, Restart
 from meidbench.extraction.videos import Video

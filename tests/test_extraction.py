@@ -21,10 +21,9 @@ from tiny_extractor import SMALL_RESNET, TinyExtractor, extract_on_full_disk, ex
 
 from meidbench.errors import FeatureError
 from meidbench.extraction.decoder_pool import DecoderPool, DecodingSettings, FrameBatch, RowsCounted, VideoFinished
-from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, build
+from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, ResNet, build
 from meidbench.extraction.encoders.extractor import Extractor, choose_device
 from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing
-from meidbench.extraction.encoders.resnet import ResNet
 from meidbench.extraction.encoders.weights import load_weights
 from meidbench.extraction.extraction import extract_features, summarise
 from meidbench.extraction.frames import FrameRule

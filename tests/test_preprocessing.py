@@ -11,8 +11,8 @@ from PIL import Image
 
 import meidbench.extraction.encoders.preprocessing as preprocessing
 from meidbench.errors import FeatureError
-from meidbench.extraction.cropping import find_crop_window
 from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing, Preprocessor, normalise
+from meidbench.extraction.frames import find_crop_window
 
 SIZES = [
     (480, 640), (640, 480), (240, 320), (1080, 1920), (360, 202), (720, 405), (999, 281),

@@ -10,8 +10,7 @@ import pytest
 from tiny_extractor import PoolInThisProcess, TinyExtractor
 
 from meidbench.errors import FeatureError
-from meidbench.extraction.extraction import extract_features, summarise
-from meidbench.extraction.shards import Shard, merge_features
+from meidbench.extraction.extraction import Shard, extract_features, merge_features, summarise
 from meidbench.extraction.videos import find_videos
 from meidbench.features import open_features
 from meidbench.features.feature_file import read_header

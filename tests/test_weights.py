@@ -21,8 +21,7 @@ import torch
 from torch import nn
 
 from meidbench.errors import DownloadError, FeatureError
-from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, build
-from meidbench.extraction.encoders.resnet import Bottleneck
+from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, Bottleneck, build
 from meidbench.extraction.encoders.weights import LoadedWeights, load_weights, read_checkpoint
 from meidbench.splits.manifests import Download
 

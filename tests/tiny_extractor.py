@@ -16,14 +16,12 @@ import numpy as np
 import torch
 
 from meidbench.extraction import extraction
-from meidbench.extraction.cropping import find_crop_window
 from meidbench.extraction.decoder_pool import FrameBatch, RowsCounted, VideoFinished, VideoRestarted
 from meidbench.extraction.decoding import count_rows, read_frames
-from meidbench.extraction.encoders.backbones import BACKBONES
+from meidbench.extraction.encoders.backbones import BACKBONES, ResNet
 from meidbench.extraction.encoders.extractor import Extractor
 from meidbench.extraction.encoders.preprocessing import Preprocessing, Preprocessor
-from meidbench.extraction.encoders.resnet import ResNet
-from meidbench.extraction.frames import FrameRule, Restart
+from meidbench.extraction.frames import FrameRule, Restart, find_crop_window
 from meidbench.extraction.videos import find_videos
 from meidbench.features import store
 

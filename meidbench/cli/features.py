@@ -103,8 +103,8 @@ def extract_features(
     from meidbench.cli.benchmarks import Display
     from meidbench.cli.parameters import progress_bar
     from meidbench.errors import MeidbenchError
+    from meidbench.extraction.extraction import Shard
     from meidbench.extraction.frames import FrameRule
-    from meidbench.extraction.shards import Shard
     from meidbench.extraction.videos import find_videos
     from meidbench.splits.split import load_split
 
@@ -195,8 +195,8 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     video failed.
     """
     from meidbench.cli.parameters import progress_bar
+    from meidbench.extraction.extraction import merge_features as merge
     from meidbench.extraction.extraction import summarise
-    from meidbench.extraction.shards import merge_features as merge
     from meidbench.features.feature_file import read_header
 
     total = sum(len(read_header(part).status) for part in parts)

@@ -18,9 +18,17 @@ import numpy.typing as npt
 from meidbench.checks import whole_number
 from meidbench.errors import FeatureError
 from meidbench.extraction import frames
-from meidbench.extraction.cropping import CROP, RESIZE, CropWindow, find_crop_window
 from meidbench.extraction.decoding import count_rows, read_frames
-from meidbench.extraction.frames import DecodingResult, Frame, FrameRule, Restart
+from meidbench.extraction.frames import (
+    CROP,
+    RESIZE,
+    CropWindow,
+    DecodingResult,
+    Frame,
+    FrameRule,
+    Restart,
+    find_crop_window,
+)
 from meidbench.extraction.videos import Video
 
 SLOT_BYTES = 16 << 20

@@ -1,16 +1,366 @@
-"""The chosen frames of a video, decoded from a file by PyAV or from a folder of images by Pillow."""
+"""Video files, through PyAV: the frames that their packets announce, and the chosen frames decoded."""
 
 import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import numpy.typing as npt
 import PIL
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from meidbench.errors import FeatureError
+from meidbench.extraction import frames
 from meidbench.extraction.frame_folders import count_images, read_images
-from meidbench.extraction.frames import FrameRule, FrameStream
-from meidbench.extraction.video_files import count_file_rows, read_file
+from meidbench.extraction.frames import DecodingResult, Frame, FrameRule, FrameStream, Restart, join_lines
 from meidbench.extraction.videos import Video
+
+# Codecs of which a frame that is marked as no reference can be left out without changing any other frame. HEVC's mark
+# holds within one temporal layer only, and MPEG-4's decoder conceals damage otherwise after a frame was left out.
+_SKIPPABLE = frozenset({"h264"})
+# Containers whose duration is written down rather than estimated from the bit rate.
+_DURATION_IN_HEADER = frozenset({"matroska", "mov", "avi"})
+_ATTACHED_PICTURE = 0x400
+# A damaged header can put a frame years away; no video to be recognised is longer than three days.
+_LONGEST = 72 * 3600
+_MOST_FAILED_READS = 16
+
+
+class _UnusableError(Exception):
+    """A file gives no frame; the message says why."""
+
+
+class _UnexpectedFrameError(Exception):
+    """The frames are not those that the packets announced."""
+
+
+def count_file_rows(path: Path, rule: FrameRule) -> int:
+    """Return the largest number of rows of a file; see ``meidbench.extraction.decoding.count_rows``."""
+    try:
+        if rule.fixed_rows is not None:
+            with _open_file(path):
+                return rule.fixed_rows
+        scan = _scan_packets(path)
+        times = _count_frames(path, _Damage()) if scan.doubt else scan.times
+        return len(rule.choose(times)) if len(times) else 0
+    except _UnusableError:
+        return 0
+
+
+def read_file(path: Path, rule: FrameRule) -> FrameStream:
+    """Read the chosen frames of a file; see ``meidbench.extraction.decoding.read_frames``."""
+    try:
+        scan = _scan_packets(path)
+        if scan.doubt:
+            return (yield from _read_counted(path, rule, scan))
+        rows = rule.choose(scan.times)
+        given = False
+        try:
+            for frame in _read_announced(path, scan, np.unique(rows)):
+                yield frame
+                given = True
+        except _UnexpectedFrameError:
+            if given:
+                yield Restart()
+            return (yield from _read_counted(path, rule, scan, most_rows=len(rows)))
+        status = "salvaged" if scan.cut else "ok"
+        return DecodingResult(rows.astype(np.int32), scan.times[rows], status, scan.cut, len(scan.pts), 0)
+    except _UnusableError as error:
+        return DecodingResult.from_failure(str(error))
+
+
+def _read_announced(path: Path, scan: "_PacketScan", chosen: npt.NDArray[np.int64]) -> Iterator[Frame]:
+    """Yield frames by their positions among the packets' timestamps, or raise ``_UnexpectedFrameError``."""
+    wanted = {int(scan.pts[index]): int(index) for index in chosen}
+    known = frozenset(scan.pts.tolist())
+    convert = _ImageConverter().convert
+    damage = _Damage()
+    last: int | None = None
+    position = 0
+    with _open_file(path) as (container, stream):
+        complete = stream.codec_context.codec.name not in _SKIPPABLE
+        for frame in _decode_frames(container, stream, damage, frozenset(wanted)):
+            pts = frame.pts
+            if pts is None or pts not in known or (last is not None and pts <= last):
+                raise _UnexpectedFrameError
+            # Where no frame is skipped, a packet without a frame shows at once.
+            if complete and pts != scan.pts[position]:
+                raise _UnexpectedFrameError
+            last, position = pts, position + 1
+            if frame.is_corrupt or damage.packets or damage.reads:
+                raise _UnexpectedFrameError
+            if pts in wanted:
+                yield Frame(wanted.pop(pts), convert(frame))
+                if not wanted:
+                    return
+    raise _UnexpectedFrameError
+
+
+def _read_counted(path: Path, rule: FrameRule, scan: "_PacketScan", most_rows: int | None = None) -> FrameStream:
+    """Decode everything, choose among the decoded frames, and decode everything again to take them."""
+    damage = _Damage()
+    times = _count_frames(path, damage)
+    if not len(times):
+        return DecodingResult.from_failure(f"no frame could be decoded: {damage.first or scan.doubt or 'none came'}")
+    rows = rule.choose(times)
+    # The feature file has space for the rows that were counted from the packets.
+    surplus = 0 if most_rows is None else max(0, len(rows) - most_rows)
+    rows = rows[: len(rows) - surplus]
+    wanted = set(rows.tolist())
+    convert = _ImageConverter().convert
+    with _open_file(path) as (container, stream):
+        for index, frame in enumerate(_decode_frames(container, stream, _Damage())):
+            if index in wanted:
+                yield Frame(index, convert(frame))
+                wanted.remove(index)
+                if not wanted:
+                    break
+    if wanted:
+        return DecodingResult.from_failure("decodes differently each time")
+    left_out = f"more frames than packets, {surplus:,} rows left out" if surplus else ""
+    reason = join_lines("; ".join(filter(None, (damage.describe(len(times)), scan.cut, left_out))))
+    status = "salvaged" if reason else "ok"
+    return DecodingResult(rows.astype(np.int32), times[rows], status, reason, len(times), damage.frames)
+
+
+def _count_frames(path: Path, damage: "_Damage") -> npt.NDArray[np.float64]:
+    """Decode everything, and return the time of each frame in seconds since the first."""
+    pts: list[int | None] = []
+    with _open_file(path) as (container, stream):
+        for frame in _decode_frames(container, stream, damage):
+            pts.append(frame.pts)
+            damage.frames += bool(frame.is_corrupt)
+        time_base = stream.time_base
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    assert time_base is not None
+    if not pts:
+        return np.empty(0)
+    if None not in pts:
+        known = np.array(pts, dtype=np.int64)
+        if (np.diff(known) > 0).all() and (known[-1] - known[0]) * time_base <= _LONGEST:
+            return _to_seconds(known, time_base)
+    return _to_seconds(np.arange(len(pts)), 1 / Fraction(rate))
+
+
+@dataclass
+class _Damage:
+    """Damage that was found while a file was read."""
+
+    packets: int = 0
+    reads: int = 0
+    frames: int = 0
+    first: str = ""
+
+    def note(self, error: Exception) -> None:
+        self.first = self.first or _describe_error(error)
+
+    def describe(self, num_frames: int) -> str:
+        parts = []
+        if self.packets or self.reads:
+            what = "packets could not be decoded" if self.packets else "places could not be read"
+            number = self.packets or self.reads
+            parts.append(f"{number:,} {what} ({self.first}); frames taken from the {num_frames:,} that could")
+        if self.frames:
+            parts.append(f"{self.frames:,} of {num_frames:,} frames are damaged")
+        return "; ".join(parts)
+
+
+def _describe_error(error: Exception) -> str:
+    """Return the text of an error without the path that libav and Python add."""
+    return join_lines(getattr(error, "strerror", None) or type(error).__name__, 120)
+
+
+@dataclass(frozen=True)
+class _PacketScan:
+    """The frames of a file as its packets announce them, before any is decoded.
+
+    ``pts`` are those of the frames that are shown, ascending. ``doubt`` says why they cannot be trusted, ``cut``
+    that the file ends too early.
+    """
+
+    pts: npt.NDArray[np.int64]
+    time_base: Fraction
+    doubt: str
+    cut: str
+
+    @property
+    def times(self) -> npt.NDArray[np.float64]:
+        return _to_seconds(self.pts, self.time_base)
+
+
+def _to_seconds(pts: npt.NDArray[np.int64], time_base: Fraction) -> npt.NDArray[np.float64]:
+    """Return seconds since the first frame; whole numbers until the one division, so that no error adds up."""
+    seconds: npt.NDArray[np.float64] = (pts - pts[0]) * time_base.numerator / time_base.denominator
+    return seconds
+
+
+def _scan_packets(path: Path) -> _PacketScan:
+    damage = _Damage()
+    shown: list[int] = []
+    doubt = ""
+    ends = 0.0
+    with _open_file(path) as (container, stream):
+        assert stream.time_base is not None
+        for packet in _read_packets(container, damage):
+            if packet.pts is not None and packet.time_base is not None:
+                ends = max(ends, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream_index != stream.index:
+                continue
+            if packet.is_corrupt:
+                doubt = doubt or "a packet is damaged"
+            if packet.is_discard:
+                continue
+            if packet.pts is None:
+                doubt = doubt or "a packet has no time"
+            else:
+                shown.append(packet.pts)
+        time_base = stream.time_base
+        announced = _announced_end(container)
+    pts = np.array(sorted(shown), dtype=np.int64)
+    if damage.reads:
+        doubt = doubt or "a packet could not be read"
+    if not len(pts):
+        doubt = doubt or "no packets"
+    elif not (np.diff(pts) > 0).all():
+        doubt = doubt or "two packets have one time"
+    elif (pts[-1] - pts[0]) * time_base > _LONGEST:
+        doubt = doubt or "times beyond belief"
+    cut = ""
+    if announced is not None and announced - ends > max(0.5, 0.02 * announced):
+        cut = f"ends at {ends:.1f} s, its header says {announced:.1f} s"
+    return _PacketScan(pts, time_base, doubt, cut)
+
+
+def _announced_end(container: InputContainer) -> float | None:
+    """Return the end of the last stream by the header, in seconds; None where the header does not give it."""
+    if _DURATION_IN_HEADER.isdisjoint(container.format.name.split(",")) or container.duration is None:
+        return None
+    return float(container.duration + (container.start_time or 0)) / av.time_base
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _UnusableError("not a regular file")
+        if not status.st_size:
+            raise _UnusableError("empty file")
+        # Python reports what libav does not: that a file may not be read.
+        with path.open("rb"):
+            pass
+        # A playlist under the name of a video must not open other addresses.
+        container = av.open(
+            os.fspath(path.absolute()), metadata_errors="replace", container_options={"protocol_whitelist": "file"}
+        )
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise _UnusableError(f"cannot be opened: {_describe_error(error)}") from None
+    with container:
+        stream = _choose_stream(container)
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def _choose_stream(container: InputContainer) -> VideoStream:
+    """Return the stream that libav calls the best, except cover art."""
+    streams = [stream for stream in container.streams.video if not stream.disposition.value & _ATTACHED_PICTURE]
+    if not streams:
+        raise _UnusableError("no video stream")
+    best = container.streams.best("video")
+    stream = next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
+    if stream.codec_context is None:
+        raise _UnusableError("no decoder for its video stream")
+    if stream.time_base is None:
+        raise _UnusableError("its video stream has no time base")
+    return stream
+
+
+def _read_packets(
+    container: InputContainer, damage: _Damage, stream: VideoStream | None = None
+) -> "Iterator[Packet[Any]]":
+    """Yield the packets of a stream or of all; where reading fails, continue behind.
+
+    Packets without content are left out: to a decoder they mean the end.
+    """
+    failures = 0
+    while True:
+        try:
+            for packet in container.demux(stream) if stream is not None else container.demux():
+                frames.heartbeat()
+                if packet.size:
+                    failures = 0
+                    yield packet
+            return
+        except av.FFmpegError as error:
+            failures += 1
+            damage.reads += 1
+            damage.note(error)
+            if failures >= _MOST_FAILED_READS:
+                return
+
+
+def _decode_frames(
+    container: InputContainer, stream: VideoStream, damage: _Damage, wanted: frozenset[int] | None = None
+) -> Iterator[VideoFrame]:
+    """Yield frames in the decoder's order: all, or those wanted and those that others refer to."""
+    context = stream.codec_context
+    skipping = wanted is not None and context.codec.name in _SKIPPABLE
+    for packet in _read_packets(container, damage, stream):
+        if skipping:
+            assert wanted is not None
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        try:
+            decoded = context.decode(packet)
+        except av.FFmpegError as error:
+            damage.packets += 1
+            damage.note(error)
+            continue
+        yield from decoded
+    try:
+        yield from context.decode(None)
+    except av.FFmpegError as error:
+        damage.packets += 1
+        damage.note(error)
+
+
+class _ImageConverter:
+    """Turns decoded frames into upright RGB arrays; keeps swscale's state from one frame to the next."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def convert(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
+        try:
+            image = np.asarray(self._reformatter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
+        except (av.FFmpegError, ValueError) as error:
+            raise _UnusableError(f"frames cannot be turned into RGB: {_describe_error(error)}") from None
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        return np.ascontiguousarray(image if data is None else _rotate(image, np.frombuffer(data, dtype=np.int32)))
+
+
+def _rotate(image: npt.NDArray[np.uint8], matrix: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """Rotate and mirror an image by its display matrix, to the nearest quarter turn.
+
+    The matrix maps (x, y) to (ax + cy, bx + dy), y downwards, and is stored as a b u c d v x y w (ISO/IEC
+    14496-12, 6.2.2).
+    """
+    if len(matrix) < 5:
+        return image
+    a, b, c, d = (int(matrix[position]) for position in (0, 1, 3, 4))
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def read_frames(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> FrameStream:

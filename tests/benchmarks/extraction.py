@@ -18,11 +18,10 @@ import av
 import numpy as np
 import torch
 
-from meidbench.extraction.cropping import find_crop_window
 from meidbench.extraction.decoder_pool import DecoderPool, DecodingSettings, FrameBatch, VideoFinished
 from meidbench.extraction.encoders.extractor import Extractor
 from meidbench.extraction.extraction import default_workers, extract_features
-from meidbench.extraction.frames import FrameRule
+from meidbench.extraction.frames import FrameRule, find_crop_window
 from meidbench.extraction.videos import Video, find_videos
 from meidbench.features.feature_file import read_header
 

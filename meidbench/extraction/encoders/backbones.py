@@ -9,11 +9,226 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from meidbench.checks import one_of
+from meidbench.checks import one_of, whole_number
 from meidbench.errors import FeatureError
 from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing
-from meidbench.extraction.encoders.resnet import CLIP, ResNet
 from meidbench.splits.manifests import Download
+
+_WIDTHS = (64, 128, 256, 512)
+_EXPANSION = 4
+CLIP = 8
+DIVISOR = 8
+
+
+def temporal_shift(features: Tensor, clip: int = CLIP, divisor: int = DIVISOR) -> Tensor:
+    """Shift some channels by one frame, within each clip.
+
+    Parameters
+    ----------
+    features : (clips * clip, channels, height, width) tensor
+        The frames of each clip in their order, clip after clip.
+    clip : int
+        Frames per clip.
+    divisor : int
+        ``channels // divisor`` channels come from the next frame, and the same number from the frame before.
+
+    Returns
+    -------
+    Tensor of the same shape. The first ``channels // divisor`` channels of a frame are those of the next frame, the
+    same number of channels after them are those of the frame before, and the others are its own. Channels from
+    outside the clip are 0.
+
+    Raises
+    ------
+    FeatureError
+        The number of frames is not a multiple of ``clip``.
+
+    Notes
+    -----
+    Lin, Gan and Han, TSM: Temporal Shift Module for Efficient Video Understanding, ICCV 2019 (arXiv 1811.08383),
+    section 3, the bidirectional shift. The order of the shifted channels is that of the authors' published code,
+    because the weights depend on it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> frames = torch.tensor([[10.0, 11, 12, 13], [20, 21, 22, 23], [30, 31, 32, 33]]).view(3, 4, 1, 1)
+    >>> temporal_shift(frames, clip=3, divisor=4).view(3, 4)
+    tensor([[20.,  0., 12., 13.],
+            [30., 11., 22., 23.],
+            [ 0., 21., 32., 33.]])
+    """
+    check_clips(len(features), clip)
+    fold = features.shape[1] // divisor
+    # The copy keeps the memory format, and most channels stay.
+    shifted = features.clone()
+    clips = (len(features) // clip, clip, *features.shape[1:])
+    source, target = features.view(clips), shifted.view(clips)
+    target[:, :-1, :fold] = source[:, 1:, :fold]
+    target[:, -1, :fold] = 0
+    target[:, 1:, fold : 2 * fold] = source[:, :-1, fold : 2 * fold]
+    target[:, 0, fold : 2 * fold] = 0
+    return shifted
+
+
+def check_clips(rows: int, clip: int) -> None:
+    """Raise FeatureError for a number of rows that does not make whole clips."""
+    if rows % clip:
+        raise FeatureError(
+            f"{rows:,} frames do not make whole clips\n"
+            f"  expected: a multiple of {clip}, the frames of each clip in their order, clip after clip"
+        )
+
+
+class TemporalShift(nn.Module):
+    """A layer whose input is shifted along time first; see :func:`temporal_shift`.
+
+    The layer is kept as ``net``, so that the keys of the state dict are those of the published weights. A ``clip``
+    below 1 or a ``divisor`` below 2 raises FeatureError.
+
+    Examples
+    --------
+    >>> import torch
+    >>> TemporalShift(nn.Identity(), clip=2)(torch.ones(4, 8, 1, 1))[:, 0].flatten()
+    tensor([1., 0., 1., 0.])
+    """
+
+    def __init__(self, net: nn.Module, clip: int = CLIP, divisor: int = DIVISOR) -> None:
+        super().__init__()
+        self.net = net
+        self.clip = whole_number("clip", clip, 1, FeatureError)
+        self.divisor = whole_number("divisor", divisor, 2, FeatureError)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Apply the shift, then ``net``."""
+        output: Tensor = self.net(temporal_shift(features, self.clip, self.divisor))
+        return output
+
+
+class Bottleneck(nn.Module):
+    """A residual block: 1x1 from ``channels`` to ``width``, 3x3, 1x1 to 4 * width, and the input added.
+
+    Notes
+    -----
+    He et al., Deep Residual Learning for Image Recognition, CVPR 2016, figure 5 (right). The stride lies in the 3x3
+    convolution instead of the first 1x1, as in the networks that torchvision's weights were trained for. With ``clip``
+    above 1 the residual branch begins with a temporal shift (Lin et al., ICCV 2019, section 4.1).
+    """
+
+    def __init__(self, channels: int, width: int, stride: int, clip: int) -> None:
+        super().__init__()
+        outputs = width * _EXPANSION
+        first = nn.Conv2d(channels, width, 1, bias=False)
+        self.conv1 = TemporalShift(first, clip) if clip > 1 else first
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels != outputs:
+            projection = nn.Conv2d(channels, outputs, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (n, channels, h, w) to (n, 4 * width, h / stride, w / stride)."""
+        branch = self.relu(self.bn1(self.conv1(features)))
+        branch = self.relu(self.bn2(self.conv2(branch)))
+        branch = self.bn3(self.conv3(branch))
+        shortcut = features if self.downsample is None else self.downsample(features)
+        output: Tensor = self.relu(branch.add_(shortcut))
+        return output
+
+    def fold_batch_norms(self) -> None:
+        """Fold every batch normalisation into the convolution before it."""
+        first = self.conv1.net if isinstance(self.conv1, TemporalShift) else self.conv1
+        for number, convolution in enumerate((first, self.conv2, self.conv3), 1):
+            _fold(convolution, getattr(self, f"bn{number}"))
+            setattr(self, f"bn{number}", nn.Identity())
+        if isinstance(self.downsample, nn.Sequential):
+            _fold(self.downsample[0], self.downsample[1])
+            self.downsample[1] = nn.Identity()
+
+
+class ResNet(nn.Module):
+    """A ResNet of bottlenecks without its classifier, with torchvision's names of parameters.
+
+    Parameters
+    ----------
+    layers : tuple of int
+        Bottlenecks in each of the four stages (He et al., CVPR 2016, table 1).
+    clip : int
+        Above 1, every bottleneck shifts channels along time within clips of this number of frames.
+    """
+
+    def __init__(self, layers: tuple[int, int, int, int], clip: int = 1) -> None:
+        super().__init__()
+        self.clip = clip
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        channels = 64
+        stages: list[nn.Module] = []
+        for stage, (width, depth) in enumerate(zip(_WIDTHS, layers, strict=True)):
+            blocks: list[nn.Module] = []
+            for position in range(depth):
+                stride = 2 if stage and not position else 1
+                blocks.append(Bottleneck(channels, width, stride, clip))
+                channels = width * _EXPANSION
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute one row of features per image.
+
+        Parameters
+        ----------
+        images : (n, 3, height, width) float tensor
+            As ``meidbench.extraction.encoders.preprocessing.normalise`` gives them. Where ``clip`` is above 1, n is a
+            multiple of it, with the frames of each clip in their order.
+
+        Returns
+        -------
+        (n, 2048) float32 tensor, the mean over all positions after the last stage.
+
+        Raises
+        ------
+        FeatureError
+            The images are of another shape, or do not make whole clips.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise FeatureError(f"expected images of shape (n, 3, height, width), got {tuple(images.shape)}")
+        check_clips(len(images), self.clip)
+        features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            features = stage(features)
+        # In float32 also under autocast: a mean of half-precision numbers would be rounded once more.
+        rows: Tensor = features.float().mean((2, 3))
+        return rows
+
+    def fold_batch_norms(self) -> None:
+        """Fold every batch normalisation into the convolution before it, in float64; the rows stay the same."""
+        for module in list(self.modules()):
+            if isinstance(module, Bottleneck):
+                module.fold_batch_norms()
+        _fold(self.conv1, self.bn1)
+        self.bn1 = nn.Identity()  # type: ignore[assignment]
+
+
+def _fold(convolution: nn.Module, normalisation: nn.Module) -> None:
+    """Give the convolution the weight and bias with which it computes what both computed."""
+    assert isinstance(convolution, nn.Conv2d) and isinstance(normalisation, nn.BatchNorm2d)
+    mean, variance = normalisation.running_mean, normalisation.running_var
+    assert mean is not None and variance is not None
+    with torch.no_grad():
+        scale = normalisation.weight.double() / torch.sqrt(variance.double() + normalisation.eps)
+        bias = normalisation.bias.double() - mean.double() * scale
+        weight = convolution.weight.double() * scale.view(-1, 1, 1, 1)
+        convolution.weight = nn.Parameter(weight.to(convolution.weight.dtype))
+        convolution.bias = nn.Parameter(bias.to(convolution.weight.dtype))
+
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from meidbench.checks import one_of
 from meidbench.errors import FeatureError
-from meidbench.extraction.cropping import CropWindow, find_crop_window
 from meidbench.extraction.decoding import check_folder_fps, decoder_versions, read_frames
 from meidbench.extraction.encoders.backbones import build, find_backbone, for_inference
 from meidbench.extraction.encoders.preprocessing import Preprocessor, normalise
 from meidbench.extraction.encoders.weights import load_weights
-from meidbench.extraction.frames import DecodingResult, FrameRule, Restart
+from meidbench.extraction.frames import CropWindow, DecodingResult, FrameRule, Restart, find_crop_window
 from meidbench.extraction.videos import Video
 from meidbench.features.feature_file import DTYPES, Recipe
 from meidbench.features.records import VideoRows

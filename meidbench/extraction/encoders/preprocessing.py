@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from meidbench.errors import FeatureError
-from meidbench.extraction.cropping import (
+from meidbench.extraction.frames import (
     CROP,
     RESIZE,
     CropWindow,
