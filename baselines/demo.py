@@ -1,19 +1,19 @@
-"""The whole way on an invented benchmark: split, simulated features, training, predictions."""
+"""The demonstration on an invented benchmark: split, simulated features, training, predictions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from meidbench.baselines.inference import Progress, quiet
+from meidbench.baselines.inference import show_no_progress
 from meidbench.baselines.recipes import resolve
 from meidbench.baselines.training import train
 from meidbench.errors import MeidbenchError
 from meidbench.features.simulation import simulate_features, simulate_split
+from meidbench.names import ProgressBar, Report
 from meidbench.splits.split import Split, load_split, write_split
 
 METHODS = ("bce", "ldam", "eql", "cbs", "framestack")
 EPOCHS = 12
-# Small enough for a CPU, long enough to learn something: two thirds of the epochs at the full rate.
+# Small enough for a CPU, and long enough to learn something: two thirds of the epochs have the full learning rate.
 _FRAMES, _DIM, _DIFFICULTY = 30, 128, 0.8
 _SETTINGS = (
     "schedule.lr=2e-3",
@@ -26,7 +26,7 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demonstration left.
+    """The files of a demonstration.
 
     Attributes
     ----------
@@ -47,15 +47,15 @@ def run_demo(
     methods: tuple[str, ...] = METHODS,
     epochs: int = EPOCHS,
     seed: int = 0,
-    progress: Progress = quiet,
-    report: Callable[[str], None] = lambda line: None,
+    progress: ProgressBar = show_no_progress,
+    report: Report = lambda line: None,
 ) -> Demo:
-    """Make a split and features, and train the methods on them; goes on where it was stopped.
+    """Make a split and features, and train the methods on them; a second call resumes where the first stopped.
 
     Parameters
     ----------
     out : Path
-        Folder for everything that is made.
+        Folder for all files.
     methods : tuple of str
         Keys of ``meidbench.baselines.METHODS``.
     epochs : int
@@ -69,9 +69,14 @@ def run_demo(
     -------
     Demo
 
+    Raises
+    ------
+    MeidbenchError
+        The folder holds the demonstration of another seed.
+
     Notes
     -----
-    Nothing here says which method is better on real data: see ``meidbench.features.simulation``.
+    The results do not show which method is better on real data: see ``meidbench.features.simulation``.
     """
     split = simulate_split(seed=seed)
     out.mkdir(parents=True, exist_ok=True)

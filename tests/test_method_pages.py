@@ -24,9 +24,9 @@ from pathlib import Path
 import pytest
 
 from meidbench.baselines import METHODS, resolve
-from meidbench.baselines.components import FAMILIES, known_options
-from meidbench.baselines.configuration import flat, overrides
+from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, flatten, known_options
 from meidbench.baselines.recipes import PUBLISHED_TABLES
+from meidbench.checks import parse_settings
 from meidbench.cli.training import train
 from meidbench.splits.manifests import DATASETS
 from meidbench.splits.split import Split
@@ -72,7 +72,7 @@ def stated(cell: str) -> dict[str, object]:
         assert match, f"{cell!r} is no value in backticks, nor such values on benchmarks"
         text, names = match.groups()
         for dataset in names.split(", ") if names else DATASETS:
-            values[dataset] = overrides([f"value={text}"])["value"]
+            values[dataset] = parse_settings([f"value={text}"], EXAMPLE_SETTING)["value"]
     assert set(values) == set(DATASETS), f"{cell!r} does not say all of {', '.join(DATASETS)}"
     return values
 
@@ -120,9 +120,9 @@ def everything(config) -> dict[str, object]:
     """Every key of a configuration, with the options that it leaves to their defaults."""
     tables = config.to_tables()
     tables.pop("first_stage")
-    keys = flat(tables)
+    keys = flatten(tables)
     for family, kinds in FAMILIES.items():
-        for option, value in defaults_of(kinds()[getattr(config, family).name]).items():
+        for option, value in defaults_of(kinds[getattr(config, family).name]).items():
             keys.setdefault(f"{family}.{option}", value)
     if config.first_stage is not None:
         keys |= {f"stage1.{key}": value for key, value in everything(config.first_stage).items()}
@@ -198,7 +198,7 @@ def test_the_switches_are_there_and_their_defaults_are_true(page, resolved):
     problems += [
         f"the recipe of {method} sets {key}, which no table says"
         for method, keys in named.items()
-        for key in flat(METHODS[method].tables)
+        for key in flatten(METHODS[method].tables)
         if key not in keys
     ]
     assert not problems

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from meidbench.baselines import METHODS
-from meidbench.baselines.configuration import flat
+from meidbench.baselines.configuration import flatten
 from meidbench.baselines.reproduction.built_splits import BuiltSplits
 from meidbench.baselines.reproduction.cost import forward_flops, gpus, run_cost
 from meidbench.baselines.reproduction.jobs import make_jobs, row_config
@@ -133,7 +133,7 @@ def test_ablations_differ_from_their_base_in_the_switches_that_they_name_alone(n
     if row.switches == ("method",):  # expert one by itself is what the base begins with
         assert config == base.first_stage
         return
-    before, after = flat(base.to_tables()), flat(config.to_tables())
+    before, after = flatten(base.to_tables()), flatten(config.to_tables())
     different = {key for key in {**before, **after} if before.get(key) != after.get(key)}
     covers = {
         switch: {key for key in different if key == switch or key.startswith(f"{switch}.")} for switch in row.switches

@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 
 from meidbench.baselines import AGGREGATORS, AUGMENTATIONS, LOSSES, METHODS, SAMPLERS, Config, resolve, train
-from meidbench.baselines.components import known_options, make_aggregator, make_augmentation, make_loss, make_sampler
-from meidbench.baselines.configuration import Schedule, overrides
+from meidbench.baselines.configuration import (
+    EXAMPLE_SETTING,
+    Schedule,
+    known_options,
+    make_aggregator,
+    make_augmentation,
+    make_loss,
+    make_sampler,
+)
 from meidbench.baselines.losses import COMPAT, Loss
-from meidbench.baselines.recipes import PUBLISHED_TABLES, benchmark_values
+from meidbench.baselines.recipes import PUBLISHED_TABLES, read_benchmark
 from meidbench.baselines.samplers import VideoSampler
+from meidbench.checks import parse_settings
 from meidbench.errors import MeidbenchError
 from meidbench.features.simulation import simulate_features
 from meidbench.splits.manifests import DATASETS
@@ -114,13 +122,13 @@ def flat(tables, prefix=""):
 def test_every_value_has_a_source(name):
     recipe = METHODS[name]
     valued = [("", key) for key in flat(recipe.tables)]
-    valued += [(f"{dataset}:", key) for dataset, tables in recipe.of_dataset.items() for key in flat(tables)]
+    valued += [(f"{dataset}:", key) for dataset, tables in recipe.by_dataset.items() for key in flat(tables)]
     for prefix, key in valued:
         # One source may stand for a section.
         assert recipe.sources.get(prefix + key) or recipe.sources.get(prefix + key.partition(".")[0]), key
     assert recipe.title and recipe.is_compat == name.endswith(("-compat", "-release")) == bool(recipe.differs)
     for dataset in (*DATASETS, "other"):
-        tables, sources = benchmark_values(dataset, recipe.is_compat)
+        tables, sources = read_benchmark(dataset, recipe.is_compat)
         assert [key for key in flat(tables) if not (sources.get(key) or sources.get(key.split(".")[0]))] == []
 
 
@@ -228,7 +236,8 @@ def test_what_cannot_be_is_refused(toy_split, method, settings, said):
 
 
 def test_values_are_read_as_toml():
-    assert overrides(["a.b=2e-3", "a.c=true", "d=[1, 2]", 'e="x=y"', "f=charades", "g.h.i=-4"]) == {
+    settings = ["a.b=2e-3", "a.c=true", "d=[1, 2]", 'e="x=y"', "f=charades", "g.h.i=-4"]
+    assert parse_settings(settings, EXAMPLE_SETTING) == {
         "a": {"b": 0.002, "c": True}, "d": [1, 2], "e": "x=y", "f": "charades", "g": {"h": {"i": -4}},
     }  # fmt: skip
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from meidbench.baselines import AGGREGATORS, resolve, train
-from meidbench.baselines.learner import Divergence, EpochPlan
-from meidbench.baselines.run_folder import RunFolder, features_digest, load_checkpoint
+from meidbench.baselines.learner import DivergenceError, EpochPlan
+from meidbench.baselines.run_folder import RunFolder, digest_features, load_checkpoint
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.features import open_features
 from meidbench.features.packing import pack
@@ -189,19 +189,19 @@ def test_parts_of_an_epoch_make_whole_steps(draws, part_size, accumulate, proces
     plans = [EpochPlan(draws, batch_size, accumulate, processes, rank, smallest) for rank in range(processes)]
     shares = np.zeros((plans[0].steps, draws))
     for rank, plan in enumerate(plans):
-        assert plan.parts == plans[0].parts
-        for index in range(plan.parts):
-            part = plan.part(index)
-            if part.weight:
-                own = np.arange(rank, draws, processes)[index * part_size :][: part.videos]
-                shares[index // accumulate, own] += part.weight / part.videos / processes
-            assert part.ends_step == ((index + 1) % accumulate == 0 or index == plan.parts - 1)
+        assert plan.micro_batches == plans[0].micro_batches
+        for index in range(plan.micro_batches):
+            micro_batch = plan.micro_batch(index)
+            if micro_batch.weight:
+                own = np.arange(rank, draws, processes)[index * part_size :][: micro_batch.videos]
+                shares[index // accumulate, own] += micro_batch.weight / micro_batch.videos / processes
+            assert micro_batch.ends_step == ((index + 1) % accumulate == 0 or index == plan.micro_batches - 1)
     for step, share in enumerate(shares):
-        shown = np.arange(step * batch_size, min((step + 1) * batch_size, plans[0].shown))
+        shown = np.arange(step * batch_size, min((step + 1) * batch_size, plans[0].used_draws))
         expected = np.zeros(draws)
         expected[shown] = 1 / len(shown)
         np.testing.assert_allclose(share, expected, atol=1e-12)
-    assert draws - plans[0].shown < processes * smallest
+    assert draws - plans[0].used_draws < processes * smallest
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum_classes_mean_batch"])
@@ -280,7 +280,8 @@ def test_a_loss_that_is_nan_stops_the_run_and_names_the_step_and_the_videos(toy_
             np.save(folder / f"{video_id}.npy", generator.random((6, 16), dtype=np.float32))
     damaged = toy_split.video_ids("train")[17]
     np.save(folder / f"{damaged}.npy", np.full((6, 16), np.nan, dtype=np.float32))
-    with pytest.raises(Divergence, match=r"diverged at step \d+ \(epoch 0\): the loss is nan; .* 16 video") as stopped:
+    message = r"diverged at step \d+ \(epoch 0\): the loss is nan; .* 16 video"
+    with pytest.raises(DivergenceError, match=message) as stopped:
         train(toy_split, folder, config_of(toy_split), tmp_path / "run")
     assert damaged in stopped.value.video_ids and len(stopped.value.video_ids) == 16
     assert log_of(tmp_path / "run", "diverged") == [
@@ -336,7 +337,7 @@ def test_features_of_which_one_video_changed_are_others(toy_split, features, tmp
                 rows = stored.read(video_id)
                 np.save(tmp_path / name / f"{video_id}.npy", rows + (name == "after" and video_id == changed))
         pack(tmp_path / name, tmp_path / f"{name}.h5")
-    one, other = (features_digest(toy_split, open_features(tmp_path / f"{name}.h5")) for name in ("before", "after"))
+    one, other = (digest_features(toy_split, open_features(tmp_path / f"{name}.h5")) for name in ("before", "after"))
     assert one != other
 
 
@@ -411,7 +412,7 @@ def test_without_tensorboard_the_log_says_so_once(toy_split, features, tmp_path,
 
 
 def test_another_process_in_the_folder_is_refused(toy_split, features, tmp_path):
-    with RunFolder(tmp_path / "run").held(), pytest.raises(MeidbenchError, match="another process trains in"):
+    with RunFolder(tmp_path / "run").lock(), pytest.raises(MeidbenchError, match="another process trains in"):
         train(toy_split, features, config_of(toy_split), tmp_path / "run")
 
 

@@ -286,12 +286,12 @@ def test_a_first_stage_without_weights_is_told(toy_split, features, first, tmp_p
 
 
 @pytest.mark.parametrize(("method", "settings", "said"), [
-    ("meid", ["stage2=5"], "stage2 is no value; say stage2.KEY=VALUE"),
-    ("meid", ["stage1=none"], "stage1 is no value"),
+    ("meid", ["stage2=5"], "stage2 is not a value; set stage2.KEY=VALUE"),
+    ("meid", ["stage1=none"], "stage1 is not a value"),
     ("meid", ["sampler.name=[1]"], "unknown sampler.name"),
-    ("meid", ["first_stage.seed=3"], "first_stage is not set by itself"),
-    ("meid", ["stage1.first_stage.seed=3"], "first_stage is not set by itself"),
-    ("bce", ["first_stage.schedule.epochs=3"], "first_stage is not set by itself"),
+    ("meid", ["first_stage.seed=3"], "first_stage is not a setting"),
+    ("meid", ["stage1.first_stage.seed=3"], "first_stage is not a setting"),
+    ("bce", ["first_stage.schedule.epochs=3"], "first_stage is not a setting"),
     ("move", ["aggregator.name=netvlad"], "has aggregators of its own"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_meant_are_refused(toy_split, method, settings, said):

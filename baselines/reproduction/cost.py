@@ -8,8 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from meidbench.baselines.components import make_model, make_task
-from meidbench.baselines.configuration import Config
+from meidbench.baselines.configuration import Config, make_model, make_task
 from meidbench.baselines.reproduction.needs import subset_sizes
 from meidbench.baselines.reproduction.paper_tables import table_content
 from meidbench.errors import MeidbenchError

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from meidbench.baselines.inference import Progress, Trained, quiet
+from meidbench.baselines.inference import Trained, show_no_progress
 from meidbench.baselines.run_folder import RunFolder
 from meidbench.evaluation.bootstrap import bootstrap_steps
 from meidbench.evaluation.compare import Estimate, RunFile, SeedSpread, compare
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import written_whole
+from meidbench.names import ProgressBar
 from meidbench.splits.split import Split
 
 INTERVALS = "intervals"
@@ -53,7 +54,7 @@ def estimate(
     *,
     replicates: int,
     seed: int,
-    progress: Progress = quiet,
+    progress: ProgressBar = show_no_progress,
 ) -> Ours:
     """Score finished runs of one row, one a seed.
 

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from meidbench.baselines.configuration import Config, flat, overrides
+from meidbench.baselines.configuration import EXAMPLE_SETTING, Config, flatten
 from meidbench.baselines.recipes import COMPAT_ENDING, METHODS, resolve
 from meidbench.baselines.reproduction.materials import Materials
 from meidbench.baselines.reproduction.paper_tables import PaperTable, Row
 from meidbench.baselines.reproduction.request import Request, layered, stage_of
+from meidbench.checks import parse_settings
 from meidbench.errors import MeidbenchError
 from meidbench.splits.split import Split
 
@@ -112,14 +113,14 @@ def _fitting(settings: Sequence[str], method: str) -> tuple[tuple[str, ...], tup
     if METHODS[method].first_stage:
         return tuple(settings), ()
     lost = [setting for setting in settings if stage_of(setting.partition("=")[0].strip())[0]]
-    overrides(lost)  # names what is wrong with them, as nothing else will
+    parse_settings(lost, EXAMPLE_SETTING)  # names what is wrong with them, as nothing else will
     kept = tuple(setting for setting in settings if setting not in lost)
     return kept, tuple(f"{setting} is left out: {method} is trained in one stage" for setting in lost)
 
 
 def _refuse_ablated(table: PaperTable, row: Row, settings: Sequence[str]) -> None:
     """Refuse to set what a row is there to vary; the switches of a method of two stages are the second's."""
-    for stage, key in map(stage_of, flat(overrides(settings))):
+    for stage, key in map(stage_of, flatten(parse_settings(settings, EXAMPLE_SETTING))):
         for switch in row.switches:
             if stage != "stage1" and f"{key}.".startswith(f"{switch}."):
                 it = "it" if key == switch and not stage else f"{stage}{'.' if stage else ''}{key}"
@@ -128,7 +129,7 @@ def _refuse_ablated(table: PaperTable, row: Row, settings: Sequence[str]) -> Non
 
 def _differences(published: Config, ours: Config) -> tuple[str, ...]:
     """Say in what a configuration differs from the row's own, a change in both stages once."""
-    before, after = (flat(config.to_tables()) for config in (published, ours))
+    before, after = (flatten(config.to_tables()) for config in (published, ours))
     changes = {
         key: (before.get(key, "-"), after.get(key, "-"))
         for key in {**before, **after}

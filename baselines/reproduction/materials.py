@@ -171,7 +171,7 @@ class Materials:
             split, features = self.split(dataset), self.features(dataset, encoder)
             if split is None or features is None:
                 raise MeidbenchError(f"there is no split or there are no features of {dataset} with {encoder}")
-            self._inputs[key] = Inputs.of(split, features)
+            self._inputs[key] = Inputs.from_sources(split, features)
         return self._inputs[key]
 
     def resolving(self, dataset: str) -> Split:

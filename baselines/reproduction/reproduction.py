@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from meidbench.baselines.inference import Trained
+from meidbench.baselines.learner import check_run
 from meidbench.baselines.reproduction.estimates import estimate
 from meidbench.baselines.reproduction.jobs import Job, make_jobs
 from meidbench.baselines.reproduction.materials import Materials
@@ -13,7 +14,6 @@ from meidbench.baselines.reproduction.paper_tables import PaperTable, Row
 from meidbench.baselines.reproduction.reasons import OUT_OF_MEMORY, is_out_of_memory, reason
 from meidbench.baselines.reproduction.request import WATERMARK, Request
 from meidbench.baselines.reproduction.runs import RUNS, Workshop
-from meidbench.baselines.stages import check_run
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.files import written_whole
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from meidbench.baselines.aggregators import AGGREGATORS
-from meidbench.baselines.components import known_options
-from meidbench.baselines.configuration import Tables, flat, overrides, read
+from meidbench.baselines.configuration import EXAMPLE_SETTING, flatten, known_options
+from meidbench.checks import parse_settings, read_dataclass
 from meidbench.errors import MeidbenchError, bullet_list
 
 WATERMARK = "SIMULATED: numbers say nothing of real data"
@@ -109,8 +109,8 @@ def simulation_of(settings: Sequence[str]) -> tuple[Simulation, tuple[str, ...]]
     """
     own = [setting for setting in settings if setting.startswith(f"{_SECTION}.")]
     problems: list[str] = []
-    tables: Tables = overrides(own).get(_SECTION, {})
-    simulation = read(Simulation, tables, f"{_SECTION}.", problems)
+    tables = parse_settings(own, EXAMPLE_SETTING).get(_SECTION, {})
+    simulation = read_dataclass(Simulation, tables, problems, f"{_SECTION}.")
     if problems:
         raise MeidbenchError(f"{len(problems)} problem(s) with what is simulated:\n{bullet_list(problems)}")
     return simulation, tuple(setting for setting in settings if setting not in own)
@@ -133,7 +133,7 @@ def layered(*layers: Sequence[str]) -> tuple[str, ...]:
     """
     kept: list[str] = []
     for layer in layers:
-        above = set(flat(overrides(layer)))
+        above = set(flatten(parse_settings(layer, EXAMPLE_SETTING)))
         kept = [setting for setting in kept if not _is_covered(setting, above)]
         kept += layer
     return tuple(kept)
@@ -152,5 +152,5 @@ def stage_of(key: str) -> tuple[str, str]:
 
 
 def _is_covered(setting: str, above: set[str]) -> bool:
-    keys = list(flat(overrides([setting])))
+    keys = list(flatten(parse_settings([setting], EXAMPLE_SETTING)))
     return bool(keys) and all(key in above or stage_of(key)[1] in above for key in keys)

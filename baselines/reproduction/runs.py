@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from meidbench.baselines.configuration import Config
-from meidbench.baselines.inference import Progress, Trained, quiet, read_trained
+from meidbench.baselines.inference import Trained, read_trained, show_no_progress
 from meidbench.baselines.reproduction.materials import Materials
-from meidbench.baselines.run_folder import Inputs, Report, RunFolder
+from meidbench.baselines.run_folder import Inputs, RunFolder
 from meidbench.baselines.training import train
 from meidbench.errors import MeidbenchError
+from meidbench.names import ProgressBar, Report
 
 RUNS = "runs"
 _DIGITS = 12
@@ -63,7 +64,7 @@ class Workshop:
 
     out: Path
     materials: Materials
-    progress: Progress = quiet
+    progress: ProgressBar = show_no_progress
     report: Report = lambda line: None
 
     def folder(self, config: Config, dataset: str, encoder: str) -> Path:

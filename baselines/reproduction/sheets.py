@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meidbench.baselines.inference import Progress
 from meidbench.baselines.reproduction.built_splits import BuiltSplits
 from meidbench.baselines.reproduction.jobs import Job, make_jobs
 from meidbench.baselines.reproduction.markdown import table_markdown
@@ -19,8 +18,8 @@ from meidbench.baselines.reproduction.runs import Workshop
 from meidbench.baselines.reproduction.simulated_materials import SimulatedMaterials
 from meidbench.baselines.reproduction.table_one import reproduce_table_one
 from meidbench.baselines.reproduction.text import plan_text, table_text
-from meidbench.baselines.run_folder import Report
 from meidbench.errors import MeidbenchError, bullet_list
+from meidbench.names import ProgressBar, Report
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def run_sheets(
     gpu: str,
     only_plan: bool,
     width: int,
-    progress: Progress,
+    progress: ProgressBar,
     report: Report,
 ) -> Iterator[Sheet]:
     """Run tables, or plan them where nothing of them can be run or no more is asked for.

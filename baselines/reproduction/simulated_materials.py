@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from meidbench.baselines.inference import Progress, quiet
+from meidbench.baselines.inference import show_no_progress
 from meidbench.baselines.reproduction.built_splits import BuiltSplits
 from meidbench.baselines.reproduction.materials import Materials, renamed
 from meidbench.baselines.reproduction.needs import encoders
@@ -10,6 +10,7 @@ from meidbench.baselines.reproduction.request import Simulation
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.features.feature_file import STATUSES, read_header
 from meidbench.features.simulation import simulate_features, simulate_split
+from meidbench.names import ProgressBar
 from meidbench.splits.split import Split, write_split
 
 PREFIX = "simulated-"
@@ -30,7 +31,9 @@ class SimulatedMaterials(Materials):
         As for ``meidbench.baselines.train``.
     """
 
-    def __init__(self, simulation: Simulation, splits: BuiltSplits, out: Path, progress: Progress = quiet) -> None:
+    def __init__(
+        self, simulation: Simulation, splits: BuiltSplits, out: Path, progress: ProgressBar = show_no_progress
+    ) -> None:
         super().__init__(splits)
         self.simulation, self.out, self.progress = simulation, out, progress
         self._simulated: dict[str, Split] = {}

@@ -83,7 +83,6 @@ def train(
 
     from tabulate import tabulate
 
-    from meidbench.baselines.components import aggregator_name  # type: ignore[import-not-found, unused-ignore]
     from meidbench.baselines.recipes import resolve  # type: ignore[import-not-found, unused-ignore]
     from meidbench.baselines.training import train as train_run  # type: ignore[import-not-found, unused-ignore]
     from meidbench.cli.parameters import progress_bar
@@ -102,7 +101,7 @@ def train(
     settings += tuple(f"{key}={value}" for key, value in short.items() if value is not None)
     config = resolve(method, load_split(split), aggregator=aggregator, settings=settings)
     if out is None:
-        out = Path("runs") / f"{Path(split).stem}-{method}-{aggregator_name(config)}-{config.seed}"
+        out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator_name}-{config.seed}"
     trained = train_run(
         split,
         features,
