@@ -41,7 +41,7 @@ def known_options(component: type) -> dict[str, Any]:
     """
     options: dict[str, Any] = {}
     for kind in (component, Aggregator) if issubclass(component, Aggregator) else (component,):
-        hints, arguments = get_type_hints(kind.__init__), inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+        hints, arguments = get_type_hints(kind.__init__), inspect.signature(kind.__init__).parameters
         options |= {name: hints[name] for name, argument in arguments.items() if argument.kind is argument.KEYWORD_ONLY}
     return options
 

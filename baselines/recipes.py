@@ -148,7 +148,7 @@ def read_benchmark(dataset: str, compat: bool = False) -> tuple[Table, dict[str,
     60
     """
     content = _read_file("benchmarks")
-    values = content.get(dataset, content["other"])
+    values: Table = content[dataset if dataset in content else "other"]
     public = values.get("compat", {}) if compat else {}
     tables = merge_tables(values["config"], public.get("config", {}))
     return tables, {**values["sources"], **public.get("sources", {})}
@@ -219,7 +219,7 @@ def resolve(
     """
     recipe = METHODS[one_of("method", method, tuple(METHODS))]
     asked = merge_tables(tables or {}, parse_settings(settings, EXAMPLE_SETTING))
-    by_stage = {stage: asked.pop(stage) for stage in ("stage1", "stage2") if stage in asked}
+    by_stage: Table = {stage: asked.pop(stage) for stage in ("stage1", "stage2") if stage in asked}
     _check_keys(method, asked, by_stage)
     first = None
     if recipe.first_stage:
