@@ -1,13 +1,12 @@
 """The commands ``train`` and ``predict``: what they write, print, and refuse."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
+from processes import run_command, start_two
 
 from meidbench.cli import main
 from meidbench.features.simulation import simulate_features
@@ -133,25 +132,10 @@ def test_help_imports_nothing_heavy():
 
 
 def test_under_torchrun_one_process_speaks(toy_split_file, features, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = "from meidbench.cli.training import train; train()"
-    arguments = ["--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY,
+    arguments = ["train", "--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY,
                  "--method", "framestack", "--epochs", 2, "--aggregator", "netvlad", "--set", "aggregator.clusters=4",
                  "--set", "aggregator.hidden=8"]  # fmt: skip
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env={**os.environ, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [worker.communicate(timeout=120) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    start_two(run_command, *map(str, arguments), folder=tmp_path)
+    said = [[(tmp_path / f"{rank}.{stream}").read_text() for stream in ("stdout", "stderr")] for rank in (0, 1)]
     assert "test" in said[0][0] and "epoch 2 of 2" in said[0][1]
     assert said[1][0] == "" and "epoch" not in said[1][1]

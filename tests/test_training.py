@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import start_two, train_and_kill, train_run
 from sklearn.metrics import average_precision_score
 
 from meidbench.baselines import AGGREGATORS, resolve, train
@@ -65,42 +62,6 @@ def assert_close(one, other, tolerance):
 
 # --- exact resumption -------------------------------------------------------------------------------------------
 
-# Each attempt is a process of its own, forked before torch has computed anything, and killed at a call of any Python
-# function: while a batch is read, a step is taken, a checkpoint is written, a subset is scored.
-ATTEMPTS = """
-import json, os, random, signal, sys
-import torch
-from meidbench.baselines import Config, train
-
-torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports much, which then need not be done again and again
-split, features, out, seed, attempts, tables = sys.argv[1:]
-config = Config.from_tables(json.loads(tables))
-
-def attempt(folder, last_call=None):
-    child = os.fork()
-    if child == 0:
-        calls = 0
-        def count(frame, event, argument):
-            nonlocal calls
-            calls += event == "call"
-            if calls == last_call:
-                os.kill(os.getpid(), signal.SIGKILL)
-        sys.setprofile(count)
-        train(split, features, config, folder)
-        sys.setprofile(None)
-        open(folder + ".calls", "w").write(str(calls))
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-assert attempt(out + "/whole") == 0
-calls = int(open(out + "/whole.calls").read())
-drawn, killed = random.Random(int(seed)), 0
-for _ in range(int(attempts)):
-    killed += attempt(out + "/killed", drawn.randrange(calls // 5, calls)) == signal.SIGKILL
-assert attempt(out + "/killed") == 0
-print(killed)
-"""
-
 
 @pytest.mark.parametrize(("method", "aggregator", "attempts", "extra"), [
     ("framestack-compat", "netvlad", 4, ("aggregator.clusters=4", "aggregator.hidden=8")),
@@ -109,26 +70,18 @@ print(killed)
 def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(
     toy_split, toy_split_file, features, tmp_path, method, aggregator, attempts, extra
 ):
-    settings = ("schedule.epochs=3", "schedule.milestones=[1]", "execution.checkpoint_steps=3", *extra)
-    config = config_of(toy_split, *settings, method=method, aggregator=aggregator)
-    seed = int.from_bytes(os.urandom(2), "big")
-    arguments = [toy_split_file, features, tmp_path, seed, attempts, json.dumps(config.to_tables())]
-    outcome = subprocess.run(
-        [sys.executable, "-c", ATTEMPTS, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert outcome.returncode == 0, (seed, outcome.stderr)
-    assert int(outcome.stdout) >= 1, seed
+    settings = ("schedule.epochs=3", "schedule.milestones=[1]", "sampler.samples_per_epoch=77",
+                "execution.checkpoint_steps=3", *extra)  # fmt: skip
+    tables = config_of(toy_split, *settings, method=method, aggregator=aggregator).to_tables()
+    # While a batch is read, a step is taken, a checkpoint is written, a subset is scored.
+    assert any(train_and_kill(toy_split_file, features, tables, tmp_path, [(0, 0.2, 1.0)] * attempts))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for name in ("last.pt", "best.pt"):
         one, other = load_checkpoint(whole / name), load_checkpoint(killed / name)
         for key, tensor in one["model"].items():
-            assert torch.equal(tensor, other["model"][key]), (seed, name, key)
+            assert torch.equal(tensor, other["model"][key]), (name, key)
     for name in ("predictions-val.parquet", "predictions-test.parquet", "result-val.json", "result-test.json"):
-        assert (whole / name).read_bytes() == (killed / name).read_bytes(), (seed, name)
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
     # Nothing is told twice either.
     assert [line["epoch"] for line in log_of(killed, "epoch")] == [1, 2, 3]
@@ -222,34 +175,12 @@ def test_accumulated_parts_have_the_gradient_of_the_whole_batch(toy_split, featu
         torch.testing.assert_close(parts["exp_avg"], whole["exp_avg"], rtol=1e-4, atol=1e-8)
 
 
-WORKER = """
-import json, sys
-from meidbench.baselines import Config, train
-trained = train(sys.argv[1], sys.argv[2], Config.from_tables(json.loads(sys.argv[4])), sys.argv[3])
-"""
-
-
 def test_two_processes_give_the_result_of_one(toy_split, toy_split_file, features, tmp_path):
     # 113 draws do not divide by two, and the last batch holds a single one.
     settings = (*NO_DROPOUT, "sampler.samples_per_epoch=113", "schedule.clip_norm=0.05", "execution.checkpoint_steps=2")
     config = config_of(toy_split, *settings, method="eql")
     train(toy_split_file, features, config, tmp_path / "one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    arguments = [toy_split_file, features, tmp_path / "two", json.dumps(config.to_tables())]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, *map(str, arguments)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    start_two(train_run, toy_split_file, features, config.to_tables(), tmp_path / "two", folder=tmp_path)
     assert_close(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"), 2e-4)
     one, two = (read_predictions(tmp_path / name / "predictions-test.parquet") for name in ("one", "two"))
     assert one.video_ids == two.video_ids == toy_split.video_ids("test")

@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import start_two, train_and_kill, train_run
 
 from meidbench.baselines import predict, resolve, train
 from meidbench.baselines.run_folder import FIRST_STAGE, RunFolder, load_checkpoint, save_checkpoint
@@ -126,61 +123,14 @@ def test_each_epoch_tells_the_penalty_and_the_norms_of_the_necks(runs, method, s
 
 # --- killed anywhere ------------------------------------------------------------------------------------------------
 
-# Each attempt is a process of its own, forked before torch has computed anything, and killed at a call of any Python
-# function of the stage that is named.
-ATTEMPTS = """
-import json, os, random, signal, sys
-import torch
-from meidbench.baselines import Config, train
-
-torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports much, which then need not be done again and again
-split, features, out, seed, *tables = sys.argv[1:]
-
-def attempt(config, folder, last_stage=None, last_call=None):
-    child = os.fork()
-    if child == 0:
-        stage, calls = 0, [0, 0]
-        def report(line):
-            nonlocal stage
-            stage = max(stage, line.startswith("second stage"))
-        def count(frame, event, argument):
-            calls[stage] += event == "call"
-            if stage == last_stage and calls[stage] == last_call:
-                os.kill(os.getpid(), signal.SIGKILL)
-        sys.setprofile(count)
-        train(split, features, config, folder, report=report)
-        sys.setprofile(None)
-        open(folder + ".calls", "w").write(json.dumps(calls))
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-drawn = random.Random(int(seed))
-for config in (Config.from_tables(json.loads(text)) for text in tables):
-    whole, killed = (f"{out}/{config.method}/{name}" for name in ("whole", "killed"))
-    os.mkdir(f"{out}/{config.method}")
-    assert attempt(config, whole) == 0
-    calls = json.load(open(whole + ".calls"))
-    for stage in (0, 1):
-        # Late enough that there is something to lose, and not where all but a file name is done.
-        last = drawn.randrange(calls[stage] // 3, calls[stage] * 9 // 10)
-        assert attempt(config, killed, stage, last) == signal.SIGKILL
-        assert os.path.isfile(killed + "/config.json") == bool(stage)
-    assert attempt(config, killed) == 0
-"""
-
 
 def test_a_run_that_was_killed_in_both_stages_ends_as_if_it_had_not_been(toy_split, toy_split_file, features, tmp_path):
-    configs = [config_of(toy_split, "execution.checkpoint_steps=2", method=method) for method in METHODS]
-    seed = int.from_bytes(os.urandom(2), "big")
-    tables = [json.dumps(config.to_tables()) for config in configs]
-    outcome = subprocess.run(
-        [sys.executable, "-c", ATTEMPTS, *map(str, (toy_split_file, features, tmp_path, seed)), *tables],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert outcome.returncode == 0, (seed, outcome.stderr)
+    for method in METHODS:
+        (tmp_path / method).mkdir()
+        tables = config_of(toy_split, "execution.checkpoint_steps=2", method=method).to_tables()
+        # Late enough that there is something to lose, and not where everything but a file name is done.
+        kills = [(stage, 1 / 3, 0.9) for stage in (0, 1)]
+        assert train_and_kill(toy_split_file, features, tables, tmp_path / method, kills) == [True, True]
     for method in METHODS:
         whole, killed = (tmp_path / method / name for name in ("whole", "killed"))
         for stage in (".", FIRST_STAGE):
@@ -193,7 +143,7 @@ def test_a_run_that_was_killed_in_both_stages_ends_as_if_it_had_not_been(toy_spl
             for line, expected in zip(told, wanted, strict=True):
                 assert line["model"] == expected["model"]
                 for key in ("loss", "penalty"):
-                    assert line[key] == pytest.approx(expected[key], rel=1e-12), seed
+                    assert line[key] == pytest.approx(expected[key], rel=1e-12)
 
 
 # --- a first stage from elsewhere -----------------------------------------------------------------------------------
@@ -439,38 +389,13 @@ def test_a_configuration_of_two_stages_can_be_read_back_and_told_apart(toy_split
 
 # --- several processes ----------------------------------------------------------------------------------------------
 
-WORKER = """
-import json, sys
-from meidbench.baselines import Config, train
-train(sys.argv[1], sys.argv[2], Config.from_tables(json.loads(sys.argv[4])), sys.argv[3])
-"""
-
 
 def test_two_processes_give_the_result_of_one(toy_split, toy_split_file, features, tmp_path):
     # A mean of squares is that of its halves together, a root is not.
     settings = ("model.distill_norm=mse", "sampler.samples_per_epoch=49", "execution.checkpoint_steps=2")
     config = config_of(toy_split, *settings)
     train(toy_split_file, features, config, tmp_path / "one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    arguments = [toy_split_file, features, tmp_path / "two", json.dumps(config.to_tables())]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, *map(str, arguments)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [worker.communicate(timeout=60)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    start_two(train_run, toy_split_file, features, config.to_tables(), tmp_path / "two", folder=tmp_path)
     for stage in (FIRST_STAGE, "."):
         one, two = (weights_of(tmp_path / name / stage, "last.pt") for name in ("one", "two"))
         assert one.keys() == two.keys()
