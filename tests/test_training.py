@@ -132,13 +132,13 @@ def test_a_damaged_checkpoint_is_refused_by_name(toy_split, features, tmp_path):
 
 @given(
     draws=st.integers(8, 200),
-    part_size=st.integers(2, 9),
+    micro_batch_size=st.integers(2, 9),
     accumulate=st.integers(1, 3),
     processes=st.integers(1, 4),
     smallest=st.integers(1, 2),
 )
-def test_parts_of_an_epoch_make_whole_steps(draws, part_size, accumulate, processes, smallest):
-    batch_size = part_size * accumulate * processes
+def test_micro_batches_of_an_epoch_make_whole_steps(draws, micro_batch_size, accumulate, processes, smallest):
+    batch_size = micro_batch_size * accumulate * processes
     plans = [EpochPlan(draws, batch_size, accumulate, processes, rank, smallest) for rank in range(processes)]
     shares = np.zeros((plans[0].steps, draws))
     for rank, plan in enumerate(plans):
@@ -146,7 +146,7 @@ def test_parts_of_an_epoch_make_whole_steps(draws, part_size, accumulate, proces
         for index in range(plan.micro_batches):
             micro_batch = plan.micro_batch(index)
             if micro_batch.weight:
-                own = np.arange(rank, draws, processes)[index * part_size :][: micro_batch.videos]
+                own = np.arange(rank, draws, processes)[index * micro_batch_size :][: micro_batch.videos]
                 shares[index // accumulate, own] += micro_batch.weight / micro_batch.videos / processes
             assert micro_batch.ends_step == ((index + 1) % accumulate == 0 or index == plan.micro_batches - 1)
     for step, share in enumerate(shares):
@@ -155,11 +155,26 @@ def test_parts_of_an_epoch_make_whole_steps(draws, part_size, accumulate, proces
         expected[shown] = 1 / len(shown)
         np.testing.assert_allclose(share, expected, atol=1e-12)
     assert draws - plans[0].used_draws < processes * smallest
+    # The loader repeats videos so that all processes read equally many.
+    assert -(-draws // processes) - (plans[0].micro_batches - 1) * micro_batch_size >= smallest
+
+
+@pytest.mark.parametrize(("draws", "smallest", "expected"), [
+    (8, 2, [4, 4]), (9, 2, [4, 4]), (10, 2, [4, 4, 2]), (9, 1, [4, 4, 1]), (10, 3, [4, 4]), (11, 3, [4, 4, 3]),
+])  # fmt: skip
+def test_a_last_micro_batch_that_is_too_small_is_left_out(draws, smallest, expected):
+    plan = EpochPlan(draws, batch_size=4, smallest=smallest)
+    assert [plan.micro_batch(index).videos for index in range(plan.micro_batches)] == expected
+    assert plan.used_draws == sum(expected) and plan.steps == len(expected)
+    with pytest.raises(MeidbenchError, match=rf"leave no micro-batch of at least {smallest + 4} video"):
+        EpochPlan(draws, batch_size=4, smallest=smallest + 4)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum_classes_mean_batch"])
 @pytest.mark.parametrize("method", ["ldam", "cbs"])
-def test_accumulated_parts_have_the_gradient_of_the_whole_batch(toy_split, features, tmp_path, method, reduction):
+def test_accumulated_micro_batches_have_the_gradient_of_the_whole_batch(
+    toy_split, features, tmp_path, method, reduction
+):
     learnt = []
     for accumulate in (1, 4):
         settings = (*NO_DROPOUT, f"loss.reduction={reduction}", f"schedule.accumulate={accumulate}")
