@@ -5,6 +5,7 @@ from pathlib import Path
 
 from meidbench.baselines.inference import show_no_progress
 from meidbench.baselines.recipes import resolve
+from meidbench.baselines.run_folder import RunFolder
 from meidbench.baselines.training import train
 from meidbench.errors import MeidbenchError
 from meidbench.features.simulation import simulate_features, simulate_split
@@ -26,18 +27,9 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class Demo:
-    """The files of a demonstration.
-
-    Attributes
-    ----------
-    split : Split
-    split_path : Path
-    predictions : dict of str to Path
-        Of the test subset, by method.
-    """
+    """The split of a demonstration, and the prediction file of each method for the test subset."""
 
     split: Split
-    split_path: Path
     predictions: dict[str, Path]
 
 
@@ -65,10 +57,6 @@ def run_demo(
     progress, report : callable
         As for ``meidbench.baselines.train``.
 
-    Returns
-    -------
-    Demo
-
     Raises
     ------
     MeidbenchError
@@ -91,6 +79,6 @@ def run_demo(
     for method in methods:
         settings = [*_SETTINGS, f"schedule.epochs={epochs}", f"schedule.milestones=[{epochs * 2 // 3}]", f"seed={seed}"]
         config = resolve(method, split, settings=settings)
-        trained = train(split_path, features, config, out / method, progress=progress, report=report)
-        predictions[method] = trained.path / "predictions-test.parquet"
-    return Demo(split, split_path, predictions)
+        train(split_path, features, config, out / method, progress=progress, report=report)
+        predictions[method] = RunFolder(out / method).predictions("test")
+    return Demo(split, predictions)

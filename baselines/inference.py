@@ -190,24 +190,21 @@ class Trained:
 
 def read_trained(folder: RunFolder, split: Split, *, just_finished: bool = False) -> Trained | None:
     """Return a finished run; None where it is not finished."""
-    results = {}
+    means: dict[str, MeanAP] = {}
+    warnings: dict[str, None] = {}  # a set in order
     for subset in SELECTION_SUBSETS:
         if not len(split.rows(subset)):
             continue
-        if not folder.result(subset).is_file() or not folder.predictions(subset).is_file():
+        file = folder.result(subset)
+        if not file.is_file() or not folder.predictions(subset).is_file():
             return None
         try:
-            results[subset] = json.loads(folder.result(subset).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise MeidbenchError(f"{folder.result(subset)} is damaged ({error}); remove it to score again") from None
-    try:
-        means = {
-            subset: MeanAP(**{group: math.nan if value is None else value for group, value in result["mAP"].items()})
-            for subset, result in results.items()
-        }
-        warnings = dict.fromkeys(warning for result in results.values() for warning in result["warnings"])
-    except (KeyError, TypeError, AttributeError):
-        raise MeidbenchError(f"a result in {folder.path} is damaged; remove result-*.json to score again") from None
+            result = json.loads(file.read_text(encoding="utf-8"))
+            values = {group: math.nan if value is None else value for group, value in result["mAP"].items()}
+            means[subset] = MeanAP(**values)
+            warnings |= dict.fromkeys(result["warnings"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MeidbenchError(f"{file} is damaged ({error}); remove it to score again") from None
     return Trained(folder.path, means, tuple(warnings), not just_finished)
 
 

@@ -74,15 +74,7 @@ class Position:
 
 
 class Learner:
-    """A model in training.
-
-    Attributes
-    ----------
-    position : Position
-    module, model : nn.Module
-        The model, and the model wrapped so that processes share gradients.
-    running : RunningAveragePrecision
-    """
+    """A model in training: ``module``, and ``model``, which is the same wrapped so that processes share gradients."""
 
     def __init__(self, config: Config, task: Task, processes: ProcessGroup) -> None:
         self.config, self.processes = config, processes
@@ -105,7 +97,7 @@ class Learner:
         return nullcontext()
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the learning rate of all weights."""
+        """Set the learning rate."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
@@ -126,10 +118,7 @@ class Learner:
         """Write a checkpoint to resume from. Every process must call it; the first one writes."""
         state = self.running.state_dict()
         # The first process resumes with the rows of all processes; their order does not matter.
-        for name in ("scores", "labels"):
-            rows = state[name]
-            assert rows is not None
-            state[name] = self.processes.gather(rows)
+        state |= {name: self.processes.gather(state[name]) for name in ("scores", "labels")}
         if not self.processes.is_first:
             return
         content = {
@@ -199,14 +188,7 @@ def _make_mismatch_error(path: Path, error: Exception) -> MeidbenchError:
 
 
 class DivergenceError(MeidbenchError):
-    """A loss or a gradient is NaN or infinite.
-
-    Attributes
-    ----------
-    step : int
-    video_ids : tuple of str
-        All videos of the step's batch (of this process).
-    """
+    """A loss or a gradient is NaN or infinite; ``video_ids`` are the videos of the step's batch in this process."""
 
     def __init__(self, message: str, step: int, video_ids: tuple[str, ...]) -> None:
         super().__init__(message)
@@ -216,7 +198,7 @@ class DivergenceError(MeidbenchError):
 
 @dataclass(frozen=True)
 class StepTotals:
-    """The number of some steps, the sums of their losses and penalties, and their largest gradient norm."""
+    """The number of steps, the sums of their losses and penalties, and their largest gradient norm."""
 
     steps: int
     loss_sum: float
@@ -380,14 +362,7 @@ def plan_epoch(config: Config, model: nn.Module, draws: int, processes: int = 1,
 def check_run(config: Config, split: Split, dim: int, *, processes: int = 1) -> None:
     """Make the components of a run and of its first stage, without memory for weights.
 
-    Parameters
-    ----------
-    config : Config
-    split : Split
-    dim : int
-        Width of the features.
-    processes : int
-        The number of processes that will train together.
+    ``dim`` is the width of the features, and ``processes`` the number of processes that will train together.
 
     Raises
     ------

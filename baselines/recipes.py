@@ -182,7 +182,7 @@ def merge_tables(below: Table, above: Table) -> Table:
 
 
 def _find_options(family: str, name: object) -> dict[str, object] | None:
-    """Return the options of a component; None where there is no such component."""
+    """Return the options of a component; None for an unknown name."""
     known = FAMILIES.get(family, {})
     return known_options(known[name]) if isinstance(name, str) and name in known else None
 

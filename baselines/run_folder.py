@@ -143,8 +143,8 @@ class RunFolder:
             if any(not entry.name.startswith(".") and entry.name != FIRST_STAGE for entry in entries):
                 raise MeidbenchError(f"{self.path} is not empty and holds no run; name another folder with --out")
             return False
-        began_with, began_from = self.read()
-        if problems := began_with.differences(config) + began_from.differences(inputs):
+        there, before = self.read()
+        if problems := there.differences(config) + before.differences(inputs):
             raise MeidbenchError(
                 f"{self.path} holds another run:\n{bullet_list(problems)}\n"
                 "Name another folder with --out, or use the settings and inputs that the run began with."
@@ -171,8 +171,8 @@ class RunFolder:
         MeidbenchError
             It holds another run, an unfinished one, or something else.
         """
-        config, before = self.read()
-        problems = config.differences(wanted) + before.differences(inputs)
+        there, before = self.read()
+        problems = there.differences(wanted) + before.differences(inputs)
         if not problems and not self.result(wanted.selection.subset).is_file():
             problems.append("it is not finished; run its command again")
         if problems:
@@ -189,18 +189,19 @@ class RunFolder:
         MeidbenchError
             There is no run, or its config.json is damaged.
         """
-        file = self.config
-        if not file.is_file():
+        if not self.config.is_file():
             raise MeidbenchError(f"{self.path} holds no run (there is no config.json); 'meidbench train' makes one")
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(self.config.read_text(encoding="utf-8"))
             if content["format_version"] != FORMAT_VERSION:
-                raise MeidbenchError(f"{file} is of version {content['format_version']}; this is for {FORMAT_VERSION}")
+                raise MeidbenchError(
+                    f"{self.config} is of version {content['format_version']}; this is for {FORMAT_VERSION}"
+                )
             return Config.from_tables(content["config"]), Inputs(**content["inputs"])
         except MeidbenchError:
             raise
         except (ValueError, KeyError, TypeError) as error:
-            raise MeidbenchError(f"{file} is damaged: {error!r}; name another folder with --out") from None
+            raise MeidbenchError(f"{self.config} is damaged: {error!r}; name another folder with --out") from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -227,8 +228,7 @@ def digest_features(split: Split, features: FeatureSource) -> str:
     """Return a sha256 that tells the features of a split from others.
 
     For a feature file it covers the checksum of every video of the split. Other forms have no checksums: there it
-    covers the number of rows of each video, and the rows of a few videos of each subset. This is a sample, which other
-    features may share.
+    covers the number of rows of each video, and the rows of a few videos per subset, which other features may share.
 
     Raises
     ------
