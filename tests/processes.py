@@ -104,8 +104,8 @@ def train_and_kill(
 ) -> list[bool]:
     """Train FOLDER/whole, and FOLDER/killed, which is killed at drawn calls and resumed until it is finished.
 
-    A kill is a stage, and the two shares of the stage's calls between which the call is drawn. Returned is whether each
-    killed the process, which may have ended before.
+    A kill is a stage, and the two shares of the stage's calls between which the call is drawn. The returned list holds
+    whether each one killed its process, which may have ended before that call.
     """
     seed = int.from_bytes(os.urandom(2), "big")
     print(f"the calls at which runs are killed are drawn from the seed {seed}")  # noqa: T201

@@ -1,4 +1,4 @@
-"""The commands ``train`` and ``predict``: what they write, print, and refuse."""
+"""The commands ``train`` and ``predict``: the files that they write, the texts that they print, and refusals."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def trained(invoke, toy_split_file, features, tmp_path):
     return outcome, tmp_path / "run", arguments
 
 
-def test_train_prints_what_it_reached_and_writes_what_evaluate_says(trained, invoke, toy_split_file, tmp_path):
+def test_train_prints_its_scores_and_writes_the_results_of_evaluate(trained, invoke, toy_split_file, tmp_path):
     outcome, run, _ = trained
     assert [line.split()[0] for line in outcome.stdout.splitlines()[2:4]] == ["val", "test"]
     assert outcome.stdout.splitlines()[-1] == str(run)
@@ -56,7 +56,7 @@ def test_the_same_command_again_says_that_it_is_finished_and_another_is_refused(
     assert "schedule.epochs: 2 in the run, 3 asked for" in other.stderr and "seed: 2021 in the run" in other.stderr
 
 
-def test_predict_writes_what_the_run_wrote(trained, invoke, tmp_path, toy_split_file):
+def test_predict_writes_the_same_file_as_the_run(trained, invoke, tmp_path, toy_split_file):
     _, run, _ = trained
     outcome = invoke("predict", run, "--subset", "test", "--out", tmp_path / "test.parquet", "--device", "cpu")
     assert outcome.exit_code == 0, outcome.output
@@ -68,7 +68,7 @@ def test_predict_writes_what_the_run_wrote(trained, invoke, tmp_path, toy_split_
     assert scored.exit_code == 0, scored.output
 
 
-def test_predict_refuses_what_does_not_fit(trained, invoke, toy_split, tmp_path):
+def test_predict_refuses_features_and_runs_that_do_not_fit(trained, invoke, toy_split, tmp_path):
     _, run, _ = trained
     wide = simulate_features(toy_split, tmp_path / "wide.h5", frames=6, dim=20)
     outcome = invoke("predict", run, "--features", wide, "--out", tmp_path / "p.parquet")
@@ -83,7 +83,7 @@ def test_predict_refuses_what_does_not_fit(trained, invoke, toy_split, tmp_path)
     assert outcome.exit_code == 1 and "there is no checkpoint" in outcome.stderr
 
 
-def test_selecting_on_test_is_warned_of_wherever_it_is_scored(invoke, toy_split_file, features, tmp_path):
+def test_a_selection_on_test_gives_a_warning_at_every_scoring(invoke, toy_split_file, features, tmp_path):
     outcome = invoke("train", "--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY,
                      "--method", "bce", "--epochs", 1, "--select-on", "test")  # fmt: skip
     assert outcome.exit_code == 0 and "warning: the checkpoint was chosen on the test subset" in outcome.stderr
@@ -101,7 +101,7 @@ def test_selecting_on_test_is_warned_of_wherever_it_is_scored(invoke, toy_split_
     (["--method", "bce", "--epochs", "3", "--set", "schedule.epochs=4"], 1, "schedule.epochs is set twice"),
     ([], 2, "--method"),
 ])  # fmt: skip
-def test_calls_that_cannot_be_are_refused(invoke, toy_split_file, features, tmp_path, arguments, code, said):
+def test_invalid_calls_are_refused(invoke, toy_split_file, features, tmp_path, arguments, code, said):
     outcome = invoke("train", "--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *arguments)
     assert outcome.exit_code == code and said in outcome.stderr and outcome.stdout == ""
     assert not (tmp_path / "run" / "config.json").exists()
@@ -114,7 +114,7 @@ def test_features_of_other_videos_are_refused_by_name(invoke, toy_split, toy_spl
     assert outcome.exit_code == 1 and "50 missing" in outcome.stderr and toy_split.video_ids("val")[0] in outcome.stderr
 
 
-def test_the_run_has_a_name_of_its_own(invoke, toy_split_file, features, tmp_path, monkeypatch):
+def test_the_run_has_a_default_name(invoke, toy_split_file, features, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = invoke("train", "--split", toy_split_file, "--features", features, "--method", "bce", *TINY,
                      "--epochs", 1, "--seed", 5, "--aggregator", "early_mean")  # fmt: skip
@@ -131,7 +131,7 @@ def test_help_imports_nothing_heavy():
     assert outcome.stdout == "set()\n"
 
 
-def test_under_torchrun_one_process_speaks(toy_split_file, features, tmp_path):
+def test_under_torchrun_one_process_prints(toy_split_file, features, tmp_path):
     arguments = ["train", "--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY,
                  "--method", "framestack", "--epochs", 2, "--aggregator", "netvlad", "--set", "aggregator.clusters=4",
                  "--set", "aggregator.hidden=8"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Training: exact resumption, parts and processes that make one batch, divergence, selection, and what a run writes."""
+"""Training: exact resumption, micro-batches and processes, divergence, selection, and the files of a run."""
 
 import dataclasses
 import json
@@ -60,14 +60,14 @@ def assert_close(one, other, tolerance):
         torch.testing.assert_close(tensor, other[name], rtol=tolerance, atol=tolerance)
 
 
-# --- exact resumption -------------------------------------------------------------------------------------------
+# --- exact resumption -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("method", "aggregator", "attempts", "extra"), [
     ("framestack-compat", "netvlad", 4, ("aggregator.clusters=4", "aggregator.hidden=8")),
     ("cbs", "nonlinear", 2, ("augmentation.name=mixup", "schedule.accumulate=2")),
 ])  # fmt: skip
-def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(
+def test_a_run_that_was_killed_anywhere_ends_like_one_that_was_not(
     toy_split, toy_split_file, features, tmp_path, method, aggregator, attempts, extra
 ):
     settings = ("schedule.epochs=3", "schedule.milestones=[1]", "sampler.samples_per_epoch=77",
@@ -83,18 +83,18 @@ def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(
     for name in ("predictions-val.parquet", "predictions-test.parquet", "result-val.json", "result-test.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
-    # Nothing is told twice either.
+    # The log has no event twice either.
     assert [line["epoch"] for line in log_of(killed, "epoch")] == [1, 2, 3]
     assert [line["loss"] for line in log_of(killed, "epoch")] == pytest.approx(
         [line["loss"] for line in log_of(whole, "epoch")], rel=1e-12
     )
 
 
-def test_a_finished_run_is_left_as_it_is(toy_split, features, tmp_path):
+def test_a_finished_run_stays_as_it_is(toy_split, features, tmp_path):
     config = config_of(toy_split, "schedule.epochs=1")
     first = train(toy_split, features, config, tmp_path / "run")
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
-    # How it is carried out may change.
+    # The execution may change.
     changed = dataclasses.replace(config, execution=dataclasses.replace(config.execution, log_every=1))
     again = train(toy_split, features, changed, tmp_path / "run")
     assert not first.was_finished and again.was_finished and again.mAP == first.mAP
@@ -118,7 +118,7 @@ def test_another_run_in_the_same_folder_is_refused_and_its_differences_named(toy
         train(toy_split, features, other, tmp_path / "other")
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(toy_split, features, tmp_path):
+def test_a_damaged_last_checkpoint_is_refused_by_name(toy_split, features, tmp_path):
     config = config_of(toy_split, "schedule.epochs=1")
     train(toy_split, features, config, tmp_path / "run")
     (tmp_path / "run" / "result-test.json").unlink()
@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(toy_split, features, tmp_path):
         train(toy_split, features, config, tmp_path / "run")
 
 
-# --- parts and processes ----------------------------------------------------------------------------------------
+# --- micro-batches and processes ------------------------------------------------------------------------------------
 
 
 @given(
@@ -155,7 +155,7 @@ def test_micro_batches_of_an_epoch_make_whole_steps(draws, micro_batch_size, acc
         expected[shown] = 1 / len(shown)
         np.testing.assert_allclose(share, expected, atol=1e-12)
     assert draws - plans[0].used_draws < processes * smallest
-    # The loader repeats videos so that all processes read equally many.
+    # The loader repeats videos so that all processes read the same number.
     assert -(-draws // processes) - (plans[0].micro_batches - 1) * micro_batch_size >= smallest
 
 
@@ -178,7 +178,7 @@ def test_accumulated_micro_batches_have_the_gradient_of_the_whole_batch(
     learnt = []
     for accumulate in (1, 4):
         settings = (*NO_DROPOUT, f"loss.reduction={reduction}", f"schedule.accumulate={accumulate}")
-        # One step: after several, Adam makes much of little.
+        # One step: after several, Adam enlarges small differences.
         config = config_of(
             toy_split, *settings, "sampler.samples_per_epoch=13", "schedule.epochs=1", "schedule.lr=1e-6", method=method
         )
@@ -214,7 +214,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(toy_split, features, tmp_path
         train(toy_split, features, alone, tmp_path / "other")
 
 
-# --- divergence -------------------------------------------------------------------------------------------------
+# --- divergence -----------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_nan_stops_the_run_and_names_the_step_and_the_videos(toy_split, tmp_path):
@@ -233,7 +233,7 @@ def test_a_loss_that_is_nan_stops_the_run_and_names_the_step_and_the_videos(toy_
     assert log_of(tmp_path / "run", "diverged") == [
         {"event": "diverged", "step": stopped.value.step, "video_ids": list(stopped.value.video_ids)}
     ]
-    # No weight that was touched by it is kept.
+    # No checkpoint holds the diverged weights.
     assert not (tmp_path / "run" / "last.pt").exists() and not (tmp_path / "run" / "best.pt").exists()
 
 
@@ -249,7 +249,7 @@ def test_scores_that_are_infinite_are_refused_by_video(toy_split, tmp_path):
         train(toy_split, folder, config_of(toy_split), tmp_path / "run")
 
 
-# --- selection, and what is written -------------------------------------------------------------------------------
+# --- selection, and the files of a run ------------------------------------------------------------------------------
 
 
 def sklearn_map(split, subset, scores):
@@ -273,7 +273,7 @@ def test_the_best_checkpoint_is_that_of_the_best_map(toy_split, features, tmp_pa
 
 
 @pytest.mark.parametrize("subset", ["train", "val", "test"])
-def test_features_of_which_one_video_changed_are_others(toy_split, features, tmp_path, subset):
+def test_a_change_of_one_video_changes_the_digest_of_the_features(toy_split, features, tmp_path, subset):
     changed = toy_split.video_ids(subset)[-2]
     stored = open_features(features)
     for name in ("before", "after"):
@@ -294,7 +294,7 @@ def test_a_split_without_the_selecting_subset_is_refused(toy_split, features, tm
 
 
 @pytest.mark.parametrize(("aggregator", "options"), [("nonlinear", {}), ("netvlad", {"clusters": 4, "hidden": 8})])
-def test_predictions_are_what_the_model_says_in_evaluation_mode(toy_split, features, tmp_path, aggregator, options):
+def test_predictions_are_the_logits_in_evaluation_mode(toy_split, features, tmp_path, aggregator, options):
     # bf16 in training must not show in the scores.
     settings = [f"aggregator.{key}={value}" for key, value in options.items()]
     config = config_of(toy_split, "schedule.precision=bf16", *settings, aggregator=aggregator)
@@ -312,7 +312,7 @@ def test_predictions_are_what_the_model_says_in_evaluation_mode(toy_split, featu
             np.testing.assert_allclose(predictions.scores[row], said, atol=1e-5)
 
 
-def test_a_run_says_what_it_was_made_from(toy_split, toy_split_file, features, tmp_path):
+def test_a_run_records_what_it_was_made_from(toy_split, toy_split_file, features, tmp_path):
     config = config_of(toy_split, method="eql")
     train(toy_split_file, features, config, tmp_path / "run")
     content = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -337,7 +337,7 @@ def test_a_run_can_be_repeated_from_its_configuration(toy_split, features, tmp_p
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
-def test_tensorboard_is_told_the_same_where_it_is_installed(toy_split, features, tmp_path):
+def test_tensorboard_gets_the_same_numbers_where_it_is_installed(toy_split, features, tmp_path):
     pytest.importorskip("tensorboard", reason="TensorBoard is an extra, and not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -347,7 +347,7 @@ def test_tensorboard_is_told_the_same_where_it_is_installed(toy_split, features,
     assert [event.value for event in told] == pytest.approx(expected, abs=1e-6)
 
 
-def test_without_tensorboard_the_log_says_so_once(toy_split, features, tmp_path, monkeypatch):
+def test_without_tensorboard_the_user_is_told_once(toy_split, features, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     lines = []
     train(toy_split, features, config_of(toy_split), tmp_path / "run", report=lines.append)
@@ -389,7 +389,7 @@ def test_fp16_scales_its_gradients_and_its_state_is_kept(toy_split, features, tm
     assert load_checkpoint(tmp_path / "run" / "last.pt")["scaler"]["scale"] > 1
 
 
-def test_the_label_mask_changes_what_is_learnt_and_can_be_left_out(toy_split, features, tmp_path):
+def test_the_label_mask_changes_the_weights_and_can_be_left_out(toy_split, features, tmp_path):
     for mask in ("true", "false"):
         train(toy_split, features, config_of(toy_split, f"mask_other_labels={mask}", method="cbs"), tmp_path / mask)
     masked, plain = weights_of(tmp_path / "true"), weights_of(tmp_path / "false")
@@ -404,14 +404,14 @@ def test_features_that_are_missing_are_refused_before_anything_is_trained(toy_sp
 
 
 @pytest.mark.parametrize("content", [b"", b"abc\n", b"\x80\x02.", bytes(range(256)) * 4])
-def test_a_damaged_checkpoint_is_told(tmp_path, content):
+def test_a_damaged_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(MeidbenchError, match="is no checkpoint of a run, or damaged"):
         load_checkpoint(tmp_path / "last.pt")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]"])
-def test_a_damaged_result_is_told(toy_split, features, tmp_path, content):
+def test_a_damaged_result_is_refused(toy_split, features, tmp_path, content):
     config = config_of(toy_split, "schedule.epochs=1")
     train(toy_split, features, config, tmp_path / "run")
     (tmp_path / "run" / "result-val.json").write_text(content)

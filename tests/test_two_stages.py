@@ -1,4 +1,4 @@
-"""Training in two stages: what the second takes over, killed anywhere, taken from elsewhere, settings of both."""
+"""Training in two stages: the weights that the second takes over, kills, a first stage from elsewhere, settings."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ def assert_same(one, other):
         assert (Path(one, name)).read_bytes() == Path(other, name).read_bytes(), name
 
 
-# --- what the second stage takes over -------------------------------------------------------------------------------
+# --- the weights that the second stage takes over -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -73,7 +73,7 @@ def test_the_first_stage_is_a_finished_run_that_the_second_begins_with(runs, toy
     shared = {name.removeprefix("one."): tensor for name, tensor in ended.items() if name.startswith("one.")}
     assert shared.keys() == {name for name in began if not name.startswith("distillation.")}
     moved = [name for name, tensor in shared.items() if not torch.equal(tensor, began[name])]
-    # The release lets the statistics of its batch normalisation drift, and nothing else.
+    # In the release only the statistics of batch normalisation change.
     drifting = ["running_mean", "running_var", "num_batches_tracked"] if method == "meid-release" else []
     assert moved == [f"input_norm.norm.{name}" for name in drifting]
     for subset in ("val", "test"):
@@ -107,7 +107,7 @@ def test_predict_gives_the_scores_of_the_run(runs, tmp_path, method):
 
 @pytest.mark.parametrize("stage", [".", FIRST_STAGE])
 @pytest.mark.parametrize("method", METHODS)
-def test_each_epoch_tells_the_penalty_and_the_norms_of_the_necks(runs, method, stage):
+def test_each_epoch_logs_the_penalty_and_the_norms_of_the_necks(runs, method, stage):
     epochs = log_of(runs / method / stage, "epoch")
     assert [line["epoch"] for line in epochs] == [1, 2]
     for line in epochs:
@@ -124,11 +124,11 @@ def test_each_epoch_tells_the_penalty_and_the_norms_of_the_necks(runs, method, s
 # --- killed anywhere ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_was_killed_in_both_stages_ends_as_if_it_had_not_been(toy_split, toy_split_file, features, tmp_path):
+def test_a_run_that_was_killed_in_both_stages_ends_like_one_that_was_not(toy_split, toy_split_file, features, tmp_path):
     for method in METHODS:
         (tmp_path / method).mkdir()
         tables = config_of(toy_split, "execution.checkpoint_steps=2", method=method).to_tables()
-        # Late enough that there is something to lose, and not where everything but a file name is done.
+        # Late enough for a checkpoint, and early enough that work is left.
         kills = [(stage, 1 / 3, 0.9) for stage in (0, 1)]
         assert train_and_kill(toy_split_file, features, tables, tmp_path / method, kills) == [True, True]
     for method in METHODS:
@@ -151,7 +151,7 @@ def test_a_run_that_was_killed_in_both_stages_ends_as_if_it_had_not_been(toy_spl
 
 @pytest.fixture
 def first(runs, tmp_path):
-    """The first stage of MEID, as a run somewhere else."""
+    """The first stage of MEID in another folder."""
     return Path(shutil.copytree(runs / "meid" / FIRST_STAGE, tmp_path / "first"))
 
 
@@ -161,7 +161,7 @@ def test_a_first_stage_that_is_given_is_taken_and_not_trained_again(runs, toy_sp
     assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == times
     assert not (tmp_path / "run" / FIRST_STAGE).exists()
     assert_same(runs / "meid", tmp_path / "run")
-    # What it began with is what it goes on with, wherever that lies.
+    # A finished run still needs a first stage with the same weights.
     assert train(toy_split, features, config_of(toy_split), tmp_path / "run", first_stage=first).was_finished
     content = load_checkpoint(first / "best.pt")
     content["model"]["aggregator.classifier.bias"] += 1
@@ -199,7 +199,7 @@ def test_a_first_stage_of_another_method_split_or_that_is_not_finished_is_refuse
     begun(toy_split, tmp_path / "nothing", "holds no run")
     (first / "result-val.json").unlink()
     begun(toy_split, first, "it is not finished; run its command again")
-    # It is, where it is run again.
+    # Its own command finishes it.
     train(toy_split, features, config_of(toy_split).first_stage, first)
     train(toy_split, features, config_of(toy_split), tmp_path / "run", first_stage=first)
 
@@ -210,14 +210,14 @@ def test_a_first_stage_of_other_features_is_refused(toy_split, first, tmp_path):
         train(toy_split, others, config_of(toy_split), tmp_path / "run", first_stage=first)
 
 
-def test_a_first_stage_that_was_chosen_on_test_is_told_of(toy_split, features, tmp_path):
+def test_a_first_stage_that_was_chosen_on_test_is_recorded(toy_split, features, tmp_path):
     config = config_of(toy_split, "stage1.selection.subset=test", "schedule.epochs=1")
     trained = train(toy_split, features, config, tmp_path / "run")
     assert read_predictions(tmp_path / "run" / "predictions-test.parquet").metadata["run"]["select_on"] == "test"
     assert trained.warnings
 
 
-def test_a_run_that_has_begun_needs_its_first_stage_no_more(toy_split, features, first, tmp_path):
+def test_a_run_that_has_begun_no_longer_needs_its_first_stage(toy_split, features, first, tmp_path):
     reports = []
     train(toy_split, features, config_of(toy_split), tmp_path / "run", first_stage=first)
     before = weights_of(tmp_path / "run")
@@ -229,7 +229,7 @@ def test_a_run_that_has_begun_needs_its_first_stage_no_more(toy_split, features,
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(tmp_path / "run").items())
 
 
-def test_a_first_stage_without_weights_is_told(toy_split, features, first, tmp_path):
+def test_a_first_stage_without_weights_is_refused(toy_split, features, first, tmp_path):
     (first / "best.pt").unlink()
     with pytest.raises(MeidbenchError, match=r"is finished, but its best\.pt is gone; remove the folder"):
         train(toy_split, features, config_of(toy_split), tmp_path / "run", first_stage=first)
@@ -244,7 +244,7 @@ def test_a_first_stage_without_weights_is_told(toy_split, features, first, tmp_p
     ("bce", ["first_stage.schedule.epochs=3"], "first_stage is not a setting"),
     ("move", ["aggregator.name=netvlad"], "has aggregators of its own"),
 ])  # fmt: skip
-def test_settings_that_cannot_be_meant_are_refused(toy_split, method, settings, said):
+def test_invalid_settings_are_refused(toy_split, method, settings, said):
     with pytest.raises(MeidbenchError, match=said):
         resolve(method, toy_split, settings=settings)
 
@@ -260,7 +260,7 @@ def test_a_method_of_one_stage_takes_none(toy_split, features, first, tmp_path):
         train(toy_split, features, config_of(toy_split, method="bce"), tmp_path / "run", first_stage=first)
 
 
-def test_how_the_first_stage_was_carried_out_makes_no_difference(toy_split, features, first, tmp_path):
+def test_the_execution_of_the_first_stage_makes_no_difference(toy_split, features, first, tmp_path):
     config = config_of(toy_split, "execution.log_every=1", "execution.checkpoint_steps=5")
     assert config.first_stage.execution == config.execution
     train(toy_split, features, config, tmp_path / "run", first_stage=first)
@@ -285,9 +285,7 @@ def test_another_folder_and_another_run_are_refused_before_anything_is_trained(t
     ("stage2.augmentation.name=frame_stack", "stage2.augmentation.ratio=3.0"),
     ("stage2.schedule.batch_size=1", "model.embedding_norm=bn"),
 ])  # fmt: skip
-def test_what_is_wrong_with_the_second_stage_is_found_before_the_first_is_trained(
-    toy_split, features, tmp_path, settings
-):
+def test_mistakes_in_the_second_stage_are_found_before_the_first_is_trained(toy_split, features, tmp_path, settings):
     with pytest.raises(MeidbenchError):
         train(toy_split, features, config_of(toy_split, *settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -307,7 +305,7 @@ def test_settings_are_for_both_stages_or_for_one(toy_split):
     assert (config.schedule.lr, first.schedule.lr) == (0.5, 2e-3)
     assert config.seed == first.seed == 4
     assert config.model.options["attention_hidden"] == first.model.options["attention_hidden"] == 12
-    # What expert two alone has is no option of expert one.
+    # Expert one does not have the options that only expert two has.
     assert config.model.options["beta"] == 0.7 and "beta" not in first.model.options
     assert (config.model.options["distill_weight"], first.model.options["distill_weight"]) == (0.1, 0.3)
 
@@ -379,7 +377,7 @@ def test_a_method_of_one_stage_has_no_settings_of_stages(toy_split):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_configuration_of_two_stages_can_be_read_back_and_told_apart(toy_split, method):
+def test_a_configuration_of_two_stages_can_be_read_back_and_compared(toy_split, method):
     config = config_of(toy_split, method=method)
     again = type(config).from_tables(json.loads(json.dumps(config.to_tables())))
     assert again == config and config.differences(again) == []
