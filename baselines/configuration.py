@@ -291,6 +291,12 @@ class Config:
         return tables
 
     @property
+    def masks_labels(self) -> bool:
+        """Whether other labels are masked: ``mask_other_labels``, or the protocol of the sampler."""
+        protocol = SAMPLERS[self.sampler.name].masks_other_labels
+        return protocol if self.mask_other_labels is None else self.mask_other_labels
+
+    @property
     def aggregator_name(self) -> str:
         """The aggregator, or the model where it has aggregators of its own."""
         return self.aggregator.name if MODELS[self.model.name].takes_aggregator else self.model.name
@@ -348,13 +354,7 @@ def make_model(config: Config, task: Task) -> Model:
 
 
 def check_model(config: Config, model: Model) -> None:
-    """Refuse a model that does not fit the rest of a configuration.
-
-    Raises
-    ------
-    MeidbenchError
-        The model needs a first stage and has none, or the reverse; or the model mixes labels that are masked.
-    """
+    """Refuse a model that needs a first stage and has none, or the reverse, or that mixes labels that are masked."""
     name = config.model.name
     if model.begins_from_first_stage and config.first_stage is None:
         raise MeidbenchError(f"model.name={name} begins with a trained first stage; take a method that has one: meid")

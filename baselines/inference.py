@@ -45,13 +45,7 @@ def show_no_progress(title: str, total: int) -> AbstractContextManager[Advance]:
 
 
 def find_scored_subsets(split: Split, select_on: str) -> list[str]:
-    """Return those of val and test that have videos.
-
-    Raises
-    ------
-    MeidbenchError
-        There is nothing to train on, or to select on.
-    """
+    """Return those of val and test that have videos; refuse a split without videos to train on or to select on."""
     present = [subset for subset in SUBSETS if len(split.rows(subset))]
     for subset in ("train", select_on):
         if subset not in present:
@@ -66,13 +60,7 @@ def find_scored_subsets(split: Split, select_on: str) -> list[str]:
 def make_subset_loader(
     split: Split, subset: str, features: FeatureSource, config: Config, processes: ProcessGroup
 ) -> BatchLoader:
-    """Return the batches in which a subset is scored; each process has its share.
-
-    Raises
-    ------
-    FeatureError
-        Features are missing or malformed.
-    """
+    """Return the batches in which a subset is scored; each process has its share."""
     data = FeatureDataset(
         split,
         subset,
@@ -105,8 +93,6 @@ def score_subset(
         Not wrapped; its mode is restored afterwards.
     loader : BatchLoader
         Of ``make_subset_loader``.
-    processes : ProcessGroup
-    progress : callable
 
     Returns
     -------

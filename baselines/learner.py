@@ -132,13 +132,7 @@ class Learner:
         save_checkpoint(path, content)
 
     def restore(self, path: Path) -> int:
-        """Resume from a checkpoint, and return the number of bytes of the log that belong to it.
-
-        Raises
-        ------
-        MeidbenchError
-            It is damaged, or of another model.
-        """
+        """Resume from a checkpoint of this model, and return the number of bytes of the log that belong to it."""
         content = load_checkpoint(path)
         try:
             self.module.load_state_dict(content["model"])
@@ -167,13 +161,7 @@ class Learner:
         save_checkpoint(path, content)
 
     def load_weights(self, path: Path) -> int:
-        """Load weights that ``save_weights`` wrote, and return the number of epochs that they were trained for.
-
-        Raises
-        ------
-        MeidbenchError
-            The file is missing, damaged, or of another model.
-        """
+        """Load weights that ``save_weights`` wrote, and return the number of epochs that they were trained for."""
         try:
             content = load_checkpoint(path)
             self.module.load_state_dict(content["model"])

@@ -9,7 +9,6 @@ from importlib import resources
 
 from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, Choice, Config, known_options
 from meidbench.baselines.models import MODELS
-from meidbench.baselines.samplers import SAMPLERS
 from meidbench.checks import Table, one_of, parse_settings, parse_toml
 from meidbench.errors import MeidbenchError, first_few
 from meidbench.evaluation.results import MeanAP
@@ -300,10 +299,9 @@ def _complete(config: Config, split: Split) -> Config:
         sampler.setdefault("epochs", config.schedule.epochs)
     if aggregator.get("flavor") == "meid_compat" and aggregator.get("frames") is None:
         aggregator["frames"] = config.frames.train
-    masks = config.mask_other_labels
     return dataclasses.replace(
         config,
-        mask_other_labels=SAMPLERS[config.sampler.name].masks_other_labels if masks is None else masks,
+        mask_other_labels=config.masks_labels,
         loss=Choice(config.loss.name, loss),
         sampler=Choice(config.sampler.name, sampler),
         aggregator=Choice(config.aggregator.name, aggregator),

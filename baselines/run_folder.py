@@ -101,7 +101,10 @@ class Inputs:
 
 
 class RunFolder:
-    """``RUN/``: config.json, log.jsonl, last.pt, best.pt, predictions and results of val and test."""
+    """``RUN/``: config.json, log.jsonl, last.pt, best.pt, predictions and results of val and test.
+
+    Its methods refuse a folder with another run, whose differences they name, or with other files.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -118,13 +121,7 @@ class RunFolder:
         return self.path / f"result-{subset}.json"
 
     def open(self, config: Config, inputs: Inputs) -> None:
-        """Begin a run, or make sure that the run in the folder may be resumed.
-
-        Raises
-        ------
-        MeidbenchError
-            The folder holds another run, whose differences are named, or something else.
-        """
+        """Begin a run, or make sure that the run in the folder may be resumed."""
         if self._holds(config, inputs):
             return
         content = {
@@ -152,25 +149,13 @@ class RunFolder:
         return True
 
     def find_first_stage_digest(self, config: Config, inputs: Inputs) -> str:
-        """Return the digest of the first stage of a run with a checkpoint, which no longer needs it; else empty.
-
-        Raises
-        ------
-        MeidbenchError
-            The folder holds another run, or something else.
-        """
+        """Return the digest of the first stage of a run with a checkpoint, which no longer needs it; else empty."""
         digest = self.read()[1].first_stage_digest if self.config.is_file() else ""
         has_begun = self._holds(config, replace(inputs, first_stage_digest=digest))
         return digest if has_begun and self.last.is_file() else ""
 
     def check_first_stage(self, wanted: Config, inputs: Inputs) -> None:
-        """Refuse a folder that does not hold the finished run of a first stage.
-
-        Raises
-        ------
-        MeidbenchError
-            It holds another run, an unfinished one, or something else.
-        """
+        """Refuse a folder that does not hold the finished run of a first stage."""
         there, before = self.read()
         problems = there.differences(wanted) + before.differences(inputs)
         if not problems and not self.result(wanted.selection.subset).is_file():
@@ -182,13 +167,7 @@ class RunFolder:
             )
 
     def read(self) -> tuple[Config, Inputs]:
-        """Return the configuration and the inputs that the run began with.
-
-        Raises
-        ------
-        MeidbenchError
-            There is no run, or its config.json is damaged.
-        """
+        """Return the configuration and the inputs that the run began with."""
         if not self.config.is_file():
             raise MeidbenchError(f"{self.path} holds no run (there is no config.json); 'meidbench train' makes one")
         try:
@@ -205,13 +184,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training here, and remove the half-written files of a killed one.
-
-        Raises
-        ------
-        MeidbenchError
-            Another process trains here.
-        """
+        """Keep other processes from training here, and remove the half-written files of a killed one."""
 
         def refuse() -> None:
             raise MeidbenchError(f"another process trains in {self.path}; wait for it, or name another folder")

@@ -116,6 +116,8 @@ def train(
     loaded = load_split(split)
     source = features if isinstance(features, FeatureSource) else open_features(features)
     with join_processes(config.execution.device) as processes:
+        if not processes.is_first:
+            progress, report = show_no_progress, lambda line: None
         context = _Context(loaded, source, processes, progress, report)
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
         folder = RunFolder(Path(out))
@@ -207,11 +209,9 @@ class _Run:
     """A run in this process: the training loop, and the objects that it needs."""
 
     def __init__(self, context: _Context, config: Config, folder: RunFolder, weights: Path | None) -> None:
-        self.first_stage_weights = weights
         split, features, processes = context.split, context.features, context.processes
         self.split, self.config, self.folder, self.processes = split, config, folder, processes
-        self.progress = context.progress if processes.is_first else show_no_progress
-        self.report = context.report if processes.is_first else lambda line: None
+        self.progress, self.report, self.first_stage_weights = context.progress, context.report, weights
         # All subsets are opened now, so that missing test features are found before the training.
         self.scored = {
             subset: make_subset_loader(split, subset, features, config, processes)
@@ -223,8 +223,6 @@ class _Run:
         self.augmentation = make_augmentation(config)
         self.sampler = make_sampler(config, split)
         self.sampler.shard(processes.rank, processes.size)
-        asked = config.mask_other_labels
-        self.masks_labels = self.sampler.masks_other_labels if asked is None else asked
         self.monitor = LossMonitor()
         data = FeatureDataset(
             split,
@@ -254,7 +252,7 @@ class _Run:
         written = 0
         if self.folder.last.is_file():
             written = self.learner.restore(self.folder.last)
-            self.report(f"going on after {position.epoch} epochs, {position.step} steps")
+            self.report(f"resuming after {position.epoch} epochs, {position.step} steps")
         elif self.first_stage_weights is not None:
             self.learner.module.begin_from(load_checkpoint(self.first_stage_weights)["model"])
         self.log = RunLog(self.folder.path, self.report, written, position.step) if self.processes.is_first else None
@@ -324,7 +322,7 @@ class _Run:
         torch.manual_seed(derive_seed(self.config.seed, NOISE, position.forwards, processes.rank))
         mixing = torch.Generator().manual_seed(derive_seed(self.config.seed, MIXING, position.forwards, processes.rank))
         self.loss.set_step(position.forwards, processes.rank, processes.size)
-        mask = label_mask(labels, batch["class"]) if self.masks_labels else None
+        mask = label_mask(labels, batch["class"]) if self.config.masks_labels else None
         mixed = self.augmentation(
             batch["features"],
             labels,
