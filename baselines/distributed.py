@@ -68,7 +68,7 @@ class ProcessGroup:
         return bool(message.item())
 
     def raise_together(self, refusal: MeidbenchError | None) -> None:
-        """Raise where the first process refused, in every process: none then waits for the others in vain."""
+        """Raise the refusal of the first process in every process, so that no process waits for the others in vain."""
         if not self.broadcast(refusal is None):
             raise refusal or MeidbenchError("the first process refused the run; its message says why")
 

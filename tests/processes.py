@@ -13,7 +13,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+)
 # torch imports torch._dynamo for its first optimiser, and pyarrow imports pandas for its first Parquet file.
 CONTEXT.set_forkserver_preload(
     ["torch._dynamo", "pyarrow.dataset", "meidbench.baselines.training", "meidbench.cli.training"]
