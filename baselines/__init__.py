@@ -1,7 +1,7 @@
 """Reference baselines of long-tailed multi-label video recognition, imported as ``meidbench.baselines``.
 
 ``LOSSES``, ``SAMPLERS``, ``AUGMENTATIONS``, ``AGGREGATORS``, ``MODELS`` and ``METHODS`` are plain dicts of name ->
-object; ``train`` makes a run of a ``Config``, which ``resolve`` makes of a method and a split.
+object. ``resolve`` makes a ``Config`` from a method and a split, and ``train`` trains a run of it.
 """
 
 from importlib import import_module
@@ -24,7 +24,7 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: torch is not needed to list what there is."""
+    """Import a public name at its first use, so that listing the names does not need torch."""
     if name in _HOMES:
         return getattr(import_module(f"meidbench.baselines.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'meidbench.baselines' has no attribute {name!r}")

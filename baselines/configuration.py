@@ -1,134 +1,65 @@
-"""The configuration of a run: a tree of frozen dataclasses with defaults, which is refused whole or taken whole."""
+"""The configuration of a run: frozen dataclasses with defaults, and the components that are made from them."""
 
 import dataclasses
-import sys
-import types
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
-from meidbench.baselines.components import FAMILIES, known_options
+from meidbench.baselines.aggregators import AGGREGATORS, Aggregator
+from meidbench.baselines.augmentation import AUGMENTATIONS, Augmentation
+from meidbench.baselines.losses import LOSSES, Loss
+from meidbench.baselines.models import MODELS, Model, Task
+from meidbench.baselines.samplers import SAMPLERS, VideoSampler
+from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass
 from meidbench.errors import MeidbenchError, bullet_list
+from meidbench.evaluation.evaluate import subset_positives
 from meidbench.loading.motion import STATIC, WHEN, Motion
+from meidbench.names import PRECISIONS, RESIDENT, SAMPLINGS, SELECTION_SUBSETS
+from meidbench.splits.split import Split
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+EXAMPLE_SETTING = "schedule.lr=0.001"
+# The components of a run, by the key of the configuration that chooses one.
+FAMILIES: dict[str, Mapping[str, type]] = {
+    "model": MODELS,
+    "aggregator": AGGREGATORS,
+    "loss": LOSSES,
+    "sampler": SAMPLERS,
+    "augmentation": AUGMENTATIONS,
+}
 
 
-Tables = dict[str, Any]
+def known_options(component: type) -> dict[str, Any]:
+    """Return the options of a component, each with its type: the keyword-only arguments of its class.
+
+    Examples
+    --------
+    >>> known_options(LOSSES["focal"])["gamma"]
+    <class 'float'>
+    >>> list(known_options(AGGREGATORS["early_mean"]))
+    ['dropout', 'classifier', 'bias_prior']
+    """
+    options: dict[str, Any] = {}
+    for kind in (component, Aggregator) if issubclass(component, Aggregator) else (component,):
+        hints, arguments = get_type_hints(kind.__init__), inspect.signature(kind.__init__).parameters
+        options |= {name: hints[name] for name, argument in arguments.items() if argument.kind is argument.KEYWORD_ONLY}
+    return options
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A loss, sampler, augmentation or aggregator by name, and the options that it is made with."""
+    """A component by name, and the options that it is made with."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def overrides(settings: Sequence[str]) -> Tables:
-    """Read ``KEY=VALUE`` settings: dotted keys, values as in TOML; a value that TOML does not know is a string.
-
-    Raises
-    ------
-    MeidbenchError
-        One is no such pair, or contradicts another.
-
-    Examples
-    --------
-    >>> overrides(["schedule.lr=2e-3", "loss.name=eql", "schedule.milestones=[3, 6]"])
-    {'schedule': {'lr': 0.002, 'milestones': [3, 6]}, 'loss': {'name': 'eql'}}
-    """
-    tables: Tables = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        *parents, last = key.strip().split(".")
-        if not equals or not all((*parents, last)):
-            raise MeidbenchError(f"{setting!r} is no setting; expected KEY=VALUE, such as schedule.lr=0.001")
-        table = tables
-        for parent in parents:
-            table = table.setdefault(parent, {})
-            if not isinstance(table, dict):
-                break
-        if not isinstance(table, dict) or last in table:
-            raise MeidbenchError(f"{key.strip()} is set twice; say once what it is to be")
-        table[last] = _value(text.strip())
-    return tables
-
-
-def merged(below: Tables, above: Tables) -> Tables:
-    """Lay tables over others; where another component is named, options that it does not know go.
-
-    Examples
-    --------
-    >>> merged({"loss": {"name": "ldam", "scale": 20.0, "reduction": "mean"}}, {"loss": {"name": "bce"}})
-    {'loss': {'name': 'bce', 'reduction': 'mean'}}
-    """
-    result = dict(below)
-    for key, value in above.items():
-        under = result.get(key)
-        if not isinstance(value, dict) or not isinstance(under, dict):
-            result[key] = value
-            continue
-        name = value.get("name")
-        if key in FAMILIES and name != under.get("name") and isinstance(name, str) and name in FAMILIES[key]():
-            known = known_options(FAMILIES[key]()[name])
-            under = {option: kept for option, kept in under.items() if option in known}
-            result[key] = {"name": name, **under, **value}
-        else:
-            result[key] = {**under, **value}
-    return result
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
-        return text
-
-
-def read(kind: type, tables: Any, prefix: str, problems: list[str]) -> Any:
-    """Make a frozen dataclass from a table; what is wrong is added to the problems, each key with its prefix.
-
-    A dataclass says of its numbers in ``_least`` and ``_above``, and of its texts in ``_known``, what they may be.
-    """
-    where = prefix.rstrip(".")
-    if not isinstance(tables, dict):
-        problems.append(f"{where} must be a table, got {tables!r}")
-        return kind()
-    hints = get_type_hints(kind)
-    names = [entry.name for entry in dataclasses.fields(kind)]
-    for key in tables:
-        if key not in names:
-            problems.append(f"unknown key {prefix}{key}; known{' in ' + where if where else ''}: {', '.join(names)}")
-    values: Tables = {}
-    for name in names:
-        if name not in tables:
-            continue
-        hint, value = hints[name], tables[name]
-        if hint is Choice:
-            values[name] = _choice(name, value, getattr(kind(), name).name, prefix, problems)
-        elif nested := next(filter(dataclasses.is_dataclass, _alternatives(hint)), None):
-            assert isinstance(nested, type)
-            absent = value in (None, "none") and nested is not hint
-            values[name] = None if absent else read(nested, value, f"{prefix}{name}.", problems)
-        else:
-            checked, values[name] = _checked(value, hint)
-            if not checked:
-                problems.append(f"{prefix}{name} must be {_said(hint)}, got {value!r}")
-            elif problem := _outside(kind, name, values[name]):
-                problems.append(f"{prefix}{name} must be {problem}, got {value!r}")
-    return kind() if problems else kind(**values)
-
-
-def _choice(family: str, table: Any, default: str, prefix: str, problems: list[str]) -> Choice:
-    known = FAMILIES[family]()
-    name = table.get("name", default) if isinstance(table, dict) else None
+def _read_choice(family: str, table: Any, default: Choice, prefix: str, problems: list[str]) -> Choice:
+    known = FAMILIES[family]
+    name = table.get("name", default.name) if isinstance(table, dict) else None
     if not isinstance(name, str) or name not in known:
         problems.append(f"unknown {prefix}{family}.name {name!r}; known: {', '.join(known)}")
-        return Choice("")
+        return default
     options, hints = {}, known_options(known[name])
     for key, value in table.items():
         if key == "name":
@@ -137,114 +68,51 @@ def _choice(family: str, table: Any, default: str, prefix: str, problems: list[s
             listed = ", ".join(["name", *hints])
             problems.append(f"unknown key {prefix}{family}.{key}; known of {name}: {listed}")
             continue
-        checked, options[key] = _checked(value, hints[key])
-        if not checked:
-            problems.append(f"{prefix}{family}.{key} must be {_said(hints[key])}, got {value!r}")
+        valid, options[key] = convert(value, hints[key])
+        if not valid:
+            problems.append(f"{prefix}{family}.{key} must be {describe_type(hints[key])}, got {value!r}")
     return Choice(name, options)
 
 
-def _outside(kind: Any, name: str, value: Any) -> str:
-    known = getattr(kind, "_known", {}).get(name)
-    if known and value not in known:
-        return f"one of {', '.join(known)}"
-    least, above = getattr(kind, "_least", {}).get(name), getattr(kind, "_above", {}).get(name)
-    if least is not None and value is not None and not least <= value < float("inf"):
-        return f"at least {least}"
-    if above is not None and value is not None and not above < value < float("inf"):
-        return f"above {above}"
-    if name == "milestones" and (list(value) != sorted(set(value)) or any(epoch < 0 for epoch in value)):
-        return "rising epochs"
-    return ""
+def _read_epochs(key: str, value: Any, default: tuple[int, ...], prefix: str, problems: list[str]) -> tuple[int, ...]:
+    valid, epochs = convert(value, tuple[int, ...])
+    if not valid:
+        problems.append(f"{prefix}{key} must be {describe_type(tuple[int, ...])}, got {value!r}")
+        return default
+    if list(epochs) != sorted(set(epochs)) or min(epochs, default=0) < 0:
+        problems.append(f"{prefix}{key} must be rising epochs, got {value!r}")
+    return tuple(epochs)
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+_READERS: dict[type, FieldReader] = {Choice: _read_choice, tuple[int, ...]: _read_epochs}
 
-
-def _checked(value: Any, hint: Any) -> tuple[bool, Any]:
-    """Return whether a value fits a type, and the value as that type."""
-    alternatives = _alternatives(hint)
-    if type(None) in alternatives and value in (None, "none"):
-        return True, None
-    for kind in alternatives:
-        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return True, float(value)
-        if kind in (bool, str) and isinstance(value, kind):
-            return True, value
-        if kind is int and isinstance(value, int) and not isinstance(value, bool):
-            return True, value
-        if get_origin(kind) is tuple and isinstance(value, list | tuple):
-            parts = [_checked(part, get_args(kind)[0]) for part in value]
-            return all(fits for fits, _ in parts), tuple(part for _, part in parts)
-    return False, value
-
-
-def _said(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
-    known = [names[kind] for kind in _alternatives(hint) if kind in names]
-    return " or ".join(known) or "a list of whole numbers, such as [30, 60]"
-
-
-def as_tables(value: Any) -> Any:
-    """Return a dataclass as nested tables, which JSON can hold.
-
-    Examples
-    --------
-    >>> as_tables(Choice("eql", {"gamma": 0.9}))
-    {'name': 'eql', 'gamma': 0.9}
-    """
-    if isinstance(value, Choice):
-        return {"name": value.name, **value.options}
-    if dataclasses.is_dataclass(value):
-        return {entry.name: as_tables(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def flat(tables: Tables, prefix: str = "") -> Tables:
-    """Return nested tables as one, with dotted keys.
-
-    Examples
-    --------
-    >>> flat({"seed": 1, "loss": {"name": "bce"}})
-    {'seed': 1, 'loss.name': 'bce'}
-    """
-    joined: Tables = {}
-    for key, value in tables.items():
-        joined |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return joined
-
-
-PRECISIONS = ("fp32", "bf16", "fp16")
-_HIGHEST_RATE = 3.4e38
-SELECTION_SUBSETS = ("val", "test")
 RUNNING_AP = ("untouched", "second_pass")
-FRAME_SAMPLINGS = ("uniform", "random")
-RESIDENT = ("auto", "never", "always")
+_HIGHEST_RATE = 3.4e38  # of float32
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How weights are fitted.
+    """How the weights are fitted.
 
     Attributes
     ----------
     epochs : int
     batch_size : int
-        Videos of a step of the optimiser, all processes together.
+        Videos per step of the optimiser, in all processes together.
     accumulate : int
-        Parts that a process reads its share of a batch in, one after another, to need less memory. Losses with the
-        reductions ``mean`` and ``sum_classes_mean_batch`` have the gradient of the whole batch; batch normalisation,
-        augmentations and MEID's distillation see a part at a time.
+        Micro-batches per step and process, one after another, to need less memory. Losses with the reductions
+        ``mean`` and ``sum_classes_mean_batch`` have the gradient of the whole batch; batch normalisation,
+        augmentations and MEID's distillation see one micro-batch at a time.
     lr, weight_decay : float
         Of Adam.
     milestones : tuple of int
         Epochs, counted from 0, from which the learning rate is multiplied by ``decay``.
     decay : float
     clip_norm : float or None
-        To which the norm of all gradients together is cut.
+        The norm of all gradients together is cut to this.
     precision : str
-        ``fp32``, or ``bf16`` or ``fp16`` (autocast, ``fp16`` with scaled gradients). Videos are scored in fp32
-        whatever it is, because scores of half precision make ties.
+        ``fp32``, or ``bf16`` or ``fp16`` (autocast, ``fp16`` with scaled gradients). Videos are always scored in
+        fp32, because scores of half precision make ties.
     """
 
     epochs: int = 100
@@ -259,12 +127,11 @@ class Schedule:
 
     _least: ClassVar[dict[str, float]] = {"epochs": 1, "batch_size": 1, "accumulate": 1, "decay": 0, "weight_decay": 0}
     _above: ClassVar[dict[str, float]] = {"lr": 0, "clip_norm": 0}
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {"precision": PRECISIONS}
 
     def __post_init__(self) -> None:
         if self.lr > _HIGHEST_RATE:
             raise MeidbenchError(f"schedule.lr={self.lr} is beyond float32")
-
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {"precision": PRECISIONS}
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch.
@@ -291,22 +158,14 @@ class Frames:
     replacement: bool = True
 
     _least: ClassVar[dict[str, float]] = {"train": 1, "test": 1}
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {
-        "train_sampling": FRAME_SAMPLINGS,
-        "test_sampling": FRAME_SAMPLINGS,
-    }
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {"train_sampling": SAMPLINGS, "test_sampling": SAMPLINGS}
 
 
 @dataclass(frozen=True)
 class MotionStream:
-    """Whether frame differences come with the frames, and how they are made; see ``meidbench.loading.motion.Motion``.
+    """Whether frame differences come with the frames; the fields are those of ``meidbench.loading.motion.Motion``.
 
-    Attributes
-    ----------
-    when : str
-        ``none`` for no such stream; else as in ``Motion``.
-    same_index, static, release_bug
-        As in ``Motion``.
+    ``when`` is ``none`` where they do not.
     """
 
     when: str = "none"
@@ -317,15 +176,15 @@ class MotionStream:
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"when": ("none", *WHEN), "static": STATIC}
 
     def motion(self) -> Motion | None:
-        """Return what a dataset is made with."""
+        """Return the motion stream of a dataset; None where ``when`` is ``none``."""
         return None if self.when == "none" else Motion(self.when, self.same_index, self.static, self.release_bug)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """On which subset the checkpoint with the best overall mAP is chosen, and every how many epochs it is scored.
+    """The subset whose overall mAP chooses the best checkpoint, and the number of epochs between two scorings.
 
-    ``test`` mimics VideoLT's public code, is recorded in the prediction files, and ``evaluate`` warns of it.
+    ``test`` mimics VideoLT's public code. It is recorded in the prediction files, and ``evaluate`` warns of it.
     """
 
     subset: str = "val"
@@ -337,7 +196,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out; what two runs may differ in and still be the same run.
+    """How a run is carried out. Two runs that differ only here are the same run.
 
     Attributes
     ----------
@@ -350,7 +209,7 @@ class Execution:
     checkpoint_steps : int or None
         Steps between two checkpoints within an epoch.
     checkpoint_minutes : float or None
-        Minutes after which there is one, looked at every ``log_every`` steps.
+        Minutes between two checkpoints within an epoch; the clock is read every ``log_every`` steps.
     """
 
     device: str = "auto"
@@ -367,24 +226,24 @@ class Execution:
 
 @dataclass(frozen=True)
 class Config:
-    """All that a run is made from, besides the split and the features.
+    """Everything that a run is made from, besides the split and the features.
 
     Attributes
     ----------
     method : str
-        The recipe that it began with; a name, nothing follows from it.
+        The recipe that it was made from; only a name.
     seed : int
-        Of the weights, the sampler, the frames, dropout, augmentations and EQL, each with a stream of its own.
+        Of the weights, the sampler, the frames, dropout, augmentations and EQL, each with its own random numbers.
     model, aggregator, loss, sampler, augmentation : Choice
     mask_other_labels : bool or None
-        Whether the labels of a video other than the class that it was drawn for are taken out of the loss
-        (``meidbench.baselines.samplers.label_mask``); None is as the sampler's protocol has it.
+        Whether the loss leaves out the other labels of a video that was drawn for a class
+        (``meidbench.baselines.samplers.label_mask``); None follows the protocol of the sampler.
     running_ap : str
-        Where augmentations that need it get the average precision in training from: ``untouched`` videos, or a
-        ``second_pass`` over each batch, unmixed and in training mode, as VideoLT's public code does.
+        The source of the average precision that some augmentations need in training: ``untouched`` videos, or a
+        ``second_pass`` over each batch, unmixed and in training mode, as in VideoLT's public code.
     schedule, frames, motion, selection, execution
     first_stage : Config or None
-        Of the run whose weights this one begins with, for methods that are trained in two stages.
+        For methods with two stages: the configuration of the run whose weights this run begins with.
     """
 
     method: str = "bce"
@@ -407,13 +266,13 @@ class Config:
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"running_ap": RUNNING_AP}
 
     @classmethod
-    def from_tables(cls, tables: Tables) -> "Config":
-        """Make a configuration from nested tables, as TOML or JSON has them.
+    def from_tables(cls, tables: Table) -> "Config":
+        """Make a configuration from nested tables, in the form of TOML or JSON.
 
         Raises
         ------
         MeidbenchError
-            Keys are unknown, values of a wrong type or out of range; all are named at once.
+            Keys are unknown, or values have a wrong type or are out of range; the message names all of them.
 
         Examples
         --------
@@ -421,27 +280,114 @@ class Config:
         Choice(name='asl', options={'gamma_neg': 2.0})
         """
         problems: list[str] = []
-        config = read(cls, tables, "", problems)
+        config = read_dataclass(cls, tables, problems, readers=_READERS)
         if problems:
             raise MeidbenchError(f"{len(problems)} problem(s) with the configuration:\n{bullet_list(problems)}")
-        assert isinstance(config, Config)
         return config
 
-    def to_tables(self) -> Tables:
-        """Return nested tables, which ``from_tables`` takes and JSON can hold."""
-        tables: Tables = as_tables(self)
+    def to_tables(self) -> Table:
+        """Return nested tables that ``from_tables`` reads and JSON can hold."""
+        tables: Table = _to_json(self)
         return tables
 
+    @property
+    def masks_labels(self) -> bool:
+        """Whether other labels are masked: ``mask_other_labels``, or the protocol of the sampler."""
+        protocol = SAMPLERS[self.sampler.name].masks_other_labels
+        return protocol if self.mask_other_labels is None else self.mask_other_labels
+
+    @property
+    def aggregator_name(self) -> str:
+        """The aggregator, or the model where it has aggregators of its own."""
+        return self.aggregator.name if MODELS[self.model.name].takes_aggregator else self.model.name
+
     def differences(self, other: "Config") -> list[str]:
-        """Say in what another configuration gives another run."""
-        mine, others = (flat(config.to_tables()) for config in (self, other))
-        keys = [
-            key
-            for key in {**mine, **others}
-            if mine.get(key) != others.get(key) and "execution" not in key.split(".")[:-1]
-        ]
-        said = {
-            side: {key: repr(table[key]) if key in table else "its default" for key in keys}
-            for side, table in (("here", mine), ("there", others))
-        }
-        return [f"{key}: {said['here'][key]} in the run, {said['there'][key]} asked for" for key in keys]
+        """Return one line per value in which another configuration gives another run."""
+        here, there = (flatten(config.to_tables()) for config in (self, other))
+        lines = []
+        for key in {**here, **there}:
+            if here.get(key) != there.get(key) and "execution" not in key.split(".")[:-1]:
+                mine, others = (repr(table[key]) if key in table else "its default" for table in (here, there))
+                lines.append(f"{key}: {mine} in the run, {others} asked for")
+        return lines
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Choice):
+        return {"name": value.name, **value.options}
+    if dataclasses.is_dataclass(value):
+        return {entry.name: _to_json(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def flatten(tables: Table, prefix: str = "") -> Table:
+    """Return nested tables as one table with dotted keys.
+
+    Examples
+    --------
+    >>> flatten({"seed": 1, "loss": {"name": "bce"}})
+    {'seed': 1, 'loss.name': 'bce'}
+    """
+    joined: Table = {}
+    for key, value in tables.items():
+        joined |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return joined
+
+
+def make_task(config: Config, split: Split, dim: int) -> Task:
+    """Return the facts that a model needs about a split and about features of width ``dim``."""
+    frames = config.frames
+    return Task(
+        dim=dim,
+        num_classes=split.num_classes,
+        train_counts=split.train_counts,
+        groups=split.groups,
+        frames=frames.train if frames.train == frames.test else None,
+        has_motion=config.motion.when != "none",
+        aggregator=lambda width: make_aggregator(config, width, split.num_classes),
+    )
+
+
+def make_model(config: Config, task: Task) -> Model:
+    """Make the model; its weights come from torch's global generator."""
+    return MODELS[config.model.name](task, **config.model.options)
+
+
+def check_model(config: Config, model: Model) -> None:
+    """Refuse a model that needs a first stage and has none, or the reverse, or that mixes labels that are masked."""
+    name = config.model.name
+    if model.begins_from_first_stage and config.first_stage is None:
+        raise MeidbenchError(f"model.name={name} begins with a trained first stage; take a method that has one: meid")
+    if config.first_stage is not None and not model.begins_from_first_stage:
+        raise MeidbenchError(f"model.name={name} does not begin with a first stage; leave it out")
+    if config.mask_other_labels and model.mixes_targets:
+        raise MeidbenchError(
+            f"model.name={name} mixes labels itself, so that no mask of them can be applied; set "
+            "mask_other_labels=false"
+        )
+
+
+def make_aggregator(config: Config, dim: int, num_classes: int) -> Aggregator:
+    """Make the aggregator of frames of width ``dim``; its weights come from torch's global generator."""
+    return AGGREGATORS[config.aggregator.name](dim, num_classes, **config.aggregator.options)
+
+
+def make_loss(config: Config, split: Split) -> Loss:
+    """Make the loss from the training counts of a split."""
+    kind = LOSSES[config.loss.name]
+    return kind(split.train_counts, len(split.rows("train")), **_add_seed(kind, config.loss.options, config.seed))
+
+
+def make_sampler(config: Config, split: Split) -> VideoSampler:
+    """Make the sampler of a split's training videos."""
+    kind = SAMPLERS[config.sampler.name]
+    return kind(subset_positives(split, "train"), **_add_seed(kind, config.sampler.options, config.seed))
+
+
+def make_augmentation(config: Config) -> Augmentation:
+    """Make the augmentation."""
+    return AUGMENTATIONS[config.augmentation.name](**config.augmentation.options)
+
+
+def _add_seed(kind: type, options: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    return {**({"seed": seed} if "seed" in known_options(kind) else {}), **options}

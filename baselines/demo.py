@@ -1,19 +1,20 @@
-"""The whole way on an invented benchmark: split, simulated features, training, predictions."""
+"""The demonstration on an invented benchmark: split, simulated features, training, predictions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from meidbench.baselines.inference import Progress, quiet
+from meidbench.baselines.inference import show_no_progress
 from meidbench.baselines.recipes import resolve
+from meidbench.baselines.run_folder import RunFolder
 from meidbench.baselines.training import train
 from meidbench.errors import MeidbenchError
 from meidbench.features.simulation import simulate_features, simulate_split
+from meidbench.names import ProgressBar, Report
 from meidbench.splits.split import Split, load_split, write_split
 
 METHODS = ("bce", "ldam", "eql", "cbs", "framestack")
 EPOCHS = 12
-# Small enough for a CPU, long enough to learn something: two thirds of the epochs at the full rate.
+# Small enough for a CPU, and long enough to learn something: two thirds of the epochs have the full learning rate.
 _FRAMES, _DIM, _DIFFICULTY = 30, 128, 0.8
 _SETTINGS = (
     "schedule.lr=2e-3",
@@ -26,18 +27,9 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demonstration left.
-
-    Attributes
-    ----------
-    split : Split
-    split_path : Path
-    predictions : dict of str to Path
-        Of the test subset, by method.
-    """
+    """The split of a demonstration, and the prediction file of each method for the test subset."""
 
     split: Split
-    split_path: Path
     predictions: dict[str, Path]
 
 
@@ -47,15 +39,15 @@ def run_demo(
     methods: tuple[str, ...] = METHODS,
     epochs: int = EPOCHS,
     seed: int = 0,
-    progress: Progress = quiet,
-    report: Callable[[str], None] = lambda line: None,
+    progress: ProgressBar = show_no_progress,
+    report: Report = lambda line: None,
 ) -> Demo:
-    """Make a split and features, and train the methods on them; goes on where it was stopped.
+    """Make a split and features, and train the methods on them; a second call resumes where the first stopped.
 
     Parameters
     ----------
     out : Path
-        Folder for everything that is made.
+        Folder for all files.
     methods : tuple of str
         Keys of ``meidbench.baselines.METHODS``.
     epochs : int
@@ -65,13 +57,14 @@ def run_demo(
     progress, report : callable
         As for ``meidbench.baselines.train``.
 
-    Returns
-    -------
-    Demo
+    Raises
+    ------
+    MeidbenchError
+        The folder holds the demonstration of another seed.
 
     Notes
     -----
-    Nothing here says which method is better on real data: see ``meidbench.features.simulation``.
+    The results do not show which method is better on real data: see ``meidbench.features.simulation``.
     """
     split = simulate_split(seed=seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -86,6 +79,6 @@ def run_demo(
     for method in methods:
         settings = [*_SETTINGS, f"schedule.epochs={epochs}", f"schedule.milestones=[{epochs * 2 // 3}]", f"seed={seed}"]
         config = resolve(method, split, settings=settings)
-        trained = train(split_path, features, config, out / method, progress=progress, report=report)
-        predictions[method] = trained.path / "predictions-test.parquet"
-    return Demo(split, split_path, predictions)
+        train(split_path, features, config, out / method, progress=progress, report=report)
+        predictions[method] = RunFolder(out / method).predictions("test")
+    return Demo(split, predictions)

@@ -1,8 +1,8 @@
-"""The processes that train together: who this one is, and what they tell one another."""
+"""The processes that train together, and the messages between them."""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,62 +13,71 @@ from meidbench.errors import MeidbenchError
 
 
 @dataclass(frozen=True)
-class Team:
-    """One process among those that train together.
+class ProcessGroup:
+    """The processes that train together, seen from one of them.
 
     Attributes
     ----------
     rank, size : int
-        Which process, from 0, of how many.
+        The number of this process, from 0, and the number of all processes.
     device : torch.device
-        Where it computes.
-    group : object
-        For tensors of the CPU, whatever the device; None where there is one process.
+        The device of this process.
+    cpu_group : object
+        torch's group for CPU tensors, for every device; None where there is one process.
     """
 
     rank: int
     size: int
     device: torch.device
-    group: Any = None
+    cpu_group: Any = None
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files and reports."""
         return self.rank == 0
+
+    def fork_random(self) -> AbstractContextManager[None]:
+        """Return the context after which torch's global generators are as before."""
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the (n, ...) CPU tensors of all processes, one after another; n may differ.
 
         Examples
         --------
-        >>> Team(0, 1, torch.device("cpu")).gather(torch.tensor([3, 1]))
+        >>> ProcessGroup(0, 1, torch.device("cpu")).gather(torch.tensor([3, 1]))
         tensor([3, 1])
         """
         if self.size == 1:
             return tensor
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        distributed.all_gather(counts, torch.tensor([len(tensor)]), group=self.group)
+        distributed.all_gather(counts, torch.tensor([len(tensor)]), group=self.cpu_group)
         most = max(int(count) for count in counts)
         padded = tensor.new_zeros((most, *tensor.shape[1:]))
         padded[: len(tensor)] = tensor
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        distributed.all_gather(parts, padded, group=self.group)
-        return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        distributed.all_gather(gathered, padded, group=self.cpu_group)
+        return torch.cat([rows[: int(count)] for rows, count in zip(gathered, counts, strict=True)])
 
-    def agreed(self, value: bool) -> bool:
-        """Return what the leading process says."""
+    def broadcast(self, value: bool) -> bool:
+        """Return the value of the first process."""
         if self.size == 1:
             return value
-        said = torch.tensor([int(value)])
-        distributed.broadcast(said, src=0, group=self.group)
-        return bool(said.item())
+        message = torch.tensor([int(value)])
+        distributed.broadcast(message, src=0, group=self.cpu_group)
+        return bool(message.item())
+
+    def raise_together(self, refusal: MeidbenchError | None) -> None:
+        """Raise the refusal of the first process in every process, so that no process waits for the others in vain."""
+        if not self.broadcast(refusal is None):
+            raise refusal or MeidbenchError("the first process refused the run; its message says why")
 
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
-            distributed.barrier(group=self.group)
+            distributed.barrier(group=self.cpu_group)
 
-    def shared(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model so that its gradients are those of all processes together."""
         if self.size == 1:
             return model
@@ -79,36 +88,35 @@ class Team:
 
 
 @contextmanager
-def team(device: str = "auto") -> Iterator[Team]:
-    """Join the processes that ``torchrun`` started, or be alone.
+def join_processes(device: str = "auto") -> Iterator[ProcessGroup]:
+    """Join the processes that ``torchrun`` started; without torchrun this process is the only one.
 
     Parameters
     ----------
     device : str
-        ``auto`` takes a CUDA device where there is one, of several processes each its own.
+        ``auto`` takes a CUDA device where there is one; each of several processes takes its own.
 
     Raises
     ------
     MeidbenchError
-        There is no such device.
+        The device does not exist.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if size == 1:
-        yield Team(0, 1, chosen)
+    chosen = _choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ProcessGroup(0, 1, chosen)
         return
-    began = not distributed.is_initialized()
-    if began:
+    is_new = not distributed.is_initialized()
+    if is_new:
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         group = distributed.new_group(backend="gloo")
-        yield Team(distributed.get_rank(), distributed.get_world_size(), chosen, group)
+        yield ProcessGroup(distributed.get_rank(), distributed.get_world_size(), chosen, group)
     finally:
-        if began:
+        if is_new:
             distributed.destroy_process_group()
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def _choose_device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,9 +1,9 @@
-"""What a model says of the videos of a subset: raw logits, in evaluation mode and full precision."""
+"""Scoring with a trained model: raw logits, in evaluation mode and full precision; and reading a finished run."""
 
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from meidbench.baselines.components import aggregator_name, make_task
-from meidbench.baselines.configuration import Config
-from meidbench.baselines.distributed import Team, team
+from meidbench.baselines.configuration import Config, make_task
+from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
-from meidbench.baselines.run_folder import SCORED, RunFolder, recipe_digest
+from meidbench.baselines.run_folder import RunFolder, digest_recipe
 from meidbench.errors import FeatureError, MeidbenchError, first_few
 from meidbench.evaluation.evaluate import evaluate_scores
 from meidbench.evaluation.results import MeanAP
@@ -26,34 +25,42 @@ from meidbench.features import FeatureSource, open_features
 from meidbench.files import written_whole
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
+from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
 from meidbench.predictions.align import run_warnings, write_predictions
 from meidbench.splits.split import Split, load_split
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-
-# No gradient is kept, so it need not be small; it is what a training batch of VideoLT takes.
+# VideoLT's batch in training; without gradients it always fits into memory.
 BATCH_SIZE = 128
 
 
-def quiet(title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Show no progress.
+def show_no_progress(title: str, total: int) -> AbstractContextManager[Advance]:
+    """Show nothing: the progress bar of a caller who gives none.
 
     Examples
     --------
-    >>> with quiet("scoring", 10) as advance:
+    >>> with show_no_progress("scoring", 10) as advance:
     ...     advance(1)
     """
     return nullcontext(lambda steps: None)
 
 
-def subset_loader(split: Split, subset: str, features: FeatureSource, config: Config, team: Team) -> BatchLoader:
-    """Return the batches of a subset as videos are scored; each process has its share.
+def find_scored_subsets(split: Split, select_on: str) -> list[str]:
+    """Return those of val and test that have videos; refuse a split without videos to train on or to select on."""
+    present = [subset for subset in SUBSETS if len(split.rows(subset))]
+    for subset in ("train", select_on):
+        if subset not in present:
+            raise MeidbenchError(
+                f"the split {split.dataset} has no video in {subset}; it has some in {', '.join(present) or 'none'}"
+            )
+        if not split.positives(subset).any():
+            raise MeidbenchError(f"no video in {subset} of the split {split.dataset} has a label")
+    return [subset for subset in present if subset != "train"]
 
-    Raises
-    ------
-    FeatureError
-        Features are missing or malformed.
-    """
+
+def make_subset_loader(
+    split: Split, subset: str, features: FeatureSource, config: Config, processes: ProcessGroup
+) -> BatchLoader:
+    """Return the batches in which a subset is scored; each process has its share."""
     data = FeatureDataset(
         split,
         subset,
@@ -67,25 +74,25 @@ def subset_loader(split: Split, subset: str, features: FeatureSource, config: Co
     return BatchLoader(
         data,
         BATCH_SIZE,
-        device=team.device,
+        device=processes.device,
         resident=config.execution.resident,
         prefetch=config.execution.prefetch,
-        rank=team.rank,
-        world_size=team.size,
+        rank=processes.rank,
+        world_size=processes.size,
     )
 
 
-def score_subset(model: Model, loader: BatchLoader, team: Team, progress: Progress = quiet) -> npt.NDArray[np.float32]:
-    """Score all videos of a loader's dataset; every process gets the scores of all.
+def score_subset(
+    model: Model, loader: BatchLoader, processes: ProcessGroup, progress: ProgressBar = show_no_progress
+) -> npt.NDArray[np.float32]:
+    """Score all videos of a loader's dataset; every process gets the scores of all videos.
 
     Parameters
     ----------
     model : Model
-        Not wrapped; its mode is as before afterwards.
+        Not wrapped; its mode is restored afterwards.
     loader : BatchLoader
-        Of ``subset_loader``.
-    team : Team
-    progress : callable
+        Of ``make_subset_loader``.
 
     Returns
     -------
@@ -95,7 +102,7 @@ def score_subset(model: Model, loader: BatchLoader, team: Team, progress: Progre
     Raises
     ------
     MeidbenchError
-        A logit is NaN or infinite; the videos are named.
+        A logit is NaN or infinite; the message names the videos.
     """
     data = loader.dataset
     was_training = model.training
@@ -107,18 +114,42 @@ def score_subset(model: Model, loader: BatchLoader, team: Team, progress: Progre
             indices.append(batch["index"].cpu())
             advance(1)
     model.train(was_training)
-    places, rows = team.gather(torch.cat(indices)).numpy(), team.gather(torch.cat(logits)).numpy()
-    # Shares are made equally long by repetitions; the same video twice has one place.
+    positions, rows = processes.gather(torch.cat(indices)).numpy(), processes.gather(torch.cat(logits)).numpy()
+    # Repetitions make all shares equally long; they have the position of their video.
     scores = np.full((len(data), data.num_classes), np.nan, dtype=np.float32)
-    scores[places] = rows
+    scores[positions] = rows
     wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(wrong):
         raise MeidbenchError(
             f"the scores of {len(wrong):,} video(s) of {data.subset} are NaN or infinite: "
             f"{first_few(data.video_ids[row] for row in wrong)}; the training has diverged (lower schedule.lr), or "
-            "their features are damaged ('meidbench verify-features' tells)"
+            "their features are damaged (check them with 'meidbench verify-features')"
         )
     return scores
+
+
+def describe_run(config: Config, epoch: int) -> dict[str, Any]:
+    """Return the facts about a run that its prediction files hold; ``evaluate`` warns of ``select_on`` test."""
+    subsets = {stage.selection.subset for stage in (config, config.first_stage) if stage is not None}
+    return {
+        "method": config.method,
+        "aggregator": config.aggregator_name,
+        "seed": config.seed,
+        "epoch": epoch,
+        # One stage that selects on test is enough to make the scores too good.
+        "select_on": "test" if "test" in subsets else config.selection.subset,
+    }
+
+
+def write_scores(
+    folder: RunFolder, split: Split, subset: str, scores: npt.NDArray[np.float32], facts: dict[str, Any]
+) -> None:
+    """Write the scores of a subset and their evaluation, which has the same bytes as that of ``meidbench evaluate``."""
+    write_predictions(folder.predictions(subset), split.video_ids(subset), scores, split, subset, facts)
+    result = evaluate_scores(scores, split, subset, warnings=run_warnings({"run": facts}))
+    # This file comes last: a subset with a result is done.
+    with written_whole(folder.result(subset)) as temporary:
+        temporary.write_text(result.to_json(), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -132,9 +163,9 @@ class Trained:
     mAP : mapping of str to MeanAP
         Of each subset that was scored.
     warnings : tuple of str
-        What a reader must know.
+        Facts that a reader of the scores must know.
     was_finished : bool
-        Whether it was so before it was asked for.
+        Whether it was finished before this call.
     """
 
     path: Path
@@ -143,69 +174,23 @@ class Trained:
     was_finished: bool
 
 
-def run_facts(config: Config, epoch: int) -> dict[str, Any]:
-    """Return what a prediction file says of its run; ``evaluate`` warns where the test subset chose the checkpoint."""
-    subsets = {stage.selection.subset for stage in (config, config.first_stage) if stage is not None}
-    return {
-        "method": config.method,
-        "aggregator": aggregator_name(config),
-        "seed": config.seed,
-        "epoch": epoch,
-        # Either stage's choice makes the scores the test subset's own.
-        "select_on": "test" if "test" in subsets else config.selection.subset,
-    }
-
-
-def scored_subsets(split: Split, select_on: str) -> list[str]:
-    """Return which of val and test have videos.
-
-    Raises
-    ------
-    MeidbenchError
-        There is nothing to train on, or to select on.
-    """
-    present = [subset for subset in ("train", *SCORED) if len(split.rows(subset))]
-    for subset in ("train", select_on):
-        if subset not in present:
-            raise MeidbenchError(
-                f"the split {split.dataset} has no video in {subset}; it has some in {', '.join(present) or 'none'}"
-            )
-        if not split.positives(subset).any():
-            raise MeidbenchError(f"no video in {subset} of the split {split.dataset} has a label")
-    return [subset for subset in present if subset != "train"]
-
-
-def write_scored(
-    folder: RunFolder, split: Split, subset: str, scores: npt.NDArray[np.float32], facts: dict[str, Any]
-) -> None:
-    """Write the scores of a subset and their evaluation, which is that of ``meidbench evaluate`` byte for byte."""
-    write_predictions(folder.predictions(subset), split.video_ids(subset), scores, split, subset, facts)
-    result = evaluate_scores(scores, split, subset, warnings=run_warnings({"run": facts}))
-    # Last: where it lies, the subset is done.
-    with written_whole(folder.result(subset)) as temporary:
-        temporary.write_text(result.to_json(), encoding="utf-8")
-
-
 def read_trained(folder: RunFolder, split: Split, *, just_finished: bool = False) -> Trained | None:
-    """Return what a run has to show, None where it is not finished."""
-    results = {}
-    for subset in SCORED:
+    """Return a finished run; None where it is not finished."""
+    means: dict[str, MeanAP] = {}
+    warnings: dict[str, None] = {}  # a set in order
+    for subset in SELECTION_SUBSETS:
         if not len(split.rows(subset)):
             continue
-        if not folder.result(subset).is_file() or not folder.predictions(subset).is_file():
+        file = folder.result(subset)
+        if not file.is_file() or not folder.predictions(subset).is_file():
             return None
         try:
-            results[subset] = json.loads(folder.result(subset).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise MeidbenchError(f"{folder.result(subset)} is damaged ({error}); remove it to score again") from None
-    try:
-        means = {
-            subset: MeanAP(**{group: math.nan if value is None else value for group, value in result["mAP"].items()})
-            for subset, result in results.items()
-        }
-        warnings = dict.fromkeys(warning for result in results.values() for warning in result["warnings"])
-    except (KeyError, TypeError, AttributeError):
-        raise MeidbenchError(f"a result in {folder.path} is damaged; remove result-*.json to score again") from None
+            result = json.loads(file.read_text(encoding="utf-8"))
+            values = {group: math.nan if value is None else value for group, value in result["mAP"].items()}
+            means[subset] = MeanAP(**values)
+            warnings |= dict.fromkeys(result["warnings"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MeidbenchError(f"{file} is damaged ({error}); remove it to score again") from None
     return Trained(folder.path, means, tuple(warnings), not just_finished)
 
 
@@ -217,21 +202,21 @@ def predict(
     split: Split | str | Path | None = None,
     features: FeatureSource | str | os.PathLike[str] | None = None,
     device: str = "auto",
-    progress: Progress = quiet,
-    report: Callable[[str], None] = lambda line: None,
+    progress: ProgressBar = show_no_progress,
+    report: Report = lambda line: None,
 ) -> Path:
     """Score a subset with the best checkpoint of a run, and write a prediction file.
 
     Parameters
     ----------
     run : path
-        The folder of a run; it need not be finished.
+        The folder of a run, finished or not.
     out : path
         The Parquet file to write.
     subset : str
         ``train``, ``val`` or ``test``.
     split, features : optional
-        Those of the run, where they still lie there, if left out.
+        Those of the run, at their old paths, where they are left out.
     device : str
     progress, report : callable
         As for ``train``.
@@ -250,7 +235,7 @@ def predict(
     config, inputs = folder.read()
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
         if given is None and not before:
-            raise MeidbenchError(f"the run does not say where its {name} lies; name it with --{name}")
+            raise MeidbenchError(f"the run does not record the path of its {name}; give it with --{name}")
     loaded = load_split(inputs.split_path if split is None else split)
     if loaded.digest != inputs.split_digest:
         raise MeidbenchError(
@@ -260,18 +245,19 @@ def predict(
     if not len(loaded.rows(subset)):
         raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}")
     source = features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)
-    with team(device) as crew, torch.random.fork_rng(devices=[crew.device] if crew.device.type == "cuda" else []):
-        loader = subset_loader(loaded, subset, source, config, crew)
+    with join_processes(device) as processes:
+        loader = make_subset_loader(loaded, subset, source, config, processes)
         if source.dim != inputs.dim:
             raise FeatureError(
                 f"{folder.path} was trained on features of width {inputs.dim}, {source.path} has {source.dim}"
             )
-        if recipe_digest(source) != inputs.recipe_digest:
+        if digest_recipe(source) != inputs.recipe_digest:
             report("warning: these features were made by another recipe than those of the training")
-        learner = Learner(config, make_task(config, loaded, source.dim), crew)
-        epoch = learner.load_weights(folder.best)
-        scores = score_subset(learner.module, loader, crew, progress)
-        if crew.leads:
-            write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, run_facts(config, epoch))
-        crew.wait()
+        with processes.fork_random():
+            learner = Learner(config, make_task(config, loaded, source.dim), processes)
+            epoch = learner.load_weights(folder.best)
+            scores = score_subset(learner.module, loader, processes, progress)
+        if processes.is_first:
+            write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, describe_run(config, epoch))
+        processes.wait()
     return Path(out)

@@ -1,30 +1,19 @@
-"""Recipes: a method's values, where each is from, and the numbers published for it; all of it data."""
+"""Recipes: the values of a method, the source of each, and its published numbers; and how they make a configuration."""
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
 
-from meidbench.baselines.components import FAMILIES, known_options, option_defaults
-from meidbench.baselines.configuration import Choice, Config, Tables, merged, overrides
+from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, Choice, Config, known_options
 from meidbench.baselines.models import MODELS
-from meidbench.checks import parse_toml
+from meidbench.checks import Table, one_of, parse_settings, parse_toml
 from meidbench.errors import MeidbenchError, first_few
 from meidbench.evaluation.results import MeanAP
 from meidbench.splits.split import Split
 
-BENCHMARKS = "benchmarks"
-OTHER = "other"
-# What makes a method behave as public code does, by the section of its recipe: VideoLT's, or its own authors'.
-COMPAT_ENDING, RELEASE_ENDING = "-compat", "-release"
-_PUBLIC_CODE = {
-    "compat": (COMPAT_ENDING, "as in VideoLT's public code"),
-    "release": (RELEASE_ENDING, "as its authors' public code has it"),
-}
-
-# What the tables of published numbers are.
 PUBLISHED_TABLES = {
     "table2": "MEID, Table 2",
     "table3": "MEID, Table 3",
@@ -33,19 +22,19 @@ PUBLISHED_TABLES = {
     "rivals": "MOVE, from a second-hand source",
     "modelzoo": "VideoLT, MODELZOO.md",
 }
+# The form of a method that behaves like public code: VideoLT's, or its own authors'; by the section of its recipe.
+COMPAT_ENDING, RELEASE_ENDING = "-compat", "-release"
+_PUBLIC_FORMS = {
+    "compat": (COMPAT_ENDING, "as in VideoLT's public code"),
+    "release": (RELEASE_ENDING, "as its authors' public code has it"),
+}
+# Options of a model that may differ between its stages.
+_PER_STAGE = ("distill_", "neck_", "recompute")
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published row.
-
-    Attributes
-    ----------
-    table : str
-        A key of ``PUBLISHED_TABLES``.
-    dataset, encoder, aggregator : str
-    mAP : MeanAP
-    """
+    """A published row; ``table`` is a key of ``PUBLISHED_TABLES``."""
 
     table: str
     dataset: str
@@ -56,23 +45,23 @@ class Published:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method: what it sets, where each value is from, and what was published for it.
+    """A method: the values that it sets, the source of each, and the numbers published for it.
 
     Attributes
     ----------
     name, title : str
     is_compat : bool
-        Whether it behaves as public code does, VideoLT's or its authors'.
+        Whether it behaves like public code, VideoLT's or its authors'.
     differs : str
-        In what that form differs from the faithful one; empty for the latter.
+        The difference between that form and the faithful one; empty for the faithful one.
     tables : dict
-        What it sets, for any benchmark; the form of ``Config.from_tables``.
-    of_dataset : dict of str to dict
-        What it sets on top for a benchmark.
+        The values for every benchmark, in the form of ``Config.from_tables``.
+    by_dataset : dict of str to dict
+        The values on top, per benchmark.
     sources : dict of str to str
-        Where each value, or all of a section, is from: ``loss.gamma`` or ``schedule``.
+        The source of each value or of a whole section, by ``loss.gamma`` or ``schedule``.
     published : tuple of Published
-        All of it from the public code or its kin, so from what the compatible form is.
+        All these numbers come from the public code or code like it, so from the compatible form.
     first_stage : str
         The method whose weights it begins with; empty for a method of one stage.
     """
@@ -81,15 +70,15 @@ class Recipe:
     title: str
     is_compat: bool
     differs: str
-    tables: Tables
-    of_dataset: Mapping[str, Tables]
+    tables: Table
+    by_dataset: Mapping[str, Table]
     sources: Mapping[str, str]
     published: tuple[Published, ...]
-    first_stage: str = ""
+    first_stage: str
 
 
 def read_recipes(names: Iterable[str]) -> dict[str, Recipe]:
-    """Read the recipes of methods, with the form of public code where there is one: ``NAME-compat``, ``NAME-release``.
+    """Read the recipes of methods, each with its forms like public code: ``NAME-compat``, ``NAME-release``.
 
     Examples
     --------
@@ -98,84 +87,103 @@ def read_recipes(names: Iterable[str]) -> dict[str, Recipe]:
     """
     recipes = {}
     for name in names:
-        content = _content(name)
-        published = tuple(
-            Published(row["table"], row["dataset"], row["encoder"], row["aggregator"], MeanAP(*row["mAP"]))
-            for row in content["published"]
-        )
-        special = content.get("datasets", {})
-        of_dataset = {dataset: values["config"] for dataset, values in special.items()}
-        sources = {**content["sources"]}
-        for dataset, values in special.items():
-            sources |= {f"{dataset}:{key}": source for key, source in values["sources"].items()}
-        first = content.get("first_stage", "")
+        content = _read_file(name)
+        by_dataset, sources = _read_datasets(content)
+        published = tuple(Published(**{**row, "mAP": MeanAP(*row["mAP"])}) for row in content["published"])
         recipes[name] = Recipe(
-            name, content["title"], False, "", content["config"], of_dataset, sources, published, first
+            name,
+            content["title"],
+            is_compat=False,
+            differs="",
+            tables=content["config"],
+            by_dataset=by_dataset,
+            sources={**content["sources"], **sources},
+            published=published,
+            first_stage=content.get("first_stage", ""),
         )
-        for section, (ending, what) in _PUBLIC_CODE.items():
-            if section not in content:
-                continue
-            public = content[section]
-            unset = public.get("unset", [])
-            kept = {key: said for key, said in sources.items() if key not in unset}
-            public_datasets = public.get("datasets", {})
-            for dataset, values in public_datasets.items():
-                kept |= {f"{dataset}:{key}": source for key, source in values["sources"].items()}
-            recipes[name + ending] = Recipe(
-                name + ending,
-                f"{content['title']}, {what}",
-                True,
-                public["differs"],
-                merged(_without(content["config"], unset), public.get("config", {})),
-                {
-                    dataset: merged(of_dataset.get(dataset, {}), public_datasets.get(dataset, {}).get("config", {}))
-                    for dataset in {**of_dataset, **public_datasets}
-                },
-                {**kept, **public["sources"]},
-                published,
-                first + ending if first else "",
-            )
+        for section, (ending, description) in _PUBLIC_FORMS.items():
+            if section in content:
+                recipes[name + ending] = _make_public_form(recipes[name], content[section], ending, description)
     return recipes
 
 
-def benchmark_values(dataset: str, compat: bool = False) -> tuple[Tables, dict[str, str]]:
-    """Return what a benchmark's published rows have in common, and where each value is from.
+def _make_public_form(recipe: Recipe, section: Table, ending: str, description: str) -> Recipe:
+    unset = section.get("unset", [])
+    tables = {key: dict(value) if isinstance(value, dict) else value for key, value in recipe.tables.items()}
+    for key in unset:
+        family, _, option = key.partition(".")
+        del tables[family][option]
+    by_dataset, sources = _read_datasets(section)
+    kept = {key: source for key, source in recipe.sources.items() if key not in unset}
+    return dataclasses.replace(
+        recipe,
+        name=recipe.name + ending,
+        title=f"{recipe.title}, {description}",
+        is_compat=True,
+        differs=section["differs"],
+        tables=merge_tables(tables, section.get("config", {})),
+        by_dataset={
+            dataset: merge_tables(recipe.by_dataset.get(dataset, {}), by_dataset.get(dataset, {}))
+            for dataset in {**recipe.by_dataset, **by_dataset}
+        },
+        sources={**kept, **sources, **section["sources"]},
+        first_stage=recipe.first_stage and recipe.first_stage + ending,
+    )
+
+
+def _read_datasets(content: Table) -> tuple[dict[str, Table], dict[str, str]]:
+    """Return the values per benchmark of a recipe, and their sources by ``DATASET:KEY``."""
+    datasets = content.get("datasets", {})
+    sources = {f"{name}:{key}": source for name in datasets for key, source in datasets[name]["sources"].items()}
+    return {name: values["config"] for name, values in datasets.items()}, sources
+
+
+def read_benchmark(dataset: str, compat: bool = False) -> tuple[Table, dict[str, str]]:
+    """Return the values that the published rows of a benchmark have in common, and the source of each.
 
     Examples
     --------
-    >>> benchmark_values("videolt")[0]["frames"]["train"]
+    >>> read_benchmark("videolt")[0]["frames"]["train"]
     60
     """
-    content = _content(BENCHMARKS)
-    values = content.get(dataset, content[OTHER])
-    tables, sources = values["config"], dict(values["sources"])
-    if compat and "compat" in values:
-        tables = merged(tables, values["compat"]["config"])
-        sources |= values["compat"]["sources"]
-    return tables, sources
-
-
-def _without(tables: Tables, keys: Iterable[str]) -> Tables:
-    """Return a copy without the values at these dotted keys."""
-    left = {section: dict(value) if isinstance(value, dict) else value for section, value in tables.items()}
-    for key in keys:
-        section, _, name = key.partition(".")
-        del left[section][name]
-    return left
+    content = _read_file("benchmarks")
+    values: Table = content[dataset if dataset in content else "other"]
+    public = values.get("compat", {}) if compat else {}
+    tables = merge_tables(values["config"], public.get("config", {}))
+    return tables, {**values["sources"], **public.get("sources", {})}
 
 
 @cache
-def _content(name: str) -> dict[str, Any]:
-    text = (
-        resources.files("meidbench.baselines").joinpath("recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    )
-    return parse_toml(text)
+def _read_file(name: str) -> Table:
+    path = resources.files("meidbench.baselines") / "recipes" / f"{name}.toml"
+    return parse_toml(path.read_text(encoding="utf-8"))
 
 
-_STAGES = ("stage1", "stage2")
+def merge_tables(below: Table, above: Table) -> Table:
+    """Lay tables over others; where another component is named, drop the options that it does not know.
 
-# Options of a model that its stages may have of their own.
-_OF_EITHER_STAGE = ("distill_", "neck_", "recompute")
+    Examples
+    --------
+    >>> merge_tables({"loss": {"name": "ldam", "scale": 20.0, "reduction": "mean"}}, {"loss": {"name": "bce"}})
+    {'loss': {'name': 'bce', 'reduction': 'mean'}}
+    """
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        if not isinstance(value, dict) or not isinstance(under, dict):
+            result[key] = value
+            continue
+        name = value.get("name")
+        if name != under.get("name") and (known := _find_options(key, name)) is not None:
+            under = {"name": name, **{option: kept for option, kept in under.items() if option in known}}
+        result[key] = {**under, **value}
+    return result
+
+
+def _find_options(family: str, name: object) -> dict[str, object] | None:
+    """Return the options of a component; None for an unknown name."""
+    known = FAMILIES.get(family, {})
+    return known_options(known[name]) if isinstance(name, str) and name in known else None
 
 
 def resolve(
@@ -184,7 +192,7 @@ def resolve(
     *,
     aggregator: str | None = None,
     settings: Sequence[str] = (),
-    tables: Tables | None = None,
+    tables: Table | None = None,
 ) -> Config:
     """Return the whole configuration of a method on a split.
 
@@ -193,186 +201,159 @@ def resolve(
     method : str
         A key of ``meidbench.baselines.METHODS``.
     split : Split
-        Its benchmark's values lie below the method's. EQL's rare classes are its tail where the method does not say.
+        The values of its benchmark lie below those of the method. Its tail is the set of EQL's rare classes unless
+        the method names them.
     aggregator : str, optional
-        In place of the benchmark's; options that it does not know go.
+        Replaces the benchmark's; options that it does not know are dropped.
     settings : sequence of str
-        ``KEY=VALUE``, on top of all. For a method of two stages they hold for both; ``stage1.KEY=VALUE`` and
-        ``stage2.KEY=VALUE`` for one of them, above the others.
+        ``KEY=VALUE``, on top of everything. For a method of two stages they set both stages;
+        ``stage1.KEY=VALUE`` and ``stage2.KEY=VALUE`` set one stage, on top of the others.
     tables : dict, optional
         The same as nested tables, below ``settings``.
 
     Raises
     ------
     MeidbenchError
-        The method is unknown, or keys and values are wrong; all are named at once.
+        The method is unknown, or keys and values are wrong; the message names all of them.
     """
-    if method not in METHODS:
-        raise MeidbenchError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    recipe = METHODS[method]
-    asked = merged(tables or {}, overrides(settings))
-    if "method" in asked:
-        raise MeidbenchError(f"the method is {method}; it is named by itself (--method), not among the settings")
-    of_stage = {stage: asked.pop(stage) for stage in _STAGES if stage in asked}
-    for stage, tables_of in of_stage.items():
-        if not isinstance(tables_of, dict):
-            raise MeidbenchError(f"{stage} is no value; say {stage}.KEY=VALUE, such as {stage}.schedule.lr=0.001")
-    if any("first_stage" in layer for layer in (asked, *of_stage.values())):
-        raise MeidbenchError("first_stage is not set by itself; say stage1.KEY=VALUE for a method of two stages")
+    recipe = METHODS[one_of("method", method, tuple(METHODS))]
+    asked = merge_tables(tables or {}, parse_settings(settings, EXAMPLE_SETTING))
+    by_stage: Table = {stage: asked.pop(stage) for stage in ("stage1", "stage2") if stage in asked}
+    _check_keys(method, asked, by_stage)
     first = None
     if recipe.first_stage:
-        common = _known_settings(asked, _values(METHODS[recipe.first_stage], split, aggregator))
-        first = resolve(
-            recipe.first_stage, split, aggregator=aggregator, tables=merged(common, of_stage.get("stage1", {}))
-        )
-        asked = merged(asked, of_stage.get("stage2", {}))
-    elif of_stage:
-        raise MeidbenchError(f"{method} is trained in one stage; leave out {', '.join(of_stage)} in its settings")
-    values = _values(recipe, split, aggregator)
-    if (
-        isinstance(asked.get("loss"), dict) and "tail_below" in asked["loss"]
-    ):  # in place of the other way to say which classes are rare
-        values = merged(values, {"loss": {"tail_up_to": None}})
-    named = aggregator is not None or "aggregator" in asked
-    config = _completed(Config.from_tables({**merged(values, asked), "method": method}), split, named)
-    if first is None:
-        return config
-    # How a run is carried out is said once.
-    return with_first_stage(config, dataclasses.replace(first, execution=config.execution))
+        common = _keep_known(asked, _layer_values(METHODS[recipe.first_stage], split, aggregator))
+        common = merge_tables(common, by_stage.get("stage1", {}))
+        first = resolve(recipe.first_stage, split, aggregator=aggregator, tables=common)
+        asked = merge_tables(asked, by_stage.get("stage2", {}))
+    elif by_stage:
+        raise MeidbenchError(f"{method} is trained in one stage; leave out {', '.join(by_stage)} in its settings")
+    values = _layer_values(recipe, split, aggregator)
+    if isinstance(asked.get("loss"), dict) and "tail_below" in asked["loss"]:
+        values = merge_tables(values, {"loss": {"tail_up_to": None}})  # the two options exclude each other
+    config = Config.from_tables({**merge_tables(values, asked), "method": method})
+    config = _complete(config, split)
+    _check(config, aggregator_asked=aggregator is not None or "aggregator" in asked)
+    return config if first is None else _join_stages(first, config)
 
 
-def _values(recipe: Recipe, split: Split, aggregator: str | None) -> Tables:
-    """Return what a recipe sets on a split, before what the user does."""
-    values, _ = benchmark_values(split.dataset, recipe.is_compat)
-    for layer in (recipe.tables, recipe.of_dataset.get(split.dataset, {})):
-        values = merged(values, layer)
-    if aggregator is not None:
-        values = merged(values, {"aggregator": {"name": aggregator}})
+def _check_keys(method: str, asked: Table, by_stage: Table) -> None:
+    if "method" in asked:
+        raise MeidbenchError(f"the method is {method}; name it by itself (--method), not among the settings")
+    for stage, tables in by_stage.items():
+        if not isinstance(tables, dict):
+            raise MeidbenchError(f"{stage} is not a value; set {stage}.KEY=VALUE, such as {stage}.{EXAMPLE_SETTING}")
+    if any("first_stage" in layer for layer in (asked, *by_stage.values())):
+        raise MeidbenchError("first_stage is not a setting; set stage1.KEY=VALUE for a method of two stages")
+
+
+def _layer_values(recipe: Recipe, split: Split, aggregator: str | None) -> Table:
+    """Return the values of a recipe on a split, below those of the user."""
+    values, _ = read_benchmark(split.dataset, recipe.is_compat)
+    named = {} if aggregator is None else {"aggregator": {"name": aggregator}}
+    for layer in (recipe.tables, recipe.by_dataset.get(split.dataset, {}), named):
+        values = merge_tables(values, layer)
     return values
 
 
-def _known_settings(asked: Tables, values: Tables) -> Tables:
-    """Leave out of the settings for both stages what the first does not know: its model is a part of the second's."""
+def _keep_known(asked: Table, values: Table) -> Table:
+    """Return the settings for both stages that the first one knows: its model is a part of the second's."""
     kept = {key: value for key, value in asked.items() if key != "motion"}
-    for family, components in FAMILIES.items():
+    for family in FAMILIES:
         options = kept.get(family)
-        if not isinstance(options, dict):
-            continue
-        name = options.get("name", values.get(family, {}).get("name"))
-        if isinstance(name, str) and name in components():
-            known = known_options(components()[name])
-            kept[family] = {key: value for key, value in options.items() if key == "name" or key in known}
+        if isinstance(options, dict):
+            known = _find_options(family, options.get("name", values.get(family, {}).get("name")))
+            if known is not None:
+                kept[family] = {key: value for key, value in options.items() if key == "name" or key in known}
     return kept
 
 
-def with_first_stage(config: Config, first: Config) -> Config:
-    """Return the configuration of a second stage with that of the first, or refuse two that do not belong together.
-
-    Raises
-    ------
-    MeidbenchError
-        They name other aggregators, frames or options of what both models have.
-    """
-    ours, theirs = ({**option_defaults(MODELS[stage.model.name]), **stage.model.options} for stage in (config, first))
-    shared = [key for key in theirs if key in ours and not key.startswith(_OF_EITHER_STAGE)]
+def _join_stages(first: Config, second: Config) -> Config:
+    """Return the second stage's configuration with the first's; refuse two that do not belong together."""
+    theirs, ours = (_complete_options(stage.model) for stage in (first, second))
+    shared = [key for key in theirs if key in ours and not key.startswith(_PER_STAGE)]
     problems = [f"model.{key}" for key in shared if ours[key] != theirs[key]]
-    problems += [key for key in ("aggregator", "frames") if getattr(config, key) != getattr(first, key)]
+    problems += [key for key in ("aggregator", "frames") if getattr(second, key) != getattr(first, key)]
     if problems:
         raise MeidbenchError(
             f"the stages differ in {first_few(problems)}; the second holds the first's model, so set these for both "
             "(without stage1. or stage2.)"
         )
-    return dataclasses.replace(config, first_stage=first)
+    return dataclasses.replace(second, first_stage=dataclasses.replace(first, execution=second.execution))
 
 
-def _completed(config: Config, split: Split, aggregator_asked: bool) -> Config:
-    """Fill in what follows from the split and the rest, and refuse what would fail only after an epoch."""
-    from meidbench.baselines.samplers import SAMPLERS
+def _complete_options(model: Choice) -> Table:
+    kind = MODELS[model.name]
+    parameters = inspect.signature(kind.__init__).parameters
+    return {name: parameters[name].default for name in known_options(kind)} | dict(model.options)
 
+
+def _complete(config: Config, split: Split) -> Config:
+    """Fill in the values that follow from the split and from other values."""
     loss, sampler, aggregator = (dict(choice.options) for choice in (config.loss, config.sampler, config.aggregator))
     if config.loss.name == "eql" and loss.get("tail_up_to") is None and loss.get("tail_below") is None:
         loss["tail_up_to"] = split.metadata.tail_up_to
     if config.loss.name == "ldam":
-        # Half of the epochs, as VideoLT's 50 of 100.
-        loss.setdefault("drw_epoch", config.schedule.epochs // 2)
-    if aggregator.get("classifier") == "cosine" and config.loss.name != "ldam":
-        raise MeidbenchError(
-            "aggregator.classifier=cosine keeps logits between -1 and 1, from which "
-            f"loss.name={config.loss.name} cannot learn; set aggregator.classifier=linear"
-        )
-    model = MODELS[config.model.name]
-    if aggregator_asked and not model.takes_aggregator:
-        raise MeidbenchError(f"model.name={config.model.name} has aggregators of its own; leave out the aggregator")
-    config.motion.motion()  # refuses what contradicts itself
-    if config.motion.when != "none" and not model.takes_motion:
-        raise MeidbenchError(f"model.name={config.model.name} takes no motion stream; leave out motion.when")
-    masks = config.mask_other_labels
-    if masks is None:
-        masks = SAMPLERS[config.sampler.name].masks_other_labels
-    elif masks and config.sampler.name in ("instance", "repeat_factor"):
-        raise MeidbenchError(
-            "mask_other_labels=true needs a sampler that draws classes, which sampler.name="
-            f"{config.sampler.name} does not"
-        )
+        loss.setdefault("drw_epoch", config.schedule.epochs // 2)  # VideoLT: 50 of 100
     if config.sampler.name == "progressively_balanced":
         sampler.setdefault("epochs", config.schedule.epochs)
-    if aggregator.get("flavor") == "meid_compat":
-        if aggregator.get("frames") is None:
-            aggregator["frames"] = config.frames.train
-        if not aggregator["frames"] == config.frames.train == config.frames.test:
-            raise MeidbenchError(
-                f"aggregator.flavor=meid_compat is for one number of frames, got aggregator.frames="
-                f"{aggregator['frames']}, frames.train={config.frames.train} and frames.test={config.frames.test}; "
-                "set them alike"
-            )
-    mixing = config.augmentation.options
-    if config.augmentation.name == "frame_stack":
-        length, whole = mixing.get("clip_length"), mixing.get("ratio", 0.5) == 1
-        if length not in (None, config.frames.train) and not whole:
-            raise MeidbenchError(
-                f"augmentation.clip_length={length} with a ratio below 1 leaves videos of {config.frames.train} frames "
-                f"beside those; set it to {config.frames.train} (frames.train), or augmentation.ratio=1"
-            )
-        if whole and config.running_ap == "untouched":
-            raise MeidbenchError(
-                "augmentation.ratio=1 leaves no video unmixed to learn the average precision from; "
-                "set running_ap=second_pass, or a ratio below 1"
-            )
-        if whole and aggregator.get("flavor") == "meid_compat" and length not in (None, aggregator["frames"]):
-            raise MeidbenchError(
-                f"augmentation.clip_length={length} is not what aggregator.flavor=meid_compat is for "
-                f"({aggregator['frames']} frames); leave it out"
-            )
+    if aggregator.get("flavor") == "meid_compat" and aggregator.get("frames") is None:
+        aggregator["frames"] = config.frames.train
     return dataclasses.replace(
         config,
-        mask_other_labels=masks,
+        mask_other_labels=config.masks_labels,
         loss=Choice(config.loss.name, loss),
         sampler=Choice(config.sampler.name, sampler),
         aggregator=Choice(config.aggregator.name, aggregator),
     )
 
 
-_NAMES = (
-    "bce",
-    "focal",
-    "cb",
-    "ldam",
-    "eql",
-    "cbs",
-    "srs",
-    "mixup",
-    "framestack",
-    "db",
-    "asl",
-    "logit_adjusted",
-    "repeat_factor",
-    "class_aware",
-    "meid_block",
-    "meid_one",
-    "meid",
-    "move_aggregator",
-    "move",
-)
+def _check(config: Config, aggregator_asked: bool) -> None:
+    """Refuse values that contradict each other, which would fail only after an epoch."""
+    model, loss, sampler = config.model.name, config.loss.name, config.sampler.name
+    aggregator, frames, mixing = config.aggregator.options, config.frames, config.augmentation.options
+    if aggregator.get("classifier") == "cosine" and loss != "ldam":
+        raise MeidbenchError(
+            f"aggregator.classifier=cosine keeps logits between -1 and 1, from which loss.name={loss} cannot learn; "
+            "set aggregator.classifier=linear"
+        )
+    if aggregator_asked and not MODELS[model].takes_aggregator:
+        raise MeidbenchError(f"model.name={model} has aggregators of its own; leave out the aggregator")
+    if config.motion.motion() is not None and not MODELS[model].takes_motion:
+        raise MeidbenchError(f"model.name={model} takes no motion stream; leave out motion.when")
+    if config.mask_other_labels and sampler in ("instance", "repeat_factor"):
+        raise MeidbenchError(
+            f"mask_other_labels=true needs a sampler that draws classes, which sampler.name={sampler} does not"
+        )
+    is_compat = aggregator.get("flavor") == "meid_compat"
+    if is_compat and not aggregator["frames"] == frames.train == frames.test:
+        raise MeidbenchError(
+            f"aggregator.flavor=meid_compat is for one number of frames, got aggregator.frames="
+            f"{aggregator['frames']}, frames.train={frames.train} and frames.test={frames.test}; set them alike"
+        )
+    if config.augmentation.name != "frame_stack":
+        return
+    length, mixes_all = mixing.get("clip_length"), mixing.get("ratio", 0.5) == 1
+    if length not in (None, frames.train) and not mixes_all:
+        raise MeidbenchError(
+            f"augmentation.clip_length={length} with a ratio below 1 leaves videos of {frames.train} frames beside "
+            f"those; set it to {frames.train} (frames.train), or augmentation.ratio=1"
+        )
+    if mixes_all and config.running_ap == "untouched":
+        raise MeidbenchError(
+            "augmentation.ratio=1 leaves no video unmixed to learn the average precision from; set "
+            "running_ap=second_pass, or a ratio below 1"
+        )
+    if mixes_all and is_compat and length not in (None, aggregator["frames"]):
+        raise MeidbenchError(
+            f"augmentation.clip_length={length} does not fit aggregator.flavor=meid_compat, which is for "
+            f"{aggregator['frames']} frames; leave it out"
+        )
 
+
+_NAMES = (
+    *("bce", "focal", "cb", "ldam", "eql", "cbs", "srs", "mixup", "framestack", "db", "asl", "logit_adjusted"),
+    *("repeat_factor", "class_aware", "meid_block", "meid_one", "meid", "move_aggregator", "move"),
+)
 METHODS: dict[str, Recipe] = read_recipes(_NAMES)
-"""What ``--method`` takes; ``NAME-compat`` is as VideoLT's public code has it, ``NAME-release`` as its authors' has."""
+"""The methods by name: ``NAME-compat`` behaves like VideoLT's public code, ``NAME-release`` like its authors'."""

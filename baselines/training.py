@@ -1,41 +1,64 @@
-"""Training of a baseline: one loop for all, which can be killed anywhere and goes on as if it had not been."""
+"""Training of a baseline: one loop for all methods. A run that was killed anywhere resumes without a difference."""
 
 import math
 import os
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from meidbench.baselines.components import check_model, make_augmentation, make_loss, make_sampler, make_task
-from meidbench.baselines.configuration import Config
-from meidbench.baselines.distributed import Team, team
-from meidbench.baselines.inference import (
-    Progress,
-    Trained,
-    quiet,
-    read_trained,
-    run_facts,
-    score_subset,
-    scored_subsets,
-    subset_loader,
-    write_scored,
+from meidbench.baselines.configuration import (
+    Config,
+    check_model,
+    make_augmentation,
+    make_loss,
+    make_sampler,
+    make_task,
 )
-from meidbench.baselines.learner import MIXING, NOISE, Divergence, EpochPlan, Learner, LossWatch, Part, stream
+from meidbench.baselines.distributed import ProcessGroup, join_processes
+from meidbench.baselines.inference import (
+    Trained,
+    describe_run,
+    find_scored_subsets,
+    make_subset_loader,
+    read_trained,
+    score_subset,
+    show_no_progress,
+    write_scores,
+)
+from meidbench.baselines.learner import (
+    MIXING,
+    NOISE,
+    DivergenceError,
+    EpochPlan,
+    Learner,
+    LossMonitor,
+    MicroBatch,
+    check_run,
+    derive_seed,
+    plan_epoch,
+)
 from meidbench.baselines.models import Outputs
-from meidbench.baselines.run_folder import Inputs, Report, RunFolder, RunLog, versions
+from meidbench.baselines.run_folder import (
+    FIRST_STAGE,
+    Inputs,
+    RunFolder,
+    RunLog,
+    digest_weights,
+    list_versions,
+    load_checkpoint,
+)
 from meidbench.baselines.samplers import label_mask
-from meidbench.baselines.stages import FirstStage, trained_first_stage
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.evaluate import average_precision, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
 from meidbench.loading.batches import Batch, BatchLoader
 from meidbench.loading.datasets import FeatureDataset
+from meidbench.names import Advance, ProgressBar, Report
 from meidbench.splits.split import Split, load_split
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,13 +71,13 @@ def train(
     out: str | os.PathLike[str],
     *,
     first_stage: str | os.PathLike[str] | None = None,
-    progress: Progress = quiet,
+    progress: ProgressBar = show_no_progress,
     report: Report = lambda line: None,
 ) -> Trained:
-    """Train a baseline, or go on with a run that was cut off, and score it on val and test.
+    """Train a baseline, or resume a run that was interrupted, and score it on val and test.
 
-    On a CPU the same arguments give the same bits, however often the run was killed. All processes that
-    ``torchrun`` started train together; the first writes.
+    On a CPU the same arguments give the same bits, no matter how often the run was killed. All processes that
+    ``torchrun`` started train together; the first one writes.
 
     Parameters
     ----------
@@ -65,21 +88,16 @@ def train(
     config : Config
         Of ``meidbench.baselines.recipes.resolve``, or made by hand.
     out : path
-        The folder of the run; see ``RunFolder``. One that is finished is left as it is.
+        The folder of the run; see ``RunFolder``. A finished run stays as it is.
     first_stage : path, optional
-        For a method of two stages: the folder of a run of ``config.first_stage``, which is trained in
-        ``OUT/first-stage`` where this is left out.
+        For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
+        run is trained in ``OUT/first-stage``.
     progress, report : callable
-        ``progress(title, total)`` gives a context manager whose value is called with the steps done; ``report`` is
-        called with lines for people.
-
-    Returns
-    -------
-    Trained
+        See ``meidbench.names.ProgressBar`` and ``Report``.
 
     Raises
     ------
-    Divergence
+    DivergenceError
         A loss or a gradient was NaN or infinite; the log names the videos.
     MeidbenchError
         The folder holds another run, features are missing, or the configuration does not fit them.
@@ -87,17 +105,8 @@ def train(
     Examples
     --------
     >>> import tempfile
-    >>> from meidbench.annotations import Annotations
-    >>> from meidbench.features.simulation import simulate_features
-    >>> annotations = Annotations(
-    ...     class_names=("walking", "reading"), video_ids=[f"v{n}" for n in range(9)], sources=["all"] * 9,
-    ...     labels=[(n % 2,) for n in range(9)], lengths=[30.0] * 9, subjects=[""] * 9, views=[""] * 9,
-    ...     pair_ids=[""] * 9, segments=[()] * 9,
-    ... )
-    >>> subsets = ["train"] * 5 + ["val"] * 2 + ["test"] * 2
-    >>> split = Split.from_annotations(
-    ...     annotations, subsets, dataset="toy", variant="released", head_above=2, tail_up_to=1
-    ... )
+    >>> from meidbench.features.simulation import simulate_features, simulate_split
+    >>> split = simulate_split((20, 9, 9), num_classes=4)
     >>> config = Config.from_tables({"schedule": {"epochs": 2, "batch_size": 4}, "frames": {"train": 3, "test": 3}})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     features = simulate_features(split, Path(folder, "features.h5"), frames=3, dim=4)
@@ -106,109 +115,159 @@ def train(
     """
     loaded = load_split(split)
     source = features if isinstance(features, FeatureSource) else open_features(features)
-    with team(config.execution.device) as crew:
+    with join_processes(config.execution.device) as processes:
+        if not processes.is_first:
+            progress, report = show_no_progress, lambda line: None
+        context = _Context(loaded, source, processes, progress, report)
+        inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
         folder = RunFolder(Path(out))
-        inputs = Inputs.of(loaded, source, "" if isinstance(split, Split) else str(split))
-        begun = None
-        if config.first_stage is not None or first_stage is not None:
-            # Within the team, because processes that part and meet again between the stages may miss one another.
-            begun = trained_first_stage(split, source, config, folder, inputs, first_stage, crew, progress, report)
-            inputs = replace(inputs, first_stage_digest=begun.digest)
-        with ExitStack() as held:
-            refusal = None
-            if crew.leads:
-                try:
-                    held.enter_context(folder.held())
-                    folder.open(config, inputs)
-                except MeidbenchError as error:
-                    refusal = error
-            # All or none: a process that is left alone would wait for the others in vain.
-            if not crew.agreed(refusal is None):
-                raise refusal or MeidbenchError("the first process refused the run; its message says why")
-            trained = read_trained(folder, loaded)
-            if trained is None:
-                cuda = [crew.device] if crew.device.type == "cuda" else []
-                with torch.random.fork_rng(devices=cuda):
-                    _Run(loaded, source, config, folder, crew, progress, report, begun).complete()
-                crew.wait()
-                trained = read_trained(folder, loaded, just_finished=True)
-            else:
-                report(f"{folder.path} is finished")
-            assert trained is not None
+        if config.first_stage is None and first_stage is None:
+            return _train_stage(context, config, inputs, folder)
+        start = _prepare_first_stage(context, config, inputs, folder, first_stage)
+        return _train_stage(context, config, replace(inputs, first_stage_digest=start.digest), folder, start.weights)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """The arguments of ``train`` that both stages of a run share."""
+
+    split: Split
+    features: FeatureSource
+    processes: ProcessGroup
+    progress: ProgressBar
+    report: Report
+
+
+@dataclass(frozen=True)
+class _FirstStageWeights:
+    """The checkpoint of a first stage, None where the second stage has begun already; and the digest of its weights."""
+
+    weights: Path | None
+    digest: str
+
+
+def _prepare_first_stage(
+    context: _Context, config: Config, inputs: Inputs, folder: RunFolder, given: str | os.PathLike[str] | None
+) -> _FirstStageWeights:
+    """Train the first stage in a folder of the run, or take the finished run that is given."""
+    wanted, processes = config.first_stage, context.processes
+    if wanted is None:
+        raise MeidbenchError(f"{config.method} is trained in one stage; leave out the first")
+    # A mistake in the second stage must show before the first has been trained.
+    check_run(config, context.split, context.features.dim, processes=processes.size)
+    refusal, digest = None, ""
+    if processes.is_first:
+        try:
+            digest = folder.find_first_stage_digest(config, inputs)
+        except MeidbenchError as error:
+            refusal = error
+    processes.raise_together(refusal)
+    if given is not None:
+        first = RunFolder(Path(given))
+        first.check_first_stage(wanted, inputs)
+    elif processes.broadcast(bool(digest)):
+        return _FirstStageWeights(None, digest or folder.read()[1].first_stage_digest)
+    else:
+        first = RunFolder(folder.path / FIRST_STAGE)
+        context.report(f"first stage ({wanted.method}) in {first.path}")
+        _train_stage(context, wanted, inputs, first)
+        context.report(f"second stage ({config.method}) in {folder.path}")
+    if not first.best.is_file():
+        raise MeidbenchError(
+            f"{first.path} is finished, but its {first.best.name} is gone; remove the folder to train it anew"
+        )
+    return _FirstStageWeights(first.best, digest_weights(load_checkpoint(first.best)["model"]))
+
+
+def _train_stage(
+    context: _Context, config: Config, inputs: Inputs, folder: RunFolder, weights: Path | None = None
+) -> Trained:
+    """Train one run, with the first stage's weights if given, unless it is finished."""
+    processes = context.processes
+    with ExitStack() as stack:
+        refusal = None
+        if processes.is_first:
+            try:
+                stack.enter_context(folder.lock())
+                folder.open(config, inputs)
+            except MeidbenchError as error:
+                refusal = error
+        processes.raise_together(refusal)
+        trained = read_trained(folder, context.split)
+        if trained is not None:
+            context.report(f"{folder.path} is finished")
             return trained
+        with processes.fork_random():
+            _Run(context, config, folder, weights).complete()
+        processes.wait()
+        trained = read_trained(folder, context.split, just_finished=True)
+        assert trained is not None
+        return trained
 
 
 class _Run:
-    """A run in this process: the loop, and what it needs."""
+    """A run in this process: the training loop, and the objects that it needs."""
 
-    def __init__(
-        self,
-        split: Split,
-        features: FeatureSource,
-        config: Config,
-        folder: RunFolder,
-        crew: Team,
-        progress: Progress,
-        report: Report,
-        begun: FirstStage | None,
-    ) -> None:
-        self.begun = begun
-        self.split, self.config, self.folder, self.crew = split, config, folder, crew
-        self.progress = progress if crew.leads else quiet
-        self.report = report if crew.leads else lambda line: None
-        # All subsets at once, so that no run ends for want of test features.
+    def __init__(self, context: _Context, config: Config, folder: RunFolder, weights: Path | None) -> None:
+        split, features, processes = context.split, context.features, context.processes
+        self.split, self.config, self.folder, self.processes = split, config, folder, processes
+        self.progress, self.report, self.first_stage_weights = context.progress, context.report, weights
+        # All subsets are opened now, so that missing test features are found before the training.
         self.scored = {
-            subset: subset_loader(split, subset, features, config, crew)
-            for subset in scored_subsets(split, config.selection.subset)
+            subset: make_subset_loader(split, subset, features, config, processes)
+            for subset in find_scored_subsets(split, config.selection.subset)
         }
-        self.learner = Learner(config, make_task(config, split, features.dim), crew)
+        self.learner = Learner(config, make_task(config, split, features.dim), processes)
         check_model(config, self.learner.module)
-        self.loss = make_loss(config, split).to(crew.device)
+        self.loss = make_loss(config, split).to(processes.device)
         self.augmentation = make_augmentation(config)
         self.sampler = make_sampler(config, split)
-        self.sampler.shard(crew.rank, crew.size)
-        self.watch = LossWatch()
+        self.sampler.shard(processes.rank, processes.size)
+        self.monitor = LossMonitor()
+        data = FeatureDataset(
+            split,
+            "train",
+            features=features,
+            frames=config.frames.train,
+            sampling=config.frames.train_sampling,
+            replacement=config.frames.replacement,
+            seed=config.seed,
+            motion=config.motion.motion(),
+        )
         self.loader = BatchLoader(
-            FeatureDataset(
-                split,
-                "train",
-                features=features,
-                frames=config.frames.train,
-                sampling=config.frames.train_sampling,
-                replacement=config.frames.replacement,
-                seed=config.seed,
-                motion=config.motion.motion(),
-            ),
-            self._plan().part_size,
+            data,
+            self._plan_epoch().micro_batch_size,
             sampler=self.sampler,
-            device=crew.device,
+            device=processes.device,
             resident=config.execution.resident,
             prefetch=config.execution.prefetch,
         )
         self.log: RunLog | None = None
-        self.saved = self.began = time.monotonic()
-        self.first = 1
+        self.last_save = self.start = time.monotonic()
+        self.first_epoch = 1
 
     def complete(self) -> None:
         """Train to the end and score the best checkpoint."""
-        at, epochs = self.learner.at, self.config.schedule.epochs
+        position, epochs = self.learner.position, self.config.schedule.epochs
         written = 0
         if self.folder.last.is_file():
             written = self.learner.restore(self.folder.last)
-            self.report(f"going on after {at.epoch} epochs, {at.step} steps")
-        elif self.begun is not None and self.begun.weights is not None:
-            self.learner.begin_from(self.begun.weights)
-        self.log = RunLog(self.folder.path, self.report, written, at.step) if self.crew.leads else None
-        self.first, self.began = at.epoch + 1, time.monotonic()
+            self.report(f"resuming after {position.epoch} epochs, {position.step} steps")
+        elif self.first_stage_weights is not None:
+            self.learner.module.begin_from(load_checkpoint(self.first_stage_weights)["model"])
+        self.log = RunLog(self.folder.path, self.report, written, position.step) if self.processes.is_first else None
+        self.first_epoch, self.start = position.epoch + 1, time.monotonic()
         try:
-            self._say("begun", device=str(self.crew.device), processes=self.crew.size, versions=versions())
-            with self.progress(f"training {self.config.method}", epochs * self._plan().steps) as advance:
-                advance(at.step)
-                while at.epoch < epochs:
+            self._write_log(
+                "begun", device=str(self.processes.device), processes=self.processes.size, versions=list_versions()
+            )
+            with self.progress(f"training {self.config.method}", epochs * self._plan_epoch().steps) as advance:
+                advance(position.step)
+                while position.epoch < epochs:
                     self._train_epoch(advance)
                     self._end_epoch()
             self._score()
-        except Divergence as error:
+        except DivergenceError as error:
             if self.log is not None:
                 self.log.write("diverged", error.step, video_ids=error.video_ids)
             raise
@@ -218,162 +277,156 @@ class _Run:
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
-    def _train_epoch(self, advance: Callable[[int], None]) -> None:
-        learner, at = self.learner, self.learner.at
-        for part_of_run in (self.loader, self.loss):
-            part_of_run.set_epoch(at.epoch)
-        learner.set_rate(self.config.schedule.learning_rate(at.epoch))
+    def _train_epoch(self, advance: Advance) -> None:
+        learner, position = self.learner, self.learner.position
+        self.loader.set_epoch(position.epoch)
+        self.loss.set_epoch(position.epoch)
+        learner.set_learning_rate(self.config.schedule.learning_rate(position.epoch))
         learner.model.train()
-        plan, began, before = self._plan(), time.monotonic(), at.step
-        self.loader.start_at(at.part)
+        plan, start, first_step = self._plan_epoch(), time.monotonic(), position.step
+        self.loader.start_at(position.micro_batch)
         batches = iter(self.loader)
-        step_loss, step_penalty = torch.zeros((2,), device=self.crew.device).unbind()
+        step_loss, step_penalty = torch.zeros((2,), device=self.processes.device).unbind()
         step_ids = list[str]()
         try:
-            for index, batch in zip(range(at.part, plan.parts), batches, strict=False):
-                part = plan.part(index)
-                with nullcontext() if part.ends_step else learner.apart():
-                    loss, penalty = (value * part.weight for value in self._part_loss(batch, part))
+            for index, batch in zip(range(position.micro_batch, plan.micro_batches), batches, strict=False):
+                micro_batch = plan.micro_batch(index)
+                with nullcontext() if micro_batch.ends_step else learner.keep_gradients_local():
+                    loss, penalty = (value * micro_batch.weight for value in self._compute_loss(batch, micro_batch))
                     learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call, unused-ignore]
-                at.forwards += 1
+                position.forwards += 1
                 step_loss, step_penalty = step_loss + loss.detach(), step_penalty + penalty.detach()
-                step_ids += batch["video_id"][: part.videos]
-                if not part.ends_step:
+                step_ids += batch["video_id"][: micro_batch.videos]
+                if not micro_batch.ends_step:
                     continue
-                self.watch.add(at.step, at.epoch, step_ids, step_loss, learner.step(), step_penalty)
+                self.monitor.add(position.step, position.epoch, step_ids, step_loss, learner.step(), step_penalty)
                 step_loss, step_penalty, step_ids = torch.zeros_like(step_loss), torch.zeros_like(step_loss), []
-                at.step, at.part = at.step + 1, index + 1
+                position.step, position.micro_batch = position.step + 1, index + 1
                 advance(1)
-                if at.step % self.config.execution.log_every == 0:
-                    seen = self._look()
-                    speed = (at.step - before) * self.config.schedule.batch_size / (time.monotonic() - began)
-                    self._say("step", epoch=at.epoch, **seen, videos_per_second=round(speed, 1))
-                if index + 1 < plan.parts and self._is_due():
-                    self._look()
+                if position.step % self.config.execution.log_every == 0:
+                    facts = self._collect_losses()
+                    videos = (position.step - first_step) * self.config.schedule.batch_size
+                    speed = round(videos / (time.monotonic() - start), 1)
+                    self._write_log("step", epoch=position.epoch, **facts, videos_per_second=speed)
+                if index + 1 < plan.micro_batches and self._checkpoint_is_due():
+                    self._collect_losses()
                     self._save()
         finally:
             batches.close()
 
-    def _part_loss(self, batch: Batch, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss of a part, and what of it is the model's penalty."""
-        learner, at, crew, labels = self.learner, self.learner.at, self.crew, batch["labels"]
-        # From the place in the run alone: a run that is resumed draws the same without any state.
-        torch.manual_seed(stream(self.config.seed, NOISE, at.forwards, crew.rank))
-        mixing = torch.Generator().manual_seed(stream(self.config.seed, MIXING, at.forwards, crew.rank))
-        self.loss.set_step(at.forwards, crew.rank, crew.size)
-        asked = self.config.mask_other_labels
-        masked = self.sampler.masks_other_labels if asked is None else asked
-        mask = label_mask(labels, batch["class"]) if masked else None
-        motion = batch.get("motion")
+    def _compute_loss(self, batch: Batch, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of a micro-batch, and the model's penalty in it."""
+        learner, position, processes = self.learner, self.learner.position, self.processes
+        labels, motion, videos = batch["labels"], batch.get("motion"), micro_batch.videos
+        # These seeds depend only on the place in the run: a run that is resumed draws the same without any state.
+        torch.manual_seed(derive_seed(self.config.seed, NOISE, position.forwards, processes.rank))
+        mixing = torch.Generator().manual_seed(derive_seed(self.config.seed, MIXING, position.forwards, processes.rank))
+        self.loss.set_step(position.forwards, processes.rank, processes.size)
+        mask = label_mask(labels, batch["class"]) if self.config.masks_labels else None
         mixed = self.augmentation(
             batch["features"],
             labels,
             generator=mixing,
-            epoch=at.epoch,
+            epoch=position.epoch,
             class_ap=learner.running.class_ap,
             streams=() if motion is None else (motion,),
         )
         if mask is not None:
-            mask = mixed.mix(mask)[: part.videos]
+            mask = mixed.mix(mask)[:videos]
         with self._autocast():
             outputs: Outputs = learner.model(mixed.features, next(iter(mixed.streams), None), mixed.targets)
         if self.augmentation.needs_class_ap:
-            counted = torch.arange(len(labels), device=labels.device) < (part.videos if part.weight else 0)
+            counted = torch.arange(len(labels), device=labels.device) < (videos if micro_batch.weight else 0)
             if self.config.running_ap == "second_pass":
                 with torch.no_grad(), self._autocast():
                     learner.running.add(learner.module(batch["features"], motion, labels).logits, labels, counted)
             else:
                 learner.running.add(outputs.logits, labels, mixed.untouched & counted)
         targets = mixed.targets if outputs.targets is None else outputs.targets
-        loss: torch.Tensor = self.loss(outputs.logits[: part.videos], targets[: part.videos], mask)
+        loss: torch.Tensor = self.loss(outputs.logits[:videos], targets[:videos], mask)
         if outputs.penalty is None:
             return loss, torch.zeros_like(loss)
         return loss + outputs.penalty, outputs.penalty
 
     def _end_epoch(self) -> None:
-        learner, at, selection = self.learner, self.learner.at, self.config.selection
-        self._look()
+        learner, position, selection = self.learner, self.learner.position, self.config.selection
+        self._collect_losses()
         if self.augmentation.needs_class_ap:
-            learner.running.finish_epoch(self.crew.gather)
-        rate = self.config.schedule.learning_rate(at.epoch)
-        at.epoch, at.part = at.epoch + 1, 0
-        steps = max(1, at.looked_at)
-        facts: dict[str, Any] = {"epoch": at.epoch, "loss": at.loss_sum / steps, "lr": rate}
+            learner.running.finish_epoch(self.processes.gather)
+        rate = self.config.schedule.learning_rate(position.epoch)
+        position.epoch, position.micro_batch = position.epoch + 1, 0
+        steps = max(1, position.summed_steps)
+        facts: dict[str, Any] = {"epoch": position.epoch, "loss": position.loss_sum / steps, "lr": rate}
         if model_facts := learner.module.facts():
-            facts |= {"penalty": at.penalty_sum / steps, "model": model_facts}
-        said = f"epoch {at.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
-        if at.epoch % selection.every == 0 or at.epoch == self.config.schedule.epochs:
-            means = self._means(selection.subset)
-            is_best = means.overall > at.best
+            facts |= {"penalty": position.penalty_sum / steps, "model": model_facts}
+        line = f"epoch {position.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
+        if position.epoch % selection.every == 0 or position.epoch == self.config.schedule.epochs:
+            means = self._compute_means(selection.subset)
+            is_best = means.overall > position.best
             if is_best:
-                at.best, at.best_epoch = means.overall, at.epoch
-                if self.crew.leads:
+                position.best, position.best_epoch = means.overall, position.epoch
+                if self.processes.is_first:
                     learner.save_weights(self.folder.best, {selection.subset: asdict(means)})
             facts |= {selection.subset: asdict(means), "best": is_best}
-            said += f", {selection.subset} mAP {means.overall:.4f}{' (best so far)' if is_best else ''}"
-        at.loss_sum, at.penalty_sum, at.looked_at = 0.0, 0.0, 0
-        self._say("epoch", **facts)
-        self.report(said + self._time_left())
+            line += f", {selection.subset} mAP {means.overall:.4f}{' (best so far)' if is_best else ''}"
+        position.loss_sum, position.penalty_sum, position.summed_steps = 0.0, 0.0, 0
+        self._write_log("epoch", **facts)
+        self.report(line + self._estimate_time_left())
         self._save()
 
-    # --- its parts ----------------------------------------------------------------------------------------------
+    # --- its steps ----------------------------------------------------------------------------------------------
 
-    def _plan(self) -> EpochPlan:
-        schedule = self.config.schedule
-        return EpochPlan(
-            draws=len(self.sampler.whole_epoch()),
-            batch_size=schedule.batch_size,
-            accumulate=schedule.accumulate,
-            processes=self.crew.size,
-            rank=self.crew.rank,
-            smallest=self.learner.smallest_batch,
-        )
+    def _plan_epoch(self) -> EpochPlan:
+        draws = len(self.sampler.whole_epoch())
+        return plan_epoch(self.config, self.learner.module, draws, self.processes.size, self.processes.rank)
 
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = _AUTOCAST.get(self.config.schedule.precision)
-        return nullcontext() if dtype is None else torch.autocast(self.crew.device.type, dtype=dtype)
+        return nullcontext() if dtype is None else torch.autocast(self.processes.device.type, dtype=dtype)
 
-    def _means(self, subset: str) -> MeanAP:
-        scores = score_subset(self.learner.module, self.scored[subset], self.crew)
+    def _compute_means(self, subset: str) -> MeanAP:
+        scores = score_subset(self.learner.module, self.scored[subset], self.processes)
         return mean_by_group(average_precision(scores, self.split.labels(subset)), self.split)
 
-    def _look(self) -> dict[str, float]:
-        seen, at = self.watch.look(), self.learner.at
-        at.loss_sum, at.looked_at = at.loss_sum + seen.loss_sum, at.looked_at + seen.steps
-        at.penalty_sum += seen.penalty_sum
-        return {"loss": seen.loss_sum / max(1, seen.steps), "gradient_norm": seen.largest_norm}
+    def _collect_losses(self) -> dict[str, float]:
+        totals, position = self.monitor.collect(), self.learner.position
+        position.loss_sum += totals.loss_sum
+        position.penalty_sum += totals.penalty_sum
+        position.summed_steps += totals.steps
+        return {"loss": totals.loss_sum / max(1, totals.steps), "gradient_norm": totals.largest_norm}
 
-    def _is_due(self) -> bool:
-        execution, step = self.config.execution, self.learner.at.step
+    def _checkpoint_is_due(self) -> bool:
+        execution, step = self.config.execution, self.learner.position.step
         if execution.checkpoint_steps is not None and step % execution.checkpoint_steps == 0:
             return True
         if execution.checkpoint_minutes is None or step % execution.log_every:
             return False
-        return self.crew.agreed(time.monotonic() - self.saved >= 60 * execution.checkpoint_minutes)
+        return self.processes.broadcast(time.monotonic() - self.last_save >= 60 * execution.checkpoint_minutes)
 
-    def _time_left(self) -> str:
-        """Say how long the other epochs will take, once one was trained whole."""
-        done, left = self.learner.at.epoch - self.first, self.config.schedule.epochs - self.learner.at.epoch
+    def _estimate_time_left(self) -> str:
+        """Return the time that the other epochs will take; empty before a whole epoch was timed."""
+        epoch = self.learner.position.epoch
+        done, left = epoch - self.first_epoch, self.config.schedule.epochs - epoch
         if done == 0:
-            # The first may have been resumed in its middle.
-            self.began = time.monotonic()
+            # The first epoch may have been resumed in its middle, so the clock starts after it.
+            self.start = time.monotonic()
         if done < 1 or not left:
             return ""
-        minutes = math.ceil((time.monotonic() - self.began) / done * left / 60)
+        minutes = math.ceil((time.monotonic() - self.start) / done * left / 60)
         return f", {minutes // 60} h {minutes % 60} min left" if minutes >= 60 else f", {minutes} min left"
 
     def _save(self) -> None:
         self.learner.save(self.folder.last, 0 if self.log is None else self.log.position)
-        self.saved = time.monotonic()
+        self.last_save = time.monotonic()
 
-    def _say(self, event: str, **facts: Any) -> None:
+    def _write_log(self, event: str, **facts: Any) -> None:
         if self.log is not None:
-            self.log.write(event, self.learner.at.step, **facts)
+            self.log.write(event, self.learner.position.step, **facts)
 
     def _score(self) -> None:
-        """Write what the best checkpoint says of val and test."""
-        facts = run_facts(self.config, self.learner.load_weights(self.folder.best))
+        """Score val and test with the best checkpoint."""
+        facts = describe_run(self.config, self.learner.load_weights(self.folder.best))
         for subset, loader in self.scored.items():
-            scores = score_subset(self.learner.module, loader, self.crew, self.progress)
-            if self.crew.leads:
-                write_scored(self.folder, self.split, subset, scores, facts)
+            scores = score_subset(self.learner.module, loader, self.processes, self.progress)
+            if self.processes.is_first:
+                write_scores(self.folder, self.split, subset, scores, facts)

@@ -344,7 +344,7 @@ def batches(count=12, size=50, classes=7, seed=0):
 
 def test_average_precision_of_the_videos_that_count():
     running, scores, labels = RunningAveragePrecision(7), [], []
-    running._WAITING = 120  # so that some batches wait and some do not
+    running._MOST_PENDING = 120  # so that some batches wait and some do not
     assert running.class_ap is None
     for logits, targets, keep in batches():
         running.add(logits, targets, keep)

@@ -1,4 +1,4 @@
-"""The command ``demo``, and the invented split that it begins with."""
+"""The command ``demo``, and its invented split."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from meidbench.features.simulation import simulate_split
 from meidbench.splits.split import load_split, write_split
 
 
-def test_demo_goes_the_whole_way_and_goes_on_where_it_stopped(run, tmp_path):
+def test_demo_runs_to_its_report_and_resumes(run, tmp_path):
     out = tmp_path / "demo"
     outcome = run("demo", "--out", out, "--epochs", 2, "--bootstrap", 20)
     assert outcome.exit_code == 0, outcome.output
@@ -39,7 +39,7 @@ def test_an_invented_split_is_long_tailed_and_whole(tmp_path):
     assert min(len(group) for group in (split.groups.head, split.groups.medium, split.groups.tail)) >= 5
     assert split.positives("val").min() >= 4 and split.positives("test").min() >= 4
     for subset in ("train", "val", "test"):
-        # Every label has its segment within the video: the same set, told twice.
+        # Labels and segments give the same set of classes.
         rows = split.rows(subset).to_pylist()
         assert all({part["label"] for part in row["segments"]} == set(row["labels"]) for row in rows)
         assert all(
@@ -57,6 +57,6 @@ def test_labels_are_drawn_by_weight():
 
 
 @pytest.mark.parametrize("arguments", [((0, 1, 1), 10), ((5, 5, 5), 2)])
-def test_a_split_of_nothing_is_refused(arguments):
+def test_an_empty_split_is_refused(arguments):
     with pytest.raises(SplitError, match="at least"):
         simulate_split(*arguments)

@@ -1,17 +1,17 @@
-"""The pages of docs/methods: every method has one, and its keys, defaults, numbers and commands are the program's.
+"""The pages of docs/methods: every method has a page, and its keys, defaults, numbers and commands are the program's.
 
-What is read of a page, beside its five sections:
+The tests read the five sections of a page, and these tables:
 
-- a table headed ``key | default | ...`` under Switches is of the page's first method (in the order of the index), or of
-  the method that a heading ``### `NAME` `` above it names;
-- a table ``key | `NAME` | `NAME-compat` | ...`` under Recipe says in what forms differ, and names every such key;
+- a table headed ``key | default | ...`` under Switches describes the page's first method (in the order of the index),
+  or the method that a heading ``### `NAME` `` above it names;
+- a table ``key | `NAME` | `NAME-compat` | ...`` under Recipe names every key in which the forms differ;
 - a table with the columns ``source, dataset, encoder, aggregator, overall, head, medium, tail`` holds the published
-  rows, of the page's first method or of that in a column ``method``;
+  rows of the page's first method, or of the method in a column ``method``;
 - a table whose first column is ``simulated`` repeats rows of docs/baselines.md, in %;
-- a table whose first column begins with ``minus`` says what a published row of VideoLT's own list is beyond BCE's.
+- a table whose first column begins with ``minus`` holds the differences of VideoLT's published rows from BCE's.
 
-A value stands in backticks, as ``--set`` takes it. Where benchmarks differ it is `` `1` on videolt; `2` on
-charadeslt, charadesegolt ``. A key that a form does not know has ``-``.
+A value is in backticks, as ``--set`` takes it. Where benchmarks differ it is `` `1` on videolt; `2` on charadeslt,
+charadesegolt ``. A key that a form does not know has ``-``.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from pathlib import Path
 import pytest
 
 from meidbench.baselines import METHODS, resolve
-from meidbench.baselines.components import FAMILIES, known_options
-from meidbench.baselines.configuration import flat, overrides
+from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, flatten, known_options
 from meidbench.baselines.recipes import PUBLISHED_TABLES
+from meidbench.checks import parse_settings
 from meidbench.cli.training import train
 from meidbench.splits.manifests import DATASETS
 from meidbench.splits.split import Split
@@ -37,8 +37,8 @@ SECTIONS = ["Idea", "Equations", "Switches", "Recipe", "What is known of its num
 GROUPS = ("overall", "head", "medium", "tail")
 FORMS = ("-compat", "-release")
 TAIL_UP_TO = {"videolt": 100, "charadeslt": 20, "charadesegolt": 20}
-# All compatible forms take the same aggregator on CharadesLT and CharadesEgoLT; the index says so once.
-SAID_ONCE = {"aggregator.flavor", "aggregator.frames"}
+# All compatible forms take the same aggregator on CharadesLT and CharadesEgoLT; only the index names it.
+NAMED_IN_INDEX = {"aggregator.flavor", "aggregator.frames"}
 
 Table = list[dict[str, str]]
 
@@ -64,21 +64,21 @@ def sections_of(text: str) -> dict[str, str]:
     return dict(zip(map(str.strip, parts[1::2]), parts[2::2], strict=True))
 
 
-def stated(cell: str) -> dict[str, object]:
-    """What a cell says of a value, by benchmark; where it does not name any, of all."""
+def values_in(cell: str) -> dict[str, object]:
+    """The values in a cell, by benchmark; a cell without a name gives the value for all benchmarks."""
     values: dict[str, object] = {}
     for part in cell.split("; "):
         match = re.fullmatch(r"`([^`]+)`(?: on ([a-z, ]+))?", part)
-        assert match, f"{cell!r} is no value in backticks, nor such values on benchmarks"
+        assert match, f"{cell!r} has neither a value in backticks nor such values on benchmarks"
         text, names = match.groups()
         for dataset in names.split(", ") if names else DATASETS:
-            values[dataset] = overrides([f"value={text}"])["value"]
-    assert set(values) == set(DATASETS), f"{cell!r} does not say all of {', '.join(DATASETS)}"
+            values[dataset] = parse_settings([f"value={text}"], EXAMPLE_SETTING)["value"]
+    assert set(values) == set(DATASETS), f"{cell!r} lacks one of {', '.join(DATASETS)}"
     return values
 
 
 def index() -> dict[str, str]:
-    """The page of each method, as the index says."""
+    """The page of each method in the index."""
     rows = next(rows for _, rows in tables_of((FOLDER / "README.md").read_text()) if "page" in rows[0])
     pages = {}
     for row in rows:
@@ -101,14 +101,14 @@ def page_sections(page: str) -> dict[str, str]:
 
 
 def tables_headed(page: str, section: str, start: str) -> list[tuple[str, Table]]:
-    """The tables of a section whose first column begins so."""
+    """The tables of a section whose first column begins with ``start``."""
     tables = tables_of(page_sections(page)[section])
     return [(heading, rows) for heading, rows in tables if next(iter(rows[0])).startswith(start)]
 
 
 @cache
 def defaults_of(kind: type) -> dict[str, object]:
-    """What each option of a component is where nobody says anything; the seed is the run's."""
+    """The default of each option of a component; the seed is the run's."""
     defaults = {}
     for option in known_options(kind):
         made = [inspect.signature(parent.__init__).parameters for parent in kind.__mro__]
@@ -117,12 +117,12 @@ def defaults_of(kind: type) -> dict[str, object]:
 
 
 def everything(config) -> dict[str, object]:
-    """Every key of a configuration, with the options that it leaves to their defaults."""
+    """Every key of a configuration, with the options that keep their defaults."""
     tables = config.to_tables()
     tables.pop("first_stage")
-    keys = flat(tables)
+    keys = flatten(tables)
     for family, kinds in FAMILIES.items():
-        for option, value in defaults_of(kinds()[getattr(config, family).name]).items():
+        for option, value in defaults_of(kinds[getattr(config, family).name]).items():
             keys.setdefault(f"{family}.{option}", value)
     if config.first_stage is not None:
         keys |= {f"stage1.{key}": value for key, value in everything(config.first_stage).items()}
@@ -131,7 +131,7 @@ def everything(config) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def resolved(toy_split):
-    """What a method is on a benchmark, by name."""
+    """The configuration of a method on a benchmark, by name."""
 
     def named(dataset: str) -> Split:
         metadata = dataclasses.replace(toy_split.metadata, dataset=dataset, tail_up_to=TAIL_UP_TO[dataset])
@@ -152,7 +152,7 @@ def wrong_values(of, method: str, key: str, cell: str) -> list[str]:
     if cell == "-":
         return [f"{method} on {dataset} knows {key}" for dataset in DATASETS if key in of(method, dataset)]
     problems = []
-    for dataset, value in stated(cell).items():
+    for dataset, value in values_in(cell).items():
         keys = of(method, dataset)
         if key not in keys:
             problems.append(f"{method} on {dataset} knows no {key}")
@@ -170,7 +170,7 @@ def test_the_index_has_every_method_and_every_page():
 
 
 @pytest.mark.parametrize("method", list(index()))
-def test_what_the_index_lists_is_there(method):
+def test_the_entries_of_the_index_exist(method):
     assert method in METHODS and (FOLDER / index()[method]).is_file()
 
 
@@ -182,7 +182,7 @@ def test_a_page_has_its_sections(page):
 
 
 @every_page
-def test_the_switches_are_there_and_their_defaults_are_true(page, resolved):
+def test_the_switches_exist_and_their_defaults_are_true(page, resolved):
     switches = tables_headed(page, "Switches", "key")
     assert switches
     named: dict[str, set[str]] = {}
@@ -198,20 +198,20 @@ def test_the_switches_are_there_and_their_defaults_are_true(page, resolved):
     problems += [
         f"the recipe of {method} sets {key}, which no table says"
         for method, keys in named.items()
-        for key in flat(METHODS[method].tables)
+        for key in flatten(METHODS[method].tables)
         if key not in keys
     ]
     assert not problems
 
 
-def test_what_all_methods_share_is_true(resolved):
+def test_the_shared_values_are_true(resolved):
     tables = [rows for _, rows in tables_of((FOLDER / "README.md").read_text()) if "default" in rows[0]]
     assert [len(rows) > 5 for rows in tables] == [True]
     assert not [problem for row in tables[0] for problem in wrong_values(resolved, "bce", row["key"], row["default"])]
 
 
 @every_page
-def test_what_the_forms_differ_in_is_said_and_true(page, resolved):
+def test_the_differences_of_the_forms_are_listed_and_true(page, resolved):
     tables = [rows for _, rows in tables_headed(page, "Recipe", "key")]
     problems, compared = [], set()
     for rows in tables:
@@ -226,7 +226,7 @@ def test_what_the_forms_differ_in_is_said_and_true(page, resolved):
             key
             for other in others
             for dataset in DATASETS
-            for key in (resolved(first, dataset).keys() | resolved(other, dataset).keys()) - {"method", *SAID_ONCE}
+            for key in (resolved(first, dataset).keys() | resolved(other, dataset).keys()) - {"method", *NAMED_IN_INDEX}
             if not key.startswith("stage1.")
             if resolved(first, dataset).get(key) != resolved(other, dataset).get(key)
         }
@@ -263,7 +263,7 @@ def test_the_published_numbers_are_the_recipes(page):
 
 
 def measured() -> dict[str, tuple[float, ...]]:
-    """The simulated measurement of each method, as docs/baselines.md has it."""
+    """The simulated measurement of each method in docs/baselines.md."""
     rows = next(rows for _, rows in tables_of(MEASURED.read_text()) if "seconds" in rows[0])
     return {row["method"]: numbers(row) for row in rows}
 
@@ -300,7 +300,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 @every_page
-def test_the_commands_of_a_page_name_what_there_is(page, resolved):
+def test_the_commands_of_a_page_are_valid(page, resolved):
     found = commands(page_sections(page)["Recipe"])
     assert found
     trained = set()
@@ -319,18 +319,18 @@ def test_links_lead_somewhere(page):
         assert (FOLDER / target).exists(), target
 
 
-def test_cells_are_read_as_they_are_meant():
-    assert stated("`0.5`") == dict.fromkeys(DATASETS, 0.5)
-    assert stated("`none`") == dict.fromkeys(DATASETS, "none") and stated("`[30, 60]`")["videolt"] == [30, 60]
-    of = stated("`0.001` on videolt; `0.05` on charadeslt, charadesegolt")
+def test_cells_are_read():
+    assert values_in("`0.5`") == dict.fromkeys(DATASETS, 0.5)
+    assert values_in("`none`") == dict.fromkeys(DATASETS, "none") and values_in("`[30, 60]`")["videolt"] == [30, 60]
+    of = values_in("`0.001` on videolt; `0.05` on charadeslt, charadesegolt")
     assert of == {"videolt": 0.001, "charadeslt": 0.05, "charadesegolt": 0.05}
     for wrong in ("0.5", "`1` on videolt", "about `3`"):
         with pytest.raises(AssertionError):
-            stated(wrong)
+            values_in(wrong)
     assert tables_of("### `a`\n\n| x | y |\n|---|---|\n| 1 | `a\\|b` |\n") == [("### `a`", [{"x": "1", "y": "`a|b`"}])]
 
 
-def test_the_first_of_two_stages_has_keys_of_its_own(resolved):
+def test_the_first_of_two_stages_has_its_own_keys(resolved):
     config = resolve("bce", resolved.splits["videolt"])
     keys = everything(dataclasses.replace(config, first_stage=resolve("eql", resolved.splits["videolt"])))
     assert (keys["loss.name"], keys["stage1.loss.name"], keys["stage1.loss.tail_up_to"]) == ("bce", "eql", 100)

@@ -10,7 +10,7 @@ from torch import nn
 
 import meidbench.baselines.models.move as move_model
 from meidbench.baselines.aggregators import AGGREGATORS
-from meidbench.baselines.components import known_options
+from meidbench.baselines.configuration import known_options
 from meidbench.baselines.models import Task
 from meidbench.baselines.models.move import (
     COMPAT,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from meidbench.baselines import METHODS
-from meidbench.baselines.configuration import flat
+from meidbench.baselines.configuration import flatten
 from meidbench.baselines.reproduction import RUN_TABLES, Row, choose_rows, read_table, row_names, table_content
 from meidbench.baselines.reproduction.materials import InputFiles, parse_features, stand_in
 from meidbench.baselines.reproduction.plan import (
@@ -140,7 +140,7 @@ def test_ablations_differ_from_their_base_in_the_switches_that_they_name_alone(n
     if row.switches == ("method",):  # expert one alone is the first stage of the base
         assert config == base.first_stage
         return
-    before, after = flat(base.to_tables()), flat(config.to_tables())
+    before, after = flatten(base.to_tables()), flatten(config.to_tables())
     different = {key for key in {**before, **after} if before.get(key) != after.get(key)}
     covers = {
         switch: {key for key in different if key == switch or key.startswith(f"{switch}.")} for switch in row.switches

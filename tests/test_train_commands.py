@@ -1,13 +1,12 @@
-"""The commands ``train`` and ``predict``: what they write, print, and refuse."""
+"""The commands ``train`` and ``predict``: the files that they write, the texts that they print, and refusals."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
+from processes import run_command, start_two
 
 from meidbench.cli import main
 from meidbench.features.simulation import simulate_features
@@ -33,7 +32,7 @@ def trained(invoke, toy_split_file, features, tmp_path):
     return outcome, tmp_path / "run", arguments
 
 
-def test_train_prints_what_it_reached_and_writes_what_evaluate_says(trained, invoke, toy_split_file, tmp_path):
+def test_train_prints_its_scores_and_writes_the_results_of_evaluate(trained, invoke, toy_split_file, tmp_path):
     outcome, run, _ = trained
     assert [line.split()[0] for line in outcome.stdout.splitlines()[2:4]] == ["val", "test"]
     assert outcome.stdout.splitlines()[-1] == str(run)
@@ -57,7 +56,7 @@ def test_the_same_command_again_says_that_it_is_finished_and_another_is_refused(
     assert "schedule.epochs: 2 in the run, 3 asked for" in other.stderr and "seed: 2021 in the run" in other.stderr
 
 
-def test_predict_writes_what_the_run_wrote(trained, invoke, tmp_path, toy_split_file):
+def test_predict_writes_the_same_file_as_the_run(trained, invoke, tmp_path, toy_split_file):
     _, run, _ = trained
     outcome = invoke("predict", run, "--subset", "test", "--out", tmp_path / "test.parquet", "--device", "cpu")
     assert outcome.exit_code == 0, outcome.output
@@ -69,7 +68,7 @@ def test_predict_writes_what_the_run_wrote(trained, invoke, tmp_path, toy_split_
     assert scored.exit_code == 0, scored.output
 
 
-def test_predict_refuses_what_does_not_fit(trained, invoke, toy_split, tmp_path):
+def test_predict_refuses_features_and_runs_that_do_not_fit(trained, invoke, toy_split, tmp_path):
     _, run, _ = trained
     wide = simulate_features(toy_split, tmp_path / "wide.h5", frames=6, dim=20)
     outcome = invoke("predict", run, "--features", wide, "--out", tmp_path / "p.parquet")
@@ -84,7 +83,7 @@ def test_predict_refuses_what_does_not_fit(trained, invoke, toy_split, tmp_path)
     assert outcome.exit_code == 1 and "there is no checkpoint" in outcome.stderr
 
 
-def test_selecting_on_test_is_warned_of_wherever_it_is_scored(invoke, toy_split_file, features, tmp_path):
+def test_a_selection_on_test_gives_a_warning_at_every_scoring(invoke, toy_split_file, features, tmp_path):
     outcome = invoke("train", "--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY,
                      "--method", "bce", "--epochs", 1, "--select-on", "test")  # fmt: skip
     assert outcome.exit_code == 0 and "warning: the checkpoint was chosen on the test subset" in outcome.stderr
@@ -102,7 +101,7 @@ def test_selecting_on_test_is_warned_of_wherever_it_is_scored(invoke, toy_split_
     (["--method", "bce", "--epochs", "3", "--set", "schedule.epochs=4"], 1, "schedule.epochs is set twice"),
     ([], 2, "--method"),
 ])  # fmt: skip
-def test_calls_that_cannot_be_are_refused(invoke, toy_split_file, features, tmp_path, arguments, code, said):
+def test_invalid_calls_are_refused(invoke, toy_split_file, features, tmp_path, arguments, code, said):
     outcome = invoke("train", "--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *arguments)
     assert outcome.exit_code == code and said in outcome.stderr and outcome.stdout == ""
     assert not (tmp_path / "run" / "config.json").exists()
@@ -115,7 +114,7 @@ def test_features_of_other_videos_are_refused_by_name(invoke, toy_split, toy_spl
     assert outcome.exit_code == 1 and "50 missing" in outcome.stderr and toy_split.video_ids("val")[0] in outcome.stderr
 
 
-def test_the_run_has_a_name_of_its_own(invoke, toy_split_file, features, tmp_path, monkeypatch):
+def test_the_run_has_a_default_name(invoke, toy_split_file, features, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = invoke("train", "--split", toy_split_file, "--features", features, "--method", "bce", *TINY,
                      "--epochs", 1, "--seed", 5, "--aggregator", "early_mean")  # fmt: skip
@@ -132,26 +131,11 @@ def test_help_imports_nothing_heavy():
     assert outcome.stdout == "set()\n"
 
 
-def test_under_torchrun_one_process_speaks(toy_split_file, features, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = "from meidbench.cli.training import train; train()"
-    arguments = ["--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY,
+def test_under_torchrun_one_process_prints(toy_split_file, features, tmp_path):
+    arguments = ["train", "--split", toy_split_file, "--features", features, "--out", tmp_path / "run", *TINY,
                  "--method", "framestack", "--epochs", 2, "--aggregator", "netvlad", "--set", "aggregator.clusters=4",
                  "--set", "aggregator.hidden=8"]  # fmt: skip
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env={**os.environ, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [worker.communicate(timeout=120) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    start_two(run_command, *map(str, arguments), folder=tmp_path)
+    said = [[(tmp_path / f"{rank}.{stream}").read_text() for stream in ("stdout", "stderr")] for rank in (0, 1)]
     assert "test" in said[0][0] and "epoch 2 of 2" in said[0][1]
     assert said[1][0] == "" and "epoch" not in said[1][1]

@@ -1,11 +1,7 @@
-"""Training: exact resumption, parts and processes that make one batch, divergence, selection, and what a run writes."""
+"""Training: exact resumption, micro-batches and processes, divergence, selection, and the files of a run."""
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import start_two, train_and_kill, train_run
 from sklearn.metrics import average_precision_score
 
 from meidbench.baselines import AGGREGATORS, resolve, train
-from meidbench.baselines.learner import Divergence, EpochPlan
-from meidbench.baselines.run_folder import RunFolder, features_digest, load_checkpoint
+from meidbench.baselines.learner import DivergenceError, EpochPlan
+from meidbench.baselines.run_folder import RunFolder, digest_features, load_checkpoint
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.features import open_features
 from meidbench.features.packing import pack
@@ -63,85 +60,41 @@ def assert_close(one, other, tolerance):
         torch.testing.assert_close(tensor, other[name], rtol=tolerance, atol=tolerance)
 
 
-# --- exact resumption -------------------------------------------------------------------------------------------
-
-# Each attempt is a process of its own, forked before torch has computed anything, and killed at a call of any Python
-# function: while a batch is read, a step is taken, a checkpoint is written, a subset is scored.
-ATTEMPTS = """
-import json, os, random, signal, sys
-import torch
-from meidbench.baselines import Config, train
-
-torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports much, which then need not be done again and again
-split, features, out, seed, attempts, tables = sys.argv[1:]
-config = Config.from_tables(json.loads(tables))
-
-def attempt(folder, last_call=None):
-    child = os.fork()
-    if child == 0:
-        calls = 0
-        def count(frame, event, argument):
-            nonlocal calls
-            calls += event == "call"
-            if calls == last_call:
-                os.kill(os.getpid(), signal.SIGKILL)
-        sys.setprofile(count)
-        train(split, features, config, folder)
-        sys.setprofile(None)
-        open(folder + ".calls", "w").write(str(calls))
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-assert attempt(out + "/whole") == 0
-calls = int(open(out + "/whole.calls").read())
-drawn, killed = random.Random(int(seed)), 0
-for _ in range(int(attempts)):
-    killed += attempt(out + "/killed", drawn.randrange(calls // 5, calls)) == signal.SIGKILL
-assert attempt(out + "/killed") == 0
-print(killed)
-"""
+# --- exact resumption -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("method", "aggregator", "attempts", "extra"), [
     ("framestack-compat", "netvlad", 4, ("aggregator.clusters=4", "aggregator.hidden=8")),
     ("cbs", "nonlinear", 2, ("augmentation.name=mixup", "schedule.accumulate=2")),
 ])  # fmt: skip
-def test_a_run_that_was_killed_anywhere_ends_as_if_it_had_not_been(
+def test_a_run_that_was_killed_anywhere_ends_like_one_that_was_not(
     toy_split, toy_split_file, features, tmp_path, method, aggregator, attempts, extra
 ):
-    settings = ("schedule.epochs=3", "schedule.milestones=[1]", "execution.checkpoint_steps=3", *extra)
-    config = config_of(toy_split, *settings, method=method, aggregator=aggregator)
-    seed = int.from_bytes(os.urandom(2), "big")
-    arguments = [toy_split_file, features, tmp_path, seed, attempts, json.dumps(config.to_tables())]
-    outcome = subprocess.run(
-        [sys.executable, "-c", ATTEMPTS, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert outcome.returncode == 0, (seed, outcome.stderr)
-    assert int(outcome.stdout) >= 1, seed
+    settings = ("schedule.epochs=3", "schedule.milestones=[1]", "sampler.samples_per_epoch=77",
+                "execution.checkpoint_steps=3", *extra)  # fmt: skip
+    tables = config_of(toy_split, *settings, method=method, aggregator=aggregator).to_tables()
+    # While a batch is read, a step is taken, a checkpoint is written, a subset is scored.
+    assert any(train_and_kill(toy_split_file, features, tables, tmp_path, [(0, 0.2, 1.0)] * attempts))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for name in ("last.pt", "best.pt"):
         one, other = load_checkpoint(whole / name), load_checkpoint(killed / name)
         for key, tensor in one["model"].items():
-            assert torch.equal(tensor, other["model"][key]), (seed, name, key)
+            assert torch.equal(tensor, other["model"][key]), (name, key)
     for name in ("predictions-val.parquet", "predictions-test.parquet", "result-val.json", "result-test.json"):
-        assert (whole / name).read_bytes() == (killed / name).read_bytes(), (seed, name)
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
-    # Nothing is told twice either.
+    # The log has no event twice either.
     assert [line["epoch"] for line in log_of(killed, "epoch")] == [1, 2, 3]
     assert [line["loss"] for line in log_of(killed, "epoch")] == pytest.approx(
         [line["loss"] for line in log_of(whole, "epoch")], rel=1e-12
     )
 
 
-def test_a_finished_run_is_left_as_it_is(toy_split, features, tmp_path):
+def test_a_finished_run_stays_as_it_is(toy_split, features, tmp_path):
     config = config_of(toy_split, "schedule.epochs=1")
     first = train(toy_split, features, config, tmp_path / "run")
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
-    # How it is carried out may change.
+    # The execution may change.
     changed = dataclasses.replace(config, execution=dataclasses.replace(config.execution, log_every=1))
     again = train(toy_split, features, changed, tmp_path / "run")
     assert not first.was_finished and again.was_finished and again.mAP == first.mAP
@@ -165,7 +118,7 @@ def test_another_run_in_the_same_folder_is_refused_and_its_differences_named(toy
         train(toy_split, features, other, tmp_path / "other")
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(toy_split, features, tmp_path):
+def test_a_damaged_last_checkpoint_is_refused_by_name(toy_split, features, tmp_path):
     config = config_of(toy_split, "schedule.epochs=1")
     train(toy_split, features, config, tmp_path / "run")
     (tmp_path / "run" / "result-test.json").unlink()
@@ -174,43 +127,58 @@ def test_a_damaged_checkpoint_is_refused_by_name(toy_split, features, tmp_path):
         train(toy_split, features, config, tmp_path / "run")
 
 
-# --- parts and processes ----------------------------------------------------------------------------------------
+# --- micro-batches and processes ------------------------------------------------------------------------------------
 
 
 @given(
     draws=st.integers(8, 200),
-    part_size=st.integers(2, 9),
+    micro_batch_size=st.integers(2, 9),
     accumulate=st.integers(1, 3),
     processes=st.integers(1, 4),
     smallest=st.integers(1, 2),
 )
-def test_parts_of_an_epoch_make_whole_steps(draws, part_size, accumulate, processes, smallest):
-    batch_size = part_size * accumulate * processes
+def test_micro_batches_of_an_epoch_make_whole_steps(draws, micro_batch_size, accumulate, processes, smallest):
+    batch_size = micro_batch_size * accumulate * processes
     plans = [EpochPlan(draws, batch_size, accumulate, processes, rank, smallest) for rank in range(processes)]
     shares = np.zeros((plans[0].steps, draws))
     for rank, plan in enumerate(plans):
-        assert plan.parts == plans[0].parts
-        for index in range(plan.parts):
-            part = plan.part(index)
-            if part.weight:
-                own = np.arange(rank, draws, processes)[index * part_size :][: part.videos]
-                shares[index // accumulate, own] += part.weight / part.videos / processes
-            assert part.ends_step == ((index + 1) % accumulate == 0 or index == plan.parts - 1)
+        assert plan.micro_batches == plans[0].micro_batches
+        for index in range(plan.micro_batches):
+            micro_batch = plan.micro_batch(index)
+            if micro_batch.weight:
+                own = np.arange(rank, draws, processes)[index * micro_batch_size :][: micro_batch.videos]
+                shares[index // accumulate, own] += micro_batch.weight / micro_batch.videos / processes
+            assert micro_batch.ends_step == ((index + 1) % accumulate == 0 or index == plan.micro_batches - 1)
     for step, share in enumerate(shares):
-        shown = np.arange(step * batch_size, min((step + 1) * batch_size, plans[0].shown))
+        shown = np.arange(step * batch_size, min((step + 1) * batch_size, plans[0].used_draws))
         expected = np.zeros(draws)
         expected[shown] = 1 / len(shown)
         np.testing.assert_allclose(share, expected, atol=1e-12)
-    assert draws - plans[0].shown < processes * smallest
+    assert draws - plans[0].used_draws < processes * smallest
+    # The loader repeats videos so that all processes read the same number.
+    assert -(-draws // processes) - (plans[0].micro_batches - 1) * micro_batch_size >= smallest
+
+
+@pytest.mark.parametrize(("draws", "smallest", "expected"), [
+    (8, 2, [4, 4]), (9, 2, [4, 4]), (10, 2, [4, 4, 2]), (9, 1, [4, 4, 1]), (10, 3, [4, 4]), (11, 3, [4, 4, 3]),
+])  # fmt: skip
+def test_a_last_micro_batch_that_is_too_small_is_left_out(draws, smallest, expected):
+    plan = EpochPlan(draws, batch_size=4, smallest=smallest)
+    assert [plan.micro_batch(index).videos for index in range(plan.micro_batches)] == expected
+    assert plan.used_draws == sum(expected) and plan.steps == len(expected)
+    with pytest.raises(MeidbenchError, match=rf"leave no micro-batch of at least {smallest + 4} video"):
+        EpochPlan(draws, batch_size=4, smallest=smallest + 4)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum_classes_mean_batch"])
 @pytest.mark.parametrize("method", ["ldam", "cbs"])
-def test_accumulated_parts_have_the_gradient_of_the_whole_batch(toy_split, features, tmp_path, method, reduction):
+def test_accumulated_micro_batches_have_the_gradient_of_the_whole_batch(
+    toy_split, features, tmp_path, method, reduction
+):
     learnt = []
     for accumulate in (1, 4):
         settings = (*NO_DROPOUT, f"loss.reduction={reduction}", f"schedule.accumulate={accumulate}")
-        # One step: after several, Adam makes much of little.
+        # One step: after several, Adam enlarges small differences.
         config = config_of(
             toy_split, *settings, "sampler.samples_per_epoch=13", "schedule.epochs=1", "schedule.lr=1e-6", method=method
         )
@@ -222,34 +190,12 @@ def test_accumulated_parts_have_the_gradient_of_the_whole_batch(toy_split, featu
         torch.testing.assert_close(parts["exp_avg"], whole["exp_avg"], rtol=1e-4, atol=1e-8)
 
 
-WORKER = """
-import json, sys
-from meidbench.baselines import Config, train
-trained = train(sys.argv[1], sys.argv[2], Config.from_tables(json.loads(sys.argv[4])), sys.argv[3])
-"""
-
-
 def test_two_processes_give_the_result_of_one(toy_split, toy_split_file, features, tmp_path):
     # 113 draws do not divide by two, and the last batch holds a single one.
     settings = (*NO_DROPOUT, "sampler.samples_per_epoch=113", "schedule.clip_norm=0.05", "execution.checkpoint_steps=2")
     config = config_of(toy_split, *settings, method="eql")
     train(toy_split_file, features, config, tmp_path / "one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    arguments = [toy_split_file, features, tmp_path / "two", json.dumps(config.to_tables())]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, *map(str, arguments)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    start_two(train_run, toy_split_file, features, config.to_tables(), tmp_path / "two", folder=tmp_path)
     assert_close(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"), 2e-4)
     one, two = (read_predictions(tmp_path / name / "predictions-test.parquet") for name in ("one", "two"))
     assert one.video_ids == two.video_ids == toy_split.video_ids("test")
@@ -268,7 +214,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(toy_split, features, tmp_path
         train(toy_split, features, alone, tmp_path / "other")
 
 
-# --- divergence -------------------------------------------------------------------------------------------------
+# --- divergence -----------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_nan_stops_the_run_and_names_the_step_and_the_videos(toy_split, tmp_path):
@@ -280,13 +226,14 @@ def test_a_loss_that_is_nan_stops_the_run_and_names_the_step_and_the_videos(toy_
             np.save(folder / f"{video_id}.npy", generator.random((6, 16), dtype=np.float32))
     damaged = toy_split.video_ids("train")[17]
     np.save(folder / f"{damaged}.npy", np.full((6, 16), np.nan, dtype=np.float32))
-    with pytest.raises(Divergence, match=r"diverged at step \d+ \(epoch 0\): the loss is nan; .* 16 video") as stopped:
+    message = r"diverged at step \d+ \(epoch 0\): the loss is nan; .* 16 video"
+    with pytest.raises(DivergenceError, match=message) as stopped:
         train(toy_split, folder, config_of(toy_split), tmp_path / "run")
     assert damaged in stopped.value.video_ids and len(stopped.value.video_ids) == 16
     assert log_of(tmp_path / "run", "diverged") == [
         {"event": "diverged", "step": stopped.value.step, "video_ids": list(stopped.value.video_ids)}
     ]
-    # No weight that was touched by it is kept.
+    # No checkpoint holds the diverged weights.
     assert not (tmp_path / "run" / "last.pt").exists() and not (tmp_path / "run" / "best.pt").exists()
 
 
@@ -302,7 +249,7 @@ def test_scores_that_are_infinite_are_refused_by_video(toy_split, tmp_path):
         train(toy_split, folder, config_of(toy_split), tmp_path / "run")
 
 
-# --- selection, and what is written -------------------------------------------------------------------------------
+# --- selection, and the files of a run ------------------------------------------------------------------------------
 
 
 def sklearn_map(split, subset, scores):
@@ -326,7 +273,7 @@ def test_the_best_checkpoint_is_that_of_the_best_map(toy_split, features, tmp_pa
 
 
 @pytest.mark.parametrize("subset", ["train", "val", "test"])
-def test_features_of_which_one_video_changed_are_others(toy_split, features, tmp_path, subset):
+def test_a_change_of_one_video_changes_the_digest_of_the_features(toy_split, features, tmp_path, subset):
     changed = toy_split.video_ids(subset)[-2]
     stored = open_features(features)
     for name in ("before", "after"):
@@ -336,7 +283,7 @@ def test_features_of_which_one_video_changed_are_others(toy_split, features, tmp
                 rows = stored.read(video_id)
                 np.save(tmp_path / name / f"{video_id}.npy", rows + (name == "after" and video_id == changed))
         pack(tmp_path / name, tmp_path / f"{name}.h5")
-    one, other = (features_digest(toy_split, open_features(tmp_path / f"{name}.h5")) for name in ("before", "after"))
+    one, other = (digest_features(toy_split, open_features(tmp_path / f"{name}.h5")) for name in ("before", "after"))
     assert one != other
 
 
@@ -347,7 +294,7 @@ def test_a_split_without_the_selecting_subset_is_refused(toy_split, features, tm
 
 
 @pytest.mark.parametrize(("aggregator", "options"), [("nonlinear", {}), ("netvlad", {"clusters": 4, "hidden": 8})])
-def test_predictions_are_what_the_model_says_in_evaluation_mode(toy_split, features, tmp_path, aggregator, options):
+def test_predictions_are_the_logits_in_evaluation_mode(toy_split, features, tmp_path, aggregator, options):
     # bf16 in training must not show in the scores.
     settings = [f"aggregator.{key}={value}" for key, value in options.items()]
     config = config_of(toy_split, "schedule.precision=bf16", *settings, aggregator=aggregator)
@@ -365,7 +312,7 @@ def test_predictions_are_what_the_model_says_in_evaluation_mode(toy_split, featu
             np.testing.assert_allclose(predictions.scores[row], said, atol=1e-5)
 
 
-def test_a_run_says_what_it_was_made_from(toy_split, toy_split_file, features, tmp_path):
+def test_a_run_records_what_it_was_made_from(toy_split, toy_split_file, features, tmp_path):
     config = config_of(toy_split, method="eql")
     train(toy_split_file, features, config, tmp_path / "run")
     content = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -390,7 +337,7 @@ def test_a_run_can_be_repeated_from_its_configuration(toy_split, features, tmp_p
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
-def test_tensorboard_is_told_the_same_where_it_is_installed(toy_split, features, tmp_path):
+def test_tensorboard_gets_the_same_numbers_where_it_is_installed(toy_split, features, tmp_path):
     pytest.importorskip("tensorboard", reason="TensorBoard is an extra, and not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -400,7 +347,7 @@ def test_tensorboard_is_told_the_same_where_it_is_installed(toy_split, features,
     assert [event.value for event in told] == pytest.approx(expected, abs=1e-6)
 
 
-def test_without_tensorboard_the_log_says_so_once(toy_split, features, tmp_path, monkeypatch):
+def test_without_tensorboard_the_user_is_told_once(toy_split, features, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     lines = []
     train(toy_split, features, config_of(toy_split), tmp_path / "run", report=lines.append)
@@ -411,7 +358,7 @@ def test_without_tensorboard_the_log_says_so_once(toy_split, features, tmp_path,
 
 
 def test_another_process_in_the_folder_is_refused(toy_split, features, tmp_path):
-    with RunFolder(tmp_path / "run").held(), pytest.raises(MeidbenchError, match="another process trains in"):
+    with RunFolder(tmp_path / "run").lock(), pytest.raises(MeidbenchError, match="another process trains in"):
         train(toy_split, features, config_of(toy_split), tmp_path / "run")
 
 
@@ -442,7 +389,7 @@ def test_fp16_scales_its_gradients_and_its_state_is_kept(toy_split, features, tm
     assert load_checkpoint(tmp_path / "run" / "last.pt")["scaler"]["scale"] > 1
 
 
-def test_the_label_mask_changes_what_is_learnt_and_can_be_left_out(toy_split, features, tmp_path):
+def test_the_label_mask_changes_the_weights_and_can_be_left_out(toy_split, features, tmp_path):
     for mask in ("true", "false"):
         train(toy_split, features, config_of(toy_split, f"mask_other_labels={mask}", method="cbs"), tmp_path / mask)
     masked, plain = weights_of(tmp_path / "true"), weights_of(tmp_path / "false")
@@ -457,14 +404,14 @@ def test_features_that_are_missing_are_refused_before_anything_is_trained(toy_sp
 
 
 @pytest.mark.parametrize("content", [b"", b"abc\n", b"\x80\x02.", bytes(range(256)) * 4])
-def test_a_damaged_checkpoint_is_told(tmp_path, content):
+def test_a_damaged_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(MeidbenchError, match="is no checkpoint of a run, or damaged"):
         load_checkpoint(tmp_path / "last.pt")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]"])
-def test_a_damaged_result_is_told(toy_split, features, tmp_path, content):
+def test_a_damaged_result_is_refused(toy_split, features, tmp_path, content):
     config = config_of(toy_split, "schedule.epochs=1")
     train(toy_split, features, config, tmp_path / "run")
     (tmp_path / "run" / "result-val.json").write_text(content)

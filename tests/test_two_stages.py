@@ -1,17 +1,14 @@
-"""Training in two stages: what the second takes over, killed anywhere, taken from elsewhere, settings of both."""
+"""Training in two stages: the weights that the second takes over, kills, a first stage from elsewhere, settings."""
 
 import dataclasses
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import start_two, train_and_kill, train_run
 
 from meidbench.baselines import predict, resolve, train
 from meidbench.baselines.run_folder import FIRST_STAGE, RunFolder, load_checkpoint, save_checkpoint
@@ -63,7 +60,7 @@ def assert_same(one, other):
         assert (Path(one, name)).read_bytes() == Path(other, name).read_bytes(), name
 
 
-# --- what the second stage takes over -------------------------------------------------------------------------------
+# --- the weights that the second stage takes over -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,7 +73,7 @@ def test_the_first_stage_is_a_finished_run_that_the_second_begins_with(runs, toy
     shared = {name.removeprefix("one."): tensor for name, tensor in ended.items() if name.startswith("one.")}
     assert shared.keys() == {name for name in began if not name.startswith("distillation.")}
     moved = [name for name, tensor in shared.items() if not torch.equal(tensor, began[name])]
-    # The release lets the statistics of its batch normalisation drift, and nothing else.
+    # In the release only the statistics of batch normalisation change.
     drifting = ["running_mean", "running_var", "num_batches_tracked"] if method == "meid-release" else []
     assert moved == [f"input_norm.norm.{name}" for name in drifting]
     for subset in ("val", "test"):
@@ -110,7 +107,7 @@ def test_predict_gives_the_scores_of_the_run(runs, tmp_path, method):
 
 @pytest.mark.parametrize("stage", [".", FIRST_STAGE])
 @pytest.mark.parametrize("method", METHODS)
-def test_each_epoch_tells_the_penalty_and_the_norms_of_the_necks(runs, method, stage):
+def test_each_epoch_logs_the_penalty_and_the_norms_of_the_necks(runs, method, stage):
     epochs = log_of(runs / method / stage, "epoch")
     assert [line["epoch"] for line in epochs] == [1, 2]
     for line in epochs:
@@ -126,61 +123,14 @@ def test_each_epoch_tells_the_penalty_and_the_norms_of_the_necks(runs, method, s
 
 # --- killed anywhere ------------------------------------------------------------------------------------------------
 
-# Each attempt is a process of its own, forked before torch has computed anything, and killed at a call of any Python
-# function of the stage that is named.
-ATTEMPTS = """
-import json, os, random, signal, sys
-import torch
-from meidbench.baselines import Config, train
 
-torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports much, which then need not be done again and again
-split, features, out, seed, *tables = sys.argv[1:]
-
-def attempt(config, folder, last_stage=None, last_call=None):
-    child = os.fork()
-    if child == 0:
-        stage, calls = 0, [0, 0]
-        def report(line):
-            nonlocal stage
-            stage = max(stage, line.startswith("second stage"))
-        def count(frame, event, argument):
-            calls[stage] += event == "call"
-            if stage == last_stage and calls[stage] == last_call:
-                os.kill(os.getpid(), signal.SIGKILL)
-        sys.setprofile(count)
-        train(split, features, config, folder, report=report)
-        sys.setprofile(None)
-        open(folder + ".calls", "w").write(json.dumps(calls))
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-drawn = random.Random(int(seed))
-for config in (Config.from_tables(json.loads(text)) for text in tables):
-    whole, killed = (f"{out}/{config.method}/{name}" for name in ("whole", "killed"))
-    os.mkdir(f"{out}/{config.method}")
-    assert attempt(config, whole) == 0
-    calls = json.load(open(whole + ".calls"))
-    for stage in (0, 1):
-        # Late enough that there is something to lose, and not where all but a file name is done.
-        last = drawn.randrange(calls[stage] // 3, calls[stage] * 9 // 10)
-        assert attempt(config, killed, stage, last) == signal.SIGKILL
-        assert os.path.isfile(killed + "/config.json") == bool(stage)
-    assert attempt(config, killed) == 0
-"""
-
-
-def test_a_run_that_was_killed_in_both_stages_ends_as_if_it_had_not_been(toy_split, toy_split_file, features, tmp_path):
-    configs = [config_of(toy_split, "execution.checkpoint_steps=2", method=method) for method in METHODS]
-    seed = int.from_bytes(os.urandom(2), "big")
-    tables = [json.dumps(config.to_tables()) for config in configs]
-    outcome = subprocess.run(
-        [sys.executable, "-c", ATTEMPTS, *map(str, (toy_split_file, features, tmp_path, seed)), *tables],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert outcome.returncode == 0, (seed, outcome.stderr)
+def test_a_run_that_was_killed_in_both_stages_ends_like_one_that_was_not(toy_split, toy_split_file, features, tmp_path):
+    for method in METHODS:
+        (tmp_path / method).mkdir()
+        tables = config_of(toy_split, "execution.checkpoint_steps=2", method=method).to_tables()
+        # Late enough for a checkpoint, and early enough that work is left.
+        kills = [(stage, 1 / 3, 0.9) for stage in (0, 1)]
+        assert train_and_kill(toy_split_file, features, tables, tmp_path / method, kills) == [True, True]
     for method in METHODS:
         whole, killed = (tmp_path / method / name for name in ("whole", "killed"))
         for stage in (".", FIRST_STAGE):
@@ -193,7 +143,7 @@ def test_a_run_that_was_killed_in_both_stages_ends_as_if_it_had_not_been(toy_spl
             for line, expected in zip(told, wanted, strict=True):
                 assert line["model"] == expected["model"]
                 for key in ("loss", "penalty"):
-                    assert line[key] == pytest.approx(expected[key], rel=1e-12), seed
+                    assert line[key] == pytest.approx(expected[key], rel=1e-12)
 
 
 # --- a first stage from elsewhere -----------------------------------------------------------------------------------
@@ -201,7 +151,7 @@ def test_a_run_that_was_killed_in_both_stages_ends_as_if_it_had_not_been(toy_spl
 
 @pytest.fixture
 def first(runs, tmp_path):
-    """The first stage of MEID, as a run somewhere else."""
+    """The first stage of MEID in another folder."""
     return Path(shutil.copytree(runs / "meid" / FIRST_STAGE, tmp_path / "first"))
 
 
@@ -211,7 +161,7 @@ def test_a_first_stage_that_is_given_is_taken_and_not_trained_again(runs, toy_sp
     assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == times
     assert not (tmp_path / "run" / FIRST_STAGE).exists()
     assert_same(runs / "meid", tmp_path / "run")
-    # What it began with is what it goes on with, wherever that lies.
+    # A finished run still needs a first stage with the same weights.
     assert train(toy_split, features, config_of(toy_split), tmp_path / "run", first_stage=first).was_finished
     content = load_checkpoint(first / "best.pt")
     content["model"]["aggregator.classifier.bias"] += 1
@@ -249,7 +199,7 @@ def test_a_first_stage_of_another_method_split_or_that_is_not_finished_is_refuse
     begun(toy_split, tmp_path / "nothing", "holds no run")
     (first / "result-val.json").unlink()
     begun(toy_split, first, "it is not finished; run its command again")
-    # It is, where it is run again.
+    # Its own command finishes it.
     train(toy_split, features, config_of(toy_split).first_stage, first)
     train(toy_split, features, config_of(toy_split), tmp_path / "run", first_stage=first)
 
@@ -260,14 +210,14 @@ def test_a_first_stage_of_other_features_is_refused(toy_split, first, tmp_path):
         train(toy_split, others, config_of(toy_split), tmp_path / "run", first_stage=first)
 
 
-def test_a_first_stage_that_was_chosen_on_test_is_told_of(toy_split, features, tmp_path):
+def test_a_first_stage_that_was_chosen_on_test_is_recorded(toy_split, features, tmp_path):
     config = config_of(toy_split, "stage1.selection.subset=test", "schedule.epochs=1")
     trained = train(toy_split, features, config, tmp_path / "run")
     assert read_predictions(tmp_path / "run" / "predictions-test.parquet").metadata["run"]["select_on"] == "test"
     assert trained.warnings
 
 
-def test_a_run_that_has_begun_needs_its_first_stage_no_more(toy_split, features, first, tmp_path):
+def test_a_run_that_has_begun_no_longer_needs_its_first_stage(toy_split, features, first, tmp_path):
     reports = []
     train(toy_split, features, config_of(toy_split), tmp_path / "run", first_stage=first)
     before = weights_of(tmp_path / "run")
@@ -279,22 +229,22 @@ def test_a_run_that_has_begun_needs_its_first_stage_no_more(toy_split, features,
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(tmp_path / "run").items())
 
 
-def test_a_first_stage_without_weights_is_told(toy_split, features, first, tmp_path):
+def test_a_first_stage_without_weights_is_refused(toy_split, features, first, tmp_path):
     (first / "best.pt").unlink()
     with pytest.raises(MeidbenchError, match=r"is finished, but its best\.pt is gone; remove the folder"):
         train(toy_split, features, config_of(toy_split), tmp_path / "run", first_stage=first)
 
 
 @pytest.mark.parametrize(("method", "settings", "said"), [
-    ("meid", ["stage2=5"], "stage2 is no value; say stage2.KEY=VALUE"),
-    ("meid", ["stage1=none"], "stage1 is no value"),
+    ("meid", ["stage2=5"], "stage2 is not a value; set stage2.KEY=VALUE"),
+    ("meid", ["stage1=none"], "stage1 is not a value"),
     ("meid", ["sampler.name=[1]"], "unknown sampler.name"),
-    ("meid", ["first_stage.seed=3"], "first_stage is not set by itself"),
-    ("meid", ["stage1.first_stage.seed=3"], "first_stage is not set by itself"),
-    ("bce", ["first_stage.schedule.epochs=3"], "first_stage is not set by itself"),
+    ("meid", ["first_stage.seed=3"], "first_stage is not a setting"),
+    ("meid", ["stage1.first_stage.seed=3"], "first_stage is not a setting"),
+    ("bce", ["first_stage.schedule.epochs=3"], "first_stage is not a setting"),
     ("move", ["aggregator.name=netvlad"], "has aggregators of its own"),
 ])  # fmt: skip
-def test_settings_that_cannot_be_meant_are_refused(toy_split, method, settings, said):
+def test_invalid_settings_are_refused(toy_split, method, settings, said):
     with pytest.raises(MeidbenchError, match=said):
         resolve(method, toy_split, settings=settings)
 
@@ -310,7 +260,7 @@ def test_a_method_of_one_stage_takes_none(toy_split, features, first, tmp_path):
         train(toy_split, features, config_of(toy_split, method="bce"), tmp_path / "run", first_stage=first)
 
 
-def test_how_the_first_stage_was_carried_out_makes_no_difference(toy_split, features, first, tmp_path):
+def test_the_execution_of_the_first_stage_makes_no_difference(toy_split, features, first, tmp_path):
     config = config_of(toy_split, "execution.log_every=1", "execution.checkpoint_steps=5")
     assert config.first_stage.execution == config.execution
     train(toy_split, features, config, tmp_path / "run", first_stage=first)
@@ -335,9 +285,7 @@ def test_another_folder_and_another_run_are_refused_before_anything_is_trained(t
     ("stage2.augmentation.name=frame_stack", "stage2.augmentation.ratio=3.0"),
     ("stage2.schedule.batch_size=1", "model.embedding_norm=bn"),
 ])  # fmt: skip
-def test_what_is_wrong_with_the_second_stage_is_found_before_the_first_is_trained(
-    toy_split, features, tmp_path, settings
-):
+def test_mistakes_in_the_second_stage_are_found_before_the_first_is_trained(toy_split, features, tmp_path, settings):
     with pytest.raises(MeidbenchError):
         train(toy_split, features, config_of(toy_split, *settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -357,7 +305,7 @@ def test_settings_are_for_both_stages_or_for_one(toy_split):
     assert (config.schedule.lr, first.schedule.lr) == (0.5, 2e-3)
     assert config.seed == first.seed == 4
     assert config.model.options["attention_hidden"] == first.model.options["attention_hidden"] == 12
-    # What expert two alone has is no option of expert one.
+    # Expert one does not have the options that only expert two has.
     assert config.model.options["beta"] == 0.7 and "beta" not in first.model.options
     assert (config.model.options["distill_weight"], first.model.options["distill_weight"]) == (0.1, 0.3)
 
@@ -429,7 +377,7 @@ def test_a_method_of_one_stage_has_no_settings_of_stages(toy_split):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_configuration_of_two_stages_can_be_read_back_and_told_apart(toy_split, method):
+def test_a_configuration_of_two_stages_can_be_read_back_and_compared(toy_split, method):
     config = config_of(toy_split, method=method)
     again = type(config).from_tables(json.loads(json.dumps(config.to_tables())))
     assert again == config and config.differences(again) == []
@@ -439,38 +387,13 @@ def test_a_configuration_of_two_stages_can_be_read_back_and_told_apart(toy_split
 
 # --- several processes ----------------------------------------------------------------------------------------------
 
-WORKER = """
-import json, sys
-from meidbench.baselines import Config, train
-train(sys.argv[1], sys.argv[2], Config.from_tables(json.loads(sys.argv[4])), sys.argv[3])
-"""
-
 
 def test_two_processes_give_the_result_of_one(toy_split, toy_split_file, features, tmp_path):
     # A mean of squares is that of its halves together, a root is not.
     settings = ("model.distill_norm=mse", "sampler.samples_per_epoch=49", "execution.checkpoint_steps=2")
     config = config_of(toy_split, *settings)
     train(toy_split_file, features, config, tmp_path / "one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    arguments = [toy_split_file, features, tmp_path / "two", json.dumps(config.to_tables())]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, *map(str, arguments)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [worker.communicate(timeout=60)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    start_two(train_run, toy_split_file, features, config.to_tables(), tmp_path / "two", folder=tmp_path)
     for stage in (FIRST_STAGE, "."):
         one, two = (weights_of(tmp_path / name / stage, "last.pt") for name in ("one", "two"))
         assert one.keys() == two.keys()

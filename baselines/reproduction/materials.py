@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from meidbench.annotations.official import Annotations, annotation_paths
 from meidbench.baselines.aggregators import AGGREGATORS
-from meidbench.baselines.components import known_options
+from meidbench.baselines.configuration import known_options
 from meidbench.baselines.reproduction import table_content
 from meidbench.baselines.run_folder import Inputs
 from meidbench.checks import parse_settings, read_dataclass
@@ -179,7 +179,7 @@ class Material:
     @cached_property
     def inputs(self) -> Inputs:
         """The inputs of runs, with digests of the split and the features."""
-        return Inputs.of(self.split, self.features)
+        return Inputs.from_sources(self.split, self.features)
 
     @cached_property
     def simulated(self) -> tuple[str, ...]:

@@ -11,8 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from meidbench.baselines.components import make_model, make_task
-from meidbench.baselines.configuration import Config, flat
+from meidbench.baselines.configuration import Config, flatten, make_model, make_task
 from meidbench.baselines.recipes import COMPAT_ENDING, METHODS, resolve
 from meidbench.baselines.reproduction import PaperTable, Row, table_content
 from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, renamed, stand_in
@@ -76,7 +75,7 @@ def layered(*layers: Sequence[str]) -> tuple[str, ...]:
 
 
 def _parse(settings: Sequence[str]) -> dict[str, Any]:
-    return flat(parse_settings(settings, "schedule.lr=0.001"))
+    return flatten(parse_settings(settings, "schedule.lr=0.001"))
 
 
 def _split_stage(key: str) -> tuple[str, str]:
@@ -143,7 +142,7 @@ def _resolve_job(job: Job, request: Request) -> Job:
 
 def _differences(published: Config, config: Config) -> tuple[str, ...]:
     """Say how a configuration differs from the row's own; a change in both stages is said once."""
-    before, after = flat(published.to_tables()), flat(config.to_tables())
+    before, after = flatten(published.to_tables()), flatten(config.to_tables())
     changes = {
         key: (before.get(key, "-"), after.get(key, "-"))
         for key in {**before, **after}

@@ -11,11 +11,11 @@ import torch
 
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.inference import Trained, read_trained
+from meidbench.baselines.learner import check_run
 from meidbench.baselines.reproduction import table_content
 from meidbench.baselines.reproduction.materials import Material
 from meidbench.baselines.reproduction.plan import Job
 from meidbench.baselines.run_folder import Inputs, RunFolder
-from meidbench.baselines.stages import check_run
 from meidbench.baselines.training import train
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.evaluation.bootstrap import bootstrap_steps

@@ -1,12 +1,22 @@
-"""``meidbench train``: a baseline, from features to scored predictions."""
+"""``meidbench train``, ``predict``, ``reproduce`` and ``demo``: baselines, from features to scored predictions."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from meidbench.cli.parameters import FILE, FOLDER, SUBSET, as_json, json_file, write_text
-from meidbench.names import STATISTICS_TABLE, TABLES
+from meidbench.names import PRECISIONS, RESIDENT, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
+
+# The key of the setting that an option of train stands for, by the option's parameter.
+_KEYS: dict[str, str] = {}
+
+
+def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]:
+    """Make an option of train that is short for ``--set KEY=VALUE``."""
+    _KEYS[option.removeprefix("--").replace("-", "_")] = key
+    return click.option(option, **attributes)
 
 
 @click.command(
@@ -42,18 +52,25 @@ from meidbench.names import STATISTICS_TABLE, TABLES
     metavar="RUN",
     help="For a method of two stages, a finished run of its first [default: trained in RUN/first-stage].",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Short for --set schedule.epochs=N.")
-@click.option("--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
-@click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto].")
-@click.option("--precision", type=click.Choice(("fp32", "bf16", "fp16")), help="Of training; scores are made in fp32.")
-@click.option(
+@_short_for("schedule.epochs", "--epochs", type=click.IntRange(min=1), help="Short for --set schedule.epochs=N.")
+@_short_for("seed", "--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
+@_short_for("execution.device", "--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto].")
+@_short_for(
+    "schedule.precision",
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Of training; scores are made in fp32.",
+)
+@_short_for(
+    "selection.subset",
     "--select-on",
-    type=click.Choice(("val", "test")),
+    type=click.Choice(SELECTION_SUBSETS),
     help="The subset that chooses the checkpoint [default: val]; test mimics VideoLT's code, and is recorded.",
 )
-@click.option(
+@_short_for(
+    "execution.resident",
     "--resident",
-    type=click.Choice(("auto", "never", "always")),
+    type=click.Choice(RESIDENT),
     help="Whether features are kept in the device's memory [default: auto].",
 )
 @as_json
@@ -65,57 +82,35 @@ def train(
     out: Path | None,
     settings: tuple[str, ...],
     first_stage: Path | None,
-    epochs: int | None,
-    seed: int | None,
-    device: str | None,
-    precision: str | None,
-    select_on: str | None,
-    resident: str | None,
     as_json: bool,
+    **short: Any,
 ) -> None:
     """Train a baseline and score its best checkpoint on val and test.
 
     RUN/ holds config.json, log.jsonl, last.pt and best.pt, and the predictions and results of both subsets. Run the
-    same command again to go on after an interruption; on a CPU the result is the same to the bit.
+    same command again to resume after an interruption; on a CPU the result is the same to the bit.
     """
     import os
     from dataclasses import asdict
 
     from tabulate import tabulate
 
-    from meidbench.baselines.components import aggregator_name  # type: ignore[import-not-found, unused-ignore]
-    from meidbench.baselines.recipes import resolve  # type: ignore[import-not-found, unused-ignore]
-    from meidbench.baselines.training import train as train_run  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.recipes import resolve
+    from meidbench.baselines.training import train as train_run
     from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.results import MeanAP
     from meidbench.evaluation.results import as_json as json_text
     from meidbench.splits.split import load_split
 
-    short = {
-        "schedule.epochs": epochs,
-        "seed": seed,
-        "execution.device": device,
-        "schedule.precision": precision,
-        "selection.subset": select_on,
-        "execution.resident": resident,
-    }
-    settings += tuple(f"{key}={value}" for key, value in short.items() if value is not None)
+    settings += tuple(f"{_KEYS[name]}={value}" for name, value in short.items() if value is not None)
     config = resolve(method, load_split(split), aggregator=aggregator, settings=settings)
     if out is None:
-        out = Path("runs") / f"{Path(split).stem}-{method}-{aggregator_name(config)}-{config.seed}"
-    trained = train_run(
-        split,
-        features,
-        config,
-        out,
-        first_stage=first_stage,
-        progress=progress_bar,
-        report=lambda line: click.echo(line, err=True),
-    )
+        out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator_name}-{config.seed}"
+    trained = train_run(split, features, config, out, first_stage=first_stage, progress=progress_bar, report=_report)
     if os.environ.get("RANK", "0") != "0":
         return
     for warning in trained.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        _report(f"warning: {warning}")
     if as_json:
         content = {"run": str(trained.path), "mAP": {subset: asdict(means) for subset, means in trained.mAP.items()}}
         click.echo(json_text(content), nl=False)
@@ -123,6 +118,10 @@ def train(
         rows = [(subset, *asdict(means).values()) for subset, means in trained.mAP.items()]
         click.echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
         click.echo(f"\n{trained.path}")
+
+
+def _report(line: str) -> None:
+    click.echo(line, err=True)
 
 
 @click.command(
@@ -135,23 +134,14 @@ def train(
 @click.option("--split", help="A split file, or a built benchmark's name [default: the run's].")
 @click.option("--features", type=click.Path(path_type=Path), help="A feature file or folder [default: the run's].")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
-def predict(run: Path, subset: str, out: Path, split: str | None, features: Path | None, device: str) -> None:
+def predict(run: Path, out: Path, **options: Any) -> None:
     """Score SUBSET with the best checkpoint in RUN, a folder that 'meidbench train' made."""
     import os
 
-    from meidbench.baselines.inference import predict as predict_run  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.inference import predict as predict_run
     from meidbench.cli.parameters import progress_bar
 
-    path = predict_run(
-        run,
-        out,
-        subset=subset,
-        split=split,
-        features=features,
-        device=device,
-        progress=progress_bar,
-        report=lambda line: click.echo(line, err=True),
-    )
+    path = predict_run(run, out, progress=progress_bar, report=_report, **options)
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"wrote {path}")
 
@@ -278,10 +268,10 @@ def reproduce(
 
 
 @click.command(
-    short_help="The whole way on a small simulated benchmark, offline, on a CPU.",
+    short_help="A small simulated benchmark from features to a comparison, offline, on a CPU.",
     epilog="\b\nExample:\n  meidbench demo --out demo-out",
 )
-@click.option("--out", type=FOLDER, default="demo-out", show_default=True, help="Folder for all that is made.")
+@click.option("--out", type=FOLDER, default="demo-out", show_default=True, help="Folder for all files.")
 @click.option("--epochs", type=click.IntRange(min=2), default=12, show_default=True, help="Of each method.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
@@ -289,25 +279,22 @@ def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     """Simulate a benchmark, train five methods on it, and compare them.
 
     A split with a long tail and features of its frames are drawn from the seed; bce, ldam, eql, cbs and framestack are
-    trained; the comparison is printed, and written to OUT/report.html. Half a minute on two cores. It shows that
-    everything works, not which method is better: the features are invented.
+    trained; the comparison is printed, and written to OUT/report.html. It takes half a minute on two cores. It shows
+    that everything works, not which method is better: the features are invented.
     """
-    from meidbench.baselines.demo import run_demo  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.demo import run_demo
     from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.compare import ComparedRun, compare
     from meidbench.report.html import comparison_html
     from meidbench.report.text import comparison_table
 
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
-    made = run_demo(out, epochs=epochs, seed=seed, progress=progress_bar, report=say)
+    made = run_demo(out, epochs=epochs, seed=seed, progress=progress_bar, report=_report)
     runs = [ComparedRun(method, "", path) for method, path in made.predictions.items()]
     comparison = compare(runs, made.split, "test", replicates=bootstrap, seed=seed)
     write_text(out / "report.html", comparison_html(comparison))
     for method in comparison.methods:
         for warning in method.warnings:
-            say(f"warning: {method.name}: {warning}")
+            _report(f"warning: {method.name}: {warning}")
     click.echo(
         f"{comparison.dataset} ({comparison.variant}), test: {comparison.videos:,} videos, simulated features\n\n"
         f"{comparison_table(comparison)}"

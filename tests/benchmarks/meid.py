@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from meidbench.baselines.components import make_loss, make_model, make_task
+from meidbench.baselines.configuration import make_loss, make_model, make_task
 from meidbench.baselines.losses.base import binary_cross_entropy
 from meidbench.baselines.models import Model
 from meidbench.baselines.recipes import resolve
