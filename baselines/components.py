@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from meidbench.baselines.aggregators import AGGREGATORS, Aggregator
 from meidbench.baselines.augmentation import AUGMENTATIONS, Augmentation
 from meidbench.baselines.losses import LOSSES, Loss
-from meidbench.baselines.models import MODELS, Model, Task
+from meidbench.baselines.models import MODELS, Model, ModelInputs
 from meidbench.baselines.samplers import SAMPLERS, VideoSampler
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.evaluate import subset_positives
@@ -26,7 +26,7 @@ FAMILIES: dict[str, Callable[[], Mapping[str, type]]] = {
 }
 
 # What follows from the split and the features, and is no option.
-_GIVEN = frozenset({"self", "train_counts", "num_videos", "labels", "dim", "num_classes", "task"})
+_GIVEN = frozenset({"self", "train_counts", "num_videos", "labels", "dim", "num_classes", "inputs"})
 
 
 def known_options(component: type) -> dict[str, Any]:
@@ -40,8 +40,7 @@ def known_options(component: type) -> dict[str, Any]:
     ['dropout', 'classifier', 'bias_prior']
     """
     options: dict[str, Any] = {}
-    kinds = [component, Aggregator] if issubclass(component, Aggregator) else [component]
-    for kind in kinds:
+    for kind in _option_classes(component):
         make = kind.__init__  # type: ignore[misc]
         if make is object.__init__:
             continue
@@ -52,22 +51,28 @@ def known_options(component: type) -> dict[str, Any]:
     return options
 
 
+def _option_classes(component: type) -> list[type]:
+    """Return the classes whose ``__init__`` names options: the component's own, and the one that takes its ``**``."""
+    further = Aggregator if issubclass(component, Aggregator) else getattr(component, "further_options", None)
+    return [component] if further is None else [component, further]
+
+
 def option_defaults(component: type) -> dict[str, Any]:
-    """Return the default of each option of a model.
+    """Return the default of each option of a component.
 
     Examples
     --------
     >>> option_defaults(MODELS["meid_two"])["beta"]
     0.5
     """
-    parameters = inspect.signature(component.__init__).parameters  # type: ignore[misc]
-    return {name: parameters[name].default for name in known_options(component) if name in parameters}
+    made = [inspect.signature(kind.__init__).parameters for kind in _option_classes(component)]  # type: ignore[misc]
+    return {name: next(parts[name].default for parts in made if name in parts) for name in known_options(component)}
 
 
-def make_task(config: "Config", split: Split, dim: int) -> Task:
-    """Say what a model must know of a split and of features of width ``dim``."""
+def make_model_inputs(config: "Config", split: Split, dim: int) -> ModelInputs:
+    """Return the facts about a split, and features of width ``dim``, that a model is built from."""
     frames = config.frames
-    return Task(
+    return ModelInputs(
         dim=dim,
         num_classes=split.num_classes,
         train_counts=split.train_counts,
@@ -78,9 +83,9 @@ def make_task(config: "Config", split: Split, dim: int) -> Task:
     )
 
 
-def make_model(config: "Config", task: Task) -> Model:
+def make_model(config: "Config", inputs: ModelInputs) -> Model:
     """Make the model; its weights come from torch's global generator."""
-    return MODELS[config.model.name](task, **config.model.options)
+    return MODELS[config.model.name](inputs, **config.model.options)
 
 
 def check_model(config: "Config", model: Model) -> None:
@@ -91,10 +96,10 @@ def check_model(config: "Config", model: Model) -> None:
     MeidbenchError
         Labels are masked that it mixes, or it has no first stage to begin with, or one that it does not begin with.
     """
-    if model.begins_from_first_stage != (config.first_stage is not None):
+    if model.needs_first_stage != (config.first_stage is not None):
         raise MeidbenchError(
             f"model.name={config.model.name} begins with a trained first stage; take a method that has one: meid"
-            if model.begins_from_first_stage
+            if model.needs_first_stage
             else f"model.name={config.model.name} does not begin with a first stage; leave it out"
         )
     if config.mask_other_labels and model.mixes_targets:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from meidbench.baselines.components import aggregator_name, make_task
+from meidbench.baselines.components import aggregator_name, make_model_inputs
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import Team, team
 from meidbench.baselines.learner import Learner
@@ -268,7 +268,7 @@ def predict(
             )
         if recipe_digest(source) != inputs.recipe_digest:
             report("warning: these features were made by another recipe than those of the training")
-        learner = Learner(config, make_task(config, loaded, source.dim), crew)
+        learner = Learner(config, make_model_inputs(config, loaded, source.dim), crew)
         epoch = learner.load_weights(folder.best)
         scores = score_subset(learner.module, loader, crew, progress)
         if crew.leads:

@@ -14,7 +14,7 @@ from torch import nn
 from meidbench.baselines.components import make_model
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import Team
-from meidbench.baselines.models import Model, Task
+from meidbench.baselines.models import Model, ModelInputs
 from meidbench.baselines.run_folder import load_checkpoint, save_checkpoint
 from meidbench.baselines.running_ap import RunningAveragePrecision
 from meidbench.errors import MeidbenchError, first_few
@@ -69,7 +69,7 @@ class Learner:
     Parameters
     ----------
     config : Config
-    task : Task
+    inputs : ModelInputs
     crew : Team
 
     Attributes
@@ -82,14 +82,14 @@ class Learner:
         2 where the model normalises over the batch.
     """
 
-    def __init__(self, config: Config, task: Task, crew: Team) -> None:
+    def __init__(self, config: Config, inputs: ModelInputs, crew: Team) -> None:
         self.config, self.crew = config, crew
         self.at = Position()
         torch.manual_seed(stream(config.seed, WEIGHTS))
-        self.model = crew.shared(make_model(config, task).to(crew.device))
+        self.model = crew.shared(make_model(config, inputs).to(crew.device))
         wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
         self.module: Model = self.model.module if wrapped else self.model  # type: ignore[assignment, unused-ignore]
-        self.running = RunningAveragePrecision(task.num_classes)
+        self.running = RunningAveragePrecision(inputs.num_classes)
         schedule = config.schedule
         self.optimiser = torch.optim.Adam(self.trained(), lr=schedule.lr, weight_decay=schedule.weight_decay)
         self.scaler = torch.amp.GradScaler(crew.device.type, enabled=schedule.precision == "fp16")  # type: ignore[attr-defined, unused-ignore]
@@ -113,7 +113,7 @@ class Learner:
         MeidbenchError
             They are not there, damaged, or of another model.
         """
-        self.module.begin_from(load_checkpoint(path)["model"])
+        self.module.load_first_stage(load_checkpoint(path)["model"])
 
     def set_rate(self, rate: float) -> None:
         """Set the learning rate."""

@@ -62,7 +62,7 @@ class RunningAveragePrecision:
         targets : Tensor, (B, C)
             Labels; what is above 0 is one.
         keep : Tensor of bool, (B,), optional
-            Which videos count: ``Mixed.untouched``. All where left out.
+            Which videos count: ``MixedBatch.untouched``. All where left out.
         """
         if logits.ndim != 2 or logits.shape != targets.shape or logits.shape[1] != self.num_classes:
             raise MeidbenchError(

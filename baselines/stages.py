@@ -13,8 +13,8 @@ from meidbench.baselines.components import (
     make_augmentation,
     make_loss,
     make_model,
+    make_model_inputs,
     make_sampler,
-    make_task,
 )
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import Team
@@ -53,7 +53,7 @@ def check_run(config: Config, split: Split, dim: int, *, processes: int = 1) -> 
     if config.first_stage is not None:
         check_run(config.first_stage, split, dim, processes=processes)
     with torch.device("meta"):
-        model = make_model(config, make_task(config, split, dim))
+        model = make_model(config, make_model_inputs(config, split, dim))
     check_model(config, model)
     make_loss(config, split)
     make_augmentation(config)

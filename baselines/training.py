@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from meidbench.baselines.components import check_model, make_augmentation, make_loss, make_sampler, make_task
+from meidbench.baselines.components import check_model, make_augmentation, make_loss, make_model_inputs, make_sampler
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import Team, team
 from meidbench.baselines.inference import (
@@ -161,7 +161,7 @@ class _Run:
             subset: subset_loader(split, subset, features, config, crew)
             for subset in scored_subsets(split, config.selection.subset)
         }
-        self.learner = Learner(config, make_task(config, split, features.dim), crew)
+        self.learner = Learner(config, make_model_inputs(config, split, features.dim), crew)
         check_model(config, self.learner.module)
         self.loss = make_loss(config, split).to(crew.device)
         self.augmentation = make_augmentation(config)
@@ -299,7 +299,7 @@ class _Run:
         at.epoch, at.part = at.epoch + 1, 0
         steps = max(1, at.looked_at)
         facts: dict[str, Any] = {"epoch": at.epoch, "loss": at.loss_sum / steps, "lr": rate}
-        if model_facts := learner.module.facts():
+        if model_facts := learner.module.log_values():
             facts |= {"penalty": at.penalty_sum / steps, "model": model_facts}
         said = f"epoch {at.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
         if at.epoch % selection.every == 0 or at.epoch == self.config.schedule.epochs:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from meidbench.baselines.aggregators import AGGREGATORS, Aggregator, CosineClassifier
-from meidbench.baselines.aggregators.base import FrameNorm, frame_mask, mean_over_frames, unit
+from meidbench.baselines.aggregators.base import FrameBatchNorm, frame_mask, mean_over_frames, normalise
 from meidbench.baselines.aggregators.pooling import AttentionPooling, EarlyMean, Nonlinear
 from meidbench.baselines.aggregators.vlad import NetVLAD, NeXtVLAD
 from meidbench.errors import MeidbenchError
@@ -200,8 +200,8 @@ def loop_netvlad(model, video):
         frame = normalised(state, "input_norm.norm", frame)
         shares = softmax(normalised(state, "assignment_norm.norm", layer(state, "assignment", frame)))
         for k in range(clusters):
-            sums[k] += shares[k] * (frame - state["centres"][k] if model.residual else frame)
-    if not model.residual:
+            sums[k] += shares[k] * (frame - state["centres"][k] if model.centres is not None else frame)
+    if not model.centres is not None:
         sums *= sigmoid(state["gate"])
     descriptor = np.array([row / np.linalg.norm(row) for row in sums]).T.ravel()
     descriptor /= np.linalg.norm(descriptor)
@@ -299,7 +299,7 @@ def test_a_batch_of_full_length_is_one_without_lengths_and_one_of_fewer_frames_i
 def test_frame_norm_is_batch_norm_over_the_real_frames():
     features, lengths = padded_videos()
     real = torch.cat([video[:count] for video, count in zip(features, lengths, strict=True)])
-    norm, reference = FrameNorm(DIM).double(), nn.BatchNorm1d(DIM).double()
+    norm, reference = FrameBatchNorm(DIM).double(), nn.BatchNorm1d(DIM).double()
     mask = frame_mask(lengths, features)
     torch.testing.assert_close(norm(features, mask)[mask], reference(real))
     torch.testing.assert_close(norm.norm.running_var, reference.running_var)
@@ -370,8 +370,8 @@ def test_autocast_stays_near_float32(variant, dtype):
 
 def test_norms_are_taken_in_float32():
     vectors = torch.full((1, 4), 30000.0, dtype=torch.float16)
-    assert unit(vectors, dim=1).tolist() == [[0.5] * 4]
-    assert unit(vectors, dim=1, order=1.0).tolist() == [[0.25] * 4]
+    assert normalise(vectors, dim=1).tolist() == [[0.5] * 4]
+    assert normalise(vectors, dim=1, order=1.0).tolist() == [[0.25] * 4]
     layer = CosineClassifier(4, 1)
     with torch.no_grad():
         layer.weight.fill_(3.0)
@@ -492,7 +492,7 @@ def test_it_is_made_from_the_generator_of_torch_alone():
         ("netvlad", {"clusters": 0}, "clusters must be"),
         ("netvlad", {"hidden": 0}, "hidden must be"),
         ("nextvlad", {"flavor": "tensorflow"}, "known: original, meid_compat"),
-        ("nextvlad", {"flavor": "meid_compat"}, "say how many"),
+        ("nextvlad", {"flavor": "meid_compat"}, "set the number of frames"),
         ("nextvlad", {"frames": 60}, "'original' takes any number"),
         ("nextvlad", {"groups": 5}, "groups must divide expansion \\* dim = 32"),
         ("nextvlad", {"hidden": 12, "reduction": 5}, "reduction must divide hidden 12"),
@@ -513,7 +513,7 @@ def test_what_makes_no_sense_is_refused(name, switches, message):
         (torch.zeros(2, 3, DIM, dtype=torch.int64), None, "floating point"),
         (torch.zeros(2, 3, DIM), torch.tensor([1]), r"\(2,\) whole numbers"),
         (torch.zeros(2, 3, DIM), torch.tensor([1.0, 2.0]), "whole numbers"),
-        (torch.zeros(2, 3, DIM), torch.tensor([0, 4]), "between 1 and the 3 frames there are, got 0, 4"),
+        (torch.zeros(2, 3, DIM), torch.tensor([0, 4]), "between 1 and the number of frames, 3, got 0, 4"),
     ],
 )
 def test_input_that_does_not_fit_is_refused(features, lengths, message):
@@ -522,7 +522,7 @@ def test_input_that_does_not_fit_is_refused(features, lengths, message):
 
 
 def test_meids_port_is_for_one_number_of_frames():
-    with pytest.raises(MeidbenchError, match="for 6 frames a video, got 5"):
+    with pytest.raises(MeidbenchError, match="for 6 frames per video, got 5"):
         make("nextvlad meid")(torch.zeros(2, 5, DIM))
 
 

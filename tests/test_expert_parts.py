@@ -5,15 +5,15 @@ import pytest
 import torch
 from meid_by_loop import arrays, attention, distance, fused, neck, release_embedding, sigmoid, simple_embedding
 
-from meidbench.baselines.models.distillation import Neck, VarianceDistillation, checked_weight
-from meidbench.baselines.models.meid import joint_scores, pooled
+from meidbench.baselines.models.distillation import Neck, VarianceDistillation
+from meidbench.baselines.models.meid import ExpertSwitches, apply_pool, joint_scores
 from meidbench.baselines.models.meid_parts import (
     Complement,
     FrameAttention,
     Fusion,
     ReleaseEmbedding,
     SimpleEmbedding,
-    complementary,
+    complementary_weights,
 )
 from meidbench.errors import MeidbenchError
 from meidbench.loading.motion import motion_rows
@@ -127,7 +127,7 @@ def test_attention_of_each_frame_takes_any_number_of_them_and_that_of_positions_
     positions = FrameAttention("se_frames", 4, 6)
     assert positions.first.weight.shape == (2, 6) and positions.first.bias is None and positions.second.bias is None
     assert FrameAttention("se_frames", 4, 2).first.weight.shape == (1, 2)
-    with pytest.raises(MeidbenchError, match="for 6 frames a video, got 5"):
+    with pytest.raises(MeidbenchError, match="for 6 frames per video, got 5"):
         positions(frames[:, :5])
     with pytest.raises(MeidbenchError, match=r"set frames\.train and frames\.test alike"):
         FrameAttention("se_frames", 4, None)
@@ -144,7 +144,7 @@ def test_a_mean_over_frames_becomes_what_the_pool_says(with_weights):
     total = weights.numpy().sum(axis=1, keepdims=True)
     wanted["weighted_mean"] = rows.sum(axis=1) / total if with_weights else rows.mean(axis=1)
     for pool, said in wanted.items():
-        matches(pooled(frames, weights if with_weights else None, pool).mean(dim=1), said)
+        matches(apply_pool(frames, weights if with_weights else None, pool).mean(dim=1), said)
 
 
 # --- equations 5 to 7: necks and distillation -----------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_the_norms_of_the_necks_are_told():
     weights = {name: module.necks[name].linear.weight.detach().double().numpy() for name in ("head", "tail")}
     assert weights["head"].shape == (3, 2) and weights["tail"].shape == (3, 3)
     for name, weight in weights.items():
-        assert module.facts()[f"neck_norm_{name}"] == pytest.approx(np.sqrt((weight**2).sum()), rel=1e-6)
+        assert module.log_values()[f"neck_norm_{name}"] == pytest.approx(np.sqrt((weight**2).sum()), rel=1e-6)
         # Xavier's uniform: up to the root of 6 / (inputs + units).
         assert np.abs(weight).max() <= np.sqrt(6 / sum(weight.shape))
         assert float(module.necks[name].linear.bias.detach().abs().max()) == 0
@@ -299,7 +299,7 @@ def test_switches_that_do_not_exist_are_refused(wrong):
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
 def test_a_weight_that_makes_no_sense_is_refused(weight):
     with pytest.raises(MeidbenchError, match="distill_weight"):
-        checked_weight(weight)
+        ExpertSwitches(distill_weight=weight)
 
 
 # --- equation 8: complementary frames -------------------------------------------------------------------------------
@@ -307,17 +307,17 @@ def test_a_weight_that_makes_no_sense_is_refused(weight):
 
 def test_equation_8_worked_out_by_hand():
     weights = torch.tensor([[0.0, 0.5, 1.0], [1.0, 1.0, 1.0]])
-    torch.testing.assert_close(complementary(weights), torch.tensor([[2, 1, 2 / 3], [2 / 3] * 3]))
-    torch.testing.assert_close(complementary(weights, 0.25)[0], torch.tensor([4, 4 / 3, 0.8]))
+    torch.testing.assert_close(complementary_weights(weights), torch.tensor([[2, 1, 2 / 3], [2 / 3] * 3]))
+    torch.testing.assert_close(complementary_weights(weights, 0.25)[0], torch.tensor([4, 4 / 3, 0.8]))
     # 2, 1 and 2/3 are 11/9 on average.
     wanted = torch.tensor([[18 / 11, 9 / 11, 6 / 11], [1.0, 1.0, 1.0]])
-    torch.testing.assert_close(complementary(weights, renormalise=True), wanted)
+    torch.testing.assert_close(complementary_weights(weights, renormalise=True), wanted)
 
 
 @pytest.mark.parametrize("beta", [0, -0.5, float("nan"), float("inf"), True])
 def test_a_beta_that_is_not_above_0_is_refused(beta):
     with pytest.raises(MeidbenchError, match="beta"):
-        complementary(torch.zeros(1, 1), beta)
+        complementary_weights(torch.zeros(1, 1), beta)
 
 
 # --- equations 9 to 11: what expert two sees ------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_fusion_is_a_linear_layer_along_its_axis(axis):
 def test_fusion_along_frames_is_for_one_number_of_them():
     with pytest.raises(MeidbenchError, match=r"set frames\.train and frames\.test alike"):
         Fusion("frame", 4, None)
-    with pytest.raises(MeidbenchError, match="for 3 frames a video, got 2"):
+    with pytest.raises(MeidbenchError, match="for 3 frames per video, got 2"):
         Fusion("frame", 4, 3)(torch.rand(1, 2, 4), torch.rand(1, 2, 4))
 
 

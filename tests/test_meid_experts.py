@@ -1,6 +1,5 @@
 """MEID's experts against the public code's numbers, and switch by switch: what each of them changes."""
 
-import inspect
 import itertools
 
 import numpy as np
@@ -9,9 +8,10 @@ import torch
 from torch import nn
 
 from meidbench.baselines.aggregators import AGGREGATORS
-from meidbench.baselines.models import MODELS, Task
+from meidbench.baselines.components import option_defaults
+from meidbench.baselines.models import MODELS, ModelInputs
 from meidbench.baselines.models.meid import ExpertOne, ExpertTwo
-from meidbench.baselines.models.meid_parts import FrameAttention, ReleaseEmbedding, complementary
+from meidbench.baselines.models.meid_parts import FrameAttention, ReleaseEmbedding, complementary_weights
 from meidbench.splits.split import Groups
 
 VIDEOS, FRAMES, DIM, CLASSES = 4, 6, 8, 7
@@ -34,14 +34,14 @@ RELEASE_TWO = RELEASE_ONE | {
 }
 
 
-def task(*, motion=True, dim=DIM, classes=CLASSES, groups=GROUPS):
+def spec(*, motion=True, dim=DIM, classes=CLASSES, groups=GROUPS):
     counts = np.ones(classes, dtype=np.int64)
-    return Task(dim, classes, counts, groups, FRAMES, motion, lambda width: AGGREGATORS["mean"](width, classes))
+    return ModelInputs(dim, classes, counts, groups, FRAMES, motion, lambda width: AGGREGATORS["mean"](width, classes))
 
 
 def two(given=None, **switches):
     torch.manual_seed(0)
-    return ExpertTwo(given or task(), **switches).train()
+    return ExpertTwo(given or spec(), **switches).train()
 
 
 def drawn(seed=0, shape=(VIDEOS, FRAMES, DIM)):
@@ -49,7 +49,7 @@ def drawn(seed=0, shape=(VIDEOS, FRAMES, DIM)):
 
 
 def inputs(model):
-    return drawn(0), drawn(1) if model.task.has_motion else None
+    return drawn(0), drawn(1) if model.inputs.has_motion else None
 
 
 def loss_of(outputs):
@@ -133,22 +133,22 @@ def as_public(model, names):
     return model
 
 
-def public_task(motion):
+def public_inputs(motion):
     groups = Groups(np.array([0]), np.array([1]), np.array([2, 3, 4]))
-    return task(motion=motion, dim=16, classes=5, groups=groups)
+    return spec(motion=motion, dim=16, classes=5, groups=groups)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_expert_one_of_the_release_is_the_public_codes(training):
     model = as_public(
-        ExpertOne(public_task(False), **RELEASE_ONE | {"attention": "none", "distill_weight": 0.0}), NAMES_ONE
+        ExpertOne(public_inputs(False), **RELEASE_ONE | {"attention": "none", "distill_weight": 0.0}), NAMES_ONE
     )
     logits = model.train(training)(waves(3, 6, 16)).logits
     np.testing.assert_allclose(logits.detach().numpy(), PUBLIC_ONE[training], rtol=0, atol=1e-9)
 
 
 def test_expert_two_of_the_release_is_the_public_codes():
-    model = as_public(two(public_task(True), **RELEASE_TWO | {"distill_weight": 0.0}), NAMES_TWO)
+    model = as_public(two(public_inputs(True), **RELEASE_TWO | {"distill_weight": 0.0}), NAMES_TWO)
     features, motion = waves(3, 6, 16), waves(3, 6, 16, step=0.73)
     scores = torch.sigmoid(model.eval()(features, motion).logits)
     np.testing.assert_allclose(scores.detach().numpy(), PUBLIC_TWO_SCORES, rtol=0, atol=1e-9)
@@ -228,7 +228,7 @@ CHANGES = [
 )
 def test_each_switch_changes_what_it_is_for_and_nothing_else(kind, switch, base, wanted):
     torch.manual_seed(0)
-    given = task(motion=kind is ExpertTwo)
+    given = spec(motion=kind is ExpertTwo)
     model = kind(given, **base)
     with torch.no_grad():
         # A wide spread of attention, and classes that differ.
@@ -263,7 +263,7 @@ def test_constant_attention_renormalised_is_no_selection():
     base = two(selection_renorm=True)
     with torch.no_grad():
         base.one.attention.second.weight.zero_()
-    without = with_weights_of(base, base.task, selection=False)
+    without = with_weights_of(base, base.inputs, selection=False)
     for first, second in zip(outcome(base), outcome(without), strict=True):
         torch.testing.assert_close(first, second)
 
@@ -274,7 +274,7 @@ def test_with_a_softmax_nothing_is_selected():
     frames = drawn(shape=(2, 150, 5))
     spread = {}
     for kind in ("sigmoid", "softmax"):
-        weights = complementary(FrameAttention("frame_mlp", 5, None, activation=kind)(frames).detach())
+        weights = complementary_weights(FrameAttention("frame_mlp", 5, None, activation=kind)(frames).detach())
         spread[kind] = float(weights.max() / weights.min())
     assert spread["softmax"] < 1.02 < 1.1 < spread["sigmoid"], spread
 
@@ -302,9 +302,9 @@ def test_computing_the_wide_layer_again_keeps_nothing_of_its_width():
 
 
 def test_both_experts_have_the_same_switches_with_the_same_defaults():
-    ours = {kind: inspect.signature(kind).parameters for kind in (ExpertOne, ExpertTwo)}
-    for name, parameter in ours[ExpertOne].items():
-        assert ours[ExpertTwo][name].default == parameter.default
+    ours = {kind: option_defaults(kind) for kind in (ExpertOne, ExpertTwo)}
+    for name, default in ours[ExpertOne].items():
+        assert ours[ExpertTwo][name] == default
     assert MODELS["meid_one"] is ExpertOne and MODELS["meid_two"] is ExpertTwo
 
 

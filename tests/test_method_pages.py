@@ -15,7 +15,6 @@ charadeslt, charadesegolt ``. A key that a form does not know has ``-``.
 """
 
 import dataclasses
-import inspect
 import re
 import shlex
 from functools import cache
@@ -24,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from meidbench.baselines import METHODS, resolve
-from meidbench.baselines.components import FAMILIES, known_options
+from meidbench.baselines.components import FAMILIES, option_defaults
 from meidbench.baselines.configuration import flat, overrides
 from meidbench.baselines.recipes import PUBLISHED_TABLES
 from meidbench.cli.training import train
@@ -109,11 +108,7 @@ def tables_headed(page: str, section: str, start: str) -> list[tuple[str, Table]
 @cache
 def defaults_of(kind: type) -> dict[str, object]:
     """What each option of a component is where nobody says anything; the seed is the run's."""
-    defaults = {}
-    for option in known_options(kind):
-        made = [inspect.signature(parent.__init__).parameters for parent in kind.__mro__]
-        defaults[option] = next(parameters[option].default for parameters in made if option in parameters)
-    return {option: value for option, value in defaults.items() if option != "seed"}
+    return {option: value for option, value in option_defaults(kind).items() if option != "seed"}
 
 
 def everything(config) -> dict[str, object]:

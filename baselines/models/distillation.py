@@ -1,11 +1,11 @@
-"""Distillation from head to tail classes by the variance of what two necks make of the logits (equations 5 to 7)."""
+"""MEID's distillation from head to tail classes: the variances of two necks on the logits (equations 5 to 7)."""
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from meidbench.baselines.aggregators.base import at_least_float32
-from meidbench.checks import in_range, one_of, whole_number
+from meidbench.checks import one_of, whole_number
 from meidbench.errors import MeidbenchError
 from meidbench.splits.split import Groups
 
@@ -22,7 +22,7 @@ _SLOPE = 0.2
 class Neck(nn.Module):
     """M(Y) = W Y_group + b, equations 5 and 6; in the authors' compiled code LeakyReLU and rows of length 1 follow.
 
-    |group| d + d parameters (C d + d where the input is not masked). W begins as Xavier's uniform, b at 0.
+    |group| d + d parameters (C d + d where the input is not masked). W starts as Xavier's uniform, b at 0.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Neck(nn.Module):
     out : int
         d.
     mask : str
-        ``input`` takes the group's logits alone (the same as setting the others to 0); ``output`` takes all of them and
+        ``input`` takes only the group's logits (the same as setting the others to 0); ``output`` takes all logits and
         keeps the group's units, so that d must be C; ``none`` takes and keeps all.
     activation : str
         ``none``, or ``lrelu`` with a slope of 0.2.
@@ -62,7 +62,7 @@ class Neck(nn.Module):
         self.norm = one_of("neck_norm", norm, NECK_NORMS)
         if mask == "output" and out != num_classes:
             raise MeidbenchError(f"neck_mask=output needs a unit for each of {num_classes} classes, got neck_out={out}")
-        # Not persistent: the split says it.
+        # Not persistent: it follows from the split.
         self.register_buffer("classes", classes, persistent=False)
         self.linear = nn.Linear(len(classes) if mask == "input" else num_classes, out)
         nn.init.xavier_uniform_(self.linear.weight)
@@ -82,8 +82,8 @@ class Neck(nn.Module):
 class VarianceDistillation(nn.Module):
     """L_d = || Var(M_head(Y)) - Var(M_tail(Y)) ||_2, equation 7, with a neck for either group.
 
-    The paper says neither what the variance is over nor how the norm depends on the size of a batch. Nothing keeps the
-    necks from shrinking to 0, where L_d is 0 whatever the logits are: ``facts`` tells their norms.
+    The paper does not define the axis of the variance, or how the norm depends on the batch size. Nothing keeps the
+    necks from shrinking to 0, where L_d is 0 for all logits: ``log_values`` returns their norms.
 
     Parameters
     ----------
@@ -95,13 +95,13 @@ class VarianceDistillation(nn.Module):
     mask, activation, norm
         As in ``Neck``.
     variance : str
-        ``unit``: over the units of a video, (B,); ``batch``: over the videos, (d,); ``all``: over both. Divided by
-        their number, not by one less.
+        ``unit``: over the units of a video, (B,); ``batch``: over the videos, (d,); ``all``: over both. The divisor is
+        the number of values, not one less.
     distance : str
-        ``rms``: the 2-norm divided by the root of how many variances there are, so that it does not grow with a batch;
+        ``rms``: the 2-norm divided by the root of the number of variances, so that it does not grow with the batch;
         ``l2``: the 2-norm; ``mse``: the mean square; ``abs``: the mean absolute difference.
     detach_head : bool
-        Let no gradient through the head's side, whose neck then stays as it began.
+        Let no gradient through the head's side; its neck then keeps its initial weights.
     medium : str
         Whether medium classes are ``excluded``, ``with_head`` or ``with_tail``.
 
@@ -139,8 +139,8 @@ class VarianceDistillation(nn.Module):
         self.detach_head = detach_head
         if mask == "output" and variance == "batch":
             raise MeidbenchError(
-                "distill_var=batch compares unit with unit, of which neck_mask=output leaves different numbers; take "
-                "another of the two"
+                "distill_var=batch compares unit with unit, but neck_mask=output leaves different numbers of units; "
+                "change one of the two"
             )
         one_of("distill_medium", medium, MEDIUM)
         members = {"head": [groups.head], "tail": [groups.tail]}
@@ -148,15 +148,14 @@ class VarianceDistillation(nn.Module):
             members[medium.removeprefix("with_")].append(groups.medium)
         necks = {}
         for name, parts in members.items():
-            classes = (
-                torch.cat([torch.as_tensor(part, dtype=torch.int64, device="cpu") for part in parts]).sort().values
-            )
+            classes = torch.cat([torch.as_tensor(part, dtype=torch.int64, device="cpu") for part in parts])
             if not len(classes):
                 raise MeidbenchError(
                     f"distillation from head to tail needs classes in both, and the split has none in {name}; set "
                     "model.distill_weight=0, or distill_medium to count the medium classes there"
                 )
-            necks[name] = Neck(classes, num_classes, units, mask=mask, activation=activation, norm=norm)
+            sorted_classes = classes.sort().values
+            necks[name] = Neck(sorted_classes, num_classes, units, mask=mask, activation=activation, norm=norm)
         self.necks = nn.ModuleDict(necks)
         self.necks["head"].requires_grad_(not detach_head)
 
@@ -167,7 +166,7 @@ class VarianceDistillation(nn.Module):
             head, tail = (self._variances(self.necks[name](logits)) for name in ("head", "tail"))
             return self._distance((head.detach() if self.detach_head else head) - tail)
 
-    def facts(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """Return the norms of the necks' weights, by group."""
         return {
             f"neck_norm_{name}": float(neck.linear.weight.detach().norm())
@@ -185,11 +184,6 @@ class VarianceDistillation(nn.Module):
             return difference.square().mean()
         if self.distance == "abs":
             return difference.abs().mean()
-        # Its gradient is 0 where the difference is, that of a root infinite.
+        # Where the difference is 0, the gradient of this norm is 0; that of a square root would be infinite.
         norm: torch.Tensor = torch.linalg.vector_norm(difference)
         return norm / difference.numel() ** 0.5 if self.distance == "rms" else norm
-
-
-def checked_weight(weight: float) -> float:
-    """Return lambda, at least 0; 0 is for no distillation at all."""
-    return in_range("distill_weight", weight, 0)

@@ -1,4 +1,4 @@
-"""Frame embedding: from stored features to frames that fit the task (equation 2 of MEID)."""
+"""The parts of MEID's experts: embedding, attention, fusion, and the weights of complementary frames."""
 
 from typing import Any
 
@@ -7,30 +7,33 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from meidbench.baselines.aggregators.base import FrameNorm, at_least_float32
-from meidbench.checks import in_range, one_of, whole_number
+from meidbench.baselines.aggregators.base import FrameBatchNorm, at_least_float32
+from meidbench.checks import in_range, whole_number
 from meidbench.errors import MeidbenchError
 
 EMBEDDINGS = ("simple", "release")
 NORMS = ("ln", "bn")
+ATTENTIONS = ("frame_mlp", "se_frames", "none")
+ACTIVATIONS = ("sigmoid", "softmax", "n_softmax")
+ATTENTION_NORMS = ("ln", "none")
+AXES = ("feature", "frame")
+APPLIED = ("output", "input")
+SHARES = ("none", "e2_streams", "all")
+STAGES = ("early", "medium", "late")
+FUSE_NORMS = ("none", "bn")
+SMALLEST_BETA = 1e-6
 
-# Of the wide layer of the authors' code, in multiples of the features.
+# The width of the hidden layer in the authors' code, in multiples of D.
 _WIDER = 8
 _EPSILON = 1e-6
 
 
 class FrameLayerNorm(nn.Module):
-    """Layer normalisation of each frame, called as ``FrameNorm`` is.
+    """Layer normalisation of each frame, called as ``FrameBatchNorm`` is."""
 
-    Parameters
-    ----------
-    width : int
-    epsilon : float
-    """
-
-    def __init__(self, width: int, epsilon: float = 1e-5) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=epsilon)
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, frames: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Normalise frames (B, N, W)."""
@@ -38,22 +41,22 @@ class FrameLayerNorm(nn.Module):
         return normal
 
 
-def frame_norm(kind: str, width: int, epsilon: float = 1e-5) -> nn.Module:
+def frame_norm(kind: str, width: int) -> nn.Module:
     """Return the normalisation of frames by name: ``ln`` of each frame, ``bn`` over all frames of a batch."""
-    return FrameNorm(width) if one_of("normalisation", kind, NORMS) == "bn" else FrameLayerNorm(width, epsilon)
+    return FrameBatchNorm(width) if kind == "bn" else FrameLayerNorm(width)
 
 
 class SimpleEmbedding(nn.Module):
     """T = ReLU(W Norm(x) + b), frame by frame: equation 2 as the paper words it.
 
-    D^2 + D and 2 D parameters. Weights begin as PyTorch's linear layers do.
+    D^2 + D and 2 D parameters. Weights start as those of PyTorch's linear layers.
 
     Parameters
     ----------
     dim : int
         D.
     norm : str
-        ``ln`` or ``bn``; the paper does not say which.
+        ``ln`` or ``bn``; the paper does not name the normalisation.
 
     Examples
     --------
@@ -75,9 +78,9 @@ class ReleaseEmbedding(nn.Module):
     """The embedding of the authors' code (``models/trans.py``), which the paper does not describe.
 
     With ``project``, as in expert one: p = LN(W x + b), u = LN(p + LN(p)); without, as in both streams of expert two:
-    u = x. Then v = u + MLP(u), with one hidden layer of 8 D and GELU; a convolution over frames, three of them wide
-    and of each feature by itself, added to v; in expert one a last normalisation. Linear layers begin with a truncated
-    normal of 0.02 and no bias.
+    u = x. Then v = u + MLP(u), with one hidden layer of 8 D and GELU; a depthwise convolution over three frames is
+    added to v; expert one has a last normalisation. The weights of linear layers start with a truncated normal of
+    0.02, their biases at 0.
 
     16 D^2 + 13 D parameters; with ``project`` D^2 + 9 D more.
 
@@ -86,11 +89,11 @@ class ReleaseEmbedding(nn.Module):
     dim : int
         D.
     project : bool
-        Of expert one: a linear layer and its normalisations first, layer normalisation last. (The batch normalisation
+        For expert one: a linear layer and its normalisations first, layer normalisation last. (The batch normalisation
         that comes last in expert two is ``fuse_norm``.)
     recompute : bool
-        Compute the wide layer again in the backward pass instead of keeping it: 16 D numbers less a frame, for about a
-        third more time. The results are the same.
+        Compute the wide layer again in the backward pass instead of keeping it: this saves 16 D numbers per frame, for
+        about a third more time. The results are the same.
 
     Examples
     --------
@@ -108,7 +111,7 @@ class ReleaseEmbedding(nn.Module):
         self.wide, self.narrow = nn.Linear(dim, _WIDER * dim), nn.Linear(_WIDER * dim, dim)
         self.convolution = nn.Conv1d(dim, dim, kernel_size=3, padding=1, groups=dim)
         self.last_norm = nn.LayerNorm(dim, eps=_EPSILON) if project else None
-        self.apply(begin_as_released)
+        self.apply(initialise_as_released)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Embed frames (B, N, D)."""
@@ -131,25 +134,21 @@ class ReleaseEmbedding(nn.Module):
         return narrow
 
 
-def begin_as_released(module: nn.Module) -> None:
-    """Set a linear layer's weights as the authors' code does: a truncated normal of 0.02, no bias."""
+def initialise_as_released(module: nn.Module, keep_bias: bool = False) -> None:
+    """Set a linear layer's weights as the authors' code does: a truncated normal of 0.02, bias 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
+        if module.bias is not None and not keep_bias:
             nn.init.zeros_(module.bias)
-
-
-ATTENTIONS = ("frame_mlp", "se_frames", "none")
-ACTIVATIONS = ("sigmoid", "softmax", "n_softmax")
-ATTENTION_NORMS = ("ln", "none")
 
 
 class FrameAttention(nn.Module):
     """A (B, N) from frames (B, N, D): two linear layers, then an activation.
 
-    ``frame_mlp`` looks at each frame by itself, A_n = act(w2 ReLU(W1 x_n + b1) + b2): D h + 2 h + 1 parameters, for any
-    number of frames. ``se_frames`` is squeeze and excitation over the positions of frames, as in the authors' code:
-    s_n = mean over features of x_n, A = act(W2 ReLU(W1 s)), without biases: 2 N floor(N / r) parameters, for N frames.
+    ``frame_mlp`` computes the weight of each frame from that frame alone, A_n = act(w2 ReLU(W1 x_n + b1) + b2):
+    D h + 2 h + 1 parameters, for any number of frames. ``se_frames`` is squeeze and excitation over the positions of
+    frames, as in the authors' code: s_n = mean over features of x_n, A = act(W2 ReLU(W1 s)), without biases:
+    2 N floor(N / r) parameters, for N frames.
 
     Parameters
     ----------
@@ -160,13 +159,13 @@ class FrameAttention(nn.Module):
     frames : int or None
         N; ``se_frames`` needs it.
     activation : str
-        ``sigmoid``; ``softmax`` over frames, whose values are about 1 / N; ``n_softmax`` is N times that.
+        ``sigmoid``; ``softmax`` over frames, with values of about 1 / N; ``n_softmax`` is N times that.
     hidden : int
         h, of ``frame_mlp``.
     reduction : int
         r, of ``se_frames``.
     norm : str
-        Of ``frame_mlp``: ``ln`` brings each frame to mean 0 and variance 1 first, without parameters. With ``none``, as
+        Of ``frame_mlp``: ``ln`` first gives each frame mean 0 and variance 1, without parameters. With ``none``, as
         the paper words it, large features soon give the same weight, 0 or 1, to all frames.
 
     Examples
@@ -188,9 +187,7 @@ class FrameAttention(nn.Module):
         norm: str = "ln",
     ) -> None:
         super().__init__()
-        self.kind = one_of("attention", kind, ATTENTIONS[:2])
-        self.activation = one_of("attention_act", activation, ACTIVATIONS)
-        self.norm = one_of("attention_norm", norm, ATTENTION_NORMS)
+        self.kind, self.activation, self.norm = kind, activation, norm
         hidden = whole_number("attention_hidden", hidden, least=1)
         reduction = whole_number("attention_reduction", reduction, least=1)
         if self.kind == "frame_mlp":
@@ -203,36 +200,27 @@ class FrameAttention(nn.Module):
             )
         narrow = max(1, frames // reduction)
         self.first, self.second = nn.Linear(frames, narrow, bias=False), nn.Linear(narrow, frames, bias=False)
-        self.apply(begin_as_released)
+        self.apply(initialise_as_released)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Compute the weights (B, N) of frames (B, N, D), in float32 at least."""
-        # In half precision frames that differ little would get the same weight.
+        # In half precision, frames that differ little would get the same weight.
         with torch.autocast(frames.device.type, enabled=False):
-            return self._activated(self._scores(at_least_float32(frames)))
-
-    def _scores(self, frames: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor
-        if self.kind == "frame_mlp":
-            if self.norm == "ln":
-                frames = functional.layer_norm(frames, frames.shape[2:])
-            scores = self.second(torch.relu(self.first(frames))).squeeze(2)
-        else:
-            if frames.shape[1] != self.first.in_features:
-                raise MeidbenchError(
-                    f"attention=se_frames is for {self.first.in_features} frames a video, got {frames.shape[1]}"
-                )
-            scores = self.second(torch.relu(self.first(frames.mean(dim=2))))
-        return scores
-
-    def _activated(self, scores: torch.Tensor) -> torch.Tensor:
-        if self.activation == "sigmoid":
-            return torch.sigmoid(scores)
-        weights = torch.softmax(scores, dim=1)
-        return weights * weights.shape[1] if self.activation == "n_softmax" else weights
-
-
-AXES = ("feature", "frame")
+            frames = at_least_float32(frames)
+            if self.kind == "frame_mlp":
+                if self.norm == "ln":
+                    frames = functional.layer_norm(frames, frames.shape[2:])
+                scores: torch.Tensor = self.second(torch.relu(self.first(frames))).squeeze(2)
+            else:
+                if frames.shape[1] != self.first.in_features:
+                    raise MeidbenchError(
+                        f"attention=se_frames is for {self.first.in_features} frames per video, got {frames.shape[1]}"
+                    )
+                scores = self.second(torch.relu(self.first(frames.mean(dim=2))))
+            if self.activation == "sigmoid":
+                return torch.sigmoid(scores)
+            weights = torch.softmax(scores, dim=1)
+            return weights * weights.shape[1] if self.activation == "n_softmax" else weights
 
 
 class Fusion(nn.Module):
@@ -242,7 +230,7 @@ class Fusion(nn.Module):
     ----------
     axis : str
         ``feature``: from 2 D features of a frame to D, 2 D^2 + D parameters; ``frame``, as in the authors' code: from
-        the 2 N frames of a video to N, for each feature alike, 2 N^2 + N parameters, for N frames.
+        the 2 N frames of a video to N, the same for each feature, 2 N^2 + N parameters, for N frames.
     dim : int
         D.
     frames : int or None
@@ -256,7 +244,7 @@ class Fusion(nn.Module):
 
     def __init__(self, axis: str, dim: int, frames: int | None) -> None:
         super().__init__()
-        self.axis = one_of("fuse_axis", axis, AXES)
+        self.axis = axis
         if axis == "feature":
             self.linear = nn.Linear(2 * dim, dim)
             return
@@ -266,7 +254,7 @@ class Fusion(nn.Module):
                 "fuse_axis=feature"
             )
         self.linear = nn.Linear(2 * frames, frames)
-        self.apply(begin_as_released)
+        self.apply(initialise_as_released)
 
     def forward(self, complementary: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
         """Fuse two streams (B, N, D)."""
@@ -275,37 +263,31 @@ class Fusion(nn.Module):
             return fused
         if 2 * complementary.shape[1] != self.linear.in_features:
             raise MeidbenchError(
-                f"fuse_axis=frame is for {self.linear.out_features} frames a video, got {complementary.shape[1]}"
+                f"fuse_axis=frame is for {self.linear.out_features} frames per video, got {complementary.shape[1]}"
             )
         fused = self.linear(torch.cat([complementary, motion], dim=1).transpose(1, 2))
         return fused.transpose(1, 2)
 
 
-APPLIED = ("output", "input")
-SHARES = ("none", "e2_streams", "all")
-STAGES = ("early", "medium", "late")
-FUSE_NORMS = ("none", "bn")
-
-
 class Complement(nn.Module):
-    """X_F from the frames X, their weights R and the motion X_M; X_C alone where there is no motion.
+    """X_F from the frames X, their weights R and the motion X_M; X_C alone without motion.
 
     Parameters
     ----------
     dim : int
         D.
     frames : int or None
-        N, where all videos have the same.
+        N, if all videos have the same.
     has_motion : bool
     embedding, embedding_norm, recompute
-        As in ``ExpertOne``.
+        As in ``ExpertSwitches``.
     apply, share, fuse_axis, fuse_stage, fuse_norm
         ``selection_apply``, ``share``, ``fuse_axis``, ``fuse_stage`` and ``fuse_norm`` of ``ExpertTwo``.
 
     Attributes
     ----------
     streams : int
-        How many come out.
+        The number of streams that are returned.
 
     Examples
     --------
@@ -331,10 +313,7 @@ class Complement(nn.Module):
         fuse_norm: str = "none",
     ) -> None:
         super().__init__()
-        self.apply_to = one_of("selection_apply", apply, APPLIED)
-        self.share = one_of("share", share, SHARES)
-        self.stage = one_of("fuse_stage", fuse_stage, STAGES)
-        one_of("fuse_norm", fuse_norm, FUSE_NORMS)
+        self.apply_to, self.stage = apply, fuse_stage
 
         def embed() -> nn.Module:
             if embedding == "release":
@@ -348,7 +327,7 @@ class Complement(nn.Module):
         self.embed_frames = embed() if share != "all" else None
         self.embed_motion = embed() if two_streams and share == "none" else None
         self.norm_frames, self.norm_motion = norm(), norm() if two_streams else None
-        # Late, each stream has an aggregator of its own.
+        # Streams that are fused late have an aggregator each.
         self.streams = 2 if has_motion and self.stage == "late" else 1
         self.fusion = Fusion(fuse_axis, dim, frames) if has_motion and self.stage != "late" else None
 
@@ -366,7 +345,7 @@ class Complement(nn.Module):
         frames : Tensor, (B, N, D)
             X.
         weights : Tensor, (B, N), or None
-            R; None where all frames count alike.
+            R; None if all frames have the same weight.
         motion : Tensor, (B, N, D), or None
             X_M.
         embed_one : nn.Module
@@ -393,11 +372,11 @@ def _normal(frames: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
     return normal
 
 
-def complementary(attention: torch.Tensor, beta: float = 0.5, *, renormalise: bool = False) -> torch.Tensor:
+def complementary_weights(attention: torch.Tensor, beta: float = 0.5, *, renormalise: bool = False) -> torch.Tensor:
     """Return R = 1 / (A + beta), equation 8.
 
-    With A between 0 and 1, R lies between 1 / (1 + beta) and 1 / beta: no frame counts more than (1 + beta) / beta
-    times as much as another.
+    With A between 0 and 1, R lies between 1 / (1 + beta) and 1 / beta: the weight of a frame is at most
+    (1 + beta) / beta times that of another.
 
     Parameters
     ----------
@@ -406,17 +385,12 @@ def complementary(attention: torch.Tensor, beta: float = 0.5, *, renormalise: bo
     beta : float
         Above 0; the paper takes it from (0, 1).
     renormalise : bool
-        Divide by the mean over frames, so that R is 1 on average.
+        Divide by the mean over frames, so that the mean of R is 1.
 
     Examples
     --------
-    >>> complementary(torch.tensor([[0.0, 0.5, 1.0]]))
+    >>> complementary_weights(torch.tensor([[0.0, 0.5, 1.0]]))
     tensor([[2.0000, 1.0000, 0.6667]])
     """
-    weights = 1 / (attention + checked_beta(beta))
+    weights = 1 / (attention + in_range("beta", beta, SMALLEST_BETA))
     return weights / weights.mean(dim=1, keepdim=True) if renormalise else weights
-
-
-def checked_beta(beta: float) -> float:
-    """Return beta, or refuse one that is not above 0."""
-    return in_range("beta", beta, 1e-6)

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from meidbench.baselines.components import make_model, make_task
+from meidbench.baselines.components import make_model, make_model_inputs
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.reproduction.needs import subset_sizes
 from meidbench.baselines.reproduction.paper_tables import table_content
@@ -92,7 +92,7 @@ def _counted(parts: str, split: Split, dim: int, frames: int) -> float:
     # Shapes without numbers: a model of hundreds of millions of weights is counted at once. It is made where filling in
     # its first weights costs nothing, and called as if on a CPU, which models ask for.
     with torch.device("meta"):
-        model = make_model(config, make_task(config, split, dim))
+        model = make_model(config, make_model_inputs(config, split, dim))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model = model.to_empty(device="cpu").eval()
         rows = torch.empty(_COUNTED, frames, dim)

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from meidbench.baselines.components import make_loss, make_model, make_task
+from meidbench.baselines.components import make_loss, make_model, make_model_inputs
 from meidbench.baselines.losses.base import binary_cross_entropy
 from meidbench.baselines.models import Model
 from meidbench.baselines.recipes import resolve
@@ -65,7 +65,7 @@ def measure(method: str, split: Split, arguments: argparse.Namespace) -> dict[st
     settings += [f"model.recompute={str(arguments.recompute).lower()}"]
     config = resolve(method, split, aggregator=arguments.aggregator, settings=settings)
     torch.manual_seed(0)
-    model, loss = make_model(config, make_task(config, split, arguments.dim)).train(), make_loss(config, split)
+    model, loss = make_model(config, make_model_inputs(config, split, arguments.dim)).train(), make_loss(config, split)
     if not arguments.count:
         model, loss = model.to(device), loss.to(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
