@@ -1,14 +1,17 @@
 """The parts of MEID's experts, equation by equation: worked out by hand, and by loops in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from meid_by_loop import arrays, attention, distance, fused, neck, release_embedding, sigmoid, simple_embedding
 
 from meidbench.baselines.models.distillation import Neck, VarianceDistillation
-from meidbench.baselines.models.meid import ExpertSwitches, apply_pool, joint_scores
+from meidbench.baselines.models.meid import apply_pool, joint_scores
 from meidbench.baselines.models.meid_parts import (
     Complement,
+    ExpertSwitches,
     FrameAttention,
     Fusion,
     ReleaseEmbedding,
@@ -33,6 +36,10 @@ def shaken(module, seed=0, scale=0.5):
                 noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
                 tensor.add_(scale * (noise.abs() if name.endswith("running_var") else noise))
     return module
+
+
+def distillation(groups=GROUPS, num_classes=CLASSES, **switches):
+    return VarianceDistillation(groups, num_classes, ExpertSwitches(**switches))
 
 
 def drawn(*shape, seed=1):
@@ -88,7 +95,7 @@ def test_linear_layers_begin_as_released():
 
 
 def test_equation_3_worked_out_by_hand():
-    by_frame = FrameAttention("frame_mlp", 2, None, hidden=2, norm="none")
+    by_frame = FrameAttention(2, None, ExpertSwitches(attention_hidden=2, attention_norm="none"))
     with torch.no_grad():
         by_frame.first.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
         by_frame.first.bias.copy_(torch.tensor([0.0, 1.0]))
@@ -98,7 +105,7 @@ def test_equation_3_worked_out_by_hand():
     told = by_frame(torch.tensor([[[1.0, 3.0], [-1.0, -1.0]]]))
     torch.testing.assert_close(told, torch.tensor([[sigmoid(2.5), sigmoid(-1.5)]]))
 
-    of_frames = FrameAttention("se_frames", 2, 3, reduction=3)
+    of_frames = FrameAttention(2, 3, ExpertSwitches(attention="se_frames"))
     with torch.no_grad():
         of_frames.first.weight.copy_(torch.tensor([[1.0, -1.0, 2.0]]))
         of_frames.second.weight.copy_(torch.tensor([[1.0], [0.0], [-2.0]]))
@@ -109,28 +116,30 @@ def test_equation_3_worked_out_by_hand():
 
 @pytest.mark.parametrize(("kind", "norm"), [("frame_mlp", "ln"), ("frame_mlp", "none"), ("se_frames", "ln")])
 def test_attention_is_its_formula(kind, norm):
-    module, frames = shaken(FrameAttention(kind, 5, 7, hidden=4, reduction=3, norm=norm)), drawn(3, 7, 5)
+    switches = ExpertSwitches(attention=kind, attention_hidden=4, attention_norm=norm)
+    module, frames = shaken(FrameAttention(5, 7, switches)), drawn(3, 7, 5)
     weights = np.array([attention(arrays(module), video, norm == "ln") for video in frames.numpy()])
     matches(module(frames), weights)
     scores = np.log(weights / (1 - weights))
     shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     for activation, wanted in (("softmax", shares), ("n_softmax", 7 * shares)):
-        other = FrameAttention(kind, 5, 7, activation=activation, hidden=4, reduction=3, norm=norm).double()
+        other = FrameAttention(5, 7, replace(switches, attention_act=activation)).double()
         other.load_state_dict(module.state_dict())
         matches(other(frames), wanted)
 
 
 def test_attention_of_each_frame_takes_any_number_of_them_and_that_of_positions_one():
-    each = FrameAttention("frame_mlp", 4, None, hidden=3)
+    each = FrameAttention(4, None, ExpertSwitches(attention_hidden=3))
     frames = drawn(2, 6, 4).float()
     torch.testing.assert_close(each(frames[:, 2:5]), each(frames)[:, 2:5])
-    positions = FrameAttention("se_frames", 4, 6)
+    of_positions = ExpertSwitches(attention="se_frames")
+    positions = FrameAttention(4, 6, of_positions)
     assert positions.first.weight.shape == (2, 6) and positions.first.bias is None and positions.second.bias is None
-    assert FrameAttention("se_frames", 4, 2).first.weight.shape == (1, 2)
+    assert FrameAttention(4, 2, of_positions).first.weight.shape == (1, 2)
     with pytest.raises(MeidbenchError, match="for 6 frames per video, got 5"):
         positions(frames[:, :5])
     with pytest.raises(MeidbenchError, match=r"set frames\.train and frames\.test alike"):
-        FrameAttention("se_frames", 4, None)
+        FrameAttention(4, None, of_positions)
 
 
 # --- equation 4: pooling --------------------------------------------------------------------------------------------
@@ -152,7 +161,7 @@ def test_a_mean_over_frames_becomes_what_the_pool_says(with_weights):
 
 def test_equation_7_worked_out_by_hand():
     groups = Groups(head=np.array([0, 2]), medium=np.array([3]), tail=np.array([1]))
-    necks = VarianceDistillation(groups, 4, out=2)
+    necks = distillation(groups, 4, neck_out=2)
     with torch.no_grad():
         necks.necks["head"].linear.weight.copy_(torch.eye(2))
         necks.necks["head"].linear.bias.copy_(torch.tensor([0.0, 1.0]))
@@ -163,7 +172,7 @@ def test_equation_7_worked_out_by_hand():
     # of 4 the units are (8, 0), the variance 16, and the two are 15 apart.
     assert necks(logits).item() == 0
     logits[1, 1] = 4.0
-    told = {kind: VarianceDistillation(groups, 4, out=2, distance=kind) for kind in ("rms", "l2", "mse", "abs")}
+    told = {kind: distillation(groups, 4, neck_out=2, distill_norm=kind) for kind in ("rms", "l2", "mse", "abs")}
     for module in told.values():
         module.load_state_dict(necks.state_dict())
     assert told["l2"](logits).item() == 15 and told["mse"](logits).item() == 112.5
@@ -178,13 +187,13 @@ def test_the_distillation_loss_is_its_formula(mask, form, over):
     activation, length = form
     if (mask, over) == ("output", "batch"):
         with pytest.raises(MeidbenchError, match="distill_var=batch compares unit with unit"):
-            VarianceDistillation(GROUPS, CLASSES, mask=mask, variance=over)
+            distillation(neck_mask=mask, distill_var=over)
         return
     out, logits = None if mask == "output" else 5, 3 * drawn(4, CLASSES)
     for kind in ("rms", "l2", "mse", "abs"):
         module = shaken(
-            VarianceDistillation(
-                GROUPS, CLASSES, out=out, mask=mask, activation=activation, norm=length, variance=over, distance=kind
+            distillation(
+                neck_out=out, neck_mask=mask, neck_act=activation, neck_norm=length, distill_var=over, distill_norm=kind
             )
         )
         units = [
@@ -201,8 +210,8 @@ def test_the_distillation_loss_is_its_formula(mask, form, over):
 
 def test_gathering_a_group_is_setting_the_others_to_nothing():
     classes, logits = torch.tensor([1, 4, 5]), drawn(3, CLASSES)
-    gathered = shaken(Neck(classes, CLASSES, 4))
-    full = Neck(classes, CLASSES, 4, mask="none").double()
+    gathered = shaken(Neck(classes, CLASSES, ExpertSwitches(neck_out=4)))
+    full = Neck(classes, CLASSES, ExpertSwitches(neck_out=4, neck_mask="none")).double()
     with torch.no_grad():
         full.linear.weight.copy_(drawn(4, CLASSES, seed=9))
         full.linear.weight[:, classes] = gathered.linear.weight
@@ -216,7 +225,7 @@ def test_gathering_a_group_is_setting_the_others_to_nothing():
     ("excluded", [1, 4], [2, 3, 6]), ("with_head", [0, 1, 4, 5], [2, 3, 6]), ("with_tail", [1, 4], [0, 2, 3, 5, 6]),
 ])  # fmt: skip
 def test_medium_classes_are_where_they_are_told_to_be(medium, head, tail):
-    module = VarianceDistillation(GROUPS, CLASSES, medium=medium)
+    module = distillation(distill_medium=medium)
     assert [module.necks[name].classes.tolist() for name in ("head", "tail")] == [head, tail]
     logits = torch.randn(3, CLASSES, requires_grad=True)
     module(logits).backward()
@@ -230,14 +239,14 @@ def test_a_group_without_classes_is_refused(missing):
     empty = {"head": [0, 1], "medium": [3], "tail": [2]} | {missing: []}
     groups = Groups(**{name: np.array(classes, dtype=np.int64) for name, classes in empty.items()})
     with pytest.raises(MeidbenchError, match=rf"none in {missing}; set model\.distill_weight=0"):
-        VarianceDistillation(groups, 4)
-    assert VarianceDistillation(groups, 4, medium=f"with_{missing}")(torch.rand(2, 4)).isfinite()
+        distillation(groups, 4)
+    assert distillation(groups, 4, distill_medium=f"with_{missing}")(torch.rand(2, 4)).isfinite()
 
 
 @pytest.mark.parametrize("detach", [False, True])
 def test_detaching_the_head_stops_its_gradient_and_nothing_else(detach):
     module, logits = (
-        VarianceDistillation(GROUPS, CLASSES, detach_head=detach),
+        distillation(distill_detach_head=detach),
         drawn(3, CLASSES).float().requires_grad_(),
     )
     module(logits).backward()
@@ -247,9 +256,9 @@ def test_detaching_the_head_stops_its_gradient_and_nothing_else(detach):
         stopped = detach and name == "head"
         assert all(p.requires_grad is not stopped and (p.grad is None) is stopped for p in neck_of.parameters())
     torch.manual_seed(0)
-    values = [VarianceDistillation(GROUPS, CLASSES, detach_head=detach)(logits).item()]
+    values = [distillation(distill_detach_head=detach)(logits).item()]
     torch.manual_seed(0)
-    values.append(VarianceDistillation(GROUPS, CLASSES)(logits).item())
+    values.append(distillation()(logits).item())
     assert values[0] == values[1]
 
 
@@ -257,7 +266,7 @@ def test_detaching_the_head_stops_its_gradient_and_nothing_else(detach):
 @pytest.mark.parametrize("over", ["unit", "batch", "all"])
 @pytest.mark.parametrize("kind", ["rms", "l2", "mse", "abs"])
 def test_the_gradient_is_finite_where_nothing_is_apart(kind, over, length):
-    module = VarianceDistillation(GROUPS, CLASSES, variance=over, distance=kind, norm=length)
+    module = distillation(distill_var=over, distill_norm=kind, neck_norm=length)
     for neck_of in module.necks.values():
         torch.nn.init.zeros_(neck_of.linear.weight)
     logits = torch.randn(3, CLASSES, requires_grad=True)
@@ -269,7 +278,7 @@ def test_the_gradient_is_finite_where_nothing_is_apart(kind, over, length):
 
 
 def test_the_loss_of_half_precision_is_computed_in_float32():
-    module, logits = VarianceDistillation(GROUPS, CLASSES), torch.randn(3, CLASSES).bfloat16()
+    module, logits = distillation(), torch.randn(3, CLASSES).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         told = module(logits)
     assert told.dtype == torch.float32
@@ -277,7 +286,7 @@ def test_the_loss_of_half_precision_is_computed_in_float32():
 
 
 def test_the_norms_of_the_necks_are_told():
-    module = VarianceDistillation(GROUPS, CLASSES, out=3)
+    module = distillation(neck_out=3)
     weights = {name: module.necks[name].linear.weight.detach().double().numpy() for name in ("head", "tail")}
     assert weights["head"].shape == (3, 2) and weights["tail"].shape == (3, 3)
     for name, weight in weights.items():
@@ -288,12 +297,12 @@ def test_the_norms_of_the_necks_are_told():
 
 
 @pytest.mark.parametrize("wrong", [
-    {"mask": "outside"}, {"activation": "relu"}, {"norm": "l1"}, {"variance": "class"}, {"distance": "max"},
-    {"medium": "both"}, {"out": 0}, {"out": 4, "mask": "output"},
+    {"neck_mask": "outside"}, {"neck_act": "relu"}, {"neck_norm": "l1"}, {"distill_var": "class"},
+    {"distill_norm": "max"}, {"distill_medium": "both"}, {"neck_out": 0}, {"neck_out": 4, "neck_mask": "output"},
 ])  # fmt: skip
 def test_switches_that_do_not_exist_are_refused(wrong):
     with pytest.raises(MeidbenchError):
-        VarianceDistillation(GROUPS, CLASSES, **wrong)
+        distillation(**wrong)
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
@@ -360,7 +369,7 @@ class Doubled(torch.nn.Module):
 @pytest.mark.parametrize("apply", ["output", "input"])
 @pytest.mark.parametrize("stage", ["early", "medium", "late"])
 def test_streams_are_weighted_embedded_and_fused_in_the_order_that_is_asked_for(apply, stage):
-    module = Complement(1, 2, has_motion=True, apply=apply, share="all", fuse_stage=stage)
+    module = Complement(1, 2, ExpertSwitches(), has_motion=True, apply=apply, share="all", fuse_stage=stage)
     frames, motion = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[10.0], [20.0]]])
     weights = torch.tensor([[3.0, 5.0]])
     if module.fusion is not None:
@@ -382,11 +391,11 @@ def test_streams_are_weighted_embedded_and_fused_in_the_order_that_is_asked_for(
     ("none", ["embed_frames", "embed_motion"]), ("e2_streams", ["embed_frames"]), ("all", []),
 ])  # fmt: skip
 def test_embeddings_are_shared_as_asked(share, own):
-    module = Complement(3, 2, has_motion=True, share=share)
+    module = Complement(3, 2, ExpertSwitches(), has_motion=True, share=share)
     names = {name.split(".")[0] for name, _ in module.named_parameters()} - {"fusion"}
     assert names == set(own)
     # Without motion there is nothing to embed or fuse but the frames.
-    alone = Complement(3, 2, has_motion=False, share=share)
+    alone = Complement(3, 2, ExpertSwitches(), has_motion=False, share=share)
     assert {name.split(".")[0] for name, _ in alone.named_parameters()} == set(own) - {"embed_motion"}
     assert alone.streams == 1 and alone.fusion is None
 

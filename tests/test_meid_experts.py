@@ -11,7 +11,12 @@ from meidbench.baselines.aggregators import AGGREGATORS
 from meidbench.baselines.components import option_defaults
 from meidbench.baselines.models import MODELS, ModelInputs
 from meidbench.baselines.models.meid import ExpertOne, ExpertTwo
-from meidbench.baselines.models.meid_parts import FrameAttention, ReleaseEmbedding, complementary_weights
+from meidbench.baselines.models.meid_parts import (
+    ExpertSwitches,
+    FrameAttention,
+    ReleaseEmbedding,
+    complementary_weights,
+)
 from meidbench.splits.split import Groups
 
 VIDEOS, FRAMES, DIM, CLASSES = 4, 6, 8, 7
@@ -274,7 +279,7 @@ def test_with_a_softmax_nothing_is_selected():
     frames = drawn(shape=(2, 150, 5))
     spread = {}
     for kind in ("sigmoid", "softmax"):
-        weights = complementary_weights(FrameAttention("frame_mlp", 5, None, activation=kind)(frames).detach())
+        weights = complementary_weights(FrameAttention(5, None, ExpertSwitches(attention_act=kind))(frames).detach())
         spread[kind] = float(weights.max() / weights.min())
     assert spread["softmax"] < 1.02 < 1.1 < spread["sigmoid"], spread
 

@@ -5,16 +5,10 @@ from torch import nn
 from torch.nn import functional
 
 from meidbench.baselines.aggregators.base import at_least_float32
-from meidbench.checks import one_of, whole_number
+from meidbench.baselines.models.meid_parts import ExpertSwitches
+from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError
 from meidbench.splits.split import Groups
-
-MASKS = ("input", "output", "none")
-NECK_ACTIVATIONS = ("none", "lrelu")
-NECK_NORMS = ("none", "l2")
-VARIANCES = ("unit", "batch", "all")
-DISTANCES = ("rms", "l2", "mse", "abs")
-MEDIUM = ("excluded", "with_head", "with_tail")
 
 _SLOPE = 0.2
 
@@ -30,53 +24,38 @@ class Neck(nn.Module):
         The group.
     num_classes : int
         C.
-    out : int
-        d.
-    mask : str
-        ``input`` takes only the group's logits (the same as setting the others to 0); ``output`` takes all logits and
-        keeps the group's units, so that d must be C; ``none`` takes and keeps all.
-    activation : str
-        ``none``, or ``lrelu`` with a slope of 0.2.
-    norm : str
-        ``none``, or ``l2``: each video's units have length 1.
+    switches : ExpertSwitches
+        Those that begin with ``neck``.
 
     Examples
     --------
-    >>> Neck(torch.tensor([0, 2]), num_classes=4, out=3)(torch.rand(5, 4)).shape
+    >>> Neck(torch.tensor([0, 2]), 4, ExpertSwitches(neck_out=3))(torch.rand(5, 4)).shape
     torch.Size([5, 3])
     """
 
-    def __init__(
-        self,
-        classes: torch.Tensor,
-        num_classes: int,
-        out: int,
-        *,
-        mask: str = "input",
-        activation: str = "none",
-        norm: str = "none",
-    ) -> None:
+    classes: torch.Tensor
+
+    def __init__(self, classes: torch.Tensor, num_classes: int, switches: ExpertSwitches) -> None:
         super().__init__()
-        self.mask = one_of("neck_mask", mask, MASKS)
-        self.activation = one_of("neck_act", activation, NECK_ACTIVATIONS)
-        self.norm = one_of("neck_norm", norm, NECK_NORMS)
-        if mask == "output" and out != num_classes:
+        self.switches = switches
+        out = num_classes if switches.neck_out is None else whole_number("neck_out", switches.neck_out, least=1)
+        if switches.neck_mask == "output" and out != num_classes:
             raise MeidbenchError(f"neck_mask=output needs a unit for each of {num_classes} classes, got neck_out={out}")
         # Not persistent: it follows from the split.
         self.register_buffer("classes", classes, persistent=False)
-        self.linear = nn.Linear(len(classes) if mask == "input" else num_classes, out)
+        self.linear = nn.Linear(len(classes) if switches.neck_mask == "input" else num_classes, out)
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         """Compute the units (B, d) of logits (B, C)."""
-        assert isinstance(self.classes, torch.Tensor)
-        units: torch.Tensor = self.linear(logits[:, self.classes] if self.mask == "input" else logits)
-        if self.activation == "lrelu":
+        mask = self.switches.neck_mask
+        units: torch.Tensor = self.linear(logits[:, self.classes] if mask == "input" else logits)
+        if self.switches.neck_act == "lrelu":
             units = functional.leaky_relu(units, _SLOPE)
-        if self.norm == "l2":
+        if self.switches.neck_norm == "l2":
             units = functional.normalize(units, dim=1)
-        return units[:, self.classes] if self.mask == "output" else units
+        return units[:, self.classes] if mask == "output" else units
 
 
 class VarianceDistillation(nn.Module):
@@ -90,20 +69,8 @@ class VarianceDistillation(nn.Module):
     groups : Groups
     num_classes : int
         C.
-    out : int or None
-        Units d of a neck; None is C.
-    mask, activation, norm
-        As in ``Neck``.
-    variance : str
-        ``unit``: over the units of a video, (B,); ``batch``: over the videos, (d,); ``all``: over both. The divisor is
-        the number of values, not one less.
-    distance : str
-        ``rms``: the 2-norm divided by the root of the number of variances, so that it does not grow with the batch;
-        ``l2``: the 2-norm; ``mse``: the mean square; ``abs``: the mean absolute difference.
-    detach_head : bool
-        Let no gradient through the head's side; its neck then keeps its initial weights.
-    medium : str
-        Whether medium classes are ``excluded``, ``with_head`` or ``with_tail``.
+    switches : ExpertSwitches
+        Those that begin with ``distill`` or ``neck``.
 
     Raises
     ------
@@ -114,39 +81,22 @@ class VarianceDistillation(nn.Module):
     --------
     >>> import numpy as np
     >>> groups = Groups(head=np.array([0]), medium=np.array([1]), tail=np.array([2, 3]))
-    >>> VarianceDistillation(groups, num_classes=4)(torch.rand(5, 4)).shape
+    >>> VarianceDistillation(groups, 4, ExpertSwitches())(torch.rand(5, 4)).shape
     torch.Size([])
     """
 
-    def __init__(
-        self,
-        groups: Groups,
-        num_classes: int,
-        *,
-        out: int | None = None,
-        mask: str = "input",
-        activation: str = "none",
-        norm: str = "none",
-        variance: str = "unit",
-        distance: str = "rms",
-        detach_head: bool = False,
-        medium: str = "excluded",
-    ) -> None:
+    def __init__(self, groups: Groups, num_classes: int, switches: ExpertSwitches) -> None:
         super().__init__()
-        units = num_classes if out is None else whole_number("neck_out", out, least=1)
-        self.variance = one_of("distill_var", variance, VARIANCES)
-        self.distance = one_of("distill_norm", distance, DISTANCES)
-        self.detach_head = detach_head
-        if mask == "output" and variance == "batch":
+        self.switches = switches
+        if switches.neck_mask == "output" and switches.distill_var == "batch":
             raise MeidbenchError(
                 "distill_var=batch compares unit with unit, but neck_mask=output leaves different numbers of units; "
                 "change one of the two"
             )
-        one_of("distill_medium", medium, MEDIUM)
         members = {"head": [groups.head], "tail": [groups.tail]}
-        if medium != "excluded":
-            members[medium.removeprefix("with_")].append(groups.medium)
-        necks = {}
+        if switches.distill_medium != "excluded":
+            members[switches.distill_medium.removeprefix("with_")].append(groups.medium)
+        self.necks = nn.ModuleDict()
         for name, parts in members.items():
             classes = torch.cat([torch.as_tensor(part, dtype=torch.int64, device="cpu") for part in parts])
             if not len(classes):
@@ -154,17 +104,15 @@ class VarianceDistillation(nn.Module):
                     f"distillation from head to tail needs classes in both, and the split has none in {name}; set "
                     "model.distill_weight=0, or distill_medium to count the medium classes there"
                 )
-            sorted_classes = classes.sort().values
-            necks[name] = Neck(sorted_classes, num_classes, units, mask=mask, activation=activation, norm=norm)
-        self.necks = nn.ModuleDict(necks)
-        self.necks["head"].requires_grad_(not detach_head)
+            self.necks[name] = Neck(classes.sort().values, num_classes, switches)
+        self.necks["head"].requires_grad_(not switches.distill_detach_head)
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         """Compute L_d of logits (B, C), in float32 at least."""
         with torch.autocast(logits.device.type, enabled=False):
             logits = at_least_float32(logits)
             head, tail = (self._variances(self.necks[name](logits)) for name in ("head", "tail"))
-            return self._distance((head.detach() if self.detach_head else head) - tail)
+            return self._distance((head.detach() if self.switches.distill_detach_head else head) - tail)
 
     def log_values(self) -> dict[str, float]:
         """Return the norms of the necks' weights, by group."""
@@ -175,15 +123,15 @@ class VarianceDistillation(nn.Module):
         }
 
     def _variances(self, units: torch.Tensor) -> torch.Tensor:
-        if self.variance == "all":
+        if self.switches.distill_var == "all":
             return units.var(correction=0)
-        return units.var(dim=1 if self.variance == "unit" else 0, correction=0)
+        return units.var(dim=1 if self.switches.distill_var == "unit" else 0, correction=0)
 
     def _distance(self, difference: torch.Tensor) -> torch.Tensor:
-        if self.distance == "mse":
+        if self.switches.distill_norm == "mse":
             return difference.square().mean()
-        if self.distance == "abs":
+        if self.switches.distill_norm == "abs":
             return difference.abs().mean()
         # Where the difference is 0, the gradient of this norm is 0; that of a square root would be infinite.
         norm: torch.Tensor = torch.linalg.vector_norm(difference)
-        return norm / difference.numel() ** 0.5 if self.distance == "rms" else norm
+        return norm / difference.numel() ** 0.5 if self.switches.distill_norm == "rms" else norm

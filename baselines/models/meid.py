@@ -1,8 +1,8 @@
 """The two experts of MEID, and their joint scores (equations 2 to 14)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,28 +12,11 @@ from meidbench.baselines.aggregators import Aggregator
 from meidbench.baselines.aggregators.base import at_least_float32, check_frames
 from meidbench.baselines.aggregators.pooling import Mean
 from meidbench.baselines.models.base import Model, ModelInputs, Outputs
-from meidbench.baselines.models.distillation import (
-    DISTANCES,
-    MASKS,
-    MEDIUM,
-    NECK_ACTIVATIONS,
-    NECK_NORMS,
-    VARIANCES,
-    VarianceDistillation,
-)
+from meidbench.baselines.models.distillation import VarianceDistillation
 from meidbench.baselines.models.meid_parts import (
-    ACTIVATIONS,
-    APPLIED,
-    ATTENTION_NORMS,
-    ATTENTIONS,
-    AXES,
-    EMBEDDINGS,
-    FUSE_NORMS,
-    NORMS,
-    SHARES,
     SMALLEST_BETA,
-    STAGES,
     Complement,
+    ExpertSwitches,
     FrameAttention,
     ReleaseEmbedding,
     SimpleEmbedding,
@@ -43,93 +26,6 @@ from meidbench.baselines.models.meid_parts import (
 )
 from meidbench.checks import in_range, one_of
 from meidbench.errors import MeidbenchError
-
-POOLS = ("mean", "sum", "weighted_mean")
-ARCHITECTURES = ("e2", "e1")
-LOSSES_ON = ("sum", "e2")
-SCORES = ("logit_sum", "prob_mean")
-FROZEN_NORMS = ("eval", "train")
-
-
-@dataclass(frozen=True)
-class ExpertSwitches:
-    """The switches of both experts. Each is an ambiguity of the paper or a difference to the authors' code.
-
-    The defaults follow the wording of the paper; the values of the code are those of the recipe ``meid_one-release``.
-
-    Attributes
-    ----------
-    embedding : str
-        ``simple`` (equation 2) or ``release``; see ``SimpleEmbedding`` and ``ReleaseEmbedding``.
-    embedding_norm : str
-        ``ln`` or ``bn``: the normalisation of equation 2; with ``release``, that of X.
-    attention : str
-        ``frame_mlp``, ``se_frames`` or ``none``; see ``FrameAttention``.
-    attention_act : str
-        ``sigmoid``, ``softmax`` or ``n_softmax``.
-    attention_hidden, attention_reduction : int
-        Of ``frame_mlp`` and of ``se_frames``.
-    attention_norm : str
-        ``ln`` or ``none``, of ``frame_mlp``.
-    pool : str
-        The aggregator's mean over frames becomes the ``mean`` of T * A, its ``sum``, or its ``weighted_mean``: the sum
-        divided by that of A.
-    distill_weight : float
-        lambda, at least 0; with 0 the necks are left out.
-    neck_out, neck_mask, neck_act, neck_norm
-        ``out``, ``mask``, ``activation`` and ``norm`` of ``VarianceDistillation``.
-    distill_var, distill_norm, distill_detach_head, distill_medium
-        ``variance``, ``distance``, ``detach_head`` and ``medium`` of ``VarianceDistillation``.
-    recompute : bool
-        Compute the wide layer of ``release`` again in the backward pass instead of keeping it.
-
-    Raises
-    ------
-    MeidbenchError
-        A switch is unknown, or contradicts another.
-    """
-
-    embedding: str = "simple"
-    embedding_norm: str = "ln"
-    attention: str = "frame_mlp"
-    attention_act: str = "sigmoid"
-    attention_hidden: int = 256
-    attention_reduction: int = 3
-    attention_norm: str = "ln"
-    pool: str = "mean"
-    distill_weight: float = 0.1
-    neck_out: int | None = None
-    neck_mask: str = "input"
-    neck_act: str = "none"
-    neck_norm: str = "none"
-    distill_var: str = "unit"
-    distill_norm: str = "rms"
-    distill_detach_head: bool = False
-    distill_medium: str = "excluded"
-    recompute: bool = False
-
-    # The known values, which are checked whether a switch is in use or not.
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {
-        "embedding": EMBEDDINGS,
-        "embedding_norm": NORMS,
-        "attention": ATTENTIONS,
-        "attention_act": ACTIVATIONS,
-        "attention_norm": ATTENTION_NORMS,
-        "pool": POOLS,
-        "neck_mask": MASKS,
-        "neck_act": NECK_ACTIVATIONS,
-        "neck_norm": NECK_NORMS,
-        "distill_var": VARIANCES,
-        "distill_norm": DISTANCES,
-        "distill_medium": MEDIUM,
-    }
-
-    def __post_init__(self) -> None:
-        for name, known in self._known.items():
-            one_of(name, getattr(self, name), known)
-        in_range("distill_weight", self.distill_weight, 0)
-        if self.attention == "none" and self.pool == "weighted_mean":
-            raise MeidbenchError("pool=weighted_mean divides by the attention; it needs an attention, not none")
 
 
 class _Expert(Model):
@@ -143,21 +39,9 @@ class _Expert(Model):
         self.switches = switches
 
     def _make_distillation(self) -> VarianceDistillation | None:
-        switches = self.switches
-        if not switches.distill_weight:
+        if not self.switches.distill_weight:
             return None
-        return VarianceDistillation(
-            self.inputs.groups,
-            self.inputs.num_classes,
-            out=switches.neck_out,
-            mask=switches.neck_mask,
-            activation=switches.neck_act,
-            norm=switches.neck_norm,
-            variance=switches.distill_var,
-            distance=switches.distill_norm,
-            detach_head=switches.distill_detach_head,
-            medium=switches.distill_medium,
-        )
+        return VarianceDistillation(self.inputs.groups, self.inputs.num_classes, self.switches)
 
     def _penalty(self, logits: torch.Tensor) -> torch.Tensor | None:
         """Return lambda L_d of the logits, equations 13 and 14; None without distillation and outside training."""
@@ -208,15 +92,7 @@ class ExpertOne(_Expert):
             self.embedding = SimpleEmbedding(inputs.dim, chosen.embedding_norm)
         self.attention = None
         if chosen.attention != "none":
-            self.attention = FrameAttention(
-                chosen.attention,
-                inputs.dim,
-                inputs.frames,
-                activation=chosen.attention_act,
-                hidden=chosen.attention_hidden,
-                reduction=chosen.attention_reduction,
-                norm=chosen.attention_norm,
-            )
+            self.attention = FrameAttention(inputs.dim, inputs.frames, chosen)
         [self.aggregator] = _make_aggregators(inputs, 1, is_release)
         self.distillation = self._make_distillation()
 
@@ -319,18 +195,15 @@ class ExpertTwo(_Expert):
         **of_both: Any,
     ) -> None:
         super().__init__(inputs, switches := ExpertSwitches(**of_both))
-        for name, value, known in (
-            ("arch", arch, ARCHITECTURES),
-            ("selection_apply", selection_apply, APPLIED),
-            ("share", share, SHARES),
-            ("fuse_axis", fuse_axis, AXES),
-            ("fuse_stage", fuse_stage, STAGES),
-            ("fuse_norm", fuse_norm, FUSE_NORMS),
-        ):
-            one_of(name, value, known)
-        self.loss_on = one_of("loss_on", loss_on, LOSSES_ON)
-        self.scores = one_of("scores", scores, SCORES)
-        self.frozen_norm = one_of("frozen_norm", frozen_norm, FROZEN_NORMS)
+        one_of("arch", arch, ("e2", "e1"))
+        one_of("selection_apply", selection_apply, ("output", "input"))
+        one_of("share", share, ("none", "e2_streams", "all"))
+        one_of("fuse_axis", fuse_axis, ("feature", "frame"))
+        one_of("fuse_stage", fuse_stage, ("early", "medium", "late"))
+        one_of("fuse_norm", fuse_norm, ("none", "bn"))
+        self.loss_on = one_of("loss_on", loss_on, ("sum", "e2"))
+        self.scores = one_of("scores", scores, ("logit_sum", "prob_mean"))
+        self.frozen_norm = one_of("frozen_norm", frozen_norm, ("eval", "train"))
         self.beta, self.selection_renorm = in_range("beta", beta, SMALLEST_BETA), selection_renorm
         self.selection = selection and arch == "e2"
         if self.selection:
@@ -349,10 +222,8 @@ class ExpertTwo(_Expert):
         self.complement = Complement(
             inputs.dim,
             inputs.frames,
+            switches,
             has_motion=inputs.has_motion,
-            embedding=switches.embedding,
-            embedding_norm=switches.embedding_norm,
-            recompute=switches.recompute,
             apply=selection_apply,
             share=share,
             fuse_axis=fuse_axis,
@@ -462,7 +333,7 @@ def apply_pool(frames: torch.Tensor, weights: torch.Tensor | None, pool: str) ->
     Examples
     --------
     >>> frames, weights = torch.tensor([[[2.0], [4.0]]]), torch.tensor([[0.5, 0.25]])
-    >>> [float(apply_pool(frames, weights, pool).mean(dim=1)) for pool in POOLS]
+    >>> [float(apply_pool(frames, weights, pool).mean(dim=1)) for pool in ("mean", "sum", "weighted_mean")]
     [1.0, 2.0, 2.6666667461395264]
     """
     if weights is not None:

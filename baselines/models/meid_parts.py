@@ -1,6 +1,7 @@
-"""The parts of MEID's experts: embedding, attention, fusion, and the weights of complementary frames."""
+"""The switches of MEID's experts, and their parts: embedding, attention, fusion, weights of complementary frames."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -8,24 +9,112 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from meidbench.baselines.aggregators.base import FrameBatchNorm, at_least_float32
-from meidbench.checks import in_range, whole_number
+from meidbench.checks import in_range, one_of, whole_number
 from meidbench.errors import MeidbenchError
 
-EMBEDDINGS = ("simple", "release")
-NORMS = ("ln", "bn")
-ATTENTIONS = ("frame_mlp", "se_frames", "none")
-ACTIVATIONS = ("sigmoid", "softmax", "n_softmax")
-ATTENTION_NORMS = ("ln", "none")
-AXES = ("feature", "frame")
-APPLIED = ("output", "input")
-SHARES = ("none", "e2_streams", "all")
-STAGES = ("early", "medium", "late")
-FUSE_NORMS = ("none", "bn")
 SMALLEST_BETA = 1e-6
 
 # The width of the hidden layer in the authors' code, in multiples of D.
 _WIDER = 8
 _EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class ExpertSwitches:
+    """The switches of both experts. Each is an ambiguity of the paper or a difference to the authors' code.
+
+    The defaults follow the wording of the paper; the values of the code are those of the recipe ``meid_one-release``.
+
+    Attributes
+    ----------
+    embedding : str
+        ``simple`` (equation 2) or ``release``; see ``SimpleEmbedding`` and ``ReleaseEmbedding``.
+    embedding_norm : str
+        ``ln`` or ``bn``: the normalisation of equation 2, which the paper does not name; with ``release``, that of X.
+    attention : str
+        ``frame_mlp``, ``se_frames`` or ``none``; see ``FrameAttention``.
+    attention_act : str
+        ``sigmoid``; ``softmax`` over frames, with values of about 1 / N; ``n_softmax`` is N times that.
+    attention_hidden, attention_reduction : int
+        h of ``frame_mlp`` and r of ``se_frames``.
+    attention_norm : str
+        Of ``frame_mlp``: ``ln`` first gives each frame mean 0 and variance 1, without parameters. With ``none``, as
+        the paper words it, large features soon give the same weight, 0 or 1, to all frames.
+    pool : str
+        The aggregator's mean over frames becomes the ``mean`` of T * A, its ``sum``, or its ``weighted_mean``: the sum
+        divided by that of A.
+    distill_weight : float
+        lambda, at least 0; with 0 the necks are left out.
+    neck_out : int or None
+        Units d of a neck; None is C.
+    neck_mask : str
+        ``input``: a neck takes only its group's logits (the same as setting the others to 0); ``output``: it takes all
+        logits and keeps its group's units, so that d must be C; ``none``: it takes and keeps all.
+    neck_act : str
+        ``none``, or ``lrelu`` with a slope of 0.2.
+    neck_norm : str
+        ``none``, or ``l2``: each video's units have length 1.
+    distill_var : str
+        ``unit``: variances over the units of a video, (B,); ``batch``: over the videos, (d,); ``all``: over both. The
+        divisor is the number of values, not one less.
+    distill_norm : str
+        ``rms``: the 2-norm divided by the root of the number of variances, so that it does not grow with the batch;
+        ``l2``: the 2-norm; ``mse``: the mean square; ``abs``: the mean absolute difference.
+    distill_detach_head : bool
+        Let no gradient through the head's side; its neck then keeps its initial weights.
+    distill_medium : str
+        Whether medium classes are ``excluded``, ``with_head`` or ``with_tail``.
+    recompute : bool
+        Compute the wide layer of ``release`` again in the backward pass instead of keeping it: this saves 16 D numbers
+        per frame, for about a third more time. The results are the same.
+
+    Raises
+    ------
+    MeidbenchError
+        A switch is unknown, or contradicts another.
+    """
+
+    embedding: str = "simple"
+    embedding_norm: str = "ln"
+    attention: str = "frame_mlp"
+    attention_act: str = "sigmoid"
+    attention_hidden: int = 256
+    attention_reduction: int = 3
+    attention_norm: str = "ln"
+    pool: str = "mean"
+    distill_weight: float = 0.1
+    neck_out: int | None = None
+    neck_mask: str = "input"
+    neck_act: str = "none"
+    neck_norm: str = "none"
+    distill_var: str = "unit"
+    distill_norm: str = "rms"
+    distill_detach_head: bool = False
+    distill_medium: str = "excluded"
+    recompute: bool = False
+
+    # Checked whether a switch is in use or not.
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "embedding": ("simple", "release"),
+        "embedding_norm": ("ln", "bn"),
+        "attention": ("frame_mlp", "se_frames", "none"),
+        "attention_act": ("sigmoid", "softmax", "n_softmax"),
+        "attention_norm": ("ln", "none"),
+        "pool": ("mean", "sum", "weighted_mean"),
+        "neck_mask": ("input", "output", "none"),
+        "neck_act": ("none", "lrelu"),
+        "neck_norm": ("none", "l2"),
+        "distill_var": ("unit", "batch", "all"),
+        "distill_norm": ("rms", "l2", "mse", "abs"),
+        "distill_medium": ("excluded", "with_head", "with_tail"),
+    }
+
+    def __post_init__(self) -> None:
+        for name, known in self._known.items():
+            one_of(name, getattr(self, name), known)
+        in_range("distill_weight", self.distill_weight, 0)
+        if self.attention == "none" and self.pool == "weighted_mean":
+            raise MeidbenchError("pool=weighted_mean divides by the attention; it needs an attention, not none")
 
 
 class FrameLayerNorm(nn.Module):
@@ -49,14 +138,7 @@ def frame_norm(kind: str, width: int) -> nn.Module:
 class SimpleEmbedding(nn.Module):
     """T = ReLU(W Norm(x) + b), frame by frame: equation 2 as the paper words it.
 
-    D^2 + D and 2 D parameters. Weights start as those of PyTorch's linear layers.
-
-    Parameters
-    ----------
-    dim : int
-        D.
-    norm : str
-        ``ln`` or ``bn``; the paper does not name the normalisation.
+    D^2 + D and 2 D parameters. Weights start as those of PyTorch's linear layers. ``norm`` is ``ln`` or ``bn``.
 
     Examples
     --------
@@ -92,8 +174,7 @@ class ReleaseEmbedding(nn.Module):
         For expert one: a linear layer and its normalisations first, layer normalisation last. (The batch normalisation
         that comes last in expert two is ``fuse_norm``.)
     recompute : bool
-        Compute the wide layer again in the backward pass instead of keeping it: this saves 16 D numbers per frame, for
-        about a third more time. The results are the same.
+        As in ``ExpertSwitches``.
 
     Examples
     --------
@@ -152,45 +233,26 @@ class FrameAttention(nn.Module):
 
     Parameters
     ----------
-    kind : str
-        ``frame_mlp`` or ``se_frames``.
     dim : int
         D.
     frames : int or None
         N; ``se_frames`` needs it.
-    activation : str
-        ``sigmoid``; ``softmax`` over frames, with values of about 1 / N; ``n_softmax`` is N times that.
-    hidden : int
-        h, of ``frame_mlp``.
-    reduction : int
-        r, of ``se_frames``.
-    norm : str
-        Of ``frame_mlp``: ``ln`` first gives each frame mean 0 and variance 1, without parameters. With ``none``, as
-        the paper words it, large features soon give the same weight, 0 or 1, to all frames.
+    switches : ExpertSwitches
+        Those that begin with ``attention``.
 
     Examples
     --------
-    >>> attention = FrameAttention("frame_mlp", dim=4, frames=None, hidden=8)(torch.rand(2, 3, 4))
+    >>> attention = FrameAttention(4, None, ExpertSwitches(attention_hidden=8))(torch.rand(2, 3, 4))
     >>> attention.shape, bool(((attention > 0) & (attention < 1)).all())
     (torch.Size([2, 3]), True)
     """
 
-    def __init__(
-        self,
-        kind: str,
-        dim: int,
-        frames: int | None,
-        *,
-        activation: str = "sigmoid",
-        hidden: int = 256,
-        reduction: int = 3,
-        norm: str = "ln",
-    ) -> None:
+    def __init__(self, dim: int, frames: int | None, switches: ExpertSwitches) -> None:
         super().__init__()
-        self.kind, self.activation, self.norm = kind, activation, norm
-        hidden = whole_number("attention_hidden", hidden, least=1)
-        reduction = whole_number("attention_reduction", reduction, least=1)
-        if self.kind == "frame_mlp":
+        self.switches = switches
+        hidden = whole_number("attention_hidden", switches.attention_hidden, least=1)
+        reduction = whole_number("attention_reduction", switches.attention_reduction, least=1)
+        if switches.attention == "frame_mlp":
             self.first, self.second = nn.Linear(dim, hidden), nn.Linear(hidden, 1)
             return
         if frames is None:
@@ -207,8 +269,8 @@ class FrameAttention(nn.Module):
         # In half precision, frames that differ little would get the same weight.
         with torch.autocast(frames.device.type, enabled=False):
             frames = at_least_float32(frames)
-            if self.kind == "frame_mlp":
-                if self.norm == "ln":
+            if self.switches.attention == "frame_mlp":
+                if self.switches.attention_norm == "ln":
                     frames = functional.layer_norm(frames, frames.shape[2:])
                 scores: torch.Tensor = self.second(torch.relu(self.first(frames))).squeeze(2)
             else:
@@ -217,10 +279,10 @@ class FrameAttention(nn.Module):
                         f"attention=se_frames is for {self.first.in_features} frames per video, got {frames.shape[1]}"
                     )
                 scores = self.second(torch.relu(self.first(frames.mean(dim=2))))
-            if self.activation == "sigmoid":
+            if self.switches.attention_act == "sigmoid":
                 return torch.sigmoid(scores)
             weights = torch.softmax(scores, dim=1)
-            return weights * weights.shape[1] if self.activation == "n_softmax" else weights
+            return weights * weights.shape[1] if self.switches.attention_act == "n_softmax" else weights
 
 
 class Fusion(nn.Module):
@@ -278,9 +340,9 @@ class Complement(nn.Module):
         D.
     frames : int or None
         N, if all videos have the same.
+    switches : ExpertSwitches
+        Those of the embedding.
     has_motion : bool
-    embedding, embedding_norm, recompute
-        As in ``ExpertSwitches``.
     apply, share, fuse_axis, fuse_stage, fuse_norm
         ``selection_apply``, ``share``, ``fuse_axis``, ``fuse_stage`` and ``fuse_norm`` of ``ExpertTwo``.
 
@@ -292,7 +354,7 @@ class Complement(nn.Module):
     Examples
     --------
     >>> frames = torch.rand(2, 3, 4)
-    >>> [fused] = Complement(4, 3, has_motion=True)(frames, torch.ones(2, 3), frames, nn.Identity())
+    >>> [fused] = Complement(4, 3, ExpertSwitches(), has_motion=True)(frames, torch.ones(2, 3), frames, nn.Identity())
     >>> fused.shape
     torch.Size([2, 3, 4])
     """
@@ -301,11 +363,9 @@ class Complement(nn.Module):
         self,
         dim: int,
         frames: int | None,
+        switches: ExpertSwitches,
         *,
         has_motion: bool,
-        embedding: str = "simple",
-        embedding_norm: str = "ln",
-        recompute: bool = False,
         apply: str = "output",
         share: str = "none",
         fuse_axis: str = "feature",
@@ -316,9 +376,9 @@ class Complement(nn.Module):
         self.apply_to, self.stage = apply, fuse_stage
 
         def embed() -> nn.Module:
-            if embedding == "release":
-                return ReleaseEmbedding(dim, project=False, recompute=recompute)
-            return SimpleEmbedding(dim, embedding_norm)
+            if switches.embedding == "release":
+                return ReleaseEmbedding(dim, project=False, recompute=switches.recompute)
+            return SimpleEmbedding(dim, switches.embedding_norm)
 
         def norm() -> nn.Module | None:
             return frame_norm("bn", dim) if fuse_norm == "bn" else None
