@@ -252,14 +252,7 @@ AUGMENTATIONS: dict[str, type[Augmentation]] = {"none": Augmentation, "mixup": M
 
 
 def mix(values: torch.Tensor, partners: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """Return (1 - share) v_i + share v_partner for each video.
-
-    Parameters
-    ----------
-    values : Tensor, (B, ...)
-        Floating point.
-    partners : Tensor of int64, (B,)
-    shares : Tensor, (B,)
+    """Return (1 - share) v_i + share v_partner for each video, of values (B, ...), partners (B,) and shares (B,).
 
     Examples
     --------
@@ -293,22 +286,9 @@ def compute_partner_shares(
 ) -> torch.Tensor:
     """Return beta = a_i / (a_i + a_j), the share of its partner j in each video i; 0.5 where both are negligible.
 
-    Zhang et al., "VideoLT" (2021), and ``FrameStack`` of its code (``ops/Augment.py``).
-
-    Parameters
-    ----------
-    targets : Tensor, (B, C)
-        Labels of the videos.
-    partners : Tensor of int64, (B,)
-    class_ap : Tensor, (C,)
-        Average precision of each class.
-    ap_agg : str
-        a is the ``mean`` or ``min`` over the video's labels, or the ``sum`` over them / C. For a video without labels
-        it is 0.
-
-    Returns
-    -------
-    Tensor of float32, (B,)
+    Zhang et al., "VideoLT" (2021), and ``FrameStack`` of its code (``ops/Augment.py``). a is the ``mean`` or ``min`` of
+    the average precision (C,) over the labels (B, C) of a video, or the ``sum`` over them / C; 0 without labels. The
+    partners are int64, (B,), the result is float32, (B,).
 
     Examples
     --------
@@ -344,20 +324,8 @@ def stack_frames(
 ) -> torch.Tensor:
     """Return ``given`` frames of each video's partner, then ``length - given`` of its own, both evenly spaced.
 
-    Parameters
-    ----------
-    features : Tensor, (B, T, D)
-        The first M videos are stacked.
-    partners, given : Tensor of int64, (M,)
-        The partner of each video, and the number of frames that the partner gives.
-    length : int
-        Frames of the result.
-    rounding : str
-        Whether the frames are the nearest (``round``) to evenly spaced places, or those before (``int``).
-
-    Returns
-    -------
-    Tensor, (M, length, D)
+    From features (B, T, D) the first M videos are stacked, to (M, length, D); ``partners`` and ``given`` are int64,
+    (M,). The frames are the nearest (``round``) to evenly spaced places, or those before (``int``).
 
     Examples
     --------

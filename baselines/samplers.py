@@ -79,14 +79,6 @@ class VideoSampler(Sampler[tuple[int, int]]):
         The parts are equally long. If ``world_size`` does not divide the draws, the first few are repeated at the end,
         or with ``drop`` the last few left out. Read in turn, the parts are the sequence of a single process; batches
         of B / world_size on each process hold the same videos as its batches of B.
-
-        Parameters
-        ----------
-        rank : int
-            This process, from 0.
-        world_size : int
-            Number of processes.
-        drop : bool
         """
         self._world_size = whole_number("world_size", world_size, least=1)
         self._rank = whole_number("rank", rank)
@@ -378,8 +370,8 @@ def class_probabilities(counts: npt.NDArray[Any], q: float) -> npt.NDArray[np.fl
 def label_mask(targets: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """Return the mask of a loss whose videos were drawn for a class, as in VideoLT's ``ResamplingDataset_Mask``.
 
-    1 - (label - onehot(c)): the mask keeps the class that the video was drawn for and the classes that the video does
-    not have, and leaves out the other labels of the video.
+    1 - (label - onehot(c)), 0 or 1: the mask keeps the class that the video was drawn for and the classes that the
+    video does not have, and leaves out the other labels of the video.
 
     Parameters
     ----------
@@ -387,11 +379,6 @@ def label_mask(targets: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         Labels of 0 and 1, before any mixing.
     classes : Tensor of int, (B,)
         The class that each video was drawn for; -1 masks nothing.
-
-    Returns
-    -------
-    Tensor, (B, C)
-        0 and 1, of the dtype of ``targets``.
 
     Examples
     --------

@@ -99,14 +99,7 @@ class CosineClassifier(nn.Module):
     """The cosine between an input and each class's weights, in [-1, 1], without a bias; computed in float32.
 
     The last layer of the LDAM paper (Cao et al. 2019); its scale s = 30 is part of the loss. The weights of each
-    class start in a uniformly drawn direction.
-
-    Parameters
-    ----------
-    width : int
-        W.
-    num_classes : int
-        C; the layer has W C parameters.
+    class start in a uniformly drawn direction. From width W to C classes it has W C parameters.
 
     Examples
     --------
@@ -146,13 +139,7 @@ class FrameBatchNorm(nn.Module):
 
 
 def check_frames(module: nn.Module, frames: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return frames (B, T, D) in the precision of a module, or as they are under autocast.
-
-    Raises
-    ------
-    MeidbenchError
-        The shape or the type is another.
-    """
+    """Return frames (B, T, D) in the precision of a module, or as they are under autocast; refuse another shape."""
     if frames.ndim != 3 or frames.shape[2] != dim or not frames.numel():
         raise MeidbenchError(
             f"{type(module).__name__} expects features (B, T, {dim}), B and T at least 1, got {tuple(frames.shape)}"
@@ -165,10 +152,7 @@ def check_frames(module: nn.Module, frames: torch.Tensor, dim: int) -> torch.Ten
 def frame_mask(lengths: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """Return a mask (B, T) of the real frames, from the lengths (B,) of videos padded to (B, T, D).
 
-    Raises
-    ------
-    MeidbenchError
-        Lengths are not (B,) whole numbers, or (on the CPU) not between 1 and T.
+    Lengths that are not (B,) whole numbers, or (on the CPU) not between 1 and T, are refused.
 
     Examples
     --------
@@ -226,13 +210,8 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
 def cluster_sums(rows: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weighted sum of rows of each cluster, (B, K, W), and its total weight, (B, K), in float32 at least.
 
-    The caller divides each sum by its norm, however small its weight: in float16 a weight below 6e-8 would vanish.
-
-    Parameters
-    ----------
-    rows : Tensor, (B, R, W)
-    shares : Tensor, (B, R, K)
-        The weight of each row in each cluster.
+    The rows are (B, R, W), their weights in each cluster, ``shares``, (B, R, K). The caller divides each sum by its
+    norm, however small its weight: in float16 a weight below 6e-8 would vanish.
 
     Examples
     --------

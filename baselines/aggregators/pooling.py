@@ -58,11 +58,6 @@ class Nonlinear(Aggregator):
 class EarlyMean(Nonlinear):
     """``Nonlinear`` on the mean of a video's features: the cheapest baseline, T times less work, same parameters.
 
-    Parameters
-    ----------
-    dim, num_classes, dropout, classifier, bias_prior
-        As in ``Nonlinear``.
-
     Examples
     --------
     >>> model = EarlyMean(dim=16, num_classes=5).eval()
@@ -78,12 +73,8 @@ class EarlyMean(Nonlinear):
 class Mean(Aggregator):
     """The last layer on the mean of a video's frames: equations 4 and 12 of MEID (AAAI 2023), after its embedding.
 
-    D C + C parameters (cosine: D C): 2,057,196 for D = 2048, C = 1004. On stored features it is a linear probe.
-
-    Parameters
-    ----------
-    dim, num_classes, classifier, bias_prior
-        As in ``Aggregator``.
+    D C + C parameters (cosine: D C): 2,057,196 for D = 2048, C = 1004. On stored features it is a linear probe. See
+    ``Aggregator`` for the parameters.
 
     Examples
     --------

@@ -110,15 +110,11 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def _check_shapes(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None) -> None:
-        shapes = {"logits": logits, "targets": targets} | ({} if mask is None else {"mask": mask})
-        wrong = {name: tuple(tensor.shape) for name, tensor in shapes.items() if tensor.shape != logits.shape}
-        if logits.ndim != 2 or logits.shape[1] != self.num_classes or not len(logits):
-            wrong = {"logits": tuple(logits.shape)} | wrong
-        if wrong:
-            named = ", ".join(f"{name} {shape}" for name, shape in wrong.items())
+        shapes = [tuple(tensor.shape) for tensor in (logits, targets, mask) if tensor is not None]
+        if len({*shapes}) > 1 or logits.ndim != 2 or logits.shape[1] != self.num_classes or not len(logits):
             raise MeidbenchError(
                 f"{type(self).__name__} expects (B, {self.num_classes}) for logits, targets and mask, B at least 1; "
-                f"logits have {tuple(logits.shape)}, and these do not fit: {named}"
+                f"got {', '.join(map(str, shapes))}"
             )
         if not logits.dtype.is_floating_point:
             raise MeidbenchError(f"logits must be floating point, got {logits.dtype}")
@@ -150,17 +146,10 @@ def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.T
 
 
 def effective_number_weights(train_counts: npt.NDArray[Any], beta: float = 0.9999) -> npt.NDArray[np.float64]:
-    """Return class weights by the effective number of samples; their mean is 1.
+    """Return class weights (C,) by the effective number of samples, from counts (C,) of at least 1; their mean is 1.
 
     w_c = (1 - beta) / (1 - beta^n_c), divided by their mean: Cui et al., "Class-balanced loss based on effective number
-    of samples" (2019).
-
-    Parameters
-    ----------
-    train_counts : ndarray, (C,)
-        At least 1 each.
-    beta : float
-        In [0, 1); 0 gives every class the weight 1.
+    of samples" (2019). beta is in [0, 1); 0 gives every class the weight 1.
 
     Examples
     --------
@@ -188,17 +177,7 @@ def bias_prior(share: float | npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
     """Return the bias with which an untrained last layer predicts ``share``: -log((1 - pi) / pi).
 
     Lin et al., "Focal loss" (2017), section 4.1. EQL's detectors start at 0.001, the code of the class-balanced loss
-    at 1 / C; one share per class, n_c / N, is possible too.
-
-    Parameters
-    ----------
-    share : float or (C,) array
-        pi, between 0 and 1, both excluded.
-
-    Raises
-    ------
-    MeidbenchError
-        A share is not between 0 and 1.
+    at 1 / C; one share per class, n_c / N, (C,), is possible too. A share that is not between 0 and 1 is refused.
 
     Examples
     --------

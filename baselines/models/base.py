@@ -62,15 +62,9 @@ class Outputs(NamedTuple):
 
 
 class Model(nn.Module):
-    """A network from the frames of videos to logits, called as ``model(features, motion, targets)``.
+    """A network from the frames of videos to logits, built from ``ModelInputs``.
 
-    Parameters
-    ----------
-    inputs : ModelInputs
-
-    Attributes
-    ----------
-    inputs : ModelInputs
+    A model is called as ``model(features, motion, targets)``.
     """
 
     # Whether the model changes labels, so that no mask of them can be applied; whether it takes a motion stream, and

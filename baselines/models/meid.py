@@ -18,11 +18,10 @@ from meidbench.baselines.models.meid_parts import (
     Complement,
     ExpertSwitches,
     FrameAttention,
-    ReleaseEmbedding,
-    SimpleEmbedding,
     complementary_weights,
     frame_norm,
     initialise_as_released,
+    make_embedding,
 )
 from meidbench.checks import in_range, one_of
 from meidbench.errors import MeidbenchError
@@ -85,14 +84,9 @@ class ExpertOne(_Expert):
         super().__init__(inputs, chosen := ExpertSwitches(**switches))
         is_release = chosen.embedding == "release"
         self.input_norm = frame_norm(chosen.embedding_norm, inputs.dim) if is_release else None
-        self.embedding: nn.Module
-        if is_release:
-            self.embedding = ReleaseEmbedding(inputs.dim, project=True, recompute=chosen.recompute)
-        else:
-            self.embedding = SimpleEmbedding(inputs.dim, chosen.embedding_norm)
-        self.attention = None
-        if chosen.attention != "none":
-            self.attention = FrameAttention(inputs.dim, inputs.frames, chosen)
+        self.embedding = make_embedding(inputs.dim, chosen, project=True)
+        has_attention = chosen.attention != "none"
+        self.attention = FrameAttention(inputs.dim, inputs.frames, chosen) if has_attention else None
         [self.aggregator] = _make_aggregators(inputs, 1, is_release)
         self.distillation = self._make_distillation()
 
@@ -346,13 +340,9 @@ def apply_pool(frames: torch.Tensor, weights: torch.Tensor | None, pool: str) ->
 
 
 def joint_scores(first: torch.Tensor, second: torch.Tensor, how: str) -> torch.Tensor:
-    """Return the scores (B, C) of two experts from their logits, in float32 at least.
+    """Return the scores (B, C) of two experts from their logits (B, C), in float32 at least.
 
-    Parameters
-    ----------
-    first, second : Tensor, (B, C)
-    how : str
-        ``logit_sum``, or ``prob_mean``: the logit of the mean of both probabilities.
+    ``how`` is ``logit_sum``, or ``prob_mean``: the logit of the mean of both probabilities.
 
     Examples
     --------

@@ -166,15 +166,8 @@ class ReleaseEmbedding(nn.Module):
 
     16 D^2 + 13 D parameters; with ``project`` D^2 + 9 D more.
 
-    Parameters
-    ----------
-    dim : int
-        D.
-    project : bool
-        For expert one: a linear layer and its normalisations first, layer normalisation last. (The batch normalisation
-        that comes last in expert two is ``fuse_norm``.)
-    recompute : bool
-        As in ``ExpertSwitches``.
+    ``project`` is for expert one. (The batch normalisation that comes last in expert two is ``fuse_norm``.) See
+    ``ExpertSwitches`` for ``recompute``.
 
     Examples
     --------
@@ -213,6 +206,13 @@ class ReleaseEmbedding(nn.Module):
     def _layers(self, frames: torch.Tensor) -> torch.Tensor:
         narrow: torch.Tensor = self.narrow(functional.gelu(self.wide(frames)))
         return narrow
+
+
+def make_embedding(dim: int, switches: ExpertSwitches, *, project: bool) -> nn.Module:
+    """Make the embedding of the switches; ``project`` as in ``ReleaseEmbedding``."""
+    if switches.embedding == "release":
+        return ReleaseEmbedding(dim, project=project, recompute=switches.recompute)
+    return SimpleEmbedding(dim, switches.embedding_norm)
 
 
 def initialise_as_released(module: nn.Module, keep_bias: bool = False) -> None:
@@ -288,15 +288,8 @@ class FrameAttention(nn.Module):
 class Fusion(nn.Module):
     """X_F = Linear([X_C ; X_M]), equation 11, from two streams (B, N, D) to one.
 
-    Parameters
-    ----------
-    axis : str
-        ``feature``: from 2 D features of a frame to D, 2 D^2 + D parameters; ``frame``, as in the authors' code: from
-        the 2 N frames of a video to N, the same for each feature, 2 N^2 + N parameters, for N frames.
-    dim : int
-        D.
-    frames : int or None
-        N; ``frame`` needs it.
+    Along the axis ``feature``: from 2 D features of a frame to D, 2 D^2 + D parameters; along ``frame``, as in the
+    authors' code: from the 2 N frames of a video to N, the same for each feature, 2 N^2 + N parameters, for N frames.
 
     Examples
     --------
@@ -375,41 +368,23 @@ class Complement(nn.Module):
         super().__init__()
         self.apply_to, self.stage = apply, fuse_stage
 
-        def embed() -> nn.Module:
-            if switches.embedding == "release":
-                return ReleaseEmbedding(dim, project=False, recompute=switches.recompute)
-            return SimpleEmbedding(dim, switches.embedding_norm)
-
-        def norm() -> nn.Module | None:
-            return frame_norm("bn", dim) if fuse_norm == "bn" else None
-
         two_streams = has_motion and self.stage != "early"
-        self.embed_frames = embed() if share != "all" else None
-        self.embed_motion = embed() if two_streams and share == "none" else None
-        self.norm_frames, self.norm_motion = norm(), norm() if two_streams else None
+        self.embed_frames = make_embedding(dim, switches, project=False) if share != "all" else None
+        own = two_streams and share == "none"
+        self.embed_motion = make_embedding(dim, switches, project=False) if own else None
+        self.norm_frames = frame_norm("bn", dim) if fuse_norm == "bn" else None
+        self.norm_motion = frame_norm("bn", dim) if fuse_norm == "bn" and two_streams else None
         # Streams that are fused late have an aggregator each.
         self.streams = 2 if has_motion and self.stage == "late" else 1
         self.fusion = Fusion(fuse_axis, dim, frames) if has_motion and self.stage != "late" else None
 
     def forward(
-        self,
-        frames: torch.Tensor,
-        weights: torch.Tensor | None,
-        motion: torch.Tensor | None,
-        embed_one: nn.Module,
+        self, frames: torch.Tensor, weights: torch.Tensor | None, motion: torch.Tensor | None, embed_one: nn.Module
     ) -> tuple[torch.Tensor, ...]:
         """Return one stream of frames (B, N, D), or two where motion is fused late.
 
-        Parameters
-        ----------
-        frames : Tensor, (B, N, D)
-            X.
-        weights : Tensor, (B, N), or None
-            R; None if all frames have the same weight.
-        motion : Tensor, (B, N, D), or None
-            X_M.
-        embed_one : nn.Module
-            The embedding of expert one, for ``share="all"``.
+        The arguments are X (B, N, D), R (B, N), or None if all frames have the same weight, X_M (B, N, D) or None, and
+        the embedding of expert one, for ``share="all"``.
         """
         embed_frames = self.embed_frames or embed_one
         rows = None if weights is None else weights[:, :, None]
@@ -435,17 +410,9 @@ def _normal(frames: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
 def complementary_weights(attention: torch.Tensor, beta: float = 0.5, *, renormalise: bool = False) -> torch.Tensor:
     """Return R = 1 / (A + beta), equation 8.
 
-    With A between 0 and 1, R lies between 1 / (1 + beta) and 1 / beta: the weight of a frame is at most
-    (1 + beta) / beta times that of another.
-
-    Parameters
-    ----------
-    attention : Tensor, (B, N)
-        A.
-    beta : float
-        Above 0; the paper takes it from (0, 1).
-    renormalise : bool
-        Divide by the mean over frames, so that the mean of R is 1.
+    With A (B, N) between 0 and 1, R lies between 1 / (1 + beta) and 1 / beta: the weight of a frame is at most
+    (1 + beta) / beta times that of another. beta is above 0; the paper takes it from (0, 1). With ``renormalise`` R is
+    divided by its mean over frames.
 
     Examples
     --------

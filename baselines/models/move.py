@@ -378,18 +378,8 @@ class Codebook(nn.Module):
 def commonness(train_counts: Sequence[int] | npt.NDArray[Any]) -> torch.Tensor:
     """Return tau, (C,): how common each class is, from 0 for the rarest to 1 for the commonest (MOVE, equation 7).
 
-    tau_c = (n_c - min n) / (max n - min n). If all classes have the same count, tau is 0 for each, which does not
-    change their labels.
-
-    Parameters
-    ----------
-    train_counts : (C,) array of int
-        Training videos of each class.
-
-    Raises
-    ------
-    MeidbenchError
-        They are not one number per class.
+    tau_c = (n_c - min n) / (max n - min n) of the training counts (C,), 0 for each class if all have the same count:
+    that does not change their labels.
 
     Examples
     --------
@@ -408,22 +398,10 @@ def least_frame_counts(
 ) -> torch.Tensor:
     """Return the least number of frames to draw from each video, (B,) int64: the lower bound in MOVE's equation 9.
 
-    The bound of a class is max(tau_c T, least) frames; that of a video follows from its classes, truncated to a whole
-    number and at most T. A video without a label has no rare class: its bound is T.
-
-    Parameters
-    ----------
-    targets : Tensor, (B, C)
-        Labels; above 0 where a video has a class.
-    tau : Tensor, (C,)
-        See ``commonness``.
-    frames : int
-        T.
-    least : int
-        sigma of the paper.
-    rule : str
-        For videos with several classes, which the paper's equation does not cover: the ``mean`` of the bounds of their
-        classes, as in the public code; ``rarest``, the least of them; ``commonest``, the greatest.
+    The bound of a class is max(tau_c T, least), with T frames and ``least`` sigma of the paper. The bound of a video
+    with several labels (B, C), which the equation does not cover, is the ``mean`` of those of its classes, as in the
+    public code, the least (``rarest``) or the greatest (``commonest``), truncated to a whole number and at most T. A
+    video without a label has no rare class: its bound is T.
 
     Examples
     --------
@@ -446,17 +424,8 @@ def least_frame_counts(
 def draw_frames(numbers: torch.Tensor, frames: int, draws: int) -> torch.Tensor:
     """Draw subsets of frames, (B, draws, T) bool, each of a size from U{number, ..., T} (MOVE, equations 8 and 9).
 
-    The draws come from torch's global generator of the CPU: they are the same on every device, and their number depends
-    on the shapes alone.
-
-    Parameters
-    ----------
-    numbers : Tensor of int64, (B,)
-        Least number of frames of each video, 1 to T.
-    frames : int
-        T.
-    draws : int
-        Independent subsets per video.
+    ``numbers`` are the least sizes, int64, (B,), 1 to T. The draws come from torch's global generator of the CPU: they
+    are the same on every device, and their number depends on the shapes alone.
 
     Examples
     --------
