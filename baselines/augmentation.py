@@ -10,10 +10,6 @@ import torch
 from meidbench.checks import in_range, one_of, whole_number
 from meidbench.errors import MeidbenchError
 
-ROUNDINGS = ("round", "int")
-LABEL_WEIGHTS = ("frames", "beta")
-AP_AGGREGATIONS = ("mean", "sum", "min")
-
 # Two average precisions with a smaller sum count as equal.
 _NEGLIGIBLE = 1e-5
 
@@ -203,9 +199,9 @@ class FrameStack(Augmentation):
         self.clip_length = None if clip_length is None else whole_number("clip_length", clip_length, least=1)
         self.ratio = in_range("ratio (1 for the whole batch)", ratio, float(np.finfo(np.float32).tiny), 1)
         self.warm_epoch = whole_number("warm_epoch", warm_epoch)
-        self.rounding = one_of("rounding", rounding, ROUNDINGS)
-        self.label_weight = one_of("label_weight", label_weight, LABEL_WEIGHTS)
-        self.ap_agg = one_of("ap_agg", ap_agg, AP_AGGREGATIONS)
+        self.rounding = one_of("rounding", rounding, ("round", "int"))
+        self.label_weight = one_of("label_weight", label_weight, ("frames", "beta"))
+        self.ap_agg = one_of("ap_agg", ap_agg, ("mean", "sum", "min"))
 
     def _augment(
         self, batch: MixedBatch, generator: torch.Generator, epoch: int, class_ap: torch.Tensor | None

@@ -112,22 +112,7 @@ class VideoSampler(Sampler[tuple[int, int]]):
         raise NotImplementedError
 
 
-class _RoundSampler(VideoSampler):
-    """A sampler of rounds of videos, independent of their classes."""
-
-    def _draw(self, generator: np.random.Generator) -> Draws:
-        videos = self._round(generator)
-        if self.samples_per_epoch is not None:
-            while len(videos) < self.samples_per_epoch:
-                videos = np.concatenate([videos, self._round(generator)])
-            videos = videos[: self.samples_per_epoch]
-        return Draws(videos, np.full(len(videos), -1))
-
-    def _round(self, generator: np.random.Generator) -> Indices:
-        raise NotImplementedError
-
-
-class Instance(_RoundSampler):
+class Instance(VideoSampler):
     """Every video once per epoch, in random order; with ``samples_per_epoch``, in rounds. See ``VideoSampler``.
 
     Videos without labels are drawn too.
@@ -139,11 +124,19 @@ class Instance(_RoundSampler):
     [(0, -1), (1, -1), (2, -1)]
     """
 
+    def _draw(self, generator: np.random.Generator) -> Draws:
+        videos = self._round(generator)
+        if self.samples_per_epoch is not None:
+            while len(videos) < self.samples_per_epoch:
+                videos = np.concatenate([videos, self._round(generator)])
+            videos = videos[: self.samples_per_epoch]
+        return Draws(videos, np.full(len(videos), -1))
+
     def _round(self, generator: np.random.Generator) -> Indices:
         return generator.permutation(self.labels.videos)
 
 
-class RepeatFactor(_RoundSampler):
+class RepeatFactor(Instance):
     """Videos of rare classes several times per epoch: r = max over labels of max(1, sqrt(threshold / f_c)).
 
     Gupta et al., "LVIS" (2019), with f_c the share of videos that have class c, as in detectron2's

@@ -11,8 +11,6 @@ from meidbench.baselines.losses.base import bias_prior as prior_logits
 from meidbench.checks import one_of, whole_number
 from meidbench.errors import MeidbenchError, first_few
 
-CLASSIFIERS = ("linear", "cosine")
-
 # A share of positives for all classes, or one per class.
 Prior = float | npt.NDArray[Any] | torch.Tensor
 
@@ -32,11 +30,6 @@ class Aggregator(nn.Module):
         Share pi of positives, for all classes or for each. The bias of a linear last layer starts at
         log(pi / (1 - pi)), so that it first predicts about pi: Lin et al., "Focal loss" (2017), section 4.1.
 
-    Attributes
-    ----------
-    dim, num_classes, bias_prior
-        As the parameters.
-
     Raises
     ------
     MeidbenchError
@@ -49,7 +42,7 @@ class Aggregator(nn.Module):
         super().__init__()
         self.dim = whole_number("dim", dim, least=1)
         self.num_classes = whole_number("num_classes", num_classes, least=1)
-        self._classifier_kind = one_of("classifier", classifier, CLASSIFIERS)
+        self._classifier_kind = one_of("classifier", classifier, ("linear", "cosine"))
         self.bias_prior = bias_prior
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:

@@ -10,8 +10,6 @@ from meidbench.baselines.aggregators.base import Aggregator, FrameBatchNorm, at_
 from meidbench.checks import in_range, one_of, whole_number
 from meidbench.errors import MeidbenchError
 
-FLAVORS = ("original", "meid_compat")
-
 
 class NetVLAD(Aggregator):
     """Frames x_t (batch-normalised) are assigned to K clusters, a_t = softmax(BN(W x_t)), and summed by cluster.
@@ -176,14 +174,21 @@ class NeXtVLAD(Aggregator):
         **last_layer: Any,
     ) -> None:
         super().__init__(dim, num_classes, **last_layer)
-        self.flavor = one_of("flavor", flavor, FLAVORS)
+        self.flavor = one_of("flavor", flavor, ("original", "meid_compat"))
         self.clusters = whole_number("clusters", clusters, least=1)
         self.groups = whole_number("groups", groups, least=1)
         hidden, wide = whole_number("hidden", hidden, least=1), dim * whole_number("expansion", expansion, least=1)
         if wide % groups:
             raise MeidbenchError(f"groups must divide expansion * dim = {wide}, got {groups}")
         size = wide // groups
-        self.frames = self._checked_frames(frames)
+        compat = flavor == "meid_compat"
+        if compat and frames is None:
+            raise MeidbenchError(
+                "flavor 'meid_compat' normalises each index of a frame: set the number of frames (frames=...)"
+            )
+        if frames is not None and not compat:
+            raise MeidbenchError("frames is for flavor 'meid_compat'; 'original' takes any number of frames")
+        self.frames = None if frames is None else whole_number("frames", frames, least=1)
 
         self.expand = nn.Linear(dim, wide)
         self.attention = nn.Linear(wide, groups)
@@ -203,17 +208,6 @@ class NeXtVLAD(Aggregator):
             self.dropout = nn.Dropout(in_range("dropout", dropout, 0, 1))
             self.gate = _make_gate(hidden, reduction)
         self.classifier = self._last_layer(hidden)
-
-    def _checked_frames(self, frames: int | None) -> int | None:
-        if self.flavor == "meid_compat":
-            if frames is None:
-                raise MeidbenchError(
-                    "flavor 'meid_compat' normalises each index of a frame: set the number of frames (frames=...)"
-                )
-            return whole_number("frames", frames, least=1)
-        if frames is not None:
-            raise MeidbenchError("frames is for flavor 'meid_compat'; 'original' takes any number of frames")
-        return None
 
     def logits(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Compute logits (B, C) of checked features (B, T, D)."""

@@ -15,9 +15,6 @@ from meidbench.baselines.losses.base import (
 from meidbench.baselines.losses.cross_entropy import SOFT_FOCUS, focal_cross_entropy, focal_factor
 from meidbench.checks import in_range, one_of
 
-MODES = ("by_class", "average_w", "average_n", "min_n")
-BASES = ("bce", "focal")
-
 
 class ClassBalancedLoss(Loss):
     """Class-balanced loss: w bce, with weights w_c = (1 - beta) / (1 - beta^n_c), whose mean is 1.
@@ -66,8 +63,8 @@ class ClassBalancedLoss(Loss):
     ):
         super().__init__(train_counts, num_videos, reduction=reduction)
         self.beta = in_range("beta", beta, 0, 1, open_end=True)
-        self.mode = one_of("mode", mode, MODES)
-        self.base = one_of("base", base, BASES)
+        self.mode = one_of("mode", mode, ("by_class", "average_w", "average_n", "min_n"))
+        self.base = one_of("base", base, ("bce", "focal"))
         self.gamma = in_range("gamma", gamma, 0)
         self.soft = one_of("soft", soft, SOFT_FOCUS)
         self._register_constant("class_weights", effective_number_weights(self.train_counts, self.beta))

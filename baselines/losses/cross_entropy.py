@@ -9,8 +9,6 @@ from meidbench.checks import in_range, one_of
 from meidbench.errors import MeidbenchError
 
 SOFT_FOCUS = ("abs_error", "exp_bce")
-ALPHA_MODES = ("scalar", "balanced")
-PRIORS = ("videos", "labels")
 
 # A smaller error makes no difference; the limit keeps the gradient of |error|^gamma finite where gamma < 1.
 _SMALLEST_ERROR = 1e-12
@@ -72,7 +70,7 @@ class Focal(Loss):
         reduction: str = "mean",
     ):
         super().__init__(train_counts, num_videos, reduction=reduction)
-        self.alpha_mode = one_of("alpha_mode", alpha_mode, ALPHA_MODES)
+        self.alpha_mode = one_of("alpha_mode", alpha_mode, ("scalar", "balanced"))
         self.gamma = in_range("gamma", gamma, 0)
         self.alpha = in_range("alpha", alpha, 0, 1) if alpha_mode == "balanced" else in_range("alpha", alpha, 0)
         self.soft = one_of("soft", soft, SOFT_FOCUS)
@@ -211,7 +209,7 @@ class LogitAdjusted(Loss):
     ):
         super().__init__(train_counts, num_videos, reduction=reduction)
         self.tau = in_range("tau", tau, 0)
-        self.prior = one_of("prior", prior, PRIORS)
+        self.prior = one_of("prior", prior, ("videos", "labels"))
         total = self.num_videos if prior == "videos" else int(self.train_counts.sum())
         self._register_constant("prior_logits", bias_prior(self._shares(total)).numpy())
 

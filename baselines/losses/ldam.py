@@ -6,8 +6,6 @@ import torch
 from meidbench.baselines.losses.base import Counts, Loss, binary_cross_entropy, effective_number_weights
 from meidbench.checks import in_range, one_of, whole_number
 
-MARGINS = ("own", "summed")
-
 
 class LDAM(Loss):
     """Label-distribution-aware margin loss with deferred re-weighting: w_c bce(s (z - m_c y), y).
@@ -62,7 +60,7 @@ class LDAM(Loss):
         super().__init__(train_counts, num_videos, reduction=reduction)
         self.scale = in_range("scale", scale, np.finfo(np.float32).tiny)
         self.drw_epoch = None if drw_epoch is None else whole_number("drw_epoch", drw_epoch)
-        self.margins = one_of("margins", margins, MARGINS)
+        self.margins = one_of("margins", margins, ("own", "summed"))
         widest = in_range("max_margin", max_margin, 0)
         beta = in_range("drw_beta", drw_beta, 0, 1, open_end=True)
         self._register_constant("class_margins", widest * (self.train_counts.min() / self.train_counts) ** 0.25)

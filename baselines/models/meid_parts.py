@@ -164,10 +164,8 @@ class ReleaseEmbedding(nn.Module):
     added to v; expert one has a last normalisation. The weights of linear layers start with a truncated normal of
     0.02, their biases at 0.
 
-    16 D^2 + 13 D parameters; with ``project`` D^2 + 9 D more.
-
-    ``project`` is for expert one. (The batch normalisation that comes last in expert two is ``fuse_norm``.) See
-    ``ExpertSwitches`` for ``recompute``.
+    16 D^2 + 13 D parameters; with ``project`` D^2 + 9 D more. (The batch normalisation that comes last in expert two is
+    ``fuse_norm``.) See ``ExpertSwitches`` for ``recompute``.
 
     Examples
     --------
@@ -192,20 +190,17 @@ class ReleaseEmbedding(nn.Module):
         if self.project is not None:
             frames = self.project_norm(self.project(frames))
             frames = self.outer_norm(frames + self.inner_norm(frames))
-        frames = frames + self._perceptron(frames)
+        if self.recompute and torch.is_grad_enabled():
+            hidden = checkpoint(self._perceptron, frames, use_reentrant=False, preserve_rng_state=False)
+        else:
+            hidden = self._perceptron(frames)
+        frames = frames + hidden
         over_time = frames.transpose(1, 2)
         frames = (over_time + self.convolution(over_time)).transpose(1, 2)
         return frames if self.last_norm is None else self.last_norm(frames)
 
-    def _perceptron(self, frames: torch.Tensor) -> torch.Tensor:
-        if not self.recompute or not torch.is_grad_enabled():
-            return self._layers(frames)
-        again: Any = checkpoint(self._layers, frames, use_reentrant=False, preserve_rng_state=False)
-        return again  # type: ignore[no-any-return]
-
-    def _layers(self, frames: torch.Tensor) -> torch.Tensor:
-        narrow: torch.Tensor = self.narrow(functional.gelu(self.wide(frames)))
-        return narrow
+    def _perceptron(self, frames: torch.Tensor) -> Any:
+        return self.narrow(functional.gelu(self.wide(frames)))
 
 
 def make_embedding(dim: int, switches: ExpertSwitches, *, project: bool) -> nn.Module:
@@ -367,7 +362,6 @@ class Complement(nn.Module):
     ) -> None:
         super().__init__()
         self.apply_to, self.stage = apply, fuse_stage
-
         two_streams = has_motion and self.stage != "early"
         self.embed_frames = make_embedding(dim, switches, project=False) if share != "all" else None
         own = two_streams and share == "none"
@@ -393,18 +387,17 @@ class Complement(nn.Module):
         if motion is not None and self.stage == "early":
             assert self.fusion is not None
             frames = self.fusion(frames, motion)
-        embedded = _normal(embed_frames(frames), self.norm_frames)
+        embedded: torch.Tensor = embed_frames(frames)
+        if self.norm_frames is not None:
+            embedded = self.norm_frames(embedded, None)
         if rows is not None and self.apply_to == "output":
             embedded = embedded * rows.to(embedded.dtype)
         if motion is None or self.stage == "early":
             return (embedded,)
-        moved = _normal((self.embed_motion or embed_frames)(motion), self.norm_motion)
+        moved: torch.Tensor = (self.embed_motion or embed_frames)(motion)
+        if self.norm_motion is not None:
+            moved = self.norm_motion(moved, None)
         return (embedded, moved) if self.fusion is None else (self.fusion(embedded, moved),)
-
-
-def _normal(frames: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
-    normal: torch.Tensor = frames if norm is None else norm(frames, None)
-    return normal
 
 
 def complementary_weights(attention: torch.Tensor, beta: float = 0.5, *, renormalise: bool = False) -> torch.Tensor:

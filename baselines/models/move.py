@@ -23,12 +23,6 @@ from meidbench.baselines.models.base import Model, ModelInputs, Outputs
 from meidbench.checks import in_range, one_of, whole_number
 from meidbench.errors import MeidbenchError
 
-AGGREGATIONS = ("both", "attention", "codebook")
-KEYS = ("all", "drawn", "others")
-INTERPOLATIONS = ("calibrated", "plain", "none")
-LABEL_RULES = ("mean", "rarest", "commonest")
-HIDDEN_FRAMES = ("masked", "zeroed")
-
 _SMALLEST_ALPHA = 1e-3
 
 
@@ -120,13 +114,13 @@ class Move(Model):
         per_video: bool = False,
     ) -> None:
         super().__init__(inputs)
-        one_of("aggregation", aggregation, AGGREGATIONS)
+        one_of("aggregation", aggregation, ("both", "attention", "codebook"))
         hidden = whole_number("hidden", hidden, least=1)
         self.extrapolation, self.per_video = extrapolation, per_video
         self.least_frames = whole_number("least_frames", least_frames, least=1)
-        self.label_rule = one_of("label_rule", label_rule, LABEL_RULES)
-        self.keys = one_of("keys", keys, KEYS)
-        self.interpolation = one_of("interpolation", interpolation, INTERPOLATIONS)
+        self.label_rule = one_of("label_rule", label_rule, ("mean", "rarest", "commonest"))
+        self.keys = one_of("keys", keys, ("all", "drawn", "others"))
+        self.interpolation = one_of("interpolation", interpolation, ("calibrated", "plain", "none"))
         self.mixes_targets = interpolation != "none"
         self.extrapolation_alpha = in_range("extrapolation_alpha", extrapolation_alpha, _SMALLEST_ALPHA)
         self.interpolation_alpha = in_range("interpolation_alpha", interpolation_alpha, _SMALLEST_ALPHA)
@@ -265,15 +259,11 @@ class PrototypeAttention(nn.Module):
     def forward(
         self, frames: torch.Tensor, drawn: torch.Tensor | None = None, keys: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Compute an embedding for each prototype, (B, Q, D).
+        """Compute an embedding for each prototype, (B, Q, D), from frames (B, T, D).
 
-        Parameters
-        ----------
-        frames : Tensor, (B, T, D)
-        drawn : Tensor of bool, (B, Q, T), optional
-            The frames whose mean is a prototype, at least one each. By default the one prototype is of all frames.
-        keys : Tensor of bool, (B, T), optional
-            The frames that attention uses. By default, and where a video has none, all; in the latter case equally.
+        A prototype is the mean of the frames that ``drawn``, (B, Q, T) bool, has for it, at least one; by default there
+        is one prototype, of all frames. Attention uses the frames in ``keys``, (B, T) bool; by default, and where a
+        video has none, all frames; in the latter case it weighs them equally.
         """
         if drawn is None:
             prototypes = mean_over_frames(frames, None)[:, None]
@@ -336,7 +326,7 @@ class Codebook(nn.Module):
     ) -> None:
         super().__init__()
         clusters, width = whole_number("clusters", clusters, least=1), whole_number("codebook_width", width, least=1)
-        self.hidden_frames = one_of("hidden_frames", hidden_frames, HIDDEN_FRAMES)
+        self.hidden_frames = one_of("hidden_frames", hidden_frames, ("masked", "zeroed"))
         self.input_norm = FrameBatchNorm(dim)
         if not input_affine:
             self.input_norm.norm = nn.BatchNorm1d(dim, affine=False)
@@ -347,13 +337,9 @@ class Codebook(nn.Module):
         self.output_norm = nn.BatchNorm1d(width)
 
     def forward(self, frames: torch.Tensor, drawn: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute an embedding for each subset of frames, (B, Q, H).
+        """Compute an embedding for each subset of frames (B, T, D), (B, Q, H).
 
-        Parameters
-        ----------
-        frames : Tensor, (B, T, D)
-        drawn : Tensor of bool, (B, Q, T), optional
-            The frames of each subset. By default the one subset has all frames.
+        The subsets are ``drawn``, (B, Q, T) bool; by default the one subset has all frames.
         """
         frames = self.input_norm(frames, None)
         if drawn is None:
