@@ -8,7 +8,13 @@ import torch
 from torch import nn
 
 from meidbench.baselines.aggregators import AGGREGATORS, Aggregator
-from meidbench.baselines.aggregators.base import CosineClassifier, FrameBatchNorm, frame_mask, mean_over_frames, normalise
+from meidbench.baselines.aggregators.base import (
+    CosineClassifier,
+    FrameBatchNorm,
+    frame_mask,
+    mean_over_frames,
+    normalise,
+)
 from meidbench.baselines.aggregators.pooling import AttentionPooling, EarlyMean, Nonlinear
 from meidbench.baselines.aggregators.vlad import NetVLAD, NeXtVLAD
 from meidbench.errors import MeidbenchError

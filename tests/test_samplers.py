@@ -2,8 +2,6 @@
 
 import hashlib
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -177,26 +175,25 @@ def test_an_epoch_depends_on_seed_and_epoch_alone(name):
     assert epoch_of(0, 3) != epoch_of(1, 3)
 
 
-SCRIPT = """
-import hashlib
-import numpy as np
-from meidbench.baselines.samplers import SAMPLERS
-labels = np.arange(60).reshape(20, 3) % 4 == 0
-for name in SAMPLERS:
-    sampler = SAMPLERS[name](labels, seed=5)
-    sampler.set_epoch(2)
-    print(name, hashlib.sha256(repr(list(sampler)).encode()).hexdigest())
-"""
+# The draws of another process, made once: the first 16 digits of the SHA-256 of the pairs.
+DRAWN_ELSEWHERE = {
+    "instance": "b02b92d3de4dc0ce",
+    "class_balanced": "3cbdd898d2372d53",
+    "square_root": "3cbdd898d2372d53",
+    "power": "3cbdd898d2372d53",
+    "progressively_balanced": "3cbdd898d2372d53",
+    "repeat_factor": "b5de366c3e2d1c77",
+    "class_aware": "d6548ae0165f1078",
+}
 
 
 def test_another_process_draws_the_same():
-    outcome = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    elsewhere = dict(line.split() for line in outcome.stdout.splitlines())
     labels = np.arange(60).reshape(20, 3) % 4 == 0
+    elsewhere = dict(DRAWN_ELSEWHERE)
     for name in SAMPLERS:
         sampler = SAMPLERS[name](labels, seed=5)
         sampler.set_epoch(2)
-        assert hashlib.sha256(repr(list(sampler)).encode()).hexdigest() == elsewhere.pop(name)
+        assert hashlib.sha256(repr(list(sampler)).encode()).hexdigest()[:16] == elsewhere.pop(name)
     assert not elsewhere
 
 
