@@ -45,7 +45,7 @@ def waves(*shape, step=0.37):
 
 
 def shaken(model):
-    """Give every parameter and running statistic a value of its own, so that none can be forgotten unseen."""
+    """Give every parameter and running statistic its own value, so that the loop must use each."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -56,7 +56,7 @@ def shaken(model):
 
 
 def as_public(model, names):
-    """Fill a model as the public code's was: tensor ``at`` of its ``state_dict()`` is 0.5 sin(i (1 + 0.1 at) + at).
+    """Fill a model like that of the public code: tensor ``at`` of its ``state_dict()`` is 0.5 sin(i (1 + 0.1 at) + at).
 
     Running means are 0.1 sin, variances 1 + 0.5 sin. ``names`` are ours in the public code's order; an empty one stands
     for its counters of batches.
@@ -357,7 +357,7 @@ def test_parameters_follow_the_documented_formulas(d, c, k, h):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_stays_near_float32(variant, dtype):
-    """Features of the size that real ones have at most; squares of some overflow half precision."""
+    """Features as large as the largest real ones; the squares of some overflow half precision."""
     model = make(variant)
     features = torch.rand(4, FRAMES, DIM, generator=torch.Generator().manual_seed(2)) * 300
     for lengths in (None, torch.tensor([6, 1, 3, 5])):
@@ -395,7 +395,7 @@ def test_features_of_another_precision_are_converted(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_cosine_classifier_gives_cosines(variant):
-    """Those of torch, of what goes into the last layer; of ``nonlinear``, the mean of its frames' cosines."""
+    """Torch's cosines of the input of the last layer; for ``nonlinear``, the mean of its frames' cosines."""
     model = make(variant, classifier="cosine").eval()
     seen = []
     model.classifier.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
@@ -458,7 +458,7 @@ def test_original_and_compatible_nextvlad_differ_and_compat_depends_on_position(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_can_be_trained(variant):
-    """Two kinds of videos, told apart by the sign of a feature, are learnt."""
+    """The model learns two kinds of videos, which differ in the sign of a feature."""
     model = make(variant)
     generator = torch.Generator().manual_seed(0)
     kinds = torch.arange(32) % 2

@@ -42,7 +42,7 @@ def generator(seed=0):
 
 
 def numbered(videos=6, frames=10, dim=1):
-    """Frames that say which they are: 1000 times the video, plus the frame."""
+    """Frames whose values are their numbers: 1000 times the video, plus the frame."""
     video, frame = torch.meshgrid(torch.arange(videos), torch.arange(frames), indexing="ij")
     return (1000.0 * video + frame).unsqueeze(-1).repeat(1, 1, dim)
 

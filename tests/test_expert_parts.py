@@ -27,7 +27,7 @@ CLASSES = 7
 
 
 def shaken(module, seed=0, scale=0.5):
-    """The module in float64, with parameters and running statistics that nothing leaves out."""
+    """The module in float64, with random parameters and running statistics."""
     generator = torch.Generator().manual_seed(seed)
     module = module.double()
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_medium_classes_are_where_they_are_told_to_be(medium, head, tail):
     logits = torch.randn(3, CLASSES, requires_grad=True)
     module(logits).backward()
     assert torch.nonzero(logits.grad.abs().sum(dim=0)).flatten().tolist() == sorted(head + tail)
-    # They come from the split, and a checkpoint need not hold them.
+    # They follow from the split, and a checkpoint need not hold them.
     assert {name.rpartition(".")[2] for name in module.state_dict()} == {"weight", "bias"}
 
 
@@ -360,7 +360,7 @@ def test_fusion_along_frames_is_for_one_number_of_them():
 
 
 class Doubled(torch.nn.Module):
-    """An embedding that can be followed on paper."""
+    """An embedding that is easy to compute by hand."""
 
     def forward(self, frames):
         return 2 * frames
@@ -378,7 +378,7 @@ def test_streams_are_weighted_embedded_and_fused_in_the_order_that_is_asked_for(
             module.fusion.linear.bias.fill_(7.0)
     streams = [stream.flatten().tolist() for stream in module(frames, weights, motion, Doubled())]
     # Doubling 1 and 2 and weighting them gives 6 and 20 in either order; motion is doubled to 20 and 40. Fused early,
-    # 1 + 10 + 7 and 2 + 20 + 7 are what is doubled, and what the output's weights are of.
+    # 1 + 10 + 7 and 2 + 20 + 7 are doubled, and the output's weights apply to them.
     wanted = {
         "medium": [[33.0, 67.0]],
         "late": [[6.0, 20.0], [20.0, 40.0]],
@@ -394,7 +394,7 @@ def test_embeddings_are_shared_as_asked(share, own):
     module = Complement(3, 2, ExpertSwitches(), has_motion=True, share=share)
     names = {name.split(".")[0] for name, _ in module.named_parameters()} - {"fusion"}
     assert names == set(own)
-    # Without motion there is nothing to embed or fuse but the frames.
+    # Without motion only the frames are embedded, and nothing is fused.
     alone = Complement(3, 2, ExpertSwitches(), has_motion=False, share=share)
     assert {name.split(".")[0] for name, _ in alone.named_parameters()} == set(own) - {"embed_motion"}
     assert alone.streams == 1 and alone.fusion is None
@@ -409,7 +409,7 @@ def test_joint_scores_rank_as_float64_does_where_probabilities_round_to_1():
     probabilities = (torch.sigmoid(first) + torch.sigmoid(second)) / 2
     assert len(probabilities.unique()) < 30
     told = joint_scores(first, second, "prob_mean")
-    # What is missing to 1 still differs: log of the mean of 1 / (1 + e^z).
+    # The differences to 1 still differ: log of the mean of 1 / (1 + e^z).
     missing = (1 / (1 + np.exp(first.double().numpy())) + 1 / (1 + np.exp(second.double().numpy()))) / 2
     assert len(told.unique()) == 40
     assert told[0].argsort().tolist() == np.argsort(-missing[0]).tolist()
@@ -420,7 +420,7 @@ def test_joint_scores_rank_as_float64_does_where_probabilities_round_to_1():
 def test_joint_scores_are_the_logit_of_the_mean_probability(shift):
     first, second = (shift + 4 * drawn(5, 6, seed=seed).float() for seed in (1, 2))
     one, other = (1 / (1 + np.exp(-logits.double().numpy())) for logits in (first, second))
-    # In float64 what is missing is still there at these logits.
+    # In float64 the difference to 1 is not rounded away at these logits.
     mean = (one + other) / 2
     missing = (1 / (1 + np.exp(first.double().numpy())) + 1 / (1 + np.exp(second.double().numpy()))) / 2
     np.testing.assert_allclose(

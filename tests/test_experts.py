@@ -1,4 +1,4 @@
-"""MEID's experts whole: against a loop in float64, their parameters by formulas, what is frozen and what learns."""
+"""MEID's whole experts: against a loop in float64, their parameter counts, frozen weights and gradients."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from meidbench.splits.split import Groups
 
 DIM, CLASSES, FRAMES = 8, 7, 6
 GROUPS = Groups(head=np.array([1, 4]), medium=np.array([0, 5]), tail=np.array([2, 3, 6]))
-# Small, and without dropout, so that a second pass says the same.
+# Small, and without dropout, so that a second pass gives the same.
 AGGREGATOR_OPTIONS = {
     "mean": {},
     "netvlad": {"clusters": 3, "hidden": 5},
@@ -57,7 +57,7 @@ def shaken(model, scale=0.2):
 
 
 def stepped(model, steps=3, motion=True):
-    """Train in training mode, with weight decay on all parameters that there are."""
+    """Train in training mode, with weight decay on all parameters."""
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=0.1)
     model.train()
     for step in range(steps):
@@ -351,7 +351,7 @@ def test_half_precision_trains_and_what_must_be_float32_is(name):
     for parameter in model.parameters():
         assert (parameter.grad is not None) is parameter.requires_grad
         assert parameter.grad is None or bool(parameter.grad.isfinite().all())
-    # As near to full precision as eight bits are.
+    # Near to full precision, within eight bits.
     torch.testing.assert_close(scored.logits, model(features, motion).logits, rtol=0.1, atol=0.1)
 
 
@@ -377,7 +377,7 @@ def test_expert_two_begins_with_expert_one_but_for_its_necks(weight):
     assert torch.equal(second.one.eval()(features).logits, first(features).logits)
     assert all(torch.equal(tensor, own[name]) for name, tensor in second.distillation.state_dict().items())
     assert not any(parameter.requires_grad for parameter in second.one.parameters())
-    # Its own copy: to go on with the first stage leaves the second as it is.
+    # It has its own copy: more training of the first stage does not change the second.
     stepped(first, motion=False)
     second.train()
     before = second(features, motion).logits

@@ -135,7 +135,7 @@ LABELS = {"hard": HARD, "soft": SOFT, "empty": HARD * torch.tensor([[0.0], [1], 
 
 
 def naive_elements(name, switches, targets):
-    # What the loss sees: its own numbers in float32, read exactly.
+    # The input of the loss: its own numbers in float32, read exactly.
     return [
         [NAIVE[name](z, y, c, row, **switches) for c, (z, y) in enumerate(zip(logits, row, strict=True))]
         for logits, row in zip(LOGITS.double().tolist(), targets.double().tolist(), strict=True)
@@ -259,13 +259,13 @@ def test_asl_is_its_authors():
 
 
 def test_the_margins_are_those_of_the_ldam_papers_code():
-    # Softmax cross-entropy of the cosine-like logits LOGITS / 10, one class a sample.
+    # Softmax cross-entropy of the cosine-like logits LOGITS / 10, one class per sample.
     classes = torch.tensor([0, 3, 4, 5])
     moved = make("ldam").with_margins(LOGITS / 10, functional.one_hot(classes, 6).float())
     assert functional.cross_entropy(30 * moved, classes).item() == pytest.approx(14.852967262268066, rel=1e-6)
 
 
-# --- what the public code gets wrong, and what must hold of each -------------------------------------------------
+# --- errors of the public code, and properties of every loss ------------------------------------------------------
 
 
 def test_ldam_takes_each_label_its_own_margin():

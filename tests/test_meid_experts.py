@@ -1,4 +1,4 @@
-"""MEID's experts against the public code's numbers, and switch by switch: what each of them changes."""
+"""MEID's experts against numbers of the public code, and the effect of each switch."""
 
 import itertools
 
@@ -64,8 +64,8 @@ def loss_of(outputs):
 
 # --- against the authors' code
 
-# What github.com/abcdvzz/MEID (commit be39ade, ``models/trans.py``: ``Trans_Pos_101`` and ``Trans_Pos``, after a batch
-# normalisation as in ``models/models.py``) gives in float64 for 16 features, 6 frames and 5 classes in place of the
+# Results of github.com/abcdvzz/MEID (commit be39ade, ``models/trans.py``: ``Trans_Pos_101`` and ``Trans_Pos``, after a
+# batch normalisation as in ``models/models.py``) in float64 for 16 features, 6 frames and 5 classes in place of the
 # widths that are written into it, on ``waves(3, 6, 16)``, with motion ``waves(3, 6, 16, step=0.73)``. Tensor ``at`` of
 # its ``state_dict()`` is 0.5 sin(i (1 + 0.1 at) + at); running means are 0.1 sin, variances 1 + 0.5 sin. The first are
 # logits, the last the mean of both experts' probabilities, the second the logits that its second stage trains on.
@@ -101,7 +101,7 @@ def layers(prefix, *names):
     return [f"{prefix}.{name}.{part}" for name in names for part in ("weight", "bias")]
 
 
-# Our names in the order of the public code's; an empty one is for its counter of batches.
+# The names of the parameters here, in the order of the public code; an empty name is for its counter of batches.
 NAMES_ONE = [
     *batch_norm("input_norm.norm"),
     *layers("embedding", "project", "project_norm", "inner_norm", "outer_norm", "wide", "narrow", "convolution"),
@@ -192,7 +192,7 @@ def with_weights_of(base, given, **switches):
     return model
 
 
-# Switches that leave the parameters as they are, what they stand on, and which of the outcome they change.
+# Switches that do not change the parameters, the switches they are added to, and the results that they change.
 LOGITS, PENALTY, SCORES = 0, 1, 2
 CHANGES = [
     (ExpertOne, {"attention_act": "softmax"}, {}, {LOGITS, PENALTY, SCORES}),
@@ -219,7 +219,7 @@ CHANGES = [
     (ExpertTwo, {"selection_apply": "input"}, {"embedding_norm": "bn"}, {LOGITS, PENALTY, SCORES}),
     (ExpertTwo, {"selection_apply": "output"}, RELEASE_TWO | {"neck_norm": "none"}, {LOGITS, PENALTY, SCORES}),
     (ExpertTwo, {"pool": "sum"}, {}, {LOGITS, PENALTY, SCORES}),
-    # Expert one's pooling alone: X_F has no weights to divide by.
+    # The pooling of expert one alone: X_F has no weights to divide by.
     (ExpertTwo, {"pool": "weighted_mean"}, {}, {LOGITS, SCORES}),
     (ExpertTwo, {"loss_on": "e2"}, {}, {LOGITS}),
     (ExpertTwo, {"scores": "prob_mean"}, {}, {SCORES}),
@@ -274,7 +274,7 @@ def test_constant_attention_renormalised_is_no_selection():
 
 
 def test_with_a_softmax_nothing_is_selected():
-    """The paper leaves the activation open; this is why it is no softmax."""
+    """The paper does not name the activation; this is the reason against a softmax."""
     torch.manual_seed(0)
     frames = drawn(shape=(2, 150, 5))
     spread = {}
@@ -285,7 +285,7 @@ def test_with_a_softmax_nothing_is_selected():
 
 
 def test_with_one_embedding_for_all_it_is_expert_ones():
-    """Where expert two's embedding holds expert one's weights, sharing it changes nothing."""
+    """If expert two's embedding has expert one's weights, sharing it changes nothing."""
     own, shared = two(), two(share="all")
     state = {name: tensor for name, tensor in own.state_dict().items() if not name.startswith("complement.embed")}
     shared.load_state_dict(state)
@@ -327,7 +327,7 @@ def test_every_combination_of_the_switches_of_both_streams_trains():
 
 
 def test_norms_are_real_modules():
-    """Processes share statistics only of what SyncBatchNorm can take the place of."""
+    """Processes share the statistics only of layers that SyncBatchNorm can replace."""
     model = nn.SyncBatchNorm.convert_sync_batchnorm(two(**RELEASE_TWO))
     kinds = [type(layer) for layer in model.modules()]
     assert nn.SyncBatchNorm in kinds and nn.BatchNorm1d not in kinds

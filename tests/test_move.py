@@ -1,4 +1,4 @@
-"""MOVE against loops in float64 and rows worked by hand; what is drawn, what is mixed, and who gets a gradient."""
+"""MOVE against loops in float64 and rows worked by hand; its draws, its mixing and its gradients."""
 
 import inspect
 import itertools
@@ -76,7 +76,7 @@ def make(variant="paper", counts=COUNTS, **more):
 
 
 def shaken(model):
-    """Give every parameter and running statistic a value of its own, so that none can be forgotten unseen."""
+    """Give every parameter and running statistic its own value, so that the loop must use each."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -111,9 +111,9 @@ def batch_normal(rows, norm, training):
 
 
 def attended(attention, frames, subset, visible):
-    """One prototype of one video: frames (T, D), the frames it is the mean of, those it may look at (None: all)."""
+    """One prototype of one video: frames (T, D), the frames of its mean, and those that attention uses (None: all)."""
     mean = frames[subset].mean(axis=0)
-    # One that may look at none looks at all alike.
+    # Without any frame, attention weighs all frames equally.
     sharpness = 0.0 if visible == [] else 1.0
     visible = visible or list(range(len(frames)))
     width, gathered = attention.head_width, []
@@ -140,7 +140,7 @@ def coded(codebook, videos, subsets, training):
             frames[[t for t in range(length) if t not in subsets[b][q]]] = 0
     else:
         shown = {place: flat[place[0]] for place in places}
-    # In the statistics, frames count once where they are only masked, and once a subset where they are zeroed.
+    # In the statistics, frames count once where they are only masked, and once per subset where they are zeroed.
     if codebook.hidden_frames == "zeroed" and training:
         rows = batch_normal([weight @ x for place in places for x in shown[place]], norm, training)
         scores = {place: rows[i * length : (i + 1) * length] for i, place in enumerate(places)}
@@ -187,7 +187,7 @@ def lists(masks):
 
 
 def recorded(monkeypatch, owner, name):
-    """Keep what a function gives from now on, in a list that grows."""
+    """Keep the results of a function in a list that grows."""
     function, kept = getattr(owner, name), []
 
     def keeping(*arguments):
@@ -262,7 +262,7 @@ def test_how_common_classes_are_worked_by_hand():
 
 
 def test_least_numbers_worked_by_hand():
-    # Of 60 frames the classes ask for max(60 tau, 3) = 3, 7.5, 15 and 60.
+    # Of 60 frames the bounds of the classes are max(60 tau, 3) = 3, 7.5, 15 and 60.
     labels = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]])
     tau = torch.tensor(TAU, dtype=torch.float32)
     assert least_frame_counts(labels, tau, 60, 3).tolist() == [3, 7, 60, 5, 31, 60]

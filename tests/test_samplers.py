@@ -28,7 +28,7 @@ CLASSWISE = [name for name in SAMPLERS if name not in ("instance", "repeat_facto
 
 
 def probability(observed, expected):
-    """How likely counts at least as far from the expected ones are."""
+    """The probability of counts that differ from the expected ones at least as much."""
     observed, expected = observed[expected > 0], expected[expected > 0]
     return chisquare(observed, expected * observed.sum() / expected.sum()).pvalue
 
@@ -96,7 +96,7 @@ def test_videos_of_a_class_come_alike(replacement):
 
 
 def test_repeat_factors_and_what_an_epoch_has():
-    # Shares 200/400 ... 3/400; with t = 0.1 a class below 0.1 repeats sqrt(0.1 / f).
+    # Shares 200/400 ... 3/400; with t = 0.1 classes with a share below 0.1 repeat sqrt(0.1 / f).
     sampler = SAMPLERS["repeat_factor"](LABELS, threshold=0.1)
     expected = []
     for row in LABELS:
@@ -240,7 +240,7 @@ def test_without_the_mask_class_balanced_sampling_leaves_charadeslt_imbalanced(r
     for start in range(0, len(draws), 20_000):
         shown += labels[draws.videos[start : start + 20_000]].sum(axis=0)
     assert shown / len(draws) == pytest.approx(expected, rel=0.15)
-    # With it a class has as many positives as draws.
+    # With the mask, the number of positives of a class is that of its draws.
     assert probability(np.bincount(draws.classes), np.ones(157)) > 0.01
 
 
