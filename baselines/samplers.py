@@ -184,6 +184,8 @@ class _ClassSampler(VideoSampler):
     """A sampler that draws a class with a certain probability, then one of its videos; see ``Power``."""
 
     masks_other_labels = True
+    # The probability of a class is proportional to this power of its count.
+    exponent: float
 
     def __init__(
         self, labels: Labels, *, replacement: bool = True, samples_per_epoch: int | None = None, seed: int = 0
@@ -194,7 +196,7 @@ class _ClassSampler(VideoSampler):
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         """Return the probability of each class in this epoch, (C,)."""
-        raise NotImplementedError
+        return class_probabilities(self.counts, self.exponent)
 
     def _draw(self, generator: np.random.Generator) -> Draws:
         wanted = self.labels.videos if self.samples_per_epoch is None else self.samples_per_epoch
@@ -216,17 +218,13 @@ class ClassBalancedSampler(_ClassSampler):
     array([504, 496])
     """
 
-    def probabilities(self) -> npt.NDArray[np.float64]:
-        """Return the probability of each class, (C,)."""
-        return class_probabilities(self.counts, 0.0)
+    exponent = 0.0
 
 
 class SquareRoot(_ClassSampler):
     """Draw a class with a probability proportional to sqrt(n_c): ``SRS`` of VideoLT's code. See ``Power``."""
 
-    def probabilities(self) -> npt.NDArray[np.float64]:
-        """Return the probability of each class, (C,)."""
-        return class_probabilities(self.counts, 0.5)
+    exponent = 0.5
 
 
 class Power(_ClassSampler):
@@ -257,11 +255,7 @@ class Power(_ClassSampler):
         seed: int = 0,
     ) -> None:
         super().__init__(labels, replacement=replacement, samples_per_epoch=samples_per_epoch, seed=seed)
-        self.q = in_range("q", q, 0)
-
-    def probabilities(self) -> npt.NDArray[np.float64]:
-        """Return the probability of each class, (C,)."""
-        return class_probabilities(self.counts, self.q)
+        self.exponent = in_range("q", q, 0)
 
 
 class ProgressivelyBalanced(_ClassSampler):

@@ -110,10 +110,8 @@ class AttentionPooling(Aggregator):
         As in ``Aggregator``.
     heads : int
         A divisor of D.
-    dropout : float
-        Share of the attention's result that is dropped in training.
-    hidden_dropout : float
-        Share of hidden units that are dropped in training.
+    dropout, hidden_dropout : float
+        Shares of the attention's result and of hidden units that are dropped in training.
 
     Examples
     --------

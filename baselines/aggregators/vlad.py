@@ -31,10 +31,8 @@ class NetVLAD(Aggregator):
     dim, num_classes, classifier, bias_prior
         As in ``Aggregator``.
     residual : bool
-    clusters : int
-        K.
-    hidden : int
-        H.
+    clusters, hidden : int
+        K and H.
 
     Examples
     --------
@@ -133,18 +131,10 @@ class NeXtVLAD(Aggregator):
         As in ``Aggregator``.
     flavor : str
         ``original`` or ``meid_compat``.
-    clusters : int
-        K.
-    expansion : int
-        L.
-    groups : int
-        G, a divisor of L D.
-    hidden : int
-        H.
-    dropout : float
-        ``original`` only.
-    reduction : int
-        R, a divisor of H; ``original`` only.
+    clusters, expansion, groups, hidden : int
+        K, L, G, a divisor of L D, and H.
+    dropout, reduction : float and int
+        Of ``original`` only; ``reduction`` is R, a divisor of H.
     frames : int, optional
         T, of all videos; for ``meid_compat``, which needs it.
 

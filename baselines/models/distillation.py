@@ -20,10 +20,8 @@ class Neck(nn.Module):
 
     Parameters
     ----------
-    classes : Tensor of int64
-        The group.
-    num_classes : int
-        C.
+    classes, num_classes : Tensor of int64, and int
+        The group, and C.
     switches : ExpertSwitches
         Those that begin with ``neck``.
 

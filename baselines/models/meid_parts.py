@@ -228,10 +228,8 @@ class FrameAttention(nn.Module):
 
     Parameters
     ----------
-    dim : int
-        D.
-    frames : int or None
-        N; ``se_frames`` needs it.
+    dim, frames : int
+        D and N; N may be None for ``frame_mlp``.
     switches : ExpertSwitches
         Those that begin with ``attention``.
 
@@ -250,11 +248,7 @@ class FrameAttention(nn.Module):
         if switches.attention == "frame_mlp":
             self.first, self.second = nn.Linear(dim, hidden), nn.Linear(hidden, 1)
             return
-        if frames is None:
-            raise MeidbenchError(
-                "attention=se_frames is for one number of frames; set frames.train and frames.test alike, or take "
-                "attention=frame_mlp"
-            )
+        frames = _require_frames(frames, "attention=se_frames", "attention=frame_mlp")
         narrow = max(1, frames // reduction)
         self.first, self.second = nn.Linear(frames, narrow, bias=False), nn.Linear(narrow, frames, bias=False)
         self.apply(initialise_as_released)
@@ -298,11 +292,7 @@ class Fusion(nn.Module):
         if axis == "feature":
             self.linear = nn.Linear(2 * dim, dim)
             return
-        if frames is None:
-            raise MeidbenchError(
-                "fuse_axis=frame is for one number of frames; set frames.train and frames.test alike, or take "
-                "fuse_axis=feature"
-            )
+        frames = _require_frames(frames, "fuse_axis=frame", "fuse_axis=feature")
         self.linear = nn.Linear(2 * frames, frames)
         self.apply(initialise_as_released)
 
@@ -319,15 +309,21 @@ class Fusion(nn.Module):
         return fused.transpose(1, 2)
 
 
+def _require_frames(frames: int | None, switch: str, instead: str) -> int:
+    if frames is None:
+        raise MeidbenchError(
+            f"{switch} is for one number of frames; set frames.train and frames.test alike, or take {instead}"
+        )
+    return frames
+
+
 class Complement(nn.Module):
     """X_F from the frames X, their weights R and the motion X_M; X_C alone without motion.
 
     Parameters
     ----------
-    dim : int
-        D.
-    frames : int or None
-        N, if all videos have the same.
+    dim, frames : int
+        D and N; None if N differs between videos.
     switches : ExpertSwitches
         Those of the embedding.
     has_motion : bool
