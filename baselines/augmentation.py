@@ -46,14 +46,9 @@ class MixedBatch:
 
 
 class Augmentation:
-    """A change of a batch of frame features before the model; this base class changes nothing.
+    """A change of a batch of frame features before the model; this base class changes nothing."""
 
-    Attributes
-    ----------
-    needs_class_ap : bool
-        Whether it needs the average precision of each class; see ``RunningAveragePrecision``.
-    """
-
+    # Whether it needs the average precision of each class; see RunningAveragePrecision.
     needs_class_ap = False
 
     def __call__(

@@ -46,7 +46,7 @@ class Aggregator(nn.Module):
         self.bias_prior = bias_prior
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute logits.
+        """Compute logits (B, C).
 
         Parameters
         ----------
@@ -55,10 +55,6 @@ class Aggregator(nn.Module):
         lengths : Tensor of int, (B,), optional
             The number of frames of each video, 1 to T; the frames after them are padding, whose values make no
             difference. On other devices than the CPU the range is not checked, as that would wait for the device.
-
-        Returns
-        -------
-        Tensor, (B, C)
         """
         features = check_frames(self, features, self.dim)
         if lengths is None:

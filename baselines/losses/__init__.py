@@ -1,8 +1,4 @@
-"""Losses of long-tailed multi-label recognition; ``LOSSES`` maps their names to classes.
-
-A loss is built from the training counts of the classes. The options that make it behave as public code does are
-in the recipes (``recipes/*.toml``, sections ``compat`` and ``release``).
-"""
+"""Losses of long-tailed multi-label recognition, built from the training counts of classes; ``LOSSES`` names them."""
 
 from meidbench.baselines.losses.base import REDUCTIONS, Loss, bias_prior, effective_number_weights
 from meidbench.baselines.losses.class_balanced import ClassBalancedLoss, DistributionBalanced

@@ -77,7 +77,7 @@ class Loss(nn.Module):
         """Set the number of the next forward pass in the whole training; only losses that draw at random use it."""
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute the loss.
+        """Compute the loss, a scalar.
 
         Parameters
         ----------
@@ -87,10 +87,6 @@ class Loss(nn.Module):
             Labels of 0 and 1, or values between them (mixed videos).
         mask : Tensor, (B, C), optional
             The weight of each element; 0 leaves it out.
-
-        Returns
-        -------
-        Tensor, ()
         """
         self._check_shapes(logits, targets, mask)
         if logits.dtype in (torch.float16, torch.bfloat16):

@@ -83,7 +83,7 @@ class Model(nn.Module):
     def forward(
         self, features: torch.Tensor, motion: torch.Tensor | None = None, targets: torch.Tensor | None = None
     ) -> Outputs:
-        """Compute logits.
+        """Compute the outputs of a batch.
 
         Parameters
         ----------
@@ -92,10 +92,6 @@ class Model(nn.Module):
             The motion stream of the same frames; see ``meidbench.loading.motion``.
         targets : Tensor, (B, C), optional
             Labels; in training only.
-
-        Returns
-        -------
-        Outputs
         """
         raise NotImplementedError
 
