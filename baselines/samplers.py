@@ -53,9 +53,12 @@ class VideoSampler(Sampler[tuple[int, int]]):
 
     # Whether the protocol excludes other labels of a drawn video from the loss; see label_mask.
     masks_other_labels: ClassVar[bool] = False
+    _needs_labels: ClassVar[bool] = False
 
     def __init__(self, labels: Labels, *, samples_per_epoch: int | None = None, seed: int = 0) -> None:
         self.labels = _read_labels(labels)
+        if self._needs_labels and not len(self.labels.rows):
+            raise MeidbenchError(f"{type(self).__name__} draws classes, but no video has a label")
         self.seed = whole_number("seed", seed)
         self.samples_per_epoch = (
             None if samples_per_epoch is None else whole_number("samples_per_epoch", samples_per_epoch, least=1)
@@ -184,6 +187,7 @@ class _ClassSampler(VideoSampler):
     """A sampler that draws a class with a certain probability, then one of its videos; see ``Power``."""
 
     masks_other_labels = True
+    _needs_labels = True
     # The probability of a class is proportional to this power of its count.
     exponent: float
 
@@ -191,7 +195,6 @@ class _ClassSampler(VideoSampler):
         self, labels: Labels, *, replacement: bool = True, samples_per_epoch: int | None = None, seed: int = 0
     ) -> None:
         super().__init__(labels, samples_per_epoch=samples_per_epoch, seed=seed)
-        _require_labels(self)
         self.replacement = replacement
 
     def probabilities(self) -> npt.NDArray[np.float64]:
@@ -307,6 +310,8 @@ class ClassAware(VideoSampler):
         The divisor of max n_c C.
     """
 
+    _needs_labels = True
+
     def __init__(
         self,
         labels: Labels,
@@ -317,7 +322,6 @@ class ClassAware(VideoSampler):
         seed: int = 0,
     ) -> None:
         super().__init__(labels, samples_per_epoch=samples_per_epoch, seed=seed)
-        _require_labels(self)
         self.samples_per_class = whole_number("samples_per_class", samples_per_class, least=1)
         self.reduce = whole_number("reduce", reduce, least=1)
 
@@ -387,11 +391,6 @@ def _read_labels(labels: Labels) -> Positives:
     if not labels.videos:
         raise MeidbenchError("there are no videos to sample")
     return labels
-
-
-def _require_labels(sampler: VideoSampler) -> None:
-    if not len(sampler.labels.rows):
-        raise MeidbenchError(f"{type(sampler).__name__} draws classes, but no video has a label")
 
 
 def _draw_videos(labels: Positives, classes: Indices, generator: np.random.Generator, replacement: bool) -> Indices:

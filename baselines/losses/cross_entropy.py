@@ -10,9 +10,6 @@ from meidbench.errors import MeidbenchError
 
 SOFT_FOCUS = ("abs_error", "exp_bce")
 
-# A smaller error makes no difference; the limit keeps the gradient of |error|^gamma finite where gamma < 1.
-_SMALLEST_ERROR = 1e-12
-
 
 class BCE(Loss):
     """Binary cross-entropy of each class on its own: -y log p - (1 - y) log(1 - p).
@@ -108,7 +105,8 @@ def focal_factor(error: torch.Tensor, gamma: float) -> torch.Tensor:
     >>> focal_factor(torch.tensor([0.0, 0.5]), 2.0)
     tensor([1.0000e-24, 2.5000e-01])
     """
-    return error.clamp(min=_SMALLEST_ERROR).pow(gamma)
+    # A smaller error makes no difference; without the limit the gradient is infinite where gamma < 1.
+    return error.clamp(min=1e-12).pow(gamma)
 
 
 class ASL(Loss):

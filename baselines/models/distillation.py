@@ -10,8 +10,6 @@ from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError
 from meidbench.splits.split import Groups
 
-_SLOPE = 0.2
-
 
 class Neck(nn.Module):
     """M(Y) = W Y_group + b, equations 5 and 6; in the authors' compiled code LeakyReLU and rows of length 1 follow.
@@ -50,7 +48,7 @@ class Neck(nn.Module):
         mask = self.switches.neck_mask
         units: torch.Tensor = self.linear(logits[:, self.classes] if mask == "input" else logits)
         if self.switches.neck_act == "lrelu":
-            units = functional.leaky_relu(units, _SLOPE)
+            units = functional.leaky_relu(units, 0.2)
         if self.switches.neck_norm == "l2":
             units = functional.normalize(units, dim=1)
         return units[:, self.classes] if mask == "output" else units

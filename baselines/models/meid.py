@@ -68,11 +68,7 @@ class ExpertOne(_Expert):
     release           73,815,072           71,712,659
     ================  ===================  ===================
 
-    Parameters
-    ----------
-    inputs : ModelInputs
-    **switches
-        As in ``ExpertSwitches``.
+    See ``ExpertSwitches`` for the switches.
 
     Raises
     ------

@@ -14,10 +14,6 @@ from meidbench.errors import MeidbenchError
 
 SMALLEST_BETA = 1e-6
 
-# The width of the hidden layer in the authors' code, in multiples of D.
-_WIDER = 8
-_EPSILON = 1e-6
-
 
 @dataclass(frozen=True)
 class ExpertSwitches:
@@ -179,10 +175,10 @@ class ReleaseEmbedding(nn.Module):
         self.project = nn.Linear(dim, dim) if project else None
         if project:
             self.project_norm = nn.LayerNorm(dim)
-            self.inner_norm, self.outer_norm = (nn.LayerNorm(dim, eps=_EPSILON) for _ in range(2))
-        self.wide, self.narrow = nn.Linear(dim, _WIDER * dim), nn.Linear(_WIDER * dim, dim)
+            self.inner_norm, self.outer_norm = (nn.LayerNorm(dim, eps=1e-6) for _ in range(2))
+        self.wide, self.narrow = nn.Linear(dim, 8 * dim), nn.Linear(8 * dim, dim)
         self.convolution = nn.Conv1d(dim, dim, kernel_size=3, padding=1, groups=dim)
-        self.last_norm = nn.LayerNorm(dim, eps=_EPSILON) if project else None
+        self.last_norm = nn.LayerNorm(dim, eps=1e-6) if project else None
         self.apply(initialise_as_released)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
@@ -262,11 +258,11 @@ class FrameAttention(nn.Module):
                 if self.switches.attention_norm == "ln":
                     frames = functional.layer_norm(frames, frames.shape[2:])
                 scores: torch.Tensor = self.second(torch.relu(self.first(frames))).squeeze(2)
+            elif frames.shape[1] != self.first.in_features:
+                raise MeidbenchError(
+                    f"attention=se_frames is for {self.first.in_features} frames per video, got {frames.shape[1]}"
+                )
             else:
-                if frames.shape[1] != self.first.in_features:
-                    raise MeidbenchError(
-                        f"attention=se_frames is for {self.first.in_features} frames per video, got {frames.shape[1]}"
-                    )
                 scores = self.second(torch.relu(self.first(frames.mean(dim=2))))
             if self.switches.attention_act == "sigmoid":
                 return torch.sigmoid(scores)
@@ -330,11 +326,6 @@ class Complement(nn.Module):
     apply, share, fuse_axis, fuse_stage, fuse_norm
         ``selection_apply``, ``share``, ``fuse_axis``, ``fuse_stage`` and ``fuse_norm`` of ``ExpertTwo``.
 
-    Attributes
-    ----------
-    streams : int
-        The number of streams that are returned.
-
     Examples
     --------
     >>> frames = torch.rand(2, 3, 4)
@@ -364,7 +355,7 @@ class Complement(nn.Module):
         self.embed_motion = make_embedding(dim, switches, project=False) if own else None
         self.norm_frames = frame_norm("bn", dim) if fuse_norm == "bn" else None
         self.norm_motion = frame_norm("bn", dim) if fuse_norm == "bn" and two_streams else None
-        # Streams that are fused late have an aggregator each.
+        # The number of streams that are returned: those that are fused late have an aggregator each.
         self.streams = 2 if has_motion and self.stage == "late" else 1
         self.fusion = Fusion(fuse_axis, dim, frames) if has_motion and self.stage != "late" else None
 

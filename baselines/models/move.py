@@ -220,10 +220,8 @@ class PrototypeAttention(nn.Module):
 
     Parameters
     ----------
-    dim : int
-        D.
-    heads : int
-        h.
+    dim, heads : int
+        D and h.
     head_width : int or None
         w; None is D / h, and h must divide D.
     attention_dropout, dropout : float
@@ -296,10 +294,8 @@ class Codebook(nn.Module):
 
     Parameters
     ----------
-    dim : int
-        D.
-    clusters, width : int
-        K and H.
+    dim, clusters, width : int
+        D, K and H.
     residual : bool
         As in the paper's equations; the public code has the gated form.
     hidden_frames : str
