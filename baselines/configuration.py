@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_type_hints
 from meidbench.baselines.aggregators import AGGREGATORS, Aggregator
 from meidbench.baselines.augmentation import AUGMENTATIONS, Augmentation
 from meidbench.baselines.losses import LOSSES, Loss
-from meidbench.baselines.models import MODELS, Model, Task
+from meidbench.baselines.models import MODELS, Model, ModelInputs
 from meidbench.baselines.samplers import SAMPLERS, VideoSampler
 from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass
 from meidbench.errors import MeidbenchError, bullet_list
@@ -30,7 +30,7 @@ FAMILIES: dict[str, Mapping[str, type]] = {
 
 
 def known_options(component: type) -> dict[str, Any]:
-    """Return the options of a component, each with its type: the keyword-only arguments of its class.
+    """Return the options of a component, each with its type: the keyword-only arguments of its classes.
 
     Examples
     --------
@@ -39,10 +39,29 @@ def known_options(component: type) -> dict[str, Any]:
     >>> list(known_options(AGGREGATORS["early_mean"]))
     ['dropout', 'classifier', 'bias_prior']
     """
-    options: dict[str, Any] = {}
-    for kind in (component, Aggregator) if issubclass(component, Aggregator) else (component,):
+    return {name: hint for name, (hint, _) in _read_options(component).items()}
+
+
+def option_defaults(component: type) -> dict[str, Any]:
+    """Return the options of a component, each with its default.
+
+    Examples
+    --------
+    >>> option_defaults(MODELS["meid_two"])["beta"]
+    0.5
+    """
+    return {name: default for name, (_, default) in _read_options(component).items()}
+
+
+def _read_options(component: type) -> dict[str, tuple[Any, Any]]:
+    """Return type and default of the options of a component and of the class that takes its further options."""
+    further = Aggregator if issubclass(component, Aggregator) else getattr(component, "further_options", None)
+    options: dict[str, tuple[Any, Any]] = {}
+    kinds: list[Any] = [component] if further is None else [component, further]
+    for kind in kinds:
         hints, arguments = get_type_hints(kind.__init__), inspect.signature(kind.__init__).parameters
-        options |= {name: hints[name] for name, argument in arguments.items() if argument.kind is argument.KEYWORD_ONLY}
+        own = [name for name, argument in arguments.items() if argument.kind is argument.KEYWORD_ONLY]
+        options |= {name: (hints[name], arguments[name].default) for name in own if name not in options}
     return options
 
 
@@ -334,10 +353,10 @@ def flatten(tables: Table, prefix: str = "") -> Table:
     return joined
 
 
-def make_task(config: Config, split: Split, dim: int) -> Task:
+def make_model_inputs(config: Config, split: Split, dim: int) -> ModelInputs:
     """Return the facts that a model needs about a split and about features of width ``dim``."""
     frames = config.frames
-    return Task(
+    return ModelInputs(
         dim=dim,
         num_classes=split.num_classes,
         train_counts=split.train_counts,
@@ -348,17 +367,17 @@ def make_task(config: Config, split: Split, dim: int) -> Task:
     )
 
 
-def make_model(config: Config, task: Task) -> Model:
+def make_model(config: Config, inputs: ModelInputs) -> Model:
     """Make the model; its weights come from torch's global generator."""
-    return MODELS[config.model.name](task, **config.model.options)
+    return MODELS[config.model.name](inputs, **config.model.options)
 
 
 def check_model(config: Config, model: Model) -> None:
     """Refuse a model that needs a first stage and has none, or the reverse, or that mixes labels that are masked."""
     name = config.model.name
-    if model.begins_from_first_stage and config.first_stage is None:
+    if model.needs_first_stage and config.first_stage is None:
         raise MeidbenchError(f"model.name={name} begins with a trained first stage; take a method that has one: meid")
-    if config.first_stage is not None and not model.begins_from_first_stage:
+    if config.first_stage is not None and not model.needs_first_stage:
         raise MeidbenchError(f"model.name={name} does not begin with a first stage; leave it out")
     if config.mask_other_labels and model.mixes_targets:
         raise MeidbenchError(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from meidbench.baselines.configuration import Config, make_task
+from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
@@ -254,7 +254,7 @@ def predict(
         if digest_recipe(source) != inputs.recipe_digest:
             report("warning: these features were made by another recipe than those of the training")
         with processes.fork_random():
-            learner = Learner(config, make_task(config, loaded, source.dim), processes)
+            learner = Learner(config, make_model_inputs(config, loaded, source.dim), processes)
             epoch = learner.load_weights(folder.best)
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:

@@ -17,11 +17,11 @@ from meidbench.baselines.configuration import (
     make_augmentation,
     make_loss,
     make_model,
+    make_model_inputs,
     make_sampler,
-    make_task,
 )
 from meidbench.baselines.distributed import ProcessGroup
-from meidbench.baselines.models import Model, Task
+from meidbench.baselines.models import Model, ModelInputs
 from meidbench.baselines.run_folder import load_checkpoint, save_checkpoint
 from meidbench.baselines.running_ap import RunningAveragePrecision
 from meidbench.errors import MeidbenchError, first_few
@@ -76,15 +76,15 @@ class Position:
 class Learner:
     """A model in training: ``module``, and ``model``, which is the same wrapped so that processes share gradients."""
 
-    def __init__(self, config: Config, task: Task, processes: ProcessGroup) -> None:
+    def __init__(self, config: Config, inputs: ModelInputs, processes: ProcessGroup) -> None:
         self.config, self.processes = config, processes
         self.position = Position()
         torch.manual_seed(derive_seed(config.seed, WEIGHTS))
-        self.module: Model = make_model(config, task).to(processes.device)
+        self.module: Model = make_model(config, inputs).to(processes.device)
         self.model = processes.wrap(self.module)
         if isinstance(self.model, nn.parallel.DistributedDataParallel):
             self.module = self.model.module  # batch normalisation may have been replaced
-        self.running = RunningAveragePrecision(task.num_classes)
+        self.running = RunningAveragePrecision(inputs.num_classes)
         self.weights = [weight for weight in self.module.parameters() if weight.requires_grad]
         schedule = config.schedule
         self.optimiser = torch.optim.Adam(self.weights, lr=schedule.lr, weight_decay=schedule.weight_decay)
@@ -367,7 +367,7 @@ def check_run(config: Config, split: Split, dim: int, *, processes: int = 1) -> 
     if config.first_stage is not None:
         check_run(config.first_stage, split, dim, processes=processes)
     with torch.device("meta"):
-        model = make_model(config, make_task(config, split, dim))
+        model = make_model(config, make_model_inputs(config, split, dim))
     check_model(config, model)
     make_loss(config, split)
     make_augmentation(config)

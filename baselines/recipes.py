@@ -1,13 +1,12 @@
 """Recipes: the values of a method, the source of each, and its published numbers; and how they make a configuration."""
 
 import dataclasses
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, Choice, Config, known_options
+from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, Choice, Config, known_options, option_defaults
 from meidbench.baselines.models import MODELS
 from meidbench.checks import Table, one_of, parse_settings, parse_toml
 from meidbench.errors import MeidbenchError, first_few
@@ -270,7 +269,7 @@ def _keep_known(asked: Table, values: Table) -> Table:
 
 def _join_stages(first: Config, second: Config) -> Config:
     """Return the second stage's configuration with the first's; refuse two that do not belong together."""
-    theirs, ours = (_complete_options(stage.model) for stage in (first, second))
+    theirs, ours = (option_defaults(MODELS[stage.model.name]) | dict(stage.model.options) for stage in (first, second))
     shared = [key for key in theirs if key in ours and not key.startswith(_PER_STAGE)]
     problems = [f"model.{key}" for key in shared if ours[key] != theirs[key]]
     problems += [key for key in ("aggregator", "frames") if getattr(second, key) != getattr(first, key)]
@@ -280,12 +279,6 @@ def _join_stages(first: Config, second: Config) -> Config:
             "(without stage1. or stage2.)"
         )
     return dataclasses.replace(second, first_stage=dataclasses.replace(first, execution=second.execution))
-
-
-def _complete_options(model: Choice) -> Table:
-    kind = MODELS[model.name]
-    parameters = inspect.signature(kind.__init__).parameters
-    return {name: parameters[name].default for name in known_options(kind)} | dict(model.options)
 
 
 def _complete(config: Config, split: Split) -> Config:

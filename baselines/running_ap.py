@@ -60,7 +60,7 @@ class RunningAveragePrecision:
         targets : Tensor, (B, C)
             Labels; every value above 0 is a label.
         keep : Tensor of bool, (B,), optional
-            The videos that count: ``Mixed.untouched``. All where it is left out.
+            The videos that count: ``MixedBatch.untouched``. All where it is left out.
         """
         if logits.ndim != 2 or logits.shape != targets.shape or logits.shape[1] != self.num_classes:
             raise MeidbenchError(

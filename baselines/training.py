@@ -15,8 +15,8 @@ from meidbench.baselines.configuration import (
     check_model,
     make_augmentation,
     make_loss,
+    make_model_inputs,
     make_sampler,
-    make_task,
 )
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.inference import (
@@ -217,7 +217,7 @@ class _Run:
             subset: make_subset_loader(split, subset, features, config, processes)
             for subset in find_scored_subsets(split, config.selection.subset)
         }
-        self.learner = Learner(config, make_task(config, split, features.dim), processes)
+        self.learner = Learner(config, make_model_inputs(config, split, features.dim), processes)
         check_model(config, self.learner.module)
         self.loss = make_loss(config, split).to(processes.device)
         self.augmentation = make_augmentation(config)
@@ -254,7 +254,7 @@ class _Run:
             written = self.learner.restore(self.folder.last)
             self.report(f"resuming after {position.epoch} epochs, {position.step} steps")
         elif self.first_stage_weights is not None:
-            self.learner.module.begin_from(load_checkpoint(self.first_stage_weights)["model"])
+            self.learner.module.load_first_stage(load_checkpoint(self.first_stage_weights)["model"])
         self.log = RunLog(self.folder.path, self.report, written, position.step) if self.processes.is_first else None
         self.first_epoch, self.start = position.epoch + 1, time.monotonic()
         try:
@@ -357,7 +357,7 @@ class _Run:
         position.epoch, position.micro_batch = position.epoch + 1, 0
         steps = max(1, position.summed_steps)
         facts: dict[str, Any] = {"epoch": position.epoch, "loss": position.loss_sum / steps, "lr": rate}
-        if model_facts := learner.module.facts():
+        if model_facts := learner.module.log_values():
             facts |= {"penalty": position.penalty_sum / steps, "model": model_facts}
         line = f"epoch {position.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
         if position.epoch % selection.every == 0 or position.epoch == self.config.schedule.epochs:

@@ -1,4 +1,4 @@
-"""MEID written out in float64, a frame and a class at a time: what the tests of its experts compare them with."""
+"""MEID in float64, one frame and one class at a time: the reference in the tests of its experts."""
 
 import math
 
@@ -31,7 +31,7 @@ def layer_norm(state, vector, epsilon):
 
 
 def batch_norm(state, vector):
-    """Of evaluation mode."""
+    """Batch normalisation in evaluation mode."""
     mean, variance = state["running_mean"], state["running_var"]
     return (vector - mean) / np.sqrt(variance + 1e-5) * state["weight"] + state["bias"]
 
@@ -99,7 +99,7 @@ def variance(values):
 
 
 def expert_one(state, frames):
-    """A and Y of equations 2 to 4, in evaluation mode; X is normalised first where the state says how."""
+    """A and Y of equations 2 to 4, in evaluation mode; X is normalised first if the state has that layer."""
     if "input_norm.norm.weight" in state:
         frames = [norm(part(state, "input_norm"), frame) for frame in frames]
     weights = attention(part(state, "attention"), frames)
@@ -108,7 +108,7 @@ def expert_one(state, frames):
 
 
 def fused(state, complementary, motion):
-    """Equation 11, along whichever axis the layer is of."""
+    """Equation 11, along the axis of the layer."""
     if state["weight"].shape[1] == 2 * len(complementary[0]) and state["weight"].shape[0] == len(complementary[0]):
         return [layer(state, np.concatenate(pair)) for pair in zip(complementary, motion, strict=True)]
     columns = [layer(state, column) for column in np.concatenate([complementary, motion]).T]

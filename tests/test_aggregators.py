@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from meidbench.baselines.aggregators import AGGREGATORS, Aggregator, CosineClassifier
-from meidbench.baselines.aggregators.base import FrameNorm, frame_mask, mean_over_frames, unit
+from meidbench.baselines.aggregators import AGGREGATORS, Aggregator
+from meidbench.baselines.aggregators.base import (
+    CosineClassifier,
+    FrameBatchNorm,
+    frame_mask,
+    mean_over_frames,
+    normalise,
+)
 from meidbench.baselines.aggregators.pooling import AttentionPooling, EarlyMean, Nonlinear
 from meidbench.baselines.aggregators.vlad import NetVLAD, NeXtVLAD
 from meidbench.errors import MeidbenchError
@@ -39,7 +45,7 @@ def waves(*shape, step=0.37):
 
 
 def shaken(model):
-    """Give every parameter and running statistic a value of its own, so that none can be forgotten unseen."""
+    """Give every parameter and running statistic its own value, so that the loop must use each."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -50,7 +56,7 @@ def shaken(model):
 
 
 def as_public(model, names):
-    """Fill a model as the public code's was: tensor ``at`` of its ``state_dict()`` is 0.5 sin(i (1 + 0.1 at) + at).
+    """Fill a model like that of the public code: tensor ``at`` of its ``state_dict()`` is 0.5 sin(i (1 + 0.1 at) + at).
 
     Running means are 0.1 sin, variances 1 + 0.5 sin. ``names`` are ours in the public code's order; an empty one stands
     for its counters of batches.
@@ -200,8 +206,8 @@ def loop_netvlad(model, video):
         frame = normalised(state, "input_norm.norm", frame)
         shares = softmax(normalised(state, "assignment_norm.norm", layer(state, "assignment", frame)))
         for k in range(clusters):
-            sums[k] += shares[k] * (frame - state["centres"][k] if model.residual else frame)
-    if not model.residual:
+            sums[k] += shares[k] * (frame - state["centres"][k] if model.centres is not None else frame)
+    if not model.centres is not None:
         sums *= sigmoid(state["gate"])
     descriptor = np.array([row / np.linalg.norm(row) for row in sums]).T.ravel()
     descriptor /= np.linalg.norm(descriptor)
@@ -299,7 +305,7 @@ def test_a_batch_of_full_length_is_one_without_lengths_and_one_of_fewer_frames_i
 def test_frame_norm_is_batch_norm_over_the_real_frames():
     features, lengths = padded_videos()
     real = torch.cat([video[:count] for video, count in zip(features, lengths, strict=True)])
-    norm, reference = FrameNorm(DIM).double(), nn.BatchNorm1d(DIM).double()
+    norm, reference = FrameBatchNorm(DIM).double(), nn.BatchNorm1d(DIM).double()
     mask = frame_mask(lengths, features)
     torch.testing.assert_close(norm(features, mask)[mask], reference(real))
     torch.testing.assert_close(norm.norm.running_var, reference.running_var)
@@ -351,7 +357,7 @@ def test_parameters_follow_the_documented_formulas(d, c, k, h):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_stays_near_float32(variant, dtype):
-    """Features of the size that real ones have at most; squares of some overflow half precision."""
+    """Features as large as the largest real ones; the squares of some overflow half precision."""
     model = make(variant)
     features = torch.rand(4, FRAMES, DIM, generator=torch.Generator().manual_seed(2)) * 300
     for lengths in (None, torch.tensor([6, 1, 3, 5])):
@@ -370,8 +376,8 @@ def test_autocast_stays_near_float32(variant, dtype):
 
 def test_norms_are_taken_in_float32():
     vectors = torch.full((1, 4), 30000.0, dtype=torch.float16)
-    assert unit(vectors, dim=1).tolist() == [[0.5] * 4]
-    assert unit(vectors, dim=1, order=1.0).tolist() == [[0.25] * 4]
+    assert normalise(vectors, dim=1).tolist() == [[0.5] * 4]
+    assert normalise(vectors, dim=1, order=1.0).tolist() == [[0.25] * 4]
     layer = CosineClassifier(4, 1)
     with torch.no_grad():
         layer.weight.fill_(3.0)
@@ -389,7 +395,7 @@ def test_features_of_another_precision_are_converted(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_cosine_classifier_gives_cosines(variant):
-    """Those of torch, of what goes into the last layer; of ``nonlinear``, the mean of its frames' cosines."""
+    """Torch's cosines of the input of the last layer; for ``nonlinear``, the mean of its frames' cosines."""
     model = make(variant, classifier="cosine").eval()
     seen = []
     model.classifier.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
@@ -452,7 +458,7 @@ def test_original_and_compatible_nextvlad_differ_and_compat_depends_on_position(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_can_be_trained(variant):
-    """Two kinds of videos, told apart by the sign of a feature, are learnt."""
+    """The model learns two kinds of videos, which differ in the sign of a feature."""
     model = make(variant)
     generator = torch.Generator().manual_seed(0)
     kinds = torch.arange(32) % 2
@@ -492,7 +498,7 @@ def test_it_is_made_from_the_generator_of_torch_alone():
         ("netvlad", {"clusters": 0}, "clusters must be"),
         ("netvlad", {"hidden": 0}, "hidden must be"),
         ("nextvlad", {"flavor": "tensorflow"}, "known: original, meid_compat"),
-        ("nextvlad", {"flavor": "meid_compat"}, "say how many"),
+        ("nextvlad", {"flavor": "meid_compat"}, "set the number of frames"),
         ("nextvlad", {"frames": 60}, "'original' takes any number"),
         ("nextvlad", {"groups": 5}, "groups must divide expansion \\* dim = 32"),
         ("nextvlad", {"hidden": 12, "reduction": 5}, "reduction must divide hidden 12"),
@@ -513,7 +519,7 @@ def test_what_makes_no_sense_is_refused(name, switches, message):
         (torch.zeros(2, 3, DIM, dtype=torch.int64), None, "floating point"),
         (torch.zeros(2, 3, DIM), torch.tensor([1]), r"\(2,\) whole numbers"),
         (torch.zeros(2, 3, DIM), torch.tensor([1.0, 2.0]), "whole numbers"),
-        (torch.zeros(2, 3, DIM), torch.tensor([0, 4]), "between 1 and the 3 frames there are, got 0, 4"),
+        (torch.zeros(2, 3, DIM), torch.tensor([0, 4]), "between 1 and the number of frames, 3, got 0, 4"),
     ],
 )
 def test_input_that_does_not_fit_is_refused(features, lengths, message):
@@ -522,7 +528,7 @@ def test_input_that_does_not_fit_is_refused(features, lengths, message):
 
 
 def test_meids_port_is_for_one_number_of_frames():
-    with pytest.raises(MeidbenchError, match="for 6 frames a video, got 5"):
+    with pytest.raises(MeidbenchError, match="for 6 frames per video, got 5"):
         make("nextvlad meid")(torch.zeros(2, 5, DIM))
 
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
+from meidbench.baselines import METHODS
 from meidbench.baselines.augmentation import (
     AUGMENTATIONS,
-    COMPAT,
     FrameStack,
     Mixup,
-    frames_of,
+    compute_partner_shares,
+    count_frames,
     mix,
-    partner_shares,
     stack_frames,
 )
 from meidbench.baselines.running_ap import RunningAveragePrecision
@@ -30,6 +30,11 @@ TARGETS = torch.tensor(
 ).float()
 CLASS_AP = torch.tensor([0.9, 0.5, 0.3, 0.2, 0.05, 0.01])
 PARTNERS = torch.tensor([2, 0, 1, 5, 4, 3])
+# The options of VideoLT's public code, from the recipes.
+PUBLIC_CODE: dict[str, dict[str, object]] = {"none": {}}
+for _method in ("mixup-compat", "framestack-compat"):
+    _options = dict(METHODS[_method].tables["augmentation"])
+    PUBLIC_CODE[_options.pop("name")] = _options
 
 
 def generator(seed=0):
@@ -37,7 +42,7 @@ def generator(seed=0):
 
 
 def numbered(videos=6, frames=10, dim=1):
-    """Frames that say which they are: 1000 times the video, plus the frame."""
+    """Frames whose values are their numbers: 1000 times the video, plus the frame."""
     video, frame = torch.meshgrid(torch.arange(videos), torch.arange(frames), indexing="ij")
     return (1000.0 * video + frame).unsqueeze(-1).repeat(1, 1, dim)
 
@@ -80,7 +85,7 @@ def fixed_partners(monkeypatch):
 
 @pytest.mark.parametrize("length", [10, 7])
 def test_compatible_framestack_takes_videolts_frames(fixed_partners, length):
-    augment = FrameStack(**COMPAT["frame_stack"], clip_length=length, ratio=1.0)
+    augment = FrameStack(**PUBLIC_CODE["frame_stack"] | {"clip_length": length, "ratio": 1.0})
     features = torch.arange(60.0).view(6, 10, 1)
     mixed = augment(features, TARGETS, generator=generator(), epoch=1, class_ap=CLASS_AP)
     assert mixed.features[..., 0].int().tolist() == VIDEOLT_FRAMES[length]
@@ -89,7 +94,7 @@ def test_compatible_framestack_takes_videolts_frames(fixed_partners, length):
 
 
 def test_compatible_framestack_halves_where_nothing_is_known(fixed_partners):
-    augment = FrameStack(**COMPAT["frame_stack"], clip_length=7, ratio=1.0)
+    augment = FrameStack(**PUBLIC_CODE["frame_stack"] | {"clip_length": 7, "ratio": 1.0})
     features = torch.arange(60.0).view(6, 10, 1)
     mixed = augment(features, TARGETS, generator=generator(), epoch=1, class_ap=torch.zeros(6))
     assert mixed.features[:3, :, 0].int().tolist() == VIDEOLT_FRAMES_WITHOUT_AP
@@ -172,7 +177,7 @@ def test_frames_sum_to_the_length_and_the_label_follows_them():
 
 
 def test_what_is_known_worse_keeps_more_frames():
-    shares = partner_shares(TARGETS, PARTNERS, CLASS_AP)
+    shares = compute_partner_shares(TARGETS, PARTNERS, CLASS_AP)
     ease = [(row * CLASS_AP).sum() / row.sum() for row in TARGETS]
     for i, j in enumerate(PARTNERS.tolist()):
         assert (shares[i] > 0.5) == (ease[i] > ease[j])
@@ -181,16 +186,16 @@ def test_what_is_known_worse_keeps_more_frames():
 def test_three_labels_are_not_three_times_as_easy():
     targets = torch.tensor([[1.0, 1, 1, 0], [0, 0, 0, 1]])
     partners, ap = torch.tensor([1, 0]), torch.full((4,), 0.4)
-    assert partner_shares(targets, partners, ap).tolist() == [0.5, 0.5]
-    assert partner_shares(targets, partners, ap, "min").tolist() == [0.5, 0.5]
-    assert partner_shares(targets, partners, ap, "sum").tolist() == pytest.approx([0.75, 0.25])
+    assert compute_partner_shares(targets, partners, ap).tolist() == [0.5, 0.5]
+    assert compute_partner_shares(targets, partners, ap, "min").tolist() == [0.5, 0.5]
+    assert compute_partner_shares(targets, partners, ap, "sum").tolist() == pytest.approx([0.75, 0.25])
 
 
 def test_rounding_does_not_rob_the_partner():
     shares = torch.tensor(np.random.RandomState(0).rand(20_000), dtype=torch.float32)
     exact = (shares * 60).mean().item()
-    assert frames_of(shares, 60).float().mean().item() == pytest.approx(exact, abs=0.02)
-    assert frames_of(shares, 60, "int").float().mean().item() == pytest.approx(exact - 0.5, abs=0.02)
+    assert count_frames(shares, 60).float().mean().item() == pytest.approx(exact, abs=0.02)
+    assert count_frames(shares, 60, "int").float().mean().item() == pytest.approx(exact - 0.5, abs=0.02)
 
 
 @pytest.mark.parametrize(("ratio", "mixed_videos"), [(0.5, 3), (0.4, 2), (1.0, 6), (0.1, 0)])
@@ -325,8 +330,8 @@ def test_shapes_that_do_not_fit_are_refused(features, targets, streams):
 
 
 def test_compatible_switches_are_known_for_every_augmentation():
-    assert COMPAT.keys() == AUGMENTATIONS.keys()
-    for name, switches in COMPAT.items():
+    assert PUBLIC_CODE.keys() == AUGMENTATIONS.keys()
+    for name, switches in PUBLIC_CODE.items():
         AUGMENTATIONS[name](**switches)
 
 

@@ -1,19 +1,22 @@
 """The parts of MEID's experts, equation by equation: worked out by hand, and by loops in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from meid_by_loop import arrays, attention, distance, fused, neck, release_embedding, sigmoid, simple_embedding
 
-from meidbench.baselines.models.distillation import Neck, VarianceDistillation, checked_weight
-from meidbench.baselines.models.meid import joint_scores, pooled
+from meidbench.baselines.models.distillation import Neck, VarianceDistillation
+from meidbench.baselines.models.meid import apply_pool, joint_scores
 from meidbench.baselines.models.meid_parts import (
     Complement,
+    ExpertSwitches,
     FrameAttention,
     Fusion,
     ReleaseEmbedding,
     SimpleEmbedding,
-    complementary,
+    complementary_weights,
 )
 from meidbench.errors import MeidbenchError
 from meidbench.loading.motion import motion_rows
@@ -24,7 +27,7 @@ CLASSES = 7
 
 
 def shaken(module, seed=0, scale=0.5):
-    """The module in float64, with parameters and running statistics that nothing leaves out."""
+    """The module in float64, with random parameters and running statistics."""
     generator = torch.Generator().manual_seed(seed)
     module = module.double()
     with torch.no_grad():
@@ -33,6 +36,10 @@ def shaken(module, seed=0, scale=0.5):
                 noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
                 tensor.add_(scale * (noise.abs() if name.endswith("running_var") else noise))
     return module
+
+
+def distillation(groups=GROUPS, num_classes=CLASSES, **switches):
+    return VarianceDistillation(groups, num_classes, ExpertSwitches(**switches))
 
 
 def drawn(*shape, seed=1):
@@ -88,7 +95,7 @@ def test_linear_layers_begin_as_released():
 
 
 def test_equation_3_worked_out_by_hand():
-    by_frame = FrameAttention("frame_mlp", 2, None, hidden=2, norm="none")
+    by_frame = FrameAttention(2, None, ExpertSwitches(attention_hidden=2, attention_norm="none"))
     with torch.no_grad():
         by_frame.first.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
         by_frame.first.bias.copy_(torch.tensor([0.0, 1.0]))
@@ -98,7 +105,7 @@ def test_equation_3_worked_out_by_hand():
     told = by_frame(torch.tensor([[[1.0, 3.0], [-1.0, -1.0]]]))
     torch.testing.assert_close(told, torch.tensor([[sigmoid(2.5), sigmoid(-1.5)]]))
 
-    of_frames = FrameAttention("se_frames", 2, 3, reduction=3)
+    of_frames = FrameAttention(2, 3, ExpertSwitches(attention="se_frames"))
     with torch.no_grad():
         of_frames.first.weight.copy_(torch.tensor([[1.0, -1.0, 2.0]]))
         of_frames.second.weight.copy_(torch.tensor([[1.0], [0.0], [-2.0]]))
@@ -109,28 +116,30 @@ def test_equation_3_worked_out_by_hand():
 
 @pytest.mark.parametrize(("kind", "norm"), [("frame_mlp", "ln"), ("frame_mlp", "none"), ("se_frames", "ln")])
 def test_attention_is_its_formula(kind, norm):
-    module, frames = shaken(FrameAttention(kind, 5, 7, hidden=4, reduction=3, norm=norm)), drawn(3, 7, 5)
+    switches = ExpertSwitches(attention=kind, attention_hidden=4, attention_norm=norm)
+    module, frames = shaken(FrameAttention(5, 7, switches)), drawn(3, 7, 5)
     weights = np.array([attention(arrays(module), video, norm == "ln") for video in frames.numpy()])
     matches(module(frames), weights)
     scores = np.log(weights / (1 - weights))
     shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     for activation, wanted in (("softmax", shares), ("n_softmax", 7 * shares)):
-        other = FrameAttention(kind, 5, 7, activation=activation, hidden=4, reduction=3, norm=norm).double()
+        other = FrameAttention(5, 7, replace(switches, attention_act=activation)).double()
         other.load_state_dict(module.state_dict())
         matches(other(frames), wanted)
 
 
 def test_attention_of_each_frame_takes_any_number_of_them_and_that_of_positions_one():
-    each = FrameAttention("frame_mlp", 4, None, hidden=3)
+    each = FrameAttention(4, None, ExpertSwitches(attention_hidden=3))
     frames = drawn(2, 6, 4).float()
     torch.testing.assert_close(each(frames[:, 2:5]), each(frames)[:, 2:5])
-    positions = FrameAttention("se_frames", 4, 6)
+    of_positions = ExpertSwitches(attention="se_frames")
+    positions = FrameAttention(4, 6, of_positions)
     assert positions.first.weight.shape == (2, 6) and positions.first.bias is None and positions.second.bias is None
-    assert FrameAttention("se_frames", 4, 2).first.weight.shape == (1, 2)
-    with pytest.raises(MeidbenchError, match="for 6 frames a video, got 5"):
+    assert FrameAttention(4, 2, of_positions).first.weight.shape == (1, 2)
+    with pytest.raises(MeidbenchError, match="for 6 frames per video, got 5"):
         positions(frames[:, :5])
     with pytest.raises(MeidbenchError, match=r"set frames\.train and frames\.test alike"):
-        FrameAttention("se_frames", 4, None)
+        FrameAttention(4, None, of_positions)
 
 
 # --- equation 4: pooling --------------------------------------------------------------------------------------------
@@ -144,7 +153,7 @@ def test_a_mean_over_frames_becomes_what_the_pool_says(with_weights):
     total = weights.numpy().sum(axis=1, keepdims=True)
     wanted["weighted_mean"] = rows.sum(axis=1) / total if with_weights else rows.mean(axis=1)
     for pool, said in wanted.items():
-        matches(pooled(frames, weights if with_weights else None, pool).mean(dim=1), said)
+        matches(apply_pool(frames, weights if with_weights else None, pool).mean(dim=1), said)
 
 
 # --- equations 5 to 7: necks and distillation -----------------------------------------------------------------------
@@ -152,7 +161,7 @@ def test_a_mean_over_frames_becomes_what_the_pool_says(with_weights):
 
 def test_equation_7_worked_out_by_hand():
     groups = Groups(head=np.array([0, 2]), medium=np.array([3]), tail=np.array([1]))
-    necks = VarianceDistillation(groups, 4, out=2)
+    necks = distillation(groups, 4, neck_out=2)
     with torch.no_grad():
         necks.necks["head"].linear.weight.copy_(torch.eye(2))
         necks.necks["head"].linear.bias.copy_(torch.tensor([0.0, 1.0]))
@@ -163,7 +172,7 @@ def test_equation_7_worked_out_by_hand():
     # of 4 the units are (8, 0), the variance 16, and the two are 15 apart.
     assert necks(logits).item() == 0
     logits[1, 1] = 4.0
-    told = {kind: VarianceDistillation(groups, 4, out=2, distance=kind) for kind in ("rms", "l2", "mse", "abs")}
+    told = {kind: distillation(groups, 4, neck_out=2, distill_norm=kind) for kind in ("rms", "l2", "mse", "abs")}
     for module in told.values():
         module.load_state_dict(necks.state_dict())
     assert told["l2"](logits).item() == 15 and told["mse"](logits).item() == 112.5
@@ -178,13 +187,13 @@ def test_the_distillation_loss_is_its_formula(mask, form, over):
     activation, length = form
     if (mask, over) == ("output", "batch"):
         with pytest.raises(MeidbenchError, match="distill_var=batch compares unit with unit"):
-            VarianceDistillation(GROUPS, CLASSES, mask=mask, variance=over)
+            distillation(neck_mask=mask, distill_var=over)
         return
     out, logits = None if mask == "output" else 5, 3 * drawn(4, CLASSES)
     for kind in ("rms", "l2", "mse", "abs"):
         module = shaken(
-            VarianceDistillation(
-                GROUPS, CLASSES, out=out, mask=mask, activation=activation, norm=length, variance=over, distance=kind
+            distillation(
+                neck_out=out, neck_mask=mask, neck_act=activation, neck_norm=length, distill_var=over, distill_norm=kind
             )
         )
         units = [
@@ -201,8 +210,8 @@ def test_the_distillation_loss_is_its_formula(mask, form, over):
 
 def test_gathering_a_group_is_setting_the_others_to_nothing():
     classes, logits = torch.tensor([1, 4, 5]), drawn(3, CLASSES)
-    gathered = shaken(Neck(classes, CLASSES, 4))
-    full = Neck(classes, CLASSES, 4, mask="none").double()
+    gathered = shaken(Neck(classes, CLASSES, ExpertSwitches(neck_out=4)))
+    full = Neck(classes, CLASSES, ExpertSwitches(neck_out=4, neck_mask="none")).double()
     with torch.no_grad():
         full.linear.weight.copy_(drawn(4, CLASSES, seed=9))
         full.linear.weight[:, classes] = gathered.linear.weight
@@ -216,12 +225,12 @@ def test_gathering_a_group_is_setting_the_others_to_nothing():
     ("excluded", [1, 4], [2, 3, 6]), ("with_head", [0, 1, 4, 5], [2, 3, 6]), ("with_tail", [1, 4], [0, 2, 3, 5, 6]),
 ])  # fmt: skip
 def test_medium_classes_are_where_they_are_told_to_be(medium, head, tail):
-    module = VarianceDistillation(GROUPS, CLASSES, medium=medium)
+    module = distillation(distill_medium=medium)
     assert [module.necks[name].classes.tolist() for name in ("head", "tail")] == [head, tail]
     logits = torch.randn(3, CLASSES, requires_grad=True)
     module(logits).backward()
     assert torch.nonzero(logits.grad.abs().sum(dim=0)).flatten().tolist() == sorted(head + tail)
-    # They come from the split, and a checkpoint need not hold them.
+    # They follow from the split, and a checkpoint need not hold them.
     assert {name.rpartition(".")[2] for name in module.state_dict()} == {"weight", "bias"}
 
 
@@ -230,14 +239,14 @@ def test_a_group_without_classes_is_refused(missing):
     empty = {"head": [0, 1], "medium": [3], "tail": [2]} | {missing: []}
     groups = Groups(**{name: np.array(classes, dtype=np.int64) for name, classes in empty.items()})
     with pytest.raises(MeidbenchError, match=rf"none in {missing}; set model\.distill_weight=0"):
-        VarianceDistillation(groups, 4)
-    assert VarianceDistillation(groups, 4, medium=f"with_{missing}")(torch.rand(2, 4)).isfinite()
+        distillation(groups, 4)
+    assert distillation(groups, 4, distill_medium=f"with_{missing}")(torch.rand(2, 4)).isfinite()
 
 
 @pytest.mark.parametrize("detach", [False, True])
 def test_detaching_the_head_stops_its_gradient_and_nothing_else(detach):
     module, logits = (
-        VarianceDistillation(GROUPS, CLASSES, detach_head=detach),
+        distillation(distill_detach_head=detach),
         drawn(3, CLASSES).float().requires_grad_(),
     )
     module(logits).backward()
@@ -247,9 +256,9 @@ def test_detaching_the_head_stops_its_gradient_and_nothing_else(detach):
         stopped = detach and name == "head"
         assert all(p.requires_grad is not stopped and (p.grad is None) is stopped for p in neck_of.parameters())
     torch.manual_seed(0)
-    values = [VarianceDistillation(GROUPS, CLASSES, detach_head=detach)(logits).item()]
+    values = [distillation(distill_detach_head=detach)(logits).item()]
     torch.manual_seed(0)
-    values.append(VarianceDistillation(GROUPS, CLASSES)(logits).item())
+    values.append(distillation()(logits).item())
     assert values[0] == values[1]
 
 
@@ -257,7 +266,7 @@ def test_detaching_the_head_stops_its_gradient_and_nothing_else(detach):
 @pytest.mark.parametrize("over", ["unit", "batch", "all"])
 @pytest.mark.parametrize("kind", ["rms", "l2", "mse", "abs"])
 def test_the_gradient_is_finite_where_nothing_is_apart(kind, over, length):
-    module = VarianceDistillation(GROUPS, CLASSES, variance=over, distance=kind, norm=length)
+    module = distillation(distill_var=over, distill_norm=kind, neck_norm=length)
     for neck_of in module.necks.values():
         torch.nn.init.zeros_(neck_of.linear.weight)
     logits = torch.randn(3, CLASSES, requires_grad=True)
@@ -269,7 +278,7 @@ def test_the_gradient_is_finite_where_nothing_is_apart(kind, over, length):
 
 
 def test_the_loss_of_half_precision_is_computed_in_float32():
-    module, logits = VarianceDistillation(GROUPS, CLASSES), torch.randn(3, CLASSES).bfloat16()
+    module, logits = distillation(), torch.randn(3, CLASSES).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         told = module(logits)
     assert told.dtype == torch.float32
@@ -277,29 +286,29 @@ def test_the_loss_of_half_precision_is_computed_in_float32():
 
 
 def test_the_norms_of_the_necks_are_told():
-    module = VarianceDistillation(GROUPS, CLASSES, out=3)
+    module = distillation(neck_out=3)
     weights = {name: module.necks[name].linear.weight.detach().double().numpy() for name in ("head", "tail")}
     assert weights["head"].shape == (3, 2) and weights["tail"].shape == (3, 3)
     for name, weight in weights.items():
-        assert module.facts()[f"neck_norm_{name}"] == pytest.approx(np.sqrt((weight**2).sum()), rel=1e-6)
+        assert module.log_values()[f"neck_norm_{name}"] == pytest.approx(np.sqrt((weight**2).sum()), rel=1e-6)
         # Xavier's uniform: up to the root of 6 / (inputs + units).
         assert np.abs(weight).max() <= np.sqrt(6 / sum(weight.shape))
         assert float(module.necks[name].linear.bias.detach().abs().max()) == 0
 
 
 @pytest.mark.parametrize("wrong", [
-    {"mask": "outside"}, {"activation": "relu"}, {"norm": "l1"}, {"variance": "class"}, {"distance": "max"},
-    {"medium": "both"}, {"out": 0}, {"out": 4, "mask": "output"},
+    {"neck_mask": "outside"}, {"neck_act": "relu"}, {"neck_norm": "l1"}, {"distill_var": "class"},
+    {"distill_norm": "max"}, {"distill_medium": "both"}, {"neck_out": 0}, {"neck_out": 4, "neck_mask": "output"},
 ])  # fmt: skip
 def test_switches_that_do_not_exist_are_refused(wrong):
     with pytest.raises(MeidbenchError):
-        VarianceDistillation(GROUPS, CLASSES, **wrong)
+        distillation(**wrong)
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
 def test_a_weight_that_makes_no_sense_is_refused(weight):
     with pytest.raises(MeidbenchError, match="distill_weight"):
-        checked_weight(weight)
+        ExpertSwitches(distill_weight=weight)
 
 
 # --- equation 8: complementary frames -------------------------------------------------------------------------------
@@ -307,17 +316,17 @@ def test_a_weight_that_makes_no_sense_is_refused(weight):
 
 def test_equation_8_worked_out_by_hand():
     weights = torch.tensor([[0.0, 0.5, 1.0], [1.0, 1.0, 1.0]])
-    torch.testing.assert_close(complementary(weights), torch.tensor([[2, 1, 2 / 3], [2 / 3] * 3]))
-    torch.testing.assert_close(complementary(weights, 0.25)[0], torch.tensor([4, 4 / 3, 0.8]))
+    torch.testing.assert_close(complementary_weights(weights), torch.tensor([[2, 1, 2 / 3], [2 / 3] * 3]))
+    torch.testing.assert_close(complementary_weights(weights, 0.25)[0], torch.tensor([4, 4 / 3, 0.8]))
     # 2, 1 and 2/3 are 11/9 on average.
     wanted = torch.tensor([[18 / 11, 9 / 11, 6 / 11], [1.0, 1.0, 1.0]])
-    torch.testing.assert_close(complementary(weights, renormalise=True), wanted)
+    torch.testing.assert_close(complementary_weights(weights, renormalise=True), wanted)
 
 
 @pytest.mark.parametrize("beta", [0, -0.5, float("nan"), float("inf"), True])
 def test_a_beta_that_is_not_above_0_is_refused(beta):
     with pytest.raises(MeidbenchError, match="beta"):
-        complementary(torch.zeros(1, 1), beta)
+        complementary_weights(torch.zeros(1, 1), beta)
 
 
 # --- equations 9 to 11: what expert two sees ------------------------------------------------------------------------
@@ -346,12 +355,12 @@ def test_fusion_is_a_linear_layer_along_its_axis(axis):
 def test_fusion_along_frames_is_for_one_number_of_them():
     with pytest.raises(MeidbenchError, match=r"set frames\.train and frames\.test alike"):
         Fusion("frame", 4, None)
-    with pytest.raises(MeidbenchError, match="for 3 frames a video, got 2"):
+    with pytest.raises(MeidbenchError, match="for 3 frames per video, got 2"):
         Fusion("frame", 4, 3)(torch.rand(1, 2, 4), torch.rand(1, 2, 4))
 
 
 class Doubled(torch.nn.Module):
-    """An embedding that can be followed on paper."""
+    """An embedding that is easy to compute by hand."""
 
     def forward(self, frames):
         return 2 * frames
@@ -360,7 +369,7 @@ class Doubled(torch.nn.Module):
 @pytest.mark.parametrize("apply", ["output", "input"])
 @pytest.mark.parametrize("stage", ["early", "medium", "late"])
 def test_streams_are_weighted_embedded_and_fused_in_the_order_that_is_asked_for(apply, stage):
-    module = Complement(1, 2, has_motion=True, apply=apply, share="all", fuse_stage=stage)
+    module = Complement(1, 2, ExpertSwitches(), has_motion=True, apply=apply, share="all", fuse_stage=stage)
     frames, motion = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[10.0], [20.0]]])
     weights = torch.tensor([[3.0, 5.0]])
     if module.fusion is not None:
@@ -369,7 +378,7 @@ def test_streams_are_weighted_embedded_and_fused_in_the_order_that_is_asked_for(
             module.fusion.linear.bias.fill_(7.0)
     streams = [stream.flatten().tolist() for stream in module(frames, weights, motion, Doubled())]
     # Doubling 1 and 2 and weighting them gives 6 and 20 in either order; motion is doubled to 20 and 40. Fused early,
-    # 1 + 10 + 7 and 2 + 20 + 7 are what is doubled, and what the output's weights are of.
+    # 1 + 10 + 7 and 2 + 20 + 7 are doubled, and the output's weights apply to them.
     wanted = {
         "medium": [[33.0, 67.0]],
         "late": [[6.0, 20.0], [20.0, 40.0]],
@@ -382,11 +391,11 @@ def test_streams_are_weighted_embedded_and_fused_in_the_order_that_is_asked_for(
     ("none", ["embed_frames", "embed_motion"]), ("e2_streams", ["embed_frames"]), ("all", []),
 ])  # fmt: skip
 def test_embeddings_are_shared_as_asked(share, own):
-    module = Complement(3, 2, has_motion=True, share=share)
+    module = Complement(3, 2, ExpertSwitches(), has_motion=True, share=share)
     names = {name.split(".")[0] for name, _ in module.named_parameters()} - {"fusion"}
     assert names == set(own)
-    # Without motion there is nothing to embed or fuse but the frames.
-    alone = Complement(3, 2, has_motion=False, share=share)
+    # Without motion only the frames are embedded, and nothing is fused.
+    alone = Complement(3, 2, ExpertSwitches(), has_motion=False, share=share)
     assert {name.split(".")[0] for name, _ in alone.named_parameters()} == set(own) - {"embed_motion"}
     assert alone.streams == 1 and alone.fusion is None
 
@@ -400,7 +409,7 @@ def test_joint_scores_rank_as_float64_does_where_probabilities_round_to_1():
     probabilities = (torch.sigmoid(first) + torch.sigmoid(second)) / 2
     assert len(probabilities.unique()) < 30
     told = joint_scores(first, second, "prob_mean")
-    # What is missing to 1 still differs: log of the mean of 1 / (1 + e^z).
+    # The differences to 1 still differ: log of the mean of 1 / (1 + e^z).
     missing = (1 / (1 + np.exp(first.double().numpy())) + 1 / (1 + np.exp(second.double().numpy()))) / 2
     assert len(told.unique()) == 40
     assert told[0].argsort().tolist() == np.argsort(-missing[0]).tolist()
@@ -411,7 +420,7 @@ def test_joint_scores_rank_as_float64_does_where_probabilities_round_to_1():
 def test_joint_scores_are_the_logit_of_the_mean_probability(shift):
     first, second = (shift + 4 * drawn(5, 6, seed=seed).float() for seed in (1, 2))
     one, other = (1 / (1 + np.exp(-logits.double().numpy())) for logits in (first, second))
-    # In float64 what is missing is still there at these logits.
+    # In float64 the difference to 1 is not rounded away at these logits.
     mean = (one + other) / 2
     missing = (1 / (1 + np.exp(first.double().numpy())) + 1 / (1 + np.exp(second.double().numpy()))) / 2
     np.testing.assert_allclose(

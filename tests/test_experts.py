@@ -1,4 +1,4 @@
-"""MEID's experts whole: against a loop in float64, their parameters by formulas, what is frozen and what learns."""
+"""MEID's whole experts: against a loop in float64, their parameter counts, frozen weights and gradients."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from meid_by_loop import arrays, distance, expert_one, expert_two, neck, part
 
 from meidbench.baselines import AGGREGATORS, METHODS
-from meidbench.baselines.models import Task
+from meidbench.baselines.models import ModelInputs
 from meidbench.baselines.models.base import Plain
 from meidbench.baselines.models.meid import ExpertOne, ExpertTwo, joint_scores
 from meidbench.errors import MeidbenchError
@@ -14,7 +14,7 @@ from meidbench.splits.split import Groups
 
 DIM, CLASSES, FRAMES = 8, 7, 6
 GROUPS = Groups(head=np.array([1, 4]), medium=np.array([0, 5]), tail=np.array([2, 3, 6]))
-# Small, and without dropout, so that a second pass says the same.
+# Small, and without dropout, so that a second pass gives the same.
 AGGREGATOR_OPTIONS = {
     "mean": {},
     "netvlad": {"clusters": 3, "hidden": 5},
@@ -24,8 +24,8 @@ DISTILLED = ("distill_weight", "neck_out", "neck_mask", "neck_act", "neck_norm",
              "distill_detach_head", "distill_medium")  # fmt: skip
 
 
-def task(aggregator="mean", *, motion=True, frames=FRAMES, dim=DIM, classes=CLASSES, groups=GROUPS):
-    return Task(
+def spec(aggregator="mean", *, motion=True, frames=FRAMES, dim=DIM, classes=CLASSES, groups=GROUPS):
+    return ModelInputs(
         dim=dim,
         num_classes=classes,
         train_counts=np.full(classes, 10),
@@ -57,7 +57,7 @@ def shaken(model, scale=0.2):
 
 
 def stepped(model, steps=3, motion=True):
-    """Train in training mode, with weight decay on all parameters that there are."""
+    """Train in training mode, with weight decay on all parameters."""
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=0.1)
     model.train()
     for step in range(steps):
@@ -77,19 +77,19 @@ PRESETS = [("meid_one", "meid"), ("meid_one-release", "meid-release")]
 @pytest.mark.parametrize(("one", "two"), PRESETS)
 def test_shapes(one, two):
     features, motion = drawn(3, FRAMES, DIM), drawn(3, FRAMES, DIM, seed=2)
-    for model, given in ((ExpertOne(task(), **preset(one)), None), (ExpertTwo(task(), **preset(two)), motion)):
+    for model, given in ((ExpertOne(spec(), **preset(one)), None), (ExpertTwo(spec(), **preset(two)), motion)):
         outputs = model(features, given)
         assert outputs.logits.shape == (3, CLASSES) and outputs.penalty.shape == () and outputs.targets is None
-        assert model.facts().keys() == {"neck_norm_head", "neck_norm_tail"}
+        assert model.log_values().keys() == {"neck_norm_head", "neck_norm_tail"}
         scored = model.eval()(features, given)
         assert scored.logits.shape == (3, CLASSES) and scored.penalty is None
-    assert ExpertTwo.takes_motion and ExpertTwo.begins_from_first_stage
-    assert not (ExpertOne.takes_motion or ExpertOne.begins_from_first_stage)
+    assert ExpertTwo.takes_motion and ExpertTwo.needs_first_stage
+    assert not (ExpertOne.takes_motion or ExpertOne.needs_first_stage)
 
 
 @pytest.mark.parametrize("name", ["meid_one", "meid_one-release"])
 def test_expert_one_is_its_equations(name):
-    model = shaken(ExpertOne(task(), **preset(name))).eval()
+    model = shaken(ExpertOne(spec(), **preset(name))).eval()
     features = drawn(3, FRAMES, DIM).double()
     logits = np.array([expert_one(arrays(model), video)[2] for video in features.numpy()])
     np.testing.assert_allclose(model(features).logits.detach().numpy(), logits, rtol=1e-10, atol=1e-10)
@@ -97,7 +97,7 @@ def test_expert_one_is_its_equations(name):
 
 @pytest.mark.parametrize("name", ["meid", "meid-release"])
 def test_expert_two_is_its_equations(name):
-    model = shaken(ExpertTwo(task(), **preset(name))).eval()
+    model = shaken(ExpertTwo(spec(), **preset(name))).eval()
     features, motion = drawn(3, FRAMES, DIM).double(), drawn(3, FRAMES, DIM, seed=2).double()
     release = name.endswith("release")
     pairs = [
@@ -123,8 +123,8 @@ def necks_loss(state, logits):
 
 @pytest.mark.parametrize("loss_on", ["sum", "e2"])
 def test_what_is_trained_is_equations_13_and_14(loss_on):
-    one = shaken(ExpertOne(task(), distill_weight=0.3))
-    two = shaken(ExpertTwo(task(), distill_weight=0.3, loss_on=loss_on))
+    one = shaken(ExpertOne(spec(), distill_weight=0.3))
+    two = shaken(ExpertTwo(spec(), distill_weight=0.3, loss_on=loss_on))
     features, motion = drawn(3, FRAMES, DIM).double(), drawn(3, FRAMES, DIM, seed=2).double()
     logits = np.array([expert_one(arrays(one), video)[2] for video in features.numpy()])
     outputs = one(features)
@@ -142,7 +142,7 @@ def test_what_is_trained_is_equations_13_and_14(loss_on):
 
 
 def test_a_second_expert_of_the_first_ones_kind_is_that():
-    model = shaken(ExpertTwo(task(motion=False), arch="e1")).eval()
+    model = shaken(ExpertTwo(spec(motion=False), arch="e1")).eval()
     features = drawn(3, FRAMES, DIM).double()
     first, second = (
         np.array([expert_one(part(arrays(model), side), video)[2] for video in features.numpy()])
@@ -153,7 +153,7 @@ def test_a_second_expert_of_the_first_ones_kind_is_that():
 
 
 def test_late_fusion_adds_the_logits_of_both_streams():
-    model = shaken(ExpertTwo(task(), fuse_stage="late", selection=False)).eval()
+    model = shaken(ExpertTwo(spec(), fuse_stage="late", selection=False)).eval()
     features, motion = drawn(3, FRAMES, DIM).double(), drawn(3, FRAMES, DIM, seed=2).double()
     complement = model.complement
     streams = (complement.embed_frames(features), complement.embed_motion(motion))
@@ -194,7 +194,7 @@ def built(classes, frames, head, tail):
     groups = Groups(
         head=np.arange(head), medium=np.arange(head, classes - tail), tail=np.arange(classes - tail, classes)
     )
-    full = task(dim=2048, classes=classes, frames=frames, groups=groups)
+    full = spec(dim=2048, classes=classes, frames=frames, groups=groups)
     found = {}
     with torch.device("meta"):
         for name, (one, two) in zip(("paper", "release"), PRESETS, strict=True):
@@ -219,7 +219,7 @@ def test_parameters_are_as_many_as_the_formulas_say_and_the_documentation_states
 
 
 def with_statistics(**more):
-    return ExpertTwo(task("netvlad"), embedding_norm="bn", **more)
+    return ExpertTwo(spec("netvlad"), embedding_norm="bn", **more)
 
 
 def test_expert_one_is_bit_identical_after_training_expert_two():
@@ -246,7 +246,7 @@ def test_batch_statistics_of_expert_one_drift_where_asked_and_its_parameters_do_
 
 
 def test_expert_one_learns_in_the_first_stage_and_its_statistics_too():
-    model = ExpertOne(task("netvlad"), embedding_norm="bn")
+    model = ExpertOne(spec("netvlad"), embedding_norm="bn")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     stepped(model, motion=False)
     assert [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])] == []
@@ -273,7 +273,7 @@ def assert_gradients(model, motion):
     {"neck_out": 7, "neck_mask": "output"},
 ], ids=str)  # fmt: skip
 def test_gradients_reach_all_of_expert_one_in_the_first_stage(switches, aggregator):
-    model = ExpertOne(task(aggregator, motion=False), **switches)
+    model = ExpertOne(spec(aggregator, motion=False), **switches)
     trained = assert_gradients(model, motion=False)
     frozen = {name for name, _ in model.named_parameters()} - trained
     held = {"distillation.necks.head.linear.weight", "distillation.necks.head.linear.bias"}
@@ -297,7 +297,7 @@ def test_gradients_reach_all_of_expert_one_in_the_first_stage(switches, aggregat
     (preset("meid-release") | {"recompute": True}, True), (preset("meid-release") | {"arch": "e1"}, False),
 ], ids=str)  # fmt: skip
 def test_gradients_reach_all_of_expert_two_and_nothing_of_expert_one(switches, motion, aggregator):
-    model = ExpertTwo(task(aggregator, motion=motion), **switches)
+    model = ExpertTwo(spec(aggregator, motion=motion), **switches)
     trained = assert_gradients(model, motion)
     held = {name for name, _ in model.named_parameters() if name.startswith("one.")}
     if switches.get("distill_detach_head"):
@@ -311,7 +311,7 @@ def test_computing_again_gives_the_same_bits(stage):
     for recompute in (False, True):
         torch.manual_seed(7)
         switches = preset("meid_one-release" if stage == 1 else "meid-release") | {"recompute": recompute}
-        model = ExpertOne(task(), **switches) if stage == 1 else ExpertTwo(task(), **switches)
+        model = ExpertOne(spec(), **switches) if stage == 1 else ExpertTwo(spec(), **switches)
         outputs = model(drawn(4, FRAMES, DIM), None if stage == 1 else drawn(4, FRAMES, DIM, seed=2))
         loss = outputs.logits.square().mean() + outputs.penalty
         loss.backward()
@@ -326,7 +326,7 @@ def test_computing_again_gives_the_same_bits(stage):
 
 @pytest.mark.parametrize("name", ["meid", "meid-release"])
 def test_scores_do_not_depend_on_the_rest_of_a_batch(name):
-    model = ExpertTwo(task(), **preset(name))
+    model = ExpertTwo(spec(), **preset(name))
     stepped(model)
     model.eval()
     features, motion = drawn(6, FRAMES, DIM), drawn(6, FRAMES, DIM, seed=2)
@@ -340,24 +340,24 @@ def test_scores_do_not_depend_on_the_rest_of_a_batch(name):
 
 @pytest.mark.parametrize("name", ["meid", "meid-release"])
 def test_half_precision_trains_and_what_must_be_float32_is(name):
-    model = ExpertTwo(task(), **preset(name))
+    model = ExpertTwo(spec(), **preset(name))
     features, motion = drawn(4, FRAMES, DIM), drawn(4, FRAMES, DIM, seed=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(features, motion)
         scored = model.eval()(features, motion)
-        trained = ExpertOne(task(), **preset(name.replace("meid", "meid_one")))(features)
+        trained = ExpertOne(spec(), **preset(name.replace("meid", "meid_one")))(features)
     assert outputs.penalty.dtype == trained.penalty.dtype == scored.logits.dtype == torch.float32
     (outputs.logits.float().square().mean() + outputs.penalty).backward()
     for parameter in model.parameters():
         assert (parameter.grad is not None) is parameter.requires_grad
         assert parameter.grad is None or bool(parameter.grad.isfinite().all())
-    # As near to full precision as eight bits are.
+    # Near to full precision, within eight bits.
     torch.testing.assert_close(scored.logits, model(features, motion).logits, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_features_of_another_precision_are_taken(dtype):
-    model = ExpertTwo(task()).eval()
+    model = ExpertTwo(spec()).eval()
     features, motion = drawn(2, FRAMES, DIM).half(), drawn(2, FRAMES, DIM, seed=2).half()
     wanted = model(features.float(), motion.float()).logits
     torch.testing.assert_close(model(features.to(dtype), motion.to(dtype)).logits, wanted, rtol=0, atol=0)
@@ -368,16 +368,16 @@ def test_features_of_another_precision_are_taken(dtype):
 
 @pytest.mark.parametrize("weight", [0.1, 0.0])
 def test_expert_two_begins_with_expert_one_but_for_its_necks(weight):
-    first, second = (ExpertOne(task("netvlad", motion=False), distill_weight=weight), ExpertTwo(task("netvlad")))
+    first, second = (ExpertOne(spec("netvlad", motion=False), distill_weight=weight), ExpertTwo(spec("netvlad")))
     stepped(first, motion=False)
     own = {name: tensor.clone() for name, tensor in second.distillation.state_dict().items()}
-    second.begin_from(first.state_dict())
+    second.load_first_stage(first.state_dict())
     features, motion = drawn(2, FRAMES, DIM), drawn(2, FRAMES, DIM, seed=2)
     first.eval()
     assert torch.equal(second.one.eval()(features).logits, first(features).logits)
     assert all(torch.equal(tensor, own[name]) for name, tensor in second.distillation.state_dict().items())
     assert not any(parameter.requires_grad for parameter in second.one.parameters())
-    # Its own copy: to go on with the first stage leaves the second as it is.
+    # It has its own copy: more training of the first stage does not change the second.
     stepped(first, motion=False)
     second.train()
     before = second(features, motion).logits
@@ -386,14 +386,14 @@ def test_expert_two_begins_with_expert_one_but_for_its_necks(weight):
 
 
 @pytest.mark.parametrize("other", [
-    lambda: Plain(task()), lambda: ExpertOne(task(), attention="none"), lambda: ExpertOne(task(), attention_hidden=9),
-    lambda: ExpertOne(task("netvlad")), lambda: ExpertOne(task(), embedding_norm="bn"), lambda: ExpertTwo(task()),
+    lambda: Plain(spec()), lambda: ExpertOne(spec(), attention="none"), lambda: ExpertOne(spec(), attention_hidden=9),
+    lambda: ExpertOne(spec("netvlad")), lambda: ExpertOne(spec(), embedding_norm="bn"), lambda: ExpertTwo(spec()),
 ])  # fmt: skip
 def test_another_model_is_refused_as_first_stage(other):
     with pytest.raises(MeidbenchError, match="the first stage holds another model than expert one"):
-        ExpertTwo(task()).begin_from(other().state_dict())
+        ExpertTwo(spec()).load_first_stage(other().state_dict())
     with pytest.raises(MeidbenchError, match="ExpertOne does not begin from another model"):
-        ExpertOne(task()).begin_from({})
+        ExpertOne(spec()).load_first_stage({})
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -414,21 +414,21 @@ def test_another_model_is_refused_as_first_stage(other):
 ])  # fmt: skip
 def test_what_contradicts_itself_is_refused(switches, motion, said):
     with pytest.raises(MeidbenchError, match=said):
-        ExpertTwo(task(motion=motion), **switches)
+        ExpertTwo(spec(motion=motion), **switches)
 
 
 def test_a_model_that_fixes_the_frames_is_refused_where_they_differ():
     for switches in ({"attention": "se_frames"}, {"fuse_axis": "frame"}):
         with pytest.raises(MeidbenchError, match=r"set frames\.train and frames\.test alike"):
-            ExpertTwo(task(frames=None), **switches)
-    ExpertTwo(task(frames=None))
+            ExpertTwo(spec(frames=None), **switches)
+    ExpertTwo(spec(frames=None))
 
 
 @pytest.mark.parametrize("expected", [True, False])
 def test_motion_must_come_where_it_was_said_to(expected):
     features = drawn(2, FRAMES, DIM)
     with pytest.raises(MeidbenchError, match=f"was made {'with' if expected else 'without'} motion"):
-        ExpertTwo(task(motion=expected))(features, None if expected else features)
+        ExpertTwo(spec(motion=expected))(features, None if expected else features)
 
 
 def test_scores_of_two_experts_by_name():

@@ -76,7 +76,7 @@ HARD_WORDS = {
     "write 'is not a'": r"\b(there is|there are|that (is|were|was|are)|holds) none\b|\bor none at all\b",
     "name the subject": r"(?:^|[.:;] |\"\"\"|# )What (was|is|were|are|comes|came|goes|stands|lies|a|an|the|one)\b",
     "no metaphor": r"\b(bars the way|way out|has its say|fresh eyes|lent)\b",
-    "no private noun": r"\b(Pile|Look|Ours|Workshop|Moment|LentMemory|Lane|Team|Task|Sheet|Survey)\b",
+    "no private noun": r"\b(Pile|Look|Ours|Workshop|Moment|LentMemory|Lane|Team|ModelInputs|Sheet|Survey)\b",
 }
 
 

@@ -1,6 +1,5 @@
-"""MEID's experts against the public code's numbers, and switch by switch: what each of them changes."""
+"""MEID's experts against numbers of the public code, and the effect of each switch."""
 
-import inspect
 import itertools
 
 import numpy as np
@@ -9,9 +8,15 @@ import torch
 from torch import nn
 
 from meidbench.baselines.aggregators import AGGREGATORS
-from meidbench.baselines.models import MODELS, Task
+from meidbench.baselines.configuration import option_defaults
+from meidbench.baselines.models import MODELS, ModelInputs
 from meidbench.baselines.models.meid import ExpertOne, ExpertTwo
-from meidbench.baselines.models.meid_parts import FrameAttention, ReleaseEmbedding, complementary
+from meidbench.baselines.models.meid_parts import (
+    ExpertSwitches,
+    FrameAttention,
+    ReleaseEmbedding,
+    complementary_weights,
+)
 from meidbench.splits.split import Groups
 
 VIDEOS, FRAMES, DIM, CLASSES = 4, 6, 8, 7
@@ -34,14 +39,23 @@ RELEASE_TWO = RELEASE_ONE | {
 }
 
 
-def task(*, motion=True, dim=DIM, classes=CLASSES, groups=GROUPS):
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Threads that wait for one another take ten times the computation of networks of this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def spec(*, motion=True, dim=DIM, classes=CLASSES, groups=GROUPS):
     counts = np.ones(classes, dtype=np.int64)
-    return Task(dim, classes, counts, groups, FRAMES, motion, lambda width: AGGREGATORS["mean"](width, classes))
+    return ModelInputs(dim, classes, counts, groups, FRAMES, motion, lambda width: AGGREGATORS["mean"](width, classes))
 
 
 def two(given=None, **switches):
     torch.manual_seed(0)
-    return ExpertTwo(given or task(), **switches).train()
+    return ExpertTwo(given or spec(), **switches).train()
 
 
 def drawn(seed=0, shape=(VIDEOS, FRAMES, DIM)):
@@ -49,7 +63,7 @@ def drawn(seed=0, shape=(VIDEOS, FRAMES, DIM)):
 
 
 def inputs(model):
-    return drawn(0), drawn(1) if model.task.has_motion else None
+    return drawn(0), drawn(1) if model.inputs.has_motion else None
 
 
 def loss_of(outputs):
@@ -59,8 +73,8 @@ def loss_of(outputs):
 
 # --- against the authors' code
 
-# What github.com/abcdvzz/MEID (commit be39ade, ``models/trans.py``: ``Trans_Pos_101`` and ``Trans_Pos``, after a batch
-# normalisation as in ``models/models.py``) gives in float64 for 16 features, 6 frames and 5 classes in place of the
+# Results of github.com/abcdvzz/MEID (commit be39ade, ``models/trans.py``: ``Trans_Pos_101`` and ``Trans_Pos``, after a
+# batch normalisation as in ``models/models.py``) in float64 for 16 features, 6 frames and 5 classes in place of the
 # widths that are written into it, on ``waves(3, 6, 16)``, with motion ``waves(3, 6, 16, step=0.73)``. Tensor ``at`` of
 # its ``state_dict()`` is 0.5 sin(i (1 + 0.1 at) + at); running means are 0.1 sin, variances 1 + 0.5 sin. The first are
 # logits, the last the mean of both experts' probabilities, the second the logits that its second stage trains on.
@@ -96,7 +110,7 @@ def layers(prefix, *names):
     return [f"{prefix}.{name}.{part}" for name in names for part in ("weight", "bias")]
 
 
-# Our names in the order of the public code's; an empty one is for its counter of batches.
+# The names of the parameters here, in the order of the public code; an empty name is for its counter of batches.
 NAMES_ONE = [
     *batch_norm("input_norm.norm"),
     *layers("embedding", "project", "project_norm", "inner_norm", "outer_norm", "wide", "narrow", "convolution"),
@@ -133,22 +147,22 @@ def as_public(model, names):
     return model
 
 
-def public_task(motion):
+def public_inputs(motion):
     groups = Groups(np.array([0]), np.array([1]), np.array([2, 3, 4]))
-    return task(motion=motion, dim=16, classes=5, groups=groups)
+    return spec(motion=motion, dim=16, classes=5, groups=groups)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_expert_one_of_the_release_is_the_public_codes(training):
     model = as_public(
-        ExpertOne(public_task(False), **RELEASE_ONE | {"attention": "none", "distill_weight": 0.0}), NAMES_ONE
+        ExpertOne(public_inputs(False), **RELEASE_ONE | {"attention": "none", "distill_weight": 0.0}), NAMES_ONE
     )
     logits = model.train(training)(waves(3, 6, 16)).logits
     np.testing.assert_allclose(logits.detach().numpy(), PUBLIC_ONE[training], rtol=0, atol=1e-9)
 
 
 def test_expert_two_of_the_release_is_the_public_codes():
-    model = as_public(two(public_task(True), **RELEASE_TWO | {"distill_weight": 0.0}), NAMES_TWO)
+    model = as_public(two(public_inputs(True), **RELEASE_TWO | {"distill_weight": 0.0}), NAMES_TWO)
     features, motion = waves(3, 6, 16), waves(3, 6, 16, step=0.73)
     scores = torch.sigmoid(model.eval()(features, motion).logits)
     np.testing.assert_allclose(scores.detach().numpy(), PUBLIC_TWO_SCORES, rtol=0, atol=1e-9)
@@ -187,7 +201,7 @@ def with_weights_of(base, given, **switches):
     return model
 
 
-# Switches that leave the parameters as they are, what they stand on, and which of the outcome they change.
+# Switches that do not change the parameters, the switches they are added to, and the results that they change.
 LOGITS, PENALTY, SCORES = 0, 1, 2
 CHANGES = [
     (ExpertOne, {"attention_act": "softmax"}, {}, {LOGITS, PENALTY, SCORES}),
@@ -214,7 +228,7 @@ CHANGES = [
     (ExpertTwo, {"selection_apply": "input"}, {"embedding_norm": "bn"}, {LOGITS, PENALTY, SCORES}),
     (ExpertTwo, {"selection_apply": "output"}, RELEASE_TWO | {"neck_norm": "none"}, {LOGITS, PENALTY, SCORES}),
     (ExpertTwo, {"pool": "sum"}, {}, {LOGITS, PENALTY, SCORES}),
-    # Expert one's pooling alone: X_F has no weights to divide by.
+    # The pooling of expert one alone: X_F has no weights to divide by.
     (ExpertTwo, {"pool": "weighted_mean"}, {}, {LOGITS, SCORES}),
     (ExpertTwo, {"loss_on": "e2"}, {}, {LOGITS}),
     (ExpertTwo, {"scores": "prob_mean"}, {}, {SCORES}),
@@ -228,7 +242,7 @@ CHANGES = [
 )
 def test_each_switch_changes_what_it_is_for_and_nothing_else(kind, switch, base, wanted):
     torch.manual_seed(0)
-    given = task(motion=kind is ExpertTwo)
+    given = spec(motion=kind is ExpertTwo)
     model = kind(given, **base)
     with torch.no_grad():
         # A wide spread of attention, and classes that differ.
@@ -263,24 +277,24 @@ def test_constant_attention_renormalised_is_no_selection():
     base = two(selection_renorm=True)
     with torch.no_grad():
         base.one.attention.second.weight.zero_()
-    without = with_weights_of(base, base.task, selection=False)
+    without = with_weights_of(base, base.inputs, selection=False)
     for first, second in zip(outcome(base), outcome(without), strict=True):
         torch.testing.assert_close(first, second)
 
 
 def test_with_a_softmax_nothing_is_selected():
-    """The paper leaves the activation open; this is why it is no softmax."""
+    """The paper does not name the activation; this is the reason against a softmax."""
     torch.manual_seed(0)
     frames = drawn(shape=(2, 150, 5))
     spread = {}
     for kind in ("sigmoid", "softmax"):
-        weights = complementary(FrameAttention("frame_mlp", 5, None, activation=kind)(frames).detach())
+        weights = complementary_weights(FrameAttention(5, None, ExpertSwitches(attention_act=kind))(frames).detach())
         spread[kind] = float(weights.max() / weights.min())
     assert spread["softmax"] < 1.02 < 1.1 < spread["sigmoid"], spread
 
 
 def test_with_one_embedding_for_all_it_is_expert_ones():
-    """Where expert two's embedding holds expert one's weights, sharing it changes nothing."""
+    """If expert two's embedding has expert one's weights, sharing it changes nothing."""
     own, shared = two(), two(share="all")
     state = {name: tensor for name, tensor in own.state_dict().items() if not name.startswith("complement.embed")}
     shared.load_state_dict(state)
@@ -302,9 +316,9 @@ def test_computing_the_wide_layer_again_keeps_nothing_of_its_width():
 
 
 def test_both_experts_have_the_same_switches_with_the_same_defaults():
-    ours = {kind: inspect.signature(kind).parameters for kind in (ExpertOne, ExpertTwo)}
-    for name, parameter in ours[ExpertOne].items():
-        assert ours[ExpertTwo][name].default == parameter.default
+    ours = {kind: option_defaults(kind) for kind in (ExpertOne, ExpertTwo)}
+    for name, default in ours[ExpertOne].items():
+        assert ours[ExpertTwo][name] == default
     assert MODELS["meid_one"] is ExpertOne and MODELS["meid_two"] is ExpertTwo
 
 
@@ -322,7 +336,7 @@ def test_every_combination_of_the_switches_of_both_streams_trains():
 
 
 def test_norms_are_real_modules():
-    """Processes share statistics only of what SyncBatchNorm can take the place of."""
+    """Processes share the statistics only of layers that SyncBatchNorm can replace."""
     model = nn.SyncBatchNorm.convert_sync_batchnorm(two(**RELEASE_TWO))
     kinds = [type(layer) for layer in model.modules()]
     assert nn.SyncBatchNorm in kinds and nn.BatchNorm1d not in kinds

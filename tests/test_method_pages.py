@@ -15,7 +15,6 @@ charadesegolt ``. A key that a form does not know has ``-``.
 """
 
 import dataclasses
-import inspect
 import re
 import shlex
 from functools import cache
@@ -24,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from meidbench.baselines import METHODS, resolve
-from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, flatten, known_options
+from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, flatten, option_defaults
 from meidbench.baselines.recipes import PUBLISHED_TABLES
 from meidbench.checks import parse_settings
 from meidbench.cli.training import train
@@ -33,7 +32,7 @@ from meidbench.splits.split import Split
 
 FOLDER = Path(__file__).parents[1] / "docs" / "methods"
 MEASURED = Path(__file__).parents[1] / "docs" / "baselines.md"
-SECTIONS = ["Idea", "Equations", "Switches", "Recipe", "What is known of its numbers"]
+SECTIONS = ["Idea", "Equations", "Switches", "Recipe", "Known numbers"]
 GROUPS = ("overall", "head", "medium", "tail")
 FORMS = ("-compat", "-release")
 TAIL_UP_TO = {"videolt": 100, "charadeslt": 20, "charadesegolt": 20}
@@ -108,12 +107,8 @@ def tables_headed(page: str, section: str, start: str) -> list[tuple[str, Table]
 
 @cache
 def defaults_of(kind: type) -> dict[str, object]:
-    """The default of each option of a component; the seed is the run's."""
-    defaults = {}
-    for option in known_options(kind):
-        made = [inspect.signature(parent.__init__).parameters for parent in kind.__mro__]
-        defaults[option] = next(parameters[option].default for parameters in made if option in parameters)
-    return {option: value for option, value in defaults.items() if option != "seed"}
+    """What each option of a component is where nobody says anything; the seed is the run's."""
+    return {option: value for option, value in option_defaults(kind).items() if option != "seed"}
 
 
 def everything(config) -> dict[str, object]:

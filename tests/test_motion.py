@@ -1,4 +1,4 @@
-"""The motion stream: rows worked out by hand, a plain loop beside it, and the same bits alone and among others."""
+"""The motion stream: rows computed by hand, a plain loop, and the same bits for a video alone and among others."""
 
 import re
 
@@ -36,7 +36,7 @@ def test_equation_10_worked_out_by_hand():
     assert motion_rows(video).tolist() == [[2, 4], [-1, 4], [4, -12], [3, 2]]
     assert motion_rows(video, Motion(static="sum")).tolist() == [[2, 4], [-1, 4], [4, -12], [12, 8]]
     assert motion_rows(video, Motion(static="none")).tolist() == [[2, 4], [-1, 4], [4, -12], [0, 0]]
-    # The first row of the release is what the first video row is, negated.
+    # The first row of the release is the first video row, negated.
     assert motion_rows(video, RELEASED).tolist() == [[-1, 0], [-1, 4], [4, -12], [12, 8]]
 
 
@@ -53,7 +53,7 @@ def test_a_video_of_one_row_has_the_static_row_alone(motion, static):
 
 
 def test_the_release_is_the_sum_that_overwrites_its_first_row():
-    # As a program does it whose sum is no copy of the first row but that row itself.
+    # As in a program whose sum is the first row itself, not a copy of it.
     rows = make_rows([9])
     buffer, total = rows.clone().numpy(), None
     written = []
@@ -93,7 +93,7 @@ def test_the_bits_do_not_depend_on_the_other_videos(count, width):
     rows = torch.from_numpy(np.random.default_rng(count).random((3 * count, width), np.float32))
     alone = torch.cat([motion_rows(video.clone()) for video in rows.split(count)])
     assert torch.equal(motion_rows(rows, counts=[count] * 3), alone)
-    # Beside a shorter video, sums are made another way.
+    # Beside a shorter video, sums are computed in another way.
     uneven = motion_rows(torch.cat([rows[:4], rows]), counts=[4] + [count] * 3)
     assert torch.equal(uneven[4:], alone)
 

@@ -1,4 +1,4 @@
-"""MOVE against loops in float64 and rows worked by hand; what is drawn, what is mixed, and who gets a gradient."""
+"""MOVE against loops in float64 and rows worked by hand; its draws, its mixing and its gradients."""
 
 import inspect
 import itertools
@@ -10,19 +10,19 @@ from torch import nn
 
 import meidbench.baselines.models.move as move_model
 from meidbench.baselines.aggregators import AGGREGATORS
+from meidbench.baselines.augmentation import draw_beta
 from meidbench.baselines.configuration import known_options
-from meidbench.baselines.models import Task
+from meidbench.baselines.models import ModelInputs
 from meidbench.baselines.models.move import (
-    COMPAT,
+    Codebook,
     Move,
-    beta_draws,
-    calibrated,
+    PrototypeAttention,
+    calibrate_labels,
     commonness,
-    drawn_frames,
-    extrapolated,
-    least_numbers,
+    draw_frames,
+    extrapolate,
+    least_frame_counts,
 )
-from meidbench.baselines.models.move_aggregators import Codebook, PrototypeAttention
 from meidbench.baselines.recipes import read_recipes
 from meidbench.errors import MeidbenchError
 from meidbench.splits.split import Groups
@@ -35,9 +35,18 @@ SMALL = {"heads": 2, "clusters": 3, "codebook_width": 6, "hidden": 7}
 SURE = {"attention_dropout": 0.0, "dropout": 0.0, "hidden_dropout": 0.0}
 LABELS = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.float64)
 
+
+def differing_options(one, other):
+    """The model options of one recipe's second form that differ from the first."""
+    recipes = read_recipes(["move", "move_aggregator"])
+    first, second = recipes[one].tables["model"], recipes[other].tables["model"]
+    return {key: second.get(key) for key in {**first, **second} if first.get(key) != second.get(key)}
+
+
+PUBLIC_CODE = differing_options("move", "move-release")
 VARIANTS = {
     "paper": {},
-    "public code": COMPAT,
+    "public code": PUBLIC_CODE,
     "attention": {"aggregation": "attention"},
     "codebook": {"aggregation": "codebook"},
     "codebook, zeroed": {"aggregation": "codebook", "hidden_frames": "zeroed"},
@@ -49,8 +58,8 @@ VARIANTS = {
 }
 
 
-def task(counts=COUNTS, dim=DIM):
-    return Task(
+def spec(counts=COUNTS, dim=DIM):
+    return ModelInputs(
         dim=dim,
         num_classes=len(counts),
         train_counts=np.array(counts),
@@ -63,11 +72,11 @@ def task(counts=COUNTS, dim=DIM):
 
 def make(variant="paper", counts=COUNTS, **more):
     torch.manual_seed(0)
-    return Move(task(counts), **{**SMALL, **VARIANTS[variant], **more})
+    return Move(spec(counts), **{**SMALL, **VARIANTS[variant], **more})
 
 
 def shaken(model):
-    """Give every parameter and running statistic a value of its own, so that none can be forgotten unseen."""
+    """Give every parameter and running statistic its own value, so that the loop must use each."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -102,9 +111,9 @@ def batch_normal(rows, norm, training):
 
 
 def attended(attention, frames, subset, visible):
-    """One prototype of one video: frames (T, D), the frames it is the mean of, those it may look at (None: all)."""
+    """One prototype of one video: frames (T, D), the frames of its mean, and those that attention uses (None: all)."""
     mean = frames[subset].mean(axis=0)
-    # One that may look at none looks at all alike.
+    # Without any frame, attention weighs all frames equally.
     sharpness = 0.0 if visible == [] else 1.0
     visible = visible or list(range(len(frames)))
     width, gathered = attention.head_width, []
@@ -131,7 +140,7 @@ def coded(codebook, videos, subsets, training):
             frames[[t for t in range(length) if t not in subsets[b][q]]] = 0
     else:
         shown = {place: flat[place[0]] for place in places}
-    # In the statistics, frames count once where they are only masked, and once a subset where they are zeroed.
+    # In the statistics, frames count once where they are only masked, and once per subset where they are zeroed.
     if codebook.hidden_frames == "zeroed" and training:
         rows = batch_normal([weight @ x for place in places for x in shown[place]], norm, training)
         scores = {place: rows[i * length : (i + 1) * length] for i, place in enumerate(places)}
@@ -143,9 +152,9 @@ def coded(codebook, videos, subsets, training):
         sums = np.zeros((len(weight), dim))
         for t in subsets[b][q]:
             for cluster, share in enumerate(softmax(scores[b, q][t])):
-                centre = array(codebook.centres)[cluster] if codebook.residual else 0.0
+                centre = array(codebook.centres)[cluster] if codebook.centres is not None else 0.0
                 sums[cluster] += share * (shown[b, q][t] - centre)
-        if not codebook.residual:
+        if not codebook.centres is not None:
             sums /= 1 + np.exp(-array(codebook.gate))
         sums /= np.linalg.norm(sums, axis=1, keepdims=True)
         descriptor = sums.T.ravel()
@@ -178,7 +187,7 @@ def lists(masks):
 
 
 def recorded(monkeypatch, owner, name):
-    """Keep what a function gives from now on, in a list that grows."""
+    """Keep the results of a function in a list that grows."""
     function, kept = getattr(owner, name), []
 
     def keeping(*arguments):
@@ -194,12 +203,12 @@ def test_training_is_what_a_loop_gives(variant, monkeypatch):
     model, features = shaken(make(variant, **SURE)).train(), clips()
     kept = {
         name: recorded(monkeypatch, owner, name)
-        for name, owner in (("drawn_frames", move_model), ("beta_draws", move_model), ("randperm", torch))
+        for name, owner in (("draw_frames", move_model), ("draw_beta", move_model), ("randperm", torch))
     }
     outputs = model(features, None, LABELS)
 
     everything = [[list(range(FRAMES))]] * 4
-    videos, draws = array(features), [lists(drawn) for drawn in kept["drawn_frames"]]
+    videos, draws = array(features), [lists(drawn) for drawn in kept["draw_frames"]]
     if model.extrapolation:
         asked = draws.pop(0) if model.attention is not None else None
         visible = [None] * 4
@@ -209,19 +218,19 @@ def test_training_is_what_a_loop_gives(variant, monkeypatch):
                 visible = [[t for t in range(FRAMES) if t not in frames] for frames in visible]
         subsets = draws.pop(0) if model.codebook is not None else None
         views = embedded(model, videos, asked, visible, subsets, training=True)
-        weights = 1 + array(kept["beta_draws"].pop(0))
+        weights = 1 + array(kept["draw_beta"].pop(0))
         assert ((weights >= 1) & (weights <= 2)).all()
         rows = np.array([w * u + (1 - w) * v for (u, v), w in zip(views, np.resize(weights, 4), strict=True)])
     else:
         rows = embedded(model, videos, everything, [None] * 4, everything, training=True)[:, 0]
     wanted = None
     if model.interpolation != "none":
-        partners, own = kept["randperm"].pop(), np.resize(array(kept["beta_draws"].pop()), 4)[:, None]
+        partners, own = kept["randperm"].pop(), np.resize(array(kept["draw_beta"].pop()), 4)[:, None]
         labels = array(LABELS)
         rows, wanted = own * rows + (1 - own) * rows[partners], own * labels + (1 - own) * labels[partners]
         if model.interpolation == "calibrated":
             wanted = np.minimum(wanted * (1 - TAU + 0.5), 1)
-    assert not draws and not kept["beta_draws"] and not kept["randperm"]
+    assert not draws and not kept["draw_beta"] and not kept["randperm"]
     np.testing.assert_allclose(array(outputs.logits), classified(model, rows), rtol=1e-6, atol=1e-7)
     assert (outputs.targets is None) == (wanted is None) == (not model.mixes_targets) and outputs.penalty is None
     if wanted is not None:
@@ -248,25 +257,25 @@ def test_how_common_classes_are_worked_by_hand():
     assert commonness([7, 7, 7]).tolist() == [0.0, 0.0, 0.0]
     assert commonness([0, 4]).tolist() == [0.0, 1.0]
     for wrong in ([], [[1, 2]]):
-        with pytest.raises(MeidbenchError, match="one number a class"):
+        with pytest.raises(MeidbenchError, match="one number per class"):
             commonness(wrong)
 
 
 def test_least_numbers_worked_by_hand():
-    # Of 60 frames the classes ask for max(60 tau, 3) = 3, 7.5, 15 and 60.
+    # Of 60 frames the bounds of the classes are max(60 tau, 3) = 3, 7.5, 15 and 60.
     labels = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]])
     tau = torch.tensor(TAU, dtype=torch.float32)
-    assert least_numbers(labels, tau, 60, 3).tolist() == [3, 7, 60, 5, 31, 60]
-    assert least_numbers(labels, tau, 60, 3, "rarest").tolist() == [3, 7, 60, 3, 3, 60]
-    assert least_numbers(labels, tau, 60, 3, "commonest").tolist() == [3, 7, 60, 7, 60, 60]
-    assert least_numbers(labels * 0.1, tau, 60, 3).tolist() == [3, 7, 60, 5, 31, 60]
-    assert least_numbers(labels, tau, 2, 3).tolist() == [2] * 6
-    assert least_numbers(labels, tau, 1, 3).tolist() == [1] * 6
+    assert least_frame_counts(labels, tau, 60, 3).tolist() == [3, 7, 60, 5, 31, 60]
+    assert least_frame_counts(labels, tau, 60, 3, "rarest").tolist() == [3, 7, 60, 3, 3, 60]
+    assert least_frame_counts(labels, tau, 60, 3, "commonest").tolist() == [3, 7, 60, 7, 60, 60]
+    assert least_frame_counts(labels * 0.1, tau, 60, 3).tolist() == [3, 7, 60, 5, 31, 60]
+    assert least_frame_counts(labels, tau, 2, 3).tolist() == [2] * 6
+    assert least_frame_counts(labels, tau, 1, 3).tolist() == [1] * 6
 
 
 def test_subsets_are_of_every_size_and_every_frame_alike():
     torch.manual_seed(0)
-    drawn = drawn_frames(torch.full((4000,), 3), frames=6, draws=2)
+    drawn = draw_frames(torch.full((4000,), 3), frames=6, draws=2)
     sizes = drawn.sum(dim=2)
     assert torch.bincount(sizes.flatten(), minlength=7)[:3].sum() == 0
     # 8000 draws of four sizes: 2000 each, deviation 39; each frame in 4.5 of 6, deviation at most 39.
@@ -274,29 +283,29 @@ def test_subsets_are_of_every_size_and_every_frame_alike():
     assert (drawn.sum(dim=(0, 1)) - 6000).abs().max() < 5 * 39
     # The second draw is another one.
     assert (drawn[:, 0] == drawn[:, 1]).all(dim=1).double().mean() < 0.2
-    assert drawn_frames(torch.tensor([6, 1]), frames=6, draws=3)[0].all()
-    assert drawn_frames(torch.tensor([1]), frames=1, draws=2).all()
+    assert draw_frames(torch.tensor([6, 1]), frames=6, draws=3)[0].all()
+    assert draw_frames(torch.tensor([1]), frames=1, draws=2).all()
 
 
 def test_extrapolation_and_interpolation_weights():
     torch.manual_seed(0)
-    weights = 1 + beta_draws(2.0, 20_000).double()
+    weights = 1 + draw_beta(2.0, 20_000).double()
     assert weights.min() >= 1 and weights.max() <= 2
     # Beta(2, 2): mean 1/2, variance 1/20; Beta(1, 1): 1/2 and 1/12.
     assert abs(weights.mean() - 1.5) < 0.01 and abs(weights.var() - 1 / 20) < 0.002
-    assert abs(beta_draws(1.0, 20_000).double().var() - 1 / 12) < 0.002
+    assert abs(draw_beta(1.0, 20_000).double().var() - 1 / 12) < 0.002
     torch.manual_seed(0)
-    again = 1 + beta_draws(2.0, 20_000).double()
-    assert torch.equal(again, weights) and not torch.equal(1 + beta_draws(2.0, 20_000).double(), weights)
+    again = 1 + draw_beta(2.0, 20_000).double()
+    assert torch.equal(again, weights) and not torch.equal(1 + draw_beta(2.0, 20_000).double(), weights)
 
 
 def test_extrapolated_and_calibrated_worked_by_hand():
     first, second = torch.tensor([[1.0, 4.0], [1.0, 4.0]]), torch.tensor([[3.0, 4.0], [3.0, 4.0]])
-    assert extrapolated(first, second, torch.tensor([1.0, 2.0])).tolist() == [[1.0, 4.0], [-1.0, 4.0]]
-    assert extrapolated(first, second, torch.tensor([1.5])).tolist() == [[0.0, 4.0], [0.0, 4.0]]
+    assert extrapolate(first, second, torch.tensor([1.0, 2.0])).tolist() == [[1.0, 4.0], [-1.0, 4.0]]
+    assert extrapolate(first, second, torch.tensor([1.5])).tolist() == [[0.0, 4.0], [0.0, 4.0]]
     # 0.8 x 1.5 = 1.2, cut to 1; 0.8 x 1.375 = 1.1, cut to 1; 0.5 x 1.25; 0.5 x 0.5.
     labels = torch.tensor([[0.8, 0.8, 0.5, 0.5], [0.0, 0.2, 1.0, 1.0]], dtype=torch.float64)
-    got = calibrated(labels, torch.tensor(TAU), 0.5)
+    got = calibrate_labels(labels, torch.tensor(TAU), 0.5)
     assert torch.allclose(got, torch.tensor([[1.0, 1.0, 0.625, 0.25], [0.0, 0.275, 1.0, 0.5]], dtype=torch.float64))
 
 
@@ -361,11 +370,11 @@ def test_parameter_counts_are_those_that_are_stated():
         for residual in (True, False):
             assert count(Codebook(2048, residual=residual)) == 134_486_144
         assert count(Codebook(2048, input_affine=False)) == 134_486_144 - 2 * 2048
-        whole = count(Move(task(counts, 2048)))
+        whole = count(Move(spec(counts, 2048)))
         assert whole == 16_781_312 + 134_486_144 + 3073 * 2048 + 2049 * 1004 == 159_618_156
-        assert count(Move(task(counts, 2048), **COMPAT)) == 159_614_060
-        assert count(Move(task(counts, 2048), aggregation="attention")) == 16_781_312 + 2049 * 2048 + 2049 * 1004
-        assert count(Move(task(counts, 2048), aggregation="codebook")) == 134_486_144 + 1025 * 2048 + 2049 * 1004
+        assert count(Move(spec(counts, 2048), **PUBLIC_CODE)) == 159_614_060
+        assert count(Move(spec(counts, 2048), aggregation="attention")) == 16_781_312 + 2049 * 2048 + 2049 * 1004
+        assert count(Move(spec(counts, 2048), aggregation="codebook")) == 134_486_144 + 1025 * 2048 + 2049 * 1004
     assert f"{whole:,}" in Move.__doc__ and "134,486,144" in Codebook.__doc__
     assert "16,781,312" in PrototypeAttention.__doc__
 
@@ -397,7 +406,7 @@ def test_a_batch_of_one_trains(variant):
     outputs = model(clips(1).float(), None, LABELS[:1].float())
     assert outputs.logits.isfinite().all()
     if outputs.targets is not None:
-        # Mixed with itself: only calibrated, 1 x 1.5 cut to 1.
+        # MixedBatch with itself: only calibrated, 1 x 1.5 cut to 1.
         assert outputs.targets.tolist() == [[1.0, 0.0, 0.0, 0.0]]
 
 
@@ -458,13 +467,13 @@ def test_half_precision_stays_finite_and_near(variant):
 ])  # fmt: skip
 def test_wrong_options_are_refused(options, said):
     with pytest.raises(MeidbenchError, match=said):
-        Move(task(), **{**SMALL, **options})
+        Move(spec(), **{**SMALL, **options})
 
 
 def test_wrong_input_is_refused():
     model = make().train()
     for features in (torch.zeros(4, 5), torch.zeros(4, 5, 7), torch.zeros(4, 0, DIM), torch.zeros(0, 5, DIM)):
-        with pytest.raises(MeidbenchError, match=r"MOVE expects features \(B, T, 8\)"):
+        with pytest.raises(MeidbenchError, match=r"Move expects features \(B, T, 8\)"):
             model(features, None, LABELS)
     with pytest.raises(MeidbenchError, match="must be floating point"):
         model(torch.zeros(4, 5, DIM, dtype=torch.long), None, LABELS)
@@ -484,15 +493,13 @@ def test_the_recipes_say_every_switch_and_where_it_is_from():
         options = dict(recipe.tables["model"])
         assert options.pop("name") == "move" and recipe.tables["loss"] == {"name": "bce"}
         assert all(recipe.sources[f"model.{option}"] for option in options)
-        Move(task(), **{**options, **SMALL, "head_width": None})
+        Move(spec(), **{**options, **SMALL, "head_width": None})
         if name == "move":
             assert {**options, "head_width": None} == defaults
     assert recipes["move"].published[0].mAP.overall == 0.705 and recipes["move_aggregator"].published == ()
 
-    def differing(one, other):
-        first, second = recipes[one].tables["model"], recipes[other].tables["model"]
-        return {key: second.get(key) for key in {**first, **second} if first.get(key) != second.get(key)}
-
-    assert differing("move", "move-release") == COMPAT
-    assert differing("move", "move_aggregator") == {"extrapolation": False, "interpolation": "none"}
-    assert differing("move_aggregator", "move_aggregator-release") == {"residual": False}
+    assert differing_options("move", "move-release") == {
+        "residual": False, "hidden_frames": "zeroed", "input_affine": False, "keys": "others"
+    }  # fmt: skip
+    assert differing_options("move", "move_aggregator") == {"extrapolation": False, "interpolation": "none"}
+    assert differing_options("move_aggregator", "move_aggregator-release") == {"residual": False}

@@ -2,8 +2,6 @@
 
 import hashlib
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -30,7 +28,7 @@ CLASSWISE = [name for name in SAMPLERS if name not in ("instance", "repeat_facto
 
 
 def probability(observed, expected):
-    """How likely counts at least as far from the expected ones are."""
+    """The probability of counts that differ from the expected ones at least as much."""
     observed, expected = observed[expected > 0], expected[expected > 0]
     return chisquare(observed, expected * observed.sum() / expected.sum()).pvalue
 
@@ -98,7 +96,7 @@ def test_videos_of_a_class_come_alike(replacement):
 
 
 def test_repeat_factors_and_what_an_epoch_has():
-    # Shares 200/400 ... 3/400; with t = 0.1 a class below 0.1 repeats sqrt(0.1 / f).
+    # Shares 200/400 ... 3/400; with t = 0.1 classes with a share below 0.1 repeat sqrt(0.1 / f).
     sampler = SAMPLERS["repeat_factor"](LABELS, threshold=0.1)
     expected = []
     for row in LABELS:
@@ -177,26 +175,25 @@ def test_an_epoch_depends_on_seed_and_epoch_alone(name):
     assert epoch_of(0, 3) != epoch_of(1, 3)
 
 
-SCRIPT = """
-import hashlib
-import numpy as np
-from meidbench.baselines.samplers import SAMPLERS
-labels = np.arange(60).reshape(20, 3) % 4 == 0
-for name in SAMPLERS:
-    sampler = SAMPLERS[name](labels, seed=5)
-    sampler.set_epoch(2)
-    print(name, hashlib.sha256(repr(list(sampler)).encode()).hexdigest())
-"""
+# The draws of another process, made once: the first 16 digits of the SHA-256 of the pairs.
+DRAWN_ELSEWHERE = {
+    "instance": "b02b92d3de4dc0ce",
+    "class_balanced": "3cbdd898d2372d53",
+    "square_root": "3cbdd898d2372d53",
+    "power": "3cbdd898d2372d53",
+    "progressively_balanced": "3cbdd898d2372d53",
+    "repeat_factor": "b5de366c3e2d1c77",
+    "class_aware": "d6548ae0165f1078",
+}
 
 
 def test_another_process_draws_the_same():
-    outcome = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    elsewhere = dict(line.split() for line in outcome.stdout.splitlines())
     labels = np.arange(60).reshape(20, 3) % 4 == 0
+    elsewhere = dict(DRAWN_ELSEWHERE)
     for name in SAMPLERS:
         sampler = SAMPLERS[name](labels, seed=5)
         sampler.set_epoch(2)
-        assert hashlib.sha256(repr(list(sampler)).encode()).hexdigest() == elsewhere.pop(name)
+        assert hashlib.sha256(repr(list(sampler)).encode()).hexdigest()[:16] == elsewhere.pop(name)
     assert not elsewhere
 
 
@@ -243,7 +240,7 @@ def test_without_the_mask_class_balanced_sampling_leaves_charadeslt_imbalanced(r
     for start in range(0, len(draws), 20_000):
         shown += labels[draws.videos[start : start + 20_000]].sum(axis=0)
     assert shown / len(draws) == pytest.approx(expected, rel=0.15)
-    # With it a class has as many positives as draws.
+    # With the mask, the number of positives of a class is that of its draws.
     assert probability(np.bincount(draws.classes), np.ones(157)) > 0.01
 
 

@@ -1,4 +1,4 @@
-"""What every aggregator has in common: what it takes, videos of different lengths, and the last layer."""
+"""The base class of all aggregators, their last layer, and operations on frames of videos of different lengths."""
 
 from typing import Any
 
@@ -11,14 +11,12 @@ from meidbench.baselines.losses.base import bias_prior as prior_logits
 from meidbench.checks import one_of, whole_number
 from meidbench.errors import MeidbenchError, first_few
 
-CLASSIFIERS = ("linear", "cosine")
-
-# A share of positives for all classes, or one a class.
+# A share of positives for all classes, or one per class.
 Prior = float | npt.NDArray[Any] | torch.Tensor
 
 
 class Aggregator(nn.Module):
-    """A model of frame features, called as ``model(features, lengths)``; its logits depend on real frames alone.
+    """A model of frame features, called as ``model(features, lengths)``; padding does not change its logits.
 
     Parameters
     ----------
@@ -29,17 +27,13 @@ class Aggregator(nn.Module):
     classifier : str
         The last layer: ``linear``, or ``cosine`` (see ``CosineClassifier``).
     bias_prior : float or (C,) array, optional
-        Share of positives, for all classes or for each, that a linear last layer says of every video at first (its
-        weights add a little): its bias is log(pi / (1 - pi)), Lin et al., "Focal loss" (2017), section 4.1.
-
-    Attributes
-    ----------
-    dim, num_classes : int
+        Share pi of positives, for all classes or for each. The bias of a linear last layer starts at
+        log(pi / (1 - pi)), so that it first predicts about pi: Lin et al., "Focal loss" (2017), section 4.1.
 
     Raises
     ------
     MeidbenchError
-        A parameter makes no sense; from a call, shapes or lengths do not fit.
+        A parameter is impossible; from a call, shapes or lengths do not fit.
     """
 
     def __init__(
@@ -48,33 +42,21 @@ class Aggregator(nn.Module):
         super().__init__()
         self.dim = whole_number("dim", dim, least=1)
         self.num_classes = whole_number("num_classes", num_classes, least=1)
-        self._classifier_kind = one_of("classifier", classifier, CLASSIFIERS)
-        self._bias_prior = bias_prior
+        self._classifier_kind = one_of("classifier", classifier, ("linear", "cosine"))
+        self.bias_prior = bias_prior
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute logits.
+        """Compute logits (B, C).
 
         Parameters
         ----------
         features : Tensor, (B, T, D)
-            Floating point; of another precision than the model's, they are converted, unless under autocast.
+            Floating point; converted to the model's precision, unless under autocast.
         lengths : Tensor of int, (B,), optional
-            Frames of each video, 1 to T, that are not padding. What padding holds makes no difference. On another
-            device than the CPU their range is not checked, as that would wait for the device.
-
-        Returns
-        -------
-        Tensor, (B, C)
+            The number of frames of each video, 1 to T; the frames after them are padding, whose values make no
+            difference. On other devices than the CPU the range is not checked, as that would wait for the device.
         """
-        if features.ndim != 3 or features.shape[2] != self.dim or not features.shape[1] or not len(features):
-            raise MeidbenchError(
-                f"{type(self).__name__} expects features (B, T, {self.dim}), B and T at least 1, "
-                f"got {tuple(features.shape)}"
-            )
-        if not features.dtype.is_floating_point:
-            raise MeidbenchError(f"features must be floating point, got {features.dtype}")
-        if not torch.is_autocast_enabled(features.device.type):
-            features = features.to(next(self.parameters()).dtype)
+        features = check_frames(self, features, self.dim)
         if lengths is None:
             return self.logits(features, None)
         mask = frame_mask(lengths, features)
@@ -86,15 +68,15 @@ class Aggregator(nn.Module):
 
     def _last_layer(self, width: int) -> nn.Module:
         if self._classifier_kind == "cosine":
-            if self._bias_prior is not None:
+            if self.bias_prior is not None:
                 raise MeidbenchError("a cosine classifier has no bias: bias_prior needs classifier='linear'")
             return CosineClassifier(width, self.num_classes)
         layer = nn.Linear(width, self.num_classes)
-        if self._bias_prior is not None:
-            bias = prior_logits(self._bias_prior)
+        if self.bias_prior is not None:
+            bias = prior_logits(self.bias_prior)
             if bias.shape not in ((), (self.num_classes,)):
                 raise MeidbenchError(
-                    f"bias_prior must be one share or one for each of {self.num_classes} classes, "
+                    f"bias_prior must be one share, or one for each of {self.num_classes} classes, "
                     f"got shape {tuple(bias.shape)}"
                 )
             with torch.no_grad():
@@ -105,15 +87,8 @@ class Aggregator(nn.Module):
 class CosineClassifier(nn.Module):
     """The cosine between an input and each class's weights, in [-1, 1], without a bias; computed in float32.
 
-    The last layer that LDAM was published with (Cao et al. 2019): the scale s = 30 belongs to that loss. Each
-    class's weights begin with a uniformly drawn direction.
-
-    Parameters
-    ----------
-    width : int
-        W.
-    num_classes : int
-        C; the layer has W C parameters.
+    The last layer of the LDAM paper (Cao et al. 2019); its scale s = 30 is part of the loss. The weights of each
+    class start in a uniformly drawn direction. From width W to C classes it has W C parameters.
 
     Examples
     --------
@@ -129,26 +104,20 @@ class CosineClassifier(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Compute the cosines (..., C) of inputs (..., W)."""
         with torch.autocast(inputs.device.type, enabled=False):
-            cosines: torch.Tensor = functional.linear(unit(inputs, dim=-1), unit(self.weight, dim=1))
+            cosines: torch.Tensor = functional.linear(normalise(inputs, dim=-1), normalise(self.weight, dim=1))
             return cosines
 
 
-class FrameNorm(nn.Module):
-    """Batch normalisation whose statistics are over the real frames of all videos.
-
-    Parameters
-    ----------
-    width : int
-        W; it has 2 W parameters.
-    """
+class FrameBatchNorm(nn.Module):
+    """Batch normalisation of frames of width W, with statistics over the real frames of all videos; 2 W parameters."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Held, not inherited, so that SyncBatchNorm can take its place.
+        # An attribute, not a base class, so that SyncBatchNorm can replace it.
         self.norm = nn.BatchNorm1d(width)
 
     def forward(self, frames: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Normalise frames (B, T, W); those where the mask (B, T) is false become zero."""
+        """Normalise frames (B, T, W); frames whose mask (B, T) is false become zero."""
         if mask is None:
             normal: torch.Tensor = self.norm(frames.flatten(0, 1))
             return normal.view_as(frames)
@@ -158,13 +127,21 @@ class FrameNorm(nn.Module):
         return spread
 
 
-def frame_mask(lengths: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Return which frames are real, (B, T) bool, from the lengths (B,) of videos padded to (B, T, D).
+def check_frames(module: nn.Module, frames: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return frames (B, T, D) in the precision of a module, or as they are under autocast; refuse another shape."""
+    if frames.ndim != 3 or frames.shape[2] != dim or not frames.numel():
+        raise MeidbenchError(
+            f"{type(module).__name__} expects features (B, T, {dim}), B and T at least 1, got {tuple(frames.shape)}"
+        )
+    if not frames.dtype.is_floating_point:
+        raise MeidbenchError(f"features must be floating point, got {frames.dtype}")
+    return frames if torch.is_autocast_enabled(frames.device.type) else frames.to(next(module.parameters()).dtype)
 
-    Raises
-    ------
-    MeidbenchError
-        Lengths are not (B,) whole numbers, or (on the CPU) not between 1 and T.
+
+def frame_mask(lengths: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Return a mask (B, T) of the real frames, from the lengths (B,) of videos padded to (B, T, D).
+
+    Lengths that are not (B,) whole numbers, or (on the CPU) not between 1 and T, are refused.
 
     Examples
     --------
@@ -177,13 +154,13 @@ def frame_mask(lengths: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         raise MeidbenchError(f"lengths must be ({videos},) whole numbers, got {tuple(lengths.shape)} {lengths.dtype}")
     if lengths.device.type == "cpu" and len(wrong := lengths[(lengths < 1) | (lengths > frames)]):
         raise MeidbenchError(
-            f"lengths must lie between 1 and the {frames} frames there are, got {first_few(wrong.tolist())}"
+            f"lengths must lie between 1 and the number of frames, {frames}, got {first_few(wrong.tolist())}"
         )
     return torch.arange(frames, device=features.device) < lengths.to(features.device)[:, None]
 
 
 def mean_over_frames(frames: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the mean (B, W) of the real frames of (B, T, W); a mask (B, T) says which these are.
+    """Return the mean (B, W) of the frames (B, T, W) whose mask (B, T) is true.
 
     Examples
     --------
@@ -192,24 +169,24 @@ def mean_over_frames(frames: torch.Tensor, mask: torch.Tensor | None) -> torch.T
     """
     if mask is None:
         return frames.mean(dim=1)
-    # In float32: a sum over frames leaves the range of half precision long before their mean does.
+    # In float32: in half precision the sum over frames overflows long before their mean does.
     total = at_least_float32(frames).masked_fill(~mask[:, :, None], 0.0).sum(dim=1)
     return total / mask.sum(dim=1, keepdim=True).to(total.dtype)
 
 
-def unit(vectors: torch.Tensor, dim: int, order: float = 2.0) -> torch.Tensor:
-    """Return vectors along an axis divided by their norm, in float32: squares of half precision overflow at 256.
+def normalise(vectors: torch.Tensor, dim: int, order: float = 2.0) -> torch.Tensor:
+    """Return the vectors along an axis divided by their norm, in float32: squares in half precision overflow at 256.
 
     Examples
     --------
-    >>> unit(torch.tensor([300.0, 400.0], dtype=torch.float16), dim=0)
+    >>> normalise(torch.tensor([300.0, 400.0], dtype=torch.float16), dim=0)
     tensor([0.6000, 0.8000])
     """
     return functional.normalize(at_least_float32(vectors), p=order, dim=dim)
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """Return values of half precision as float32, others as they are.
+    """Return values of half precision as float32, and other values unchanged.
 
     Examples
     --------
@@ -220,15 +197,10 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
 
 
 def cluster_sums(rows: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the rows of each cluster add up to, (B, K, W), and its total share, (B, K), in float32 at least.
+    """Return the weighted sum of rows of each cluster, (B, K, W), and its total weight, (B, K), in float32 at least.
 
-    Each cluster is divided by its norm afterwards, however small its share: in float16 one below 6e-8 would vanish.
-
-    Parameters
-    ----------
-    rows : Tensor, (B, R, W)
-    shares : Tensor, (B, R, K)
-        How much of each row goes to each cluster.
+    The rows are (B, R, W), their weights in each cluster, ``shares``, (B, R, K). The caller divides each sum by its
+    norm, however small its weight: in float16 a weight below 6e-8 would vanish.
 
     Examples
     --------
@@ -239,3 +211,15 @@ def cluster_sums(rows: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor
     with torch.autocast(rows.device.type, enabled=False):
         shares = shares.to(rows.dtype)
         return shares.transpose(1, 2) @ rows, shares.sum(dim=1)
+
+
+def split_heads(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Split rows (B, R, H W) into the heads of an attention, (B, H, R, W).
+
+    Examples
+    --------
+    >>> split_heads(torch.rand(2, 7, 12), heads=4).shape
+    torch.Size([2, 4, 7, 3])
+    """
+    split: torch.Tensor = rows.unflatten(2, (heads, -1))  # type: ignore[no-untyped-call, unused-ignore]
+    return split.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The nonlinear classifier of VideoLT: a hidden layer a frame, and the mean of the frames' logits."""
+"""Aggregators that pool frames: the nonlinear classifier of VideoLT, means, and attention."""
 
 from typing import Any
 
@@ -6,25 +6,26 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from meidbench.baselines.aggregators.base import Aggregator, mean_over_frames
+from meidbench.baselines.aggregators.base import Aggregator, mean_over_frames, split_heads
 from meidbench.checks import in_range, whole_number
 from meidbench.errors import MeidbenchError
 
 
 class Nonlinear(Aggregator):
-    """Linear(D, D), ReLU, dropout and the last layer on each frame; a video's logits are the mean of its frames'.
+    """Linear(D, D), ReLU, dropout and the last layer on each frame; then the mean of the frames' logits.
 
     Zhang et al., "VideoLT" (ICCV 2021); ``NonlinearClassifier`` of its public code. A linear last layer is applied
-    to the mean of the hidden frames, which is the same but for rounding and much less work; a cosine one to each frame.
+    to the mean of the hidden frames, which is the same except for rounding and much less work; a cosine layer is
+    applied to each frame.
 
-    D^2 + D + D C + C parameters (cosine: the last C are missing): 6,253,548 for D = 2048, C = 1004.
+    D^2 + D + D C + C parameters (cosine: without the last C): 6,253,548 for D = 2048, C = 1004.
 
     Parameters
     ----------
     dim, num_classes, classifier, bias_prior
         As in ``Aggregator``.
     early : bool
-        Whether to take the mean of the features first.
+        Whether the mean of the features is taken first.
     dropout : float
         Share of hidden units that are dropped in training.
 
@@ -46,25 +47,16 @@ class Nonlinear(Aggregator):
 
     def logits(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Compute logits (B, C) of checked features (B, T, D)."""
-        if self.early:
-            features = mean_over_frames(features, mask)
-        hidden = self.dropout(torch.relu(self.hidden(features)))
-        if self.early:
-            logits: torch.Tensor = self.classifier(hidden)
-            return logits
-        if isinstance(self.classifier, nn.Linear):
-            logits = self.classifier(mean_over_frames(hidden, mask))
-            return logits
-        return mean_over_frames(self.classifier(hidden), mask)
+        frames = mean_over_frames(features, mask) if self.early else features
+        hidden = self.dropout(torch.relu(self.hidden(frames)))
+        if not self.early and not isinstance(self.classifier, nn.Linear):
+            return mean_over_frames(self.classifier(hidden), mask)
+        logits: torch.Tensor = self.classifier(hidden if self.early else mean_over_frames(hidden, mask))
+        return logits
 
 
 class EarlyMean(Nonlinear):
     """``Nonlinear`` on the mean of a video's features: the cheapest baseline, T times less work, same parameters.
-
-    Parameters
-    ----------
-    dim, num_classes, dropout, classifier, bias_prior
-        As in ``Nonlinear``.
 
     Examples
     --------
@@ -81,13 +73,8 @@ class EarlyMean(Nonlinear):
 class Mean(Aggregator):
     """The last layer on the mean of a video's frames: equations 4 and 12 of MEID (AAAI 2023), after its embedding.
 
-    D C + C parameters (cosine: D C): 2,057,196 for D = 2048, C = 1004. On features as they are stored it is a linear
-    probe.
-
-    Parameters
-    ----------
-    dim, num_classes, classifier, bias_prior
-        As in ``Aggregator``.
+    D C + C parameters (cosine: D C): 2,057,196 for D = 2048, C = 1004. On stored features it is a linear probe. See
+    ``Aggregator`` for the parameters.
 
     Examples
     --------
@@ -107,15 +94,15 @@ class Mean(Aggregator):
 
 
 class AttentionPooling(Aggregator):
-    """Multi-head attention from a video's mean frame to its frames, and a hidden layer on what it gathers.
+    """Multi-head attention from a video's mean frame to its frames, and a hidden layer on the result.
 
     With x_t = LayerNorm(frame t) and m their mean: q = W_q m, k_t = W_k x_t, v_t = W_v x_t, each in ``heads`` parts;
     p = W_o concat(sum_t softmax_t(q . k_t / sqrt(D / heads)) v_t); z = LayerNorm(m + dropout(p)); then Linear(D, D),
-    ReLU, dropout, last layer. Scaled dot products are those of Vaswani et al. (2017), the mean as the query follows
-    the aggregator of MOVE (Moon et al., AAAI 2023), without its random subsets of frames. There is no position: the
-    order of frames makes no difference, nor does their number by itself.
+    ReLU, dropout, last layer. Scaled dot products are those of Vaswani et al. (2017); the mean as the query follows
+    the aggregator of MOVE (Moon et al., AAAI 2023), without its random subsets of frames. Without positions, the order
+    of frames makes no difference, and their number alone makes none either.
 
-    5 (D^2 + D) + 4 D + D C + C parameters (cosine: the last C are missing): 23,047,148 for D = 2048, C = 1004.
+    5 (D^2 + D) + 4 D + D C + C parameters (cosine: without the last C): 23,047,148 for D = 2048, C = 1004.
 
     Parameters
     ----------
@@ -123,10 +110,8 @@ class AttentionPooling(Aggregator):
         As in ``Aggregator``.
     heads : int
         A divisor of D.
-    dropout : float
-        Share dropped in training of what attention gathered.
-    hidden_dropout : float
-        The same of the hidden layer.
+    dropout, hidden_dropout : float
+        Shares of the attention's result and of hidden units that are dropped in training.
 
     Examples
     --------
@@ -163,16 +148,11 @@ class AttentionPooling(Aggregator):
         frames = self.frame_norm(features)
         mean = mean_over_frames(frames, mask)
         gathered = functional.scaled_dot_product_attention(
-            self._in_parts(self.query(mean)[:, None]),
-            self._in_parts(self.key(frames)),
-            self._in_parts(self.value(frames)),
+            split_heads(self.query(mean)[:, None], self.heads),
+            split_heads(self.key(frames), self.heads),
+            split_heads(self.value(frames), self.heads),
             attn_mask=None if mask is None else mask[:, None, None, :],
         )
         video = self.video_norm(mean + self.dropout(self.output(gathered.flatten(1))))
         logits: torch.Tensor = self.classifier(self.hidden_dropout(torch.relu(self.hidden(video))))
         return logits
-
-    def _in_parts(self, rows: torch.Tensor) -> torch.Tensor:
-        """Cut (B, T, D) into (B, heads, T, D / heads)."""
-        parts: torch.Tensor = rows.unflatten(2, (self.heads, -1))  # type: ignore[no-untyped-call, unused-ignore]
-        return parts.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""NeXtVLAD: NetVLAD on groups of expanded features, with attention over the groups."""
+"""NetVLAD and NeXtVLAD: frames are assigned to clusters, and summed by cluster."""
 
 from typing import Any
 
@@ -6,11 +6,90 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from meidbench.baselines.aggregators.base import Aggregator, FrameNorm, at_least_float32, cluster_sums, unit
+from meidbench.baselines.aggregators.base import Aggregator, FrameBatchNorm, at_least_float32, cluster_sums, normalise
 from meidbench.checks import in_range, one_of, whole_number
 from meidbench.errors import MeidbenchError
 
-FLAVORS = ("original", "meid_compat")
+
+class NetVLAD(Aggregator):
+    """Frames x_t (batch-normalised) are assigned to K clusters, a_t = softmax(BN(W x_t)), and summed by cluster.
+
+    ``residual=False`` is the aggregator called NetVLAD in VideoLT's public code (``models/models.py``,
+    ``models/net_module.py``): v_k = sigmoid(g_k) * sum_t a_tk x_t with a learned gate g (K, D) that does not depend on
+    the input; clusters have no centres. In Miech et al. (2017) that is the light variant, gated. ``residual=True`` is
+    NetVLAD (Arandjelovic et al., CVPR 2016, equation 4): v_k = sum_t a_tk (x_t - c_k) with learned centres c (K, D),
+    without a gate.
+
+    Each v_k is divided by its L2 norm, all of them together by theirs; then Linear(K D, H) without bias, batch
+    normalisation, ReLU6, last layer. Training needs at least two videos per batch.
+
+    2 D + 2 K D + 2 K + K D H + 2 H + H C + C parameters (cosine: without the last C), for both: 135,515,244
+    for D = 2048, C = 1004.
+
+    Parameters
+    ----------
+    dim, num_classes, classifier, bias_prior
+        As in ``Aggregator``.
+    residual : bool
+    clusters, hidden : int
+        K and H.
+
+    Examples
+    --------
+    >>> model = NetVLAD(dim=16, num_classes=5, residual=True, clusters=4, hidden=8)
+    >>> model(torch.rand(2, 7, 16)).shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        residual: bool = False,
+        clusters: int = 64,
+        hidden: int = 1024,
+        **last_layer: Any,
+    ) -> None:
+        super().__init__(dim, num_classes, **last_layer)
+        clusters, hidden = whole_number("clusters", clusters, least=1), whole_number("hidden", hidden, least=1)
+        self.input_norm = FrameBatchNorm(dim)
+        self.assignment = nn.Linear(dim, clusters, bias=False)
+        self.assignment_norm = FrameBatchNorm(clusters)
+        self.centres, self.gate = centres_or_gate(clusters, dim, residual)
+        self.hidden = nn.Linear(clusters * dim, hidden, bias=False)
+        self.hidden_norm = nn.BatchNorm1d(hidden)
+        self.classifier = self._last_layer(hidden)
+
+    def logits(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Compute logits (B, C) of checked features (B, T, D)."""
+        frames = self.input_norm(features, mask)
+        shares = torch.softmax(at_least_float32(self.assignment_norm(self.assignment(frames), mask)), dim=2)
+        if mask is not None:
+            shares = shares * mask[:, :, None]
+        descriptor = vlad_descriptor(*cluster_sums(frames, shares), self.centres, self.gate)
+        logits: torch.Tensor = self.classifier(functional.relu6(self.hidden_norm(self.hidden(descriptor))))
+        return logits
+
+
+def centres_or_gate(clusters: int, dim: int, residual: bool) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+    """Return new centres (K, D) and no gate if ``residual``, otherwise no centres and a new gate (K, D)."""
+    if residual:
+        # So that centres start about as long as a normalised frame's share: Miech et al. (2017), 1 / sqrt(D).
+        return nn.Parameter(torch.randn(clusters, dim) / dim**0.5), None
+    return None, nn.Parameter(nn.init.xavier_normal_(torch.empty(clusters, dim)))
+
+
+def vlad_descriptor(
+    sums: torch.Tensor, totals: torch.Tensor, centres: torch.Tensor | None, gate: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the descriptor (..., K D) of sums (..., K, D) and total weights (..., K) of clusters: see ``NetVLAD``."""
+    if centres is not None:
+        sums = sums - totals[..., None] * centres
+    elif gate is not None:
+        sums = sums * torch.sigmoid(gate)
+    # Flattened with clusters innermost, as in VideoLT's code, so that its weights fit.
+    return normalise(normalise(sums, dim=-1).transpose(-1, -2).flatten(-2), dim=-1)
 
 
 class NeXtVLAD(Aggregator):
@@ -20,16 +99,16 @@ class NeXtVLAD(Aggregator):
     shares a_tg = softmax over clusters of BN(W_a x_t)_g: v_k = sum_tg s_tg a_tgk (x_tg - c_k), of M = L D / G values
     each. Lin et al., "NeXtVLAD" (ECCV workshops 2018); github.com/linrongc/youtube-8m, ``nextvlad.py``.
 
-    ``original`` then divides each v_k by its L2 norm, and goes on with batch normalisation of all M K values,
-    dropout, Linear(M K, H) without bias, batch normalisation, a gate (squeeze and excitation: Linear(H, H / R), batch
-    normalisation, ReLU, Linear(H / R, H), sigmoid, no biases) by which it is multiplied, last layer. Its batch
+    ``original`` then divides each v_k by its L2 norm; batch normalisation of all M K values, dropout, Linear(M K, H)
+    without bias and batch normalisation follow, then a gate that multiplies the result (squeeze and excitation:
+    Linear(H, H / R), batch normalisation, ReLU, Linear(H / R, H), sigmoid, no biases), and the last layer. Its batch
     normalisation has PyTorch's constants, not TensorFlow's. ``meid_compat`` is as in MEID's public code
     (github.com/abcdvzz/MEID, ``models/models.py``, ``models/net_module.py``), which differs in each of these points:
 
     ================  ========================  ===================================
     point             ``original``              ``meid_compat``
     ================  ========================  ===================================
-    input             as it is                  batch normalisation
+    input             unchanged                 batch normalisation
     assignment        without bias              with bias
     its BN            per group and cluster     per index of the frame
     centres at first  scaled by their number    uniform in [0, 1]
@@ -40,11 +119,11 @@ class NeXtVLAD(Aggregator):
     ================  ========================  ===================================
 
     A normalisation per index of the frame fixes the number of frames, and its statistics count padded frames.
-    Training needs at least two videos a batch.
+    Training needs at least two videos per batch.
 
     Parameters, with W = L D and P = W (D + 1) + G (W + 1) + W G K + M K + M K H + 2 H + H C + C: P + 2 G K + 2 M K +
     2 H H / R + 2 H / R in ``original``, 45,469,940 for D = 2048, C = 1004; P + 2 D + G K + 2 T + 2 in ``meid_compat``,
-    45,145,990 with T = 200 (cosine: the last C are missing).
+    45,145,990 with T = 200 (cosine: without the last C).
 
     Parameters
     ----------
@@ -52,18 +131,10 @@ class NeXtVLAD(Aggregator):
         As in ``Aggregator``.
     flavor : str
         ``original`` or ``meid_compat``.
-    clusters : int
-        K.
-    expansion : int
-        L.
-    groups : int
-        G, a divisor of L D.
-    hidden : int
-        H.
-    dropout : float
-        ``original`` only.
-    reduction : int
-        R, a divisor of H; ``original`` only.
+    clusters, expansion, groups, hidden : int
+        K, L, G, a divisor of L D, and H.
+    dropout, reduction : float and int
+        Of ``original`` only; ``reduction`` is R, a divisor of H.
     frames : int, optional
         T, of all videos; for ``meid_compat``, which needs it.
 
@@ -93,16 +164,21 @@ class NeXtVLAD(Aggregator):
         **last_layer: Any,
     ) -> None:
         super().__init__(dim, num_classes, **last_layer)
-        self.flavor = one_of("flavor", flavor, FLAVORS)
-        self.clusters, self.groups = (
-            whole_number("clusters", clusters, least=1),
-            whole_number("groups", groups, least=1),
-        )
+        self.flavor = one_of("flavor", flavor, ("original", "meid_compat"))
+        self.clusters = whole_number("clusters", clusters, least=1)
+        self.groups = whole_number("groups", groups, least=1)
         hidden, wide = whole_number("hidden", hidden, least=1), dim * whole_number("expansion", expansion, least=1)
         if wide % groups:
             raise MeidbenchError(f"groups must divide expansion * dim = {wide}, got {groups}")
         size = wide // groups
-        self.frames = self._checked_frames(frames)
+        compat = flavor == "meid_compat"
+        if compat and frames is None:
+            raise MeidbenchError(
+                "flavor 'meid_compat' normalises each index of a frame: set the number of frames (frames=...)"
+            )
+        if frames is not None and not compat:
+            raise MeidbenchError("frames is for flavor 'meid_compat'; 'original' takes any number of frames")
+        self.frames = None if frames is None else whole_number("frames", frames, least=1)
 
         self.expand = nn.Linear(dim, wide)
         self.attention = nn.Linear(wide, groups)
@@ -110,37 +186,29 @@ class NeXtVLAD(Aggregator):
         self.hidden_norm = nn.BatchNorm1d(hidden)
         self.assignment = nn.Linear(wide, groups * clusters, bias=self.frames is not None)
         if self.frames is not None:
-            self.input_norm = FrameNorm(dim)
+            self.input_norm = FrameBatchNorm(dim)
             self.index_norm = nn.BatchNorm1d(self.frames)
             self.centres = nn.Parameter(torch.rand(size, clusters))
             self.vlad_norm = nn.BatchNorm1d(1)
         else:
-            self.assignment_norm = FrameNorm(groups * clusters)
+            self.assignment_norm = FrameBatchNorm(groups * clusters)
             # TensorFlow's variance scaling for (1, M, K): a truncated normal of variance 2 over M, its fan-in.
             self.centres = nn.Parameter(nn.init.trunc_normal_(torch.empty(size, clusters), std=(2.0 / size) ** 0.5))
             self.vlad_norm = nn.BatchNorm1d(size * clusters)
             self.dropout = nn.Dropout(in_range("dropout", dropout, 0, 1))
-            self.gate = _gate(hidden, reduction)
+            self.gate = _make_gate(hidden, reduction)
         self.classifier = self._last_layer(hidden)
-
-    def _checked_frames(self, frames: int | None) -> int | None:
-        if self.flavor == "meid_compat":
-            if frames is None:
-                raise MeidbenchError("flavor 'meid_compat' normalises each index of a frame: say how many (frames=...)")
-            return whole_number("frames", frames, least=1)
-        if frames is not None:
-            raise MeidbenchError("frames is for flavor 'meid_compat'; 'original' takes any number of them")
-        return None
 
     def logits(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Compute logits (B, C) of checked features (B, T, D)."""
-        if self.frames is not None:
+        compat = self.frames is not None
+        if compat:
             if features.shape[1] != self.frames:
-                raise MeidbenchError(f"this model is for {self.frames} frames a video, got {features.shape[1]}")
+                raise MeidbenchError(f"this model is for {self.frames} frames per video, got {features.shape[1]}")
             features = self.input_norm(features, mask)
         frames = self.expand(features)
         scores = self.assignment(frames)
-        scores = self.index_norm(scores) if self.frames is not None else self.assignment_norm(scores, mask)
+        scores = self.index_norm(scores) if compat else self.assignment_norm(scores, mask)
         attention = torch.sigmoid(self.attention(frames))
         if mask is not None:
             attention = attention * mask[:, :, None]
@@ -150,95 +218,18 @@ class NeXtVLAD(Aggregator):
         sums, totals = cluster_sums(parts, shares)
         # Flattened with clusters innermost, as in both sources, so that their weights fit.
         sums = sums.transpose(1, 2) - totals[:, None, :] * self.centres
-        descriptor = unit(sums, dim=1, order=2.0 if self.frames is None else 1.0).flatten(1)
-        hidden = self.hidden_norm(self.hidden(self._normal(descriptor)))
-        hidden = functional.relu6(hidden) if self.frames is not None else hidden * torch.sigmoid(self.gate(hidden))
+        descriptor = normalise(sums, dim=1, order=1.0 if compat else 2.0).flatten(1)
+        normal = self.vlad_norm(descriptor[:, None])[:, 0] if compat else self.dropout(self.vlad_norm(descriptor))
+        hidden = self.hidden_norm(self.hidden(normal))
+        hidden = functional.relu6(hidden) if compat else hidden * torch.sigmoid(self.gate(hidden))
         logits: torch.Tensor = self.classifier(hidden)
         return logits
 
-    def _normal(self, descriptor: torch.Tensor) -> torch.Tensor:
-        normal: torch.Tensor
-        if self.frames is not None:
-            normal = self.vlad_norm(descriptor[:, None])[:, 0]
-        else:
-            normal = self.dropout(self.vlad_norm(descriptor))
-        return normal
 
-
-def _gate(hidden: int, reduction: int) -> nn.Sequential:
+def _make_gate(hidden: int, reduction: int) -> nn.Sequential:
     if hidden % whole_number("reduction", reduction, least=1):
         raise MeidbenchError(f"reduction must divide hidden {hidden}, got {reduction}")
     narrow = hidden // reduction
     return nn.Sequential(
         nn.Linear(hidden, narrow, bias=False), nn.BatchNorm1d(narrow), nn.ReLU(), nn.Linear(narrow, hidden, bias=False)
     )
-
-
-class NetVLAD(Aggregator):
-    """Frames x_t (batch-normalised) are assigned to K clusters, a_t = softmax(BN(W x_t)), and summed up by cluster.
-
-    ``residual=False`` is what VideoLT's public code calls NetVLAD (``models/models.py``, ``models/net_module.py``):
-    v_k = sigmoid(g_k) * sum_t a_tk x_t with a learned gate g (K, D) that does not depend on the input; no cluster
-    has a centre. In Miech et al. (2017) that is the light variant, gated. ``residual=True`` is NetVLAD (Arandjelovic
-    et al., CVPR 2016, equation 4): v_k = sum_t a_tk (x_t - c_k) with learned centres c (K, D), and no gate.
-
-    Each v_k is divided by its L2 norm, all of them together by theirs; then Linear(K D, H) without bias, batch
-    normalisation, ReLU6, last layer. Training needs at least two videos a batch.
-
-    2 D + 2 K D + 2 K + K D H + 2 H + H C + C parameters (cosine: the last C are missing), for either: 135,515,244
-    for D = 2048, C = 1004.
-
-    Parameters
-    ----------
-    dim, num_classes, classifier, bias_prior
-        As in ``Aggregator``.
-    residual : bool
-    clusters : int
-        K.
-    hidden : int
-        H.
-
-    Examples
-    --------
-    >>> model = NetVLAD(dim=16, num_classes=5, residual=True, clusters=4, hidden=8)
-    >>> model(torch.rand(2, 7, 16)).shape
-    torch.Size([2, 5])
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_classes: int,
-        *,
-        residual: bool = False,
-        clusters: int = 64,
-        hidden: int = 1024,
-        **last_layer: Any,
-    ) -> None:
-        super().__init__(dim, num_classes, **last_layer)
-        self.residual = residual
-        clusters, hidden = whole_number("clusters", clusters, least=1), whole_number("hidden", hidden, least=1)
-        self.input_norm = FrameNorm(dim)
-        self.assignment = nn.Linear(dim, clusters, bias=False)
-        self.assignment_norm = FrameNorm(clusters)
-        if residual:
-            # So that centres begin about as long as a normalised frame's share: Miech et al., 1 / sqrt(D).
-            self.centres = nn.Parameter(torch.randn(clusters, dim) / dim**0.5)
-        else:
-            self.gate = nn.Parameter(nn.init.xavier_normal_(torch.empty(clusters, dim)))
-        self.hidden = nn.Linear(clusters * dim, hidden, bias=False)
-        self.hidden_norm = nn.BatchNorm1d(hidden)
-        self.classifier = self._last_layer(hidden)
-
-    def logits(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Compute logits (B, C) of checked features (B, T, D)."""
-        frames = self.input_norm(features, mask)
-        shares = torch.softmax(at_least_float32(self.assignment_norm(self.assignment(frames), mask)), dim=2)
-        if mask is not None:
-            shares = shares * mask[:, :, None]
-        sums, totals = cluster_sums(frames, shares)
-        sums = sums - totals[:, :, None] * self.centres if self.residual else sums * torch.sigmoid(self.gate)
-        # Flattened with clusters innermost, as in VideoLT's code, so that its weights fit.
-        descriptor = unit(unit(sums, dim=2).transpose(1, 2).flatten(1), dim=1)
-        logits: torch.Tensor = self.classifier(functional.relu6(self.hidden_norm(self.hidden(descriptor))))
-        return logits

@@ -1,4 +1,4 @@
-"""What every loss has in common: how it is built, what it takes, how its elements become one number."""
+"""The base class of all losses, and the formulas that several losses share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,42 +14,45 @@ from meidbench.errors import MeidbenchError, first_few
 
 REDUCTIONS = ("mean", "sum_classes_mean_batch", "num_pos")
 
+# Training videos per class, (C,).
+Counts = Sequence[int] | npt.NDArray[Any]
+
 
 class Loss(nn.Module):
-    """A loss of logits and labels, made from what a training set says of its classes.
+    """A loss of logits and labels, built from the class counts of a training set.
 
-    A loss is called as ``loss(logits, targets, mask)`` and gives a scalar. It computes in float32 where logits come
-    in half precision, leaves its input as it is, and takes videos without a label.
+    A loss is called as ``loss(logits, targets, mask)`` and returns a scalar. It computes in float32 if the logits
+    are in half precision, does not change its input, and accepts videos without a label.
 
     Parameters
     ----------
     train_counts : sequence of int, (C,)
-        Training videos a class.
+        Training videos per class.
     num_videos : int
         Training videos.
     reduction : str
-        What the elements l (B, C), weighted by the mask (1 where there is none), are divided by:
+        The elements l (B, C) are multiplied by the mask, summed, and divided by:
 
         ``mean``
-            B C, as VideoLT's code does.
+            B C, as in VideoLT's code.
         ``sum_classes_mean_batch``
-            B: C times ``mean``. VideoLT's under class-balanced sampling, and ASL's up to the factor 1 / B.
+            B: C times ``mean``. VideoLT's code does this under class-balanced sampling; ASL's omits the 1 / B.
         ``num_pos``
-            The labels that the mask leaves (at least 1), as in Lin et al., "Focal loss" (2017).
+            The number of labels that the mask keeps (at least 1), as in Lin et al., "Focal loss" (2017).
 
-        A masked element adds nothing, and is counted in B C all the same: then parts of a batch, on several devices
-        or one after another, average to what the whole batch gives. ``num_pos`` does not have this property.
+        Masked elements add nothing, but B C counts them. So the parts of a batch, on several devices or one after
+        another, average to the result of the whole batch. ``num_pos`` does not have this property.
 
     Raises
     ------
     MeidbenchError
-        A count or a parameter makes no sense; from a call, shapes differ.
+        A count or a parameter is impossible; from a call, shapes differ.
     """
 
     # Whether the formula divides by a class's count, or takes the logarithm of its share.
     _needs_every_class = False
 
-    def __init__(self, train_counts: Sequence[int] | npt.NDArray[Any], num_videos: int, *, reduction: str = "mean"):
+    def __init__(self, train_counts: Counts, num_videos: int, *, reduction: str = "mean"):
         super().__init__()
         self.train_counts, self.num_videos = _checked_counts(train_counts, num_videos)
         self.reduction = one_of("reduction", reduction, REDUCTIONS)
@@ -58,7 +61,7 @@ class Loss(nn.Module):
         if self._needs_every_class and len(unseen):
             raise MeidbenchError(
                 f"{type(self).__name__} needs a training video of every class; class {first_few(unseen)} has none. "
-                "Leave such classes out, or take a loss that does not look at counts, such as BCE, Focal or ASL"
+                "Leave such classes out, or take a loss that does not use counts, such as BCE, Focal or ASL"
             )
 
     @property
@@ -67,27 +70,23 @@ class Loss(nn.Module):
         return len(self.train_counts)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, from 0; only losses with a schedule listen."""
+        """Set the current epoch, from 0; only losses with a schedule use it."""
         self.epoch = whole_number("epoch", epoch)
 
     def set_step(self, step: int, rank: int = 0, world_size: int = 1) -> None:
-        """Say which forward pass of the whole training comes next; only losses that draw at random listen."""
+        """Set the number of the next forward pass in the whole training; only losses that draw at random use it."""
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute the loss.
+        """Compute the loss, a scalar.
 
         Parameters
         ----------
         logits : Tensor, (B, C)
             Floating point, B at least 1.
         targets : Tensor, (B, C)
-            Labels of 0 and 1, or shares between them (mixed videos).
+            Labels of 0 and 1, or values between them (mixed videos).
         mask : Tensor, (B, C), optional
-            What each element counts, 0 for not at all.
-
-        Returns
-        -------
-        Tensor, ()
+            The weight of each element; 0 leaves it out.
         """
         self._check_shapes(logits, targets, mask)
         if logits.dtype in (torch.float16, torch.bfloat16):
@@ -107,30 +106,26 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def _check_shapes(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None) -> None:
-        shapes = {"logits": logits, "targets": targets} | ({} if mask is None else {"mask": mask})
-        wrong = {name: tuple(tensor.shape) for name, tensor in shapes.items() if tensor.shape != logits.shape}
-        if logits.ndim != 2 or logits.shape[1] != self.num_classes or not len(logits):
-            wrong = {"logits": tuple(logits.shape)} | wrong
-        if wrong:
-            named = ", ".join(f"{name} {shape}" for name, shape in wrong.items())
+        shapes = [tuple(tensor.shape) for tensor in (logits, targets, mask) if tensor is not None]
+        if len({*shapes}) > 1 or logits.ndim != 2 or logits.shape[1] != self.num_classes or not len(logits):
             raise MeidbenchError(
-                f"{type(self).__name__} expects (B, {self.num_classes}) of logits, targets and mask alike, B at least "
-                f"1; logits have {tuple(logits.shape)}, and wrong is {named}"
+                f"{type(self).__name__} expects (B, {self.num_classes}) for logits, targets and mask, B at least 1; "
+                f"got {', '.join(map(str, shapes))}"
             )
         if not logits.dtype.is_floating_point:
             raise MeidbenchError(f"logits must be floating point, got {logits.dtype}")
 
-    def _shares(self, whole: int) -> npt.NDArray[np.float64]:
-        """Return n_c / whole, or refuse a class that has all of it: the logarithm of its odds is infinite."""
-        everywhere = np.flatnonzero(self.train_counts == whole)
+    def _shares(self, total: int) -> npt.NDArray[np.float64]:
+        """Return n_c / total; refuse a share of 1, because the logarithm of its odds is infinite."""
+        everywhere = np.flatnonzero(self.train_counts == total)
         if len(everywhere):
             raise MeidbenchError(
                 f"{type(self).__name__} needs a training video without each class; class {first_few(everywhere)} has "
-                f"all {whole:,}"
+                f"all {total:,}"
             )
-        return np.asarray(self.train_counts / whole)
+        return np.asarray(self.train_counts / total)
 
-    def _constant(self, name: str, values: npt.NDArray[Any]) -> None:
+    def _register_constant(self, name: str, values: npt.NDArray[Any]) -> None:
         # Not persistent: it follows from the arguments, and a checkpoint should not contradict them.
         self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32), persistent=False)
 
@@ -147,17 +142,10 @@ def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.T
 
 
 def effective_number_weights(train_counts: npt.NDArray[Any], beta: float = 0.9999) -> npt.NDArray[np.float64]:
-    """Return class weights by the effective number of samples, on average 1.
+    """Return class weights (C,) by the effective number of samples, from counts (C,) of at least 1; their mean is 1.
 
     w_c = (1 - beta) / (1 - beta^n_c), divided by their mean: Cui et al., "Class-balanced loss based on effective number
-    of samples" (2019).
-
-    Parameters
-    ----------
-    train_counts : ndarray, (C,)
-        At least 1 each.
-    beta : float
-        In [0, 1); 0 gives every class 1.
+    of samples" (2019). beta is in [0, 1); 0 gives every class the weight 1.
 
     Examples
     --------
@@ -182,20 +170,10 @@ def inverse_effective_number(counts: npt.NDArray[Any], beta: float) -> npt.NDArr
 
 
 def bias_prior(share: float | npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
-    """Return the bias of a last layer whose sigmoid is then ``share`` before training: -log((1 - pi) / pi).
+    """Return the bias with which an untrained last layer predicts ``share``: -log((1 - pi) / pi).
 
     Lin et al., "Focal loss" (2017), section 4.1. EQL's detectors start at 0.001, the code of the class-balanced loss
-    at 1 / C; a share for each class, n_c / N, is possible too.
-
-    Parameters
-    ----------
-    share : float or (C,) array
-        pi, between 0 and 1, both excluded.
-
-    Raises
-    ------
-    MeidbenchError
-        A share is not between 0 and 1.
+    at 1 / C; one share per class, n_c / N, (C,), is possible too. A share that is not between 0 and 1 is refused.
 
     Examples
     --------
@@ -208,11 +186,11 @@ def bias_prior(share: float | npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
     return torch.logit(pi).to(torch.float32)
 
 
-def _checked_counts(train_counts: Sequence[int] | npt.NDArray[Any], num_videos: int) -> tuple[npt.NDArray[Any], int]:
+def _checked_counts(train_counts: Counts, num_videos: int) -> tuple[npt.NDArray[Any], int]:
     counts = np.asarray(train_counts)
     if counts.ndim != 1 or not len(counts) or counts.dtype.kind not in "iu":
         raise MeidbenchError(
-            f"train_counts must be whole numbers, one a class, got shape {counts.shape} of {counts.dtype}"
+            f"train_counts must be whole numbers, one per class, got shape {counts.shape} of {counts.dtype}"
         )
     videos = whole_number("num_videos", num_videos, least=1)
     wrong = np.flatnonzero((counts < 0) | (counts > videos))

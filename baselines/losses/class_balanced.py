@@ -1,32 +1,27 @@
-"""The class-balanced loss, which weighs by the effective number of samples."""
+"""The class-balanced and the distribution-balanced loss: weights from the class counts."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from meidbench.baselines.losses.base import (
+    Counts,
     Loss,
     binary_cross_entropy,
     effective_number_weights,
     inverse_effective_number,
 )
-from meidbench.baselines.losses.cross_entropy import SOFT_FOCUS, focal_cross_entropy, focus
+from meidbench.baselines.losses.cross_entropy import SOFT_FOCUS, focal_cross_entropy, focal_factor
 from meidbench.checks import in_range, one_of
 
-MODES = ("by_class", "average_w", "average_n", "min_n")
-BASES = ("bce", "focal")
 
+class ClassBalancedLoss(Loss):
+    """Class-balanced loss: w bce, with weights w_c = (1 - beta) / (1 - beta^n_c), whose mean is 1.
 
-class ClassBalanced(Loss):
-    """Class-balanced loss: w bce, with weights w_c = (1 - beta) / (1 - beta^n_c), on average 1.
-
-    Cui et al., "Class-balanced loss based on effective number of samples" (2019). It knows one class a sample and
-    weighs all columns of a sample by it, with reduction ``num_pos`` and bias ``bias_prior(1 / C)``. Several labels need
-    a choice.
+    Cui et al., "Class-balanced loss based on effective number of samples" (2019). Their samples have one class, which
+    weighs all columns of the sample, with reduction ``num_pos`` and bias ``bias_prior(1 / C)``. Samples with several
+    labels need a choice, ``mode``.
 
     Parameters
     ----------
@@ -35,10 +30,10 @@ class ClassBalanced(Loss):
     beta : float
         In [0, 1).
     mode : str
-        ``by_class`` weighs each column by its class, as VideoLT does. The others weigh a whole video, by the mean
+        ``by_class`` weighs each column by its class, as VideoLT does. The others weigh a whole video: by the mean
         weight of its labels (``average_w``), or by the weight of their mean (``average_n``) or least (``min_n``)
-        count, as the code of the distribution-balanced loss does but for its scale. A video without labels has
-        weight 1; soft labels are averaged by their shares, and the least count is over labels above 0.
+        count, as the code of the distribution-balanced loss does, apart from the scale. A video without labels has
+        weight 1; soft labels are averaged by their values, and the least count is over labels above 0.
     base : str
         ``bce`` or ``focal``.
     gamma, soft
@@ -46,7 +41,7 @@ class ClassBalanced(Loss):
 
     Examples
     --------
-    >>> ClassBalanced([2, 1], num_videos=3, beta=0.5)(torch.zeros(2, 2), torch.eye(2))
+    >>> ClassBalancedLoss([2, 1], num_videos=3, beta=0.5)(torch.zeros(2, 2), torch.eye(2))
     tensor(0.6931)
     """
 
@@ -56,7 +51,7 @@ class ClassBalanced(Loss):
 
     def __init__(
         self,
-        train_counts: Sequence[int] | npt.NDArray[Any],
+        train_counts: Counts,
         num_videos: int,
         *,
         beta: float = 0.9999,
@@ -68,12 +63,12 @@ class ClassBalanced(Loss):
     ):
         super().__init__(train_counts, num_videos, reduction=reduction)
         self.beta = in_range("beta", beta, 0, 1, open_end=True)
-        self.mode = one_of("mode", mode, MODES)
-        self.base = one_of("base", base, BASES)
+        self.mode = one_of("mode", mode, ("by_class", "average_w", "average_n", "min_n"))
+        self.base = one_of("base", base, ("bce", "focal"))
         self.gamma = in_range("gamma", gamma, 0)
         self.soft = one_of("soft", soft, SOFT_FOCUS)
-        self._constant("class_weights", effective_number_weights(self.train_counts, self.beta))
-        self._constant("counts", self.train_counts)
+        self._register_constant("class_weights", effective_number_weights(self.train_counts, self.beta))
+        self._register_constant("counts", self.train_counts)
         self._log_beta = math.log(self.beta) if self.beta else -math.inf
         self._scale = float((1 - self.beta) / inverse_effective_number(self.train_counts, self.beta).mean())
 
@@ -102,7 +97,7 @@ class ClassBalanced(Loss):
 
 
 class DistributionBalanced(Loss):
-    """Distribution-balanced loss: rebalanced weights, negatives tolerated, and focus.
+    """Distribution-balanced loss: rebalanced weights, tolerant negatives, and the factor of the focal loss.
 
     Wu et al., "Distribution-balanced loss for multi-label classification in long-tailed datasets" (2020), as
     ``ResampleLoss`` of its code (github.com/wutong16/DistributionBalancedLoss) has it:
@@ -110,19 +105,19 @@ class DistributionBalanced(Loss):
     - r_bc = (1 / n_c) / (sum of 1 / n_j over the labels j of the video) and w = sigmoid(map_beta (r - map_mu)) +
       map_alpha, for positives and negatives alike; a video without labels has w = 1 + map_alpha, the limit;
     - z' = z - log(N / n_c - 1) kappa / neg_scale; positives are w bce(z'), negatives w / neg_scale bce(neg_scale z');
-    - both times balance |error|^gamma, the error being that of sigmoid(z') or sigmoid(neg_scale z').
+    - both are multiplied by balance |error|^gamma; the error is that of sigmoid(z') or sigmoid(neg_scale z').
 
-    A soft label takes both sides by its shares; the code, made for labels of 0 and 1, mixes the logits. The loss is
-    meant to go with class-aware sampling.
+    A soft label y weighs both sides, by y and 1 - y; the code, made for labels of 0 and 1, mixes the logits. The
+    authors use the loss with class-aware sampling.
 
     Parameters
     ----------
     train_counts, num_videos, reduction
         As in ``Loss``; every class needs a training video, and one without it.
     map_alpha, map_beta, map_mu, kappa, neg_scale : float
-        Of COCO-LT. VOC-LT has ``map_mu`` 0.3 and ``neg_scale`` 5. Both are to be tuned.
+        The defaults are for COCO-LT. VOC-LT has ``map_mu`` 0.3 and ``neg_scale`` 5; tune both.
     gamma : float
-        Focus; 0 for none.
+        Exponent of the error; 0 for none.
     balance : float
         A constant factor.
 
@@ -138,7 +133,7 @@ class DistributionBalanced(Loss):
 
     def __init__(
         self,
-        train_counts: Sequence[int] | npt.NDArray[Any],
+        train_counts: Counts,
         num_videos: int,
         *,
         map_alpha: float = 0.1,
@@ -158,11 +153,11 @@ class DistributionBalanced(Loss):
         self.gamma = in_range("gamma", gamma, 0)
         self.balance = in_range("balance", balance, 0)
         odds = 1 / self._shares(self.num_videos) - 1
-        self._constant("shift", -np.log(odds) * in_range("kappa", kappa, 0) / self.neg_scale)
-        self._constant("inverse_counts", 1 / self.train_counts)
+        self._register_constant("shift", -np.log(odds) * in_range("kappa", kappa, 0) / self.neg_scale)
+        self._register_constant("inverse_counts", 1 / self.train_counts)
 
     def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each side by its share, (B, C)."""
+        """Return the loss, (B, C)."""
         shifted = logits + self.shift.to(logits.dtype)
         positive = self._side(shifted)
         negative = self._side(-self.neg_scale * shifted) / self.neg_scale
@@ -177,4 +172,4 @@ class DistributionBalanced(Loss):
 
     def _side(self, logits: torch.Tensor) -> torch.Tensor:
         entropy = binary_cross_entropy(logits, torch.ones_like(logits))
-        return focus(torch.sigmoid(-logits), self.gamma) * entropy
+        return focal_factor(torch.sigmoid(-logits), self.gamma) * entropy

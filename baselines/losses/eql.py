@@ -1,38 +1,35 @@
-"""EQL: rare classes are spared most of the gradient of being wrong for other videos."""
-
-from collections.abc import Sequence
-from typing import Any
+"""EQL: rare classes are spared most of the gradient from videos of other classes."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from meidbench.baselines.losses.base import Loss, binary_cross_entropy
+from meidbench.baselines.losses.base import Counts, Loss, binary_cross_entropy
 from meidbench.checks import in_range, whole_number
 from meidbench.errors import MeidbenchError
 
 
 class EQL(Loss):
-    """Equalisation loss: (1 - beta t_c (1 - y)) bce, t_c = 1 for a rare class, beta ~ Bernoulli(gamma) an element.
+    """Equalisation loss: (1 - beta t_c (1 - y)) bce, t_c = 1 for a rare class, beta ~ Bernoulli(gamma) per element.
 
     Tan et al., "Equalization loss for long-tailed object recognition" (2020): the sigmoids of its detection form
-    (whose background proposals have no counterpart here) with the beta of its classification form. VideoLT's code sets
-    gamma to 0.00176, in detection the frequency below which a class is rare. It drops 0.18 % of the negatives of
-    rare classes, and is plain cross-entropy for any practical purpose.
+    (without background proposals, which videos do not have) with the beta of its classification form. VideoLT's code
+    sets gamma to 0.00176, which in detection is the frequency below which a class is rare. It drops 0.18 % of the
+    negatives of rare classes, and is practically plain cross-entropy.
 
     Parameters
     ----------
     train_counts, num_videos, reduction
         As in ``Loss``. A class without training videos is rare.
     gamma : float
-        Share of a rare class's negatives that are dropped, in [0, 1): with 1 it would never learn what it is not.
+        Share of a rare class's negatives that are dropped, in [0, 1): with 1 the class would never learn its negatives.
     tail_up_to : int, optional
-        A class of at most so many training videos is rare: 100 for VideoLT, 20 for CharadesLT and CharadesEgoLT.
+        A class with at most this number of training videos is rare: 100 for VideoLT, 20 for CharadesLT and
+        CharadesEgoLT.
     tail_below : float, optional
-        Or a class of a lower share of the training videos. Exactly one of the two must be given.
+        Instead: a class with a lower share of the training videos is rare. Exactly one of the two must be given.
     seed : int
-        What is dropped in a forward pass depends on the seed and on ``set_step`` alone, so a resumed training needs no
-        state. Call it before each forward pass.
+        The dropped elements of a forward pass depend on the seed and on ``set_step`` alone, so a resumed training needs
+        no state. Call it before each forward pass.
 
     Examples
     --------
@@ -44,7 +41,7 @@ class EQL(Loss):
 
     def __init__(
         self,
-        train_counts: Sequence[int] | npt.NDArray[Any],
+        train_counts: Counts,
         num_videos: int,
         *,
         gamma: float = 0.9,
@@ -64,13 +61,13 @@ class EQL(Loss):
         else:
             given = f"got {tail_up_to} and {tail_below}"
             raise MeidbenchError(f"EQL needs either tail_up_to (VideoLT: 100, Charades: 20) or tail_below, {given}")
-        self._constant("tail", tail)
+        self._register_constant("tail", tail)
 
     def set_step(self, step: int, rank: int = 0, world_size: int = 1) -> None:
-        """Draw anew for forward pass ``step`` of the whole training.
+        """Select the draw of forward pass ``step`` of the whole training.
 
-        Of several processes, each draws for the whole batch and takes the rows ``rank``, ``rank + world_size`` and so
-        on, which are its own where a sampler is sharded: together they drop what one process would.
+        Each of several processes draws for the whole batch and takes the rows ``rank``, ``rank + world_size`` and so
+        on, which are its own rows where a sampler is sharded: together they drop the same elements as one process.
         """
         size = whole_number("world_size", world_size, least=1)
         if whole_number("rank", rank) >= size:
@@ -78,7 +75,7 @@ class EQL(Loss):
         self._step = (whole_number("step", step), rank, size)
 
     def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return what is left of the cross-entropy, (B, C)."""
+        """Return the cross-entropy, 0 where it is dropped, (B, C)."""
         return self.weights(targets, self._dropped(targets)) * binary_cross_entropy(logits, targets)
 
     def weights(self, targets: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
@@ -88,7 +85,7 @@ class EQL(Loss):
     def _dropped(self, targets: torch.Tensor) -> torch.Tensor:
         step, rank, world_size = self._step
         state = np.random.SeedSequence(self.seed, spawn_key=(step,)).generate_state(1)
-        # On the CPU, so that every device drops the same.
+        # On the CPU, so that every device drops the same elements.
         generator = torch.Generator().manual_seed(int(state[0]))
         drawn = torch.rand(len(targets) * world_size, targets.shape[1], generator=generator)
         return (drawn[rank::world_size] < self.gamma).to(targets.device)

@@ -1,26 +1,20 @@
-"""LDAM: rarer classes must be right by a wider margin; deferred re-weighting (DRW) comes on top."""
-
-from collections.abc import Sequence
-from typing import Any
+"""LDAM: rarer classes need a wider margin; deferred re-weighting (DRW) is added later in training."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from meidbench.baselines.losses.base import Loss, binary_cross_entropy, effective_number_weights
+from meidbench.baselines.losses.base import Counts, Loss, binary_cross_entropy, effective_number_weights
 from meidbench.checks import in_range, one_of, whole_number
-
-MARGINS = ("own", "summed")
 
 
 class LDAM(Loss):
     """Label-distribution-aware margin loss with deferred re-weighting: w_c bce(s (z - m_c y), y).
 
-    Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss" (2019), with a sigmoid a
+    Cao et al., "Learning imbalanced datasets with label-distribution-aware margin loss" (2019), with one sigmoid per
     class in place of the softmax. The margins are m_c = max_margin (min n / n_c)^(1/4). From ``drw_epoch`` on
-    w_c are the class-balanced weights, 1 before. The paper scales the cosine of feature and class vector; with
-    a linear last layer, as in VideoLT's code, the logits have no scale that margins of 0.5 could be compared with, and
-    s = 30 saturates the sigmoid. Aggregators with ``classifier="cosine"`` give what the paper means.
+    w_c are the class-balanced weights, 1 before. The paper scales the cosine of feature and class vector. VideoLT's
+    code has a linear last layer: its logits have no scale to compare margins of 0.5 with, and
+    s = 30 saturates the sigmoid. Aggregators with ``classifier="cosine"`` follow the paper.
 
     Parameters
     ----------
@@ -36,9 +30,9 @@ class LDAM(Loss):
     drw_beta : float
         Of the weights, in [0, 1).
     margins : str
-        ``own`` takes each label's margin off its own logit; a soft label takes its share. ``summed`` is VideoLT's
-        code: the margins of all labels of a video are summed and taken off each of its labels; labels
-        below 1 count in the sum, but nothing is taken off them.
+        ``own`` subtracts the margin of each label from its own logit, times the label where it is soft. ``summed`` is
+        VideoLT's code: the sum of the margins of all labels of a video is subtracted from each of these labels; labels
+        below 1 count in the sum, but nothing is subtracted from them.
 
     Examples
     --------
@@ -53,7 +47,7 @@ class LDAM(Loss):
 
     def __init__(
         self,
-        train_counts: Sequence[int] | npt.NDArray[Any],
+        train_counts: Counts,
         num_videos: int,
         *,
         max_margin: float = 0.5,
@@ -66,21 +60,21 @@ class LDAM(Loss):
         super().__init__(train_counts, num_videos, reduction=reduction)
         self.scale = in_range("scale", scale, np.finfo(np.float32).tiny)
         self.drw_epoch = None if drw_epoch is None else whole_number("drw_epoch", drw_epoch)
-        self.margins = one_of("margins", margins, MARGINS)
+        self.margins = one_of("margins", margins, ("own", "summed"))
         widest = in_range("max_margin", max_margin, 0)
         beta = in_range("drw_beta", drw_beta, 0, 1, open_end=True)
-        self._constant("class_margins", widest * (self.train_counts.min() / self.train_counts) ** 0.25)
-        self._constant("class_weights", effective_number_weights(self.train_counts, beta))
+        self._register_constant("class_margins", widest * (self.train_counts.min() / self.train_counts) ** 0.25)
+        self._register_constant("class_weights", effective_number_weights(self.train_counts, beta))
 
     def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy beyond the margins, weighted once the epoch has come; (B, C)."""
+        """Return the cross-entropy beyond the margins, weighted from ``drw_epoch`` on; (B, C)."""
         entropy = binary_cross_entropy(self.scale * self.with_margins(logits, targets), targets)
         if self.drw_epoch is not None and self.epoch >= self.drw_epoch:
             return self.class_weights.to(logits.dtype) * entropy
         return entropy
 
     def with_margins(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return logits less the margins of the labels, (B, C), not yet scaled."""
+        """Return logits minus the margins of the labels, (B, C), not yet scaled."""
         taken = self.class_margins.to(logits.dtype) * targets
         if self.margins == "summed":
             taken = taken.sum(dim=1, keepdim=True) * (targets >= 1)

@@ -1,10 +1,10 @@
-"""Models: what frames go through before, around and after an aggregator. ``MODELS`` names them."""
+"""Models: an aggregator, and the layers before, around and after it. ``MODELS`` names them."""
 
-from meidbench.baselines.models.base import Model, Outputs, Plain, Task
+from meidbench.baselines.models.base import Model, ModelInputs, Outputs, Plain
 from meidbench.baselines.models.meid import ExpertOne, ExpertTwo
 from meidbench.baselines.models.move import Move
 
-__all__ = ["MODELS", "Model", "Outputs", "Task"]
+__all__ = ["MODELS", "Model", "ModelInputs", "Outputs"]
 
 MODELS: dict[str, type[Model]] = {
     "plain": Plain,

@@ -1,8 +1,8 @@
-"""What every model has in common: what it must know of its data, what it takes and what it gives."""
+"""The base class of all models, the values that a model is built from, and the values that it returns."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,8 @@ from meidbench.splits.split import Groups
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a model must know of its data and of the rest of a configuration.
+class ModelInputs:
+    """Facts about the data and the configuration that a model is built from.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class Task:
     groups : Groups
         Head, medium and tail classes.
     frames : int or None
-        Frames N of every video, in training and when it is scored; None where the two differ.
+        Frames N of every video, in training and in scoring; None where the two differ.
     has_motion : bool
         Whether a motion stream comes with the features.
     aggregator : callable
@@ -44,16 +44,16 @@ class Task:
 
 
 class Outputs(NamedTuple):
-    """What a model gives.
+    """The result of a model's forward pass.
 
     Attributes
     ----------
     logits : Tensor, (B, C)
-        In training those that the classification loss is of, in evaluation mode the scores of the videos.
+        In training the logits for the classification loss, in evaluation mode the scores of the videos.
     penalty : Tensor without a dimension, or None
-        What is added to the classification loss, weighted already.
+        A term to be added to the classification loss, already weighted.
     targets : Tensor, (B, C), or None
-        Labels in place of those that were given, where the model mixed videos.
+        Labels that replace the given ones, where the model mixed videos.
     """
 
     logits: torch.Tensor
@@ -62,32 +62,28 @@ class Outputs(NamedTuple):
 
 
 class Model(nn.Module):
-    """From the frames of videos to logits, called as ``model(features, motion, targets)``.
+    """A network from the frames of videos to logits, built from ``ModelInputs``.
 
-    Parameters
-    ----------
-    task : Task
-
-    Attributes
-    ----------
-    task : Task
+    A model is called as ``model(features, motion, targets)``.
     """
 
-    # Whether it changes labels, so that no mask of them can be applied; whether it takes a motion stream, and the
-    # configured aggregator; whether it begins with the weights of a first stage.
+    # Whether the model changes labels, so that no mask of them can be applied; whether it takes a motion stream, and
+    # the configured aggregator; whether it starts from the weights of a first stage.
     mixes_targets = False
     takes_motion = False
     takes_aggregator = True
-    begins_from_first_stage = False
+    needs_first_stage = False
+    # A dataclass whose fields are options too, where ``__init__`` takes them as ``**``.
+    further_options: ClassVar[type | None] = None
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, inputs: ModelInputs) -> None:
         super().__init__()
-        self.task = task
+        self.inputs = inputs
 
     def forward(
         self, features: torch.Tensor, motion: torch.Tensor | None = None, targets: torch.Tensor | None = None
     ) -> Outputs:
-        """Compute logits.
+        """Compute the outputs of a batch.
 
         Parameters
         ----------
@@ -96,33 +92,24 @@ class Model(nn.Module):
             The motion stream of the same frames; see ``meidbench.loading.motion``.
         targets : Tensor, (B, C), optional
             Labels; in training only.
-
-        Returns
-        -------
-        Outputs
         """
         raise NotImplementedError
 
-    def begin_from(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take over the weights of the first stage's model."""
+    def load_first_stage(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Copy the weights of the first stage's model into this one."""
         raise MeidbenchError(f"{type(self).__name__} does not begin from another model")
 
-    def facts(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """Return numbers to be logged after each epoch."""
         return {}
 
 
 class Plain(Model):
-    """The configured aggregator by itself.
+    """The configured aggregator by itself."""
 
-    Parameters
-    ----------
-    task : Task
-    """
-
-    def __init__(self, task: Task) -> None:
-        super().__init__(task)
-        self.aggregator = task.aggregator(task.dim)
+    def __init__(self, inputs: ModelInputs) -> None:
+        super().__init__(inputs)
+        self.aggregator = inputs.aggregator(inputs.dim)
 
     def forward(
         self, features: torch.Tensor, motion: torch.Tensor | None = None, targets: torch.Tensor | None = None

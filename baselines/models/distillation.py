@@ -1,109 +1,72 @@
-"""Distillation from head to tail classes by the variance of what two necks make of the logits (equations 5 to 7)."""
+"""MEID's distillation from head to tail classes: the variances of two necks on the logits (equations 5 to 7)."""
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from meidbench.baselines.aggregators.base import at_least_float32
-from meidbench.checks import in_range, one_of, whole_number
+from meidbench.baselines.models.meid_parts import ExpertSwitches
+from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError
 from meidbench.splits.split import Groups
-
-MASKS = ("input", "output", "none")
-NECK_ACTIVATIONS = ("none", "lrelu")
-NECK_NORMS = ("none", "l2")
-VARIANCES = ("unit", "batch", "all")
-DISTANCES = ("rms", "l2", "mse", "abs")
-MEDIUM = ("excluded", "with_head", "with_tail")
-
-_SLOPE = 0.2
 
 
 class Neck(nn.Module):
     """M(Y) = W Y_group + b, equations 5 and 6; in the authors' compiled code LeakyReLU and rows of length 1 follow.
 
-    |group| d + d parameters (C d + d where the input is not masked). W begins as Xavier's uniform, b at 0.
+    |group| d + d parameters (C d + d where the input is not masked). W starts as Xavier's uniform, b at 0.
 
     Parameters
     ----------
-    classes : Tensor of int64
-        The group.
-    num_classes : int
-        C.
-    out : int
-        d.
-    mask : str
-        ``input`` takes the group's logits alone (the same as setting the others to 0); ``output`` takes all of them and
-        keeps the group's units, so that d must be C; ``none`` takes and keeps all.
-    activation : str
-        ``none``, or ``lrelu`` with a slope of 0.2.
-    norm : str
-        ``none``, or ``l2``: each video's units have length 1.
+    classes, num_classes : Tensor of int64, and int
+        The group, and C.
+    switches : ExpertSwitches
+        Those that begin with ``neck``.
 
     Examples
     --------
-    >>> Neck(torch.tensor([0, 2]), num_classes=4, out=3)(torch.rand(5, 4)).shape
+    >>> Neck(torch.tensor([0, 2]), 4, ExpertSwitches(neck_out=3))(torch.rand(5, 4)).shape
     torch.Size([5, 3])
     """
 
-    def __init__(
-        self,
-        classes: torch.Tensor,
-        num_classes: int,
-        out: int,
-        *,
-        mask: str = "input",
-        activation: str = "none",
-        norm: str = "none",
-    ) -> None:
+    classes: torch.Tensor
+
+    def __init__(self, classes: torch.Tensor, num_classes: int, switches: ExpertSwitches) -> None:
         super().__init__()
-        self.mask = one_of("neck_mask", mask, MASKS)
-        self.activation = one_of("neck_act", activation, NECK_ACTIVATIONS)
-        self.norm = one_of("neck_norm", norm, NECK_NORMS)
-        if mask == "output" and out != num_classes:
+        self.switches = switches
+        out = num_classes if switches.neck_out is None else whole_number("neck_out", switches.neck_out, least=1)
+        if switches.neck_mask == "output" and out != num_classes:
             raise MeidbenchError(f"neck_mask=output needs a unit for each of {num_classes} classes, got neck_out={out}")
-        # Not persistent: the split says it.
+        # Not persistent: it follows from the split.
         self.register_buffer("classes", classes, persistent=False)
-        self.linear = nn.Linear(len(classes) if mask == "input" else num_classes, out)
+        self.linear = nn.Linear(len(classes) if switches.neck_mask == "input" else num_classes, out)
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         """Compute the units (B, d) of logits (B, C)."""
-        assert isinstance(self.classes, torch.Tensor)
-        units: torch.Tensor = self.linear(logits[:, self.classes] if self.mask == "input" else logits)
-        if self.activation == "lrelu":
-            units = functional.leaky_relu(units, _SLOPE)
-        if self.norm == "l2":
+        mask = self.switches.neck_mask
+        units: torch.Tensor = self.linear(logits[:, self.classes] if mask == "input" else logits)
+        if self.switches.neck_act == "lrelu":
+            units = functional.leaky_relu(units, 0.2)
+        if self.switches.neck_norm == "l2":
             units = functional.normalize(units, dim=1)
-        return units[:, self.classes] if self.mask == "output" else units
+        return units[:, self.classes] if mask == "output" else units
 
 
 class VarianceDistillation(nn.Module):
     """L_d = || Var(M_head(Y)) - Var(M_tail(Y)) ||_2, equation 7, with a neck for either group.
 
-    The paper says neither what the variance is over nor how the norm depends on the size of a batch. Nothing keeps the
-    necks from shrinking to 0, where L_d is 0 whatever the logits are: ``facts`` tells their norms.
+    The paper does not define the axis of the variance, or how the norm depends on the batch size. Nothing keeps the
+    necks from shrinking to 0, where L_d is 0 for all logits: ``log_values`` returns their norms.
 
     Parameters
     ----------
     groups : Groups
     num_classes : int
         C.
-    out : int or None
-        Units d of a neck; None is C.
-    mask, activation, norm
-        As in ``Neck``.
-    variance : str
-        ``unit``: over the units of a video, (B,); ``batch``: over the videos, (d,); ``all``: over both. Divided by
-        their number, not by one less.
-    distance : str
-        ``rms``: the 2-norm divided by the root of how many variances there are, so that it does not grow with a batch;
-        ``l2``: the 2-norm; ``mse``: the mean square; ``abs``: the mean absolute difference.
-    detach_head : bool
-        Let no gradient through the head's side, whose neck then stays as it began.
-    medium : str
-        Whether medium classes are ``excluded``, ``with_head`` or ``with_tail``.
+    switches : ExpertSwitches
+        Those that begin with ``distill`` or ``neck``.
 
     Raises
     ------
@@ -114,60 +77,40 @@ class VarianceDistillation(nn.Module):
     --------
     >>> import numpy as np
     >>> groups = Groups(head=np.array([0]), medium=np.array([1]), tail=np.array([2, 3]))
-    >>> VarianceDistillation(groups, num_classes=4)(torch.rand(5, 4)).shape
+    >>> VarianceDistillation(groups, 4, ExpertSwitches())(torch.rand(5, 4)).shape
     torch.Size([])
     """
 
-    def __init__(
-        self,
-        groups: Groups,
-        num_classes: int,
-        *,
-        out: int | None = None,
-        mask: str = "input",
-        activation: str = "none",
-        norm: str = "none",
-        variance: str = "unit",
-        distance: str = "rms",
-        detach_head: bool = False,
-        medium: str = "excluded",
-    ) -> None:
+    def __init__(self, groups: Groups, num_classes: int, switches: ExpertSwitches) -> None:
         super().__init__()
-        units = num_classes if out is None else whole_number("neck_out", out, least=1)
-        self.variance = one_of("distill_var", variance, VARIANCES)
-        self.distance = one_of("distill_norm", distance, DISTANCES)
-        self.detach_head = detach_head
-        if mask == "output" and variance == "batch":
+        self.switches = switches
+        if switches.neck_mask == "output" and switches.distill_var == "batch":
             raise MeidbenchError(
-                "distill_var=batch compares unit with unit, of which neck_mask=output leaves different numbers; take "
-                "another of the two"
+                "distill_var=batch compares unit with unit, but neck_mask=output leaves different numbers of units; "
+                "change one of the two"
             )
-        one_of("distill_medium", medium, MEDIUM)
         members = {"head": [groups.head], "tail": [groups.tail]}
-        if medium != "excluded":
-            members[medium.removeprefix("with_")].append(groups.medium)
-        necks = {}
+        if switches.distill_medium != "excluded":
+            members[switches.distill_medium.removeprefix("with_")].append(groups.medium)
+        self.necks = nn.ModuleDict()
         for name, parts in members.items():
-            classes = (
-                torch.cat([torch.as_tensor(part, dtype=torch.int64, device="cpu") for part in parts]).sort().values
-            )
+            classes = torch.cat([torch.as_tensor(part, dtype=torch.int64, device="cpu") for part in parts])
             if not len(classes):
                 raise MeidbenchError(
                     f"distillation from head to tail needs classes in both, and the split has none in {name}; set "
                     "model.distill_weight=0, or distill_medium to count the medium classes there"
                 )
-            necks[name] = Neck(classes, num_classes, units, mask=mask, activation=activation, norm=norm)
-        self.necks = nn.ModuleDict(necks)
-        self.necks["head"].requires_grad_(not detach_head)
+            self.necks[name] = Neck(classes.sort().values, num_classes, switches)
+        self.necks["head"].requires_grad_(not switches.distill_detach_head)
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         """Compute L_d of logits (B, C), in float32 at least."""
         with torch.autocast(logits.device.type, enabled=False):
             logits = at_least_float32(logits)
             head, tail = (self._variances(self.necks[name](logits)) for name in ("head", "tail"))
-            return self._distance((head.detach() if self.detach_head else head) - tail)
+            return self._distance((head.detach() if self.switches.distill_detach_head else head) - tail)
 
-    def facts(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """Return the norms of the necks' weights, by group."""
         return {
             f"neck_norm_{name}": float(neck.linear.weight.detach().norm())
@@ -176,20 +119,15 @@ class VarianceDistillation(nn.Module):
         }
 
     def _variances(self, units: torch.Tensor) -> torch.Tensor:
-        if self.variance == "all":
+        if self.switches.distill_var == "all":
             return units.var(correction=0)
-        return units.var(dim=1 if self.variance == "unit" else 0, correction=0)
+        return units.var(dim=1 if self.switches.distill_var == "unit" else 0, correction=0)
 
     def _distance(self, difference: torch.Tensor) -> torch.Tensor:
-        if self.distance == "mse":
+        if self.switches.distill_norm == "mse":
             return difference.square().mean()
-        if self.distance == "abs":
+        if self.switches.distill_norm == "abs":
             return difference.abs().mean()
-        # Its gradient is 0 where the difference is, that of a root infinite.
+        # Where the difference is 0, the gradient of this norm is 0; that of a square root would be infinite.
         norm: torch.Tensor = torch.linalg.vector_norm(difference)
-        return norm / difference.numel() ** 0.5 if self.distance == "rms" else norm
-
-
-def checked_weight(weight: float) -> float:
-    """Return lambda, at least 0; 0 is for no distillation at all."""
-    return in_range("distill_weight", weight, 0)
+        return norm / difference.numel() ** 0.5 if self.switches.distill_norm == "rms" else norm

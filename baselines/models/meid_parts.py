@@ -1,36 +1,124 @@
-"""Frame embedding: from stored features to frames that fit the task (equation 2 of MEID)."""
+"""The switches of MEID's experts, and their parts: embedding, attention, fusion, weights of complementary frames."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from meidbench.baselines.aggregators.base import FrameNorm, at_least_float32
+from meidbench.baselines.aggregators.base import FrameBatchNorm, at_least_float32
 from meidbench.checks import in_range, one_of, whole_number
 from meidbench.errors import MeidbenchError
 
-EMBEDDINGS = ("simple", "release")
-NORMS = ("ln", "bn")
+SMALLEST_BETA = 1e-6
 
-# Of the wide layer of the authors' code, in multiples of the features.
-_WIDER = 8
-_EPSILON = 1e-6
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSwitches:
+    """The switches of both experts. Each is an ambiguity of the paper or a difference to the authors' code.
+
+    The defaults follow the wording of the paper; the values of the code are those of the recipe ``meid_one-release``.
+
+    Attributes
+    ----------
+    embedding : str
+        ``simple`` (equation 2) or ``release``; see ``SimpleEmbedding`` and ``ReleaseEmbedding``.
+    embedding_norm : str
+        ``ln`` or ``bn``: the normalisation of equation 2, which the paper does not name; with ``release``, that of X.
+    attention : str
+        ``frame_mlp``, ``se_frames`` or ``none``; see ``FrameAttention``.
+    attention_act : str
+        ``sigmoid``; ``softmax`` over frames, with values of about 1 / N; ``n_softmax`` is N times that.
+    attention_hidden, attention_reduction : int
+        h of ``frame_mlp`` and r of ``se_frames``.
+    attention_norm : str
+        Of ``frame_mlp``: ``ln`` first gives each frame mean 0 and variance 1, without parameters. With ``none``, as
+        the paper words it, large features soon give the same weight, 0 or 1, to all frames.
+    pool : str
+        The aggregator's mean over frames becomes the ``mean`` of T * A, its ``sum``, or its ``weighted_mean``: the sum
+        divided by that of A.
+    distill_weight : float
+        lambda, at least 0; with 0 the necks are left out.
+    neck_out : int or None
+        Units d of a neck; None is C.
+    neck_mask : str
+        ``input``: a neck takes only its group's logits (the same as setting the others to 0); ``output``: it takes all
+        logits and keeps its group's units, so that d must be C; ``none``: it takes and keeps all.
+    neck_act : str
+        ``none``, or ``lrelu`` with a slope of 0.2.
+    neck_norm : str
+        ``none``, or ``l2``: each video's units have length 1.
+    distill_var : str
+        ``unit``: variances over the units of a video, (B,); ``batch``: over the videos, (d,); ``all``: over both. The
+        divisor is the number of values, not one less.
+    distill_norm : str
+        ``rms``: the 2-norm divided by the root of the number of variances, so that it does not grow with the batch;
+        ``l2``: the 2-norm; ``mse``: the mean square; ``abs``: the mean absolute difference.
+    distill_detach_head : bool
+        Let no gradient through the head's side; its neck then keeps its initial weights.
+    distill_medium : str
+        Whether medium classes are ``excluded``, ``with_head`` or ``with_tail``.
+    recompute : bool
+        Compute the wide layer of ``release`` again in the backward pass instead of keeping it: this saves 16 D numbers
+        per frame, for about a third more time. The results are the same.
+
+    Raises
+    ------
+    MeidbenchError
+        A switch is unknown, or contradicts another.
+    """
+
+    embedding: str = "simple"
+    embedding_norm: str = "ln"
+    attention: str = "frame_mlp"
+    attention_act: str = "sigmoid"
+    attention_hidden: int = 256
+    attention_reduction: int = 3
+    attention_norm: str = "ln"
+    pool: str = "mean"
+    distill_weight: float = 0.1
+    neck_out: int | None = None
+    neck_mask: str = "input"
+    neck_act: str = "none"
+    neck_norm: str = "none"
+    distill_var: str = "unit"
+    distill_norm: str = "rms"
+    distill_detach_head: bool = False
+    distill_medium: str = "excluded"
+    recompute: bool = False
+
+    # Checked whether a switch is in use or not.
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "embedding": ("simple", "release"),
+        "embedding_norm": ("ln", "bn"),
+        "attention": ("frame_mlp", "se_frames", "none"),
+        "attention_act": ("sigmoid", "softmax", "n_softmax"),
+        "attention_norm": ("ln", "none"),
+        "pool": ("mean", "sum", "weighted_mean"),
+        "neck_mask": ("input", "output", "none"),
+        "neck_act": ("none", "lrelu"),
+        "neck_norm": ("none", "l2"),
+        "distill_var": ("unit", "batch", "all"),
+        "distill_norm": ("rms", "l2", "mse", "abs"),
+        "distill_medium": ("excluded", "with_head", "with_tail"),
+    }
+
+    def __post_init__(self) -> None:
+        for name, known in self._known.items():
+            one_of(name, getattr(self, name), known)
+        in_range("distill_weight", self.distill_weight, 0)
+        if self.attention == "none" and self.pool == "weighted_mean":
+            raise MeidbenchError("pool=weighted_mean divides by the attention; it needs an attention, not none")
 
 
 class FrameLayerNorm(nn.Module):
-    """Layer normalisation of each frame, called as ``FrameNorm`` is.
+    """Layer normalisation of each frame, called as ``FrameBatchNorm`` is."""
 
-    Parameters
-    ----------
-    width : int
-    epsilon : float
-    """
-
-    def __init__(self, width: int, epsilon: float = 1e-5) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=epsilon)
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, frames: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Normalise frames (B, N, W)."""
@@ -38,22 +126,15 @@ class FrameLayerNorm(nn.Module):
         return normal
 
 
-def frame_norm(kind: str, width: int, epsilon: float = 1e-5) -> nn.Module:
+def frame_norm(kind: str, width: int) -> nn.Module:
     """Return the normalisation of frames by name: ``ln`` of each frame, ``bn`` over all frames of a batch."""
-    return FrameNorm(width) if one_of("normalisation", kind, NORMS) == "bn" else FrameLayerNorm(width, epsilon)
+    return FrameBatchNorm(width) if kind == "bn" else FrameLayerNorm(width)
 
 
 class SimpleEmbedding(nn.Module):
     """T = ReLU(W Norm(x) + b), frame by frame: equation 2 as the paper words it.
 
-    D^2 + D and 2 D parameters. Weights begin as PyTorch's linear layers do.
-
-    Parameters
-    ----------
-    dim : int
-        D.
-    norm : str
-        ``ln`` or ``bn``; the paper does not say which.
+    D^2 + D and 2 D parameters. Weights start as those of PyTorch's linear layers. ``norm`` is ``ln`` or ``bn``.
 
     Examples
     --------
@@ -75,22 +156,12 @@ class ReleaseEmbedding(nn.Module):
     """The embedding of the authors' code (``models/trans.py``), which the paper does not describe.
 
     With ``project``, as in expert one: p = LN(W x + b), u = LN(p + LN(p)); without, as in both streams of expert two:
-    u = x. Then v = u + MLP(u), with one hidden layer of 8 D and GELU; a convolution over frames, three of them wide
-    and of each feature by itself, added to v; in expert one a last normalisation. Linear layers begin with a truncated
-    normal of 0.02 and no bias.
+    u = x. Then v = u + MLP(u), with one hidden layer of 8 D and GELU; a depthwise convolution over three frames is
+    added to v; expert one has a last normalisation. The weights of linear layers start with a truncated normal of
+    0.02, their biases at 0.
 
-    16 D^2 + 13 D parameters; with ``project`` D^2 + 9 D more.
-
-    Parameters
-    ----------
-    dim : int
-        D.
-    project : bool
-        Of expert one: a linear layer and its normalisations first, layer normalisation last. (The batch normalisation
-        that comes last in expert two is ``fuse_norm``.)
-    recompute : bool
-        Compute the wide layer again in the backward pass instead of keeping it: 16 D numbers less a frame, for about a
-        third more time. The results are the same.
+    16 D^2 + 13 D parameters; with ``project`` D^2 + 9 D more. (The batch normalisation that comes last in expert two is
+    ``fuse_norm``.) See ``ExpertSwitches`` for ``recompute``.
 
     Examples
     --------
@@ -104,149 +175,106 @@ class ReleaseEmbedding(nn.Module):
         self.project = nn.Linear(dim, dim) if project else None
         if project:
             self.project_norm = nn.LayerNorm(dim)
-            self.inner_norm, self.outer_norm = (nn.LayerNorm(dim, eps=_EPSILON) for _ in range(2))
-        self.wide, self.narrow = nn.Linear(dim, _WIDER * dim), nn.Linear(_WIDER * dim, dim)
+            self.inner_norm, self.outer_norm = (nn.LayerNorm(dim, eps=1e-6) for _ in range(2))
+        self.wide, self.narrow = nn.Linear(dim, 8 * dim), nn.Linear(8 * dim, dim)
         self.convolution = nn.Conv1d(dim, dim, kernel_size=3, padding=1, groups=dim)
-        self.last_norm = nn.LayerNorm(dim, eps=_EPSILON) if project else None
-        self.apply(begin_as_released)
+        self.last_norm = nn.LayerNorm(dim, eps=1e-6) if project else None
+        self.apply(initialise_as_released)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Embed frames (B, N, D)."""
         if self.project is not None:
             frames = self.project_norm(self.project(frames))
             frames = self.outer_norm(frames + self.inner_norm(frames))
-        frames = frames + self._perceptron(frames)
+        if self.recompute and torch.is_grad_enabled():
+            hidden = checkpoint(self._perceptron, frames, use_reentrant=False, preserve_rng_state=False)
+        else:
+            hidden = self._perceptron(frames)
+        frames = frames + hidden
         over_time = frames.transpose(1, 2)
         frames = (over_time + self.convolution(over_time)).transpose(1, 2)
         return frames if self.last_norm is None else self.last_norm(frames)
 
-    def _perceptron(self, frames: torch.Tensor) -> torch.Tensor:
-        if not self.recompute or not torch.is_grad_enabled():
-            return self._layers(frames)
-        again: Any = checkpoint(self._layers, frames, use_reentrant=False, preserve_rng_state=False)
-        return again  # type: ignore[no-any-return]
-
-    def _layers(self, frames: torch.Tensor) -> torch.Tensor:
-        narrow: torch.Tensor = self.narrow(functional.gelu(self.wide(frames)))
-        return narrow
+    def _perceptron(self, frames: torch.Tensor) -> Any:
+        return self.narrow(functional.gelu(self.wide(frames)))
 
 
-def begin_as_released(module: nn.Module) -> None:
-    """Set a linear layer's weights as the authors' code does: a truncated normal of 0.02, no bias."""
+def make_embedding(dim: int, switches: ExpertSwitches, *, project: bool) -> nn.Module:
+    """Make the embedding of the switches; ``project`` as in ``ReleaseEmbedding``."""
+    if switches.embedding == "release":
+        return ReleaseEmbedding(dim, project=project, recompute=switches.recompute)
+    return SimpleEmbedding(dim, switches.embedding_norm)
+
+
+def initialise_as_released(module: nn.Module, keep_bias: bool = False) -> None:
+    """Set a linear layer's weights as the authors' code does: a truncated normal of 0.02, bias 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
+        if module.bias is not None and not keep_bias:
             nn.init.zeros_(module.bias)
-
-
-ATTENTIONS = ("frame_mlp", "se_frames", "none")
-ACTIVATIONS = ("sigmoid", "softmax", "n_softmax")
-ATTENTION_NORMS = ("ln", "none")
 
 
 class FrameAttention(nn.Module):
     """A (B, N) from frames (B, N, D): two linear layers, then an activation.
 
-    ``frame_mlp`` looks at each frame by itself, A_n = act(w2 ReLU(W1 x_n + b1) + b2): D h + 2 h + 1 parameters, for any
-    number of frames. ``se_frames`` is squeeze and excitation over the positions of frames, as in the authors' code:
-    s_n = mean over features of x_n, A = act(W2 ReLU(W1 s)), without biases: 2 N floor(N / r) parameters, for N frames.
+    ``frame_mlp`` computes the weight of each frame from that frame alone, A_n = act(w2 ReLU(W1 x_n + b1) + b2):
+    D h + 2 h + 1 parameters, for any number of frames. ``se_frames`` is squeeze and excitation over the positions of
+    frames, as in the authors' code: s_n = mean over features of x_n, A = act(W2 ReLU(W1 s)), without biases:
+    2 N floor(N / r) parameters, for N frames.
 
     Parameters
     ----------
-    kind : str
-        ``frame_mlp`` or ``se_frames``.
-    dim : int
-        D.
-    frames : int or None
-        N; ``se_frames`` needs it.
-    activation : str
-        ``sigmoid``; ``softmax`` over frames, whose values are about 1 / N; ``n_softmax`` is N times that.
-    hidden : int
-        h, of ``frame_mlp``.
-    reduction : int
-        r, of ``se_frames``.
-    norm : str
-        Of ``frame_mlp``: ``ln`` brings each frame to mean 0 and variance 1 first, without parameters. With ``none``, as
-        the paper words it, large features soon give the same weight, 0 or 1, to all frames.
+    dim, frames : int
+        D and N; N may be None for ``frame_mlp``.
+    switches : ExpertSwitches
+        Those that begin with ``attention``.
 
     Examples
     --------
-    >>> attention = FrameAttention("frame_mlp", dim=4, frames=None, hidden=8)(torch.rand(2, 3, 4))
+    >>> attention = FrameAttention(4, None, ExpertSwitches(attention_hidden=8))(torch.rand(2, 3, 4))
     >>> attention.shape, bool(((attention > 0) & (attention < 1)).all())
     (torch.Size([2, 3]), True)
     """
 
-    def __init__(
-        self,
-        kind: str,
-        dim: int,
-        frames: int | None,
-        *,
-        activation: str = "sigmoid",
-        hidden: int = 256,
-        reduction: int = 3,
-        norm: str = "ln",
-    ) -> None:
+    def __init__(self, dim: int, frames: int | None, switches: ExpertSwitches) -> None:
         super().__init__()
-        self.kind = one_of("attention", kind, ATTENTIONS[:2])
-        self.activation = one_of("attention_act", activation, ACTIVATIONS)
-        self.norm = one_of("attention_norm", norm, ATTENTION_NORMS)
-        hidden = whole_number("attention_hidden", hidden, least=1)
-        reduction = whole_number("attention_reduction", reduction, least=1)
-        if self.kind == "frame_mlp":
+        self.switches = switches
+        hidden = whole_number("attention_hidden", switches.attention_hidden, least=1)
+        reduction = whole_number("attention_reduction", switches.attention_reduction, least=1)
+        if switches.attention == "frame_mlp":
             self.first, self.second = nn.Linear(dim, hidden), nn.Linear(hidden, 1)
             return
-        if frames is None:
-            raise MeidbenchError(
-                "attention=se_frames is for one number of frames; set frames.train and frames.test alike, or take "
-                "attention=frame_mlp"
-            )
+        frames = _require_frames(frames, "attention=se_frames", "attention=frame_mlp")
         narrow = max(1, frames // reduction)
         self.first, self.second = nn.Linear(frames, narrow, bias=False), nn.Linear(narrow, frames, bias=False)
-        self.apply(begin_as_released)
+        self.apply(initialise_as_released)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Compute the weights (B, N) of frames (B, N, D), in float32 at least."""
-        # In half precision frames that differ little would get the same weight.
+        # In half precision, frames that differ little would get the same weight.
         with torch.autocast(frames.device.type, enabled=False):
-            return self._activated(self._scores(at_least_float32(frames)))
-
-    def _scores(self, frames: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor
-        if self.kind == "frame_mlp":
-            if self.norm == "ln":
-                frames = functional.layer_norm(frames, frames.shape[2:])
-            scores = self.second(torch.relu(self.first(frames))).squeeze(2)
-        else:
-            if frames.shape[1] != self.first.in_features:
+            frames = at_least_float32(frames)
+            if self.switches.attention == "frame_mlp":
+                if self.switches.attention_norm == "ln":
+                    frames = functional.layer_norm(frames, frames.shape[2:])
+                scores: torch.Tensor = self.second(torch.relu(self.first(frames))).squeeze(2)
+            elif frames.shape[1] != self.first.in_features:
                 raise MeidbenchError(
-                    f"attention=se_frames is for {self.first.in_features} frames a video, got {frames.shape[1]}"
+                    f"attention=se_frames is for {self.first.in_features} frames per video, got {frames.shape[1]}"
                 )
-            scores = self.second(torch.relu(self.first(frames.mean(dim=2))))
-        return scores
-
-    def _activated(self, scores: torch.Tensor) -> torch.Tensor:
-        if self.activation == "sigmoid":
-            return torch.sigmoid(scores)
-        weights = torch.softmax(scores, dim=1)
-        return weights * weights.shape[1] if self.activation == "n_softmax" else weights
-
-
-AXES = ("feature", "frame")
+            else:
+                scores = self.second(torch.relu(self.first(frames.mean(dim=2))))
+            if self.switches.attention_act == "sigmoid":
+                return torch.sigmoid(scores)
+            weights = torch.softmax(scores, dim=1)
+            return weights * weights.shape[1] if self.switches.attention_act == "n_softmax" else weights
 
 
 class Fusion(nn.Module):
     """X_F = Linear([X_C ; X_M]), equation 11, from two streams (B, N, D) to one.
 
-    Parameters
-    ----------
-    axis : str
-        ``feature``: from 2 D features of a frame to D, 2 D^2 + D parameters; ``frame``, as in the authors' code: from
-        the 2 N frames of a video to N, for each feature alike, 2 N^2 + N parameters, for N frames.
-    dim : int
-        D.
-    frames : int or None
-        N; ``frame`` needs it.
+    Along the axis ``feature``: from 2 D features of a frame to D, 2 D^2 + D parameters; along ``frame``, as in the
+    authors' code: from the 2 N frames of a video to N, the same for each feature, 2 N^2 + N parameters, for N frames.
 
     Examples
     --------
@@ -256,17 +284,13 @@ class Fusion(nn.Module):
 
     def __init__(self, axis: str, dim: int, frames: int | None) -> None:
         super().__init__()
-        self.axis = one_of("fuse_axis", axis, AXES)
+        self.axis = axis
         if axis == "feature":
             self.linear = nn.Linear(2 * dim, dim)
             return
-        if frames is None:
-            raise MeidbenchError(
-                "fuse_axis=frame is for one number of frames; set frames.train and frames.test alike, or take "
-                "fuse_axis=feature"
-            )
+        frames = _require_frames(frames, "fuse_axis=frame", "fuse_axis=feature")
         self.linear = nn.Linear(2 * frames, frames)
-        self.apply(begin_as_released)
+        self.apply(initialise_as_released)
 
     def forward(self, complementary: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
         """Fuse two streams (B, N, D)."""
@@ -275,42 +299,37 @@ class Fusion(nn.Module):
             return fused
         if 2 * complementary.shape[1] != self.linear.in_features:
             raise MeidbenchError(
-                f"fuse_axis=frame is for {self.linear.out_features} frames a video, got {complementary.shape[1]}"
+                f"fuse_axis=frame is for {self.linear.out_features} frames per video, got {complementary.shape[1]}"
             )
         fused = self.linear(torch.cat([complementary, motion], dim=1).transpose(1, 2))
         return fused.transpose(1, 2)
 
 
-APPLIED = ("output", "input")
-SHARES = ("none", "e2_streams", "all")
-STAGES = ("early", "medium", "late")
-FUSE_NORMS = ("none", "bn")
+def _require_frames(frames: int | None, switch: str, instead: str) -> int:
+    if frames is None:
+        raise MeidbenchError(
+            f"{switch} is for one number of frames; set frames.train and frames.test alike, or take {instead}"
+        )
+    return frames
 
 
 class Complement(nn.Module):
-    """X_F from the frames X, their weights R and the motion X_M; X_C alone where there is no motion.
+    """X_F from the frames X, their weights R and the motion X_M; X_C alone without motion.
 
     Parameters
     ----------
-    dim : int
-        D.
-    frames : int or None
-        N, where all videos have the same.
+    dim, frames : int
+        D and N; None if N differs between videos.
+    switches : ExpertSwitches
+        Those of the embedding.
     has_motion : bool
-    embedding, embedding_norm, recompute
-        As in ``ExpertOne``.
     apply, share, fuse_axis, fuse_stage, fuse_norm
         ``selection_apply``, ``share``, ``fuse_axis``, ``fuse_stage`` and ``fuse_norm`` of ``ExpertTwo``.
-
-    Attributes
-    ----------
-    streams : int
-        How many come out.
 
     Examples
     --------
     >>> frames = torch.rand(2, 3, 4)
-    >>> [fused] = Complement(4, 3, has_motion=True)(frames, torch.ones(2, 3), frames, nn.Identity())
+    >>> [fused] = Complement(4, 3, ExpertSwitches(), has_motion=True)(frames, torch.ones(2, 3), frames, nn.Identity())
     >>> fused.shape
     torch.Size([2, 3, 4])
     """
@@ -319,11 +338,9 @@ class Complement(nn.Module):
         self,
         dim: int,
         frames: int | None,
+        switches: ExpertSwitches,
         *,
         has_motion: bool,
-        embedding: str = "simple",
-        embedding_norm: str = "ln",
-        recompute: bool = False,
         apply: str = "output",
         share: str = "none",
         fuse_axis: str = "feature",
@@ -331,46 +348,24 @@ class Complement(nn.Module):
         fuse_norm: str = "none",
     ) -> None:
         super().__init__()
-        self.apply_to = one_of("selection_apply", apply, APPLIED)
-        self.share = one_of("share", share, SHARES)
-        self.stage = one_of("fuse_stage", fuse_stage, STAGES)
-        one_of("fuse_norm", fuse_norm, FUSE_NORMS)
-
-        def embed() -> nn.Module:
-            if embedding == "release":
-                return ReleaseEmbedding(dim, project=False, recompute=recompute)
-            return SimpleEmbedding(dim, embedding_norm)
-
-        def norm() -> nn.Module | None:
-            return frame_norm("bn", dim) if fuse_norm == "bn" else None
-
+        self.apply_to, self.stage = apply, fuse_stage
         two_streams = has_motion and self.stage != "early"
-        self.embed_frames = embed() if share != "all" else None
-        self.embed_motion = embed() if two_streams and share == "none" else None
-        self.norm_frames, self.norm_motion = norm(), norm() if two_streams else None
-        # Late, each stream has an aggregator of its own.
+        self.embed_frames = make_embedding(dim, switches, project=False) if share != "all" else None
+        own = two_streams and share == "none"
+        self.embed_motion = make_embedding(dim, switches, project=False) if own else None
+        self.norm_frames = frame_norm("bn", dim) if fuse_norm == "bn" else None
+        self.norm_motion = frame_norm("bn", dim) if fuse_norm == "bn" and two_streams else None
+        # The number of streams that are returned: those that are fused late have an aggregator each.
         self.streams = 2 if has_motion and self.stage == "late" else 1
         self.fusion = Fusion(fuse_axis, dim, frames) if has_motion and self.stage != "late" else None
 
     def forward(
-        self,
-        frames: torch.Tensor,
-        weights: torch.Tensor | None,
-        motion: torch.Tensor | None,
-        embed_one: nn.Module,
+        self, frames: torch.Tensor, weights: torch.Tensor | None, motion: torch.Tensor | None, embed_one: nn.Module
     ) -> tuple[torch.Tensor, ...]:
         """Return one stream of frames (B, N, D), or two where motion is fused late.
 
-        Parameters
-        ----------
-        frames : Tensor, (B, N, D)
-            X.
-        weights : Tensor, (B, N), or None
-            R; None where all frames count alike.
-        motion : Tensor, (B, N, D), or None
-            X_M.
-        embed_one : nn.Module
-            The embedding of expert one, for ``share="all"``.
+        The arguments are X (B, N, D), R (B, N), or None if all frames have the same weight, X_M (B, N, D) or None, and
+        the embedding of expert one, for ``share="all"``.
         """
         embed_frames = self.embed_frames or embed_one
         rows = None if weights is None else weights[:, :, None]
@@ -379,44 +374,30 @@ class Complement(nn.Module):
         if motion is not None and self.stage == "early":
             assert self.fusion is not None
             frames = self.fusion(frames, motion)
-        embedded = _normal(embed_frames(frames), self.norm_frames)
+        embedded: torch.Tensor = embed_frames(frames)
+        if self.norm_frames is not None:
+            embedded = self.norm_frames(embedded, None)
         if rows is not None and self.apply_to == "output":
             embedded = embedded * rows.to(embedded.dtype)
         if motion is None or self.stage == "early":
             return (embedded,)
-        moved = _normal((self.embed_motion or embed_frames)(motion), self.norm_motion)
+        moved: torch.Tensor = (self.embed_motion or embed_frames)(motion)
+        if self.norm_motion is not None:
+            moved = self.norm_motion(moved, None)
         return (embedded, moved) if self.fusion is None else (self.fusion(embedded, moved),)
 
 
-def _normal(frames: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
-    normal: torch.Tensor = frames if norm is None else norm(frames, None)
-    return normal
-
-
-def complementary(attention: torch.Tensor, beta: float = 0.5, *, renormalise: bool = False) -> torch.Tensor:
+def complementary_weights(attention: torch.Tensor, beta: float = 0.5, *, renormalise: bool = False) -> torch.Tensor:
     """Return R = 1 / (A + beta), equation 8.
 
-    With A between 0 and 1, R lies between 1 / (1 + beta) and 1 / beta: no frame counts more than (1 + beta) / beta
-    times as much as another.
-
-    Parameters
-    ----------
-    attention : Tensor, (B, N)
-        A.
-    beta : float
-        Above 0; the paper takes it from (0, 1).
-    renormalise : bool
-        Divide by the mean over frames, so that R is 1 on average.
+    With A (B, N) between 0 and 1, R lies between 1 / (1 + beta) and 1 / beta: the weight of a frame is at most
+    (1 + beta) / beta times that of another. beta is above 0; the paper takes it from (0, 1). With ``renormalise`` R is
+    divided by its mean over frames.
 
     Examples
     --------
-    >>> complementary(torch.tensor([[0.0, 0.5, 1.0]]))
+    >>> complementary_weights(torch.tensor([[0.0, 0.5, 1.0]]))
     tensor([[2.0000, 1.0000, 0.6667]])
     """
-    weights = 1 / (attention + checked_beta(beta))
+    weights = 1 / (attention + in_range("beta", beta, SMALLEST_BETA))
     return weights / weights.mean(dim=1, keepdim=True) if renormalise else weights
-
-
-def checked_beta(beta: float) -> float:
-    """Return beta, or refuse one that is not above 0."""
-    return in_range("beta", beta, 1e-6)

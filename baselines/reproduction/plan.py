@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from meidbench.baselines.configuration import Config, flatten, make_model, make_task
+from meidbench.baselines.configuration import Config, flatten, make_model, make_model_inputs
 from meidbench.baselines.recipes import COMPAT_ENDING, METHODS, resolve
 from meidbench.baselines.reproduction import PaperTable, Row, table_content
 from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, renamed, stand_in
@@ -225,7 +225,7 @@ def _count_flops(parts: str, split: Split, dim: int, frames: int) -> float:
     # Shapes without numbers, so that a model of any size is counted at once: made on the meta device, where first
     # weights cost nothing, and called as if on a CPU, because models ask for their device.
     with torch.device("meta"):
-        model = make_model(config, make_task(config, split, dim))
+        model = make_model(config, make_model_inputs(config, split, dim))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model = model.to_empty(device="cpu").eval()
         rows = torch.empty(_COUNTED_VIDEOS, frames, dim)

@@ -1,12 +1,12 @@
-"""Which of MEID's ideas helps whom, on the simulated CharadesLT: each switched on beside the same without it.
+"""The effect of each idea of MEID on the simulated CharadesLT: each with the idea, and the same without it.
 
     python tests/benchmarks/ingredients.py Charades/ --seeds 5 --epochs 10 --out scores.json
     python tests/benchmarks/ingredients.py VideoLT/ --dataset videolt --frames 150 --batch 1024 --device cuda
 
-The folder holds the official annotations. Every seed has features, weights and draws of its own. Prints two Markdown
-tables in per cent of mAP on the test subset: what each variant reaches, and what each idea changes, as the mean over
-seeds with a 95 % interval (Student's t of the differences within a seed). ``--out`` keeps the numbers and goes on
-with them. What the features are, and that no method may be judged by them: see ``meidbench.features.simulation``.
+The folder holds the official annotations. Every seed has its own features, weights and draws. Prints two Markdown
+tables in per cent of mAP on the test subset: the mAP of each variant, and the effect of each idea, as the mean over
+seeds with a 95 % interval (Student's t of the differences within a seed). ``--out`` saves the numbers, and a later
+call continues with them. ``meidbench.features.simulation`` describes the features; do not judge methods by them.
 """
 
 import argparse
@@ -48,7 +48,7 @@ VARIANTS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {
     "MEID-release": ("meid-release", "mean", ()),
     "MOVE": ("move", None, ()),
 }
-# An idea: with it, without it.
+# An idea: the variant with it, and the one without it.
 IDEAS = {
     "the embedding block (to a nonlinear layer)": ("block", "bce, nonlinear"),
     "frame attention": ("E1 without distillation", "block"),
@@ -69,7 +69,7 @@ IDEAS = {
 def scored(
     name: str, split: Split, features: FeatureSource, folder: Path, seed: int, asked: argparse.Namespace
 ) -> list[float]:
-    """Return the mAP of a variant; expert one is trained once for all that begin with the same."""
+    """Return the mAP of a variant; variants with the same expert one share its training."""
     method, aggregator, switches = VARIANTS[name]
     settings = [
         f"schedule.batch_size={asked.batch}",
@@ -117,12 +117,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--frames", type=int, default=60, help="Rows of a video that are simulated, and taken.")
+    parser.add_argument("--frames", type=int, default=60, help="Rows per video that are simulated and used.")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--second-rate", type=float, default=2e-4, help="A tenth of the first, as in the paper.")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="JSON file of the numbers; what is there is not run again.")
+    parser.add_argument("--out", type=Path, help="JSON file of the numbers; variants in it are not run again.")
     parser.add_argument("--set", dest="settings", nargs="+", default=[])
     asked = parser.parse_args()
     split = build_released(asked.dataset, asked.annotations)
@@ -144,14 +144,16 @@ def main() -> None:
                         asked.out.write_text(json.dumps(done, indent=1))
                 bar.update(1)
     got = {name: [done[f"{name} | {seed}"] for seed in range(asked.seeds)] for name in asked.variants}
-    print(f"{asked.dataset}, {asked.seeds} seeds, {asked.epochs} epochs a stage, {asked.dim}-d, {asked.frames} frames")
+    print(
+        f"{asked.dataset}, {asked.seeds} seeds, {asked.epochs} epochs per stage, {asked.dim}-d, {asked.frames} frames"
+    )
     table("variant", got)
     changes = {
         idea: [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(got[with_it], got[without], strict=True)]
         for idea, (with_it, without) in IDEAS.items()
         if with_it in got and without in got
     }
-    table("what it changes", changes)
+    table("effect of", changes)
     sys.stdout.flush()
 
 

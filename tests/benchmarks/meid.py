@@ -1,15 +1,15 @@
-"""What a training step of MEID takes: memory and time, for both presets and stages, whole or in parts.
+"""Memory and time of a training step of MEID, for both presets and stages, with whole batches or micro-batches.
 
     python tests/benchmarks/meid.py --count                    # memory alone, in seconds
     python tests/benchmarks/meid.py --presets paper
     python tests/benchmarks/meid.py --presets paper release --device cuda --steps 5
     python tests/benchmarks/meid.py --presets release --recompute --parts 4
 
-A step is that of training: forward, classification loss and distillation, backward, Adam. In parts, the gradients of
-several smaller batches are added up before Adam moves. Memory on a CUDA device is what its allocator had at most. On a
-CPU, and for a device that is not at hand, it is counted: parameters, gradients and the two moments of Adam, the batch,
-and every tensor that autograd keeps for the backward pass, each storage once. What operators need for a moment comes on
-top.
+A step is that of training: forward, classification loss and distillation, backward, Adam. With ``--parts``, the
+gradients of several micro-batches are summed before the step of Adam. Memory on a CUDA device is the peak of its
+allocator. On a CPU, and for an absent device, it is counted: parameters, gradients and the two moments of Adam, the
+batch, and every tensor that autograd keeps for the backward pass, each storage once. Temporary memory of operators is
+not counted.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from meidbench.baselines.configuration import make_loss, make_model, make_task
+from meidbench.baselines.configuration import make_loss, make_model, make_model_inputs
 from meidbench.baselines.losses.base import binary_cross_entropy
 from meidbench.baselines.models import Model
 from meidbench.baselines.recipes import resolve
@@ -37,7 +37,7 @@ METHODS = {
 
 
 class Kept:
-    """Counts the bytes that autograd keeps for the backward pass, but for parameters and the batch itself."""
+    """Counts the bytes that autograd keeps for the backward pass, except parameters and the batch itself."""
 
     def __init__(self, model: Model, batch: list[torch.Tensor]) -> None:
         self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *batch)}
@@ -48,7 +48,7 @@ class Kept:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._known:
             self._known.add(storage._cdata)
-            # So that no other storage gets its place.
+            # Keeps the storage alive, so that no other gets its address.
             self._held.append(storage)
             self.bytes += storage.nbytes()
         return tensor
@@ -59,13 +59,13 @@ class Kept:
 
 
 def measure(method: str, split: Split, arguments: argparse.Namespace) -> dict[str, float]:
-    """Return what a step of a method takes."""
+    """Return the memory and time of a step of a method."""
     device = torch.device(arguments.device)
     settings = [f"frames.train={arguments.frames}", f"frames.test={arguments.frames}"]
     settings += [f"model.recompute={str(arguments.recompute).lower()}"]
     config = resolve(method, split, aggregator=arguments.aggregator, settings=settings)
     torch.manual_seed(0)
-    model, loss = make_model(config, make_task(config, split, arguments.dim)).train(), make_loss(config, split)
+    model, loss = make_model(config, make_model_inputs(config, split, arguments.dim)).train(), make_loss(config, split)
     if not arguments.count:
         model, loss = model.to(device), loss.to(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -114,18 +114,18 @@ def part_loss(
     targets: torch.Tensor,
     arguments: argparse.Namespace,
 ) -> torch.Tensor:
-    """Return the loss of a part of a batch."""
+    """Return the loss of a micro-batch."""
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision]
     with torch.autocast(features.device.type, dtype=dtype, enabled=dtype is not None):
         outputs = model(features, motion, targets)
     logits = outputs.logits.float()
-    # The methods' own looks at values, of which there are none; it is a matter of a few numbers a video.
+    # The losses of the methods read values, which counting does not have; the difference is a few numbers per video.
     value = binary_cross_entropy(logits, targets).mean() if arguments.count else loss(logits, targets, None)
     return value if outputs.penalty is None else value + outputs.penalty
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done what was asked of it."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["paper", "release"], choices=["paper", "release"])
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2], choices=[1, 2])
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--parts", type=int, default=1, help="Parts that a batch goes through in, one after another.")
+    parser.add_argument("--parts", type=int, default=1, help="Micro-batches per batch.")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--dim", type=int, default=2048)
     parser.add_argument("--classes", type=int, default=157)
@@ -154,7 +154,7 @@ def main() -> None:
         f"{arguments.aggregator}, {arguments.precision}, {'recomputed' if arguments.recompute else 'kept'}, "
         f"{arguments.device}"
     )
-    print("preset   stage  trained M  frozen M  kept GiB  counted GiB  peak GiB  s a step")
+    print("preset   stage  trained M  frozen M  kept GiB  counted GiB  peak GiB  s per step")
     for preset in arguments.presets:
         for stage in arguments.stages:
             if arguments.device != "cpu":
@@ -162,7 +162,7 @@ def main() -> None:
             with ExitStack() as held:
                 if arguments.count:
                     held.enter_context(FakeTensorMode())
-                    # It looks at values.
+                    # This function reads values.
                     held.enter_context(patch("torch.nn.init.trunc_normal_", lambda tensor, **options: tensor))
                 got = measure(METHODS[preset, stage], split, arguments)
             print(

@@ -1,11 +1,11 @@
-"""Each method on the simulated CharadesLT, the public code's form of it beside the faithful one.
+"""Each method on the simulated CharadesLT, in the form of the public code and in the faithful one.
 
-    python tests/benchmarks/methods.py Charades/                          # 5 epochs of each; some minutes on two cores
+    python tests/benchmarks/methods.py Charades/                          # 5 epochs each; some minutes on two cores
     python tests/benchmarks/methods.py Charades/ --methods eql ldam --epochs 20 --set loss.drw_epoch=12
 
 ``Charades/`` holds the official annotations (Charades_v1_train.csv and so on). Prints a Markdown table: seconds of the
-whole run, scoring included, and mAP on the test subset, in per cent. The first row is a random ranking's. What the
-features are, and that no method may be judged by them: see ``meidbench.features.simulation``.
+whole run, with scoring, and mAP on the test subset, in per cent. The first row is a random ranking.
+``meidbench.features.simulation`` describes the features; do not judge methods by them.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from meidbench.evaluation.evaluate import evaluate
 from meidbench.features.simulation import simulate_features
 from meidbench.splits.released import build_released
 
-# Those for which the default difficulty of the simulation was calibrated, with plain cross-entropy.
+# The default difficulty of the simulation was calibrated with these settings and plain cross-entropy.
 SETTINGS = ("schedule.lr=2e-3", "schedule.batch_size=64", "frames.train=60", "frames.test=60")
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prior", type=float, help="share of positives at first (aggregator.bias_prior), but for LDAM")
+    parser.add_argument("--prior", type=float, help="share of positives at first (aggregator.bias_prior), not for LDAM")
     parser.add_argument("--set", dest="settings", nargs="+", default=[])
     asked = parser.parse_args()
     split = build_released("charadeslt", asked.annotations)

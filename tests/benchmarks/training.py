@@ -1,15 +1,15 @@
-"""An epoch of FrameStack as VideoLT's public code writes it beside ours, on the same videos in one run.
+"""An epoch of FrameStack in VideoLT's public code and in this project, on the same videos in one run.
 
     python tests/benchmarks/training.py                      # 1,000 videos of 150 x 2048; 1.9 GB on disk, some minutes
     python tests/benchmarks/training.py --videos 20000 --device cuda --folder DIR
 
-The head is ``nonlinear``, 60 random frames of each video, batches of 128. Prints Markdown tables: seconds of an epoch,
-the median over epochs in which all have their turn, so that a slow minute slows all of them; and what they are spent
-on. Validation and start-up are left out; the first epoch of each, in which nothing is mixed, too. On CUDA it also
-tells how long an epoch of all training videos of VideoLT takes with features that stay on the device.
+The head is ``nonlinear``, with 60 random frames per video and batches of 128. Prints Markdown tables: the seconds of an
+epoch, as the median over epochs in which all programs take turns, so that a slow minute slows all of them; and the
+seconds of its parts. Validation, start-up and the first epoch of each, in which nothing is mixed, are left out. On CUDA
+it also computes the time of an epoch of all training videos of VideoLT with features that stay on the device.
 
-Small operations in several threads wait for one another: where others use the same cores, that makes the loop over
-the videos of a batch seem up to a hundred times as slow as it is. OMP_NUM_THREADS=1 shows it as it is.
+Small operations in several threads wait for one another: where other programs use the same cores, the loop over the
+videos of a batch then seems up to a hundred times slower than it is. Set OMP_NUM_THREADS=1 to measure it without this.
 """
 
 import argparse
@@ -31,19 +31,19 @@ from torch.utils.data import DataLoader, Dataset
 
 VIDEOLT, LABELS = 179_334, 1.1  # training videos, and labels of each
 STORED_ROWS, ROWS, BATCH_SIZE = 150, 60, 128
-SCORED = 2  # videos in each of the other subsets, which a run must have
+SCORED = 2  # videos in each of the other subsets, which a run needs
 
 WAIT, MIX, FORWARD, BACKWARD, STEP = "waiting for batches", "FrameStack", "forward", "backward", "clip, Adam"
 SECOND, GATHER, RANK, SAVE = "second forward", "gathering scores", "AP of the classes", "checkpoint"
 PARTS = (WAIT, MIX, FORWARD, BACKWARD, STEP, SECOND, GATHER, RANK, SAVE)
-OURS = "ours, packed float16"
+MEIDBENCH = "meidbench, packed float16"
 
 
 class Clock:
     """Seconds of the parts of an epoch.
 
-    To time each part, a CUDA device must be waited for, which slows the epoch: there only parts that begin and end with
-    an idle device are timed, unless ``each`` is set.
+    To time each part, the program must wait for a CUDA device, which slows the epoch: there only parts that start and
+    end with an idle device are timed, unless ``each`` is set.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -131,7 +131,7 @@ def precision_by_class(scores: torch.Tensor, truths: torch.Tensor) -> torch.Tens
 
 
 class Public:
-    """Training as VideoLT's ``dy_main.py`` writes it, with its script's loss; accuracies and prints are left out."""
+    """Training as in VideoLT's ``dy_main.py``, with its script's loss; accuracies and prints are left out."""
 
     def __init__(self, data: WholeFiles, dim: int, clock: Clock) -> None:
         self.data, self.clock = data, clock
@@ -182,7 +182,7 @@ class Public:
 
 @contextmanager
 def watched(clock: Clock) -> Iterator[None]:
-    """Time what our training calls; ``backward`` is torch's, and timed in the other as well."""
+    """Time the functions of this training; ``backward`` is torch's, and timed in the other program as well."""
     from meidbench.baselines.aggregators.pooling import Nonlinear
     from meidbench.baselines.augmentation import FrameStack
     from meidbench.baselines.learner import Learner
@@ -212,7 +212,7 @@ def watched(clock: Clock) -> Iterator[None]:
 
 
 class EnoughError(Exception):
-    """Ends our training, which would score videos after its last epoch."""
+    """Ends the training before it scores videos after its last epoch."""
 
 
 Epochs = dict[str, list[tuple[float, dict[str, float]]]]
@@ -238,7 +238,7 @@ def measure(folder: Path, split, options: argparse.Namespace) -> tuple[Epochs, E
     began: float | None = None
 
     def end_of_epoch(line: str) -> None:
-        """Let the others have their turn between two of our epochs: so ours has its own start-up behind it."""
+        """Run the other programs between two epochs of this one, after its start-up."""
         nonlocal began
         if not re.match(r"epoch \d", line):
             return
@@ -248,8 +248,8 @@ def measure(folder: Path, split, options: argparse.Namespace) -> tuple[Epochs, E
             public.epoch(max(options.workers))
             clock.taken()
         else:
-            rows[OURS].append((ended - began, clock.taken()))
-            if len(whole[OURS]) == options.repeat:
+            rows[MEIDBENCH].append((ended - began, clock.taken()))
+            if len(whole[MEIDBENCH]) == options.repeat:
                 if clock.each:
                     raise EnoughError
                 clock.each, rows = True, parts
@@ -265,7 +265,7 @@ def measure(folder: Path, split, options: argparse.Namespace) -> tuple[Epochs, E
 
 
 def make_split(videos: int, classes: int):
-    """Labels with a long tail, 1.1 a video; almost all videos are for training."""
+    """Labels with a long tail, 1.1 per video; almost all videos are for training."""
     from meidbench.annotations.official import Annotations
     from meidbench.splits.split import Split
 
@@ -312,7 +312,7 @@ def write_features(folder: Path, split, dim: int) -> None:
 
 
 def ranking_seconds(classes: int) -> float:
-    """Seconds of our running average precision after an epoch of VideoLT, half of whose videos are unmixed."""
+    """Seconds of the running average precision after an epoch of VideoLT, half of whose videos are unmixed."""
     from meidbench.baselines.running_ap import RunningAveragePrecision
 
     generator = torch.Generator().manual_seed(0)
@@ -335,10 +335,10 @@ def table(header: list[str], rows: list[list[str]]) -> None:
 
 def show(whole: Epochs, parts: Epochs, options: argparse.Namespace) -> None:
     median = {name: statistics.median(seconds for seconds, _ in epochs) for name, epochs in whole.items()}
-    fastest = min(seconds for name, seconds in median.items() if name != OURS)
-    order = [*(name for name in median if name != OURS), OURS]
+    fastest = min(seconds for name, seconds in median.items() if name != MEIDBENCH)
+    order = [*(name for name in median if name != MEIDBENCH), MEIDBENCH]
     table(
-        [f"an epoch, on {options.device}", "seconds (median)", "least to most", "videos a second", "to the faster"],
+        [f"an epoch, on {options.device}", "seconds (median)", "least to most", "videos per second", "to the faster"],
         [
             [name, f"{median[name]:.2f}", f"{min(whole[name])[0]:.2f} to {max(whole[name])[0]:.2f}",
              f"{options.videos / median[name]:,.0f}", f"{median[name] / fastest:.2f}"]
@@ -360,13 +360,13 @@ def show(whole: Epochs, parts: Epochs, options: argparse.Namespace) -> None:
 
 
 def show_videolt(whole: Epochs, options: argparse.Namespace) -> None:
-    """The training alone grows with the videos; ranking does not quite, and is measured; a checkpoint stays."""
-    alone = statistics.median(seconds - taken[RANK] - taken[SAVE] for seconds, taken in whole[OURS])
-    speed, saving = options.videos / alone, statistics.median(taken[SAVE] for _, taken in whole[OURS])
+    """Scale the training by the number of videos, measure the ranking, and keep the time of a checkpoint."""
+    alone = statistics.median(seconds - taken[RANK] - taken[SAVE] for seconds, taken in whole[MEIDBENCH])
+    speed, saving = options.videos / alone, statistics.median(taken[SAVE] for _, taken in whole[MEIDBENCH])
     training, ranking = VIDEOLT / speed, ranking_seconds(options.classes)
     seconds = (training, ranking, saving, training + ranking + saving)
     table(
-        ["ours, features on the device", "videos a second", "training", RANK, SAVE, "epoch"],
+        ["meidbench, features on the device", "videos per second", "training", RANK, SAVE, "epoch"],
         [[f"{VIDEOLT:,} videos, computed", f"{speed:,.0f}", *(f"{part:.1f} s" for part in seconds)]],
     )
 
@@ -377,10 +377,10 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=2_048)
     parser.add_argument("--classes", type=int, default=1_004)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeat", "--epochs", type=int, default=3, help="epochs of each that are timed")
+    parser.add_argument("--repeat", "--epochs", type=int, default=3, help="timed epochs of each")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="of the DataLoader, one after another")
     parser.add_argument("--folder", type=Path, help="where the features are written and removed again")
-    parser.add_argument("--set", dest="settings", nargs="+", default=[], help="of our configuration")
+    parser.add_argument("--set", dest="settings", nargs="+", default=[], help="of the configuration of meidbench")
     options = parser.parse_args()
     split = make_split(options.videos, options.classes)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
