@@ -253,4 +253,5 @@ def describe_type(hint: Any) -> str:
     """
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
     known = [names[kind] for kind in _alternatives(hint) if kind in names]
-    return " or ".join(known) or "a list of whole numbers, such as [30, 60]"
+    listed = "a list of strings" if get_args(hint)[:1] == (str,) else "a list of whole numbers, such as [30, 60]"
+    return " or ".join(known) or listed

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from meidbench.annotations.official import Annotations, read_annotations
+from meidbench.annotations import Annotations
+from meidbench.annotations.official import read_annotations
 from meidbench.errors import MeidbenchError, SplitError, first_few
 from meidbench.splits.manifests import SUBSETS, Manifest, Sketch, load_manifest
 from meidbench.splits.released import SYMBOLS, id_rows, label_rows, lines_digest, source_digests, source_positives

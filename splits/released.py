@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, combinations
 from pathlib import Path
 
-from meidbench.annotations.official import Annotations, read_annotations
+from meidbench.annotations import Annotations
+from meidbench.annotations.official import read_annotations
 from meidbench.errors import AnnotationError, bullet_list, first_few
 from meidbench.splits.manifests import (
     SUBSETS,

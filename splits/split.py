@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.errors import SplitError, bullet_list, first_few
 from meidbench.files import written_whole
 from meidbench.splits.manifests import DATASETS, SUBSETS, split_path

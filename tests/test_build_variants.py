@@ -363,7 +363,7 @@ def test_a_table_with_subsets_is_imported_with_its_groups(run, tmp_path):
     arguments = ["import-split", tmp_path / "t.json", "--out", tmp_path / "t.parquet", "--head-above", 1]
     arguments += ["--tail-up-to", 0]
     refused = run(*arguments)
-    assert refused.exit_code == 1 and "'run' is none of the class indices; names need a list of" in refused.stderr
+    assert refused.exit_code == 1 and "'run' is not one of the class indices; names need a list of" in refused.stderr
     (tmp_path / "names.txt").write_text("run\n")
     assert run(*arguments, "--class-names", tmp_path / "names.txt").exit_code == 0
     assert (

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
-from meidbench.annotations.official import Annotations, read_annotations
+from meidbench.annotations import Annotations
+from meidbench.annotations.official import read_annotations
 from meidbench.construction import (
     PRESETS,
     Pool,

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import meidbench
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.errors import FeatureError, MeidbenchError, SplitError
 from meidbench.features import open_features
 from meidbench.features.frame_sampling import random_indices

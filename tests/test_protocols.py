@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import meidbench as mb
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.errors import PredictionError
 from meidbench.evaluation.evaluate import PROTOCOLS, Ranker
 from meidbench.evaluation.ranking import (

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.baselines.reproduction.built_splits import BuiltSplits
 from meidbench.baselines.reproduction.needs import encoder_named, encoders, feature_need
 from meidbench.baselines.run_folder import Inputs

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.construction.outcome import Construction, find_shortfalls
 from meidbench.construction.pool import Flags, Integers, Pool, assign_groups, open_to_all, shuffled
 from meidbench.construction.targets import (

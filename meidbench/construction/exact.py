@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array
 
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.construction.drawing import as_split, check_seed, co_occurrence_rank, draw_rest, grouped_openings
 from meidbench.construction.outcome import Construction, find_shortfalls
 from meidbench.construction.pool import Flags, Integers, Pool, open_to_all

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from meidbench.annotations import FORMATS
-from meidbench.annotations.official import Annotations, read_annotations
+from meidbench.annotations import Annotations
+from meidbench.annotations.official import read_annotations
 from meidbench.annotations.tables import read_table
 from meidbench.construction import Construction, construct, construct_exactly
 from meidbench.construction.drawing import default_targets

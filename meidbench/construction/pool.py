@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.errors import SplitError, bullet_list, first_few
 
 Integers = npt.NDArray[np.int64]

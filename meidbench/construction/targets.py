@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from meidbench.annotations.base import shown
+from meidbench.annotations.base import quote
 from meidbench.construction.pool import Integers
 from meidbench.errors import SplitError, bullet_list
 from meidbench.splits.statistics import FRAMES_PER_SECOND, LEAST_FRAMES
@@ -105,14 +105,14 @@ class ExactTargets:
 def alpha_problems(alpha: object) -> list[str]:
     """Return why a number is no shape of a Pareto target."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not _LEAST_ALPHA <= alpha <= _MOST:
-        return [f"alpha must be a number from {_LEAST_ALPHA} to {_MOST:,}, got {shown(alpha)}"]
+        return [f"alpha must be a number from {_LEAST_ALPHA} to {_MOST:,}, got {quote(alpha)}"]
     return []
 
 
 def seconds_problems(seconds: object) -> list[str]:
     """Return why a number is no least length of a video."""
     if seconds is not None and not (isinstance(seconds, int | float) and 0 <= seconds <= _MOST):
-        return [f"least_seconds must be a number from 0 to {_MOST:,}, got {shown(seconds)}"]
+        return [f"least_seconds must be a number from 0 to {_MOST:,}, got {quote(seconds)}"]
     return []
 
 
@@ -131,7 +131,7 @@ def common_problems(targets: Targets | ExactTargets) -> list[str]:
             continue
         least = lowest.get(entry.name, 0)
         if type(value) is not int or not least <= value <= _MOST:
-            problems.append(f"{entry.name} must be a whole number from {least} to {_MOST:,}, got {shown(value)}")
+            problems.append(f"{entry.name} must be a whole number from {least} to {_MOST:,}, got {quote(value)}")
     problems += seconds_problems(targets.least_seconds)
     if not isinstance(targets.group_by, tuple) or not set(targets.group_by) <= set(GROUPINGS):
         problems.append(f"group_by must be a tuple of {', '.join(GROUPINGS)}, got {targets.group_by!r}")

@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.errors import FeatureError, SplitError, first_few
 from meidbench.features.feature_file import Layout, Recipe
 from meidbench.features.records import VideoRows

@@ -153,7 +153,7 @@ def peers(title: str, scores: np.ndarray, labels: np.ndarray) -> None:
 
 def make_split(labels: np.ndarray, others: int = 0):
     """A split whose test subset has these labels, and so many videos in its other subsets."""
-    from meidbench.annotations.official import Annotations
+    from meidbench.annotations import Annotations
     from meidbench.splits.split import Split
 
     videos, classes = len(labels) + others, labels.shape[1]
