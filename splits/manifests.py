@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from meidbench.errors import MeidbenchError
+from meidbench.errors import MeidbenchError, bullet_list
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -225,8 +225,14 @@ class Manifest:
     defects: tuple[str, ...]
 
     @property
+    def licence_text(self) -> str:
+        """The terms of the annotations, for a reader."""
+        terms = bullet_list((*self.licence.summary, self.licence.splits))
+        return f"{self.title}: {self.licence.name}\n  {self.licence.url}\n{terms}"
+
+    @property
     def remedy(self) -> str:
-        """What a user can do whose annotation files are missing or wrong."""
+        """The advice to a user whose annotation files are missing or wrong."""
         if self.name in DATASETS:
             return f"Get the official files: meidbench download {self.name} --accept-licence"
         return f"Get the files named in the manifest of {self.title} from their source again."

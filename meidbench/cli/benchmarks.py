@@ -77,11 +77,11 @@ def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
     download that was cut off goes on where it stopped, and what is there already is not fetched again. The
     paths go to stdout, one a line.
     """
-    from meidbench.annotations.download import download_annotations, licence_text
+    from meidbench.annotations.download import download_annotations
     from meidbench.splits.manifests import annotations_folder, load_manifest
 
     manifest = load_manifest(dataset)
-    click.echo(licence_text(manifest), err=True)
+    click.echo(manifest.licence_text, err=True)
     if not accept_licence:
         raise click.UsageError("nothing was fetched; to accept the licence above, add --accept-licence")
 

@@ -16,10 +16,11 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from meidbench.annotations.download import Progress, Report, fetch
+from meidbench.annotations.download import fetch
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, ResNet
 from meidbench.files import file_sha256
+from meidbench.names import DownloadProgress, Report
 from meidbench.splits.manifests import Download, home
 
 _ZIP = b"PK\x03\x04"
@@ -257,7 +258,7 @@ def load_weights(
     *,
     seed: int | None = None,
     offline: bool = False,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     report: Report | None = None,
 ) -> WeightsFacts:
     """Give a backbone its weights.
@@ -316,7 +317,7 @@ def weights_folder() -> Path:
     return home() / "weights"
 
 
-def _published(name: str, backbone: Backbone, offline: bool, progress: Progress | None, report: Report) -> Path:
+def _published(name: str, backbone: Backbone, offline: bool, progress: DownloadProgress | None, report: Report) -> Path:
     published = WEIGHTS[name]
     if published.backbone != backbone.name:
         fitting = [known for known, weights in WEIGHTS.items() if weights.backbone == backbone.name]
