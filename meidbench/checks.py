@@ -160,9 +160,9 @@ def read_dataclass(
     ----------
     kind : type
         A dataclass. It may name the least value of a field in ``_least``, a value that a field must exceed in
-        ``_above``, and the known values of a field in ``_known``.
+        ``_above``, the known values of a field in ``_known``, and the fields that must be given in ``_required``.
     table : dict
-        Field names and values; nested dataclasses are tables.
+        Field names and values; nested dataclasses are tables, tuples of dataclasses are lists of tables.
     problems : list of str
         Every problem is added to it, with its key.
     prefix : str
@@ -183,6 +183,7 @@ def read_dataclass(
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
     inside = f" in {where}" if where else ""
     problems += [f"unknown key {prefix}{key}; known{inside}: {', '.join(names)}" for key in table if key not in names]
+    problems += [f"{prefix}{name} is missing" for name in getattr(kind, "_required", ()) if name not in table]
     values: Table = {}
     for name in names:
         if name not in table:
@@ -194,6 +195,9 @@ def read_dataclass(
             absent = value in (None, "none") and nested is not hint
             inner = f"{prefix}{name}."
             values[name] = None if absent else read_dataclass(nested, value, problems, inner, readers)  # type: ignore[arg-type]
+        elif isinstance(value, list) and get_args(hint) and dataclasses.is_dataclass(item := get_args(hint)[0]):
+            entries = [(f"{prefix}{name}[{place}].", entry) for place, entry in enumerate(value)]
+            values[name] = tuple(read_dataclass(item, entry, problems, inner, readers) for inner, entry in entries)  # type: ignore[arg-type]
         else:
             fits, values[name] = convert(value, hint)
             if not fits:

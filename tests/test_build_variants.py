@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
-from meidbench.splits.manifests import SUBSETS
+from meidbench.names import SUBSETS
 from meidbench.splits.split import read_split
 from meidbench.splits.statistics import audit_split
 

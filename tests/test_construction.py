@@ -26,7 +26,8 @@ from meidbench.construction import (
 )
 from meidbench.construction.drawing import co_occurrence_scores
 from meidbench.errors import SplitError
-from meidbench.splits.manifests import SUBSETS, load_manifest
+from meidbench.names import SUBSETS
+from meidbench.splits.manifests import load_manifest
 from meidbench.splits.released import build_released
 from meidbench.splits.split import read_split, write_split
 from meidbench.splits.statistics import audit_split

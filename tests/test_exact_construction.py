@@ -13,7 +13,8 @@ from test_construction import counted, invented, official_labels, official_rows,
 from meidbench.annotations.official import read_annotations
 from meidbench.construction import EXACT_PRESETS, ExactTargets, construct_exactly
 from meidbench.errors import SplitError
-from meidbench.splits.manifests import SUBSETS, load_manifest
+from meidbench.names import SUBSETS
+from meidbench.splits.manifests import load_manifest
 from meidbench.splits.statistics import audit_split
 
 SMALL = ExactTargets(

@@ -28,7 +28,7 @@ from meidbench.baselines.components import FAMILIES, known_options
 from meidbench.baselines.configuration import flat, overrides
 from meidbench.baselines.recipes import PUBLISHED_TABLES
 from meidbench.cli.training import train
-from meidbench.splits.manifests import DATASETS
+from meidbench.names import DATASETS
 from meidbench.splits.split import Split
 
 FOLDER = Path(__file__).parents[1] / "docs" / "methods"

@@ -19,7 +19,8 @@ from meidbench.baselines.reproduction.request import Request
 from meidbench.baselines.reproduction.sheets import choose
 from meidbench.baselines.reproduction.table_one import CELLS
 from meidbench.errors import MeidbenchError
-from meidbench.splits.manifests import DATASETS, load_manifest
+from meidbench.names import DATASETS
+from meidbench.splits.manifests import load_manifest
 
 FILES = {
     "table2": "table2_videolt.csv",

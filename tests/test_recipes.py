@@ -15,7 +15,7 @@ from meidbench.baselines.recipes import PUBLISHED_TABLES, benchmark_values
 from meidbench.baselines.samplers import VideoSampler
 from meidbench.errors import MeidbenchError
 from meidbench.features.simulation import simulate_features
-from meidbench.splits.manifests import DATASETS
+from meidbench.names import DATASETS
 from meidbench.splits.split import Split
 
 TINY = ("frames.train=6", "frames.test=6", "schedule.batch_size=16", "execution.device=cpu")

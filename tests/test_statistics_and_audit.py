@@ -9,8 +9,8 @@ import pytest
 from material import REAL, real_data
 
 from meidbench.errors import MeidbenchError
+from meidbench.names import SUBSETS
 from meidbench.report.plots import plot_class_frequencies
-from meidbench.splits.manifests import SUBSETS
 from meidbench.splits.released import build_released
 from meidbench.splits.split import Split
 from meidbench.splits.statistics import audit_split, split_statistics
@@ -72,7 +72,7 @@ def test_the_audit_of_toylt_equals_plain_loops(toy_split):
         bases = [{re.sub("EGO$", "", row["video_id"]) for row in rows if row["subset"] == s} for s in (a, b)]
         assert found[f"groups (takes of one script, parts of one film) in both {a} and {b}"] == len(bases[0] & bases[1])
     short = [row for row in rows if row["length_s"] * 24 < 200]
-    assert found["videos of fewer than 200 frames at 24 frames a second"] == len(short) > 0
+    assert found["videos of fewer than 200 frames at 24 frames per second"] == len(short) > 0
 
 
 def test_each_finding_says_which_check_made_it(toy_split):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from meidbench.annotations.official import annotation_paths
 from meidbench.errors import MeidbenchError
-from meidbench.splits.manifests import DATASETS, load_manifest, split_path
+from meidbench.names import DATASETS
+from meidbench.splits.manifests import load_manifest, split_path
 from meidbench.splits.released import build_released
 from meidbench.splits.split import Split, load_split
 

@@ -12,7 +12,8 @@ from meidbench.baselines.run_folder import Inputs
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.features import FeatureSource, open_features
 from meidbench.features.feature_file import read_header
-from meidbench.splits.manifests import DATASETS, load_manifest
+from meidbench.names import DATASETS
+from meidbench.splits.manifests import load_manifest
 from meidbench.splits.split import Split
 
 # What ``meidbench.features.simulation``, simulated tables and ``meidbench.features.simulation`` write into their files.

@@ -44,7 +44,7 @@ def datasets(as_json: bool) -> None:
                 "split_built": split.is_file(),
                 "licence": manifest.licence.name,
                 "licence_url": manifest.licence.url,
-                "known_defects": list(manifest.defects),
+                "known_defects": [defect.what for defect in manifest.defects],
             }
         )
         if as_json:

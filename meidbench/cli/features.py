@@ -159,7 +159,7 @@ def extract_features(
 def _ids_of(split: str | None) -> list[str] | None:
     if split is None:
         return None
-    from meidbench.splits.manifests import SUBSETS
+    from meidbench.names import SUBSETS
     from meidbench.splits.split import load_split
 
     loaded = load_split(split)

@@ -159,7 +159,8 @@ def _build_released(
 
 def _write(split: "Split", folder: Path, stem: str, names: dict[str, str], formats: tuple[str, ...]) -> list[Path]:
     """Write the split in every format that was asked for; ``names`` are those of its lists."""
-    from meidbench.splits.split import write_csv, write_lists, write_split
+    from meidbench.splits.export import write_csv, write_lists
+    from meidbench.splits.split import write_split
 
     written = []
     if "parquet" in formats:
@@ -200,8 +201,9 @@ def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tup
     from meidbench.construction.plans import ENDING, make_split, plan_text, read_material, refuse_other
     from meidbench.evaluation.results import as_json as json_text
     from meidbench.files import written_whole
+    from meidbench.names import SUBSETS
     from meidbench.report.text import construction_report, construction_warnings
-    from meidbench.splits.manifests import SUBSETS, split_path
+    from meidbench.splits.manifests import split_path
 
     material = read_material(plan, annotations)
     if material.note:

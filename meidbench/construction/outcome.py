@@ -8,7 +8,7 @@ import numpy as np
 from meidbench.construction.pool import Integers
 from meidbench.construction.targets import ExactTargets, Targets
 from meidbench.errors import SplitError
-from meidbench.splits.manifests import SUBSETS
+from meidbench.names import SUBSETS
 from meidbench.splits.split import GROUP_NAMES, Split
 from meidbench.splits.statistics import split_statistics
 

@@ -10,15 +10,15 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replac
 from pathlib import Path
 from typing import Any
 
-from meidbench.annotations import FORMATS
-from meidbench.annotations import Annotations
+from meidbench.annotations import FORMATS, Annotations
 from meidbench.annotations.official import read_annotations
 from meidbench.annotations.tables import read_table
 from meidbench.construction import Construction, construct, construct_exactly
 from meidbench.construction.drawing import default_targets
 from meidbench.construction.targets import EXACT_PRESETS, GROUPINGS, PRESETS, ExactTargets, Targets
 from meidbench.errors import SplitError, bullet_list
-from meidbench.splits.manifests import DATASETS, Manifest, annotations_folder, load_manifest
+from meidbench.names import DATASETS
+from meidbench.splits.manifests import Manifest, annotations_folder, load_manifest
 from meidbench.splits.split import Split
 
 if sys.version_info >= (3, 11):

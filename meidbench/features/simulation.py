@@ -41,7 +41,7 @@ from meidbench.features.feature_file import Layout, Recipe
 from meidbench.features.records import VideoRows
 from meidbench.features.source import Unusable, check_id
 from meidbench.features.store import feature_writer
-from meidbench.splits.manifests import SUBSETS
+from meidbench.names import SUBSETS
 from meidbench.splits.split import Split, load_split
 
 FRAMES, DIM, DIFFICULTY = 60, 256, 1.0

@@ -13,7 +13,8 @@ from meidbench.construction.targets import ExactTargets
 from meidbench.errors import first_few
 from meidbench.evaluation.compare import Comparison, Difference, Estimate
 from meidbench.evaluation.results import GROUPS_SHOWN, Interval, Result
-from meidbench.splits.manifests import SUBSETS, Manifest
+from meidbench.names import SUBSETS
+from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import GROUP_NAMES, Split
 from meidbench.splits.statistics import Statistics, split_statistics
 
