@@ -107,7 +107,7 @@ def test_pareto_counts_are_those_of_scipy(alpha):
 def test_co_occurrence_by_hand():
     # Videos of class 2 (a): four, of class 1 (b): three, of class 0 (c): one. Together: ab 2, ac 1, bc 0.
     # a: P(a|b) + P(a|c) = 2/3 + 1/1; b: P(b|a) + P(b|c) = 2/4 + 0; c: P(c|a) + P(c|b) = 1/4 + 0.
-    pool = Pool.of(table([(1, 2), (1, 2), (0, 2), (2,), (1,)]))
+    pool = Pool.from_annotations(table([(1, 2), (1, 2), (0, 2), (2,), (1,)]))
     scores = co_occurrence_scores(pool)
     np.testing.assert_allclose(scores, [1 / 4, 2 / 4, 2 / 3 + 1], rtol=0, atol=1e-12)
     assert co_occurrence_rank(pool).tolist() == [2, 1, 0]
@@ -116,7 +116,7 @@ def test_co_occurrence_by_hand():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=30))
 def test_co_occurrence_is_that_of_its_definition(rows):
-    scores = co_occurrence_scores(Pool.of(table(rows, num_classes=6)))
+    scores = co_occurrence_scores(Pool.from_annotations(table(rows, num_classes=6)))
     for this in range(6):
         expected = 0.0
         for that in range(6):

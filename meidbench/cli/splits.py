@@ -11,7 +11,7 @@ from meidbench.report import PLOT_FORMATS
 
 if TYPE_CHECKING:
     from meidbench.construction import Construction
-    from meidbench.construction.plans import Plan
+    from meidbench.construction.plans import SplitPlan
     from meidbench.splits.split import Split
 
 
@@ -78,7 +78,7 @@ def build_splits(
     With --variant or a plan a new split is drawn from the annotated videos, the same for the same seed. It is written
     as NAME-VARIANT-SEED, and beside it NAME-VARIANT-SEED.plan.toml, which makes it again.
     """
-    from meidbench.construction.plans import is_plan, plan_of_benchmark, read_plan
+    from meidbench.construction.plans import is_plan, plan_for_benchmark, read_plan
 
     of_plan = dataset not in DATASETS and is_plan(Path(dataset))
     if variant in (None, RELEASED) and not of_plan:
@@ -89,7 +89,7 @@ def build_splits(
         return
     if variant == RELEASED:
         raise click.UsageError("a plan is of a new split; there is none released")
-    plan = read_plan(Path(dataset)) if of_plan else plan_of_benchmark(dataset, str(variant))
+    plan = read_plan(Path(dataset)) if of_plan else plan_for_benchmark(dataset, str(variant))
     if annotations is not None and not plan.benchmark:
         raise click.UsageError("the plan names its files: --annotations has no meaning for it")
     plan = _changed(plan, variant, seed, group_by, settings)
@@ -99,14 +99,15 @@ def build_splits(
 
 
 def _changed(
-    plan: "Plan", variant: str | None, seed: int | None, group_by: tuple[str, ...], settings: tuple[str, ...]
-) -> "Plan":
+    plan: "SplitPlan", variant: str | None, seed: int | None, group_by: tuple[str, ...], settings: tuple[str, ...]
+) -> "SplitPlan":
     """Return the plan as the options change it."""
-    from meidbench.construction.plans import check_settings, parse_settings
+    from meidbench.checks import parse_settings
+    from meidbench.construction.plans import check_settings
     from meidbench.errors import SplitError, bullet_list
 
     try:
-        targets = parse_settings(settings)
+        targets = parse_settings(settings, "alpha=6", dotted=False, error=SplitError)
     except SplitError as error:
         raise click.UsageError(f"--set: {error}") from None
     if group_by and "group_by" in targets:
@@ -115,7 +116,7 @@ def _changed(
         targets["group_by"] = list(group_by)
     new = plan.changed(variant, seed, targets)
     if problems := check_settings(new.variant, targets):
-        raise click.UsageError(f"these targets cannot be meant:\n{bullet_list(problems)}")
+        raise click.UsageError(f"these targets are wrong:\n{bullet_list(problems)}")
     return new
 
 
@@ -178,7 +179,7 @@ def _places(folder: Path, stem: str, names: dict[str, str], formats: tuple[str, 
     return places + [folder / name for name in names.values() if "lst" in formats]
 
 
-def _refuse_loss(plan: "Plan", places: list[Path], plan_path: Path) -> None:
+def _refuse_loss(plan: "SplitPlan", places: list[Path], plan_path: Path) -> None:
     """Refuse to write over what the split is made from, over a folder, or over a split that no plan tells of."""
     from meidbench.errors import SplitError
 
@@ -194,18 +195,20 @@ def _refuse_loss(plan: "Plan", places: list[Path], plan_path: Path) -> None:
             )
 
 
-def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool) -> None:
+def _draw(
+    plan: "SplitPlan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool
+) -> None:
     import shutil
 
     from meidbench.construction import distance_to
-    from meidbench.construction.plans import ENDING, make_split, plan_text, read_material, refuse_other
+    from meidbench.construction.plans import PLAN_SUFFIX, check_same_split, make_split, read_videos, render_plan
     from meidbench.evaluation.results import as_json as json_text
     from meidbench.files import written_whole
     from meidbench.names import SUBSETS
     from meidbench.report.text import construction_report, construction_warnings
     from meidbench.splits.manifests import split_path
 
-    material = read_material(plan, annotations)
+    material = read_videos(plan, annotations)
     if material.note:
         click.echo(f"note: {material.note}", err=True)
     videos = len(material.annotations.video_ids)
@@ -214,15 +217,15 @@ def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tup
         click.echo(f"drawing {plan.stem} from {videos:,} videos{most}", err=True)
     made = make_split(plan, material.annotations)
     folder = out or split_path(plan.name).parent
-    plan_path = folder / f"{plan.stem}{ENDING}"
-    refuse_other(plan_path, made)
+    plan_path = folder / f"{plan.stem}{PLAN_SUFFIX}"
+    check_same_split(plan_path, made)
     released = _released(plan, annotations)
     distance = distance_to(made.split, released) if released is not None else None
     names = {subset: f"{plan.stem}_{subset}.{'lst' if plan.name == 'videolt' else 'txt'}" for subset in SUBSETS}
     _refuse_loss(plan, _places(folder, plan.stem, names, formats), plan_path)
     # First, so that what lies beside it is known even where writing fails.
     with written_whole(plan_path) as temporary:
-        temporary.write_text(plan_text(plan, made, folder), encoding="utf-8", newline="\n")
+        temporary.write_text(render_plan(plan, made, folder), encoding="utf-8", newline="\n")
     written = [*_write(made.split, folder, plan.stem, names, formats), plan_path]
     for warning in construction_warnings(made):
         click.echo(f"warning: {warning}", err=True)
@@ -236,7 +239,7 @@ def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tup
         click.echo(f"wrote {path}")
 
 
-def _released(plan: "Plan", annotations: Path | None) -> "Split | None":
+def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
     """Build the released split of a benchmark in memory, to compare; None where these annotations do not give it."""
     from meidbench.errors import MeidbenchError
     from meidbench.splits.manifests import annotations_folder
@@ -257,7 +260,7 @@ def _released(plan: "Plan", annotations: Path | None) -> "Split | None":
 
 
 def _as_json(
-    made: "Construction", plan: "Plan", released: "Split | None", distance: Any, written: list[Path]
+    made: "Construction", plan: "SplitPlan", released: "Split | None", distance: Any, written: list[Path]
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
