@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from material import REAL, TOY, TOY_MANIFEST, real_data
+from material import REAL, TOY, TOY_MANIFEST, real_annotations, real_data, released_split
 
 from meidbench.annotations import Annotations
 from meidbench.annotations.official import read_annotations
@@ -24,11 +24,10 @@ from meidbench.construction import (
     distance_to,
     pareto_counts,
 )
-from meidbench.construction.drawing import co_occurrence_scores
+from meidbench.construction.drawing import co_occurrence_scores, draw_training
 from meidbench.errors import SplitError
 from meidbench.names import SUBSETS
 from meidbench.splits.manifests import load_manifest
-from meidbench.splits.released import build_released
 from meidbench.splits.split import read_split, write_split
 from meidbench.splits.statistics import audit_split
 
@@ -74,7 +73,7 @@ def sets_of(split) -> dict[str, list[str]]:
 
 
 def counted(split, labels_of: dict[str, set[int]]) -> dict[str, Counter]:
-    """Count the videos a class from labels that the split did not carry."""
+    """Count the videos per class from labels that the split did not carry."""
     return {
         subset: Counter(label for video in split.video_ids(subset) for label in labels_of[video]) for subset in SUBSETS
     }
@@ -175,8 +174,21 @@ def test_enough_videos_give_every_class_its_positives():
         drawn = construct(invented(), SMALL, dataset="invented", seed=seed)
         assert drawn.shortfalls == ()
         assert drawn.split.positives("test").min() == 5 and drawn.split.positives("val").min() == 3
-        # Nearer to the target than half a video a class in ten.
+        # The sum of the deviations is below a fifth of the target.
         assert drawn.total_deviation < 0.2 * sum(drawn.target_counts)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_class_exceeds_its_cap_within_one_sweep(seed):
+    # Class 1 may have two videos. The first pass fills it with videos of class 0, which it then removes again; so
+    # several videos of the classes 1, 2 and 3 promise a gain at once, but only two of them may be added.
+    annotations = table([(1, 2, 3)] * 6 + [(0, 2, 3)] * 30 + [(0, 1)] * 30)
+    pool = Pool.from_annotations(annotations)
+    aims, caps = np.array([0, 2, 6, 6]), np.array([0, 2, 60, 60])
+    everything = np.ones(len(pool), dtype=bool)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    train = draw_training(pool, np.array([2, 3, 1, 0]), aims, caps, 0, everything, generator)
+    assert pool.positives(train).tolist() == [0, 2, 2, 2]
 
 
 def test_sizes_that_are_asked_for():
@@ -185,7 +197,7 @@ def test_sizes_that_are_asked_for():
     assert len(split.rows("test")) == 120 and len(split.rows("val")) == 60
     plain = construct(invented(), SMALL, dataset="invented", seed=0).split
     assert len(plain.rows("test")) < 60
-    # What is added goes to the classes that have the fewest.
+    # The added videos go to the classes with the fewest.
     assert split.positives("test").min() >= 2 * plain.positives("test").min()
 
 
@@ -361,9 +373,8 @@ def official_labels(rows: dict[str, dict[str, str]]) -> dict[str, set[int]]:
 
 @pytest.mark.parametrize("dataset", DRAWN)
 def test_pareto_comes_near_the_published_split(dataset):
-    manifest, folder = load_manifest(dataset), real_data(REAL[dataset])
-    annotations, rows = read_annotations(manifest, folder), official_rows(dataset)
-    labels_of, released = official_labels(rows), build_released(dataset, folder)
+    annotations, rows = real_annotations(dataset), official_rows(dataset)
+    labels_of, released = official_labels(rows), released_split(dataset)
     digests = set()
     for seed in range(3):
         drawn = construct(annotations, PRESETS[dataset], dataset=dataset, seed=seed)
@@ -391,7 +402,7 @@ def test_pareto_comes_near_the_published_split(dataset):
     ("charadesegolt", ("pair", "subject")),
 ])  # fmt: skip
 def test_grouped_has_no_leak(dataset, group_by):
-    annotations = read_annotations(load_manifest(dataset), real_data(REAL[dataset]))
+    annotations = real_annotations(dataset)
     drawn = construct(annotations, replace(PRESETS[dataset], group_by=group_by), dataset=dataset, seed=0)
     assert drawn.split.variant == "grouped"
     checks = {"pair": "pair-leakage", "subject": "subject-overlap"}

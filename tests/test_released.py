@@ -4,13 +4,13 @@ import csv
 import hashlib
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from material import REAL, TOY, TOY_MANIFEST, real_data
+from material import REAL, TOY, TOY_MANIFEST, real_annotations, real_data, released_split
 
-from meidbench.annotations.official import read_annotations
 from meidbench.errors import AnnotationError, MeidbenchError
 from meidbench.names import DATASETS, SUBSETS
 from meidbench.splits.export import write_lists
@@ -75,14 +75,14 @@ def test_every_number_of_table_1_is_reproduced(real_split: Split):
 
 
 def test_seven_videolt_classes_lie_on_the_threshold():
-    split = build_released("videolt", real_data("videolt"))
+    split = released_split("videolt")
     on_threshold = np.flatnonzero(split.train_counts == 100)
     assert len(on_threshold) == 7
     assert set(on_threshold) <= set(split.groups.tail)
 
 
 def test_videolt_training_counts_are_the_published_ones():
-    split = build_released("videolt", real_data("videolt"))
+    split = released_split("videolt")
     lines = (real_data("videolt") / "count-labels-train.lst").read_text().splitlines()
     assert [float(line.split()[-1]) for line in lines] == split.train_counts.tolist()
 
@@ -93,7 +93,7 @@ def test_the_assignment_holds_no_id_and_no_label(name):
     assert set(assignment.symbols) <= set(".tve")
     assert len(assignment.symbols) == sum(assignment.source_videos.values())
     manifest = load_manifest(name)
-    ids = read_annotations(manifest, real_data(REAL[name])).video_ids
+    ids = real_annotations(name).video_ids
     assert assignment.ids_digest == hashlib.sha256("".join(f"{i}\n" for i in sorted(ids)).encode()).hexdigest()
     counts = [assignment.symbols.count(symbol) for symbol in "tve"]
     assert counts == [manifest.expected[subset] for subset in SUBSETS]
@@ -103,11 +103,14 @@ def test_the_assignment_holds_no_id_and_no_label(name):
 
 
 @pytest.mark.parametrize("name", list(REAL))
-def test_the_script_makes_the_same_assignment_again(name, tmp_path):
+def test_the_script_makes_the_same_assignment_again(name, tmp_path, monkeypatch):
     from click.testing import CliRunner
 
+    from meidbench.splits import make
     from meidbench.splits.make import main
 
+    if name == "videolt":  # read once for all tests, because that takes long
+        monkeypatch.setattr(make, "read_annotations", lambda manifest, folder: real_annotations(name))
     arguments = [name, "--annotations", real_data(REAL[name]), "--lists", list_folder(name), "--out", tmp_path]
     outcome = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert outcome.exit_code == 0, outcome.output
@@ -317,13 +320,9 @@ def test_damage_to_the_real_files_is_read_rightly_or_refused_by_name(real_copy, 
     assert f"meidbench download {name}" in message
 
 
-_ids: dict[str, set[str]] = {}
-
-
+@cache
 def _train_ids(name: str) -> set[str]:
-    if name not in _ids:
-        _ids[name] = set(build_released(name, real_data(REAL[name])).video_ids("train"))
-    return _ids[name]
+    return set(released_split(name).video_ids("train"))
 
 
 def test_statistics_that_differ_from_the_manifest_are_refused(toy_folder):
