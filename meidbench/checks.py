@@ -236,7 +236,10 @@ def convert(value: Any, hint: Any) -> tuple[bool, Any]:
         return True, None
     for kind in alternatives:
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return True, float(value)
+            try:
+                return True, float(value)
+            except OverflowError:
+                return True, math.inf if value > 0 else -math.inf
         if kind in (bool, str) and isinstance(value, kind):
             return True, value
         if kind is int and isinstance(value, int) and not isinstance(value, bool):

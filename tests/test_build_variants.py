@@ -391,7 +391,7 @@ def test_the_published_benchmarks_are_drawn_anew(run, tmp_path, name, arguments,
     assert outcome.exit_code == 0, outcome.stderr
     cells: dict[str, list[str]] = {}
     for line in outcome.stdout.splitlines():
-        cells.setdefault(line[:27].strip(), [cell.strip() for cell in line[27:].split("  ") if cell.strip()])
+        cells.setdefault(line[:29].strip(), [cell.strip() for cell in line[29:].split("  ") if cell.strip()])
     drawn, released, paper = cells["head / medium / tail"]
     assert released == paper
     assert (drawn == paper) == (arguments == ["exact"])

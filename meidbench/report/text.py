@@ -61,7 +61,7 @@ _STATISTICS_ROWS = (
     "classes",
     "head / medium / tail",
     "train / val / test",
-    "labels a video, train+test",
+    "labels per video, train+test",
     "  train / val / test",
     "most / least frequent",
     "imbalance ratio",
@@ -280,7 +280,7 @@ def _target_line(made: Construction) -> str:
 def _released_lines(distance: SplitDistance) -> list[str]:
     shared = [f"{share:.0%}" if share == share else "-" for share in distance.shared_videos.values()]
     return [
-        f"distance to the released split: {distance.mean_count_difference:.1f} training videos a class, "
+        f"distance to the released split: {distance.mean_count_difference:.1f} training videos per class, "
         f"{distance.mean_curve_difference:.1f} with the classes sorted; {distance.same_group:.0%} of the classes in "
         "the same group",
         f"videos in both, of those in either: {' / '.join(shared)} ({' / '.join(SUBSETS)})",
