@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-from meidbench.checks import parse_toml, read_dataclass
+from meidbench.checks import FieldReader, parse_toml, read_dataclass
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.names import DATASETS as DATASETS  # also a name of this module for its users
 from meidbench.names import RELEASED, SUBSETS
@@ -198,7 +198,7 @@ def load_manifest(dataset: str) -> Manifest:
     text = _manifest_text(dataset, ".toml")
     problems: list[str] = []
     manifest = Manifest()
-    readers = {dict[str, ReleasedList]: _read_released, dict[str, float]: _read_statistics}
+    readers: dict[Any, FieldReader] = {dict[str, ReleasedList]: _read_released, dict[str, float]: _read_statistics}
     try:
         manifest = read_dataclass(Manifest, parse_toml(text), problems, readers=readers)
     except ValueError as error:

@@ -100,11 +100,10 @@ class SplitMetadata:
 
     def _contradictions(self) -> list[str]:
         problems = []
-        if not len(self.class_names) == len(self.train_counts) == self.num_classes:
-            problems.append(
-                f"num_classes is {self.num_classes}, but there are {len(self.class_names)} class names "
-                f"and {len(self.train_counts)} training counts"
-            )
+        names, counts = len(self.class_names), len(self.train_counts)
+        if not names == counts == self.num_classes:
+            what = f"there are {names} class names and {counts} training counts"
+            problems.append(f"num_classes is {self.num_classes}, but {what}")
         if min(self.train_counts, default=0) < 0:
             problems.append("train_counts must not be negative")
         if self.tail_up_to > self.head_above:
@@ -135,11 +134,8 @@ class Groups:
 
     def names(self, num_classes: int) -> list[str]:
         """Return the group of each class."""
-        names = [""] * num_classes
-        for name in GROUP_NAMES:
-            for index in getattr(self, name):
-                names[index] = name
-        return names
+        group_of = {index: name for name in GROUP_NAMES for index in getattr(self, name).tolist()}
+        return [group_of.get(index, "") for index in range(num_classes)]
 
 
 def rows_digest(table: pa.Table) -> str:
@@ -211,19 +207,21 @@ class Split:
             As in ``SplitMetadata``.
         """
         used = [row for row, subset in enumerate(subsets) if subset]
-        labels = [sorted(annotations.labels[row]) for row in used]
-        segments = [annotations.segments[row] for row in used]
+
+        def texts(column: Sequence[str]) -> pa.Array:
+            return pa.array([column[row] for row in used], pa.string())
+
         columns = [
-            pa.array([annotations.video_ids[row] for row in used], pa.string()),
-            pa.array([subsets[row] for row in used], pa.string()),
-            pa.array(labels, pa.list_(pa.int16())),
-            pa.array([annotations.sources[row] for row in used], pa.string()),
+            texts(annotations.video_ids),
+            texts(subsets),
+            pa.array([sorted(annotations.labels[row]) for row in used], pa.list_(pa.int16())),
+            texts(annotations.sources),
             # NaN alone stands for an unknown length, never a null as well.
             pa.array([annotations.lengths[row] for row in used], pa.float32(), from_pandas=False),
-            pa.array([annotations.subjects[row] for row in used], pa.string()),
-            pa.array([annotations.views[row] for row in used], pa.string()),
-            pa.array([annotations.pair_ids[row] for row in used], pa.string()),
-            _segments_array(segments),
+            texts(annotations.subjects),
+            texts(annotations.views),
+            texts(annotations.pair_ids),
+            _segments_array([annotations.segments[row] for row in used]),
         ]
         metadata = SplitMetadata(
             dataset=dataset,
@@ -342,13 +340,7 @@ def _label_pairs(rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
 
 
 def write_split(split: Split, path: Path) -> Path:
-    """Write a split file; the same split gives the same bytes.
-
-    Raises
-    ------
-    SplitError
-        The split contradicts itself, so that it could not be read back.
-    """
+    """Write a split file; the same split gives the same bytes, and one that contradicts itself a ``SplitError``."""
     SplitMetadata.from_json(split.metadata.to_json())
     if problems := _unusable(split) or contradictions(split):
         raise SplitError(f"the split {split.dataset} contradicts itself:\n{bullet_list(problems)}")
@@ -413,8 +405,8 @@ def _has_nulls(table: pa.Table, name: str) -> bool:
     if column.null_count or not pa.types.is_list(column.type):
         return bool(column.null_count)
     values = column.combine_chunks().flatten()
-    parts = values.flatten() if pa.types.is_struct(values.type) else [values]
-    return bool(values.null_count or any(part.null_count for part in parts))
+    parts = values.flatten() if pa.types.is_struct(values.type) else []
+    return any(part.null_count for part in (values, *parts))
 
 
 def _unusable(split: Split) -> list[str]:
@@ -476,14 +468,14 @@ def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     """
     if isinstance(split, Split):
         return split
-    if str(split) in DATASETS and not Path(split).is_file():
+    path = Path(split)
+    if str(split) in DATASETS and not path.is_file():
         path = split_path(str(split))
         if not path.is_file():
             raise SplitError(
                 f"the split {split} is not built yet (looked for {path})\n"
                 f"Build it: meidbench build-splits {split} --annotations DIR"
             )
-        return read_split(path, check=check)
-    if not Path(split).exists() and Path(split).name == str(split) and not Path(split).suffix:
+    if not path.exists() and path.name == str(split) and not path.suffix:
         raise SplitError(f"{split!r} is neither a split file nor one of {', '.join(DATASETS)}")
-    return read_split(Path(split), check=check)
+    return read_split(path, check=check)

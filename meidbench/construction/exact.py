@@ -361,8 +361,8 @@ def find_nearest(
     bounds = None
     if not changes and not lacking:
         members = {name: np.flatnonzero(whole[roles[name]]).tolist() for name in names[:3]}
-        ends = (int(whole[roles[name]].argmax()) for name in names[3:])
-        bounds = ClassBounds.from_groups(members, *ends, targets)
+        ends = [int(whole[roles[name]].argmax()) for name in names[3:]]
+        bounds = ClassBounds.from_groups(members, ends[0], ends[1], targets)
     return Nearest(changes, lacking, proven and few, bounds)
 
 

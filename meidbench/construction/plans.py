@@ -11,7 +11,7 @@ from typing import Any, ClassVar, get_type_hints
 from meidbench.annotations import FORMATS, Annotations
 from meidbench.annotations.official import read_annotations
 from meidbench.annotations.tables import read_table
-from meidbench.checks import convert, describe_type, parse_toml, read_dataclass, read_toml
+from meidbench.checks import FieldReader, convert, describe_type, parse_toml, read_dataclass, read_toml
 from meidbench.construction import Construction, construct, construct_exactly
 from meidbench.construction.defaults import default_targets
 from meidbench.construction.targets import EXACT_PRESETS, PRESETS, ExactTargets, Targets
@@ -20,9 +20,7 @@ from meidbench.names import DATASETS, DRAWN_VARIANTS, GROUP_KEYS
 from meidbench.splits.manifests import Manifest, annotations_folder, load_manifest
 
 PLAN_SUFFIX = ".plan.toml"
-NONE = "none"
-"""Stands for a target that is not set, because TOML has no word for it."""
-
+_NONE = "none"  # a target that is not set, because TOML has no word for it
 _DERIVED = ("alpha", "head_above", "tail_up_to", "least_seconds", "group_by")  # parameters of default_targets
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it becomes part of file names
 
@@ -154,8 +152,8 @@ def resolve_targets(
     """
     if problems := check_settings(variant, settings):
         raise SplitError(f"these targets are wrong:\n{bullet_list(problems)}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-    values = {name: None if value == NONE else value for name, value in values.items()}
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    values = {name: None if value == _NONE else value for name, value in values.items()}
     if variant == "grouped" and not values.get("group_by"):
         values["group_by"] = ("pair",)
     _check_grouping(annotations, values.get("group_by", ()), dataset)
@@ -200,19 +198,12 @@ def _check_grouping(annotations: Annotations, group_by: Sequence[str], dataset: 
 
 
 def is_plan(path: Path) -> bool:
-    """Tell a plan from a manifest by its keys; a file that cannot be read is a plan if its ending says so.
-
-    Examples
-    --------
-    >>> is_plan(Path("nowhere.toml"))
-    False
-    """
+    """Tell a plan from a manifest by its keys, or a damaged file by its ending."""
     try:
         facts = parse_toml(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return path.name.endswith(PLAN_SUFFIX)
-    # A manifest has these two keys, a plan neither of them.
-    return not {"reader", "licence"} & set(facts)
+    return not {"reader", "licence"} & set(facts)  # keys of every manifest
 
 
 def plan_for_benchmark(dataset: str, variant: str) -> SplitPlan:
@@ -249,12 +240,9 @@ def read_plan(path: Path) -> SplitPlan:
     facts = read_toml(path, SplitError)
     problems: list[str] = []
     plan = read_dataclass(SplitPlan, facts, problems, readers=_field_readers(path.parent))
-    targets = facts.get("targets")
-    if "variant" not in facts and isinstance(targets, dict) and targets.get("group_by"):
+    if "variant" not in facts and plan.targets.get("group_by"):
         plan = replace(plan, variant="grouped")
-        facts["variant"] = "grouped"
-    problems += _find_contradictions(facts)
-    if problems:
+    if problems := problems + _find_contradictions(facts):
         raise SplitError(f"{len(problems):,} problem(s) with the plan {path}:\n{bullet_list(problems)}")
     if plan.benchmark:
         benchmark = plan.benchmark if plan.benchmark in DATASETS else str(path.parent / plan.benchmark)
@@ -262,29 +250,30 @@ def read_plan(path: Path) -> SplitPlan:
     return plan
 
 
-def _field_readers(folder: Path) -> dict[Any, Callable[..., Any]]:
+def _field_readers(folder: Path) -> dict[Any, FieldReader]:
     """Return the readers of texts, paths and tables of a plan in a folder, for ``read_dataclass``."""
 
-    def text(name: str, value: Any, default: Any, prefix: str, problems: list[str]) -> str:
-        if not isinstance(value, str) or not value:
-            problems.append(f"{name} must be text, got {value!r}")
-        return str(value)
+    def is_text(value: Any) -> bool:
+        return isinstance(value, str) and bool(value)
 
-    def path(name: str, value: Any, default: Any, prefix: str, problems: list[str]) -> Path:
-        return folder / text(name, value, default, prefix, problems)
+    def is_list(value: Any) -> bool:
+        return isinstance(value, list) and bool(value) and all(map(is_text, value))
 
-    def paths(name: str, value: Any, default: Any, prefix: str, problems: list[str]) -> tuple[Path, ...]:
-        if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
-            problems.append(f"{name} must be a list of file names, got {value!r}")
-            return ()
-        return tuple(folder / each for each in value)
+    def reader(fits: Callable[[Any], bool], what: str, make: Callable[[Any], Any]) -> FieldReader:
+        def read(name: str, value: Any, default: Any, prefix: str, problems: list[str]) -> Any:
+            if fits(value):
+                return make(value)
+            problems.append(f"{name} must be {what}, got {value!r}")
+            return default
 
-    def table(name: str, value: Any, default: Any, prefix: str, problems: list[str]) -> Any:
-        if not isinstance(value, dict):
-            problems.append(f"{name} must be a table, got {value!r}")
-        return value
+        return read
 
-    return {str: text, Path | None: path, tuple[Path, ...]: paths, Mapping[str, Any]: table}
+    return {
+        str: reader(is_text, "text", str),
+        Path | None: reader(is_text, "text", folder.joinpath),
+        tuple[Path, ...]: reader(is_list, "a list of file names", lambda names: tuple(map(folder.joinpath, names))),
+        Mapping[str, Any]: reader(lambda value: isinstance(value, dict), "a table", dict),
+    }
 
 
 def _find_contradictions(facts: Mapping[str, Any]) -> list[str]:
@@ -306,7 +295,9 @@ def _find_contradictions(facts: Mapping[str, Any]) -> list[str]:
         why = "that of a published benchmark" if name in DATASETS else "not of letters, digits and . _ - alone"
         problems.append(f"name {name!r} is {why}")
     formats = [key for key, form in FORMATS.items() if not form.needs_manifest]
-    variant, targets = facts.get("variant", "pareto"), facts.get("targets", {})
+    targets = facts.get("targets", {})
+    has_groups = isinstance(targets, dict) and bool(targets.get("group_by"))
+    variant = facts.get("variant", "grouped" if has_groups else "pareto")
     for key, value, known in (("format", facts.get("format"), formats), ("variant", variant, DRAWN_VARIANTS)):
         if isinstance(value, str) and value not in known:
             problems.append(f"unknown {key} {value!r}; known: {', '.join(known)}")
@@ -324,18 +315,9 @@ class PlanVideos:
 
 
 def read_videos(plan: SplitPlan, folder: Path | None = None) -> PlanVideos:
-    """Read the videos that a plan names.
+    """Read the videos that a plan names; ``MeidbenchError`` if their files cannot be read.
 
-    Parameters
-    ----------
-    plan : SplitPlan
-    folder : Path, optional
-        Folder of a benchmark's official files; without it, the folder to which ``download`` writes.
-
-    Raises
-    ------
-    MeidbenchError
-        The benchmark, the table or the files of the format cannot be read.
+    ``folder`` has a benchmark's official files; without it they are where ``download`` writes them.
     """
     if plan.table is not None:
         content = read_table(plan.table, class_names=plan.class_names)
@@ -350,13 +332,7 @@ def read_videos(plan: SplitPlan, folder: Path | None = None) -> PlanVideos:
 
 
 def make_split(plan: SplitPlan, annotations: Annotations) -> Construction:
-    """Draw the split of a plan.
-
-    Raises
-    ------
-    SplitError
-        The targets are wrong or cannot be met, or the split does not have the digest in the plan.
-    """
+    """Draw the split of a plan; ``SplitError`` if targets are wrong or missed, or the digest is not the plan's."""
     manifest = plan.manifest
     targets = resolve_targets(
         annotations,
@@ -380,19 +356,7 @@ def make_split(plan: SplitPlan, annotations: Annotations) -> Construction:
 
 
 def check_same_split(path: Path, made: Construction) -> None:
-    """Refuse to replace another split of the same name, variant and seed, which was drawn with other targets.
-
-    Parameters
-    ----------
-    path : Path
-        The plan that is to be written; it need not exist.
-    made : Construction
-
-    Raises
-    ------
-    SplitError
-        The file is the plan of another split, or is not a plan.
-    """
+    """Raise a ``SplitError`` if the plan at a path is that of another split, drawn with other targets or videos."""
     if path.exists() and (there := read_plan(path).digest) != (now := made.split.plan_digest):
         raise SplitError(
             f"{path} is of another split ({there[:12] or 'without a digest'}..., this one is "
@@ -403,28 +367,18 @@ def check_same_split(path: Path, made: Construction) -> None:
 def render_plan(plan: SplitPlan, made: Construction, folder: Path) -> str:
     """Return the TOML text of a plan that makes a split again: every target, and the digest of the split.
 
-    Parameters
-    ----------
-    plan : SplitPlan
-    made : Construction
-        The split that was drawn from it.
-    folder : Path
-        The folder of the text. Paths in its parent folder, or below that, are relative to it.
+    Paths in the parent of ``folder``, in which the text is to lie, or below that are relative to ``folder``.
     """
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"name": plan.name}
     if plan.benchmark:
         named = plan.benchmark in DATASETS
-        facts["benchmark"] = plan.benchmark if named else _relative(Path(plan.benchmark), folder)
-    else:
-        facts["name"] = plan.name
-    if plan.table is not None:
-        facts["table"] = _relative(plan.table, folder)
-    if plan.format:
-        facts |= {"format": plan.format, "files": [_relative(path, folder) for path in plan.files]}
-    if plan.class_names is not None:
-        facts["class_names"] = _relative(plan.class_names, folder)
-    facts |= {"variant": plan.variant, "seed": plan.seed, "digest": made.split.plan_digest}
-    lines = [f"{name} = {_toml(value)}" for name, value in facts.items()]
+        facts = {"benchmark": plan.benchmark if named else _relative(Path(plan.benchmark), folder)}
+    facts["table"] = plan.table and _relative(plan.table, folder)
+    facts |= {"format": plan.format, "files": [_relative(path, folder) for path in plan.files]}
+    facts["class_names"] = plan.class_names and _relative(plan.class_names, folder)
+    given = {name: value for name, value in facts.items() if value}
+    given |= {"variant": plan.variant, "seed": plan.seed, "digest": made.split.plan_digest}
+    lines = [f"{name} = {_toml(value)}" for name, value in given.items()]
     targets = [f"{name} = {_toml(value)}" for name, value in asdict(made.targets).items()]
     comment = "# Makes this split again: meidbench build-splits with the path of this file."
     return "\n".join([comment, *lines, "", "[targets]", *targets, ""])
@@ -438,7 +392,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _toml(value: Any) -> str:
     if value is None:
-        return f'"{NONE}"'
+        return f'"{_NONE}"'
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     # A JSON text is a TOML text, except for one character, which TOML wants escaped.
