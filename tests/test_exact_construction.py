@@ -167,7 +167,7 @@ def test_a_head_that_is_too_large():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"head": 0}, "most_frequent 40 lies in a group that is to have no class"),
+    ({"head": 0}, "most_frequent 40 lies in a group that must have no class"),
     ({"tail": 0}, "least_frequent 4 lies in a group"),
     ({"most_frequent": 20}, "no class can be in the head"),
     ({"labels": 5000}, "labels 5,000 cannot come from groups that hold"),

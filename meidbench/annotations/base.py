@@ -113,14 +113,7 @@ class Format:
 class LineReader:
     """The lines of a UTF-8 text file, with their ends, and afterwards the record of the file.
 
-    Parameters
-    ----------
-    path : Path
-
-    Raises
-    ------
-    AnnotationError
-        While reading: the file is missing or not UTF-8; the message has the line.
+    A file that is missing or not UTF-8 raises an ``AnnotationError`` with the line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -169,13 +162,7 @@ def check_video_id(video_id: str) -> None:
 
 
 def check_annotations(table: Annotations, problems: list[str], title: str, remedy: str = "") -> None:
-    """Refuse annotations with problems, a repeated video, too many classes or no label at all.
-
-    Raises
-    ------
-    AnnotationError
-        As in ``check_problems``.
-    """
+    """Raise an ``AnnotationError`` for problems, a repeated video, too many classes or no label at all."""
     problems = problems + [f"video {video_id} occurs more than once" for video_id in find_repeated(table.video_ids)]
     if not problems and not any(table.labels):
         problems.append("no video has a label")
@@ -205,23 +192,10 @@ def read_benchmark_files(
     read_class_names: Callable[[LineReader, Manifest], tuple[str, ...]],
     append_rows: Callable[[LineReader, str, Annotations, list[str]], None],
 ) -> Annotations:
-    """Read the files of a benchmark, one per official subset, and its class names.
+    """Read the files of a benchmark: one per official subset, in the order of the manifest, and the class names last.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        In the order of the manifest's files; the file of class names comes last.
-    manifest : Manifest
-        Gives the number of classes and the official subset of each file.
-    read_class_names : callable
-        Takes the lines of the last file and the manifest.
-    append_rows : callable
-        Takes the lines of a file, its official subset, the table to append to and the list of problems to add to.
-
-    Raises
-    ------
-    AnnotationError
-        A file is damaged; the message names the place of the first five problems.
+    ``append_rows`` takes the lines of a file, its official subset, the table and the list of problems, and adds to both
+    of them. An ``AnnotationError`` names the places of the first five problems.
     """
     *files, class_file = paths
     class_lines = LineReader(class_file)

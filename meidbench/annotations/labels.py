@@ -14,23 +14,11 @@ _NUMBER = re.compile(r"[-+]?\d+([.,]\d*)?(e[-+]?\d+)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class IndexedLabels:
-    """All labels of a table as class indices.
+    """All labels of a table as class indices, or the problems with them."""
 
-    Attributes
-    ----------
-    labels : list of tuple of int
-        Class indices of each video.
-    class_names : tuple of str
-        C names, by class index.
-    made_from : str
-        The source of the class names: ``class names`` that were given, or the ``labels`` or ``indices`` of the rows.
-    problems : list of str
-        Why the labels cannot be used; empty where they can.
-    """
-
-    labels: list[tuple[int, ...]]
+    labels: list[tuple[int, ...]]  # class indices of each video
     class_names: tuple[str, ...]
-    made_from: str = ""
+    made_from: str = ""  # "class names" that were given, or the "labels" or "indices" of the rows
     problems: list[str] = field(default_factory=list)
 
 
@@ -39,16 +27,8 @@ class LabelIndex:
 
     With class names, a label is one of them or an index. Without class names, labels are either all indices or all
     names. In the second case the classes are the distinct names, sorted by code points, so ``finish`` gives the final
-    indices after the last row.
-
-    Parameters
-    ----------
-    names : tuple of str, optional
-        Class names by index.
-    allow_names : bool
-        Without class names: whether labels may be names.
-    noun : str
-        The word for a row in a message.
+    indices after the last row. ``allow_names`` is False where labels without class names must be indices, and ``noun``
+    is the word for a row in a message.
 
     Examples
     --------
@@ -69,21 +49,10 @@ class LabelIndex:
         self._rows: list[int] = []
 
     def parse(self, cell: Any, *, row: int, is_text: bool) -> tuple[int, ...]:
-        """Return a number for each label of a video, to be given to ``finish``.
+        """Return a number for each label of a video, to be given to ``finish``; ``ValueError`` if one is wrong.
 
-        Parameters
-        ----------
-        cell : str, list or None
-            Labels joined by semicolons, or a list of names or indices; empty or None for a video without a label.
-        row : int
-            The number of the row.
-        is_text : bool
-            Whether the cell comes from a text file, in which a name cannot hold a semicolon.
-
-        Raises
-        ------
-        ValueError
-            A label is neither a name nor an index, is unknown, or occurs twice.
+        A cell holds labels joined by semicolons, or a list of names or indices; it is empty or None for a video without
+        a label. In a cell that ``is_text`` a name cannot hold a semicolon.
         """
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             return ()

@@ -85,10 +85,10 @@ def construct_exactly(
         if targets.group_by:
             allowed = allow_by_group(pool, aims, targets, generator)
             limits = pool.positives(allowed[0])
-        bounds = bounds_by_rank(order, limits, targets)
+        bounds = _bounds_by_rank(order, limits, targets)
         train = _solve(pool, bounds, limits, allowed[0], costs, targets, time_limit_s)
         if train is None and not targets.group_by:
-            nearest = find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
+            nearest = _find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
             train = _solve(pool, nearest.bounds, limits, allowed[0], costs, targets, time_limit_s)
         if train is None:
             continue
@@ -104,7 +104,7 @@ def construct_exactly(
             f"the training subset of {dataset} can have its numbers, but in none of {_DRAWS} draws val and test had "
             f"theirs; ask for less there, or try another seed:\n{bullet_list(problems)}"
         )
-    nearest = find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
+    nearest = _find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
     raise SplitError(_refusal(dataset, nearest, targets, annotations, pool))
 
 
@@ -112,7 +112,7 @@ def construct_exactly(
 
 
 @dataclass(frozen=True)
-class ClassBounds:
+class _ClassBounds:
     """The fewest and the most training videos of each class, (C,) int64 each."""
 
     lows: Integers
@@ -121,7 +121,7 @@ class ClassBounds:
     @classmethod
     def from_groups(
         cls, members: Mapping[str, Sequence[int]], first: int, last: int, targets: ExactTargets
-    ) -> "ClassBounds":
+    ) -> "_ClassBounds":
         """Make the bounds from the classes of each group, and the most and the least frequent class."""
         count = sum(len(classes) for classes in members.values())
         lows, highs = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
@@ -132,21 +132,11 @@ class ClassBounds:
         return cls(lows, highs)
 
 
-def bounds_by_rank(order: Integers, limits: Integers, targets: ExactTargets) -> ClassBounds | None:
+def _bounds_by_rank(order: Integers, limits: Integers, targets: ExactTargets) -> _ClassBounds | None:
     """Put the classes into groups by their rank; those with too few videos for a group go to a later one.
 
-    Parameters
-    ----------
-    order : (C,) int64
-        Classes from first to last.
-    limits : (C,) int64
-        Training videos that each class can have.
-    targets : ExactTargets
-
-    Returns
-    -------
-    ClassBounds or None
-        None where the ranks cannot give such groups; another order may.
+    ``limits`` are the training videos that each class can have. The result is None where this order gives no such
+    groups; another order may.
     """
     rest = order.tolist()
     members: dict[str, list[int]] = {}
@@ -161,12 +151,12 @@ def bounds_by_rank(order: Integers, limits: Integers, targets: ExactTargets) -> 
     last = next((index for index in reversed(lower) if index != first or len(order) == 1), None)
     if rest or first is None or last is None:
         return None
-    return ClassBounds.from_groups(members, first, last, targets)
+    return _ClassBounds.from_groups(members, first, last, targets)
 
 
 def _expected_counts(order: Integers, limits: Integers, targets: ExactTargets) -> Integers:
     """Return a rough number of training videos per class, before the groups are divided among the subsets."""
-    bounds = bounds_by_rank(order, limits, targets)
+    bounds = _bounds_by_rank(order, limits, targets)
     if bounds is None:
         return np.maximum(limits, 1)
     # The counts of a long tail lie nearer to the lower end of a range; the tail itself has no video to spare.
@@ -179,7 +169,7 @@ def _expected_counts(order: Integers, limits: Integers, targets: ExactTargets) -
 
 def _solve(
     pool: Pool,
-    bounds: ClassBounds | None,
+    bounds: _ClassBounds | None,
     limits: Integers,
     allowed: Flags,
     costs: Floats,
@@ -226,25 +216,13 @@ def _solve(
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """The changes that make the numbers possible.
+class _Nearest:
+    """The changes that make the numbers possible."""
 
-    Attributes
-    ----------
-    changes : dict of (int, int)
-        By name, the number asked for and the nearest possible one, where the two differ.
-    short : dict of int
-        By class, the videos that val and test would have to give up.
-    proven : bool
-        Whether smaller changes are ruled out.
-    bounds : ClassBounds or None
-        Bounds that can be met, where no change is necessary.
-    """
-
-    changes: dict[str, tuple[int, int]]
-    short: dict[int, int]
-    proven: bool
-    bounds: ClassBounds | None
+    changes: dict[str, tuple[int, int]]  # by name, the number asked for and the nearest possible one, if they differ
+    short: dict[int, int]  # by class, the videos that val and test would have to give up
+    proven: bool  # whether smaller changes are ruled out
+    bounds: _ClassBounds | None  # bounds that can be met, where no change is necessary
 
 
 class _MixedIntegerProgram:
@@ -293,23 +271,10 @@ class _MixedIntegerProgram:
         return answer.x, answer.status == 0
 
 
-def find_nearest(
+def _find_nearest(
     pool: Pool, order: Integers, limits: Integers, allowed: Flags, targets: ExactTargets, time_limit_s: float
-) -> Nearest:
-    """Find the cheapest changes of the numbers, where a change costs its share of the number.
-
-    Parameters
-    ----------
-    pool : Pool
-    order : (C,) int64
-        Classes from first to last; with many classes it decides their groups.
-    limits : (C,) int64
-        Training videos that each class can have if val and test have their positives.
-    allowed : (m,) bool
-        Candidates that training may draw.
-    targets : ExactTargets
-    time_limit_s : float
-    """
+) -> _Nearest:
+    """Find the cheapest changes of the numbers, where a change costs its share of the number."""
     program = _MixedIntegerProgram()
     video = program.add(len(pool), allowed.astype(np.float64).tolist())
     names = ("head", "medium", "tail", "first", "last")
@@ -353,7 +318,7 @@ def find_nearest(
     few = pool.num_classes <= FEW
     values, proven = program.solve(time_limit_s if few else min(time_limit_s, _SECONDS), 0.0 if few else _GAP)
     if values is None:
-        return Nearest({}, {}, False, None)
+        return _Nearest({}, {}, False, None)
     found = {name: value + int(np.rint(values[more[name]] - values[fewer[name]])[0]) for name, value in asked.items()}
     changes = {name: (value, found[name]) for name, value in asked.items() if value != found[name]}
     whole = np.rint(values).astype(np.int64)
@@ -362,8 +327,8 @@ def find_nearest(
     if not changes and not lacking:
         members = {name: np.flatnonzero(whole[roles[name]]).tolist() for name in names[:3]}
         ends = [int(whole[roles[name]].argmax()) for name in names[3:]]
-        bounds = ClassBounds.from_groups(members, ends[0], ends[1], targets)
-    return Nearest(changes, lacking, proven and few, bounds)
+        bounds = _ClassBounds.from_groups(members, ends[0], ends[1], targets)
+    return _Nearest(changes, lacking, proven and few, bounds)
 
 
 def _possible_roles(order: Integers, limits: Integers, targets: ExactTargets) -> list[list[float]]:
@@ -399,7 +364,7 @@ def _unmet(split: Split, targets: ExactTargets, pool: Pool) -> list[str]:
     return problems
 
 
-def _refusal(dataset: str, nearest: Nearest, targets: ExactTargets, annotations: Annotations, pool: Pool) -> str:
+def _refusal(dataset: str, nearest: _Nearest, targets: ExactTargets, annotations: Annotations, pool: Pool) -> str:
     """Return the message with the numbers that must change, and the nearest possible ones."""
     lines = [f"{name} {asked:,}: {found:,} can be met" for name, (asked, found) in nearest.changes.items()]
     if nearest.short:

@@ -1,6 +1,5 @@
 """The candidates, which are the videos that a split can be drawn from, as arrays; and the subset of each group."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from meidbench.annotations import Annotations
+from meidbench.annotations.base import MOST_CLASSES, find_repeated
 from meidbench.errors import SplitError, bullet_list, first_few
 
 Integers = npt.NDArray[np.int64]
@@ -46,18 +46,9 @@ class Pool:
     ) -> "Pool":
         """Gather the labelled videos that are long enough; those of unknown length count as long enough.
 
-        Parameters
-        ----------
-        annotations : Annotations
-        least_seconds : float, optional
-        group_by : sequence of str
-            ``pair`` and ``subject``: videos that share either, directly or through others, form one group. A video
-            without both is a group of its own.
-
-        Raises
-        ------
-        SplitError
-            The annotations contradict themselves, or no video can be used.
+        With ``group_by`` (``pair``, ``subject``), videos that share either, directly or through others, form one group;
+        a video without both is a group of its own. ``SplitError`` if the annotations contradict themselves, or no video
+        can be used.
         """
         _check_annotations(annotations)
         ids, labels = annotations.video_ids, annotations.labels
@@ -138,11 +129,10 @@ def _check_annotations(annotations: Annotations) -> None:
         for name in columns
         if len(getattr(annotations, name)) != videos
     ]
-    if len(set(annotations.video_ids)) < videos:
-        repeated = sorted(video_id for video_id, count in Counter(annotations.video_ids).items() if count > 1)
+    if repeated := sorted(find_repeated(annotations.video_ids)):
         problems.append(f"{len(repeated):,} video id(s) occur more than once: {first_few(repeated)}")
-    if num_classes > np.iinfo(np.int16).max:
-        problems.append(f"{num_classes:,} classes are more than a split file can hold ({np.iinfo(np.int16).max:,})")
+    if num_classes > MOST_CLASSES:
+        problems.append(f"{num_classes:,} classes are more than a split file can hold ({MOST_CLASSES:,})")
     if not problems:
         pairs = list(zip(annotations.video_ids, annotations.labels, strict=True))
         outside = [name for name, row in pairs if row and not (min(row) >= 0 and max(row) < num_classes)]
@@ -189,18 +179,9 @@ def assign_groups(pool: Pool, needs: Integers, generator: np.random.Generator) -
     fewest videos come first, and a group goes to the subset that lacks most videos of the class. Then groups are moved
     while this lowers the number of lacking videos. Training gets at least one group.
 
-    Parameters
-    ----------
-    pool : Pool
-    needs : (3, C) int64
-        Videos of each class that train, val and test need. The available ones are shared out in proportion, but val and
-        test get at most twice their need.
-    generator : numpy.random.Generator
-
-    Returns
-    -------
-    ndarray, (m,) int64
-        For each candidate the subset that may draw it: 0 train, 1 val, 2 test.
+    ``needs``, (3, C), are the videos of each class that train, val and test need. The available ones are shared out in
+    proportion, but val and test get at most twice their need. The result, (m,), is the subset that may draw each
+    candidate: 0 train, 1 val, 2 test.
     """
     lacking = needs * (pool.available / np.maximum(needs.sum(axis=0), 1))
     lacking[1:] = np.minimum(lacking[1:], needs[1:] * _MARGIN)
