@@ -276,7 +276,7 @@ def _json_content(
 @click.command(
     "import-split",
     short_help="Make a split file from your own table.",
-    epilog="\b\nExample:\n  meidbench import-split t.csv --out t.parquet --head-above 100 --tail-up-to 20",
+    epilog="\b\nExample:\n  meidbench import-split t.csv --out t.parquet --head-above 99 --tail-up-to 9",
 )
 @click.argument("table", type=FILE)
 @click.option("--out", type=FILE, required=True, help="The split file to write (Parquet).")
