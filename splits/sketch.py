@@ -1,9 +1,9 @@
-"""Sketches, with which two sets of rows can be compared though only one of them is at the reader's disposal.
+"""Sketches: small sums over a set of rows, which show the rows that differ between two sets but none of the others.
 
 A sketch is an invertible Bloom lookup table (Eppstein et al., SIGCOMM 2011). Every row is hashed into three of 240
 cells, and a cell keeps only the number and the exclusive or of its rows, so no row can be read from it. In the
-difference of two sketches the common rows cancel out. A cell with a single remaining row then shows that row; taking
-it out of its other cells frees more rows, until all rows that differ are known.
+difference of two sketches the common rows cancel out. A cell with a single remaining row then shows that row; without
+it, other cells have a single row, and so on, until all rows that differ are known.
 """
 
 import hashlib

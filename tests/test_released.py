@@ -259,20 +259,20 @@ def test_other_class_names_are_refused(toy_folder):
     assert "Toy_v1_classes.txt: the class names are not the official ones" in refusal(toy_folder)
 
 
-@pytest.fixture(params=list(REAL))
-def real_copy(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    return request.param, Path(shutil.copytree(real_data(REAL[request.param]), tmp_path / "real"))
-
-
 def make_writable(folder: Path) -> None:
     folder.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
-@pytest.mark.parametrize("damage", ["flip", "drop", "rename", "crlf", "bom", "swap", "half"])
-def test_damage_to_the_real_files_is_read_rightly_or_refused_by_name(real_copy, damage):
-    name, folder = real_copy
+DAMAGE = ("flip", "drop", "rename", "crlf", "bom", "swap", "half")
+# A renamed video is a missing one as well, and a list with a byte-order mark is read in test_annotations.py.
+CASES = [(name, damage) for name in REAL for damage in DAMAGE if name != "videolt" or damage not in ("drop", "bom")]
+
+
+@pytest.mark.parametrize(("name", "damage"), CASES)
+def test_damage_to_the_real_files_is_read_rightly_or_refused_by_name(tmp_path, name, damage):
+    folder = Path(shutil.copytree(real_data(REAL[name]), tmp_path / "real"))
     make_writable(folder)
     manifest = load_manifest(name)
     paths = [folder / file.name for file in manifest.files]
