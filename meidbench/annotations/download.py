@@ -119,8 +119,7 @@ def fetch(
     DownloadError
         The message has the expected file, the answer, the pieces that are kept, and the remedy.
     """
-    # A pinned size comes with a whole digest; a shorter one there is cut off.
-    shortest = 8 if download.bytes is None else 64
+    shortest = 8 if download.bytes is None else 64  # a pinned size comes with a whole digest
     if not re.fullmatch(f"[0-9a-f]{{{shortest},64}}", download.sha256):
         raise DownloadError(f"{download.url} was not asked: {download.sha256!r} is not a sha256 of {shortest}+ digits")
     report = report or (lambda message: None)
@@ -300,9 +299,8 @@ def unpack(archive: Path, folder: Path, *, report: Report | None = None, max_byt
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [entry for entry in opened.infolist() if not entry.is_dir()]
             # Finder puts resource forks of the files into a folder of its own.
-            members = [entry for entry in members if not entry.filename.startswith("__MACOSX/")]
+            members = [e for e in opened.infolist() if not e.is_dir() and not e.filename.startswith("__MACOSX/")]
             # An archive may state wrong sizes, but zipfile never yields more than the stated bytes.
             if (size := sum(entry.file_size for entry in members)) > max_bytes:
                 raise _FailedError(f"{size:,} bytes, expected at most {max_bytes:,}", again=False)

@@ -382,10 +382,7 @@ class _JsonList(_JsonLines):
     noun = "entry"
 
     def entries(self) -> Iterator[tuple[int, Any]]:
-        content = json.load(self.source, object_pairs_hook=_unique)
-        content.reverse()  # so that memory is freed while the rows are read
-        for number in range(1, len(content) + 1):
-            yield number, content.pop()
+        yield from enumerate(json.load(self.source, object_pairs_hook=_unique), start=1)
 
 
 @contextmanager

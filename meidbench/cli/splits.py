@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +12,6 @@ from meidbench.cli.parameters import DATASET_OR_MANIFEST, FILE, FOLDER, as_json
 from meidbench.names import DATASETS, GROUP_KEYS, PLOT_FORMATS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
 
 if TYPE_CHECKING:
-    from meidbench.construction import Construction
     from meidbench.construction.plans import SplitPlan
     from meidbench.splits.split import Split
 
@@ -195,6 +194,7 @@ def _draw(
     plan: "SplitPlan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool
 ) -> None:
     import shutil
+    from dataclasses import asdict
 
     from meidbench.construction import distance_to
     from meidbench.construction.plans import PLAN_SUFFIX, check_same_split, make_split, read_videos, render_plan
@@ -202,6 +202,7 @@ def _draw(
     from meidbench.files import written_whole
     from meidbench.report.text import construction_report, construction_warnings
     from meidbench.splits.manifests import split_path
+    from meidbench.splits.statistics import split_statistics
 
     read = read_videos(plan, annotations)
     if read.note:
@@ -227,7 +228,16 @@ def _draw(
     for warning in construction_warnings(made):
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        click.echo(json_text(_json_content(made, plan, released, distance, written)), nl=False)
+        content = {
+            **made.as_dict(),
+            "dataset": plan.name,
+            "variant": plan.variant,
+            "files": [str(path) for path in written],
+            "released": None if released is None else asdict(split_statistics(released)),
+            "distance_to_released": None if distance is None else asdict(distance),
+            "paper": dict(plan.manifest.paper) if plan.manifest and plan.manifest.paper else None,
+        }
+        click.echo(json_text(content), nl=False)
         return
     width = shutil.get_terminal_size((100, 24)).columns
     report = construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width)
@@ -252,25 +262,6 @@ def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
             err=True,
         )
         return None
-
-
-def _json_content(
-    made: "Construction", plan: "SplitPlan", released: "Split | None", distance: Any, written: list[Path]
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from meidbench.splits.statistics import split_statistics
-
-    manifest = plan.manifest
-    return {
-        **made.as_dict(),
-        "dataset": plan.name,
-        "variant": plan.variant,
-        "files": [str(path) for path in written],
-        "released": None if released is None else asdict(split_statistics(released)),
-        "distance_to_released": None if distance is None else asdict(distance),
-        "paper": dict(manifest.paper) if manifest and manifest.paper else None,
-    }
 
 
 @click.command(
