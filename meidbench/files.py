@@ -62,7 +62,7 @@ def locked(target: Path, when_taken: Callable[[], None]) -> Iterator[None]:
     """
     # The lock is that of the operating system, not the presence of a file, so it ends with its process.
     path = target.with_name(f".{target.name}.lock")
-    told = False
+    reported = False
     while True:
         with path.open("ab") as file:
             if _try_lock(file.fileno()):
@@ -75,9 +75,9 @@ def locked(target: Path, when_taken: Callable[[], None]) -> Iterator[None]:
                             path.unlink()
                     return
                 continue
-        if not told:
+        if not reported:
             when_taken()
-            told = True
+            reported = True
         time.sleep(0.05)
 
 

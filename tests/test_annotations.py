@@ -1,4 +1,4 @@
-"""Official annotation files: quirks are survived, errors are named with file, line and column."""
+"""Official annotation files: quirks are kept, errors are named with file, line and column."""
 
 import csv
 from pathlib import Path

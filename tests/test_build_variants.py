@@ -1,4 +1,4 @@
-"""New splits by ``build-splits``, as a user draws them: same seed, same bytes; nothing overwritten; all told."""
+"""New splits by ``build-splits``, as a user draws them: the same seed gives the same bytes, and no file is lost."""
 
 import csv
 import json
@@ -122,7 +122,7 @@ def test_a_plan_refuses_videos_that_have_changed(run, tmp_path, toy_folder):
     assert again.exit_code == 0 and "cannot be built from these annotations" in again.stderr
 
 
-# --- what is said -----------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------
 
 
 def test_the_json_holds_every_number(run, tmp_path, toy_split):
@@ -434,7 +434,7 @@ def test_what_a_split_is_made_from_is_not_written_over(run, films):
     (films / "filmlt.toml").write_text('name = "filmlt"\ntable = "filmlt-pareto-0.csv"\n')
     before = (films / "filmlt-pareto-0.csv").read_bytes()
     outcome = run("build-splits", films / "filmlt.toml", "--format", "csv")
-    assert outcome.exit_code == 1 and "is what the split is made from" in outcome.stderr
+    assert outcome.exit_code == 1 and "is a source of the split" in outcome.stderr
     assert (films / "filmlt-pareto-0.csv").read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""Drawn splits: the paper's arithmetic by hand, and what must hold of every draw by independent counting."""
+"""Drawn splits: the paper's arithmetic by hand, and the rules of every draw by independent counting."""
 
 import csv
 import math
@@ -52,7 +52,7 @@ def table(labels, *, num_classes=None, lengths=None, subjects=None, pairs=None, 
 
 
 def invented(videos: int = 900, num_classes: int = 12, seed: int = 0) -> Annotations:
-    """Videos with one to four labels, class frequencies falling, in pairs and by a subject each twenty."""
+    """Videos with one to four labels and falling class frequencies; two share a pair, twenty share a subject."""
     generator = np.random.default_rng(seed)
     weights = 0.8 ** np.arange(num_classes)
     shares = weights / weights.sum()
@@ -217,7 +217,7 @@ def test_a_seed_and_no_order_of_rows_decides():
 
 
 def test_the_draw_is_the_same_everywhere():
-    """Pinned, so that another version of Python or NumPy that draws otherwise is seen."""
+    """The digests are pinned, so that the test fails if another version of Python or NumPy draws otherwise."""
     plain = construct(invented_by_rule(), SMALL, dataset="pinned", seed=5).split
     grouped = construct(invented_by_rule(), replace(SMALL, group_by=("subject",)), dataset="pinned", seed=5).split
     assert (plain.digest[:16], grouped.digest[:16]) == ("92e97574bb2b8960", "05cfe6a54f2e0a67")

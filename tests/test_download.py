@@ -1,4 +1,4 @@
-"""Downloads against a server on this machine; a guard fails any test that would talk to another one."""
+"""Downloads against a server on this machine; a guard fails any test that contacts another one."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ HALF = 7 << 14  # whole pieces of what is written at a time
 
 
 class Site:
-    """A server whose answers a test writes down, path by path; the last answer of a path repeats."""
+    """A server with a list of answers for each path; the last answer of a path repeats."""
 
     def __init__(self):
         self.answers = defaultdict(list)
@@ -74,7 +74,7 @@ def send(handler, status, body=b"", **headers):
 
 
 def whole(body=BODY, etag='"1"'):
-    """A decent server: ranges are served, unless the tag in If-Range is another one."""
+    """A correct server: it serves ranges, unless the tag in If-Range is another one."""
 
     def answer(handler):
         asked = handler.headers.get("Range")
@@ -93,7 +93,7 @@ def no_ranges(body=BODY):
 
 
 def cut(length=HALF, body=BODY, etag='"1"'):
-    """Promise the whole and hang up early."""
+    """State the whole length and close the connection early."""
     return lambda handler: send(handler, 200, body[:length], Content_Length=len(body), ETag=etag)
 
 

@@ -1,4 +1,4 @@
-"""Exact splits: every number that was asked for, counted independently, or why it cannot be had."""
+"""Exact splits: every number that was asked for, counted independently, or the reason for a refusal."""
 
 from collections import Counter
 from dataclasses import replace
@@ -23,7 +23,7 @@ SMALL = ExactTargets(
 
 
 def facts(split, labels_of) -> dict:
-    """Count what ``ExactTargets`` prescribes."""
+    """Count the numbers that ``ExactTargets`` prescribes."""
     counts = counted(split, labels_of)
     classes = range(split.num_classes)
     train = [counts["train"][index] for index in classes]
@@ -92,7 +92,7 @@ def test_groups_stay_together():
 
 
 def possible(labels, targets) -> bool:
-    """Try every training subset there is."""
+    """Try every possible training subset."""
     for chosen in combinations(range(len(labels)), targets.train_videos):
         counts = Counter(index for row in chosen for index in labels[row])
         train = [counts[index] for index in range(3)]
@@ -133,7 +133,7 @@ def test_it_finds_a_split_exactly_where_there_is_one(labels, videos, most, least
         assert_met(split, dict(zip(annotations.video_ids, annotations.labels, strict=True)), targets)
 
 
-# --- what is in the way -----------------------------------------------------------------------------------------
+# --- numbers that cannot be met ---------------------------------------------------------------------------------
 
 
 def test_the_nearest_number_is_named():

@@ -1,4 +1,4 @@
-"""Official annotation files are read as they are, or refused with the place of what is wrong. All are invented here."""
+"""Official annotation files are read as they are, or refused with the place of the mistake. All are invented here."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""Plans and their targets: what may be said, what is refused at once, and that a plan makes its split again."""
+"""Plans and their targets: their keys, the refusals at once, and that a plan makes its split again."""
 
 import json
 import sys

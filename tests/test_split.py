@@ -1,4 +1,4 @@
-"""Split files: the format of the contract, the same bytes every time, and no contradiction goes unseen."""
+"""Split files: the format of the contract, the same bytes every time, and every contradiction is found."""
 
 import hashlib
 import json

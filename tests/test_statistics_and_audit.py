@@ -1,4 +1,4 @@
-"""Statistics and audit against plain loops over the rows, and against what is known of the released splits."""
+"""Statistics and audit against plain loops over the rows, and against the known facts about the released splits."""
 
 import re
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""What a plain table says is what is read, in every form, or it is refused with the line."""
+"""A plain table is read as it was written, in every form, or refused with the line."""
 
 import csv
 import hashlib

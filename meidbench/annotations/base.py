@@ -95,7 +95,7 @@ class Format:
     description : str
         The content of the files, in a sentence.
     files : str
-        Which files are to be given.
+        The names of the files.
     read : callable
         Takes the paths of the files, and the manifest where the format needs one; returns ``Annotations``, or raises
         ``AnnotationError`` with the first five problems.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Show what each benchmark needs and what is there.", epilog="\b\nExample:\n  meidbench datasets"
+    short_help="Show the files of each benchmark, and the missing ones.", epilog="\b\nExample:\n  meidbench datasets"
 )
 @as_json
 def datasets(as_json: bool) -> None:
@@ -108,7 +108,7 @@ class Display:
         self.bar: tqdm[NoReturn] | None = None
 
     def progress(self, name: str, done: int, total: int) -> None:
-        """Show how many bytes of a file are there."""
+        """Show the bytes of a file so far."""
         if name != self.name:
             self.close()
             self.name = name

@@ -183,7 +183,7 @@ def _refuse_loss(plan: "SplitPlan", places: list[Path], plan_path: Path) -> None
     inputs = [path.resolve() for path in (plan.table, plan.class_names, *plan.files) if path is not None]
     for path in (*places, plan_path):
         if path.resolve() in inputs:
-            raise SplitError(f"{path} is what the split is made from; choose another --out")
+            raise SplitError(f"{path} is a source of the split; choose another --out")
         if path.is_dir():
             raise SplitError(f"{path} is a folder; choose another --out")
         if path.exists() and not plan_path.exists():

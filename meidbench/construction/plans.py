@@ -218,7 +218,7 @@ def read_plan(path: Path) -> SplitPlan:
     ----------
     path : Path
         A TOML file with ``name`` and ``table`` (and ``class_names``), or ``name``, ``format`` and ``files``, or
-        ``benchmark``; and optionally ``variant`` (default ``grouped`` where groups are to be kept, else ``pareto``),
+        ``benchmark``; and optionally ``variant`` (default ``grouped`` with ``group_by``, else ``pareto``),
         ``seed``, ``digest`` and a table ``targets``. Paths are relative to the plan.
 
     Raises
@@ -367,7 +367,7 @@ def check_same_split(path: Path, made: Construction) -> None:
 def render_plan(plan: SplitPlan, made: Construction, folder: Path) -> str:
     """Return the TOML text of a plan that makes a split again: every target, and the digest of the split.
 
-    Paths in the parent of ``folder``, in which the text is to lie, or below that are relative to ``folder``.
+    ``folder`` is the folder of the text; paths in its parent folder, or below that, are relative to it.
     """
     facts: dict[str, Any] = {"name": plan.name}
     if plan.benchmark:
