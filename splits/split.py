@@ -100,8 +100,7 @@ class SplitMetadata:
 
     def _contradictions(self) -> list[str]:
         problems = []
-        names, counts = len(self.class_names), len(self.train_counts)
-        if not names == counts == self.num_classes:
+        if not (names := len(self.class_names)) == (counts := len(self.train_counts)) == self.num_classes:
             what = f"there are {names} class names and {counts} training counts"
             problems.append(f"num_classes is {self.num_classes}, but {what}")
         if min(self.train_counts, default=0) < 0:

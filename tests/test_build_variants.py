@@ -127,7 +127,7 @@ def test_a_plan_refuses_videos_that_have_changed(run, tmp_path, toy_folder):
 
 def test_the_json_holds_every_number(run, tmp_path, toy_split):
     outcome = draw_toy(run, tmp_path, "--variant", "pareto", "--json")
-    content = json.loads(outcome.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    content = json.loads(outcome.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     split = read_split(tmp_path / "toylt-pareto-0.parquet")
     counts = split.positives("train")
     assert (content["digest"], content["seed"], content["variant"]) == (split.digest, 0, "pareto")
@@ -354,7 +354,7 @@ def test_small_and_strange_tables(run, tmp_path, rows, code, told):
         split = pq.read_table(tmp_path / "t-pareto-0.parquet")
         ids = split.column("video_id").to_pylist()
         assert len(set(ids)) == len(ids) and set(ids) <= {row.split(",")[0] for row in rows.split()}
-        json.loads(outcome.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        json.loads(outcome.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def test_a_table_with_subsets_is_imported_with_its_groups(run, tmp_path):
