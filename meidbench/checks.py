@@ -160,9 +160,9 @@ def read_dataclass(
     ----------
     kind : type
         A dataclass. It may name the least value of a field in ``_least``, a value that a field must exceed in
-        ``_above``, and the known values of a field in ``_known``.
+        ``_above``, the known values of a field in ``_known``, and the fields that must be given in ``_required``.
     table : dict
-        Field names and values; nested dataclasses are tables.
+        Field names and values; nested dataclasses are tables, tuples of dataclasses are lists of tables.
     problems : list of str
         Every problem is added to it, with its key.
     prefix : str
@@ -183,6 +183,7 @@ def read_dataclass(
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
     inside = f" in {where}" if where else ""
     problems += [f"unknown key {prefix}{key}; known{inside}: {', '.join(names)}" for key in table if key not in names]
+    problems += [f"{prefix}{name} is missing" for name in getattr(kind, "_required", ()) if name not in table]
     values: Table = {}
     for name in names:
         if name not in table:
@@ -194,6 +195,9 @@ def read_dataclass(
             absent = value in (None, "none") and nested is not hint
             inner = f"{prefix}{name}."
             values[name] = None if absent else read_dataclass(nested, value, problems, inner, readers)  # type: ignore[arg-type]
+        elif isinstance(value, list) and get_args(hint) and dataclasses.is_dataclass(item := get_args(hint)[0]):
+            entries = [(f"{prefix}{name}[{place}].", entry) for place, entry in enumerate(value)]
+            values[name] = tuple(read_dataclass(item, entry, problems, inner, readers) for inner, entry in entries)  # type: ignore[arg-type]
         else:
             fits, values[name] = convert(value, hint)
             if not fits:
@@ -232,7 +236,10 @@ def convert(value: Any, hint: Any) -> tuple[bool, Any]:
         return True, None
     for kind in alternatives:
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return True, float(value)
+            try:
+                return True, float(value)
+            except OverflowError:
+                return True, math.inf if value > 0 else -math.inf
         if kind in (bool, str) and isinstance(value, kind):
             return True, value
         if kind is int and isinstance(value, int) and not isinstance(value, bool):
@@ -253,4 +260,5 @@ def describe_type(hint: Any) -> str:
     """
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
     known = [names[kind] for kind in _alternatives(hint) if kind in names]
-    return " or ".join(known) or "a list of whole numbers, such as [30, 60]"
+    listed = "a list of strings" if get_args(hint)[:1] == (str,) else "a list of whole numbers, such as [30, 60]"
+    return " or ".join(known) or listed

@@ -51,6 +51,12 @@ def first_few(items: Iterable[object], shown: int = 5) -> str:
     return f"{named} and {rest:,} more" if rest else named
 
 
-def bullet_list(problems: Iterable[str]) -> str:
-    """Render problems as indented lines, one a problem, for the body of an error message."""
-    return "\n".join(f"  - {problem}" for problem in problems)
+def bullet_list(problems: Iterable[str], most: int | None = None) -> str:
+    """Render problems as indented lines, one per problem, for the body of an error message.
+
+    With ``most``, only so many are named and the last line counts the rest.
+    """
+    every = [f"  - {problem}" for problem in problems]
+    named = every[:most]
+    rest = len(every) - len(named)
+    return "\n".join([*named, f"  ... and {rest:,} more"] if rest else named)

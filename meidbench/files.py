@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, and recognised by their digest."""
+"""Files on disk: written as a whole or not at all, recognised by their digest, and locked."""
 
 import errno
 import hashlib
@@ -23,7 +23,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never half of it; after an error the old one is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile.mkstemp, which makes private files: this one gets the mode of any other that is written.
+    # Unlike tempfile.mkstemp, which makes private files, this gives the file the usual mode.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     temporary.open("xb").close()
     try:
@@ -35,29 +35,34 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file as 64 hexadecimal digits."""
+def hash_file(path: Path) -> "hashlib._Hash":
+    """Return the sha256 of a file, which more bytes can be added to."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest()
+    return digest
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits."""
+    return hash_file(path).hexdigest()
 
 
 @contextmanager
 def locked(target: Path, when_taken: Callable[[], None]) -> Iterator[None]:
-    """Hold a file and its part file against other processes; wait while one has them.
+    """Lock a file and its part file against other processes; wait while another process holds the lock.
 
     Parameters
     ----------
     target : Path
-        What is to be written; need not exist, its folder must.
+        The file to be written; it need not exist, but its folder must.
     when_taken : callable
-        Called once where another process has it; it may say so, or raise instead of waiting.
+        Called once if another process holds the lock; it may report this, or raise an error instead of waiting.
     """
-    # The lock is not the mere presence of a file: it ends with its holder, however that dies.
+    # The lock is that of the operating system, not the presence of a file, so it ends with its process.
     path = target.with_name(f".{target.name}.lock")
-    told = False
+    reported = False
     while True:
         with path.open("ab") as file:
             if _try_lock(file.fileno()):
@@ -66,13 +71,13 @@ def locked(target: Path, when_taken: Callable[[], None]) -> Iterator[None]:
                     try:
                         yield
                     finally:
-                        with suppress(OSError):  # Windows does not delete what is open; the empty file stays
+                        with suppress(OSError):  # Windows does not delete an open file, so the empty file stays
                             path.unlink()
                     return
                 continue
-        if not told:
+        if not reported:
             when_taken()
-            told = True
+            reported = True
         time.sleep(0.05)
 
 
@@ -85,5 +90,5 @@ def _try_lock(descriptor: int) -> bool:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
             return False
-        raise  # a file system without locks: better refused than unguarded
+        raise  # a file system without locks
     return True

@@ -1,4 +1,3 @@
-"""Facts about the benchmarks: one manifest (``NAME.toml``) and one assignment (``NAME.assignment.json``) each.
-
-Neither holds a video id or a label; ``meidbench.splits.manifests`` reads them.
+"""Splits, and the facts about the benchmarks: per benchmark a manifest (``NAME.toml``) and an assignment
+(``NAME.assignment.json``), both without video ids and labels; ``meidbench.splits.manifests`` reads them.
 """

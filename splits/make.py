@@ -2,7 +2,7 @@
 
     python -m meidbench.splits.make charadeslt --annotations DIR --lists DIR --out splits
 
-writes ``charadeslt.assignment.json``. The result holds no video id and no label: one symbol a video in the order of
+writes ``charadeslt.assignment.json``. The result is without video ids and labels: one symbol per video in the order of
 the sorted official ids, digests, counts, and sketches in which every cell mixes many videos.
 """
 
@@ -12,10 +12,13 @@ from typing import Any
 
 import click
 
-from meidbench.annotations.official import Annotations, read_annotations
+from meidbench.annotations import Annotations
+from meidbench.annotations.official import read_annotations
 from meidbench.errors import MeidbenchError, SplitError, first_few
-from meidbench.splits.manifests import SUBSETS, Manifest, Sketch, load_manifest
+from meidbench.names import RELEASED, SUBSETS
+from meidbench.splits.manifests import Manifest, load_manifest
 from meidbench.splits.released import SYMBOLS, id_rows, label_rows, lines_digest, source_digests, source_positives
+from meidbench.splits.sketch import RowSketch
 from meidbench.splits.split import Split
 
 _SYMBOL_OF = {subset: symbol for symbol, subset in SYMBOLS.items()}
@@ -23,7 +26,7 @@ _WIDTH = 100
 
 
 def read_lists(manifest: Manifest, folder: Path, annotations: Annotations) -> dict[str, str]:
-    """Read the released lists ``VIDEOID c1,c2,...``: the subset of each id, checked against the annotations."""
+    """Return the subset of each id from the released lists ``VIDEOID c1,c2,...``, checked against the annotations."""
     official = dict(zip(annotations.video_ids, annotations.labels, strict=True))
     subset_of: dict[str, str] = {}
     for subset in SUBSETS:
@@ -44,7 +47,7 @@ def make_assignment(manifest: Manifest, annotations: Annotations, subset_of: dic
         annotations,
         subsets,
         dataset=manifest.name,
-        variant="released",
+        variant=RELEASED,
         head_above=manifest.head_above,
         tail_up_to=manifest.tail_up_to,
     )
@@ -60,13 +63,13 @@ def make_assignment(manifest: Manifest, annotations: Annotations, subset_of: dic
         "source_digests": digests,
         "source_positives": {source: source_positives(annotations, source) for source in digests},
         "positives": {subset: split.positives(subset).tolist() for subset in SUBSETS},
-        "id_sketch": Sketch(id_rows(annotations)).cells(),
-        "row_sketch": Sketch(label_rows(split)).cells(),
+        "id_sketch": RowSketch(id_rows(annotations)).cells(),
+        "row_sketch": RowSketch(label_rows(split)).cells(),
     }
 
 
 def to_json(content: dict[str, Any]) -> str:
-    """Lay the assignment out with a line an entry, so that a change shows as the lines that changed."""
+    """Render the assignment with one line per entry, so that a comparison of versions shows the changed entries."""
     blocks = []
     for key, value in content.items():
         if isinstance(value, list):

@@ -6,25 +6,20 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, combinations
 from pathlib import Path
 
-from meidbench.annotations.official import Annotations, read_annotations
+from meidbench.annotations import Annotations
+from meidbench.annotations.official import read_annotations
 from meidbench.errors import AnnotationError, bullet_list, first_few
-from meidbench.splits.manifests import (
-    SUBSETS,
-    Assignment,
-    Manifest,
-    Row,
-    Sketch,
-    load_assignment,
-    load_manifest,
-    row_tag,
-)
+from meidbench.names import RELEASED, SUBSETS
+from meidbench.splits.manifests import Assignment, Manifest, load_assignment, load_manifest
+from meidbench.splits.sketch import Row, RowSketch, row_tag
 from meidbench.splits.split import Split
 from meidbench.splits.statistics import deviations, split_statistics
 
 SYMBOLS = {".": "", "t": "train", "v": "val", "e": "test"}
-_SHOWN = 5
-_MISPRINTS = 2  # differing labels of a video that are searched for among all classes, to name them
-_SUSPECTS = 60  # classes with wrong counts among which one more is searched for
+_MOST_NAMED = 15  # problems in the message
+_MOST_SEARCHED = 5  # videos whose differing classes are searched for
+_MISPRINTS = 2  # differing labels of a video that are searched for among all classes
+_SUSPECTS = 60  # classes with wrong counts, among which one more differing label is searched for
 
 
 def build_released(dataset: str, folder: Path) -> Split:
@@ -40,8 +35,8 @@ def build_released(dataset: str, folder: Path) -> Split:
     Raises
     ------
     AnnotationError
-        The files are damaged, or their ids or labels are not those the split was released on; the message names the
-        videos and classes that differ.
+        The files are damaged, or their ids or labels are not those of the released split; the message names the videos
+        and classes that differ.
     """
     manifest, assignment = load_manifest(dataset), load_assignment(dataset)
     annotations = read_annotations(manifest, folder)
@@ -52,7 +47,7 @@ def build_released(dataset: str, folder: Path) -> Split:
         annotations,
         [subset_of[video_id] or "" for video_id in annotations.video_ids],
         dataset=manifest.name,
-        variant="released",
+        variant=RELEASED,
         head_above=manifest.head_above,
         tail_up_to=manifest.tail_up_to,
     )
@@ -79,7 +74,7 @@ def source_digests(annotations: Annotations) -> dict[str, str]:
 
 
 def source_positives(annotations: Annotations, source: str) -> list[int]:
-    """Return the videos a class of one official subset."""
+    """Return the videos per class of one official subset."""
     counts = Counter(
         label
         for labels, given in zip(annotations.labels, annotations.sources, strict=True)
@@ -106,12 +101,9 @@ def _label_tag(video_id: str, labels: Iterable[int]) -> bytes:
 
 
 def _mismatch(manifest: Manifest, folder: Path, problems: list[str]) -> AnnotationError:
-    shown = problems[: 3 * _SHOWN]
-    more = f"\n  ... and {len(problems) - len(shown):,} more" if len(problems) > len(shown) else ""
     return AnnotationError(
         f"the annotations in {folder} are not those that {manifest.title} was released on:\n"
-        f"{bullet_list(shown)}{more}\n"
-        f"No split was written. {manifest.remedy}"
+        f"{bullet_list(problems, _MOST_NAMED)}\nNo split was written. {manifest.remedy}"
     )
 
 
@@ -119,7 +111,7 @@ def _mismatch(manifest: Manifest, folder: Path, problems: list[str]) -> Annotati
 
 
 def _differing_videos(annotations: Annotations, manifest: Manifest, assignment: Assignment) -> list[str]:
-    """Return what is wrong with the ids and the official subsets they come from."""
+    """Return the differences in the ids and in their official subsets."""
     digests = source_digests(annotations)
     if digests == assignment.source_digests:
         return []
@@ -138,12 +130,12 @@ def _differing_videos(annotations: Annotations, manifest: Manifest, assignment: 
             problems += _differing_counts(
                 source_positives(annotations, file.source),
                 assignment.source_positives[file.source],
-                f"videos a class in {file.name}",
+                f"videos per class in {file.name}",
                 annotations.class_names,
             )
     fitting = [row for row in id_rows(annotations) if len(row[0].encode()) <= 16]
     misfits = [video_id for video_id in annotations.video_ids if len(video_id.encode()) > 16]
-    missing, extra, complete = Sketch.from_cells(assignment.id_sketch).difference(Sketch(fitting))
+    missing, extra, complete = RowSketch.from_cells(assignment.id_sketch).difference(RowSketch(fitting))
     if not complete:
         problems.append("more videos differ than can be named one by one")
     extra_ids = {*misfits, *(video_id for video_id, _ in extra)}
@@ -185,14 +177,14 @@ def _swapped_files(
 
 
 def _differing_labels(annotations: Annotations, split: Split, manifest: Manifest, assignment: Assignment) -> list[str]:
-    """Return which videos have other labels than the released split, and which classes' counts are off."""
+    """Return the videos with other labels than in the released split, and the classes with other counts."""
     problems = []
     suspects: set[int] = set()
     for subset in SUBSETS:
         got, expected = split.positives(subset).tolist(), assignment.positives[subset]
-        problems += _differing_counts(got, expected, f"videos a class in {subset}", split.class_names)
+        problems += _differing_counts(got, expected, f"videos per class in {subset}", split.class_names)
         suspects |= {index for index, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b}
-    missing, extra, complete = Sketch.from_cells(assignment.row_sketch).difference(Sketch(label_rows(split)))
+    missing, extra, complete = RowSketch.from_cells(assignment.row_sketch).difference(RowSketch(label_rows(split)))
     if not complete:
         problems.append("the labels of more videos differ than can be named one by one")
     wanted = dict(missing)
@@ -200,8 +192,8 @@ def _differing_labels(annotations: Annotations, split: Split, manifest: Manifest
     source_of = dict(zip(annotations.video_ids, annotations.sources, strict=True))
     file_of = {file.source: file.name for file in manifest.files}
     for number, (video_id, _) in enumerate(extra):
-        # Finding the classes takes a search, so it is done for as many videos as a person will read.
-        tag = wanted.get(video_id) if number < _SHOWN else None
+        # The search for the classes takes time, so it is done for the first few videos only.
+        tag = wanted.get(video_id) if number < _MOST_SEARCHED else None
         how = _label_difference(video_id, found[video_id], tag, suspects, split.num_classes)
         problems.append(f"video {video_id} ({file_of[source_of[video_id]]}): {how}")
     return problems
@@ -218,9 +210,9 @@ def _differing_counts(got: Sequence[int], expected: Sequence[int], what: str, na
 def _label_difference(
     video_id: str, labels: tuple[int, ...], tag: bytes | None, suspects: set[int], num_classes: int
 ) -> str:
-    """Say which classes are wrong by looking for the labels that have the published tag.
+    """Name the wrong classes of a video by a search for the labels that have the published tag.
 
-    Classes whose counts are off come first: among these few, as many as three changes are tried.
+    Among the classes with wrong counts, which are tried first, up to three labels may differ.
     """
     given = f"its classes {','.join(map(str, sorted(labels)))}"
     if tag is None:

@@ -1,13 +1,12 @@
-"""A split: which video goes to which subset, what its labels are, and which groups its classes form."""
+"""A split: the subset and the labels of every video, the groups of the classes, and the split file."""
 
-import csv
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
+from meidbench.checks import one_of, read_dataclass
 from meidbench.errors import SplitError, bullet_list, first_few
 from meidbench.files import written_whole
-from meidbench.splits.manifests import DATASETS, SUBSETS, split_path
+from meidbench.names import DATASETS, SUBSETS
+from meidbench.splits.manifests import split_path
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"meidbench"
@@ -44,26 +45,34 @@ SCHEMA = pa.schema(
 class Source:
     """A file that a split was made from."""
 
-    name: str
-    bytes: int
-    sha256: str
+    name: str = ""
+    bytes: int = 0
+    sha256: str = ""
+
+    _required: ClassVar = ("name", "bytes", "sha256")
 
 
 @dataclass(frozen=True)
 class SplitMetadata:
-    """What a split file says of itself (schema metadata key ``meidbench``)."""
+    """The facts that a split file holds about itself (schema metadata key ``meidbench``)."""
 
-    dataset: str
-    variant: str
-    seed: int | None
-    num_classes: int
-    class_names: tuple[str, ...]
-    head_above: int
-    tail_up_to: int
-    train_counts: tuple[int, ...]
-    digest: str
-    sources: tuple[Source, ...]
+    dataset: str = ""
+    variant: str = ""
+    seed: int | None = None
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    head_above: int = 0
+    tail_up_to: int = 0
+    train_counts: tuple[int, ...] = ()
+    digest: str = ""
+    sources: tuple[Source, ...] = ()
     format_version: int = FORMAT_VERSION
+
+    _least: ClassVar = dict.fromkeys(("seed", "num_classes", "head_above", "tail_up_to", "format_version"), 0)
+    _required: ClassVar = (
+        *("dataset", "variant", "seed", "num_classes", "class_names", "head_above", "tail_up_to", "train_counts"),
+        *("digest", "sources"),
+    )
 
     def to_json(self) -> str:
         """Return the metadata as JSON with sorted keys."""
@@ -71,17 +80,17 @@ class SplitMetadata:
 
     @classmethod
     def from_json(cls, text: str) -> "SplitMetadata":
-        """Parse metadata; a missing, unknown or mistyped key raises ``SplitError``."""
+        """Parse metadata; missing, unknown and mistyped keys raise ``SplitError``, all named at once."""
+        problems: list[str] = []
+        facts: Any = {}
         try:
-            facts: dict[str, Any] = json.loads(text)
-            sources = tuple(Source(**source) for source in facts.pop("sources"))
-            names, counts = facts.pop("class_names"), facts.pop("train_counts")
-            if not isinstance(names, list) or not isinstance(counts, list):
-                raise TypeError("class_names and train_counts must be lists")
-            metadata = cls(class_names=tuple(names), train_counts=tuple(counts), sources=sources, **facts)
-            metadata.check()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise SplitError(f"its metadata is not that of a split file: {error}") from None
+            facts = json.loads(text)
+            json.dumps(facts, ensure_ascii=False).encode()  # refuses a lone surrogate, which no file can hold
+        except (ValueError, RecursionError) as error:
+            problems.append(str(error))
+        metadata = read_dataclass(cls, facts, problems)
+        if problems := problems or metadata._contradictions():
+            raise SplitError(f"its metadata is not that of a split file: {'; '.join(problems)}")
         if metadata.format_version > FORMAT_VERSION:
             raise SplitError(
                 f"it has format version {metadata.format_version}, this meidbench reads up to {FORMAT_VERSION}: "
@@ -89,29 +98,21 @@ class SplitMetadata:
             )
         return metadata
 
-    def check(self) -> None:
-        """Refuse what cannot be meant; TypeError or ValueError says why."""
-        for text in (self.dataset, self.variant, self.digest, *self.class_names):
-            if not isinstance(text, str):
-                raise TypeError("dataset, variant, digest and class names must be text")
-            text.encode()  # a lone surrogate, which JSON can hold, could be written nowhere
-        numbers = [self.num_classes, self.head_above, self.tail_up_to, self.format_version, *self.train_counts]
-        if self.seed is not None:
-            numbers.append(self.seed)
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise TypeError("num_classes, thresholds, seed, format_version and training counts must be whole numbers")
-        if not len(self.class_names) == len(self.train_counts) == self.num_classes:
-            raise ValueError(
-                f"num_classes is {self.num_classes}, but there are {len(self.class_names)} class names "
-                f"and {len(self.train_counts)} training counts"
-            )
+    def _contradictions(self) -> list[str]:
+        problems = []
+        if not (names := len(self.class_names)) == (counts := len(self.train_counts)) == self.num_classes:
+            what = f"there are {names} class names and {counts} training counts"
+            problems.append(f"num_classes is {self.num_classes}, but {what}")
+        if min(self.train_counts, default=0) < 0:
+            problems.append("train_counts must not be negative")
         if self.tail_up_to > self.head_above:
-            raise ValueError(f"tail_up_to {self.tail_up_to} is above head_above {self.head_above}")
+            problems.append(f"tail_up_to {self.tail_up_to} is above head_above {self.head_above}")
+        return problems
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Class indices of the frequency groups, ascending, by the number of training videos a class has."""
+    """Class indices of the frequency groups, ascending; the training videos of a class decide its group."""
 
     head: npt.NDArray[np.intp]
     medium: npt.NDArray[np.intp]
@@ -132,15 +133,12 @@ class Groups:
 
     def names(self, num_classes: int) -> list[str]:
         """Return the group of each class."""
-        names = [""] * num_classes
-        for name in GROUP_NAMES:
-            for index in getattr(self, name):
-                names[index] = name
-        return names
+        group_of = {index: name for name in GROUP_NAMES for index in getattr(self, name).tolist()}
+        return [group_of.get(index, "") for index in range(num_classes)]
 
 
 def rows_digest(table: pa.Table) -> str:
-    """Digest which videos a split has, where and with which labels.
+    """Return the digest of the ids, subsets and labels among rows of a split's table.
 
     The sha256 over the rows sorted by id, each ``video_id TAB subset TAB comma-joined sorted labels LF`` in UTF-8.
     """
@@ -153,7 +151,7 @@ def rows_digest(table: pa.Table) -> str:
         "\t",
     )
     lines = pc.binary_join_element_wise(lines, "\n", "").take(pc.sort_indices(table.column("video_id")))
-    # The lines lie one after another in the array's own buffer: nothing needs to be joined.
+    # The array's own buffer holds the lines one after another.
     _, offsets, data = lines.buffers()
     if data is None:
         return hashlib.sha256().hexdigest()
@@ -162,14 +160,15 @@ def rows_digest(table: pa.Table) -> str:
 
 
 class Split:
-    """Videos with their subset, labels and segments, and what groups the classes fall into.
+    """Videos with their subset, labels and segments, and the frequency groups of the classes.
 
-    Made by ``meidbench.splits.split.load_split`` or ``Split.from_annotations``.
+    Made by ``meidbench.splits.split.load_split`` or ``Split.from_annotations``. Counts and digests are computed once
+    per object, so neither the table nor the metadata may be changed.
 
     Attributes
     ----------
     table : pyarrow.Table
-        One row a video in official order; columns as in ``meidbench.splits.split.SCHEMA``.
+        One row per video in official order; columns as in ``meidbench.splits.split.SCHEMA``.
     metadata : SplitMetadata
     """
 
@@ -177,6 +176,7 @@ class Split:
         self.table = table
         self.metadata = metadata
         self._rows: dict[str, pa.Table] = {}
+        self._positives: dict[str, npt.NDArray[np.int64]] = {}
 
     def __repr__(self) -> str:
         sizes = " / ".join(f"{len(self.video_ids(subset)):,}" for subset in SUBSETS)
@@ -206,44 +206,45 @@ class Split:
             As in ``SplitMetadata``.
         """
         used = [row for row, subset in enumerate(subsets) if subset]
-        labels = [sorted(annotations.labels[row]) for row in used]
-        segments = [annotations.segments[row] for row in used]
+
+        def texts(column: Sequence[str]) -> pa.Array:
+            return pa.array([column[row] for row in used], pa.string())
+
         columns = [
-            pa.array([annotations.video_ids[row] for row in used], pa.string()),
-            pa.array([subsets[row] for row in used], pa.string()),
-            pa.array(labels, pa.list_(pa.int16())),
-            pa.array([annotations.sources[row] for row in used], pa.string()),
-            # NaN is how a float says "not known"; a null would be another answer to the same question.
+            texts(annotations.video_ids),
+            texts(subsets),
+            pa.array([sorted(annotations.labels[row]) for row in used], pa.list_(pa.int16())),
+            texts(annotations.sources),
+            # NaN alone stands for an unknown length, never a null as well.
             pa.array([annotations.lengths[row] for row in used], pa.float32(), from_pandas=False),
-            pa.array([annotations.subjects[row] for row in used], pa.string()),
-            pa.array([annotations.views[row] for row in used], pa.string()),
-            pa.array([annotations.pair_ids[row] for row in used], pa.string()),
-            _segments_array(segments),
+            texts(annotations.subjects),
+            texts(annotations.views),
+            texts(annotations.pair_ids),
+            _segments_array([annotations.segments[row] for row in used]),
         ]
-        table = pa.Table.from_arrays(columns, schema=SCHEMA)
-        num_classes = len(annotations.class_names)
         metadata = SplitMetadata(
             dataset=dataset,
             variant=variant,
             seed=seed,
-            num_classes=num_classes,
+            num_classes=len(annotations.class_names),
             class_names=annotations.class_names,
             head_above=head_above,
             tail_up_to=tail_up_to,
-            train_counts=tuple(class_counts(_subset_rows(table, "train"), num_classes).tolist()),
-            digest=rows_digest(table),
             sources=tuple(Source(file.name, file.bytes, file.sha256) for file in annotations.files),
         )
-        return cls(table, metadata)
+        split = cls(pa.Table.from_arrays(columns, schema=SCHEMA), metadata)
+        counts = tuple(split.positives("train").tolist())
+        split.metadata = replace(metadata, train_counts=counts, digest=split.computed_digest)
+        return split
 
     @property
     def dataset(self) -> str:
-        """The benchmark's name, e.g. ``charadeslt``."""
+        """Name of the benchmark, such as ``charadeslt``."""
         return self.metadata.dataset
 
     @property
     def variant(self) -> str:
-        """How it was drawn: ``released`` for the published split."""
+        """``released`` for the published split, else the way in which it was drawn."""
         return self.metadata.variant
 
     @property
@@ -258,12 +259,30 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """sha256 over ids, subsets and labels; the same for two splits exactly if they agree in all three."""
+        """sha256 over ids, subsets and labels; two splits have the same exactly if they agree in all three."""
         return self.metadata.digest
 
     @cached_property
+    def computed_digest(self) -> str:
+        """The digest of the rows, equal to ``digest`` unless the rows were changed."""
+        return rows_digest(self.table)
+
+    @cached_property
+    def plan_digest(self) -> str:
+        """sha256 over the whole content of a split file except its sources and the order of its rows.
+
+        Unlike ``digest`` it also covers class names, thresholds, lengths, groups and segments. Plans record it.
+        """
+        facts = asdict(self.metadata)
+        del facts["sources"]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for row in sorted(self.table.to_pylist(), key=lambda row: str(row["video_id"])):
+            digest.update(json.dumps(row, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    @cached_property
     def train_counts(self) -> npt.NDArray[np.int64]:
-        """(C,) training videos a class."""
+        """(C,) training videos per class."""
         return np.asarray(self.metadata.train_counts, dtype=np.int64)
 
     @cached_property
@@ -273,10 +292,8 @@ class Split:
 
     def rows(self, subset: str) -> pa.Table:
         """Return the rows of one subset, in official order."""
-        if subset not in SUBSETS:
-            raise SplitError(f"unknown subset {subset!r}; known: {', '.join(SUBSETS)}")
-        if subset not in self._rows:
-            self._rows[subset] = _subset_rows(self.table, subset)
+        if one_of("subset", subset, SUBSETS, SplitError) not in self._rows:
+            self._rows[subset] = self.table.filter(pc.equal(self.table.column("subset"), subset))
         return self._rows[subset]
 
     def video_ids(self, subset: str) -> list[str]:
@@ -293,11 +310,15 @@ class Split:
 
     def label_pairs(self, subset: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16]]:
         """Return row (as in ``video_ids``) and class index of every label of one subset, row by row."""
-        return label_pairs(self.rows(subset))
+        return _label_pairs(self.rows(subset))
 
     def positives(self, subset: str) -> npt.NDArray[np.int64]:
-        """Return the (C,) number of videos a class has in one subset."""
-        return class_counts(self.rows(subset), self.num_classes)
+        """Return the (C,) number of videos of each class in one subset; the array is read-only."""
+        if subset not in self._positives:
+            _, classes = self.label_pairs(subset)
+            self._positives[subset] = np.bincount(classes, minlength=self.num_classes)
+            self._positives[subset].setflags(write=False)
+        return self._positives[subset]
 
 
 def _segments_array(segments: list[tuple[tuple[int, float, float], ...]]) -> pa.Array:
@@ -311,33 +332,16 @@ def _segments_array(segments: list[tuple[tuple[int, float, float], ...]]) -> pa.
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def label_pairs(rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16]]:
-    """Return row and class index of every label among rows of a split's table, row by row."""
+def _label_pairs(rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16]]:
     labels = rows.column("labels").combine_chunks()
     counts = np.asarray(pc.list_value_length(labels)).astype(np.int64)
     return np.repeat(np.arange(len(counts)), counts), np.asarray(labels.flatten())
 
 
-def _subset_rows(table: pa.Table, subset: str) -> pa.Table:
-    return table.filter(pc.equal(table.column("subset"), subset))
-
-
-def class_counts(rows: pa.Table, num_classes: int) -> npt.NDArray[np.int64]:
-    """Return the (C,) videos a class among rows of a split's table."""
-    _, classes = label_pairs(rows)
-    return np.bincount(classes, minlength=num_classes)
-
-
 def write_split(split: Split, path: Path) -> Path:
-    """Write a split file; the same split gives the same bytes.
-
-    Raises
-    ------
-    SplitError
-        The split contradicts itself, so that it could not be read back.
-    """
+    """Write a split file; the same split gives the same bytes, and one that contradicts itself a ``SplitError``."""
     SplitMetadata.from_json(split.metadata.to_json())
-    if problems := _unusable(split.table, split.metadata) + contradictions(split.table, split.metadata):
+    if problems := _unusable(split) or contradictions(split):
         raise SplitError(f"the split {split.dataset} contradicts itself:\n{bullet_list(problems)}")
     table = split.table.replace_schema_metadata({METADATA_KEY: split.metadata.to_json().encode()})
     with written_whole(path) as temporary:
@@ -353,7 +357,7 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     path : Path
         A Parquet file in the format of ``SCHEMA``.
     check : bool
-        False to read one whose rows contradict its metadata, as the audit does.
+        False to accept rows that contradict the metadata, as the audit does.
 
     Raises
     ------
@@ -371,15 +375,14 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     try:
         raw = (table.schema.metadata or {}).get(METADATA_KEY)
         if raw is None:
-            raise SplitError("it lacks the metadata 'meidbench': not a split file")
+            raise SplitError("it lacks the metadata 'meidbench', so it is not a split file")
         metadata = SplitMetadata.from_json(raw.decode(errors="replace"))
-        table = _with_schema(table)
-        problems = _unusable(table, metadata)
-        if problems or (check and (problems := contradictions(table, metadata))):
+        split = Split(_with_schema(table), metadata)
+        if problems := _unusable(split) or (check and contradictions(split)):
             raise SplitError(f"it contradicts itself:\n{bullet_list(problems)}")
     except SplitError as error:
         raise SplitError(f"cannot use {path}: {error}\nBuild it again: meidbench build-splits") from None
-    return Split(table, metadata)
+    return split
 
 
 def _with_schema(table: pa.Table) -> pa.Table:
@@ -401,18 +404,18 @@ def _has_nulls(table: pa.Table, name: str) -> bool:
     if column.null_count or not pa.types.is_list(column.type):
         return bool(column.null_count)
     values = column.combine_chunks().flatten()
-    parts = values.flatten() if pa.types.is_struct(values.type) else [values]
-    return bool(values.null_count or any(part.null_count for part in parts))
+    parts = values.flatten() if pa.types.is_struct(values.type) else []
+    return any(part.null_count for part in (values, *parts))
 
 
-def _unusable(table: pa.Table, metadata: SplitMetadata) -> list[str]:
-    """Return what makes rows meaningless, so that not even an audit can look at them."""
+def _unusable(split: Split) -> list[str]:
+    """Return the problems that make rows meaningless, even for an audit."""
     problems = []
-    if strange := sorted(set(pc.unique(table.column("subset")).to_pylist()) - set(SUBSETS)):
-        problems.append(f"subset(s) {first_few(map(repr, strange))} are none of {', '.join(SUBSETS)}")
-    rows, classes = label_pairs(table)
-    ids = table.column("video_id")
-    outside = np.unique(rows[(classes < 0) | (classes >= metadata.num_classes)])
+    if strange := sorted(set(pc.unique(split.table.column("subset")).to_pylist()) - set(SUBSETS)):
+        problems.append(f"subset(s) {first_few(map(repr, strange))} are not among {', '.join(SUBSETS)}")
+    rows, classes = _label_pairs(split.table)
+    ids = split.table.column("video_id")
+    outside = np.unique(rows[(classes < 0) | (classes >= split.num_classes)])
     unsorted = np.unique(rows[1:][(np.diff(rows) == 0) & (np.diff(classes.astype(np.int32)) <= 0)])
     for what, where in (("labels outside the classes", outside), ("labels not ascending", unsorted)):
         if len(where):
@@ -421,17 +424,16 @@ def _unusable(table: pa.Table, metadata: SplitMetadata) -> list[str]:
     return problems
 
 
-def contradictions(table: pa.Table, metadata: SplitMetadata) -> list[str]:
-    """Return what in a split file contradicts its own metadata or the format, empty where nothing does."""
+def contradictions(split: Split) -> list[str]:
+    """Return the points in which the rows of a split contradict one another or the metadata."""
     problems = []
-    if repeated := repeated_ids(table):
+    if repeated := repeated_ids(split.table):
         problems.append(f"{len(repeated):,} video id(s) occur more than once: {first_few(repeated)}")
-    counts = class_counts(Split(table, metadata).rows("train"), metadata.num_classes)
-    if tuple(counts.tolist()) != metadata.train_counts:
+    if tuple(split.positives("train").tolist()) != split.metadata.train_counts:
         problems.append("the training counts in its metadata are not those of its rows")
-    if (digest := rows_digest(table)) != metadata.digest:
+    if split.computed_digest != split.digest:
         problems.append(
-            f"the digest of its rows is {digest[:12]}..., its metadata says {str(metadata.digest)[:12]}...: "
+            f"the digest of its rows is {split.computed_digest[:12]}..., its metadata says {split.digest[:12]}...: "
             "rows were changed"
         )
     return problems
@@ -448,85 +450,31 @@ def repeated_ids(table: pa.Table) -> list[str]:
 
 
 def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
-    """Return a split by benchmark name, file path, or as it is.
+    """Return a split by its benchmark's name or its file's path; a ``Split`` is returned unchanged.
 
     Parameters
     ----------
     split : Split, str or Path
-        A file in the split format, or ``videolt``, ``charadeslt`` or ``charadesegolt`` where that split was built
-        under ``MEIDBENCH_HOME``.
+        A file in the split format; or ``videolt``, ``charadeslt`` or ``charadesegolt``, if that split was built under
+        ``MEIDBENCH_HOME``.
     check : bool
         As in ``read_split``.
 
     Raises
     ------
     SplitError
-        There is none, or it cannot be used.
+        The split does not exist or cannot be used.
     """
     if isinstance(split, Split):
         return split
-    if str(split) in DATASETS and not Path(split).is_file():
+    path = Path(split)
+    if str(split) in DATASETS and not path.is_file():
         path = split_path(str(split))
         if not path.is_file():
             raise SplitError(
                 f"the split {split} is not built yet (looked for {path})\n"
                 f"Build it: meidbench build-splits {split} --annotations DIR"
             )
-        return read_split(path, check=check)
-    if not Path(split).exists() and Path(split).name == str(split) and not Path(split).suffix:
+    if not path.exists() and path.name == str(split) and not path.suffix:
         raise SplitError(f"{split!r} is neither a split file nor one of {', '.join(DATASETS)}")
-    return read_split(Path(split), check=check)
-
-
-def write_csv(split: Split, path: Path) -> Path:
-    """Write the columns of a split file as CSV.
-
-    Labels are joined by ``;``, segments as ``label start end`` by ``;``, as the official Charades files do; an unknown
-    length is an empty cell.
-    """
-    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, SCHEMA.names, lineterminator="\n")
-        writer.writeheader()
-        for batch in split.table.to_batches():
-            for row in batch.to_pylist():
-                row["labels"] = ";".join(map(str, row["labels"]))
-                row["length_s"] = "" if row["length_s"] != row["length_s"] else f"{row['length_s']:.7g}"
-                row["segments"] = ";".join(
-                    f"{part['label']} {part['start_s']:.7g} {part['end_s']:.7g}" for part in row["segments"]
-                )
-                writer.writerow(row)
-    return path
-
-
-def write_lists(split: Split, folder: Path, names: dict[str, str]) -> dict[str, Path]:
-    """Write one list a subset: ``VIDEOID c1,c2``, classes in the order of first occurrence, rows in official order.
-
-    Parameters
-    ----------
-    split : Split
-    folder : Path
-        Where the lists go.
-    names : dict
-        File name by subset.
-
-    Returns
-    -------
-    dict
-        Path by subset.
-    """
-    paths = {}
-    for subset in SUBSETS:
-        rows = split.rows(subset)
-        lines = []
-        for video_id, labels, segments in zip(
-            rows.column("video_id").to_pylist(),
-            rows.column("labels").to_pylist(),
-            rows.column("segments").to_pylist(),
-            strict=True,
-        ):
-            ordered = dict.fromkeys(part["label"] for part in segments) if segments else labels
-            lines.append(f"{video_id} {','.join(map(str, ordered))}\n")
-        paths[subset] = folder / names[subset]
-        with written_whole(paths[subset]) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
-    return paths
+    return read_split(path, check=check)

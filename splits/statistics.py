@@ -1,4 +1,4 @@
-"""Table 1: the statistics that describe a long-tailed multi-label split."""
+"""Table 1: the statistics that describe a long-tailed multi-label split; and the audit of a split."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -8,16 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meidbench.splits.manifests import SUBSETS, Manifest
+from meidbench.names import SUBSETS
+from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import Split, contradictions, repeated_ids
+
+FRAMES_PER_SECOND = 24.0  # of the official Charades frame folders
+LEAST_FRAMES = 200  # frames per video that the MEID protocol samples
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Statistics of a split; counts are of videos, averages are labels per video.
 
-    ``labels_per_video`` is over train and test together, as Table 1 of the MEID paper has it. ``imbalance_ratio`` is
-    that of the most to the least frequent class of the training subset (classes without training videos left out).
+    ``labels_per_video`` is over train and test together, as in Table 1 of the MEID paper. ``imbalance_ratio`` is
+    that of the most to the least frequent class of the training subset (without classes that have no training video).
     """
 
     dataset: str
@@ -43,13 +47,12 @@ class Statistics:
 
 def split_statistics(split: Split) -> Statistics:
     """Compute the statistics of a split (MEID, Table 1); an average over no videos is NaN."""
-    videos = {subset: len(split.rows(subset)) for subset in ("train", "val", "test")}
-    positives = {subset: split.positives(subset) for subset in videos}
+    videos = {subset: len(split.rows(subset)) for subset in SUBSETS}
     present = split.train_counts[split.train_counts > 0]
     most, least = (int(present.max()), int(present.min())) if len(present) else (0, 0)
 
     def labels_per_video(*subsets: str) -> float:
-        labels = sum(int(positives[subset].sum()) for subset in subsets)
+        labels = sum(int(split.positives(subset).sum()) for subset in subsets)
         count = sum(videos[subset] for subset in subsets)
         return labels / count if count else float("nan")
 
@@ -68,8 +71,8 @@ def split_statistics(split: Split) -> Statistics:
         labels_per_video_train=labels_per_video("train"),
         labels_per_video_val=labels_per_video("val"),
         labels_per_video_test=labels_per_video("test"),
-        least_positives_val=int(positives["val"].min(initial=np.iinfo(np.int64).max)) if split.num_classes else 0,
-        least_positives_test=int(positives["test"].min(initial=np.iinfo(np.int64).max)) if split.num_classes else 0,
+        least_positives_val=min(split.positives("val").tolist(), default=0),
+        least_positives_test=min(split.positives("test").tolist(), default=0),
         classes_without_train=int((split.train_counts == 0).sum()),
     )
 
@@ -85,22 +88,18 @@ def deviations(statistics: Statistics, manifest: Manifest) -> list[str]:
     return problems
 
 
-FRAMES_PER_SECOND = 24.0  # of the official Charades frame folders
-LEAST_FRAMES = 200  # frames a video that the MEID protocol samples
-
-
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One result of the audit.
 
     Attributes
     ----------
     check : str
         The check's name, for scripts.
     severity : str
-        ``error`` where the split contradicts itself or its purpose, ``warning`` where results should be read with care.
+        ``error`` where the split contradicts itself or its purpose, ``warning`` where results need care.
     count : int
-        How many videos, classes, subjects or pairs.
+        Number of videos, classes, subjects or pairs.
     what : str
         A sentence.
     examples : tuple of str
@@ -125,93 +124,88 @@ def audit_split(split: Split) -> list[Finding]:
     Returns
     -------
     list of Finding
-        Errors first; empty where nothing was found.
+        Errors first.
     """
-    findings = [finding for check in CHECKS.values() for finding in check(split)]
+    findings = []
+    for check, find in CHECKS.items():
+        severity = "error" if check in ("consistency", "duplicate-ids") else "warning"
+        for what, concerned in find(split):
+            if check == "consistency":
+                findings.append(Finding(check, severity, 1, what, ()))
+            elif concerned:
+                findings.append(Finding(check, severity, len(concerned), what, tuple(sorted(concerned)[:5])))
     return sorted(findings, key=lambda finding: finding.severity != "error")
 
 
-def _finding(check: str, severity: str, what: str, concerned: list[str]) -> list[Finding]:
-    if not concerned:
-        return []
-    return [Finding(check, severity, len(concerned), what, tuple(sorted(concerned)[:5]))]
+# Sentences, each with the videos, classes, subjects or pairs that it is about.
+_Findings = list[tuple[str, list[str]]]
 
 
-def _contradictions(split: Split) -> list[Finding]:
-    # Ids that occur twice have a check of their own, and would show in the digest as well.
-    found = [] if repeated_ids(split.table) else contradictions(split.table, split.metadata)
-    return [Finding("consistency", "error", 1, problem, ()) for problem in found]
+def _find_contradictions(split: Split) -> _Findings:
+    # Repeated ids have a check of their own, and also change the digest.
+    return [] if repeated_ids(split.table) else [(problem, []) for problem in contradictions(split)]
 
 
-def _repeated(split: Split) -> list[Finding]:
-    return _finding("duplicate-ids", "error", "video ids that occur more than once", repeated_ids(split.table))
+def _find_repeated(split: Split) -> _Findings:
+    return [("video ids that occur more than once", repeated_ids(split.table))]
 
 
-def _missing_classes(split: Split) -> list[Finding]:
-    findings = []
-    for subset in SUBSETS:
-        absent = [f"{index} {split.class_names[index]}" for index in np.flatnonzero(split.positives(subset) == 0)]
-        findings += _finding("missing-classes", "warning", f"class(es) without a video in {subset}", absent)
-    return findings
+def _find_missing_classes(split: Split) -> _Findings:
+    absent = {subset: np.flatnonzero(split.positives(subset) == 0).tolist() for subset in SUBSETS}
+    return [
+        (f"class(es) without a video in {subset}", [f"{index} {split.class_names[index]}" for index in indices])
+        for subset, indices in absent.items()
+    ]
 
 
-def _shared(split: Split, column: str) -> dict[tuple[str, str], list[str]]:
-    """Return the non-empty values of a column that two subsets have in common, by pair of subsets."""
-    values = {subset: set(pc.unique(split.rows(subset).column(column)).to_pylist()) - {""} for subset in SUBSETS}
-    return {(a, b): sorted(values[a] & values[b]) for a, b in combinations(SUBSETS, 2)}
+def _values(split: Split, column: str) -> dict[str, set[str]]:
+    """Return the distinct non-empty values of a column in each subset."""
+    return {subset: set(pc.unique(split.rows(subset).column(column)).to_pylist()) - {""} for subset in SUBSETS}
 
 
-def _pair_leakage(split: Split) -> list[Finding]:
-    findings = []
-    for (a, b), pairs in _shared(split, "pair_id").items():
-        findings += _finding(
-            "pair-leakage", "warning", f"groups (takes of one script, parts of one film) in both {a} and {b}", pairs
-        )
-    train = set(split.rows("train").column("pair_id").to_pylist()) - {""}
+def _find_pair_leakage(split: Split) -> _Findings:
+    pairs = _values(split, "pair_id")
+    findings = [
+        (f"groups (takes of one script, parts of one film) in both {a} and {b}", list(pairs[a] & pairs[b]))
+        for a, b in combinations(SUBSETS, 2)
+    ]
     twins = []
     for subset in ("val", "test"):
-        rows = split.rows(subset)
-        taken = zip(rows.column("video_id").to_pylist(), rows.column("pair_id").to_pylist(), strict=True)
-        twins += [video_id for video_id, pair in taken if pair in train]
-    return findings + _finding(
-        "pair-leakage", "warning", "videos of val and test with one of their group in train", twins
-    )
+        members = zip(split.video_ids(subset), split.rows(subset).column("pair_id").to_pylist(), strict=True)
+        twins += [video_id for video_id, pair in members if pair in pairs["train"]]
+    return [*findings, ("videos of val and test with one of their group in train", twins)]
 
 
-def _subject_overlap(split: Split) -> list[Finding]:
-    sizes = {subset: len(set(split.rows(subset).column("subject").to_pylist()) - {""}) for subset in SUBSETS}
-    findings = []
-    for (a, b), subjects in _shared(split, "subject").items():
-        findings += _finding(
-            "subject-overlap",
-            "warning",
-            f"subjects in both {a} (of {sizes[a]}) and {b} (of {sizes[b]})",
-            subjects,
+def _find_subject_overlap(split: Split) -> _Findings:
+    subjects = _values(split, "subject")
+    return [
+        (
+            f"subjects in both {a} (of {len(subjects[a])}) and {b} (of {len(subjects[b])})",
+            list(subjects[a] & subjects[b]),
         )
-    return findings
+        for a, b in combinations(SUBSETS, 2)
+    ]
 
 
-def _short_videos(split: Split) -> list[Finding]:
+def _find_short_videos(split: Split) -> _Findings:
     lengths = split.table.column("length_s").to_numpy().astype(np.float64)
     # Rounded, because a length is kept in single precision: 200 frames must not become 199.9999.
     short = np.round(lengths * FRAMES_PER_SECOND, 3) < LEAST_FRAMES
     ids = split.table.column("video_id").filter(pa.array(short)).to_pylist()
-    what = f"videos of fewer than {LEAST_FRAMES} frames at {FRAMES_PER_SECOND:.0f} frames a second"
-    return _finding("short-videos", "warning", what, ids)
+    return [(f"videos of fewer than {LEAST_FRAMES} frames at {FRAMES_PER_SECOND:.0f} frames per second", ids)]
 
 
-def _unlabelled(split: Split) -> list[Finding]:
+def _find_unlabelled(split: Split) -> _Findings:
     empty = pc.equal(pc.list_value_length(split.table.column("labels")), 0)
-    ids = split.table.filter(empty).column("video_id").to_pylist()
-    return _finding("unlabelled-videos", "warning", "videos without a label", ids)
+    return [("videos without a label", split.table.filter(empty).column("video_id").to_pylist())]
 
 
-CHECKS: dict[str, Callable[[Split], list[Finding]]] = {
-    "consistency": _contradictions,
-    "duplicate-ids": _repeated,
-    "missing-classes": _missing_classes,
-    "pair-leakage": _pair_leakage,
-    "subject-overlap": _subject_overlap,
-    "short-videos": _short_videos,
-    "unlabelled-videos": _unlabelled,
+CHECKS: dict[str, Callable[[Split], _Findings]] = {
+    "consistency": _find_contradictions,
+    "duplicate-ids": _find_repeated,
+    "missing-classes": _find_missing_classes,
+    "pair-leakage": _find_pair_leakage,
+    "subject-overlap": _find_subject_overlap,
+    "short-videos": _find_short_videos,
+    "unlabelled-videos": _find_unlabelled,
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from material import REAL, TOY, TOY_MANIFEST, real_data
+from material import REAL, TOY, TOY_MANIFEST, released_split
 
 from meidbench.splits.released import build_released
 from meidbench.splits.split import Split, write_split
@@ -34,17 +34,10 @@ def toy_split_file(toy_split: Split, tmp_path_factory: pytest.TempPathFactory) -
     return write_split(toy_split, tmp_path_factory.mktemp("split") / "toylt.parquet")
 
 
-_real_splits: dict[str, Split] = {}
-
-
 @pytest.fixture(params=list(REAL))
 def real_split(request: pytest.FixtureRequest) -> Split:
     """Each of the three published splits, built from the real annotations."""
-    name = request.param
-    folder = real_data(REAL[name])
-    if name not in _real_splits:
-        _real_splits[name] = build_released(name, folder)
-    return _real_splits[name]
+    return released_split(request.param)
 
 
 @pytest.fixture

@@ -1,9 +1,16 @@
-"""Where the material of the tests lies: the invented ToyLT, and the real annotations where they are at hand."""
+"""The data of the tests: the invented ToyLT, and the real annotations where their files are available."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from meidbench.annotations import Annotations
+from meidbench.annotations.official import read_annotations
+from meidbench.splits.manifests import load_manifest
+from meidbench.splits.released import build_released
+from meidbench.splits.split import Split
 
 TOY = Path(__file__).parent / "toy"
 TOY_MANIFEST = str(TOY / "toylt.toml")
@@ -16,6 +23,18 @@ def real_data(*parts: str) -> Path:
     folder = Path(os.environ.get("MEIDBENCH_TEST_DATA", beside)).joinpath(*parts)
     if not folder.is_dir():
         pytest.skip(
-            f"the official annotation files are not at hand ({folder}); set MEIDBENCH_TEST_DATA to have them tested"
+            f"the official annotation files are not available ({folder}); set MEIDBENCH_TEST_DATA to have them tested"
         )
     return folder
+
+
+@cache
+def real_annotations(name: str) -> Annotations:
+    """Return the real annotations of a benchmark, read once per test run; not to be changed."""
+    return read_annotations(load_manifest(name), real_data(REAL[name]))
+
+
+@cache
+def released_split(name: str) -> Split:
+    """Return a published split, built once per test run from the real annotations."""
+    return build_released(name, real_data(REAL[name]))

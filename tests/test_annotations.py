@@ -1,12 +1,13 @@
-"""Official annotation files: quirks are survived, errors are named with file, line and column."""
+"""Official annotation files: quirks are kept, errors are named with file, line and column."""
 
 import csv
 from pathlib import Path
 
 import pytest
-from material import REAL, TOY, TOY_MANIFEST, real_data
+from material import REAL, TOY, TOY_MANIFEST, real_annotations
 
-from meidbench.annotations.official import Annotations, read_annotations
+from meidbench.annotations import Annotations
+from meidbench.annotations.official import read_annotations
 from meidbench.errors import AnnotationError
 from meidbench.splits.manifests import load_manifest
 
@@ -249,7 +250,7 @@ MEASURED = {"charadeslt": (9848, 174 + 49, 7), "charadesegolt": (7860, 9 + 2, 11
 
 @pytest.mark.parametrize("name", list(REAL))
 def test_the_real_files_are_read_with_all_their_quirks(name):
-    table = read_annotations(load_manifest(name), real_data(REAL[name]))
+    table = real_annotations(name)
     videos, unlabelled, reversed_segments = MEASURED[name]
     assert len(table.video_ids) == videos
     assert sum(not labels for labels in table.labels) == unlabelled

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.errors import FeatureError
 from meidbench.features import PackedFile, open_features
 from meidbench.features.feature_file import DTYPES, Layout

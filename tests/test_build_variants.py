@@ -1,4 +1,4 @@
-"""New splits by ``build-splits``, as a user draws them: same seed, same bytes; nothing overwritten; all told."""
+"""New splits by ``build-splits``, as a user draws them: the same seed gives the same bytes, and no file is lost."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
-from meidbench.splits.manifests import SUBSETS
+from meidbench.names import SUBSETS
 from meidbench.splits.split import read_split
 from meidbench.splits.statistics import audit_split
 
@@ -122,12 +122,12 @@ def test_a_plan_refuses_videos_that_have_changed(run, tmp_path, toy_folder):
     assert again.exit_code == 0 and "cannot be built from these annotations" in again.stderr
 
 
-# --- what is said -----------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------
 
 
 def test_the_json_holds_every_number(run, tmp_path, toy_split):
     outcome = draw_toy(run, tmp_path, "--variant", "pareto", "--json")
-    content = json.loads(outcome.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    content = json.loads(outcome.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     split = read_split(tmp_path / "toylt-pareto-0.parquet")
     counts = split.positives("train")
     assert (content["digest"], content["seed"], content["variant"]) == (split.digest, 0, "pareto")
@@ -354,7 +354,7 @@ def test_small_and_strange_tables(run, tmp_path, rows, code, told):
         split = pq.read_table(tmp_path / "t-pareto-0.parquet")
         ids = split.column("video_id").to_pylist()
         assert len(set(ids)) == len(ids) and set(ids) <= {row.split(",")[0] for row in rows.split()}
-        json.loads(outcome.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        json.loads(outcome.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def test_a_table_with_subsets_is_imported_with_its_groups(run, tmp_path):
@@ -363,7 +363,7 @@ def test_a_table_with_subsets_is_imported_with_its_groups(run, tmp_path):
     arguments = ["import-split", tmp_path / "t.json", "--out", tmp_path / "t.parquet", "--head-above", 1]
     arguments += ["--tail-up-to", 0]
     refused = run(*arguments)
-    assert refused.exit_code == 1 and "'run' is none of the class indices; names need a list of" in refused.stderr
+    assert refused.exit_code == 1 and "'run' is not one of the class indices; names need a list of" in refused.stderr
     (tmp_path / "names.txt").write_text("run\n")
     assert run(*arguments, "--class-names", tmp_path / "names.txt").exit_code == 0
     assert (
@@ -391,7 +391,7 @@ def test_the_published_benchmarks_are_drawn_anew(run, tmp_path, name, arguments,
     assert outcome.exit_code == 0, outcome.stderr
     cells: dict[str, list[str]] = {}
     for line in outcome.stdout.splitlines():
-        cells.setdefault(line[:27].strip(), [cell.strip() for cell in line[27:].split("  ") if cell.strip()])
+        cells.setdefault(line[:29].strip(), [cell.strip() for cell in line[29:].split("  ") if cell.strip()])
     drawn, released, paper = cells["head / medium / tail"]
     assert released == paper
     assert (drawn == paper) == (arguments == ["exact"])
@@ -434,7 +434,7 @@ def test_what_a_split_is_made_from_is_not_written_over(run, films):
     (films / "filmlt.toml").write_text('name = "filmlt"\ntable = "filmlt-pareto-0.csv"\n')
     before = (films / "filmlt-pareto-0.csv").read_bytes()
     outcome = run("build-splits", films / "filmlt.toml", "--format", "csv")
-    assert outcome.exit_code == 1 and "is what the split is made from" in outcome.stderr
+    assert outcome.exit_code == 1 and "is a source of the split" in outcome.stderr
     assert (films / "filmlt-pareto-0.csv").read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""Drawn splits: the paper's arithmetic by hand, and what must hold of every draw by independent counting."""
+"""Drawn splits: the paper's arithmetic by hand, and the rules of every draw by independent counting."""
 
 import csv
 import math
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from material import REAL, TOY, TOY_MANIFEST, real_data
+from material import REAL, TOY, TOY_MANIFEST, real_annotations, real_data, released_split
 
-from meidbench.annotations.official import Annotations, read_annotations
+from meidbench.annotations import Annotations
+from meidbench.annotations.official import read_annotations
 from meidbench.construction import (
     PRESETS,
     Pool,
@@ -23,10 +24,10 @@ from meidbench.construction import (
     distance_to,
     pareto_counts,
 )
-from meidbench.construction.drawing import co_occurrence_scores
+from meidbench.construction.drawing import co_occurrence_scores, draw_training
 from meidbench.errors import SplitError
-from meidbench.splits.manifests import SUBSETS, load_manifest
-from meidbench.splits.released import build_released
+from meidbench.names import SUBSETS
+from meidbench.splits.manifests import load_manifest
 from meidbench.splits.split import read_split, write_split
 from meidbench.splits.statistics import audit_split
 
@@ -51,7 +52,7 @@ def table(labels, *, num_classes=None, lengths=None, subjects=None, pairs=None, 
 
 
 def invented(videos: int = 900, num_classes: int = 12, seed: int = 0) -> Annotations:
-    """Videos with one to four labels, class frequencies falling, in pairs and by a subject each twenty."""
+    """Videos with one to four labels and falling class frequencies; two share a pair, twenty share a subject."""
     generator = np.random.default_rng(seed)
     weights = 0.8 ** np.arange(num_classes)
     shares = weights / weights.sum()
@@ -72,7 +73,7 @@ def sets_of(split) -> dict[str, list[str]]:
 
 
 def counted(split, labels_of: dict[str, set[int]]) -> dict[str, Counter]:
-    """Count the videos a class from labels that the split did not carry."""
+    """Count the videos per class from labels that the split did not carry."""
     return {
         subset: Counter(label for video in split.video_ids(subset) for label in labels_of[video]) for subset in SUBSETS
     }
@@ -105,7 +106,7 @@ def test_pareto_counts_are_those_of_scipy(alpha):
 def test_co_occurrence_by_hand():
     # Videos of class 2 (a): four, of class 1 (b): three, of class 0 (c): one. Together: ab 2, ac 1, bc 0.
     # a: P(a|b) + P(a|c) = 2/3 + 1/1; b: P(b|a) + P(b|c) = 2/4 + 0; c: P(c|a) + P(c|b) = 1/4 + 0.
-    pool = Pool.of(table([(1, 2), (1, 2), (0, 2), (2,), (1,)]))
+    pool = Pool.from_annotations(table([(1, 2), (1, 2), (0, 2), (2,), (1,)]))
     scores = co_occurrence_scores(pool)
     np.testing.assert_allclose(scores, [1 / 4, 2 / 4, 2 / 3 + 1], rtol=0, atol=1e-12)
     assert co_occurrence_rank(pool).tolist() == [2, 1, 0]
@@ -114,7 +115,7 @@ def test_co_occurrence_by_hand():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=30))
 def test_co_occurrence_is_that_of_its_definition(rows):
-    scores = co_occurrence_scores(Pool.of(table(rows, num_classes=6)))
+    scores = co_occurrence_scores(Pool.from_annotations(table(rows, num_classes=6)))
     for this in range(6):
         expected = 0.0
         for that in range(6):
@@ -173,8 +174,21 @@ def test_enough_videos_give_every_class_its_positives():
         drawn = construct(invented(), SMALL, dataset="invented", seed=seed)
         assert drawn.shortfalls == ()
         assert drawn.split.positives("test").min() == 5 and drawn.split.positives("val").min() == 3
-        # Nearer to the target than half a video a class in ten.
+        # The sum of the deviations is below a fifth of the target.
         assert drawn.total_deviation < 0.2 * sum(drawn.target_counts)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_class_exceeds_its_cap_within_one_sweep(seed):
+    # Class 1 may have two videos. The first pass fills it with videos of class 0, which it then removes again; so
+    # several videos of the classes 1, 2 and 3 promise a gain at once, but only two of them may be added.
+    annotations = table([(1, 2, 3)] * 6 + [(0, 2, 3)] * 30 + [(0, 1)] * 30)
+    pool = Pool.from_annotations(annotations)
+    aims, caps = np.array([0, 2, 6, 6]), np.array([0, 2, 60, 60])
+    everything = np.ones(len(pool), dtype=bool)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    train = draw_training(pool, np.array([2, 3, 1, 0]), aims, caps, 0, everything, generator)
+    assert pool.positives(train).tolist() == [0, 2, 2, 2]
 
 
 def test_sizes_that_are_asked_for():
@@ -183,7 +197,7 @@ def test_sizes_that_are_asked_for():
     assert len(split.rows("test")) == 120 and len(split.rows("val")) == 60
     plain = construct(invented(), SMALL, dataset="invented", seed=0).split
     assert len(plain.rows("test")) < 60
-    # What is added goes to the classes that have the fewest.
+    # The added videos go to the classes with the fewest.
     assert split.positives("test").min() >= 2 * plain.positives("test").min()
 
 
@@ -203,7 +217,7 @@ def test_a_seed_and_no_order_of_rows_decides():
 
 
 def test_the_draw_is_the_same_everywhere():
-    """Pinned, so that another version of Python or NumPy that draws otherwise is seen."""
+    """The digests are pinned, so that the test fails if another version of Python or NumPy draws otherwise."""
     plain = construct(invented_by_rule(), SMALL, dataset="pinned", seed=5).split
     grouped = construct(invented_by_rule(), replace(SMALL, group_by=("subject",)), dataset="pinned", seed=5).split
     assert (plain.digest[:16], grouped.digest[:16]) == ("92e97574bb2b8960", "05cfe6a54f2e0a67")
@@ -359,9 +373,8 @@ def official_labels(rows: dict[str, dict[str, str]]) -> dict[str, set[int]]:
 
 @pytest.mark.parametrize("dataset", DRAWN)
 def test_pareto_comes_near_the_published_split(dataset):
-    manifest, folder = load_manifest(dataset), real_data(REAL[dataset])
-    annotations, rows = read_annotations(manifest, folder), official_rows(dataset)
-    labels_of, released = official_labels(rows), build_released(dataset, folder)
+    annotations, rows = real_annotations(dataset), official_rows(dataset)
+    labels_of, released = official_labels(rows), released_split(dataset)
     digests = set()
     for seed in range(3):
         drawn = construct(annotations, PRESETS[dataset], dataset=dataset, seed=seed)
@@ -389,7 +402,7 @@ def test_pareto_comes_near_the_published_split(dataset):
     ("charadesegolt", ("pair", "subject")),
 ])  # fmt: skip
 def test_grouped_has_no_leak(dataset, group_by):
-    annotations = read_annotations(load_manifest(dataset), real_data(REAL[dataset]))
+    annotations = real_annotations(dataset)
     drawn = construct(annotations, replace(PRESETS[dataset], group_by=group_by), dataset=dataset, seed=0)
     assert drawn.split.variant == "grouped"
     checks = {"pair": "pair-leakage", "subject": "subject-overlap"}

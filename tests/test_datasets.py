@@ -12,13 +12,14 @@ import torch
 from torch.utils.data import DataLoader
 
 import meidbench
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.errors import FeatureError, MeidbenchError, SplitError
 from meidbench.features import open_features
 from meidbench.features.frame_sampling import random_indices
 from meidbench.loading.datasets import DATASET_CLASSES, CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
 from meidbench.loading.motion import Motion
-from meidbench.splits.manifests import DATASETS, split_path
+from meidbench.names import DATASETS
+from meidbench.splits.manifests import split_path
 from meidbench.splits.split import Split, write_split
 
 CLASSES = ("walking", "reading", "cooking", "sitting", "eating")

@@ -1,9 +1,8 @@
-"""Downloads against a server on this machine; a guard fails any test that would talk to another one."""
+"""Downloads against a server on this machine; a guard fails any test that contacts another one."""
 
 import hashlib
 import io
 import socket
-import stat
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+import requests
 from click.testing import CliRunner
 
 import meidbench.annotations.download
@@ -29,7 +29,7 @@ HALF = 7 << 14  # whole pieces of what is written at a time
 
 
 class Site:
-    """A server whose answers a test writes down, path by path; the last answer of a path repeats."""
+    """A server with a list of answers for each path; the last answer of a path repeats."""
 
     def __init__(self):
         self.answers = defaultdict(list)
@@ -74,7 +74,7 @@ def send(handler, status, body=b"", **headers):
 
 
 def whole(body=BODY, etag='"1"'):
-    """A decent server: ranges are served, unless the tag in If-Range is another one."""
+    """A correct server: it serves ranges, unless the tag in If-Range is another one."""
 
     def answer(handler):
         asked = handler.headers.get("Range")
@@ -93,7 +93,7 @@ def no_ranges(body=BODY):
 
 
 def cut(length=HALF, body=BODY, etag='"1"'):
-    """Promise the whole and hang up early."""
+    """State the whole length and close the connection early."""
     return lambda handler: send(handler, 200, body[:length], Content_Length=len(body), ETag=etag)
 
 
@@ -160,7 +160,7 @@ def refused(site, target, **options):
     with pytest.raises(DownloadError) as caught:
         fetch(described(f"{site.url}/list.lst"), target, **options)
     assert f"{site.url}/list.lst" in str(caught.value)
-    assert "way out: " in str(caught.value)
+    assert "remedy: " in str(caught.value)
     return str(caught.value)
 
 
@@ -353,7 +353,7 @@ def test_body_without_any_size_is_not_begun(site, target):
 
 @pytest.mark.parametrize("size, digest", [(9, "0" * 8), (9, "0" * 63), (None, "0" * 7), (None, ""), (None, "G" * 8)])
 def test_digest_that_proves_too_little_is_refused(site, target, size, digest):
-    with pytest.raises(DownloadError, match="is no sha256"):
+    with pytest.raises(DownloadError, match="is not a sha256"):
         fetch(Download(url=f"{site.url}/list.lst", bytes=size, sha256=digest), target)
     assert site.seen == []
 
@@ -445,7 +445,7 @@ def test_connection_refused(tmp_path):
     with socket.socket() as bound:  # not listening
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/list.lst"
-        with pytest.raises(DownloadError, match=r"(?s)refused.*kept: nothing.*way out"):
+        with pytest.raises(DownloadError, match=r"(?s)refused.*kept: nothing.*remedy"):
             fetch(described(url), tmp_path / "list.lst", retries=1)
     assert names(tmp_path) == []
 
@@ -515,19 +515,19 @@ def test_redirect_to_an_unsafe_address_is_refused(site, target, location):
     assert names(target.parent) == []
 
 
-def test_redirect_from_https_to_http_is_refused(site, target):
-    class Session(meidbench.annotations.download.requests.Session):
-        def get(self, url, **options):
-            """Play an https server, which could not run here without a certificate."""
-            assert url == "https://example.org/list.lst"
-            response = meidbench.annotations.download.requests.Response()
-            response.status_code, response.url, response.raw = 302, url, io.BytesIO()
-            response.headers["Location"] = f"{site.url}/list.lst"
-            return response
+def test_redirect_from_https_to_http_is_refused(site, target, monkeypatch):
+    def answer(adapter, request, **options):
+        """Play an https server, which could not run here without a certificate."""
+        assert request.url == "https://example.org/list.lst"
+        response = requests.Response()
+        response.status_code, response.url, response.raw, response.request = 302, request.url, io.BytesIO(), request
+        response.headers["Location"] = f"{site.url}/list.lst"
+        return response
 
     site.answers["/list.lst"] = [whole()]
-    with Session() as session, pytest.raises(DownloadError, match="which is not https"):
-        fetch(described("https://example.org/list.lst"), target, session=session)
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", answer)
+    with pytest.raises(DownloadError, match="which is not https"):
+        fetch(described("https://example.org/list.lst"), target)
     assert site.seen == []
 
 
@@ -539,7 +539,7 @@ def test_redirect_loop_has_an_end(site, target):
 
 @pytest.mark.parametrize("url", ["http://example.org/list.lst", "ftp://example.org/a", "list.lst", "http://"])
 def test_unsafe_address_is_not_asked(tmp_path, url):
-    with pytest.raises(DownloadError, match="way out"):
+    with pytest.raises(DownloadError, match="remedy"):
         fetch(described(url), tmp_path / "list.lst")
     assert names(tmp_path) == []
 
@@ -578,7 +578,7 @@ def test_two_processes_share_one_download(site, target):
     assert names(target.parent) == ["list.lst"]
 
 
-def test_lock_left_by_a_killed_process_does_not_bar_the_way(site, target):
+def test_lock_left_by_a_killed_process_does_not_block(site, target):
     site.answers["/list.lst"] = [whole()]
     target.parent.mkdir()
     (target.parent / ".list.lst.lock").touch()
@@ -660,11 +660,8 @@ def test_unpacking_again_touches_only_what_differs(tmp_path):
         member("\\evil", system=0),
         member("C:evil"),
         member("C:\\evil", system=0),
-        member("evil", stat.S_IFLNK | 0o777),
-        member("evil", stat.S_IFIFO | 0o666),
-        member("GOOD"),
     ],
-    ids=lambda bad: f"{bad.filename}-{bad.external_attr:x}",
+    ids=lambda bad: bad.filename,
 )
 def test_unsafe_member_is_refused_before_anything_is_written(tmp_path, bad):
     folder = tmp_path / "deep" / "out"
@@ -676,25 +673,13 @@ def test_unsafe_member_is_refused_before_anything_is_written(tmp_path, bad):
     assert names(folder) == [] and names(tmp_path) == ["a.zip", "deep"] and names(tmp_path / "deep") == ["out"]
 
 
-def test_member_behind_a_link_in_the_folder_is_refused(tmp_path):
-    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    folder.mkdir()
-    elsewhere.mkdir()
-    (folder / "sub").symlink_to(elsewhere)
-    with pytest.raises(DownloadError, match="through a link"):
-        unpack(archive(tmp_path / "a.zip", [("good", b""), ("sub/evil", b"")]), folder)
-    assert names(elsewhere) == [] and names(folder) == ["sub"]
-
-
 def test_bomb_is_refused(tmp_path):
     path = archive(tmp_path / "a.zip", [("zeros", bytes(1_000_000)), ("more", bytes(1_000_000))])
     assert path.stat().st_size < 10_000
-    with pytest.raises(DownloadError, match="got: 2 members and 2,000,000 bytes"):
+    with pytest.raises(DownloadError, match="2,000,000 bytes, expected at most 1,999,999"):
         unpack(path, tmp_path / "out", max_bytes=1_999_999)
-    with pytest.raises(DownloadError, match="expected: at most 1 members"):
-        unpack(path, tmp_path / "out", max_members=1)
     assert not (tmp_path / "out").exists()
-    assert len(unpack(path, tmp_path / "out", max_bytes=2_000_000, max_members=2)) == 2
+    assert len(unpack(path, tmp_path / "out", max_bytes=2_000_000)) == 2
 
 
 def test_member_larger_than_it_says_is_not_unpacked(tmp_path):
@@ -704,7 +689,7 @@ def test_member_larger_than_it_says_is_not_unpacked(tmp_path):
     path.write_bytes(path.read_bytes().replace(size, lie))
     with pytest.raises(DownloadError, match="damaged"):
         unpack(path, tmp_path / "out")
-    assert names(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
 
 
 def damaged(content, how):
@@ -729,7 +714,7 @@ def test_damaged_archive_leaves_nothing(tmp_path, how):
     if how == "encrypted":
         archive(path, [("first", b"first")])
     path.write_bytes(damaged(path.read_bytes(), how))
-    with pytest.raises(DownloadError, match="encrypted; nothing was written" if how == "encrypted" else "damaged"):
+    with pytest.raises(DownloadError, match="encrypted" if how == "encrypted" else "damaged"):
         unpack(path, tmp_path / "out")
     assert not (tmp_path / "out").exists() or names(tmp_path / "out") == []
 

@@ -12,7 +12,7 @@ from material import real_data
 import meidbench
 from meidbench.baselines import AGGREGATORS, AUGMENTATIONS, LOSSES, METHODS, SAMPLERS
 from meidbench.cli import main
-from meidbench.splits.manifests import DATASETS
+from meidbench.names import DATASETS
 from meidbench.splits.statistics import CHECKS
 
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, flatten
 from meidbench.baselines.recipes import PUBLISHED_TABLES
 from meidbench.checks import parse_settings
 from meidbench.cli.training import train
-from meidbench.splits.manifests import DATASETS
+from meidbench.names import DATASETS
 from meidbench.splits.split import Split
 
 FOLDER = Path(__file__).parents[1] / "docs" / "methods"

@@ -1,4 +1,4 @@
-"""Plans and their targets: what may be said, what is refused at once, and that a plan makes its split again."""
+"""Plans and their targets: their keys, the refusals at once, and that a plan makes its split again."""
 
 import json
 import sys
@@ -11,19 +11,18 @@ from hypothesis import strategies as st
 from material import TOY, TOY_MANIFEST
 from test_construction import invented
 
+from meidbench.checks import parse_settings
 from meidbench.construction import EXACT_PRESETS, PRESETS, ExactTargets, Targets, construct, default_targets
 from meidbench.construction.plans import (
     KEYS,
-    Plan,
+    SplitPlan,
     check_settings,
-    content_digest,
     is_plan,
     make_split,
-    parse_settings,
-    plan_of_benchmark,
-    plan_text,
-    read_material,
+    plan_for_benchmark,
     read_plan,
+    read_videos,
+    render_plan,
     resolve_targets,
 )
 from meidbench.errors import MeidbenchError, SplitError
@@ -55,7 +54,10 @@ group_by = ["pair", "subject"]
 """
 
 
-def plan_of(tmp_path: Path, text: str, name: str = "mine.toml") -> Plan:
+PLAIN = {"example": "alpha=6", "dotted": False, "error": SplitError}
+
+
+def plan_of(tmp_path: Path, text: str, name: str = "mine.toml") -> SplitPlan:
     (tmp_path / name).write_text(text, encoding="utf-8")
     return read_plan(tmp_path / name)
 
@@ -101,14 +103,14 @@ targets = { alpha = "6" }
     for part in (
         "7 problem(s) with the plan", "mine.toml", f"unknown key tabel; known: {', '.join(KEYS)}", "name 'a/b' is not",
         "unknown format 'csv'; known: activitynet, youtube8m", "files must be a list of file names, got ['x', 3]",
-        "unknown variant 'fair'; known: pareto, grouped, exact", "seed must be a whole number from 0 on, got True",
+        "unknown variant 'fair'; known: pareto, grouped, exact", "seed must be a whole number, got True",
         "class_names goes with table",
     ):  # fmt: skip
         assert part in str(refusal.value), part
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
-    ('name = "a"', "one of benchmark, table, format says where the videos are, got none of them"),
+    ('name = "a"', "one of benchmark, table, format must give the videos, got none of them"),
     ('name = "a"\ntable = "t"\nbenchmark = "videolt"', "got benchmark and table"),
     ('table = "t"', "table needs name"),
     ('name = "a"\nformat = "activitynet"', "format needs files"),
@@ -118,8 +120,8 @@ targets = { alpha = "6" }
     ('name = "charadeslt"\ntable = "t"', "name 'charadeslt' is that of a published benchmark"),
     ('name = ""\ntable = "t"', "name must be text, got ''"),
     ('name = "../a"\ntable = "t"', "name '../a' is not of letters"),
-    ('name = "a"\ntable = "t"\nseed = -1', "seed must be a whole number from 0 on, got -1"),
-    ('name = "a"\ntable = "t"\nseed = 1.0', "seed must be a whole number from 0 on, got 1.0"),
+    ('name = "a"\ntable = "t"\nseed = -1', "seed must be at least 0, got -1"),
+    ('name = "a"\ntable = "t"\nseed = 1.0', "seed must be a whole number, got 1.0"),
     ('name = "a"\ntable = "t"\ntargets = 3', "targets must be a table, got 3"),
     ('name = "a"\nbenchmark = "videolt"', "a benchmark has its name: leave name out"),
     ('name = "a"\ntable = "t"\n[targets]\nalfa = 3\nbeta = 1', "alfa, beta: no target of pareto; known: most_frequent"),
@@ -156,13 +158,13 @@ def test_plans_are_told_from_manifests(tmp_path):
 
 
 def test_settings_are_read_as_toml_and_else_as_text():
-    read = parse_settings(["alpha = 2.5", "seed=0x10", "name=two words", "a=[1, 2]", "b=1\nc = 2", "d=true"])
+    read = parse_settings(["alpha = 2.5", "seed=0x10", "name=two words", "a=[1, 2]", "b=1\nc = 2", "d=true"], **PLAIN)
     assert read == {"alpha": 2.5, "seed": 16, "name": "two words", "a": [1, 2], "b": "1\nc = 2", "d": True}
     for wrong in ("alpha", "=3", "alpha=", ""):
         with pytest.raises(SplitError, match="is no setting; expected KEY=VALUE"):
-            parse_settings([wrong])
+            parse_settings([wrong], **PLAIN)
     with pytest.raises(SplitError, match="alpha is set twice"):
-        parse_settings(["alpha=1", "alpha=1"])
+        parse_settings(["alpha=1", "alpha=1"], **PLAIN)
 
 
 @pytest.mark.parametrize("value", [True, "3", None, [3], 3.5, {}])
@@ -213,28 +215,28 @@ TEXT = st.text(
 def test_any_text_and_number_comes_back_from_a_plan(tmp_path_factory, name, seed, alpha):
     folder = tmp_path_factory.mktemp("plan")
     made = construct(invented(60), Targets(9, 2, alpha, 6, 3, 2, 1), dataset="mine", seed=seed)
-    plan = Plan("mine", table=folder / name, seed=seed, targets={"alpha": alpha})
-    text = plan_text(plan, made, folder)
+    plan = SplitPlan("mine", table=folder / name, seed=seed, targets={"alpha": alpha})
+    text = render_plan(plan, made, folder)
     facts = tomllib.loads(text)
     assert (facts["table"], facts["seed"], facts["targets"]["alpha"]) == (name, seed, alpha)
     again = plan_of(folder, text)
-    assert again.table == folder / name and again.digest == content_digest(made.split)
+    assert again.table == folder / name and again.digest == made.split.plan_digest
     assert resolve_targets(invented(60), "pareto", again.targets, dataset="mine") == made.targets
 
 
 def test_paths_in_a_plan_are_relative_where_they_move_along(tmp_path):
     made = construct(invented(60), Targets(9, 2, 3, 6, 3, 2, 1), dataset="mine", seed=0)
     for table, told in (("work/t.csv", "../t.csv"), ("work/out/t.csv", "t.csv"), ("t.csv", str(tmp_path / "t.csv"))):
-        text = plan_text(Plan("mine", table=tmp_path / table), made, tmp_path / "work" / "out")
+        text = render_plan(SplitPlan("mine", table=tmp_path / table), made, tmp_path / "work" / "out")
         assert tomllib.loads(text)["table"] == told
 
 
 def test_a_benchmarks_plan_reads_its_annotations():
-    plan = plan_of_benchmark(TOY_MANIFEST, "grouped")
+    plan = plan_for_benchmark(TOY_MANIFEST, "grouped")
     assert plan.stem == "toylt-grouped-0"
-    made = make_split(plan, read_material(plan, TOY).annotations)
+    made = make_split(plan, read_videos(plan, TOY).annotations)
     assert made.targets.group_by == ("pair",) and made.split.dataset == "toylt"
-    facts = tomllib.loads(plan_text(plan, made, TOY))
+    facts = tomllib.loads(render_plan(plan, made, TOY))
     assert facts["benchmark"] == "toylt.toml" and "name" not in facts
 
 
@@ -278,5 +280,5 @@ def test_both_formats_give_the_same_split_of_the_same_labels(tmp_path):
     digests = set()
     for write in (activitynet, youtube8m):
         plan = plan_of(tmp_path, 'name = "mine"\n' + write(tmp_path))
-        digests.add(make_split(plan, read_material(plan).annotations).split.digest)
+        digests.add(make_split(plan, read_videos(plan).annotations).split.digest)
     assert len(digests) == 1

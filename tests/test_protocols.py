@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 import meidbench as mb
 from meidbench import names
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.errors import PredictionError
 from meidbench.evaluation.evaluate import PROTOCOLS, ProtocolScorer, as_blocks, evaluate_scores, subset_positives
 from meidbench.evaluation.ranking import Positives, count_ranks, precision_from_counts

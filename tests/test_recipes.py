@@ -23,7 +23,7 @@ from meidbench.baselines.samplers import VideoSampler
 from meidbench.checks import parse_settings
 from meidbench.errors import MeidbenchError
 from meidbench.features.simulation import simulate_features
-from meidbench.splits.manifests import DATASETS
+from meidbench.names import DATASETS
 from meidbench.splits.split import Split
 
 TINY = ("frames.train=6", "frames.test=6", "schedule.batch_size=16", "execution.device=cpu")

@@ -4,17 +4,19 @@ import csv
 import hashlib
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from material import REAL, TOY, TOY_MANIFEST, real_data
+from material import REAL, TOY, TOY_MANIFEST, real_annotations, real_data, released_split
 
-from meidbench.annotations.official import read_annotations
 from meidbench.errors import AnnotationError, MeidbenchError
-from meidbench.splits.manifests import DATASETS, SUBSETS, load_assignment, load_manifest
+from meidbench.names import DATASETS, SUBSETS
+from meidbench.splits.export import write_lists
+from meidbench.splits.manifests import load_assignment, load_manifest
 from meidbench.splits.released import build_released
-from meidbench.splits.split import Split, write_lists
+from meidbench.splits.split import Split
 from meidbench.splits.statistics import split_statistics
 
 TRAIN, TEST = "Toy_v1_train.csv", "Toy_v1_test.csv"
@@ -53,7 +55,8 @@ def test_ids_and_labels_are_those_of_the_released_lists(real_split: Split):
         matrix = real_split.labels(subset)
         assert matrix.shape == (len(rows), manifest.num_classes)
         assert matrix.sum() == sum(len(set(labels)) for _, labels in rows)
-        assert all(matrix[row, labels].all() for row, (_, labels) in enumerate(rows))
+        places = np.repeat(np.arange(len(rows)), [len(labels) for _, labels in rows])
+        assert matrix[places, [label for _, labels in rows for label in labels]].all()
 
 
 def test_every_number_of_table_1_is_reproduced(real_split: Split):
@@ -73,14 +76,14 @@ def test_every_number_of_table_1_is_reproduced(real_split: Split):
 
 
 def test_seven_videolt_classes_lie_on_the_threshold():
-    split = build_released("videolt", real_data("videolt"))
+    split = released_split("videolt")
     on_threshold = np.flatnonzero(split.train_counts == 100)
     assert len(on_threshold) == 7
     assert set(on_threshold) <= set(split.groups.tail)
 
 
 def test_videolt_training_counts_are_the_published_ones():
-    split = build_released("videolt", real_data("videolt"))
+    split = released_split("videolt")
     lines = (real_data("videolt") / "count-labels-train.lst").read_text().splitlines()
     assert [float(line.split()[-1]) for line in lines] == split.train_counts.tolist()
 
@@ -91,7 +94,7 @@ def test_the_assignment_holds_no_id_and_no_label(name):
     assert set(assignment.symbols) <= set(".tve")
     assert len(assignment.symbols) == sum(assignment.source_videos.values())
     manifest = load_manifest(name)
-    ids = read_annotations(manifest, real_data(REAL[name])).video_ids
+    ids = real_annotations(name).video_ids
     assert assignment.ids_digest == hashlib.sha256("".join(f"{i}\n" for i in sorted(ids)).encode()).hexdigest()
     counts = [assignment.symbols.count(symbol) for symbol in "tve"]
     assert counts == [manifest.expected[subset] for subset in SUBSETS]
@@ -101,11 +104,14 @@ def test_the_assignment_holds_no_id_and_no_label(name):
 
 
 @pytest.mark.parametrize("name", list(REAL))
-def test_the_script_makes_the_same_assignment_again(name, tmp_path):
+def test_the_script_makes_the_same_assignment_again(name, tmp_path, monkeypatch):
     from click.testing import CliRunner
 
+    from meidbench.splits import make
     from meidbench.splits.make import main
 
+    if name == "videolt":  # read once for all tests, because that takes long
+        monkeypatch.setattr(make, "read_annotations", lambda manifest, folder: real_annotations(name))
     arguments = [name, "--annotations", real_data(REAL[name]), "--lists", list_folder(name), "--out", tmp_path]
     outcome = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert outcome.exit_code == 0, outcome.output
@@ -151,7 +157,7 @@ def test_a_flipped_label_is_refused_with_video_and_classes(toy_folder, toy_split
     change_rows(toy_folder / TRAIN, flip)
     message = refusal(toy_folder)
     assert f"video {seen['id']} ({TRAIN}): class {seen['old']} is missing, class {seen['new']} is unexpected" in message
-    assert "videos a class in train" in message and f"{seen['old']} 'Doing thing {seen['old']}'" in message
+    assert "videos per class in train" in message and f"{seen['old']} 'Doing thing {seen['old']}'" in message
     assert "No split was written" in message
 
 
@@ -239,7 +245,7 @@ def test_a_file_cut_between_lines_is_refused_with_its_last_video(toy_folder):
     change_rows(toy_folder / TRAIN, cut)
     message = refusal(toy_folder)
     assert f"{TRAIN} holds 19 videos, expected" in message and f"the last is {last[0]}" in message
-    assert f"videos a class in {TRAIN}: 0 'Doing thing 0' " in message
+    assert f"videos per class in {TRAIN}: 0 'Doing thing 0' " in message
     assert "more videos differ than can be named" not in message  # 120 of them still can be
 
 
@@ -254,20 +260,20 @@ def test_other_class_names_are_refused(toy_folder):
     assert "Toy_v1_classes.txt: the class names are not the official ones" in refusal(toy_folder)
 
 
-@pytest.fixture(params=list(REAL))
-def real_copy(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    return request.param, Path(shutil.copytree(real_data(REAL[request.param]), tmp_path / "real"))
-
-
 def make_writable(folder: Path) -> None:
     folder.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
-@pytest.mark.parametrize("damage", ["flip", "drop", "rename", "crlf", "bom", "swap", "half"])
-def test_damage_to_the_real_files_is_read_rightly_or_refused_by_name(real_copy, damage):
-    name, folder = real_copy
+DAMAGE = ("flip", "drop", "rename", "crlf", "bom", "swap", "half")
+# A renamed video is a missing one as well, and a list with a byte-order mark is read in test_annotations.py.
+CASES = [(name, damage) for name in REAL for damage in DAMAGE if name != "videolt" or damage not in ("drop", "bom")]
+
+
+@pytest.mark.parametrize(("name", "damage"), CASES)
+def test_damage_to_the_real_files_is_read_rightly_or_refused_by_name(tmp_path, name, damage):
+    folder = Path(shutil.copytree(real_data(REAL[name]), tmp_path / "real"))
     make_writable(folder)
     manifest = load_manifest(name)
     paths = [folder / file.name for file in manifest.files]
@@ -311,17 +317,13 @@ def test_damage_to_the_real_files_is_read_rightly_or_refused_by_name(real_copy, 
     else:
         assert f"video {video_id}" in message
     if damage == "flip":
-        assert "videos a class in train" in message
+        assert "videos per class in train" in message
     assert f"meidbench download {name}" in message
 
 
-_ids: dict[str, set[str]] = {}
-
-
+@cache
 def _train_ids(name: str) -> set[str]:
-    if name not in _ids:
-        _ids[name] = set(build_released(name, real_data(REAL[name])).video_ids("train"))
-    return _ids[name]
+    return set(released_split(name).video_ids("train"))
 
 
 def test_statistics_that_differ_from_the_manifest_are_refused(toy_folder):
@@ -341,7 +343,7 @@ def test_many_differing_labels_are_named_quickly_and_with_the_classes(toy_folder
 
     change_rows(toy_folder / TRAIN, change)
     message = refusal(toy_folder)
-    assert "videos a class in train: 0 'Doing thing 0'" in message
+    assert "videos per class in train: 0 'Doing thing 0'" in message
     assert message.count("\n  - video ") >= 5 and "more\nNo split was written" in message
 
 
@@ -365,7 +367,7 @@ def test_unknown_and_damaged_manifests_are_refused(tmp_path):
     with pytest.raises(MeidbenchError, match="is not a manifest"):
         load_manifest(str(tmp_path / "x.toml"))
     (tmp_path / "y.toml").write_text('name = "y"')
-    with pytest.raises(MeidbenchError, match="KeyError"):
+    with pytest.raises(MeidbenchError, match="title is missing"):
         load_manifest(str(tmp_path / "y.toml"))
     (tmp_path / "y.assignment.json").write_text("{")
     with pytest.raises(MeidbenchError, match="assignment of .* is damaged"):
@@ -375,11 +377,11 @@ def test_unknown_and_damaged_manifests_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("old", "new", "complaint"), [
-    ('name = "toylt"', 'name = "../toylt"', "no plain file name"),
-    ('file = "ToyLT_val.txt"', 'file = "/tmp/x"', "no plain file name"),
-    ("num_classes = 12", 'num_classes = "12"', "must be integers"),
-    ("num_classes = 12", "num_classes = 12.0", "must be integers"),
-    ("head_above = 30", "head_above = nan", "must be integers"),
+    ('name = "toylt"', 'name = "../toylt"', "not a plain file name"),
+    ('file = "ToyLT_val.txt"', 'file = "/tmp/x"', "not a plain file name"),
+    ("num_classes = 12", 'num_classes = "12"', "must be a whole number"),
+    ("num_classes = 12", "num_classes = 12.0", "must be a whole number"),
+    ("head_above = 30", "head_above = nan", "must be a whole number"),
     ("head_above = 30", "head_above = 3", "tail_up_to must not lie above head_above"),
     ('source = "test"', 'source = "train"', "each of another source"),
     ('reader = "charadesego"', 'reader = "nope"', "unknown reader 'nope'; known: charades, charadesego, lists"),

@@ -1,4 +1,4 @@
-"""Statistics and audit against plain loops over the rows, and against what is known of the released splits."""
+"""Statistics and audit against plain loops over the rows, and against the known facts about the released splits."""
 
 import re
 from itertools import combinations
@@ -6,12 +6,11 @@ from itertools import combinations
 import numpy as np
 import pyarrow as pa
 import pytest
-from material import REAL, real_data
+from material import released_split
 
 from meidbench.errors import MeidbenchError
+from meidbench.names import SUBSETS
 from meidbench.report.plots import plot_class_frequencies
-from meidbench.splits.manifests import SUBSETS
-from meidbench.splits.released import build_released
 from meidbench.splits.split import Split
 from meidbench.splits.statistics import audit_split, split_statistics
 
@@ -42,7 +41,7 @@ def counts_by_sentence(split: Split) -> dict[str, int]:
 
 
 def test_the_audit_finds_the_known_defects_of_charadesegolt():
-    split = build_released("charadesegolt", real_data(REAL["charadesegolt"]))
+    split = released_split("charadesegolt")
     assert counts_by_sentence(split) == {
         "groups (takes of one script, parts of one film) in both train and val": 93,
         "groups (takes of one script, parts of one film) in both train and test": 109,
@@ -55,14 +54,14 @@ def test_the_audit_finds_the_known_defects_of_charadesegolt():
 
 
 def test_the_audit_finds_the_known_defects_of_charadeslt():
-    split = build_released("charadeslt", real_data(REAL["charadeslt"]))
+    split = released_split("charadeslt")
     found = counts_by_sentence(split)
     assert found["subjects in both train (of 177) and test (of 139)"] == 124
     assert {what.split()[0] for what in found} == {"subjects"}
 
 
 def test_the_audit_finds_nothing_in_videolt():
-    assert audit_split(build_released("videolt", real_data("videolt"))) == []
+    assert audit_split(released_split("videolt")) == []
 
 
 def test_the_audit_of_toylt_equals_plain_loops(toy_split):
@@ -72,7 +71,7 @@ def test_the_audit_of_toylt_equals_plain_loops(toy_split):
         bases = [{re.sub("EGO$", "", row["video_id"]) for row in rows if row["subset"] == s} for s in (a, b)]
         assert found[f"groups (takes of one script, parts of one film) in both {a} and {b}"] == len(bases[0] & bases[1])
     short = [row for row in rows if row["length_s"] * 24 < 200]
-    assert found["videos of fewer than 200 frames at 24 frames a second"] == len(short) > 0
+    assert found["videos of fewer than 200 frames at 24 frames per second"] == len(short) > 0
 
 
 def test_each_finding_says_which_check_made_it(toy_split):

@@ -1,4 +1,4 @@
-"""What a plain table says is what is read, in every form, or it is refused with the line."""
+"""A plain table is read as it was written, in every form, or refused with the line."""
 
 import csv
 import hashlib
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from meidbench.annotations.tables import read_table, split_from_table
 from meidbench.errors import SplitError
-from meidbench.splits.split import read_split, write_csv, write_split
+from meidbench.splits.export import write_csv
+from meidbench.splits.split import read_split, write_split
 
 TABLE = """video_id,note,subset,labels
 a,x,train,0;2
@@ -68,9 +69,9 @@ def test_the_command_writes_a_split_that_other_commands_take(run, tmp_path):
 
 @pytest.mark.parametrize(("text", "complaint"), [
     ("video_id,labels\na,0\n", "has no column subset; its columns are video_id, labels"),
-    ("video_id,subset,labels\na,dev,0\n", "line 2 (a): subset 'dev' is none of train, val, test"),
-    ("video_id,subset,labels\na,train,x\n", "line 2 (a): label 'x' is none of the class indices"),
-    ("video_id,subset,labels\na,train,-1\n", "line 2 (a): label '-1' is none of the class indices"),
+    ("video_id,subset,labels\na,dev,0\n", "line 2 (a): subset 'dev' is not one of train, val, test"),
+    ("video_id,subset,labels\na,train,x\n", "line 2 (a): label 'x' is not one of the class indices"),
+    ("video_id,subset,labels\na,train,-1\n", "line 2 (a): label '-1' is not one of the class indices"),
     ("video_id,subset,labels\na,train,1;1\n", "line 2 (a): a label occurs twice"),
     ("video_id,subset,labels\n,train,1\n", "'' is not a video id"),
     ("video_id,subset,labels\na,train,1\na,val,1\n", "1 video(s) occur more than once: a"),
@@ -207,7 +208,7 @@ def test_names_with_semicolons_can_be_said_in_lists_and_by_index(tmp_path):
     names.write_text("run\nopen; close\n")
     listed = read(tmp_path, json.dumps(entries), "t.json", class_names=names)
     assert listed.annotations.labels == [(1, 0), (0,)] and listed.annotations.video_ids == ["a", "7"]
-    assert listed.note == "2 classes, as the class names have them"
+    assert listed.note == "2 classes, from the list of class names"
     assert [file.name for file in listed.annotations.files] == ["t.json", "names.txt"]
     assert read(tmp_path, "video_id,labels\na,1;0\n", class_names=names).annotations.labels == [(1, 0)]
     with pytest.raises(SplitError, match="names that hold a semicolon need lists"):
@@ -230,9 +231,9 @@ def test_groups_are_kept_so_that_the_audit_finds_what_leaks(tmp_path, run):
 @pytest.mark.parametrize(("name", "text", "complaint"), [
     ("t.csv", "video_id,labels\na,run\nb,3;4\n", "'run' (line 2) beside 3 (line 3), 4 (line 3)"),
     ("t.csv", "video_id,labels\na,run\nb,Run\n", "names that differ only in case or spacing: 'Run' / 'run'"),
-    ("t.csv", "video_id,labels\na,run\nb,-1\n", "line 3 (b): label '-1' is none of the class names or indices"),
-    ("t.csv", "video_id,labels\na,1.0\n", "label '1.0' is none of"),
-    ("t.csv", "video_id,labels\na,run;\n", "label '' is none of"),
+    ("t.csv", "video_id,labels\na,run\nb,-1\n", "line 3 (b): label '-1' is not one of the class names or indices"),
+    ("t.csv", "video_id,labels\na,1.0\n", "label '1.0' is not one of"),
+    ("t.csv", "video_id,labels\na,run;\n", "label '' is not one of"),
     ("t.csv", "video_id,labels\na,run; run\n", "a label occurs twice"),
     ("t.csv", "video_id,labels\na,7;07\n", "a label occurs twice"),
     ("t.csv", "video_id,labels\na,32767\n", "32,768 classes are more than a split file can hold (32,767)"),
@@ -255,9 +256,9 @@ def test_groups_are_kept_so_that_the_audit_finds_what_leaks(tmp_path, run):
     ("t.json", '[{"video_id": "a", "labels": [true]}]', "entry 1 (a): label True is neither a name nor an index"),
     ("t.json", '[{"video_id": "a", "labels": [1.0]}]', "label 1.0 is neither"),
     ("t.json", '[{"video_id": "a", "labels": [[1]]}]', "label [1] is neither"),
-    ("t.json", '[{"video_id": "a", "labels": {"x": 1}}]', "labels {'x': 1} are no list"),
-    ("t.json", '[{"video_id": "a", "labels": 3}]', "labels 3 are no list"),
-    ("t.json", '[{"video_id": "a", "labels": ["\\ud800"]}]', "label '\\ud800' is none of"),
+    ("t.json", '[{"video_id": "a", "labels": {"x": 1}}]', "labels {'x': 1} are not a list"),
+    ("t.json", '[{"video_id": "a", "labels": 3}]', "labels 3 are not a list"),
+    ("t.json", '[{"video_id": "a", "labels": ["\\ud800"]}]', "label '\\ud800' is not one of"),
     ("t.json", '[{"video_id": "a", "labels": ["x"], "group": ["g"]}]', "group ['g'] is not text in one line"),
     ("t.json", '[{"video_id": "a", "labels": ["x"], "group": "g", "pair_id": "h"}]', "both a group and a pair_id"),
     ("t.json", '[{"video_id": "a", "labels": ["x"], "length_s": true}]', "length_s True is not"),
@@ -266,7 +267,7 @@ def test_groups_are_kept_so_that_the_audit_finds_what_leaks(tmp_path, run):
     ("t.json", '[{"video_id": "a", "labels": ["x"]}, 3]', "t.json, entry 2: not an object"),
     ("t.json", '[{"video_id": "a", "labels": ["x"]}, {"video_id": "b", "labels": [], "Groups": 1}]', "'Groups'"),
     ("t.jsonl", '{"video_id": "a", "labels": ["x"]}\n{"video_id": "b", "lab', "line 2"),
-    ("t.json", '{\n "database": {}\n}', "expected an object a line, or a list of objects"),
+    ("t.json", '{\n "database": {}\n}', "expected one object per line, or a list of objects"),
     ("t.json", '{"database": {}}', "line 1 (None): no video_id and labels; its keys are database"),
 ])  # fmt: skip
 def test_a_table_that_cannot_be_meant_is_refused_with_the_place(tmp_path, name, text, complaint):
@@ -330,7 +331,7 @@ def test_a_table_longer_than_a_batch_loses_nothing(tmp_path):
 @pytest.mark.parametrize(("names", "said"), [
     ("run\n\njump\nswim\n", "no class name in line 2"),
     ("run fast\x0bjump\nswim\n", "no class name in line 1"),
-    ("1\n2\n3\n", "cannot be told from indices: 1, 2, 3"),
+    ("1\n2\n3\n", "could be confused with indices: 1, 2, 3"),
 ])  # fmt: skip
 def test_class_names_that_would_shift_indices_are_refused(tmp_path, names, said):
     (tmp_path / "names.txt").write_text(names)

@@ -1,4 +1,4 @@
-"""ActivityNet's JSON, in which HACS Segments, FineAction and THUMOS14 are distributed as well."""
+"""The JSON form of ActivityNet, which HACS Segments, FineAction and THUMOS14 use as well."""
 
 import hashlib
 import json
@@ -8,8 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meidbench.annotations.base import Format, append_video, check_video_id, check_whole, shown
-from meidbench.annotations.official import Annotations, FileRecord, Segment
+from meidbench.annotations.base import (
+    Annotations,
+    FileRecord,
+    Format,
+    Segment,
+    check_annotations,
+    check_video_id,
+    find_repeated,
+    quote,
+)  # fmt: skip
 from meidbench.errors import AnnotationError, first_few
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]+)?")
@@ -19,15 +27,15 @@ _TAXONOMY_REMEDY = "Where the taxonomy is not about these labels, take the key '
 def read_activitynet(paths: Sequence[Path]) -> Annotations:
     """Read files of the form of ActivityNet 1.3.
 
-    Each is an object with the keys ``database`` and, if it is there, ``taxonomy``; others are ignored. ``database`` has
-    an object a video, by id: ``subset`` (kept as it is, so ``training`` in one dataset and ``Test`` in another),
+    Each is an object with the key ``database`` and, optionally, ``taxonomy``; other keys are ignored. ``database`` has
+    one object per video, by id: ``subset`` (kept verbatim: ``training`` in one dataset, ``Test`` in another),
     ``duration`` in seconds, and ``annotations``, a list of objects with ``label`` and ``segment`` (start and end in
-    seconds). All but ``label`` may be missing, as the annotations of ActivityNet's subset ``testing`` are.
+    seconds). Only ``label`` is required; ActivityNet's subset ``testing`` has no annotations.
 
-    The classes are the leaves of the taxonomy, which has nodes with ``nodeName``, ``parentName``, ``nodeId`` and
-    ``parentId``, whether a video has them or not. Without a taxonomy they are the labels that occur. Both are sorted by
-    code points, as the official evaluation numbers classes only by where they happen to occur first. A label such as
-    THUMOS14's ``Ambiguous``, which is no class, has to be taken out of the file before.
+    The classes are the leaves of the taxonomy, with or without videos; its nodes have ``nodeName``, ``parentName``,
+    ``nodeId`` and ``parentId``. Without a taxonomy, the classes are the labels that occur. They are sorted by code
+    points, because the official evaluation numbers them only by their first occurrence. Take a label that is not a
+    class, such as THUMOS14's ``Ambiguous``, out of the file before.
 
     Segments are kept verbatim and in order, also those that end before they start or after the video.
 
@@ -75,8 +83,8 @@ def read_activitynet(paths: Sequence[Path]) -> Annotations:
     for path, record, content in contents:
         _append(path.name, content["database"], index, table, problems)
         table.files.append(record)
-    strange = bool(leaves[0]) and any("no leaf of the taxonomy" in problem for problem in problems)
-    check_whole(table, problems, "ActivityNet", _TAXONOMY_REMEDY if strange else "")
+    strange = any("not a leaf of the taxonomy" in problem for problem in problems)
+    check_annotations(table, problems, "ActivityNet", _TAXONOMY_REMEDY if strange else "")
     return table
 
 
@@ -84,11 +92,8 @@ def _read_json(path: Path) -> tuple[FileRecord, dict[str, Any]]:
     twice: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entry = dict(pairs)
-        if len(entry) < len(pairs):
-            seen: set[str] = set()
-            twice.extend(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        return entry
+        twice.extend(find_repeated([name for name, _ in pairs]))
+        return dict(pairs)
 
     try:
         raw = path.read_bytes()
@@ -102,14 +107,13 @@ def _read_json(path: Path) -> tuple[FileRecord, dict[str, Any]]:
         raise AnnotationError(
             f"{path} is not of ActivityNet's form: expected a key 'database' with videos, found {found}"
         )
-    if twice:
-        # One of the two would be lost without a word.
+    if twice:  # one of the two would be lost
         raise AnnotationError(f"{path}: {len(twice):,} key(s) occur twice in one object: {first_few(map(repr, twice))}")
     return FileRecord(path.name, len(raw), hashlib.sha256(raw).hexdigest()), content
 
 
 def _leaves(path: Path, taxonomy: Any) -> tuple[str, ...]:
-    """Return the names of the nodes that are no parents, sorted; empty without a taxonomy."""
+    """Return the names of the nodes without children, sorted; empty without a taxonomy."""
     if not taxonomy:
         return ()
     fields = ("nodeName", "parentName")
@@ -124,7 +128,7 @@ def _leaves(path: Path, taxonomy: Any) -> tuple[str, ...]:
 
 
 def _used_labels(databases: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Return the labels that occur, sorted; what is malformed is left to ``_append`` to name."""
+    """Return the labels that occur, sorted; ``_append`` refuses malformed ones."""
     labels = set()
     for database in databases:
         for video in database.values():
@@ -142,49 +146,48 @@ def _append(
         try:
             check_video_id(video_id)
             if not isinstance(video, dict):
-                raise ValueError(f"{shown(video)} is not an object")
+                raise ValueError(f"{quote(video)} is not an object")
             subset = video.get("subset", "")
             if not isinstance(subset, str) or not subset.isprintable():
-                raise ValueError(f"subset {shown(subset)} is not text in one line")
+                raise ValueError(f"subset {quote(subset)} is not text in one line")
             duration = video.get("duration")
             length = math.nan if duration is None else _seconds(duration)
             if length <= 0:
-                raise ValueError(f"duration {shown(duration)} is not a length in seconds")
+                raise ValueError(f"duration {quote(duration)} is not a length in seconds")
             labels, segments = _parse_annotations(video.get("annotations"), index)
         except ValueError as error:
-            problems.append(f"{name}, {shown(video_id)[1:-1]}: {error}")
+            problems.append(f"{name}, {quote(video_id)[1:-1]}: {error}")
             continue
-        append_video(table, video_id, subset, labels, length, segments)
+        table.append(video_id, subset, labels, length, segments)
 
 
 def _parse_annotations(entries: Any, index: dict[str, int]) -> tuple[tuple[int, ...], tuple[Segment, ...]]:
-    if entries is None:
-        entries = []
+    entries = [] if entries is None else entries
     if not isinstance(entries, list):
-        raise ValueError(f"annotations {shown(entries)} are not a list")
+        raise ValueError(f"annotations {quote(entries)} are not a list")
     labels: dict[int, None] = {}
     segments = []
     for entry in entries:
         label = entry.get("label") if isinstance(entry, dict) else None
         if not isinstance(label, str) or not label.strip() or not label.isprintable():
-            raise ValueError(f"annotation {shown(entry)} has no label")
+            raise ValueError(f"annotation {quote(entry)} has no label")
         if label not in index:
-            raise ValueError(f"label {shown(label)} is no leaf of the taxonomy")
+            raise ValueError(f"label {quote(label)} is not a leaf of the taxonomy")
         labels[index[label]] = None
         segment = entry.get("segment")
         if segment is None:
             continue
         if not isinstance(segment, list) or len(segment) != 2:
-            raise ValueError(f"segment {shown(segment)} is not a start and an end")
+            raise ValueError(f"segment {quote(segment)} is not a start and an end")
         segments.append((index[label], _seconds(segment[0]), _seconds(segment[1])))
     return tuple(labels), tuple(segments)
 
 
 def _seconds(value: Any) -> float:
-    """Return a number; some printings of the form have it as text."""
+    """Return a number, which some files hold as text."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
     if not is_number and not (isinstance(value, str) and _NUMBER.fullmatch(value)):
-        raise ValueError(f"{shown(value)} is not a number of seconds")
+        raise ValueError(f"{quote(value)} is not a number of seconds")
     return float(value)
 
 

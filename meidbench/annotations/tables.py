@@ -1,4 +1,4 @@
-"""Annotated videos, or a whole split, from a plain table of one's own: ``video_id, labels[, group][, subset]``."""
+"""Annotated videos, or a whole split, from a plain table of the user: ``video_id, labels[, group][, subset]``."""
 
 import csv
 import json
@@ -14,212 +14,24 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from meidbench.annotations.base import LabelIndex, shown
-from meidbench.annotations.official import Annotations, FileRecord
+from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, quote
+from meidbench.annotations.labels import LabelIndex
 from meidbench.errors import SplitError, bullet_list, first_few
 from meidbench.files import file_sha256
-from meidbench.splits.manifests import SUBSETS
+from meidbench.names import SUBSETS
 from meidbench.splits.split import Split
 
-Row = tuple[int, Sequence[Any]]
-"""Where a row stands (a line or a count from 1), and its values in the order of the columns asked for."""
-
-_PARQUET = b"PAR1"
-_BATCH = 1 << 16
-
-
-@dataclass
-class TableRows:
-    """Rows of a table, read one after another.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    columns : tuple of str
-        Its columns; for JSON the keys of the objects read so far.
-    source : object
-        What the rows are read from.
-    problems : list of str
-        Rows that could not be read, filled while ``rows`` runs.
-    noun : str
-        What a row is called in a message: ``line``, ``row`` or ``entry``.
-    is_text : bool
-        Whether every value is text, so that lists are joined by semicolons.
-    has_header : bool
-        Whether ``columns`` are known from the start.
-    """
-
-    path: Path
-    columns: tuple[str, ...]
-    source: Any
-    problems: list[str] = field(default_factory=list)
-
-    noun: ClassVar[str] = "line"
-    is_text: ClassVar[bool] = False
-    has_header: ClassVar[bool] = True
-
-    def rows(self, names: Sequence[str]) -> Iterator[Row]:
-        """Yield every row with the values of some columns, None where the table has no such column."""
-        raise NotImplementedError
-
-    def where(self, number: int, video_id: object) -> str:
-        """Say which row is meant: file, line and video."""
-        text = str(video_id)
-        return f"{self.path.name}, {self.noun} {number:,} ({text if len(text) <= 60 else text[:57] + '...'})"
-
-
-class _TextRows(TableRows):
-    """CSV or tab-separated text with a header; cells are stripped."""
-
-    is_text = True
-
-    def rows(self, names: Sequence[str]) -> Iterator[Row]:
-        places = [self.columns.index(name) if name in self.columns else None for name in names]
-        expected = len(self.columns)
-        reader = self.source
-        with _readable(self.path, "CSV"):
-            for row in reader:
-                if len(row) == expected:
-                    yield reader.line_num, [None if place is None else row[place].strip() for place in places]
-                elif any(cell.strip() for cell in row):
-                    # A comma among the labels would otherwise lose all but the first of them.
-                    self.problems.append(
-                        f"{self.where(reader.line_num, row[0])}: {len(row)} cells, expected {expected}; "
-                        "labels are joined by semicolons"
-                    )
-
-
-class _ParquetRows(TableRows):
-    noun = "row"
-
-    def rows(self, names: Sequence[str]) -> Iterator[Row]:
-        present = [name for name in names if name in self.columns]
-        number = 0
-        with _readable(self.path, "Parquet"):
-            for batch in self.source.iter_batches(_BATCH, columns=present):
-                values = {name: batch.column(name).to_pylist() for name in present}
-                blank = [None] * len(batch)
-                for row in zip(*(values.get(name, blank) for name in names), strict=True):
-                    number += 1
-                    yield number, row
-
-
-class _JsonLines(TableRows):
-    """An object a line."""
-
-    has_header = False
-
-    def entries(self) -> Iterator[tuple[int, Any]]:
-        for number, line in enumerate(self.source, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line, object_pairs_hook=_unique)
-                except (ValueError, RecursionError) as error:
-                    raise SplitError(
-                        f"{self.path} is not a readable JSON file: line {number:,}: {error}; "
-                        "expected an object a line, or a list of objects"
-                    ) from None
-
-    def rows(self, names: Sequence[str]) -> Iterator[Row]:
-        keys: set[str] = set()
-        with _readable(self.path, "JSON"):
-            for number, entry in self.entries():
-                if not isinstance(entry, dict):
-                    self.problems.append(f"{self.path.name}, {self.noun} {number:,}: not an object")
-                    continue
-                if not entry.keys() <= keys:
-                    keys |= entry.keys()
-                    self.columns += tuple(key for key in entry if key not in self.columns)
-                if "video_id" in entry and "labels" in entry:
-                    yield number, [entry.get(name) for name in names]
-                else:
-                    missing = " and ".join(name for name in ("video_id", "labels") if name not in entry)
-                    found = first_few(entry) or "none"
-                    self.problems.append(
-                        f"{self.where(number, entry.get('video_id'))}: no {missing}; its keys are {found}"
-                    )
-
-
-class _JsonList(_JsonLines):
-    """A list of objects."""
-
-    noun = "entry"
-
-    def entries(self) -> Iterator[tuple[int, Any]]:
-        content = json.load(self.source, object_pairs_hook=_unique)
-        content.reverse()  # so that what was read need not be kept
-        for number in range(1, len(content) + 1):
-            yield number, content.pop()
-
-
-@contextmanager
-def open_rows(path: Path) -> Iterator[TableRows]:
-    """Open a table: Parquet by its first bytes, JSON by a ``[`` or ``{``, tab-separated by ``.tsv``, otherwise CSV.
-
-    Raises
-    ------
-    SplitError
-        It is not there, or not readable as what it begins like; also while its rows are read.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(1 << 10)
-    except (OSError, ValueError) as error:  # a path may hold a zero byte
-        raise SplitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    if start.startswith(_PARQUET):
-        with _readable(path, "Parquet"):
-            file = pq.ParquetFile(path)
-        with file:
-            yield _ParquetRows(path, tuple(file.schema_arrow.names), file)
-        return
-    first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        if first in (b"[", b"{"):
-            yield (_JsonList if first == b"[" else _JsonLines)(path, (), stream)
-            return
-        with _readable(path, "CSV"):
-            reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-            header = tuple(name.strip() for name in next(reader, []))
-        yield _TextRows(path, header, reader)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its keys and values; ValueError where a key occurs twice, as one of them would be lost."""
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key(s) twice in one object: {first_few(sorted({n for n in names if names.count(n) > 1}))}")
-    return entry
-
-
-@contextmanager
-def _readable(path: Path, form: str) -> Iterator[None]:
-    """Turn what a damaged file makes a reader raise into an error that names the file."""
-    try:
-        yield
-    except SplitError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
-        raise SplitError(f"{path} is not a readable {form} file: {reason}") from None
-    except (ValueError, csv.Error, RecursionError) as error:
-        raise SplitError(f"{path} is not a readable {form} file: {error}") from None
-
-
 COLUMNS = ("video_id", "labels", "group", "subset", "length_s", "subject")
+_PAIR = "pair_id"  # the name of the group in a split file, and in a split as CSV
 _SUBSET_NAMES = {
     **{name: name for name in SUBSETS},
     **{"training": "train", "validate": "val", "validation": "val", "testing": "test"},
 }
-_PAIR = "pair_id"  # what a split file, and a split as CSV, calls the group
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class TableContent:
-    """What a table says.
+    """The content of a table.
 
     Attributes
     ----------
@@ -228,7 +40,7 @@ class TableContent:
     subsets : tuple of str or None
         ``train``, ``val`` or ``test`` for each video, where the table has a column ``subset`` with no other names.
     classes_from : str
-        What the class names are: those of ``class names``, or made of the ``labels`` or ``indices`` in the table.
+        The source of the class names: ``class names``, or the ``labels`` or ``indices`` in the table.
     """
 
     annotations: Annotations
@@ -237,23 +49,23 @@ class TableContent:
 
     @property
     def note(self) -> str:
-        """How the classes came about, for a person."""
+        """The number of classes and their source, for a person."""
         count = len(self.annotations.class_names)
         return {
-            "class names": f"{count:,} classes, as the class names have them",
+            "class names": f"{count:,} classes, from the list of class names",
             "labels": f"{count:,} classes: the distinct names among the labels, sorted",
             "indices": f"{count:,} classes: 0 to the highest index among the labels",
         }[self.classes_from]
 
 
 def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
-    r"""Read annotated videos from a table with the columns ``video_id`` and ``labels``, and others if they are there.
+    r"""Read annotated videos from a table with the columns ``video_id`` and ``labels``, and optional others.
 
     Parameters
     ----------
     path : Path
         A CSV or, where its name ends in ``.tsv``, tab-separated text with a header; a Parquet file; a JSON list of
-        objects; or JSON lines, an object a line. Parquet and JSON are told by content. Columns or keys:
+        objects; or JSON lines, one object per line. Parquet and JSON are recognised by content. Columns or keys:
 
         - ``video_id``: text, no video twice.
         - ``labels``: class names or class indices, none twice; joined by ``;`` in text, also as a list in Parquet and
@@ -262,11 +74,11 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
           one film. Empty for a video on its own.
         - ``subset``: the subset in which the dataset has it.
         - ``length_s``: seconds; empty where not known.
-        - ``subject``: who is to be seen.
+        - ``subject``: the person in the video.
 
-        Others are ignored, but not such as ``Group`` or ``groups``, which look like a slip.
+        Others are ignored, but names such as ``Group`` or ``groups``, which look like a slip, are refused.
     class_names : Path, optional
-        One name a line, in the order of the indices. Without it, the classes are 0 to the highest index, or the
+        One name per line, in the order of the indices. Without it, the classes are 0 to the highest index, or the
         distinct names among the labels, sorted by code points; names and indices must not be mixed then.
 
     Returns
@@ -295,12 +107,7 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
 
 
 def split_from_table(
-    path: Path,
-    *,
-    dataset: str,
-    head_above: int,
-    tail_up_to: int,
-    class_names: Path | None = None,
+    path: Path, *, dataset: str, head_above: int, tail_up_to: int, class_names: Path | None = None
 ) -> Split:
     """Make a split from a table with the columns ``video_id``, ``subset`` and ``labels``.
 
@@ -308,13 +115,13 @@ def split_from_table(
     ----------
     path : Path
         A table as in ``read_table``, but ``subset`` must be train, val or test. Groups are kept as ``pair_id``, so
-        that the audit can tell which lie in two subsets.
+        the audit can find those in two subsets.
     dataset : str
         The name of the new benchmark.
     head_above, tail_up_to : int
         Head: more training videos than ``head_above``; tail: at most ``tail_up_to``.
     class_names : Path, optional
-        One name a line, in the order of the indices. Without it labels must be indices, and the classes are 0 to the
+        One name per line, in the order of the indices. Without it labels must be indices, and the classes are 0 to the
         highest of them.
 
     Raises
@@ -334,9 +141,9 @@ def split_from_table(
 
 def _read(path: Path, class_names: Path | None, *, allow_names: bool, needs_subsets: bool) -> TableContent:
     path = Path(path)
-    names = None if class_names is None else _read_names(Path(class_names))
+    names = None if class_names is None else _read_class_names(Path(class_names))
     table = Annotations(())
-    with open_rows(path) as rows:
+    with _open_rows(path) as rows:
         _check_header(rows, ("video_id", "subset", "labels") if needs_subsets else ("video_id", "labels"))
         index = LabelIndex(names, allow_names=allow_names, noun=rows.noun)
         _append_rows(rows, table, index, needs_subsets)
@@ -345,8 +152,7 @@ def _read(path: Path, class_names: Path | None, *, allow_names: bool, needs_subs
     if not problems and not (table.video_ids and indexed.class_names):
         problems.append(f"{path.name} holds no video with a label")
     if problems:
-        more = f"\n  ... and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
-        raise SplitError(f"{len(problems):,} problem(s) with {path}:\n{bullet_list(problems[:_SHOWN])}{more}")
+        raise SplitError(f"{len(problems):,} problem(s) with {path}:\n{bullet_list(problems, MOST_NAMED)}")
     table.labels, table.class_names = indexed.labels, indexed.class_names
     table.segments = [()] * len(table.labels)
     table.views = [""] * len(table.labels)
@@ -358,9 +164,9 @@ def _read(path: Path, class_names: Path | None, *, allow_names: bool, needs_subs
     return TableContent(table, subsets, indexed.made_from)
 
 
-def _read_names(path: Path) -> tuple[str, ...]:
+def _read_class_names(path: Path) -> tuple[str, ...]:
     try:
-        # Not at every character that Unicode takes for the end of a line: an index is the number of its line.
+        # Only \n ends a line, unlike in str.splitlines: an index is the number of its line.
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
     except (OSError, ValueError) as error:
         raise SplitError(f"cannot read the class names in {path}: {error}") from None
@@ -370,19 +176,21 @@ def _read_names(path: Path) -> tuple[str, ...]:
         raise SplitError(f"{path}: no class name in line {first_few(wrong)}; an index is the number of a line, from 0")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise SplitError(f"{path}: class names occur more than once: {first_few(repeated)}")
-    numbers = [name for index, name in enumerate(names) if name.isdecimal() and name != str(index)]
-    if numbers:
+    if numbers := [name for index, name in enumerate(names) if name.isdecimal() and name != str(index)]:
         raise SplitError(
-            f"{path}: class names that are numbers, and not of their own places, cannot be told from indices: "
+            f"{path}: class names that are numbers, but not those of their own lines, could be confused with indices: "
             f"{first_few(numbers)}"
         )
     return tuple(names)
 
 
-def _check_header(rows: TableRows, required: tuple[str, ...]) -> None:
-    """Refuse a header without what every row needs; the keys of JSON objects are looked at row by row."""
-    found = first_few(rows.columns) or "none"
+# --- rows to columns --------------------------------------------------------------------------------------------
+
+
+def _check_header(rows: "_Rows", required: tuple[str, ...]) -> None:
+    """Refuse a header that lacks a required column; JSON objects have no header, so each row is checked."""
     if rows.has_header and (missing := [name for name in required if name not in rows.columns]):
+        found = first_few(rows.columns) or "none"
         raise SplitError(f"{rows.path} has no column {', '.join(missing)}; its columns are {found}")
     twice = [name for name in (*COLUMNS, _PAIR) if rows.columns.count(name) > 1]
     if "group" in rows.columns and _PAIR in rows.columns:
@@ -392,21 +200,21 @@ def _check_header(rows: TableRows, required: tuple[str, ...]) -> None:
 
 
 def _slips(columns: tuple[str, ...]) -> list[str]:
-    """Return columns that look like one that is known, and would be ignored with all that is in them."""
+    """Return columns with nearly the name of a known one, which would be ignored with all their cells."""
     known = {name.rstrip("s"): name for name in COLUMNS}
-    looks = {name: known.get(name.strip().casefold().rstrip("s")) for name in columns if name not in COLUMNS}
+    similar = {name: known.get(name.strip().casefold().rstrip("s")) for name in columns if name not in COLUMNS}
     return [
-        f"column {shown(name)} would be ignored; write {meant!r}, or rename it if it is something else"
-        for name, meant in looks.items()
+        f"column {quote(name)} would be ignored; write {meant!r}, or rename it if it is something else"
+        for name, meant in similar.items()
         if meant is not None and meant not in columns
     ]
 
 
-def _append_rows(rows: TableRows, table: Annotations, index: LabelIndex, needs_subsets: bool) -> None:
-    """Read all rows into a table, and what is wrong with them into ``rows.problems``."""
+def _append_rows(rows: "_Rows", table: Annotations, index: LabelIndex, needs_subsets: bool) -> None:
+    """Read all rows into a table, and their problems into ``rows.problems``."""
     seen, numbers = [], array("q")
     shared: dict[str, str] = {}  # one object for each text of a column, however many rows have it
-    for number, (video_id, cell, group, pair, subset, length, subject) in rows.rows(
+    for number, (video_id, cell, group, pair, subset, length, subject) in rows.read(
         (*COLUMNS[:3], _PAIR, *COLUMNS[3:])
     ):
         try:
@@ -417,7 +225,7 @@ def _append_rows(rows: TableRows, table: Annotations, index: LabelIndex, needs_s
             numbers.append(number)
             subset = _text(subset, "subset")
             if needs_subsets and subset.lower() not in _SUBSET_NAMES:
-                raise ValueError(f"subset {shown(subset)} is none of {', '.join(SUBSETS)}")
+                raise ValueError(f"subset {quote(subset)} is not one of {', '.join(SUBSETS)}")
             labels = index.parse(cell, row=number, is_text=rows.is_text)
             if group is not None and pair is not None:
                 raise ValueError(f"both a group and a {_PAIR}")
@@ -425,7 +233,7 @@ def _append_rows(rows: TableRows, table: Annotations, index: LabelIndex, needs_s
             subject = _text(subject, "subject")
             seconds = _seconds(length)
         except ValueError as error:
-            rows.problems.append(f"{rows.where(number, video_id)}: {error}")
+            rows.problems.append(f"{rows.place(number, video_id)}: {error}")
             continue
         table.video_ids.append(video_id)
         table.labels.append(labels)
@@ -448,7 +256,6 @@ def _repeated(video_ids: list[str], numbers: Sequence[int], noun: str) -> list[s
 
 
 def _text(value: Any, what: str) -> str:
-    """Return a cell as text; ValueError where it is none."""
     if value is None:
         return ""
     if type(value) is int:
@@ -456,20 +263,171 @@ def _text(value: Any, what: str) -> str:
     text = value.strip() if isinstance(value, str) else value
     if not isinstance(text, str) or not text.isprintable():
         raise ValueError(
-            f"{what} {shown(value)} is not text in one line" if what else f"{shown(value)} is not a video id"
+            f"{what} {quote(value)} is not text in one line" if what else f"{quote(value)} is not a video id"
         )
     return text
 
 
 def _seconds(value: Any) -> float:
-    """Return a length, NaN where it is not given; ValueError where it is none."""
+    """Return a length, NaN where it is not given."""
     if value is None or value == "" or value != value:
         return math.nan
     try:
-        # float() would also take 1_0 and full-width digits.
+        # float() also takes 1_0 and full-width digits.
         seconds = float(value) if not isinstance(value, str) or (value.isascii() and "_" not in value) else math.nan
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if isinstance(value, bool) or not 0 < seconds < 1e9:
-        raise ValueError(f"length_s {shown(value)} is not a length in seconds")
+        raise ValueError(f"length_s {quote(value)} is not a length in seconds")
     return seconds
+
+
+# --- the forms of a table ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Rows:
+    """Rows of a CSV or a tab-separated text with a header, whose cells are stripped.
+
+    ``columns`` are those of the header, or the keys of the JSON objects read so far; ``problems`` are the rows that
+    could not be read, added while ``read`` runs.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    source: Any
+    problems: list[str] = field(default_factory=list)
+
+    noun: ClassVar[str] = "line"
+    is_text: ClassVar[bool] = True
+    has_header: ClassVar[bool] = True
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Yield the number of every row, and its values of some columns: None where the table lacks the column."""
+        places = [self.columns.index(name) if name in self.columns else None for name in names]
+        expected = len(self.columns)
+        reader = self.source
+        with _readable(self.path, "CSV"):
+            for row in reader:
+                if len(row) == expected:
+                    yield reader.line_num, [None if place is None else row[place].strip() for place in places]
+                elif any(cell.strip() for cell in row):
+                    # Or a row whose labels are joined by commas would lose all but the first label.
+                    self.problems.append(
+                        f"{self.place(reader.line_num, row[0])}: {len(row)} cells, expected {expected}; "
+                        "labels are joined by semicolons"
+                    )
+
+    def place(self, number: int, video_id: object) -> str:
+        """Return file, line and video of a row, for a message."""
+        text = str(video_id)
+        return f"{self.path.name}, {self.noun} {number:,} ({text if len(text) <= 60 else text[:57] + '...'})"
+
+
+class _ParquetRows(_Rows):
+    noun = "row"
+    is_text = False
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        present = [name for name in names if name in self.columns]
+        number = 0
+        with _readable(self.path, "Parquet"):
+            for batch in self.source.iter_batches(1 << 16, columns=present):
+                values = {name: batch.column(name).to_pylist() for name in present}
+                blank = [None] * len(batch)
+                for row in zip(*(values.get(name, blank) for name in names), strict=True):
+                    number += 1
+                    yield number, row
+
+
+class _JsonLines(_Rows):
+    """One object per line."""
+
+    is_text = False
+    has_header = False
+
+    def entries(self) -> Iterator[tuple[int, Any]]:
+        for number, line in enumerate(self.source, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line, object_pairs_hook=_unique)
+                except (ValueError, RecursionError) as error:
+                    raise SplitError(
+                        f"{self.path} is not a readable JSON file: line {number:,}: {error}; "
+                        "expected one object per line, or a list of objects"
+                    ) from None
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        keys: set[str] = set()
+        with _readable(self.path, "JSON"):
+            for number, entry in self.entries():
+                if not isinstance(entry, dict):
+                    self.problems.append(f"{self.path.name}, {self.noun} {number:,}: not an object")
+                    continue
+                if not entry.keys() <= keys:
+                    keys |= entry.keys()
+                    self.columns += tuple(key for key in entry if key not in self.columns)
+                if missing := [name for name in ("video_id", "labels") if name not in entry]:
+                    self.problems.append(
+                        f"{self.place(number, entry.get('video_id'))}: no {' and '.join(missing)}; "
+                        f"its keys are {first_few(entry) or 'none'}"
+                    )
+                else:
+                    yield number, [entry.get(name) for name in names]
+
+
+class _JsonList(_JsonLines):
+    """A list of objects."""
+
+    noun = "entry"
+
+    def entries(self) -> Iterator[tuple[int, Any]]:
+        yield from enumerate(json.load(self.source, object_pairs_hook=_unique), start=1)
+
+
+@contextmanager
+def _open_rows(path: Path) -> Iterator[_Rows]:
+    """Open a table: Parquet by its first bytes, JSON by a ``[`` or ``{``, tab-separated by ``.tsv``, otherwise CSV."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(1 << 10)
+    except (OSError, ValueError) as error:  # a path may hold a zero byte
+        raise SplitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if start.startswith(b"PAR1"):
+        with _readable(path, "Parquet"):
+            file = pq.ParquetFile(path)
+        with file:
+            yield _ParquetRows(path, tuple(file.schema_arrow.names), file)
+        return
+    first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        if first in (b"[", b"{"):
+            yield (_JsonList if first == b"[" else _JsonLines)(path, (), stream)
+            return
+        with _readable(path, "CSV"):
+            reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            header = tuple(name.strip() for name in next(reader, []))
+        yield _Rows(path, header, reader)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys and values; refuse a key that occurs twice, because one value would be lost."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key(s) twice in one object: {first_few(sorted({n for n in names if names.count(n) > 1}))}")
+    return entry
+
+
+@contextmanager
+def _readable(path: Path, form: str) -> Iterator[None]:
+    """Turn the errors of a reader on a damaged file into one that names the file."""
+    try:
+        yield
+    except SplitError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
+        raise SplitError(f"{path} is not a readable {form} file: {reason}") from None
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise SplitError(f"{path} is not a readable {form} file: {error}") from None

@@ -1,21 +1,21 @@
-"""YouTube-8M's label tables with its vocabulary."""
+"""The label tables of YouTube-8M and their vocabulary."""
 
 import csv
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from meidbench.annotations.base import (
     MOST_CLASSES,
+    Annotations,
+    FileRecord,
     Format,
     LineReader,
+    check_annotations,
     check_problems,
     check_video_id,
-    check_whole,
-    shown,
-)
-from meidbench.annotations.official import Annotations, FileRecord
+    quote,
+)  # fmt: skip
 from meidbench.errors import AnnotationError, first_few
 
 _TITLE = "YouTube-8M"
@@ -26,22 +26,22 @@ _NEEDED = ("Index", "Name")
 def read_youtube8m(paths: Sequence[Path]) -> Annotations:
     r"""Read a vocabulary and one label table or more.
 
-    A label table has a line ``VIDEO_ID,LABEL1 LABEL2 ...`` a video, the labels being indices, and no header (one such
-    as ``VideoId,Labels`` is passed over): the form of the official ``train_labels.csv`` and ``validate_labels.csv``.
-    For the versions of 2018 and 2019, which have labels only inside their records of features, the same lines have to
-    be written from the fields ``id`` and ``labels`` of each record. What precedes ``_labels`` in the file's name is
-    the official subset of its videos (``train``, ``validate``); otherwise the whole name without its ending is.
+    A label table has one line ``VIDEO_ID,LABEL1 LABEL2 ...`` per video, with class indices, and no header (one such as
+    ``VideoId,Labels`` is skipped): the form of the official ``train_labels.csv`` and ``validate_labels.csv``. The
+    versions of 2018 and 2019 have labels only inside their records of features: write the same lines from the fields
+    ``id`` and ``labels`` of each record. The official subset of the videos is the part of the file's name before
+    ``_labels`` (``train``, ``validate``), or the whole name without its ending.
 
-    The vocabulary is the official ``vocabulary.csv``, a CSV with the columns ``Index`` and ``Name``, and
-    ``KnowledgeGraphId`` if it is there; others are ignored. The indices are kept, as features, label tables and other
-    people's predictions go by them: the classes are 0 to the highest, also where some in between are missing (the
-    vocabulary of 2019 has 1,000 of the 3,862 of 2018). A class that is missing is named ``Entity 17``, one with an
-    empty name by its ``KnowledgeGraphId``, and names that several entities share are told apart by theirs.
+    The vocabulary is the official ``vocabulary.csv``, a CSV with the columns ``Index`` and ``Name`` and, optionally,
+    ``KnowledgeGraphId``; others are ignored. The indices are kept, because features, label tables and predictions use
+    them: the classes are 0 to the highest, even where the vocabulary lacks some (that of 2019 has 1,000 of the 3,862 of
+    2018). A missing class is named ``Entity 17``, one with an empty name by its ``KnowledgeGraphId``; several entities
+    with the same name get theirs in parentheses.
 
     Parameters
     ----------
     paths : sequence of Path
-        The vocabulary, told by its header, and the label tables.
+        The vocabulary, recognised by its header, and the label tables.
 
     Returns
     -------
@@ -82,17 +82,17 @@ def read_youtube8m(paths: Sequence[Path]) -> Annotations:
     for path in tables:
         _append_labels(path, table, problems)
     table.files.append(record)
-    check_whole(table, problems, _TITLE)
+    check_annotations(table, problems, _TITLE)
     return table
 
 
 def _is_vocabulary(path: Path) -> bool:
-    header = next(iter(LineReader(path)), "").split(",")
+    header = next(iter(LineReader(path)), "").strip().split(",")
     return all(name in header for name in _NEEDED)
 
 
 def _read_vocabulary(path: Path) -> tuple[tuple[str, ...], FileRecord]:
-    """Return a name for each class, and which file it is."""
+    """Return a name for each class, and the record of the file."""
     problems: list[str] = []
     entries: dict[int, tuple[str, str]] = {}
     lines = LineReader(path)
@@ -110,23 +110,23 @@ def _read_vocabulary(path: Path) -> tuple[tuple[str, ...], FileRecord]:
                 continue
             text, name = (row[place].strip() for place in places)
             if not (text.isascii() and text.isdigit() and int(text[:9]) < MOST_CLASSES and len(text) < 9):
-                problems.append(f"{where}: Index {shown(text)} is not one from 0 to {MOST_CLASSES - 1:,}")
+                problems.append(f"{where}: Index {quote(text)} is not one from 0 to {MOST_CLASSES - 1:,}")
             elif int(text) in entries:
                 problems.append(f"{where}: Index {text} occurs more than once")
             elif not name.isprintable():
-                problems.append(f"{where}: Name {shown(name)} is not text in one line")
+                problems.append(f"{where}: Name {quote(name)} is not text in one line")
             else:
                 entries[int(text)] = (name, "" if identifier is None else row[identifier].strip())
     except csv.Error as error:
         problems.append(f"{path.name}, line {lines.number:,}: {error}; a quotation mark is open or the file is cut off")
     if not entries and not problems:
         problems.append(f"{path.name} holds no class")
-    check_problems(problems, _TITLE)
+    check_problems(problems, f"with the {_TITLE} annotations")
     return _class_names(entries), lines.record()
 
 
 def _class_names(entries: dict[int, tuple[str, str]]) -> tuple[str, ...]:
-    """Return a name for each index up to the highest, none twice."""
+    """Return a distinct name for each index up to the highest."""
     plain = []
     for index in range(max(entries) + 1):
         name, identifier = entries.get(index, ("", ""))
@@ -137,8 +137,8 @@ def _class_names(entries: dict[int, tuple[str, str]]) -> tuple[str, ...]:
     for index, name in enumerate(plain):
         if name in shared:
             identifier = entries.get(index, ("", ""))[1]
-            told = f"{name} ({identifier or f'Entity {index}'})"
-            name = told if told not in taken else f"{name} (Entity {index})"
+            longer = f"{name} ({identifier or f'Entity {index}'})"
+            name = longer if longer not in taken else f"{name} (Entity {index})"
             taken.add(name)
         names.append(name)
     return tuple(names)
@@ -149,16 +149,17 @@ def _append_labels(path: Path, table: Annotations, problems: list[str]) -> None:
     num_classes = len(table.class_names)
     index_of = {str(index): index for index in range(num_classes)}
     lines = LineReader(path)
-    before, already = len(table.video_ids), len(problems)
+    video_ids, rows, before = [], [], len(problems)
     for line in lines:
-        video_id, comma, cell = line.partition(",")
+        video_id, comma, cell = line.rstrip("\r\n").partition(",")
         try:
             labels = tuple([index_of[text] for text in cell.split()])
         except KeyError as missing:
             if lines.number == 1 and video_id.strip().lower() in _HEADERS:
                 continue
             problems.append(
-                _strange_label(f"{path.name}, line {lines.number:,}", video_id, missing.args[0], num_classes)
+                f"{path.name}, line {lines.number:,} ({quote(video_id)[1:-1]}): label "
+                + _describe_wrong_label(missing.args[0], num_classes)
             )
             continue
         try:
@@ -168,32 +169,22 @@ def _append_labels(path: Path, table: Annotations, problems: list[str]) -> None:
                 raise ValueError("no comma; expected VIDEO_ID,LABEL1 LABEL2; a cut-off line?")
             check_video_id(video_id)
             if len(labels) > 1 and len(set(labels)) < len(labels):
-                raise ValueError(f"a label occurs twice in {shown(cell)}")
+                raise ValueError(f"a label occurs twice in {quote(cell)}")
         except ValueError as error:
-            problems.append(f"{path.name}, line {lines.number:,} ({shown(video_id)[1:-1]}): {error}")
+            problems.append(f"{path.name}, line {lines.number:,} ({quote(video_id)[1:-1]}): {error}")
             continue
-        table.video_ids.append(video_id)
-        table.labels.append(labels)
-    count = len(table.video_ids) - before
-    if not count and len(problems) == already:
+        video_ids.append(video_id)
+        rows.append(labels)
+    if not video_ids and len(problems) == before:
         problems.append(f"{path.name} holds no video")
-    # Millions of rows: whole columns are quicker than a video at a time.
-    table.sources += [path.stem.removesuffix("_labels")] * count
-    table.lengths += [math.nan] * count
-    for column in (table.subjects, table.views, table.pair_ids):
-        column += [""] * count
-    table.segments += [()] * count
+    table.extend(video_ids, rows, path.stem.removesuffix("_labels"))
     table.files.append(lines.record())
 
 
-def _strange_label(where: str, video_id: str, text: str, num_classes: int) -> str:
-    video = shown(video_id)[1:-1]
+def _describe_wrong_label(text: str, num_classes: int) -> str:
     if text.isascii() and text.isdigit() and not text.startswith("0"):
-        return (
-            f"{where} ({video}): label {text[:20]} is outside the {num_classes:,} classes of the vocabulary; "
-            "is that of another version?"
-        )
-    return f"{where} ({video}): label {shown(text)} is not an index; they are separated by blanks"
+        return f"{text[:20]} is outside the {num_classes:,} classes of the vocabulary; is that of another version?"
+    return f"{quote(text)} is not an index; they are separated by blanks"
 
 
 YOUTUBE8M = Format(

@@ -1,5 +1,6 @@
-"""``meidbench datasets``: what each benchmark needs and what of it is there."""
+"""The commands ``datasets``, which lists the files of each benchmark, and ``download``, which fetches annotations."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -14,16 +15,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    short_help="Show what each benchmark needs and what is there.", epilog="\b\nExample:\n  meidbench datasets"
+    short_help="Show the files of each benchmark, and the missing ones.", epilog="\b\nExample:\n  meidbench datasets"
 )
 @as_json
 def datasets(as_json: bool) -> None:
-    """Show each benchmark: what it needs, what is there, how to get the rest, its licence.
+    """Show each benchmark: its files, the missing ones and how to get them, its licence.
 
     Looks under MEIDBENCH_HOME (default: the platform's cache folder).
     """
-    import json
-
     from meidbench.annotations.official import annotation_paths
     from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
 
@@ -32,37 +31,31 @@ def datasets(as_json: bool) -> None:
         manifest = load_manifest(name)
         folder = annotations_folder(manifest.annotations)
         places = annotation_paths(manifest, folder)
-        there = [file for file, paths in places.items() if paths]
         missing = [file for file, paths in places.items() if not paths]
         split = split_path(name)
-        entries.append(
-            {
-                "dataset": name,
-                "annotations": str(folder),
-                "present": there,
-                "missing": missing,
-                "split": str(split),
-                "split_built": split.is_file(),
-                "licence": manifest.licence.name,
-                "licence_url": manifest.licence.url,
-                "known_defects": list(manifest.defects),
-            }
-        )
-        if as_json:
-            continue
-        state = f"missing {', '.join(missing)}" if missing else "all there"
-        click.echo(f"{manifest.title} ({name})")
-        click.echo(f"  annotations  {folder}: {state}")
+        entry = {
+            "dataset": name,
+            "annotations": str(folder),
+            "present": [file for file, paths in places.items() if paths],
+            "missing": missing,
+            "split": str(split),
+            "split_built": split.is_file(),
+            "licence": manifest.licence.name,
+            "licence_url": manifest.licence.url,
+            "known_defects": [defect.what for defect in manifest.defects],
+        }
+        entries.append(entry)
+        lines = [f"{manifest.title} ({name})"]
+        lines.append(f"  annotations  {folder}: {'missing ' + ', '.join(missing) if missing else 'all there'}")
         if missing:
-            click.echo(f"               get them: meidbench download {name} --accept-licence")
-        click.echo(f"  split        {split}: {'built' if split.is_file() else 'not built'}")
-        if not split.is_file():
-            click.echo(f"               build it: meidbench build-splits {name}")
-        click.echo(f"  licence      {manifest.licence.name}")
-        click.echo(f"               {manifest.licence.url}")
-        for defect in manifest.defects:
-            click.echo(f"  known defect {defect}")
-        click.echo()
+            lines.append(f"               get them: meidbench download {name} --accept-licence")
+        lines.append(f"  split        {split}: {'built' if entry['split_built'] else 'not built'}")
+        if not entry["split_built"]:
+            lines.append(f"               build it: meidbench build-splits {name}")
+        lines += [f"  licence      {manifest.licence.name}", f"               {manifest.licence.url}"]
+        lines += [f"  known defect {defect}" for defect in manifest.defects]
+        if not as_json:
+            click.echo("\n".join([*lines, ""]))
     if as_json:
         click.echo(json.dumps(entries, indent=2, ensure_ascii=False))
 
@@ -74,15 +67,15 @@ def datasets(as_json: bool) -> None:
 def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
     """Fetch annotations or label lists, verified.
 
-    DATASET is videolt, charadeslt or charadesegolt. A file counts only when its size and sha256 are right; a
-    download that was cut off goes on where it stopped, and what is there already is not fetched again. The
-    paths go to stdout, one a line.
+    DATASET is videolt, charadeslt or charadesegolt. A file is kept only if its size and sha256 are right. A
+    download that was cut off is resumed, and a file that is there already is not fetched again. The paths go
+    to stdout, one per line.
     """
-    from meidbench.annotations.download import download_annotations, licence_text
+    from meidbench.annotations.download import download_annotations
     from meidbench.splits.manifests import annotations_folder, load_manifest
 
     manifest = load_manifest(dataset)
-    click.echo(licence_text(manifest), err=True)
+    click.echo(manifest.licence_text, err=True)
     if not accept_licence:
         raise click.UsageError("nothing was fetched; to accept the licence above, add --accept-licence")
 
@@ -98,8 +91,7 @@ def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
         click.echo(path)
     if dataset == "videolt":
         click.echo(
-            "These are the labels. The features are handed out by e-mail by the authors on request, see\n"
-            f"{manifest.licence.url}",
+            f"These are the labels. The authors send the features by e-mail on request, see\n{manifest.licence.url}",
             err=True,
         )
 
@@ -109,7 +101,7 @@ def _on_terminal() -> bool:
 
 
 class Display:
-    """Shows how far a download is: bars on a terminal, else a line when a file begins and ends."""
+    """Shows the progress of a download: bars on a terminal, else a line when a file begins and ends."""
 
     def __init__(self) -> None:
         self.on_terminal = _on_terminal()
@@ -117,7 +109,7 @@ class Display:
         self.bar: tqdm[NoReturn] | None = None
 
     def progress(self, name: str, done: int, total: int) -> None:
-        """Show how many bytes of a file are there."""
+        """Show the bytes of a file so far."""
         if name != self.name:
             self.close()
             self.name = name

@@ -1,31 +1,28 @@
-"""``meidbench build-splits``: the published split of a benchmark, or a new one."""
+"""The commands about splits: ``build-splits``, ``import-split``, ``stats`` and ``audit``."""
 
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from meidbench.cli.parameters import DATASET_OR_MANIFEST, FILE, FOLDER, as_json
-from meidbench.names import DATASETS, PLOT_FORMATS
+from meidbench.names import DATASETS, GROUP_KEYS, PLOT_FORMATS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
 
 if TYPE_CHECKING:
-    from meidbench.construction import Construction
-    from meidbench.construction.plans import Plan
+    from meidbench.construction.plans import SplitPlan
     from meidbench.splits.split import Split
 
-
-RELEASED = "released"
-VARIANTS = (RELEASED, "pareto", "grouped", "exact")
-FORMATS = ("parquet", "csv", "lst")
-_MANY = 50_000  # videos from which on a person should be told what is being waited for
+_MANY = 50_000  # videos from which on a line tells the user what takes the time
 
 
 @click.command(
     "build-splits",
     short_help="Build a benchmark's split, exactly as published, or draw a new one.",
-    epilog="\b\nExamples:\n  meidbench build-splits charadeslt --annotations Charades/ --format parquet --format lst\n"
-    "  meidbench build-splits charadesegolt --annotations CharadesEgo/ --variant grouped --seed 1\n"
+    epilog="\b\nExamples:\n  meidbench build-splits charadeslt --annotations Charades/ --format lst\n"
+    "  meidbench build-splits charadesegolt --variant grouped --seed 1\n"
     "  meidbench build-splits filmlt.toml --set alpha=6",
 )
 @click.argument("dataset", type=DATASET_OR_MANIFEST)
@@ -37,12 +34,12 @@ _MANY = 50_000  # videos from which on a person should be told what is being wai
     "--variant",
     type=click.Choice(VARIANTS),
     help="pareto: by the paper's procedure. grouped: without leaks. exact: with prescribed numbers. "
-    "[default: released; what the plan says]",
+    "[default: released, or the plan's own]",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of a split that is drawn [default: 0; what the plan says].")
+@click.option("--seed", type=click.IntRange(min=0), help="Of a split that is drawn [default: 0, or the plan's own].")
 @click.option(
     "--group-by",
-    type=click.Choice(("pair", "subject")),
+    type=click.Choice(GROUP_KEYS),
     multiple=True,
     help="What grouped and exact keep in one subset; may be given twice [default for grouped: pair].",
 )
@@ -50,11 +47,11 @@ _MANY = 50_000  # videos from which on a person should be told what is being wai
 @click.option(
     "--format",
     "formats",
-    type=click.Choice(FORMATS),
+    type=click.Choice(SPLIT_FORMATS),
     multiple=True,
     default=("parquet",),
     show_default=True,
-    help="May be given several times. lst is the form that the VideoLT and MEID code reads, a list a subset.",
+    help="May be given several times. lst is the form that the VideoLT and MEID code reads, one list per subset.",
 )
 @as_json
 def build_splits(
@@ -70,44 +67,44 @@ def build_splits(
 ) -> None:
     """Build the split of DATASET and write it.
 
-    DATASET is videolt, charadeslt or charadesegolt, or a file of your own (NAME.toml): a manifest, or a plan that says
-    where your videos are and what split they are to give. Of a benchmark, the published split is built: ids, labels and
-    statistics must be those that were released; where they are not, the videos and classes that differ are named and
-    nothing is written.
+    DATASET is videolt, charadeslt or charadesegolt, or a file of your own (NAME.toml): a manifest, or a plan, which
+    names your videos and describes the split. Of a benchmark, the published split is built: ids, labels and statistics
+    must be the released ones. If they differ, the videos and classes that differ are named and nothing is written.
 
     With --variant or a plan a new split is drawn from the annotated videos, the same for the same seed. It is written
     as NAME-VARIANT-SEED, and beside it NAME-VARIANT-SEED.plan.toml, which makes it again.
     """
-    from meidbench.construction.plans import is_plan, plan_of_benchmark, read_plan
+    from meidbench.construction.plans import is_plan, plan_for_benchmark, read_plan
 
-    of_plan = dataset not in DATASETS and is_plan(Path(dataset))
-    if variant in (None, RELEASED) and not of_plan:
+    given_plan = dataset not in DATASETS and is_plan(Path(dataset))
+    if variant in (None, RELEASED) and not given_plan:
         for what, value in (("--seed", seed), ("--group-by", group_by), ("--set", settings)):
             if value not in (None, ()):
                 raise click.UsageError(f"the released split is not drawn: {what} has no meaning for it")
         _build_released(dataset, annotations, out, formats, as_json)
         return
     if variant == RELEASED:
-        raise click.UsageError("a plan is of a new split; there is none released")
-    plan = read_plan(Path(dataset)) if of_plan else plan_of_benchmark(dataset, str(variant))
+        raise click.UsageError("a plan is of a new split, not of a released one")
+    plan = read_plan(Path(dataset)) if given_plan else plan_for_benchmark(dataset, str(variant))
     if annotations is not None and not plan.benchmark:
         raise click.UsageError("the plan names its files: --annotations has no meaning for it")
-    plan = _changed(plan, variant, seed, group_by, settings)
-    if out is None and of_plan:
+    plan = _changed_plan(plan, variant, seed, group_by, settings)
+    if out is None and given_plan:
         out = Path(dataset).parent
     _draw(plan, annotations, out, formats, as_json)
 
 
-def _changed(
-    plan: "Plan", variant: str | None, seed: int | None, group_by: tuple[str, ...], settings: tuple[str, ...]
-) -> "Plan":
+def _changed_plan(
+    plan: "SplitPlan", variant: str | None, seed: int | None, group_by: tuple[str, ...], settings: tuple[str, ...]
+) -> "SplitPlan":
     """Return the plan as the options change it."""
-    from meidbench.construction.plans import check_settings, parse_settings
-    from meidbench.errors import SplitError, bullet_list
+    from meidbench.checks import parse_settings
+    from meidbench.construction.plans import check_settings
+    from meidbench.errors import MeidbenchError, bullet_list
 
     try:
-        targets = parse_settings(settings)
-    except SplitError as error:
+        targets = parse_settings(settings, "alpha=6", dotted=False)
+    except MeidbenchError as error:
         raise click.UsageError(f"--set: {error}") from None
     if group_by and "group_by" in targets:
         raise click.UsageError("group_by is set twice, by --group-by and by --set")
@@ -115,14 +112,13 @@ def _changed(
         targets["group_by"] = list(group_by)
     new = plan.changed(variant, seed, targets)
     if problems := check_settings(new.variant, targets):
-        raise click.UsageError(f"these targets cannot be meant:\n{bullet_list(problems)}")
+        raise click.UsageError(f"these targets are wrong:\n{bullet_list(problems)}")
     return new
 
 
 def _build_released(
     dataset: str, annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool
 ) -> None:
-    import json
     from dataclasses import asdict
 
     from meidbench.files import file_sha256
@@ -135,13 +131,13 @@ def _build_released(
     split = build_released(dataset, annotations or annotations_folder(manifest.annotations))
     target = split_path(manifest.name)
     names = {subset: released.file for subset, released in manifest.released.items()}
-    written = _write(split, out or target.parent, target.stem, names, formats)
-    for subset, released in manifest.released.items():
-        path = next((path for path in written if path.name == released.file), None)
-        if path is not None and file_sha256(path) != manifest.released[subset].sha256:
+    written = _write(split, _places(out or target.parent, target.stem, names, formats))
+    digests = {released.file: released.sha256 for released in manifest.released.values()}
+    for path in written:
+        if path.name in digests and file_sha256(path) != digests[path.name]:
             click.echo(
-                f"warning: {path.name} has the videos and classes of the released list in another order, as the "
-                "annotation files have them; the split is the same",
+                f"warning: {path.name} has the videos and classes of the released list in another order, that of the "
+                "annotation files; the split is the same",
                 err=True,
             )
     statistics = split_statistics(split)
@@ -149,93 +145,107 @@ def _build_released(
         content = {"digest": split.digest, "files": [str(path) for path in written], "statistics": asdict(statistics)}
         click.echo(json.dumps(content, indent=2))
         return
-    click.echo(table_1_comparison(statistics, manifest))
-    click.echo()
-    for path in written:
-        click.echo(f"wrote {path}")
+    _print_result(table_1_comparison(statistics, manifest), written)
     for defect in manifest.defects:
         click.echo(f"known defect: {defect}", err=True)
 
 
-def _write(split: "Split", folder: Path, stem: str, names: dict[str, str], formats: tuple[str, ...]) -> list[Path]:
-    """Write the split in every format that was asked for; ``names`` are those of its lists."""
-    from meidbench.splits.split import write_csv, write_lists, write_split
-
-    written = []
-    if "parquet" in formats:
-        written.append(write_split(split, folder / f"{stem}.parquet"))
-    if "csv" in formats:
-        written.append(write_csv(split, folder / f"{stem}.csv"))
-    if "lst" in formats:
-        written += write_lists(split, folder, names).values()
-    return written
+def _print_result(text: str, written: list[Path]) -> None:
+    click.echo(f"{text}\n")
+    for path in written:
+        click.echo(f"wrote {path}")
 
 
-def _places(folder: Path, stem: str, names: dict[str, str], formats: tuple[str, ...]) -> list[Path]:
-    """Return where ``_write`` writes."""
-    places = [folder / f"{stem}.{form}" for form in ("parquet", "csv") if form in formats]
-    return places + [folder / name for name in names.values() if "lst" in formats]
+def _places(folder: Path, stem: str, lists: Mapping[str, str], formats: tuple[str, ...]) -> dict[str, Path]:
+    """Return the path of every file to write, by format or by the subset of a list."""
+    places = {form: folder / f"{stem}.{form}" for form in ("parquet", "csv") if form in formats}
+    return places | {subset: folder / lists[subset] for subset in SUBSETS if "lst" in formats}
 
 
-def _refuse_loss(plan: "Plan", places: list[Path], plan_path: Path) -> None:
-    """Refuse to write over what the split is made from, over a folder, or over a split that no plan tells of."""
+def _write(split: "Split", places: dict[str, Path]) -> list[Path]:
+    """Write the split to the places, and return them."""
+    from meidbench.splits.export import write_csv, write_lists
+    from meidbench.splits.split import write_split
+
+    if "parquet" in places:
+        write_split(split, places["parquet"])
+    if "csv" in places:
+        write_csv(split, places["csv"])
+    if "train" in places:
+        write_lists(split, places["train"].parent, {subset: places[subset].name for subset in SUBSETS})
+    return list(places.values())
+
+
+def _refuse_loss(plan: "SplitPlan", places: list[Path], plan_path: Path) -> None:
+    """Refuse to replace a source of the split, a folder, or a split without a plan."""
     from meidbench.errors import SplitError
 
     inputs = [path.resolve() for path in (plan.table, plan.class_names, *plan.files) if path is not None]
     for path in (*places, plan_path):
         if path.resolve() in inputs:
-            raise SplitError(f"{path} is what the split is made from; choose another --out")
+            raise SplitError(f"{path} is a source of the split; choose another --out")
         if path.is_dir():
             raise SplitError(f"{path} is a folder; choose another --out")
         if path.exists() and not plan_path.exists():
-            raise SplitError(
-                f"{path} is there, without a plan that tells what it is; choose another --out, or remove it"
-            )
+            raise SplitError(f"{path} is there, without the plan that describes it; choose another --out, or remove it")
 
 
-def _draw(plan: "Plan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool) -> None:
+def _draw(
+    plan: "SplitPlan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool
+) -> None:
     import shutil
+    from dataclasses import asdict
 
     from meidbench.construction import distance_to
-    from meidbench.construction.plans import ENDING, make_split, plan_text, read_material, refuse_other
+    from meidbench.construction.plans import PLAN_SUFFIX, check_same_split, make_split, read_videos, render_plan
     from meidbench.evaluation.results import as_json as json_text
     from meidbench.files import written_whole
     from meidbench.report.text import construction_report, construction_warnings
-    from meidbench.splits.manifests import SUBSETS, split_path
+    from meidbench.splits.manifests import split_path
+    from meidbench.splits.statistics import split_statistics
 
-    material = read_material(plan, annotations)
-    if material.note:
-        click.echo(f"note: {material.note}", err=True)
-    videos = len(material.annotations.video_ids)
+    read = read_videos(plan, annotations)
+    if read.note:
+        click.echo(f"note: {read.note}", err=True)
+    videos = len(read.annotations.video_ids)
     if plan.variant == "exact" or videos >= _MANY:
         most = ", at most a minute or two" if plan.variant == "exact" else ""
         click.echo(f"drawing {plan.stem} from {videos:,} videos{most}", err=True)
-    made = make_split(plan, material.annotations)
+    made = make_split(plan, read.annotations)
     folder = out or split_path(plan.name).parent
-    plan_path = folder / f"{plan.stem}{ENDING}"
-    refuse_other(plan_path, made)
+    plan_path = folder / f"{plan.stem}{PLAN_SUFFIX}"
+    check_same_split(plan_path, made)
     released = _released(plan, annotations)
     distance = distance_to(made.split, released) if released is not None else None
-    names = {subset: f"{plan.stem}_{subset}.{'lst' if plan.name == 'videolt' else 'txt'}" for subset in SUBSETS}
-    _refuse_loss(plan, _places(folder, plan.stem, names, formats), plan_path)
-    # First, so that what lies beside it is known even where writing fails.
+    ending = "lst" if plan.name == "videolt" else "txt"
+    lists = {subset: f"{plan.stem}_{subset}.{ending}" for subset in SUBSETS}
+    places = _places(folder, plan.stem, lists, formats)
+    _refuse_loss(plan, list(places.values()), plan_path)
+    # The plan comes first, so that the files beside it are known even if writing fails.
     with written_whole(plan_path) as temporary:
-        temporary.write_text(plan_text(plan, made, folder), encoding="utf-8", newline="\n")
-    written = [*_write(made.split, folder, plan.stem, names, formats), plan_path]
+        temporary.write_text(render_plan(plan, made, folder), encoding="utf-8", newline="\n")
+    written = [*_write(made.split, places), plan_path]
     for warning in construction_warnings(made):
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        click.echo(json_text(_as_json(made, plan, released, distance, written)), nl=False)
+        content = {
+            **made.as_dict(),
+            "dataset": plan.name,
+            "variant": plan.variant,
+            "files": [str(path) for path in written],
+            "released": None if released is None else asdict(split_statistics(released)),
+            "distance_to_released": None if distance is None else asdict(distance),
+            "paper": dict(plan.manifest.paper) if plan.manifest and plan.manifest.paper else None,
+        }
+        click.echo(json_text(content), nl=False)
         return
     width = shutil.get_terminal_size((100, 24)).columns
-    click.echo(construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width))
-    click.echo()
-    for path in written:
-        click.echo(f"wrote {path}")
+    report = construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width)
+    _print_result(report, written)
 
 
-def _released(plan: "Plan", annotations: Path | None) -> "Split | None":
-    """Build the released split of a benchmark in memory, to compare; None where these annotations do not give it."""
+def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
+    """Build the released split of a benchmark in memory, to compare; None where the annotations are not its own."""
     from meidbench.errors import MeidbenchError
     from meidbench.splits.manifests import annotations_folder
     from meidbench.splits.released import build_released
@@ -247,75 +257,46 @@ def _released(plan: "Plan", annotations: Path | None) -> "Split | None":
         return build_released(plan.benchmark, annotations or annotations_folder(manifest.annotations))
     except MeidbenchError:
         click.echo(
-            f"warning: the released split of {manifest.title} cannot be built from these annotations, so there is none "
-            "to compare with; build-splits without --variant says why",
+            f"warning: the released split of {manifest.title} cannot be built from these annotations, so the new split "
+            "is not compared with it; build-splits without --variant says why",
             err=True,
         )
         return None
 
 
-def _as_json(
-    made: "Construction", plan: "Plan", released: "Split | None", distance: Any, written: list[Path]
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from meidbench.splits.statistics import split_statistics
-
-    manifest = plan.manifest
-    return {
-        **made.as_dict(),
-        "dataset": plan.name,
-        "variant": plan.variant,
-        "files": [str(path) for path in written],
-        "released": None if released is None else asdict(split_statistics(released)),
-        "distance_to_released": None if distance is None else asdict(distance),
-        "paper": dict(manifest.paper) if manifest and manifest.paper else None,
-    }
-
-
 @click.command(
     "import-split",
     short_help="Make a split file from your own table.",
-    epilog="\b\nExample:\n  meidbench import-split videos.csv --out mine.parquet --head-above 100 --tail-up-to 20",
+    epilog="\b\nExample:\n  meidbench import-split t.csv --out t.parquet --head-above 99 --tail-up-to 9",
 )
 @click.argument("table", type=FILE)
 @click.option("--out", type=FILE, required=True, help="The split file to write (Parquet).")
 @click.option("--head-above", type=click.IntRange(min=0), required=True, help="Head: more training videos than this.")
 @click.option("--tail-up-to", type=click.IntRange(min=0), required=True, help="Tail: at most this many.")
 @click.option("--name", help="The benchmark's name [default: the table's file name without its ending].")
-@click.option(
-    "--class-names",
-    type=FILE,
-    help="One name a line, in the order of the class indices; needed where labels are names.",
-)
+@click.option("--class-names", type=FILE, help="One name per line, by class index; needed where labels are names.")
 def import_split(
     table: Path, out: Path, head_above: int, tail_up_to: int, name: str | None, class_names: Path | None
 ) -> None:
-    """Make a split file from TABLE, in which the subsets are decided already; build-splits draws new ones.
+    """Make a split file from TABLE, which gives the subset of each video; build-splits draws new ones.
 
     TABLE is CSV, TSV, Parquet, a JSON list or JSON lines with the columns video_id, subset and labels. subset is train,
     val or test; labels are class indices (or names, with --class-names), joined by semicolons, or a list. Videos with
-    the same text in a column group belong together, which the audit looks at; length_s and subject are kept, too. The
+    the same text in a column group belong together, which the audit checks; length_s and subject are kept, too. The
     result is checked, and every other command takes it.
     """
     if tail_up_to > head_above:
         raise click.UsageError("--tail-up-to must not lie above --head-above")
-    if out.absolute() == table.absolute():
-        raise click.UsageError("--out would overwrite the table")
-    if class_names is not None and out.absolute() == class_names.absolute():
-        raise click.UsageError("--out would overwrite the class names")
+    for what, path in (("table", table), ("class names", class_names)):
+        if path is not None and out.absolute() == path.absolute():
+            raise click.UsageError(f"--out would overwrite the {what}")
     from meidbench.annotations.tables import split_from_table
     from meidbench.report.text import statistics_table
     from meidbench.splits.split import write_split
     from meidbench.splits.statistics import split_statistics
 
-    split = split_from_table(
-        table,
-        dataset=name or table.stem,
-        head_above=head_above,
-        tail_up_to=tail_up_to,
-        class_names=class_names,
-    )
+    thresholds = {"head_above": head_above, "tail_up_to": tail_up_to}
+    split = split_from_table(table, dataset=name or table.stem, class_names=class_names, **thresholds)
     write_split(split, out)
     click.echo(statistics_table([split_statistics(split)]))
     click.echo(f"\nwrote {out}")
@@ -333,7 +314,6 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     if plot is not None and plot.suffix.lower() not in PLOT_FORMATS:
         raise click.BadParameter(f"{plot.name!r} ends in none of {', '.join(PLOT_FORMATS)}", param_hint="--plot")
 
-    import json
     from dataclasses import asdict
 
     from meidbench.report.text import statistics_table
@@ -343,7 +323,7 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     loaded = [load_split(split) for split in splits]
     statistics = [split_statistics(split) for split in loaded]
     if as_json:
-        # NaN is no JSON: what is not defined is null.
+        # JSON has no NaN: a value that is not defined is null.
         rows = [{k: None if v != v else v for k, v in asdict(entry).items()} for entry in statistics]
         click.echo(json.dumps(rows, indent=2))
     else:
@@ -362,13 +342,11 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
 @click.option("--strict", is_flag=True, help="End with exit code 1 if anything is found.")
 @as_json
 def audit(split: str, strict: bool, as_json: bool) -> None:
-    """Look for what a reader of results on SPLIT should know.
+    """Look for facts that a reader of results on SPLIT should know.
 
     Groups (takes of one script, parts of one film) or subjects in several subsets, ids that occur twice, classes
-    missing from a subset, videos shorter than 200 frames at 24 frames a second, and anything in which the file
-    contradicts itself.
+    missing from a subset, videos shorter than 200 frames at 24 frames per second, and contradictions within the file.
     """
-    import json
     from dataclasses import asdict
 
     from meidbench.errors import first_few

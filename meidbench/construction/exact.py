@@ -8,25 +8,121 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array
 
-from meidbench.annotations.official import Annotations
-from meidbench.construction.drawing import as_split, check_seed, co_occurrence_rank, draw_rest, grouped_openings
+from meidbench.annotations import Annotations
+from meidbench.construction.drawing import (
+    allow_by_group,
+    build_split,
+    check_seed,
+    co_occurrence_rank,
+    draw_evaluation,
+)
 from meidbench.construction.outcome import Construction, find_shortfalls
-from meidbench.construction.pool import Flags, Integers, Pool, open_to_all
+from meidbench.construction.pool import Flags, Integers, Pool, allow_all
 from meidbench.construction.targets import ExactTargets, group_ranges
 from meidbench.errors import SplitError, bullet_list, first_few
 from meidbench.splits.split import Split
 
+Floats = npt.NDArray[np.float64]
+_OPTIMAL, _OUT_OF_TIME, _INFEASIBLE = 0, 1, 2
+_COST = 1000.0  # of the dearest video: the solver cannot tell costs apart that differ by less than 1e-6
+_DRAWS = 10  # of val and test
+_GROUPINGS = 5  # divisions of the groups among the subsets that are tried
+# With few classes, the search for near numbers tries every class in every group, and is exact. With many it would take
+# hours: the classes keep to the groups of their ranks, and the search ends after a time or at a gap.
+FEW = 12
+_SECONDS, _GAP = 20.0, 1e-5
+
+
+def construct_exactly(
+    annotations: Annotations, targets: ExactTargets, *, dataset: str, seed: int, time_limit_s: float = 60.0
+) -> Construction:
+    """Draw a split that has prescribed numbers.
+
+    The training subset is the cheapest that has the numbers, with a random cost per video: a mixed-integer program,
+    solved by HiGHS to the optimum. The co-occurrence of the classes decides their groups, unless only other groups can
+    meet the numbers. Test and val are drawn from the rest as in ``construct``; the program leaves each class enough.
+
+    Parameters
+    ----------
+    annotations : Annotations
+        Official subsets are pooled; the order of the videos has no influence on the draw.
+    targets : ExactTargets
+        ``EXACT_PRESETS`` has those of the published benchmarks.
+    dataset : str
+        Name of the benchmark.
+    seed : int
+        From 0 on. Two optimal subsets with the same random cost are practically impossible, so the same seed gives the
+        same split with other versions of SciPy too, within the solver's tolerance.
+    time_limit_s : float
+        For each program. It never changes the result: a program that is not solved in time is refused.
+
+    Returns
+    -------
+    Construction
+        Of the variant ``exact``.
+
+    Raises
+    ------
+    SplitError
+        The numbers cannot be met; the message has the numbers that must change, and the nearest possible ones.
+    """
+    check_seed(seed)
+    if not time_limit_s > 0:
+        raise SplitError(f"time_limit_s must be above 0, got {time_limit_s!r}")
+    pool = Pool.from_annotations(annotations, targets.least_seconds, targets.group_by)
+    if (asked := targets.head + targets.medium + targets.tail) != pool.num_classes:
+        raise SplitError(
+            f"head {targets.head}, medium {targets.medium} and tail {targets.tail} are {asked} classes together; "
+            f"{dataset} has {pool.num_classes}"
+        )
+    generator = np.random.Generator(np.random.PCG64(seed))
+    order = co_occurrence_rank(pool)
+    costs = generator.random(len(pool)) * _COST
+    limits = pool.available - targets.test_positives - targets.val_positives
+    allowed, aims = allow_all(pool), _expected_counts(order, limits, targets)
+    problems: list[str] = []
+    for _ in range(_GROUPINGS if targets.group_by else 1):
+        if targets.group_by:
+            allowed = allow_by_group(pool, aims, targets, generator)
+            limits = pool.positives(allowed[0])
+        bounds = _bounds_by_rank(order, limits, targets)
+        train = _solve(pool, bounds, limits, allowed[0], costs, targets, time_limit_s)
+        if train is None and not targets.group_by:
+            nearest = _find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
+            train = _solve(pool, nearest.bounds, limits, allowed[0], costs, targets, time_limit_s)
+        if train is None:
+            continue
+        for _ in range(_DRAWS):
+            chosen = (train, *draw_evaluation(pool, order, train, allowed, targets, generator))
+            split = build_split(annotations, pool, chosen, targets, dataset, "exact", seed)
+            problems = _unmet(split, targets, pool)
+            if not problems:
+                counts, available = split.train_counts.tolist(), pool.available.tolist()
+                return Construction(split, targets, seed, tuple(counts), tuple(available), len(pool), ())
+    if problems:
+        raise SplitError(
+            f"the training subset of {dataset} can have its numbers, but in none of {_DRAWS} draws val and test had "
+            f"theirs; ask for less there, or try another seed:\n{bullet_list(problems)}"
+        )
+    nearest = _find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
+    raise SplitError(_refusal(dataset, nearest, targets, annotations, pool))
+
+
+# --- the groups of the classes ----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
-class ClassPlan:
+class _ClassBounds:
     """The fewest and the most training videos of each class, (C,) int64 each."""
 
     lows: Integers
     highs: Integers
 
     @classmethod
-    def of(cls, members: Mapping[str, Sequence[int]], first: int, last: int, targets: ExactTargets) -> "ClassPlan":
-        """Make the plan from the classes of each group and the most and the least frequent class."""
+    def from_groups(
+        cls, members: Mapping[str, Sequence[int]], first: int, last: int, targets: ExactTargets
+    ) -> "_ClassBounds":
+        """Make the bounds from the classes of each group, and the most and the least frequent class."""
         count = sum(len(classes) for classes in members.values())
         lows, highs = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         for name, (low, high) in group_ranges(targets).items():
@@ -36,21 +132,11 @@ class ClassPlan:
         return cls(lows, highs)
 
 
-def plan_by_rank(order: Integers, limits: Integers, targets: ExactTargets) -> ClassPlan | None:
+def _bounds_by_rank(order: Integers, limits: Integers, targets: ExactTargets) -> _ClassBounds | None:
     """Put the classes into groups by their rank; those with too few videos for a group go to a later one.
 
-    Parameters
-    ----------
-    order : (C,) int64
-        Classes from first to last.
-    limits : (C,) int64
-        Training videos that each class can have.
-    targets : ExactTargets
-
-    Returns
-    -------
-    ClassPlan or None
-        None where the ranks leave no such plan; there may be one all the same.
+    ``limits`` are the training videos that each class can have. The result is None where this order gives no such
+    groups; another order may.
     """
     rest = order.tolist()
     members: dict[str, list[int]] = {}
@@ -65,302 +151,39 @@ def plan_by_rank(order: Integers, limits: Integers, targets: ExactTargets) -> Cl
     last = next((index for index in reversed(lower) if index != first or len(order) == 1), None)
     if rest or first is None or last is None:
         return None
-    return ClassPlan.of(members, first, last, targets)
+    return _ClassBounds.from_groups(members, first, last, targets)
 
 
-# With few classes each may come into each group, and the nearest is the nearest there is. With many that would take
-# hours: they keep to the groups of their ranks.
-FEW = 12
-_SECONDS, _GAP = 20.0, 1e-5  # and the search ends there, with the nearest that was found
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """What has to change.
-
-    Attributes
-    ----------
-    changes : dict of (int, int)
-        By name, the number asked for and the one that can be met; those that can stay are left out.
-    short : dict of int
-        By class, how many videos of val and test it would have to give up.
-    proven : bool
-        Whether smaller changes are ruled out.
-    plan : ClassPlan or None
-        Where nothing has to change: a plan that can be met.
-    """
-
-    changes: dict[str, tuple[int, int]]
-    short: dict[int, int]
-    proven: bool
-    plan: ClassPlan | None
-
-
-class _Program:
-    """A mixed-integer program, put together from named variables and rows."""
-
-    def __init__(self) -> None:
-        self.lows: list[float] = []
-        self.highs: list[float] = []
-        self.costs: list[float] = []
-        self.whole: list[bool] = []
-        self.rows: list[int] = []
-        self.columns: list[int] = []
-        self.values: list[float] = []
-        self.least: list[float] = []
-        self.most: list[float] = []
-
-    def add(self, count: int, high: float | Sequence[float], cost: float = 0.0, whole: bool = True) -> Integers:
-        """Add variables from 0 to ``high`` and return their numbers."""
-        start = len(self.lows)
-        self.lows += [0.0] * count
-        self.highs += [float(high)] * count if isinstance(high, int | float) else list(high)
-        self.costs += [cost] * count
-        self.whole += [whole] * count
-        return np.arange(start, start + count)
-
-    def row(self, terms: Sequence[tuple[Integers, float]], least: float, most: float) -> None:
-        """Demand that a sum of variables, each group times a factor, lies within bounds."""
-        for variables, factor in terms:
-            self.columns += variables.tolist()
-            self.values += [factor] * len(variables)
-            self.rows += [len(self.least)] * len(variables)
-        self.least.append(least)
-        self.most.append(most)
-
-    def solve(self, time_limit_s: float, gap: float) -> tuple[npt.NDArray[np.float64] | None, bool]:
-        """Return the values, None where none were found in time, and whether they are proven to be the best."""
-        shape = (len(self.least), len(self.lows))
-        # Older versions of SciPy take only 32-bit indices here.
-        places = (np.asarray(self.rows, dtype=np.int32), np.asarray(self.columns, dtype=np.int32))
-        matrix = coo_array((self.values, places), shape=shape).tocsr()
-        answer = milp(
-            self.costs,
-            integrality=np.asarray(self.whole, dtype=np.float64),
-            bounds=Bounds(self.lows, self.highs),
-            constraints=LinearConstraint(matrix, self.least, self.most),
-            options={"time_limit": time_limit_s, "mip_rel_gap": gap},
-        )
-        return answer.x, answer.status == 0
-
-
-def find_nearest(
-    pool: Pool, order: Integers, limits: Integers, open_to: Flags, targets: ExactTargets, time_limit_s: float
-) -> Nearest:
-    """Let every number give way at a price in proportion to it, and solve for the cheapest.
-
-    Parameters
-    ----------
-    pool : Pool
-    order : (C,) int64
-        Classes from first to last. Where they are many, they come into the groups by it.
-    limits : (C,) int64
-        Training videos that each class can have if val and test are to have their positives.
-    open_to : (m,) bool
-        Candidates that training may draw.
-    targets : ExactTargets
-    time_limit_s : float
-    """
-    program = _Program()
-    most_possible = pool.positives(open_to)
-    big = float(most_possible.max(initial=0)) + max(targets.most_frequent, targets.head_above) + 1
-    video = program.add(len(pool), open_to.astype(np.float64).tolist())
-    classes = range(pool.num_classes)
-    head, medium, tail, first, last = (program.add(pool.num_classes, may) for may in _may_be(order, limits, targets))
-    short = program.add(pool.num_classes, big, cost=1.0 / max(targets.test_positives + targets.val_positives, 1))
-    more, fewer = {}, {}
-    asked = {
-        name: value
-        for name in ("train_videos", "head", "medium", "tail", "most_frequent", "least_frequent", "labels")
-        if (value := getattr(targets, name)) is not None
-    }
-    for name, value in asked.items():
-        more[name] = program.add(1, float(len(pool.classes)), cost=1.0 / max(value, 1), whole=False)
-        fewer[name] = program.add(1, float(value), cost=1.0 / max(value, 1), whole=False)
-
-    def equal(name: str, variables: Integers, factors: Sequence[float] | None = None) -> None:
-        terms = [(variables, 1.0)] if factors is None else [
-            (variables[[place]], factor) for place, factor in enumerate(factors)
-        ]  # fmt: skip
-        program.row([*terms, (more[name], -1.0), (fewer[name], 1.0)], asked[name], asked[name])
-
-    equal("train_videos", video)
-    if targets.labels is not None:
-        equal("labels", video, pool.sizes.astype(np.float64).tolist())
-    for name, variables in (("head", head), ("medium", medium), ("tail", tail)):
-        equal(name, variables)
-    for variables in (first, last):
-        program.row([(variables, 1.0)], 1, 1)
-    top = [(more["most_frequent"], 1.0), (fewer["most_frequent"], -1.0)]
-    bottom = [(more["least_frequent"], 1.0), (fewer["least_frequent"], -1.0)]
-    above, up_to = targets.head_above, targets.tail_up_to
-    for index in classes:
-        one = {"head": head[[index]], "medium": medium[[index]], "tail": tail[[index]]}
-        count = [(video[pool.of_class(index)], 1.0)]
-        possible = float(most_possible[index])
-        program.row([(variables, 1.0) for variables in one.values()], 1, 1)
-        program.row([*count, (one["head"], -(above + 1.0)), (one["medium"], -(up_to + 1.0))], 0, np.inf)
-        program.row(
-            [*count, (one["head"], -possible), (one["medium"], -float(above)), (one["tail"], -float(up_to))], -np.inf, 0
-        )
-        program.row([*count, *_times(top, -1)], -np.inf, targets.most_frequent)
-        program.row([*count, *_times(top, -1), (first[[index]], -big)], targets.most_frequent - big, np.inf)
-        program.row([*count, *_times(bottom, -1)], targets.least_frequent, np.inf)
-        program.row([*count, *_times(bottom, -1), (last[[index]], big)], -np.inf, targets.least_frequent + big)
-        program.row([*count, (short[[index]], -1.0)], -np.inf, float(limits[index]))
-    few = pool.num_classes <= FEW
-    values, proven = program.solve(time_limit_s if few else min(time_limit_s, _SECONDS), 0.0 if few else _GAP)
-    if values is None:
-        return Nearest({}, {}, False, None)
-    whole = np.rint(values).astype(np.int64)
-    changes = {
-        name: (value, value + int(np.rint(values[more[name]] - values[fewer[name]])[0]))
-        for name, value in asked.items()
-    }
-    changes = {name: (value, found) for name, (value, found) in changes.items() if value != found}
-    lacking = {index: int(whole[short[index]]) for index in classes if whole[short[index]]}
-    plan = None
-    if not changes and not lacking:
-        groups = {"head": head, "medium": medium, "tail": tail}
-        members = {name: np.flatnonzero(whole[variables]).tolist() for name, variables in groups.items()}
-        plan = ClassPlan.of(members, int(whole[first].argmax()), int(whole[last].argmax()), targets)
-    return Nearest(changes, lacking, proven and few, plan)
-
-
-def _times(terms: list[tuple[Integers, float]], factor: float) -> list[tuple[Integers, float]]:
-    return [(variables, value * factor) for variables, value in terms]
-
-
-def _may_be(order: Integers, limits: Integers, targets: ExactTargets) -> list[list[float]]:
-    """Return for each class whether it may be in head, medium and tail, the most and the least frequent one."""
-    count = len(order)
-    place = np.empty(count, dtype=np.int64)
-    capable = [int((limits >= low).sum()) for low, _ in group_ranges(targets).values()]
-    # Classes that have the videos for a group come before those that do not.
-    lowest = (targets.most_frequent, *(low for low, _ in group_ranges(targets).values()))
-    kinds = np.sum([limits >= low for low in lowest], axis=0)
-    place[np.lexsort((np.argsort(order), -kinds))] = np.arange(count)
-    one = min(targets.head, capable[0])
-    two = min(targets.head + targets.medium, capable[1])
-    window = count if count <= FEW else 0
-    may = [place < one + window, (place >= one - window) & (place < two + window), place >= two - window]
-    may += [place < max(window, 1), place >= count - max(window, 1)]
-    return [each.astype(np.float64).tolist() for each in may]
-
-
-_OPTIMAL, _OUT_OF_TIME, _INFEASIBLE = 0, 1, 2
-_COST = 1000.0  # of the dearest video: the solver takes two plans as equal whose costs differ by less than 1e-6
-_DRAWS = 10  # of val and test
-_GROUPINGS = 5  # how often groups are shared out anew where training cannot have its numbers
-
-
-def construct_exactly(
-    annotations: Annotations, targets: ExactTargets, *, dataset: str, seed: int, time_limit_s: float = 60.0
-) -> Construction:
-    """Draw a split that has prescribed numbers.
-
-    The training subset is the cheapest, at a random cost a video, that has the numbers: a mixed-integer program, solved
-    by HiGHS to the optimum. The classes come into the groups by their co-occurrence, unless only another order can
-    meet the numbers. Test and val are drawn from the rest as in ``construct``; the program leaves each class enough.
-
-    Parameters
-    ----------
-    annotations : Annotations
-        Official subsets are pooled; the order of the videos makes no difference to what is drawn.
-    targets : ExactTargets
-        ``EXACT_PRESETS`` has those of the published benchmarks.
-    dataset : str
-        Name of the benchmark.
-    seed : int
-        From 0 on. The optimum is as good as surely a single one, so the same seed gives the same split with other
-        versions of SciPy too, within the solver's tolerance.
-    time_limit_s : float
-        For each program. The result never depends on it: what is not solved in time is refused.
-
-    Returns
-    -------
-    Construction
-        Of the variant ``exact``.
-
-    Raises
-    ------
-    SplitError
-        The numbers cannot be met; the message names those that are in the way and the nearest that can.
-    """
-    check_seed(seed)
-    if not time_limit_s > 0:
-        raise SplitError(f"time_limit_s must be above 0, got {time_limit_s!r}")
-    pool = Pool.of(annotations, targets.least_seconds, targets.group_by)
-    if (asked := targets.head + targets.medium + targets.tail) != pool.num_classes:
-        raise SplitError(
-            f"head {targets.head}, medium {targets.medium} and tail {targets.tail} are {asked} classes together; "
-            f"{dataset} has {pool.num_classes}"
-        )
-    generator = np.random.Generator(np.random.PCG64(seed))
-    order = co_occurrence_rank(pool)
-    costs = generator.random(len(pool)) * _COST
-    limits = pool.available - targets.test_positives - targets.val_positives
-    open_to, middles = open_to_all(pool), _middles(order, limits, targets)
-    problems: list[str] = []
-    for _ in range(_GROUPINGS if targets.group_by else 1):
-        if targets.group_by:
-            open_to = grouped_openings(pool, middles, targets, generator)
-            limits = pool.positives(open_to[0])
-        plan = plan_by_rank(order, limits, targets)
-        train = _solve(pool, plan, limits, open_to[0], costs, targets, time_limit_s)
-        if train is None and not targets.group_by:
-            nearest = find_nearest(pool, order, limits, open_to[0], targets, time_limit_s)
-            train = _solve(pool, nearest.plan, limits, open_to[0], costs, targets, time_limit_s)
-        if train is None:
-            continue
-        for _ in range(_DRAWS):
-            val, test = draw_rest(pool, order, train, open_to, targets, generator)
-            split = as_split(annotations, pool, train, val, test, targets, dataset, "exact", seed)
-            problems = _unmet(split, targets, pool)
-            if not problems:
-                return Construction(
-                    split=split,
-                    targets=targets,
-                    seed=seed,
-                    target_counts=tuple(split.train_counts.tolist()),
-                    available=tuple(pool.available.tolist()),
-                    candidates=len(pool),
-                    shortfalls=(),
-                )
-    if problems:
-        raise SplitError(
-            f"the training subset of {dataset} can have its numbers, but val and test had not theirs in any of "
-            f"{_DRAWS} draws; ask for less there, or try another seed:\n{bullet_list(problems)}"
-        )
-    nearest = find_nearest(pool, order, limits, open_to[0], targets, time_limit_s)
-    raise SplitError(_refusal(dataset, nearest, targets, annotations, pool))
-
-
-def _middles(order: Integers, limits: Integers, targets: ExactTargets) -> Integers:
-    """Return about how many training videos each class will have, before it is known which groups it can have."""
-    plan = plan_by_rank(order, limits, targets)
-    if plan is None:
+def _expected_counts(order: Integers, limits: Integers, targets: ExactTargets) -> Integers:
+    """Return a rough number of training videos per class, before the groups are divided among the subsets."""
+    bounds = _bounds_by_rank(order, limits, targets)
+    if bounds is None:
         return np.maximum(limits, 1)
-    # Within a range the counts of a long tail lie nearer to its lower end; in the tail itself no video is to spare.
-    middles = np.sqrt(plan.lows * plan.highs).astype(np.int64)
-    return np.where(plan.highs <= targets.tail_up_to, plan.lows, middles)
+    # The counts of a long tail lie nearer to the lower end of a range; the tail itself has no video to spare.
+    middles = np.sqrt(bounds.lows * bounds.highs).astype(np.int64)
+    return np.where(bounds.highs <= targets.tail_up_to, bounds.lows, middles)
+
+
+# --- the training subset ----------------------------------------------------------------------------------------
 
 
 def _solve(
     pool: Pool,
-    plan: ClassPlan | None,
+    bounds: _ClassBounds | None,
     limits: Integers,
-    open_to: Flags,
-    costs: npt.NDArray[np.float64],
+    allowed: Flags,
+    costs: Floats,
     targets: ExactTargets,
     time_limit_s: float,
 ) -> Flags | None:
-    """Return the cheapest training subset that keeps to a plan, None where there is none."""
-    if plan is None or (plan.lows > np.minimum(plan.highs, limits)).any():
+    """Return the cheapest training subset within the bounds, None where no subset has the numbers."""
+    if bounds is None or (bounds.lows > np.minimum(bounds.highs, limits)).any():
         return None
-    highs = np.minimum(plan.highs, limits)
+    highs = np.minimum(bounds.highs, limits)
+    ones = np.ones(len(pool.classes))
+    class_matrix = csr_array((ones, (pool.classes, pool.owners)), shape=(pool.num_classes, len(pool)))
     constraints = [
-        LinearConstraint(class_matrix(pool), plan.lows, highs),
+        LinearConstraint(class_matrix, bounds.lows, highs),
         LinearConstraint(np.ones((1, len(pool))), targets.train_videos, targets.train_videos),
     ]
     if targets.labels is not None:
@@ -368,7 +191,7 @@ def _solve(
     answer = milp(
         costs,
         integrality=np.ones(len(pool)),
-        bounds=Bounds(0, open_to.astype(np.float64)),
+        bounds=Bounds(0, allowed.astype(np.float64)),
         constraints=constraints,
         options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
     )
@@ -381,7 +204,7 @@ def _solve(
     train: Flags = answer.x > 0.5
     counts = pool.positives(train)
     if (
-        ((counts < plan.lows) | (counts > highs)).any()
+        ((counts < bounds.lows) | (counts > highs)).any()
         or int(train.sum()) != targets.train_videos
         or (targets.labels is not None and int(counts.sum()) != targets.labels)
     ):
@@ -389,14 +212,147 @@ def _solve(
     return train
 
 
-def class_matrix(pool: Pool) -> csr_array:
-    """Return the (C, m) matrix of which candidate has which class."""
-    ones = np.ones(len(pool.classes))
-    return csr_array((ones, (pool.classes, pool.owners)), shape=(pool.num_classes, len(pool)))
+# --- the nearest numbers ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """The changes that make the numbers possible."""
+
+    changes: dict[str, tuple[int, int]]  # by name, the number asked for and the nearest possible one, if they differ
+    short: dict[int, int]  # by class, the videos that val and test would have to give up
+    proven: bool  # whether smaller changes are ruled out
+    bounds: _ClassBounds | None  # bounds that can be met, where no change is necessary
+
+
+class _MixedIntegerProgram:
+    """A mixed-integer program, built from groups of variables and rows of constraints."""
+
+    def __init__(self) -> None:
+        self.highs: list[float] = []
+        self.costs: list[float] = []
+        self.whole: list[bool] = []
+        self.rows: list[int] = []
+        self.columns: list[int] = []
+        self.values: list[float] = []
+        self.least: list[float] = []
+        self.most: list[float] = []
+
+    def add(self, count: int, high: float | Sequence[float], cost: float = 0.0, whole: bool = True) -> Integers:
+        """Add variables from 0 to ``high`` and return their numbers."""
+        start = len(self.highs)
+        self.highs += [float(high)] * count if isinstance(high, int | float) else list(high)
+        self.costs += [cost] * count
+        self.whole += [whole] * count
+        return np.arange(start, start + count)
+
+    def constrain(self, terms: Sequence[tuple[Integers, float | Sequence[float]]], least: float, most: float) -> None:
+        """Keep a sum within bounds; a term is a group of variables with one factor, or with one factor each."""
+        for variables, factor in terms:
+            self.columns += variables.tolist()
+            self.values += [factor] * len(variables) if isinstance(factor, int | float) else list(factor)
+            self.rows += [len(self.least)] * len(variables)
+        self.least.append(least)
+        self.most.append(most)
+
+    def solve(self, time_limit_s: float, gap: float) -> tuple[Floats | None, bool]:
+        """Return the values, or None where none were found in time, and whether they are proven to be optimal."""
+        shape = (len(self.least), len(self.highs))
+        # Older versions of SciPy take only 32-bit indices here.
+        places = (np.asarray(self.rows, dtype=np.int32), np.asarray(self.columns, dtype=np.int32))
+        matrix = coo_array((self.values, places), shape=shape).tocsr()
+        answer = milp(
+            self.costs,
+            integrality=np.asarray(self.whole, dtype=np.float64),
+            bounds=Bounds([0.0] * len(self.highs), self.highs),
+            constraints=LinearConstraint(matrix, self.least, self.most),
+            options={"time_limit": time_limit_s, "mip_rel_gap": gap},
+        )
+        return answer.x, answer.status == 0
+
+
+def _find_nearest(
+    pool: Pool, order: Integers, limits: Integers, allowed: Flags, targets: ExactTargets, time_limit_s: float
+) -> _Nearest:
+    """Find the cheapest changes of the numbers, where a change costs its share of the number."""
+    program = _MixedIntegerProgram()
+    video = program.add(len(pool), allowed.astype(np.float64).tolist())
+    names = ("head", "medium", "tail", "first", "last")
+    roles = {
+        name: program.add(pool.num_classes, may)
+        for name, may in zip(names, _possible_roles(order, limits, targets), strict=True)
+    }
+    big = float(pool.positives(allowed).max(initial=0)) + max(targets.most_frequent, targets.head_above) + 1
+    short = program.add(pool.num_classes, big, cost=1.0 / max(targets.test_positives + targets.val_positives, 1))
+    more, fewer = {}, {}
+    asked: dict[str, int] = {
+        name: value
+        for name in ("train_videos", "head", "medium", "tail", "most_frequent", "least_frequent", "labels")
+        if (value := getattr(targets, name)) is not None
+    }
+    for name, value in asked.items():
+        more[name] = program.add(1, float(len(pool.classes)), cost=1.0 / max(value, 1), whole=False)
+        fewer[name] = program.add(1, float(value), cost=1.0 / max(value, 1), whole=False)
+    sums: dict[str, tuple[Integers, float | Sequence[float]]] = {"train_videos": (video, 1.0)}
+    if targets.labels is not None:
+        sums["labels"] = (video, pool.sizes.astype(np.float64).tolist())
+    sums |= {name: (roles[name], 1.0) for name in names[:3]}
+    for name, term in sums.items():
+        program.constrain([term, (more[name], -1.0), (fewer[name], 1.0)], asked[name], asked[name])
+    for name in ("first", "last"):
+        program.constrain([(roles[name], 1.0)], 1, 1)
+    most = [(more["most_frequent"], -1.0), (fewer["most_frequent"], 1.0)]
+    least = [(more["least_frequent"], -1.0), (fewer["least_frequent"], 1.0)]
+    for index, possible in enumerate(pool.positives(allowed).tolist()):
+        head, medium, tail, first, last = (roles[name][[index]] for name in names)
+        count = (video[pool.videos_of_class(index)], 1.0)
+        above, up_to = targets.head_above, targets.tail_up_to
+        program.constrain([(head, 1.0), (medium, 1.0), (tail, 1.0)], 1, 1)
+        program.constrain([count, (head, -(above + 1.0)), (medium, -(up_to + 1.0))], 0, np.inf)
+        program.constrain([count, (head, -float(possible)), (medium, -float(above)), (tail, -float(up_to))], -np.inf, 0)
+        program.constrain([count, *most], -np.inf, targets.most_frequent)
+        program.constrain([count, *most, (first, -big)], targets.most_frequent - big, np.inf)
+        program.constrain([count, *least], targets.least_frequent, np.inf)
+        program.constrain([count, *least, (last, big)], -np.inf, targets.least_frequent + big)
+        program.constrain([count, (short[[index]], -1.0)], -np.inf, float(limits[index]))
+    few = pool.num_classes <= FEW
+    values, proven = program.solve(time_limit_s if few else min(time_limit_s, _SECONDS), 0.0 if few else _GAP)
+    if values is None:
+        return _Nearest({}, {}, False, None)
+    found = {name: value + int(np.rint(values[more[name]] - values[fewer[name]])[0]) for name, value in asked.items()}
+    changes = {name: (value, found[name]) for name, value in asked.items() if value != found[name]}
+    whole = np.rint(values).astype(np.int64)
+    lacking = {index: count for index, count in enumerate(whole[short].tolist()) if count}
+    bounds = None
+    if not changes and not lacking:
+        members = {name: np.flatnonzero(whole[roles[name]]).tolist() for name in names[:3]}
+        ends = [int(whole[roles[name]].argmax()) for name in names[3:]]
+        bounds = _ClassBounds.from_groups(members, ends[0], ends[1], targets)
+    return _Nearest(changes, lacking, proven and few, bounds)
+
+
+def _possible_roles(order: Integers, limits: Integers, targets: ExactTargets) -> list[list[float]]:
+    """Return 1 for each class that may be in head, medium and tail, or the most and the least frequent one."""
+    count = len(order)
+    place = np.empty(count, dtype=np.int64)
+    capable = [int((limits >= low).sum()) for low, _ in group_ranges(targets).values()]
+    # Classes with enough videos for a group come before the others.
+    lowest = (targets.most_frequent, *(low for low, _ in group_ranges(targets).values()))
+    kinds = np.sum([limits >= low for low in lowest], axis=0)
+    place[np.lexsort((np.argsort(order), -kinds))] = np.arange(count)
+    one = min(targets.head, capable[0])
+    two = min(targets.head + targets.medium, capable[1])
+    window = count if count <= FEW else 0
+    may = [place < one + window, (place >= one - window) & (place < two + window), place >= two - window]
+    may += [place < max(window, 1), place >= count - max(window, 1)]
+    return [each.astype(np.float64).tolist() for each in may]
+
+
+# --- messages ---------------------------------------------------------------------------------------------------
 
 
 def _unmet(split: Split, targets: ExactTargets, pool: Pool) -> list[str]:
-    """Return which numbers of val and test a split does not have."""
+    """Return the numbers of val and test that a split does not have."""
     problems = [
         f"{entry.subset}: class {entry.class_index} {entry.class_name!r} has {entry.got} of {entry.wanted} videos "
         f"({entry.available:,} candidates)"
@@ -408,8 +364,8 @@ def _unmet(split: Split, targets: ExactTargets, pool: Pool) -> list[str]:
     return problems
 
 
-def _refusal(dataset: str, nearest: Nearest, targets: ExactTargets, annotations: Annotations, pool: Pool) -> str:
-    """Say which numbers are in the way, and the nearest that can be met."""
+def _refusal(dataset: str, nearest: _Nearest, targets: ExactTargets, annotations: Annotations, pool: Pool) -> str:
+    """Return the message with the numbers that must change, and the nearest possible ones."""
     lines = [f"{name} {asked:,}: {found:,} can be met" for name, (asked, found) in nearest.changes.items()]
     if nearest.short:
         named = first_few(
@@ -428,9 +384,8 @@ def _refusal(dataset: str, nearest: Nearest, targets: ExactTargets, annotations:
         )
     how = "with these changes together all other numbers can stay"
     if nearest.proven:
-        how += ", and none are smaller in proportion"
-    if pool.num_classes > FEW:
-        # Not every way to share classes out among the groups was tried.
+        how += ", and no smaller changes suffice, in proportion"
+    if pool.num_classes > FEW:  # other groups of the classes were not tried
         return (
             f"no split of {dataset} with these numbers was found{grouped}, its classes in the groups of their "
             f"co-occurrence; {how}:\n{bullet_list(lines)}"

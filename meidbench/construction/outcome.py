@@ -1,4 +1,4 @@
-"""What a construction gives: the split, and how far it is from what it aimed at."""
+"""The result of a construction: the split, and its distance to the targets or to another split."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,17 +8,14 @@ import numpy as np
 from meidbench.construction.pool import Integers
 from meidbench.construction.targets import ExactTargets, Targets
 from meidbench.errors import SplitError
-from meidbench.splits.manifests import SUBSETS
+from meidbench.names import SUBSETS
 from meidbench.splits.split import GROUP_NAMES, Split
 from meidbench.splits.statistics import split_statistics
 
 
 @dataclass(frozen=True)
 class Shortfall:
-    """A class that has fewer videos in a subset than every class is to have.
-
-    ``available`` are its candidates, for all subsets together.
-    """
+    """A class that has fewer videos in a subset than the targets want; ``available`` counts all its candidates."""
 
     subset: str
     class_index: int
@@ -30,7 +27,7 @@ class Shortfall:
 
 @dataclass(frozen=True)
 class Construction:
-    """A split that was drawn, and how it fits its targets.
+    """A split that was drawn, and its distance to the targets.
 
     Attributes
     ----------
@@ -38,7 +35,7 @@ class Construction:
     targets : Targets or ExactTargets
     seed : int
     target_counts : tuple of int
-        (C,) training videos that each class was to have; for an exact construction, those that it has.
+        (C,) training videos that the target gives to each class; for an exact construction, those that it has.
     available : tuple of int
         (C,) candidates of each class.
     candidates : int
@@ -57,17 +54,17 @@ class Construction:
 
     @property
     def deviations(self) -> Integers:
-        """(C,) training videos of each class, less its target."""
+        """(C,) training videos of each class minus its target."""
         return self.split.train_counts - np.asarray(self.target_counts, dtype=np.int64)
 
     @property
     def total_deviation(self) -> int:
-        """Sum over the classes of how far each is from its target."""
+        """Sum over the classes of the distance to the target."""
         return int(np.abs(self.deviations).sum())
 
     @property
     def largest_deviation(self) -> int:
-        """How far the class is from its target that is farthest."""
+        """Largest distance of a class to its target."""
         return int(np.abs(self.deviations).max(initial=0))
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,21 +88,17 @@ class Construction:
 def find_shortfalls(split: Split, targets: Targets | ExactTargets, available: Integers) -> tuple[Shortfall, ...]:
     """Return the classes that have too few videos in a subset, subset by subset."""
     wanted = {"train": 1, "val": targets.val_positives, "test": targets.test_positives}
-    found = []
-    for subset in SUBSETS:
-        counts = split.positives(subset)
-        for index in np.flatnonzero(counts < wanted[subset]).tolist():
-            found.append(
-                Shortfall(
-                    subset, index, split.class_names[index], wanted[subset], int(counts[index]), int(available[index])
-                )
-            )
-    return tuple(found)
+    return tuple(
+        Shortfall(subset, index, split.class_names[index], wanted[subset], int(count), int(available[index]))
+        for subset in SUBSETS
+        for index, count in enumerate(split.positives(subset))
+        if count < wanted[subset]
+    )
 
 
 @dataclass(frozen=True)
 class SplitDistance:
-    """How far two splits of the same classes are from one another.
+    """The distance between two splits of the same classes.
 
     Attributes
     ----------
@@ -115,7 +108,7 @@ class SplitDistance:
     mean_count_difference : float
         Mean over the classes of the absolute difference in training videos.
     mean_curve_difference : float
-        The same after each split's classes were sorted by their training videos: the shape of the tail alone.
+        The same with each split's classes sorted by their training videos: it compares only the shapes of the tails.
     same_group : float
         Share of the classes that are in the same frequency group.
     shared_videos : dict of float

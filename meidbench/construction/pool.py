@@ -1,6 +1,5 @@
-"""The videos that a split can be drawn from, as arrays."""
+"""The candidates, which are the videos that a split can be drawn from, as arrays; and the subset of each group."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,8 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
+from meidbench.annotations.base import MOST_CLASSES, find_repeated
 from meidbench.errors import SplitError, bullet_list, first_few
 
 Integers = npt.NDArray[np.int64]
@@ -25,11 +25,11 @@ class Pool:
     Attributes
     ----------
     rows : (m,) int64
-        Where each candidate stands among the annotated videos.
+        The place of each candidate among the annotated videos.
     bounds, classes : (m + 1,) and (L,) int64
         ``classes[bounds[v] : bounds[v + 1]]`` are the classes of candidate v, ascending.
     groups : (m,) int64
-        Which group each belongs to; every video its own where nothing groups them.
+        The group of each candidate; every video is its own group where nothing groups them.
     num_classes : int
         C.
     """
@@ -41,23 +41,16 @@ class Pool:
     num_classes: int
 
     @classmethod
-    def of(cls, annotations: Annotations, least_seconds: float | None = None, group_by: Sequence[str] = ()) -> "Pool":
+    def from_annotations(
+        cls, annotations: Annotations, least_seconds: float | None = None, group_by: Sequence[str] = ()
+    ) -> "Pool":
         """Gather the labelled videos that are long enough; those of unknown length count as long enough.
 
-        Parameters
-        ----------
-        annotations : Annotations
-        least_seconds : float, optional
-        group_by : sequence of str
-            ``pair`` and ``subject``: videos that share either, directly or through others, form one group. Where
-            the annotation names none, a video is a group of its own.
-
-        Raises
-        ------
-        SplitError
-            The annotations contradict themselves, or no video can be used.
+        With ``group_by`` (``pair``, ``subject``), videos that share either, directly or through others, form one group;
+        a video without both is a group of its own. ``SplitError`` if the annotations contradict themselves, or no video
+        can be used.
         """
-        _check(annotations)
+        _check_annotations(annotations)
         ids, labels = annotations.video_ids, annotations.labels
         ordered = np.asarray(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
         counts = np.fromiter(map(len, labels), np.int64, len(labels))
@@ -86,7 +79,7 @@ class Pool:
 
     @cached_property
     def owners(self) -> Integers:
-        """(L,) the candidate that each label belongs to."""
+        """(L,) candidate of each label."""
         return np.repeat(np.arange(len(self)), self.sizes)
 
     @cached_property
@@ -99,12 +92,12 @@ class Pool:
         order = np.argsort(self.classes, kind="stable")
         return np.concatenate([[0], np.cumsum(self.available)]), self.owners[order]
 
-    def of_class(self, index: int) -> Integers:
-        """Return the candidates that have a class, ascending."""
+    def videos_of_class(self, index: int) -> Integers:
+        """Return the candidates with a class, ascending."""
         bounds, videos = self._by_class
         return videos[bounds[index] : bounds[index + 1]]
 
-    def of_video(self, video: int) -> Integers:
+    def classes_of_video(self, video: int) -> Integers:
         """Return the classes of a candidate, ascending."""
         return self.classes[self.bounds[video] : self.bounds[video + 1]]
 
@@ -112,8 +105,8 @@ class Pool:
         """Return the (C,) videos of each class among the chosen, an (m,) mask."""
         return np.bincount(self.classes[chosen[self.owners]], minlength=self.num_classes)
 
-    def positives_of(self, videos: Integers) -> Integers:
-        """Return the (C,) videos of each class among some candidates, without a look at the others."""
+    def positives_among(self, videos: Integers) -> Integers:
+        """Return the (C,) videos of each class among a few candidates; faster for them than ``positives``."""
         sizes = self.sizes[videos]
         shift = np.repeat(self.bounds[videos] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
         return np.bincount(self.classes[np.arange(len(shift)) + shift], minlength=self.num_classes)
@@ -122,13 +115,13 @@ class Pool:
 def shuffled(values: Integers, generator: np.random.Generator) -> Integers:
     """Return values in a random order that is the same with every version of NumPy.
 
-    Only ``Generator.random`` is drawn from: 53 bits of the generator's stream a number, which leaves no room for a
-    later change of the algorithm.
+    It uses only ``Generator.random``, which takes 53 bits of the generator's stream per number, so that no version of
+    NumPy can give another order.
     """
     return values[np.argsort(generator.random(len(values)), kind="stable")]
 
 
-def _check(annotations: Annotations) -> None:
+def _check_annotations(annotations: Annotations) -> None:
     num_classes, videos = len(annotations.class_names), len(annotations.video_ids)
     columns = ("sources", "labels", "lengths", "subjects", "views", "pair_ids", "segments")
     problems = [
@@ -136,11 +129,10 @@ def _check(annotations: Annotations) -> None:
         for name in columns
         if len(getattr(annotations, name)) != videos
     ]
-    if len(set(annotations.video_ids)) < videos:
-        repeated = sorted(video_id for video_id, count in Counter(annotations.video_ids).items() if count > 1)
+    if repeated := sorted(find_repeated(annotations.video_ids)):
         problems.append(f"{len(repeated):,} video id(s) occur more than once: {first_few(repeated)}")
-    if num_classes > np.iinfo(np.int16).max:
-        problems.append(f"{num_classes:,} classes are more than a split file can hold ({np.iinfo(np.int16).max:,})")
+    if num_classes > MOST_CLASSES:
+        problems.append(f"{num_classes:,} classes are more than a split file can hold ({MOST_CLASSES:,})")
     if not problems:
         pairs = list(zip(annotations.video_ids, annotations.labels, strict=True))
         outside = [name for name, row in pairs if row and not (min(row) >= 0 and max(row) < num_classes)]
@@ -175,32 +167,21 @@ def _components(columns: list[list[str]], videos: int) -> Integers:
     return number_of[groups]
 
 
-# Times what val and test need that they get at most. They need some choice; what they do not use, training lacks.
-_MARGIN = 2.0
+_MARGIN = 2.0  # val and test may take this many times their need: room to choose, at the cost of training
 _SWEEPS = 20
-# What a share that val or test lacks counts, or training of a rare class, beside 1 for training: those are few.
-_URGENT = 10.0
+_URGENT = 10.0  # weight of the needs of val and test, and of training in rare classes, beside 1 for training
 
 
 def assign_groups(pool: Pool, needs: Integers, generator: np.random.Generator) -> Integers:
-    """Give every group of videos to one subset, each subset getting its share of every class.
+    """Give every group of videos to one subset, so that each subset gets its share of every class.
 
-    Iterative stratification (Sechidis et al., ECML 2011), with shares of its own for each class: the classes with the
-    fewest videos come first, and a group goes to the subset that lacks most of the class. Then groups are moved while
-    that lowers what the subsets lack of their needs. Training has one group at least.
+    Iterative stratification (Sechidis et al., ECML 2011) with different shares for each class: the classes with the
+    fewest videos come first, and a group goes to the subset that lacks most videos of the class. Then groups are moved
+    while this lowers the number of lacking videos. Training gets at least one group.
 
-    Parameters
-    ----------
-    pool : Pool
-    needs : (3, C) int64
-        Videos of each class that train, val and test are to have. The available ones are shared out in proportion, but
-        val and test get twice their need at most.
-    generator : numpy.random.Generator
-
-    Returns
-    -------
-    ndarray, (m,) int64
-        For each candidate the subset that may draw it: 0 train, 1 val, 2 test.
+    ``needs``, (3, C), are the videos of each class that train, val and test need. The available ones are shared out in
+    proportion, but val and test get at most twice their need. The result, (m,), is the subset that may draw each
+    candidate: 0 train, 1 val, 2 test.
     """
     lacking = needs * (pool.available / np.maximum(needs.sum(axis=0), 1))
     lacking[1:] = np.minimum(lacking[1:], needs[1:] * _MARGIN)
@@ -209,22 +190,22 @@ def assign_groups(pool: Pool, needs: Integers, generator: np.random.Generator) -
     members = np.split(order, np.flatnonzero(np.diff(pool.groups[order])) + 1)
     owner_of = np.full(len(members), -1, dtype=np.int64)
     for index in np.argsort(pool.available, kind="stable").tolist():
-        groups = np.unique(pool.groups[pool.of_class(index)])
+        groups = np.unique(pool.groups[pool.videos_of_class(index)])
         for group in shuffled(groups[owner_of[groups] < 0], generator).tolist():
             owner = int(lacking[:, index].argmax())
             owner_of[group] = owner
             for video in members[group].tolist():
-                lacking[owner, pool.of_video(video)] -= 1
-    _settle(pool, needs, owner_of, members, generator)
+                lacking[owner, pool.classes_of_video(video)] -= 1
+    _move_groups(pool, needs, owner_of, members, generator)
     if not (owner_of == 0).any():
         owner_of[int(np.argmax([len(videos) for videos in members]))] = 0
     return owner_of[pool.groups]
 
 
-def _settle(
+def _move_groups(
     pool: Pool, needs: Integers, owner_of: Integers, members: list[Integers], generator: np.random.Generator
 ) -> None:
-    """Move groups with a class that a subset lacks to where they lower what is lacked; ``owner_of`` is changed."""
+    """Move groups to other subsets while fewer videos lack then; ``owner_of`` is changed."""
     have = np.stack([pool.positives(owner_of[pool.groups] == owner) for owner in range(3)])
     urgent = np.stack([needs[0] < needs[1:].sum(axis=0), *np.ones_like(needs[1:], dtype=bool)])
     weights = np.where(needs > 0, 1 / np.maximum(needs, 1), 0) * np.where(urgent, _URGENT, 1)
@@ -232,16 +213,16 @@ def _settle(
         short = np.flatnonzero((have < needs).any(axis=0))
         if not len(short):
             return
-        groups = np.unique(pool.groups[np.concatenate([pool.of_class(index) for index in short.tolist()])])
+        groups = np.unique(pool.groups[np.concatenate([pool.videos_of_class(index) for index in short.tolist()])])
         moved = False
         for group in shuffled(groups, generator).tolist():
-            counts = pool.positives_of(members[group])
+            counts = pool.positives_among(members[group])
             classes = np.flatnonzero(counts)
             here, now = owner_of[group], have[:, classes]
             lack = weights[:, classes] * np.maximum(needs[:, classes] - now, 0)
             fuller = weights[:, classes] * np.maximum(needs[:, classes] - now - counts[classes], 0)
             left = weights[here, classes] * np.maximum(needs[here, classes] - now[here] + counts[classes], 0)
-            # A difference that is only one of rounding, which need not be the same everywhere, must decide nothing.
+            # Rounded, because the last bits may differ between machines and must not decide.
             costs = np.round((fuller - lack).sum(axis=1) + (left - lack[here]).sum(), 9)
             costs[here] = 0.0
             best = int(costs.argmin())
@@ -254,7 +235,7 @@ def _settle(
             return
 
 
-def open_to_all(pool: Pool) -> tuple[Flags, Flags, Flags]:
-    """Return for train, val and test which candidates they may draw where nothing is grouped: all."""
+def allow_all(pool: Pool) -> tuple[Flags, Flags, Flags]:
+    """Return the candidates that train, val and test may draw where nothing is grouped: all, as masks."""
     everything = np.ones(len(pool), dtype=bool)
     return everything, everything, everything

@@ -1,44 +1,42 @@
-"""What a drawn split aims at, and the targets of the published benchmarks."""
+"""The targets of a drawn split, and those of the published benchmarks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
-from meidbench.annotations.base import shown
+from meidbench.annotations.base import quote
 from meidbench.construction.pool import Integers
 from meidbench.errors import SplitError, bullet_list
+from meidbench.names import GROUP_KEYS
 from meidbench.splits.statistics import FRAMES_PER_SECOND, LEAST_FRAMES
 
-# No dataset comes near it, and sums of it fit into 64 bits.
-_MOST = 1_000_000_000
-
-GROUPINGS = ("pair", "subject")
+_MOST = 1_000_000_000  # larger than any dataset, and sums of it fit into 64 bits
 LEAST_SECONDS = LEAST_FRAMES / FRAMES_PER_SECOND
-_LEAST_ALPHA = 0.01  # below, the last class stands beyond the largest float
-_REACH = 0.99  # quantile of the Pareto distribution that the last class stands at
+_LEAST_ALPHA = 0.01  # below it, the place of the last class exceeds the largest float
+_REACH = 0.99  # quantile of the Pareto distribution at the last class
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a split that is drawn aims at.
+    """The numbers that a drawn split should come near.
 
     Attributes
     ----------
     most_frequent, least_frequent : int
         Training videos of the first and of the last class of the Pareto target.
     alpha : float
-        Its shape, from 0.01 on; 10 for CharadesLT, 17 for CharadesEgoLT.
+        Shape of the Pareto target, at least 0.01; 10 for CharadesLT, 17 for CharadesEgoLT.
     head_above, tail_up_to : int
         Thresholds of the frequency groups.
     test_positives, val_positives : int
-        Videos that every class has in test and in val, at least.
+        Least number of videos per class in test and in val.
     test_videos, val_videos : int, optional
-        Sizes aimed at; without, as few videos as the drawing takes to give every class its positives.
+        Sizes of test and val; without them, the positives of the classes decide.
     least_seconds : float, optional
         Shorter videos are left out; those of unknown length stay.
     group_by : tuple of str
-        ``pair``, ``subject`` or both: which videos must not be in two subsets.
+        ``pair``, ``subject`` or both: videos that share it must not be in two subsets.
     """
 
     most_frequent: int
@@ -54,21 +52,19 @@ class Targets:
     group_by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = common_problems(self)
-        problems += alpha_problems(self.alpha)
-        _refuse(problems)
+        _refuse(_common_problems(self) + alpha_problems(self.alpha))
 
 
 @dataclass(frozen=True)
 class ExactTargets:
-    """The numbers that a split must have, each of them exactly.
+    """The numbers that a split must have exactly.
 
     Attributes
     ----------
     train_videos : int
         Size of the training subset.
     head, medium, tail : int
-        How many classes each frequency group has; together all classes.
+        Number of classes in each frequency group; together all classes.
     most_frequent, least_frequent : int
         Training videos of the most and of the least frequent class.
     labels : int, optional
@@ -76,7 +72,7 @@ class ExactTargets:
     test_videos, val_videos : int, optional
         Sizes of test and val.
     head_above, tail_up_to, test_positives, val_positives, least_seconds, group_by
-        As in ``Targets``; the positives are met by every class, or there is no split.
+        As in ``Targets``; every class must have the positives.
     """
 
     train_videos: int
@@ -96,45 +92,41 @@ class ExactTargets:
     group_by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = common_problems(self)
-        if not problems:
-            problems = _contradictions(self)
-        _refuse(problems)
+        _refuse(_common_problems(self) or _contradictions(self))
 
 
 def alpha_problems(alpha: object) -> list[str]:
-    """Return why a number is no shape of a Pareto target."""
+    """Return the problems of a Pareto target's shape."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not _LEAST_ALPHA <= alpha <= _MOST:
-        return [f"alpha must be a number from {_LEAST_ALPHA} to {_MOST:,}, got {shown(alpha)}"]
+        return [f"alpha must be a number from {_LEAST_ALPHA} to {_MOST:,}, got {quote(alpha)}"]
     return []
 
 
 def seconds_problems(seconds: object) -> list[str]:
-    """Return why a number is no least length of a video."""
+    """Return the problems of a least length of the videos."""
     if seconds is not None and not (isinstance(seconds, int | float) and 0 <= seconds <= _MOST):
-        return [f"least_seconds must be a number from 0 to {_MOST:,}, got {shown(seconds)}"]
+        return [f"least_seconds must be a number from 0 to {_MOST:,}, got {quote(seconds)}"]
     return []
 
 
 def _refuse(problems: list[str]) -> None:
     if problems:
-        raise SplitError(f"these targets cannot be meant:\n{bullet_list(problems)}")
+        raise SplitError(f"these targets are wrong:\n{bullet_list(problems)}")
 
 
-def common_problems(targets: Targets | ExactTargets) -> list[str]:
-    """Return what is wrong with the numbers that both kinds of targets have."""
+def _common_problems(targets: Targets | ExactTargets) -> list[str]:
+    """Return the problems of the numbers that both kinds of targets have."""
     problems = []
-    lowest = {"most_frequent": 1, "least_frequent": 1, "train_videos": 1}
     for entry in fields(targets):
         value = getattr(targets, entry.name)
         if entry.name in ("alpha", "least_seconds", "group_by") or (value is None and entry.default is None):
             continue
-        least = lowest.get(entry.name, 0)
+        least = int(entry.name in ("most_frequent", "least_frequent", "train_videos"))
         if type(value) is not int or not least <= value <= _MOST:
-            problems.append(f"{entry.name} must be a whole number from {least} to {_MOST:,}, got {shown(value)}")
+            problems.append(f"{entry.name} must be a whole number from {least} to {_MOST:,}, got {quote(value)}")
     problems += seconds_problems(targets.least_seconds)
-    if not isinstance(targets.group_by, tuple) or not set(targets.group_by) <= set(GROUPINGS):
-        problems.append(f"group_by must be a tuple of {', '.join(GROUPINGS)}, got {targets.group_by!r}")
+    if not isinstance(targets.group_by, tuple) or not set(targets.group_by) <= set(GROUP_KEYS):
+        problems.append(f"group_by must be a tuple of {', '.join(GROUP_KEYS)}, got {targets.group_by!r}")
     if not problems:
         if targets.tail_up_to > targets.head_above:
             problems.append(f"tail_up_to {targets.tail_up_to} lies above head_above {targets.head_above}")
@@ -144,12 +136,12 @@ def common_problems(targets: Targets | ExactTargets) -> list[str]:
 
 
 def _contradictions(targets: ExactTargets) -> list[str]:
-    """Return which numbers exclude one another whatever the videos are."""
-    problems = []
+    """Return the numbers that exclude one another for any videos."""
     ranges = group_ranges(targets)
     sizes = {name: getattr(targets, name) for name in ranges}
     if not sum(sizes.values()):
         return ["head, medium and tail together hold no class"]
+    problems = []
     for name, (low, high) in ranges.items():
         if sizes[name] and low > high:
             problems.append(
@@ -159,7 +151,7 @@ def _contradictions(targets: ExactTargets) -> list[str]:
     held = [ranges[name] for name in ranges if sizes[name]]
     for what, value in (("most_frequent", targets.most_frequent), ("least_frequent", targets.least_frequent)):
         if not any(low <= value <= high for low, high in held):
-            problems.append(f"{what} {value} lies in a group that is to have no class")
+            problems.append(f"{what} {value} lies in a group that must have no class")
     if sum(sizes.values()) == 1 and targets.most_frequent != targets.least_frequent:
         problems.append("a single class is the most and the least frequent one: give both the same number")
     if targets.most_frequent > targets.train_videos:
@@ -186,7 +178,7 @@ def group_ranges(targets: ExactTargets) -> dict[str, tuple[int, int]]:
 
 
 def pareto_counts(num_classes: int, most: int, least: int, alpha: float) -> Integers:
-    """Return the training videos that the first to the last class are to have.
+    """Return the number of training videos that the target gives to the first to the last class.
 
     n_r = int((most - least) / alpha * pdf(x_r) + least) with pdf(x) = alpha x^-(alpha + 1), x_r evenly spaced between
     the 0 and 0.99 quantiles (MEID, supplement; after Wu et al., ECCV 2020).
@@ -215,12 +207,12 @@ def pareto_counts(num_classes: int, most: int, least: int, alpha: float) -> Inte
     end = (1 - _REACH) ** (-1 / alpha)
     steps = [step / max(num_classes - 1, 1) for step in range(num_classes)]
     shares = [(1 + (end - 1) * step) ** -(alpha + 1) for step in steps]
-    # Floats of different machines may fall just short of a whole number: the first count must not become most - 1.
+    # On some machines a float falls just short of a whole number: the first count must not become most - 1.
     return np.asarray([int((most - least) * share + least + 1e-9) for share in shares], dtype=np.int64)
 
 
 def target_shape(num_classes: int, alpha: float) -> Sequence[float]:
-    """Return how far each rank stands from the least frequent (0) to the most frequent class (1)."""
+    """Return the height of the curve at each rank, between the least frequent (0) and the most frequent class (1)."""
     return [count / 1_000_000 for count in pareto_counts(num_classes, 1_000_000, 0, alpha).tolist()]
 
 
@@ -234,7 +226,7 @@ PRESETS: dict[str, Targets] = {
         test_positives=20, val_positives=20, test_videos=748, val_videos=764, least_seconds=LEAST_SECONDS,
     ),
 }  # fmt: skip
-"""By benchmark; chosen so that sizes and groups come near those of the published split."""
+"""By benchmark; with these, sizes and groups come near those of the published split."""
 
 EXACT_PRESETS: dict[str, ExactTargets] = {
     "charadeslt": ExactTargets(

@@ -35,13 +35,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from meidbench.annotations.official import Annotations
+from meidbench.annotations import Annotations
 from meidbench.errors import FeatureError, SplitError, first_few
 from meidbench.features.feature_file import Layout, Recipe
 from meidbench.features.records import VideoRows
 from meidbench.features.source import Unusable, check_id
 from meidbench.features.store import feature_writer
-from meidbench.splits.manifests import SUBSETS
+from meidbench.names import SUBSETS
 from meidbench.splits.split import Split, load_split
 
 FRAMES, DIM, DIFFICULTY = 60, 256, 1.0

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from meidbench.errors import PredictionError, bullet_list, first_few
 from meidbench.files import written_whole
+from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
 from meidbench.predictions.base import BLOCK_ROWS
-from meidbench.splits.manifests import SUBSETS
 from meidbench.splits.split import METADATA_KEY, Split
 
 Scores = npt.NDArray[Any]

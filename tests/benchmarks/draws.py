@@ -3,12 +3,12 @@
     python tests/benchmarks/draws.py Charades/ --out draws.json                 # half an hour on a core
     python tests/benchmarks/draws.py Charades/ --ego CharadesEgo/ --trained 0 --out draws.json   # no training
 
-``Charades/`` and ``CharadesEgo/`` hold the official annotations. What is done already is taken from ``--out``, so a
-run that was cut off goes on, and one with more seeds adds them. Prints the tables of ``docs/draws.md``.
+``Charades/`` and ``CharadesEgo/`` hold the official annotations. Results that ``--out`` holds already are not computed
+again, so a run that was stopped is resumed, and one with more seeds adds them. Prints the tables of ``docs/draws.md``.
 
-The methods are ``bce`` and ``--versus``, on simulated features (``meidbench.features.simulation``): nobody can learn
-anything of real videos from them, but labels, lengths and segments are real, and so is how they are drawn. A video has
-the same features in every draw; training begins from the same weights where its seed is the same.
+The methods are ``bce`` and ``--versus``, on simulated features (``meidbench.features.simulation``), which give no
+information about real videos; but labels, lengths, segments and the procedure are real. A video has the same features
+in every draw; training with the same seed begins from the same weights.
 """
 
 import argparse
@@ -41,9 +41,9 @@ TITLES = {"charadeslt": "CharadesLT", "charadesegolt": "CharadesEgoLT"}
 SHOWN = {
     "train": ("training videos", 0), "head": ("head", 1), "medium": ("medium", 1), "tail": ("tail", 1),
     "most_frequent": ("most frequent class", 0), "least_frequent": ("least frequent class", 1),
-    "imbalance_ratio": ("imbalance ratio", 1), "labels_per_video": ("labels a video, train+test", 2),
-    "labels_per_video_train": ("labels a video, train", 2), "labels_per_video_val": ("labels a video, val", 2),
-    "labels_per_video_test": ("labels a video, test", 2), "least_positives_val": ("least positives in val", 1),
+    "imbalance_ratio": ("imbalance ratio", 1), "labels_per_video": ("labels per video, train+test", 2),
+    "labels_per_video_train": ("labels per video, train", 2), "labels_per_video_val": ("labels per video, val", 2),
+    "labels_per_video_test": ("labels per video, test", 2), "least_positives_val": ("least positives in val", 1),
     "least_positives_test": ("least positives in test", 1), "total_deviation": ("distance to the target", 0),
     "largest_deviation": ("largest of a class", 0), "same_group": ("classes in the released group", 2),
     "mean_curve_difference": ("distance of the sorted counts to the released", 1),
@@ -103,7 +103,7 @@ def print_counts(name: str, draws: list[dict[str, float]], released: Split) -> N
     print_row("---", *["---:"] * 5)
     for key, (title, digits) in SHOWN.items():
         values = [draw[key] for draw in draws]
-        # Counts of classes and videos are whole: a digit more than they have is for their mean alone.
+        # Counts of classes and videos are whole, so only their mean has digits after the point.
         plain = 0 if all(float(value).is_integer() for value in values) else digits
         fixed = [f"{statistics.fmean(values):,.{digits}f}", f"{min(values):,.{plain}f}", f"{max(values):,.{plain}f}"]
         others = [f"{facts[key]:,.{plain}f}" if key in facts else "-" for facts in (published, paper)]
@@ -144,7 +144,7 @@ def print_training(runs: dict[str, dict]) -> None:
 
 
 def print_differences(other: str, runs: list[dict]) -> None:
-    """Print how often the draws agree on which of two methods is better, and how surely each of them says so."""
+    """Print how often the draws agree on the better of two methods, and how often their intervals exclude zero."""
     print(f"\n{other} less bce, test mAP in points, {len(runs)} draws\n")
     print_row("group", "mean", "standard deviation", "lowest", "highest", "interval of draw 0", "above 0",
               "interval above 0", "interval below 0")  # fmt: skip

@@ -153,7 +153,7 @@ def measure_peers(title: str, scores: np.ndarray, labels: np.ndarray) -> None:
 
 def make_split(labels: np.ndarray, others: int = 0):
     """Return a split whose test subset has these labels, with a number of other videos in train."""
-    from meidbench.annotations.official import Annotations
+    from meidbench.annotations import Annotations
     from meidbench.splits.split import Split
 
     videos, classes = len(labels) + others, labels.shape[1]

@@ -42,7 +42,7 @@ class WholeFiles(Dataset):
 
 
 def make_split(videos: int):
-    from meidbench.annotations.official import Annotations
+    from meidbench.annotations import Annotations
     from meidbench.splits.split import Split
 
     generator = np.random.default_rng(0)

@@ -266,7 +266,7 @@ def measure(folder: Path, split, options: argparse.Namespace) -> tuple[Epochs, E
 
 def make_split(videos: int, classes: int):
     """Labels with a long tail, 1.1 per video; almost all videos are for training."""
-    from meidbench.annotations.official import Annotations
+    from meidbench.annotations import Annotations
     from meidbench.splits.split import Split
 
     generator = np.random.default_rng(0)

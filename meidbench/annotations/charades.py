@@ -1,0 +1,131 @@
+"""The CSVs of Charades and CharadesEgo.
+
+Their quirks are kept: empty ``actions``, segments that end before they start or after the video, one class several
+times in a video. Cells that cannot be read are refused with file, line and column.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from meidbench.annotations.base import (
+    Annotations,
+    Format,
+    LineReader,
+    Segment,
+    check_class_codes,
+    quote,
+    read_benchmark_files,
+)  # fmt: skip
+from meidbench.errors import first_few
+from meidbench.splits.manifests import Manifest
+
+# Python's float() also takes 1_0, 1e308 and full-width digits.
+_ACTION = re.compile(r"c([0-9]{3}) ([0-9]{1,6}(?:\.[0-9]{1,6})?) ([0-9]{1,6}(?:\.[0-9]{1,6})?)")
+_LENGTH = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
+_COLUMNS = ("id", "subject", "actions", "length", "egocentric")
+
+
+def read_charades(paths: Sequence[Path], manifest: Manifest) -> Annotations:
+    """Read the CSVs of Charades; parameters and errors as in ``read_benchmark_files``."""
+    return read_benchmark_files(paths, manifest, _read_class_names, _append_rows)
+
+
+def read_charadesego(paths: Sequence[Path], manifest: Manifest) -> Annotations:
+    """Read the CSVs of CharadesEgo, which add the column ``egocentric``; as ``read_charades``."""
+    return read_benchmark_files(paths, manifest, _read_class_names, _append_ego_rows)
+
+
+def _read_class_names(lines: LineReader, manifest: Manifest) -> tuple[str, ...]:
+    """Read ``cNNN NAME`` lines."""
+    entries = [line.strip().partition(" ") for line in lines if line.strip()]
+    check_class_codes(lines.path, [code for code, _, _ in entries], "c{:03d}", manifest)
+    return tuple(name for _, _, name in entries)
+
+
+def _append_ego_rows(lines: LineReader, source: str, table: Annotations, problems: list[str]) -> None:
+    _append_rows(lines, source, table, problems, ego=True)
+
+
+def _append_rows(lines: LineReader, source: str, table: Annotations, problems: list[str], ego: bool = False) -> None:
+    for where, cells in _csv_rows(lines, _COLUMNS if ego else _COLUMNS[:-1], problems):
+        video_id, subject, actions, length = cells[:4]
+        column = "id"
+        try:
+            if not video_id or video_id.strip() != video_id or any(mark in video_id for mark in "/\\\t\n"):
+                raise ValueError(f"{quote(video_id)} is not a video id")
+            column = "actions"
+            segments = _parse_actions(actions, len(table.class_names))
+            column = "length"
+            if not _LENGTH.fullmatch(length) or not float(length):
+                raise ValueError(f"{quote(length)} is not a length in seconds")
+            column = "egocentric"
+            view = _parse_view(cells[4], video_id) if ego else ""
+        except ValueError as error:
+            problems.append(f"{where}, column {column}: {error}")
+            continue
+        labels = tuple(dict.fromkeys(index for index, _, _ in segments))
+        pair_id = video_id.removesuffix("EGO") if ego else ""
+        table.append(video_id, source, labels, float(length), segments, subject, view, pair_id)
+
+
+def _csv_rows(lines: LineReader, columns: Sequence[str], problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place where each row ends (file and line, for messages) and its cells in the order of ``columns``."""
+    name = lines.path.name
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = next(reader, [])
+        missing = [column for column in columns if column not in header]
+        if missing:
+            problems.append(f"{name}, line 1: no column {', '.join(missing)}; the header is {first_few(header, 15)!r}")
+            return
+        places = [header.index(column) for column in columns]
+        for row in reader:
+            if len(row) == len(header):
+                yield f"{name}, line {lines.number} ({row[places[0]]})", [row[place] for place in places]
+            elif row:
+                problems.append(
+                    f"{name}, line {lines.number} ({row[0]}): {len(row)} cells, expected {len(header)} "
+                    f"({first_few(header, 15)}); a cut-off line?"
+                )
+    except csv.Error as error:
+        problems.append(f"{name}, line {lines.number}: {error}; a quotation mark is open or the file is cut off")
+
+
+def _parse_actions(cell: str, num_classes: int) -> tuple[Segment, ...]:
+    """Parse ``c092 11.90 21.20;c147 0.00 12.60``; ValueError names the wrong entry."""
+    segments = []
+    for entry in cell.split(";") if cell.strip() else ():
+        found = _ACTION.fullmatch(entry)
+        if found is None:
+            raise ValueError(f"{quote(entry)} is not 'cNNN start end'")
+        index = int(found[1])
+        if index >= num_classes:
+            raise ValueError(f"{quote(entry)}: class c{found[1]} does not exist (c000 to c{num_classes - 1:03d})")
+        segments.append((index, float(found[2]), float(found[3])))
+    return tuple(segments)
+
+
+def _parse_view(cell: str, video_id: str) -> str:
+    if cell not in ("Yes", "No"):
+        raise ValueError(f"{quote(cell)} is not Yes or No")
+    if (cell == "Yes") != video_id.endswith("EGO"):
+        raise ValueError(f"{cell!r} contradicts the id: those of first-person videos end in EGO")
+    return "first" if cell == "Yes" else "third"
+
+
+CHARADES = Format(
+    title="Charades CSV",
+    description="videos with a length, a subject and timed actions of 157 classes",
+    files="Charades_v1_train.csv, Charades_v1_test.csv and Charades_v1_classes.txt",
+    read=read_charades,
+    needs_manifest=True,
+)
+CHARADESEGO = Format(
+    title="CharadesEgo CSV",
+    description="as Charades, in first- and third-person takes of one script",
+    files="CharadesEgo_v1_train.csv, CharadesEgo_v1_test.csv and Charades_v1_classes.txt",
+    read=read_charadesego,
+    needs_manifest=True,
+)
