@@ -74,8 +74,8 @@ class DecodingSettings:
     folder_fps: float = 24.0
     resize: int = RESIZE  # frames are cut to the part that this resizing and cropping needs
     crop: int = CROP
-    timeout: float = TIMEOUT_S  # without a sign of life a process is killed and its video has failed
-    slot_bytes: int = SLOT_BYTES  # of shared memory; each process has two slots
+    timeout: float = TIMEOUT_S  # seconds without a sign of life, then a process is killed and its video fails
+    slot_bytes: int = SLOT_BYTES  # shared memory per slot; each process has two
 
     def __post_init__(self) -> None:
         if not self.timeout > 0:

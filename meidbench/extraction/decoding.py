@@ -80,14 +80,13 @@ def _read_announced(path: Path, scan: "_PacketScan", chosen: npt.NDArray[np.int6
         complete = stream.codec_context.codec.name not in _SKIPPABLE
         for frame in _decode_frames(container, stream, damage, frozenset(wanted)):
             pts = frame.pts
-            if pts is None or pts not in known or (last is not None and pts <= last):
+            damaged = frame.is_corrupt or damage.packets or damage.reads
+            if damaged or pts is None or pts not in known or (last is not None and pts <= last):
                 raise _UnexpectedFrameError
             # Where no frame is skipped, a packet without a frame shows at once.
             if complete and pts != scan.pts[position]:
                 raise _UnexpectedFrameError
             last, position = pts, position + 1
-            if frame.is_corrupt or damage.packets or damage.reads:
-                raise _UnexpectedFrameError
             if pts in wanted:
                 yield Frame(wanted.pop(pts), _to_image(frame, reformatter))
                 if not wanted:
@@ -241,8 +240,7 @@ def _open_file(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         if not status.st_size:
             raise _UnusableError("empty file")
         # Python reports what libav does not: that a file may not be read.
-        with path.open("rb"):
-            pass
+        path.open("rb").close()
         # A playlist under the name of a video must not open other addresses.
         container = av.open(
             os.fspath(path.absolute()), metadata_errors="replace", container_options={"protocol_whitelist": "file"}
@@ -360,20 +358,6 @@ def read_frames(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> F
     stream, a fragmented or live recording); damage to frames that were not decoded; packets that the reader of a
     damaged Matroska file passes over. The pixels of a damaged frame may depend on what the decoder's memory held, so
     that they, unlike all others, may differ when the file is read again.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from PIL import Image
-    >>> from meidbench.extraction.videos import find_videos
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     Path(folder, "ATOYW").mkdir()
-    ...     for number in range(1, 6):
-    ...         Image.new("RGB", (8, 6), (number, 0, 0)).save(Path(folder, "ATOYW", f"ATOYW-{number:06}.png"))
-    ...     frames = read_frames(find_videos(folder).videos[0], FrameRule.from_text("uniform=3"))
-    ...     [(frame.index, frame.image[0, 0].tolist()) for frame in frames]
-    [(0, [1, 0, 0]), (2, [3, 0, 0]), (4, [5, 0, 0])]
     """
     folder_fps = check_folder_fps(folder_fps)
     return read_images(video.path, rule, folder_fps) if video.is_folder else _read_file(video.path, rule)

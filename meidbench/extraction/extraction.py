@@ -44,7 +44,12 @@ from meidbench.features.records import VideoRows, read_rows
 from meidbench.features.store import FeatureWriter, feature_writer, stored_headers
 from meidbench.names import Advance, Report
 
+# Finished videos that may wait to be written; more would only take memory.
+_WRITE_AHEAD = 8
+
 _Item = TypeVar("_Item")
+_WaitForRows = Callable[[], VideoRows]
+_Put = Callable[[int, _WaitForRows], None]
 
 
 @dataclass(frozen=True)
@@ -184,13 +189,6 @@ def _check_parts(headers: Mapping[Path, Header]) -> dict[str, object]:
     if problems or recipe is None:
         raise FeatureError(f"these parts cannot be merged:\n{bullet_list(problems or ['no part was given'])}")
     return recipe
-
-
-# Finished videos that may wait to be written; more would only take memory.
-_WRITE_AHEAD = 8
-
-_WaitForRows = Callable[[], VideoRows]
-_Put = Callable[[int, _WaitForRows], None]
 
 
 @dataclass(frozen=True)
@@ -364,7 +362,7 @@ def _open_device_copy(device: torch.device, pool: DecoderPool) -> Iterator[Calla
     if device.type != "cuda":
 
         def copy(batch: FrameBatch) -> torch.Tensor:
-            frames = torch.from_numpy(batch.frames.copy()).to(device)
+            frames = torch.from_numpy(batch.frames.copy())
             batch.release()
             return frames
 

@@ -106,16 +106,12 @@ class FrameRule:
         return self.frames if self.kind == "uniform" else None
 
     def choose(self, timestamps: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Choose a frame for every row, ascending; some may repeat.
+        """Choose a frame for every row: (rows,) int64, ascending; some may repeat.
 
         Parameters
         ----------
         timestamps : (frames,) float64
             When each frame is shown, in seconds, ascending. No frame at all raises FeatureError.
-
-        Returns
-        -------
-        (rows,) int64 array
 
         Notes
         -----
@@ -213,11 +209,6 @@ def find_crop_window(height: int, width: int, resize: int = RESIZE, crop: int = 
     """Return the part of a frame that is needed to resize its short side to ``resize`` pixels and to cut its centre.
 
     Lengths below 1 and a crop larger than the resized side raise FeatureError.
-
-    Examples
-    --------
-    >>> find_crop_window(480, 640)
-    CropWindow(height=480, width=640, top=29, bottom=451, left=108, right=530)
     """
     rows, columns = compute_kernels(height, width, resize, crop)
     return CropWindow(height, width, *find_source_range(rows), *find_source_range(columns))
