@@ -19,16 +19,7 @@ from meidbench.checks import whole_number
 from meidbench.errors import FeatureError
 from meidbench.extraction import frames
 from meidbench.extraction.decoding import count_rows, read_frames
-from meidbench.extraction.frames import (
-    CROP,
-    RESIZE,
-    CropWindow,
-    DecodingResult,
-    Frame,
-    FrameRule,
-    Restart,
-    find_crop_window,
-)
+from meidbench.extraction.frames import CROP, RESIZE, CropWindow, DecodingResult, Frame, FrameRule, Restart
 from meidbench.extraction.videos import Video
 
 SLOT_BYTES = 16 << 20
@@ -40,26 +31,13 @@ _HEARTBEAT_S = 5.0
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Some frames of a video, in shared memory.
+    """Some frames of a video, in shared memory."""
 
-    Attributes
-    ----------
-    job : int
-        The video's position in the list of videos.
-    indices : (n,) int64 array
-        The source's frame of each.
-    frames : (n, h, w, 3) uint8 array
-        The part of each frame that ``window`` describes. Valid until ``release`` is called.
-    window : CropWindow
-    release : callable
-        To be called when the frames have been copied.
-    """
-
-    job: int
-    indices: npt.NDArray[np.int64]
-    frames: npt.NDArray[np.uint8]
+    job: int  # the video's position in the list of videos
+    indices: npt.NDArray[np.int64]  # the source's frame of each
+    frames: npt.NDArray[np.uint8]  # (n, h, w, 3), the window of each; valid until release is called
     window: CropWindow
-    release: Callable[[], None]
+    release: Callable[[], None]  # to be called when the frames have been copied
 
 
 @dataclass(frozen=True)
@@ -90,28 +68,14 @@ Event = FrameBatch | VideoRestarted | VideoFinished | RowsCounted
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """The settings of a pool's processes.
-
-    Attributes
-    ----------
-    rule : FrameRule
-    folder_fps : float
-        Frames per second of folders of images.
-    resize, crop : int
-        Frames are cut to the part that this resizing and cropping needs.
-    timeout : float
-        Seconds without a sign of life after which a process is killed and its video has failed. Other values than
-        positive numbers raise FeatureError.
-    slot_bytes : int
-        Shared memory per slot; each process has two.
-    """
+    """The settings of a pool's processes; a timeout that is not a positive number raises FeatureError."""
 
     rule: FrameRule
     folder_fps: float = 24.0
-    resize: int = RESIZE
+    resize: int = RESIZE  # frames are cut to the part that this resizing and cropping needs
     crop: int = CROP
-    timeout: float = TIMEOUT_S
-    slot_bytes: int = SLOT_BYTES
+    timeout: float = TIMEOUT_S  # seconds without a sign of life, then a process is killed and its video fails
+    slot_bytes: int = SLOT_BYTES  # shared memory per slot; each process has two
 
     def __post_init__(self) -> None:
         if not self.timeout > 0:
@@ -134,17 +98,8 @@ class _Decoder:
 class DecoderPool:
     """Decodes a list of videos; iterate over it for events, whose order between videos is arbitrary.
 
-    Parameters
-    ----------
-    videos : iterable of Video
-    settings : DecodingSettings
-    processes : int
-        At least 1; never more than videos.
-    counting : bool
-        Only count rows (``RowsCounted`` events), and decode only where counting needs it.
+    With ``counting`` it only counts rows (``RowsCounted`` events), and decodes only where counting needs it.
 
-    Notes
-    -----
     Where a process dies, one video has failed, and a new process takes its place. Processes share no lock, which a
     dead one could leave locked. They end with their parent, even where that is killed.
     """
@@ -374,7 +329,7 @@ class _Worker:
 
     def _add(self, frame: Frame) -> None:
         height, width = frame.image.shape[:2]
-        window = find_crop_window(height, width, self._settings.resize, self._settings.crop)
+        window = frames.find_crop_window(height, width, self._settings.resize, self._settings.crop)
         pixels = frame.image[window.top : window.bottom, window.left : window.right]
         slot_bytes = self._settings.slot_bytes
         if window != self._window or self._used + pixels.nbytes > slot_bytes:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +46,8 @@ class _UnexpectedFrameError(Exception):
     """The frames are not those that the packets announced."""
 
 
-def count_file_rows(path: Path, rule: FrameRule) -> int:
-    """Return the largest number of rows of a file; see ``meidbench.extraction.decoding.count_rows``."""
-    try:
-        if rule.fixed_rows is not None:
-            with _open_file(path):
-                return rule.fixed_rows
-        scan = _scan_packets(path)
-        times = _count_frames(path, _Damage()) if scan.doubt else scan.times
-        return len(rule.choose(times)) if len(times) else 0
-    except _UnusableError:
-        return 0
-
-
-def read_file(path: Path, rule: FrameRule) -> FrameStream:
-    """Read the chosen frames of a file; see ``meidbench.extraction.decoding.read_frames``."""
+def _read_file(path: Path, rule: FrameRule) -> FrameStream:
+    """Read the chosen frames of a file; see :func:`read_frames`."""
     try:
         scan = _scan_packets(path)
         if scan.doubt:
@@ -84,7 +72,7 @@ def _read_announced(path: Path, scan: "_PacketScan", chosen: npt.NDArray[np.int6
     """Yield frames by their positions among the packets' timestamps, or raise ``_UnexpectedFrameError``."""
     wanted = {int(scan.pts[index]): int(index) for index in chosen}
     known = frozenset(scan.pts.tolist())
-    convert = _ImageConverter().convert
+    reformatter = VideoReformatter()
     damage = _Damage()
     last: int | None = None
     position = 0
@@ -92,16 +80,15 @@ def _read_announced(path: Path, scan: "_PacketScan", chosen: npt.NDArray[np.int6
         complete = stream.codec_context.codec.name not in _SKIPPABLE
         for frame in _decode_frames(container, stream, damage, frozenset(wanted)):
             pts = frame.pts
-            if pts is None or pts not in known or (last is not None and pts <= last):
+            damaged = frame.is_corrupt or damage.packets or damage.reads
+            if damaged or pts is None or pts not in known or (last is not None and pts <= last):
                 raise _UnexpectedFrameError
             # Where no frame is skipped, a packet without a frame shows at once.
             if complete and pts != scan.pts[position]:
                 raise _UnexpectedFrameError
             last, position = pts, position + 1
-            if frame.is_corrupt or damage.packets or damage.reads:
-                raise _UnexpectedFrameError
             if pts in wanted:
-                yield Frame(wanted.pop(pts), convert(frame))
+                yield Frame(wanted.pop(pts), _to_image(frame, reformatter))
                 if not wanted:
                     return
     raise _UnexpectedFrameError
@@ -118,11 +105,11 @@ def _read_counted(path: Path, rule: FrameRule, scan: "_PacketScan", most_rows: i
     surplus = 0 if most_rows is None else max(0, len(rows) - most_rows)
     rows = rows[: len(rows) - surplus]
     wanted = set(rows.tolist())
-    convert = _ImageConverter().convert
+    reformatter = VideoReformatter()
     with _open_file(path) as (container, stream):
         for index, frame in enumerate(_decode_frames(container, stream, _Damage())):
             if index in wanted:
-                yield Frame(index, convert(frame))
+                yield Frame(index, _to_image(frame, reformatter))
                 wanted.remove(index)
                 if not wanted:
                     break
@@ -183,16 +170,12 @@ def _describe_error(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class _PacketScan:
-    """The frames of a file as its packets announce them, before any is decoded.
+    """The frames of a file as its packets announce them, before any is decoded."""
 
-    ``pts`` are those of the frames that are shown, ascending. ``doubt`` says why they cannot be trusted, ``cut``
-    that the file ends too early.
-    """
-
-    pts: npt.NDArray[np.int64]
+    pts: npt.NDArray[np.int64]  # of the frames that are shown, ascending
     time_base: Fraction
-    doubt: str
-    cut: str
+    doubt: str  # why they cannot be trusted
+    cut: str  # whether and where the file ends too early
 
     @property
     def times(self) -> npt.NDArray[np.float64]:
@@ -201,8 +184,7 @@ class _PacketScan:
 
 def _to_seconds(pts: npt.NDArray[np.int64], time_base: Fraction) -> npt.NDArray[np.float64]:
     """Return seconds since the first frame; whole numbers until the one division, so that no error adds up."""
-    seconds: npt.NDArray[np.float64] = (pts - pts[0]) * time_base.numerator / time_base.denominator
-    return seconds
+    return (pts - pts[0]) * time_base.numerator / time_base.denominator  # type: ignore[no-any-return]
 
 
 def _scan_packets(path: Path) -> _PacketScan:
@@ -258,8 +240,7 @@ def _open_file(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         if not status.st_size:
             raise _UnusableError("empty file")
         # Python reports what libav does not: that a file may not be read.
-        with path.open("rb"):
-            pass
+        path.open("rb").close()
         # A playlist under the name of a video must not open other addresses.
         container = av.open(
             os.fspath(path.absolute()), metadata_errors="replace", container_options={"protocol_whitelist": "file"}
@@ -281,14 +262,10 @@ def _choose_stream(container: InputContainer) -> VideoStream:
     stream = next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
     if stream.codec_context is None:
         raise _UnusableError("no decoder for its video stream")
-    if stream.time_base is None:
-        raise _UnusableError("its video stream has no time base")
     return stream
 
 
-def _read_packets(
-    container: InputContainer, damage: _Damage, stream: VideoStream | None = None
-) -> "Iterator[Packet[Any]]":
+def _read_packets(container: InputContainer, damage: _Damage, *streams: VideoStream) -> "Iterator[Packet[Any]]":
     """Yield the packets of a stream or of all; where reading fails, continue behind.
 
     Packets without content are left out: to a decoder they mean the end.
@@ -296,7 +273,7 @@ def _read_packets(
     failures = 0
     while True:
         try:
-            for packet in container.demux(stream) if stream is not None else container.demux():
+            for packet in container.demux(*streams):
                 frames.heartbeat()
                 if packet.size:
                     failures = 0
@@ -315,10 +292,9 @@ def _decode_frames(
 ) -> Iterator[VideoFrame]:
     """Yield frames in the decoder's order: all, or those wanted and those that others refer to."""
     context = stream.codec_context
-    skipping = wanted is not None and context.codec.name in _SKIPPABLE
-    for packet in _read_packets(container, damage, stream):
-        if skipping:
-            assert wanted is not None
+    skipping = context.codec.name in _SKIPPABLE
+    for packet in chain(_read_packets(container, damage, stream), [None]):
+        if skipping and wanted is not None and packet is not None:
             context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         try:
             decoded = context.decode(packet)
@@ -327,26 +303,16 @@ def _decode_frames(
             damage.note(error)
             continue
         yield from decoded
+
+
+def _to_image(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
+    """Turn a decoded frame into an upright RGB array; the reformatter keeps swscale's state between frames."""
     try:
-        yield from context.decode(None)
-    except av.FFmpegError as error:
-        damage.packets += 1
-        damage.note(error)
-
-
-class _ImageConverter:
-    """Turns decoded frames into upright RGB arrays; keeps swscale's state from one frame to the next."""
-
-    def __init__(self) -> None:
-        self._reformatter = VideoReformatter()
-
-    def convert(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
-        try:
-            image = np.asarray(self._reformatter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
-        except (av.FFmpegError, ValueError) as error:
-            raise _UnusableError(f"frames cannot be turned into RGB: {_describe_error(error)}") from None
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
-        return np.ascontiguousarray(image if data is None else _rotate(image, np.frombuffer(data, dtype=np.int32)))
+        image = np.asarray(reformatter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
+    except (av.FFmpegError, ValueError) as error:
+        raise _UnusableError(f"frames cannot be turned into RGB: {_describe_error(error)}") from None
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    return np.ascontiguousarray(image if data is None else _rotate(image, np.frombuffer(data, dtype=np.int32)))
 
 
 def _rotate(image: npt.NDArray[np.uint8], matrix: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
@@ -355,8 +321,6 @@ def _rotate(image: npt.NDArray[np.uint8], matrix: npt.NDArray[np.int32]) -> npt.
     The matrix maps (x, y) to (ax + cy, bx + dy), y downwards, and is stored as a b u c d v x y w (ISO/IEC
     14496-12, 6.2.2).
     """
-    if len(matrix) < 5:
-        return image
     a, b, c, d = (int(matrix[position]) for position in (0, 1, 3, 4))
     if abs(a) + abs(d) < abs(b) + abs(c):
         image, a, d = image.transpose(1, 0, 2), c, b
@@ -369,55 +333,34 @@ def read_frames(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> F
     Parameters
     ----------
     video : Video
-        From ``find_videos``.
     rule : FrameRule
-        Which frames are taken.
     folder_fps : float
-        Frames per second of a folder of images, which does not record it; 24 in Charades' release.
+        Frames per second of a folder of images, which does not record it; 24 in Charades' release. Other values than
+        positive numbers raise FeatureError.
 
     Returns
     -------
     generator of Frame or Restart
-        Every chosen frame once, in the order of time, with rotation metadata applied; frames that an edit list hides
-        are left out. A ``Restart`` voids every frame before it: damage was found, and
-        frames are chosen anew among those that can be decoded. The generator returns the ``DecodingResult``. Damaged
-        media never raise; they end as ``failed`` or ``salvaged``. Frames of a folder are as Pillow reads them,
-        without regard to orientation tags.
-
-    Raises
-    ------
-    FeatureError
-        ``folder_fps`` is not a positive number.
+        Every chosen frame once, in the order of time, rotated as the file says; frames that an edit list hides are left
+        out. A ``Restart`` voids every frame before it: damage was found, and frames are chosen anew among those that
+        can be decoded. The generator returns the ``DecodingResult``; damaged media never raise. Frames of a folder are
+        as Pillow reads them, without regard to orientation tags.
 
     Notes
     -----
     The number of frames comes from the timestamps of the packets, never from a header. Frames that no row takes and
-    no other frame refers to are not decoded, where the codec allows to leave them out. Where timestamps are missing,
-    repeated or wrong, or a packet cannot be decoded, everything is decoded twice: to count, and to take. Decoding
-    uses one thread and holds at most one frame.
+    no other frame refers to are not decoded, where the codec allows this. Where timestamps are missing, repeated or
+    wrong, or a packet cannot be decoded, everything is decoded twice: to count, and to take. Decoding uses one thread
+    and holds at most one frame.
 
     A file that was cut short is recognised where its header gives a duration and more than half a second and 2 % of
     it are missing. Three kinds of damage are not recognised: a cut at the end of a file without such a header (a raw
     stream, a fragmented or live recording); damage to frames that were not decoded; packets that the reader of a
     damaged Matroska file passes over. The pixels of a damaged frame may depend on what the decoder's memory held, so
     that they, unlike all others, may differ when the file is read again.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from PIL import Image
-    >>> from meidbench.extraction.videos import find_videos
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     Path(folder, "ATOYW").mkdir()
-    ...     for number in range(1, 6):
-    ...         Image.new("RGB", (8, 6), (number, 0, 0)).save(Path(folder, "ATOYW", f"ATOYW-{number:06}.png"))
-    ...     frames = read_frames(find_videos(folder).videos[0], FrameRule.from_text("uniform=3"))
-    ...     [(frame.index, frame.image[0, 0].tolist()) for frame in frames]
-    [(0, [1, 0, 0]), (2, [3, 0, 0]), (4, [5, 0, 0])]
     """
     folder_fps = check_folder_fps(folder_fps)
-    return read_images(video.path, rule, folder_fps) if video.is_folder else read_file(video.path, rule)
+    return read_images(video.path, rule, folder_fps) if video.is_folder else _read_file(video.path, rule)
 
 
 def count_rows(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> int:
@@ -427,10 +370,18 @@ def count_rows(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> in
     be opened. A ``folder_fps`` that is not a positive number raises FeatureError.
     """
     folder_fps = check_folder_fps(folder_fps)
-    if not video.is_folder:
-        return count_file_rows(video.path, rule)
-    num_images = count_images(video.path)
-    return len(rule.choose(np.arange(num_images) / folder_fps)) if num_images else 0
+    try:
+        if video.is_folder:
+            times = np.arange(count_images(video.path)) / folder_fps
+        elif rule.fixed_rows is not None:
+            with _open_file(video.path):
+                return rule.fixed_rows
+        else:
+            scan = _scan_packets(video.path)
+            times = _count_frames(video.path, _Damage()) if scan.doubt else scan.times
+        return len(rule.choose(times)) if len(times) else 0
+    except _UnusableError:
+        return 0
 
 
 def check_folder_fps(folder_fps: float) -> float:
@@ -441,12 +392,6 @@ def check_folder_fps(folder_fps: float) -> float:
 
 
 def decoder_versions() -> dict[str, str]:
-    """Return the versions of the libraries that turn files into pixels, for the recipe of features.
-
-    Examples
-    --------
-    >>> sorted(decoder_versions())
-    ['av', 'libavcodec', 'libswscale', 'pillow']
-    """
+    """Return the versions of the libraries that turn files into pixels, for the recipe of features."""
     libraries = {name: ".".join(map(str, av.library_versions[name])) for name in ("libavcodec", "libswscale")}
     return {"av": av.__version__, **libraries, "pillow": PIL.__version__}

@@ -44,7 +44,12 @@ from meidbench.features.records import VideoRows, read_rows
 from meidbench.features.store import FeatureWriter, feature_writer, stored_headers
 from meidbench.names import Advance, Report
 
+# Finished videos that may wait to be written; more would only take memory.
+_WRITE_AHEAD = 8
+
 _Item = TypeVar("_Item")
+_WaitForRows = Callable[[], VideoRows]
+_Put = Callable[[int, _WaitForRows], None]
 
 
 @dataclass(frozen=True)
@@ -99,16 +104,14 @@ def describe_list(videos: Sequence[Video]) -> dict[str, object]:
 def merge_features(
     parts: Sequence[Path], out: Path, *, progress: Advance | None = None, report: Report | None = None
 ) -> Path:
-    """Write one feature file from the parts of an extraction.
-
-    It is the file, byte for byte, that one process would have written with the same libraries.
+    """Write one feature file from the parts of an extraction: byte for byte the file of a single process.
 
     Parameters
     ----------
     parts : sequence of Path
-        All parts, in any order.
+        All parts, in any order, made with the same libraries.
     out : Path
-        The file to be written; a file with the same content is left alone.
+        A file with the same content is left alone.
     progress : callable, optional
         Called with 1 for each video that is copied.
     report : callable, optional
@@ -130,9 +133,8 @@ def merge_features(
     ids = tuple(video_id for video_id, _, _ in entries)
     if doubled := sorted({first for first, second in pairwise(ids) if first == second}):
         raise FeatureError(f"{len(doubled):,} videos are in more than one part: {first_few(doubled)}")
-    first = next(iter(headers.values())).layout
     layout = replace(
-        first,
+        next(iter(headers.values())).layout,
         video_ids=ids,
         rows=np.array([headers[path].layout.rows[position] for _, path, position in entries], np.int64),
         source_sizes=np.array([headers[path].layout.source_sizes[position] for _, path, position in entries], np.int64),
@@ -189,36 +191,17 @@ def _check_parts(headers: Mapping[Path, Header]) -> dict[str, object]:
     return recipe
 
 
-# Finished videos that may wait to be written; more would only take memory.
-_WRITE_AHEAD = 8
-
-_WaitForRows = Callable[[], VideoRows]
-
-
 @dataclass(frozen=True)
 class ExtractionSummary:
-    """Counts of an extraction, and the videos that are not ok.
+    """Counts of an extraction, and the videos that are not ok."""
 
-    Attributes
-    ----------
-    path : Path
-        The complete feature file.
-    videos : int
-    extracted : int
-        Videos that this run extracted; an earlier one extracted the others.
-    ok, salvaged, failed : int
-        Of all videos.
-    troubles : tuple of (str, str, str)
-        Id, status and reason of each video that is not ok.
-    """
-
-    path: Path
+    path: Path  # the complete feature file
     videos: int = 0
-    extracted: int = 0
+    extracted: int = 0  # by this run; an earlier one extracted the others
     ok: int = 0
     salvaged: int = 0
     failed: int = 0
-    troubles: tuple[tuple[str, str, str], ...] = ()
+    troubles: tuple[tuple[str, str, str], ...] = ()  # id, status and reason of each video that is not ok
 
 
 def summarise(path: Path, extracted: int = 0) -> ExtractionSummary:
@@ -290,18 +273,18 @@ def extract_features(
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise FeatureError(f"{out.parent} cannot be written to; choose another place for the output")
-    settings = DecodingSettings(
-        rule=extractor.rule,
-        folder_fps=extractor.folder_fps,
-        resize=extractor.backbone.preprocessing.resize,
-        crop=extractor.backbone.preprocessing.crop,
-        timeout=timeout,
-        slot_bytes=slot_bytes,
+    resize, crop = extractor.backbone.preprocessing.resize, extractor.backbone.preprocessing.crop
+    settings = DecodingSettings(extractor.rule, extractor.folder_fps, resize, crop, timeout, slot_bytes)
+    make_pool = partial(DecoderPool, settings=settings, processes=workers or default_workers(extractor.device))
+    layout = Layout(
+        video_ids=tuple(video.video_id for video in videos),
+        rows=_find_row_counts(videos, out, recipe, extractor, make_pool, retry_failed, report),
+        fixed=extractor.rule.fixed_rows is not None,
+        dim=extractor.backbone.dim,
+        dtype=extractor.dtype,
+        timed=True,
+        source_sizes=np.array([video.size for video in videos], np.int64),
     )
-    workers = workers or default_workers(extractor.device)
-    make_pool = partial(DecoderPool, settings=settings, processes=workers)
-    rows = _find_row_counts(videos, out, recipe, extractor, make_pool, retry_failed, report)
-    layout = _make_layout(videos, extractor, rows)
     with feature_writer(out, layout, recipe, retry_failed=retry_failed, report=report) as writer:
         pending = writer.pending.tolist()
         if before := len(videos) - len(pending):
@@ -351,34 +334,15 @@ def _find_row_counts(
     return counts
 
 
-def _make_layout(videos: Sequence[Video], extractor: Extractor, rows: npt.NDArray[np.int64]) -> Layout:
-    return Layout(
-        video_ids=tuple(video.video_id for video in videos),
-        rows=rows,
-        fixed=extractor.rule.fixed_rows is not None,
-        dim=extractor.backbone.dim,
-        dtype=extractor.dtype,
-        timed=True,
-        source_sizes=np.array([video.size for video in videos], np.int64),
-    )
-
-
-def _encode_videos(
-    pool: DecoderPool,
-    extractor: Extractor,
-    positions: list[int],
-    put: Callable[[int, _WaitForRows], None],
-    progress: Advance,
-) -> None:
+def _encode_videos(pool: DecoderPool, extractor: Extractor, positions: list[int], put: _Put, progress: Advance) -> None:
     """Encode the frames of the pool as they come, and put the rows of each finished video."""
     encodings: dict[int, VideoEncoding] = {}
     try:
         with _open_device_copy(extractor.device, pool) as copy_to_device:
             for event in pool:
                 if isinstance(event, FrameBatch):
-                    frames = copy_to_device(event)
                     encoding = encodings.setdefault(event.job, VideoEncoding(extractor))
-                    encoding.add(event.indices, extractor.crop(frames, event.window))
+                    encoding.add(event.indices, extractor.crop(copy_to_device(event), event.window))
                 elif isinstance(event, VideoRestarted):
                     encodings.pop(event.job, None)
                 elif isinstance(event, VideoFinished):
@@ -398,7 +362,7 @@ def _open_device_copy(device: torch.device, pool: DecoderPool) -> Iterator[Calla
     if device.type != "cuda":
 
         def copy(batch: FrameBatch) -> torch.Tensor:
-            frames = torch.from_numpy(batch.frames.copy()).to(device)
+            frames = torch.from_numpy(batch.frames.copy())
             batch.release()
             return frames
 
@@ -438,7 +402,7 @@ def _open_device_copy(device: torch.device, pool: DecoderPool) -> Iterator[Calla
 
 
 @contextmanager
-def _open_writing_thread(writer: FeatureWriter) -> Iterator[Callable[[int, _WaitForRows], None]]:
+def _open_writing_thread(writer: FeatureWriter) -> Iterator[_Put]:
     """Give a function that hands videos to a writing thread; errors of the thread come back to the caller."""
     waiting: queue.Queue[tuple[int, _WaitForRows] | None] = queue.Queue(_WRITE_AHEAD)
     errors: list[BaseException] = []

@@ -22,16 +22,8 @@ class _UnreadableError(Exception):
 
 
 def frame_number(folder_name: str, name: str) -> int | None:
-    """Return the number of a frame, or None where ``name`` is not an image of that folder's video.
-
-    Examples
-    --------
-    >>> frame_number("ATOYW", "ATOYW-000012.jpg"), frame_number("ATOYW", "preview.jpg")
-    (12, None)
-    """
-    if not name.startswith(folder_name):
-        return None
-    match = _NUMBERED.fullmatch(name, len(folder_name))
+    """Return the number of a frame, or None where ``name`` is not an image of that folder's video."""
+    match = _NUMBERED.fullmatch(name, len(folder_name)) if name.startswith(folder_name) else None
     return int(match[1]) if match else None
 
 
@@ -56,18 +48,15 @@ def read_images(folder: Path, rule: FrameRule, folder_fps: float) -> FrameStream
     indices = np.arange(len(names))
     rows = rule.choose(indices / folder_fps)
     given = False
-    for index in np.unique(rows).tolist():
-        try:
-            image = _load_image(folder / names[index])
-        except _UnreadableError:
-            break
-        yield Frame(index, image)
-        given = True
-    else:
-        return DecodingResult(rows.astype(np.int32), rows / folder_fps, "ok", "", len(names), 0)
-    if given:
-        yield Restart()
-    return (yield from _read_undamaged(folder, names, rule, folder_fps))
+    try:
+        for index in np.unique(rows).tolist():
+            yield Frame(index, _load_image(folder / names[index]))
+            given = True
+    except _UnreadableError:
+        if given:
+            yield Restart()
+        return (yield from _read_undamaged(folder, names, rule, folder_fps))
+    return DecodingResult(rows.astype(np.int32), rows / folder_fps, "ok", "", len(names), 0)
 
 
 def _read_undamaged(folder: Path, names: list[str], rule: FrameRule, folder_fps: float) -> FrameStream:

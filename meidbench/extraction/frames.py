@@ -17,6 +17,9 @@ _FORMS = "uniform (or uniform=N), all, fps=RATE such as fps=2.5"
 _HIGHEST_RATE = 1000.0
 # Matroska rounds times to whole milliseconds, the first frame's as well.
 _ROUNDING = 1e-3
+RESIZE = 256
+CROP = 224
+_COEFFICIENT_BITS = 22
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,12 @@ class FrameRule:
 
     @classmethod
     def from_text(cls, text: str, frames: int = 200) -> "FrameRule":
-        """Read a rule as it is written on the command line and in recipes.
+        """Read a rule as it is written on the command line and in recipes; every other text raises FeatureError.
 
         Parameters
         ----------
         text : str
-            ``uniform``, ``uniform=N``, ``all`` or ``fps=RATE``; every other text raises FeatureError.
+            ``uniform``, ``uniform=N``, ``all`` or ``fps=RATE``.
         frames : int
             Number of frames for a plain ``uniform``; 200 is the number of the Charades protocol.
 
@@ -103,17 +106,12 @@ class FrameRule:
         return self.frames if self.kind == "uniform" else None
 
     def choose(self, timestamps: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Choose frames by the times when they are shown.
+        """Choose a frame for every row: (rows,) int64, ascending; some may repeat.
 
         Parameters
         ----------
         timestamps : (frames,) float64
-            Time of each frame in seconds, ascending. No frame at all raises FeatureError.
-
-        Returns
-        -------
-        (rows,) int64 array
-            A frame for every row, ascending; some may repeat.
+            When each frame is shown, in seconds, ascending. No frame at all raises FeatureError.
 
         Notes
         -----
@@ -131,24 +129,15 @@ class FrameRule:
         last = times[-1] - times[0] + _ROUNDING
         asked = np.arange(math.floor(last * self.rate) + 2) / self.rate
         asked = asked[asked <= last]
-        shown: npt.NDArray[np.int64] = np.searchsorted(times - times[0], asked + _ROUNDING, side="right") - 1
-        return shown
+        return np.searchsorted(times - times[0], asked + _ROUNDING, side="right") - 1  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a video.
+    """One frame of a video."""
 
-    Attributes
-    ----------
-    index : int
-        Its position among the source's frames, from 0.
-    image : (height, width, 3) uint8 array
-        RGB, upright, C-contiguous.
-    """
-
-    index: int
-    image: npt.NDArray[np.uint8]
+    index: int  # among the source's frames, from 0
+    image: npt.NDArray[np.uint8]  # (height, width, 3), RGB, upright, C-contiguous
 
 
 @dataclass(frozen=True)
@@ -160,30 +149,16 @@ class Restart:
 class DecodingResult:
     """The result of decoding a video.
 
-    Attributes
-    ----------
-    indices : (rows,) int32 array
-        The source's frame of each row, ascending; some may repeat.
-    timestamps : (rows,) float64 array
-        Time of each row, in seconds since the first frame.
-    status : str
-        ``ok``; ``salvaged``: the source is damaged and the rows come from the frames that could be decoded;
-        ``failed``: there are no rows.
-    reason : str
-        Why it is not ``ok``, in one line; empty where it is.
-    num_frames : int
-        Frames of the source: those that are shown and, after damage, could be decoded; of a folder, its images.
-        Every index is below.
-    corrupt_frames : int
-        Those of them that the decoder marked as damaged; of a folder, the images that cannot be read.
+    Its status is ``ok``; ``salvaged``: the source is damaged and the rows come from the frames that could be decoded;
+    or ``failed``: there are no rows.
     """
 
-    indices: npt.NDArray[np.int32]
-    timestamps: npt.NDArray[np.float64]
+    indices: npt.NDArray[np.int32]  # the source's frame of each row, ascending; some may repeat
+    timestamps: npt.NDArray[np.float64]  # of each row, in seconds since the first frame
     status: str
-    reason: str
-    num_frames: int
-    corrupt_frames: int
+    reason: str  # in one line; empty for ok
+    num_frames: int  # those that are shown and, after damage, could be decoded; of a folder, its images
+    corrupt_frames: int  # those of them that the decoder marked as damaged; of a folder, images that cannot be read
 
     @classmethod
     def from_failure(cls, reason: str, num_frames: int = 0, corrupt_frames: int = 0) -> "DecodingResult":
@@ -201,31 +176,17 @@ def join_lines(text: str, longest: int = 200) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-def _ignore_heartbeat() -> None:
-    """Do nothing: without decoding processes nobody waits for signs of life."""
+def _ignore_heartbeat() -> None: ...
 
 
-# Called with every packet and image that is read. A decoding process sets it, to tell its parent that it is alive.
+# Called with every packet and image that is read. A decoding process sets it, to tell its parent that it is alive;
+# elsewhere nobody waits for it.
 heartbeat: Callable[[], None] = _ignore_heartbeat
-
-
-RESIZE = 256
-CROP = 224
-
-_COEFFICIENT_BITS = 22
 
 
 @dataclass(frozen=True)
 class CropWindow:
-    """The part of a frame that the crop is computed from, all in pixels.
-
-    Attributes
-    ----------
-    height, width : int
-        Of the whole frame.
-    top, bottom, left, right : int
-        ``frame[top:bottom, left:right]`` is enough to compute the crop; the rest is never read.
-    """
+    """The part ``[top:bottom, left:right]`` of a ``height`` x ``width`` frame that the crop is computed from."""
 
     height: int
     width: int
@@ -245,24 +206,12 @@ class ResizeKernel:
 
 @lru_cache(maxsize=1024, typed=True)
 def find_crop_window(height: int, width: int, resize: int = RESIZE, crop: int = CROP) -> CropWindow:
-    """Return the part of a frame that the crop is computed from.
+    """Return the part of a frame that is needed to resize its short side to ``resize`` pixels and to cut its centre.
 
-    Parameters
-    ----------
-    height, width : int
-        Of the frame in pixels, at least 1.
-    resize, crop : int
-        Length of the short side after resizing, and of the sides of the crop, which must not be larger. Other values
-        raise FeatureError.
-
-    Examples
-    --------
-    >>> find_crop_window(480, 640)
-    CropWindow(height=480, width=640, top=29, bottom=451, left=108, right=530)
+    Lengths below 1 and a crop larger than the resized side raise FeatureError.
     """
     rows, columns = compute_kernels(height, width, resize, crop)
-    (top, bottom), (left, right) = find_source_range(rows), find_source_range(columns)
-    return CropWindow(height, width, top, bottom, left, right)
+    return CropWindow(height, width, *find_source_range(rows), *find_source_range(columns))
 
 
 @lru_cache(maxsize=64, typed=True)

@@ -17,37 +17,17 @@ _MOST_OTHERS = 100
 
 @dataclass(frozen=True)
 class Video:
-    """A video that was found and not opened.
+    """A video that was found and not opened: a file, or a folder of images, one per frame."""
 
-    Attributes
-    ----------
-    video_id : str
-        Name of the file without its suffix, or of the folder.
-    path : Path
-        The file or the folder.
-    is_folder : bool
-        Whether it is a folder of images, one per frame.
-    size : int
-        Bytes of a file; images of a folder.
-    """
-
-    video_id: str
+    video_id: str  # name of the file without its suffix, or of the folder
     path: Path
     is_folder: bool
-    size: int
+    size: int  # bytes of a file, images of a folder
 
 
 @dataclass(frozen=True)
 class VideoList:
-    """The videos that ``find_videos`` found.
-
-    Attributes
-    ----------
-    videos : tuple of Video
-        In the order of their ids.
-    missing : tuple of str
-        Requested ids that were not found, in order.
-    """
+    """The videos that ``find_videos`` found, and the requested ids that it did not find, both in the order of ids."""
 
     videos: tuple[Video, ...]
     missing: tuple[str, ...]
@@ -94,7 +74,7 @@ def find_videos(folder: str | os.PathLike[str], only: Iterable[str] | None = Non
     found: dict[str, list[Video]] = {}
     for video in _walk(root.absolute(), wanted):
         found.setdefault(video.video_id, []).append(video)
-    _refuse_double_ids(root, {video_id: several for video_id, several in found.items() if len(several) > 1})
+    _refuse_double_ids(root, found)
     _refuse_unusable_ids(root, found)
     if not found:
         if wanted and (others := [video.video_id for video in islice(_walk(root.absolute(), None), _MOST_OTHERS)]):
@@ -164,12 +144,9 @@ def _file_size(entry: "os.DirEntry[str]") -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _refuse_double_ids(root: Path, doubled: dict[str, list[Video]]) -> None:
-    if doubled:
-        lines = [
-            f"{video_id}: {first_few(sorted(str(video.path) for video in doubled[video_id]))}"
-            for video_id in sorted(doubled)[:5]
-        ]
+def _refuse_double_ids(root: Path, found: dict[str, list[Video]]) -> None:
+    if doubled := sorted(video_id for video_id, videos in found.items() if len(videos) > 1):
+        lines = [f"{each}: {first_few(sorted(str(video.path) for video in found[each]))}" for each in doubled[:5]]
         raise FeatureError(
             f"{len(doubled):,} ids in {root} are of more than one video:\n{bullet_list(lines)}\n"
             "Keep one of each, or name a folder that holds only one version of the videos."

@@ -21,30 +21,12 @@ DIVISOR = 8
 
 
 def temporal_shift(features: Tensor, clip: int = CLIP, divisor: int = DIVISOR) -> Tensor:
-    """Shift some channels by one frame, within each clip.
+    """Shift some channels of (clips * clip, channels, height, width) features by one frame, within each clip.
 
-    Parameters
-    ----------
-    features : (clips * clip, channels, height, width) tensor
-        The frames of each clip in their order, clip after clip.
-    clip : int
-        Frames per clip.
-    divisor : int
-        ``channels // divisor`` channels come from the next frame, and the same number from the frame before.
+    The frames of each clip lie in their order, clip after clip; another number of frames raises FeatureError. The first
+    ``channels // divisor`` channels of a frame become those of the next frame, the same number of channels after them
+    those of the frame before; the others stay. Channels from outside the clip are 0.
 
-    Returns
-    -------
-    Tensor of the same shape. The first ``channels // divisor`` channels of a frame are those of the next frame, the
-    same number of channels after them are those of the frame before, and the others are its own. Channels from
-    outside the clip are 0.
-
-    Raises
-    ------
-    FeatureError
-        The number of frames is not a multiple of ``clip``.
-
-    Notes
-    -----
     Lin, Gan and Han, TSM: Temporal Shift Module for Efficient Video Understanding, ICCV 2019 (arXiv 1811.08383),
     section 3, the bidirectional shift. The order of the shifted channels is that of the authors' published code,
     because the weights depend on it.
@@ -85,12 +67,6 @@ class TemporalShift(nn.Module):
 
     The layer is kept as ``net``, so that the keys of the state dict are those of the published weights. A ``clip``
     below 1 or a ``divisor`` below 2 raises FeatureError.
-
-    Examples
-    --------
-    >>> import torch
-    >>> TemporalShift(nn.Identity(), clip=2)(torch.ones(4, 8, 1, 1))[:, 0].flatten()
-    tensor([1., 0., 1., 0.])
     """
 
     def __init__(self, net: nn.Module, clip: int = CLIP, divisor: int = DIVISOR) -> None:
@@ -108,8 +84,6 @@ class TemporalShift(nn.Module):
 class Bottleneck(nn.Module):
     """A residual block: 1x1 from ``channels`` to ``width``, 3x3, 1x1 to 4 * width, and the input added.
 
-    Notes
-    -----
     He et al., Deep Residual Learning for Image Recognition, CVPR 2016, figure 5 (right). The stride lies in the 3x3
     convolution instead of the first 1x1, as in the networks that torchvision's weights were trained for. With ``clip``
     above 1 the residual branch begins with a temporal shift (Lin et al., ICCV 2019, section 4.1).
@@ -154,12 +128,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A ResNet of bottlenecks without its classifier, with torchvision's names of parameters.
 
-    Parameters
-    ----------
-    layers : tuple of int
-        Bottlenecks in each of the four stages (He et al., CVPR 2016, table 1).
-    clip : int
-        Above 1, every bottleneck shifts channels along time within clips of this number of frames.
+    ``layers`` are the bottlenecks in each of the four stages (He et al., CVPR 2016, table 1). With ``clip`` above 1,
+    every bottleneck shifts channels along time within clips of this number of frames.
     """
 
     def __init__(self, layers: tuple[int, int, int, int], clip: int = 1) -> None:
@@ -172,31 +142,17 @@ class ResNet(nn.Module):
         channels = 64
         stages: list[nn.Module] = []
         for stage, (width, depth) in enumerate(zip(_WIDTHS, layers, strict=True)):
-            blocks: list[nn.Module] = []
-            for position in range(depth):
-                stride = 2 if stage and not position else 1
-                blocks.append(Bottleneck(channels, width, stride, clip))
-                channels = width * _EXPANSION
-            stages.append(nn.Sequential(*blocks))
+            first = Bottleneck(channels, width, 2 if stage else 1, clip)
+            channels = width * _EXPANSION
+            others = [Bottleneck(channels, width, 1, clip) for _ in range(depth - 1)]
+            stages.append(nn.Sequential(first, *others))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute one row of features per image.
+        """Compute one row per image: (n, 2048) float32, the means over all positions after the last stage.
 
-        Parameters
-        ----------
-        images : (n, 3, height, width) float tensor
-            As ``meidbench.extraction.encoders.preprocessing.normalise`` gives them. Where ``clip`` is above 1, n is a
-            multiple of it, with the frames of each clip in their order.
-
-        Returns
-        -------
-        (n, 2048) float32 tensor, the mean over all positions after the last stage.
-
-        Raises
-        ------
-        FeatureError
-            The images are of another shape, or do not make whole clips.
+        Images are (n, 3, height, width), as ``normalise`` gives them, the frames of each clip in their order. Images of
+        another shape, or that do not make whole clips, raise FeatureError.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise FeatureError(f"expected images of shape (n, 3, height, width), got {tuple(images.shape)}")
@@ -237,42 +193,26 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 class Backbone:
     """A network that maps images to rows of features, and all that extraction must know of it.
 
-    Attributes
-    ----------
-    name : str
-        As in ``BACKBONES``.
-    make_network : callable
-        Makes the network. It maps (n, 3, crop, crop) normalised images to (n, dim) float32 rows, and its whole state
-        is in its state dict. ``for_inference`` calls its method ``fold_batch_norms``, if any.
-    dim : int
-        Numbers per row.
-    clip : int
-        Number of consecutive frames that belong together; 1 where each frame stands alone.
-    layer : str
-        Where in the network the rows are taken, for the recipe.
-    preprocessing : Preprocessing
-    weights : mapping of str to Download
-        Published weights by name; the first are the default.
-    classifier : tuple of str
-        First parts of the keys in published files that are left out.
+    ``make_network`` makes a network that maps (n, 3, crop, crop) normalised images to (n, dim) float32 rows, with its
+    whole state in its state dict. ``for_inference`` calls its method ``fold_batch_norms``, if any.
     """
 
-    name: str
+    name: str  # as in ``BACKBONES``
     make_network: Callable[[], nn.Module]
-    dim: int = 2048
-    clip: int = 1
-    layer: str = "global average pooling"
+    dim: int = 2048  # numbers per row
+    clip: int = 1  # consecutive frames that belong together; 1 where each frame stands alone
+    layer: str = "global average pooling"  # where in the network the rows are taken, for the recipe
     preprocessing: Preprocessing = IMAGENET
-    weights: Mapping[str, Download] = field(default_factory=dict)
-    classifier: tuple[str, ...] = ("fc.", "new_fc.")
+    weights: Mapping[str, Download] = field(default_factory=dict)  # published ones by name; the first are the default
+    classifier: tuple[str, ...] = ("fc.", "new_fc.")  # first parts of the keys in published files that are left out
 
 
-def _torchvision_weights(name: str, **digests: str) -> dict[str, Download]:
+def _published(name: str, *digests: str) -> dict[str, Download]:
     """Return weights of torchvision 0.28 (torchvision/models/resnet.py), whose names give the digests' first digits."""
     address = "https://download.pytorch.org/models"
     return {
-        f"{name}-imagenet-{version}": Download(url=f"{address}/{name}-{digest}.pth", bytes=None, sha256=digest)
-        for version, digest in digests.items()
+        f"{name}-imagenet-v{version}": Download(url=f"{address}/{name}-{digest}.pth", bytes=None, sha256=digest)
+        for version, digest in enumerate(digests, 1)
     }
 
 
@@ -281,16 +221,8 @@ def _torchvision_weights(name: str, **digests: str) -> dict[str, Download]:
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
-        Backbone(
-            "resnet101",
-            partial(ResNet, (3, 4, 23, 3)),
-            weights=_torchvision_weights("resnet101", v1="63fe2227", v2="cd907fc2"),
-        ),
-        Backbone(
-            "resnet50",
-            partial(ResNet, (3, 4, 6, 3)),
-            weights=_torchvision_weights("resnet50", v1="0676ba61", v2="11ad3fa6"),
-        ),
+        Backbone("resnet101", partial(ResNet, (3, 4, 23, 3)), weights=_published("resnet101", "63fe2227", "cd907fc2")),
+        Backbone("resnet50", partial(ResNet, (3, 4, 6, 3)), weights=_published("resnet50", "0676ba61", "11ad3fa6")),
         Backbone("tsm-resnet50", partial(ResNet, (3, 4, 6, 3), CLIP), clip=CLIP),
     )
 }
@@ -302,16 +234,9 @@ def find_backbone(name: str) -> Backbone:
 
 
 def build(name: str) -> nn.Module:
-    """Build a backbone, in evaluation mode and without gradients.
+    """Build a backbone, in evaluation mode and without gradients; an unknown name raises FeatureError.
 
-    Its parameters are NaN until weights are loaded, so that a forgotten ``load_weights`` shows at once. An unknown name
-    raises FeatureError.
-
-    Examples
-    --------
-    >>> model = build("resnet50")
-    >>> sum(parameter.numel() for parameter in model.parameters()), model.training
-    (23508032, False)
+    Its parameters are NaN until weights are loaded, so that a forgotten ``load_weights`` shows at once.
     """
     # PyTorch's initialisation would draw millions of numbers from the global generator, only to replace them.
     with torch.device("meta"):
@@ -327,9 +252,7 @@ class InferenceModel(nn.Module):
 
     def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
         super().__init__()
-        self.model = model
-        self.device = device
-        self.precision = precision
+        self.model, self.device, self.precision = model, device, precision
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute (n, dim) float32 rows of (n, 3, height, width) normalised images."""
@@ -343,30 +266,9 @@ def for_inference(model: nn.Module, device: torch.device | str, precision: str =
     """Copy a loaded backbone into the form that computes fastest.
 
     Memory is laid out with channels last. A ResNet's batch normalisation is folded into its convolutions, in float64.
-
-    Parameters
-    ----------
-    model : nn.Module
-        With its weights loaded; it is not changed.
-    device : torch.device or str
-    precision : str
-        ``fp32`` is float32 throughout, without TF32; ``bf16`` and ``fp16`` are autocast, for GPUs.
-
-    Returns
-    -------
-    InferenceModel
-        In ``fp32`` its rows are those of ``model`` except for the rounding of float32.
-
-    Raises
-    ------
-    FeatureError
-        The precision is unknown, the model is in training mode, or its weights are not loaded.
-
-    Examples
-    --------
-    >>> model = ResNet((1, 1, 1, 1)).eval()
-    >>> for_inference(model, "cpu")(torch.zeros(2, 3, 32, 32)).shape
-    torch.Size([2, 2048])
+    ``fp32`` is float32 throughout, without TF32, and its rows are those of ``model`` except for rounding; ``bf16`` and
+    ``fp16`` are autocast, for GPUs. FeatureError: the precision is unknown, the model is in training mode, or its
+    weights are not loaded.
     """
     one_of("precision", precision, tuple(PRECISIONS), FeatureError)
     if model.training:

@@ -51,10 +51,8 @@ class Extractor:
     ----------
     backbone : str
         A key of ``BACKBONES``.
-    weights : str
-        As for ``load_weights``: ``default``, a published name, a file, or ``random``.
-    seed : int, optional
-        Of random weights.
+    weights, seed, **options
+        As for ``load_weights``.
     rule : FrameRule, optional
         Which frames are taken; 200 evenly spaced ones by default.
     folder_fps : float
@@ -67,8 +65,6 @@ class Extractor:
         Frames per batch, of one video; 8 on a CPU, 256 on a GPU.
     dtype : str
         Of the rows, ``float16`` or ``float32``.
-    **options
-        For ``load_weights``.
 
     Attributes
     ----------
@@ -134,21 +130,10 @@ class Extractor:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, weights: str | None = None, **options: Any) -> "Extractor":
-        """Make the extractor that a feature file was made with.
+        """Make the extractor that a feature file was made with, from the file's recipe.
 
-        Parameters
-        ----------
-        recipe : dict
-            Of the file.
-        weights : str, optional
-            As for the class; by default those that the recipe names.
-        **options
-            ``seed``, ``device``, ``batch_size`` and options of ``load_weights``.
-
-        Raises
-        ------
-        FeatureError
-            The file was not extracted from videos, or the weights are others.
+        The weights are by default those that the recipe names; ``options`` are ``seed``, ``device``, ``batch_size`` and
+        those of ``load_weights``. FeatureError: the file was not extracted from videos, or the weights are others.
         """
         if recipe.get("made_by") != "extract-features":
             raise FeatureError(
@@ -185,7 +170,7 @@ class Extractor:
 
     def extract(self, video: Video) -> VideoRows:
         """Decode and extract one video in this process; the result is that of a feature file."""
-        lengths = (self.backbone.preprocessing.resize, self.backbone.preprocessing.crop)
+        resize, crop = self.backbone.preprocessing.resize, self.backbone.preprocessing.crop
         stream = read_frames(video, self.rule, folder_fps=self.folder_fps)
         encoding = VideoEncoding(self)
         while True:
@@ -196,7 +181,7 @@ class Extractor:
             if isinstance(item, Restart):
                 encoding = VideoEncoding(self)
                 continue
-            window = find_crop_window(*item.image.shape[:2], *lengths)
+            window = find_crop_window(*item.image.shape[:2], resize, crop)
             pixels = item.image[window.top : window.bottom, window.left : window.right]
             frames = torch.from_numpy(np.ascontiguousarray(pixels)[None]).to(self.device)
             encoding.add(np.array([item.index]), self.crop(frames, window))

@@ -60,7 +60,7 @@ IMAGENET = Preprocessing()
 
 @dataclass(frozen=True)
 class _Block:
-    """Neighbouring outputs along one axis, as a product of a source range with a matrix."""
+    """``_BLOCK`` neighbouring outputs along one axis, or the rest, as a product of a source range with a matrix."""
 
     start: int
     stop: int
@@ -102,23 +102,10 @@ class Preprocessor:
         self._blocks: dict[CropWindow, tuple[list[_Block], list[_Block]]] = {}
 
     def resize(self, frames: Tensor, window: CropWindow) -> Tensor:
-        """Resize and crop frames of one size.
+        """Resize and crop frames of one size to (n, 3, crop, crop) uint8 on the device of the preprocessor.
 
-        Parameters
-        ----------
-        frames : (n, bottom - top, right - left, 3) uint8 tensor
-            The frames, already cut to the window, on any device.
-        window : CropWindow
-            From :func:`find_crop_window` for their size.
-
-        Returns
-        -------
-        (n, 3, crop, crop) uint8 tensor on the device of the preprocessor.
-
-        Raises
-        ------
-        FeatureError
-            The frames are of another shape or type, or the window does not fit their size.
+        ``frames`` are (n, bottom - top, right - left, 3) uint8, on any device, already cut to the window that
+        :func:`find_crop_window` gives for their size. Other frames and windows raise FeatureError.
         """
         expected = (window.bottom - window.top, window.right - window.left, 3)
         if frames.dtype != torch.uint8 or frames.ndim != 4 or tuple(frames.shape[1:]) != expected:
@@ -130,30 +117,25 @@ class Preprocessor:
         rows, columns = self._find_blocks(window)
         side = self.preprocessing.crop
         crops = torch.empty((len(frames), 3, side, side), dtype=torch.uint8, device=self.device)
-        chunk = max(1, self._temporary_bytes // self._bytes_per_frame(window, columns))
+        widest = max(block.stop - block.start for block in columns)
+        # At the same time: one block's source, its sums, and all columns that are resized already.
+        bytes_per_frame = 8 * 3 * expected[0] * (widest + 2 * _BLOCK + side)
+        chunk = max(1, self._temporary_bytes // bytes_per_frame)
         for first in range(0, len(frames), chunk):
             part = frames[first : first + chunk].to(self.device, non_blocking=True)
-            crops[first : first + chunk] = self._resize(part, rows, columns)
+            self._resize(part, rows, columns, crops[first : first + chunk])
         return crops
 
-    def _resize(self, frames: Tensor, rows: list[_Block], columns: list[_Block]) -> Tensor:
+    def _resize(self, frames: Tensor, rows: list[_Block], columns: list[_Block], crops: Tensor) -> None:
         n, height, _, _ = frames.shape
-        side = self.preprocessing.crop
         planes = frames.permute(0, 3, 1, 2)
-        narrow = torch.empty((n, 3, height, side), dtype=torch.float64, device=self.device)
-        done = 0
-        for block in columns:
+        narrow = torch.empty((n, 3, height, self.preprocessing.crop), dtype=torch.float64, device=self.device)
+        for number, block in enumerate(columns):
             source = planes[..., block.start : block.stop].to(torch.float64, memory_format=torch.contiguous_format)
-            size = block.matrix.shape[0]
-            narrow[..., done : done + size] = _round(source @ block.matrix.T)
-            done += size
-        crops = torch.empty((n, 3, side, side), dtype=torch.uint8, device=self.device)
-        done = 0
-        for block in rows:
-            size = block.matrix.shape[0]
-            crops[:, :, done : done + size] = _round(block.matrix @ narrow[:, :, block.start : block.stop])
-            done += size
-        return crops
+            narrow[..., number * _BLOCK : (number + 1) * _BLOCK] = _round(source @ block.matrix.T)
+        for number, block in enumerate(rows):
+            source = narrow[:, :, block.start : block.stop]
+            crops[:, :, number * _BLOCK : (number + 1) * _BLOCK] = _round(block.matrix @ source)
 
     def _find_blocks(self, window: CropWindow) -> tuple[list[_Block], list[_Block]]:
         if window not in self._blocks:
@@ -167,16 +149,9 @@ class Preprocessor:
             if len(self._blocks) >= 64:
                 self._blocks.pop(next(iter(self._blocks)))
             rows, columns = compute_kernels(*lengths)
-            self._blocks[window] = (
-                _make_blocks(rows, window.top, self.device),
-                _make_blocks(columns, window.left, self.device),
-            )
+            row_blocks = _make_blocks(rows, window.top, self.device)
+            self._blocks[window] = (row_blocks, _make_blocks(columns, window.left, self.device))
         return self._blocks[window]
-
-    def _bytes_per_frame(self, window: CropWindow, columns: list[_Block]) -> int:
-        widest = max(block.stop - block.start for block in columns)
-        # At the same time: one block's source, its sums, and all columns that are resized already.
-        return 8 * 3 * (window.bottom - window.top) * (widest + 2 * _BLOCK + self.preprocessing.crop)
 
 
 def normalise(
@@ -186,21 +161,10 @@ def normalise(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Tensor:
-    """Bring 8-bit crops to the range that a backbone was trained on, as ``ToTensor`` and ``Normalize`` do.
+    """Compute ``(crops / 255 - mean) / std`` of (n, 3, height, width) uint8 RGB crops.
 
-    Parameters
-    ----------
-    crops : (n, 3, height, width) uint8 tensor
-        RGB.
-    preprocessing : Preprocessing
-    dtype : torch.dtype
-        Of the result; it is computed in float32.
-    channels_last : bool
-        Whether the three values of a pixel lie together in memory.
-
-    Returns
-    -------
-    (n, 3, height, width) tensor: ``(crops / 255 - mean) / std``. Other shapes and types raise FeatureError.
+    This is the effect of torchvision's ``ToTensor`` and ``Normalize``, computed in float32 and converted to ``dtype``.
+    With ``channels_last`` the three values of a pixel lie together in memory. Other crops raise FeatureError.
 
     Examples
     --------
@@ -215,9 +179,8 @@ def normalise(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     # One conversion, then in place: a large batch of crops takes the same memory as the network's first features.
     pixels = crops.to(torch.float32, memory_format=layout, copy=True)
-    mean, std = (
-        torch.tensor(values, device=crops.device).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
-    )
+    mean = torch.tensor(preprocessing.mean, device=crops.device).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=crops.device).view(1, 3, 1, 1)
     return pixels.div_(255).sub_(mean).div_(std).to(dtype)
 
 

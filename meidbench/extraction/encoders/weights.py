@@ -24,25 +24,18 @@ from meidbench.names import DownloadProgress, Report
 from meidbench.splits.manifests import Download, home
 
 RANDOM = "random"
+_ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80"
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Name and origin of the weights that a backbone got.
+    """Name and origin of the weights that a backbone got."""
 
-    Attributes
-    ----------
-    name : str
-        A published name, the file's name, or ``random``.
-    sha256 : str
-        Of the file; for random weights that of their keys, shapes and bytes. 64 hexadecimal digits.
-    source : str
-        The address, ``file``, or ``random, seed N``.
-    """
-
-    name: str
-    sha256: str
-    source: str
+    name: str  # a published name, the file's name, or ``random``
+    sha256: str  # of the file; for random weights that of their keys, shapes and bytes; 64 hexadecimal digits
+    source: str  # the address, ``file``, or ``random, seed N``
 
 
 def load_weights(
@@ -62,7 +55,6 @@ def load_weights(
     model : nn.Module
         From ``build(backbone.name)``; changed in place, and only after all checks.
     backbone : Backbone
-        The backbone that the model is.
     spec : str or path
         ``default`` (the backbone's first published weights), a published name, ``random``, or the path of a file: a
         state dict as ``torch.save`` writes it, bare or under ``state_dict`` or ``model``, or safetensors. The content
@@ -226,55 +218,22 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items() if not key.endswith(".num_batches_tracked")}
 
 
-_ZIP = b"PK\x03\x04"
-_PICKLE = b"\x80"
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a weight file.
-
-    Attributes
-    ----------
-    state : dict of str to Tensor
-        On the CPU, as stored.
-    sha256 : str
-        Of the file, 64 hexadecimal digits.
-    """
+    """The content of a weight file: its state dict on the CPU, as stored, and the file's SHA-256."""
 
     state: dict[str, Tensor]
     sha256: str
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a state dict from a file.
+    """Read a state dict from a file that ``torch.save`` wrote, in its present or former format, or from safetensors.
 
-    Parameters
-    ----------
-    path : Path
-        A file that ``torch.save`` wrote, in its present or its former format, or a safetensors file. The content
-        tells the format, not the name. The state dict may lie under ``state_dict``, ``model`` or
-        ``model_state_dict``.
+    The state dict may lie under ``state_dict``, ``model`` or ``model_state_dict``. FeatureError: the file cannot be
+    read, has another format, is damaged, or holds objects that only unpickling would make.
 
-    Raises
-    ------
-    FeatureError
-        The file cannot be read, has another format, is damaged, or holds objects that only unpickling would make.
-
-    Notes
-    -----
     ``torch.load(weights_only=True)`` makes tensors and plain containers only. Before torch 2.6 two kinds of file were
     exceptions, tar archives and TorchScript, so both are refused before torch opens them.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "weights.pth")
-    ...     torch.save({"state_dict": {"fc.bias": torch.ones(2)}, "epoch": 3}, path)
-    ...     read_checkpoint(path).state
-    {'fc.bias': tensor([1., 1.])}
     """
     digest = hashlib.sha256()
     try:
