@@ -1,13 +1,11 @@
 """Long-tailed multi-label video recognition: exact splits, loaders and one evaluator."""
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
-
-_CLONE = Path(__file__).parents[1]
-if (_CLONE / "setup.cfg").is_file() and (_CLONE / "baselines").is_dir() and (_CLONE / "splits").is_dir():
-    # A clone holds these folders beside this package, an installation holds them inside it.
-    __path__.append(str(_CLONE))
 
 __version__ = "0.1.0"
 
@@ -32,3 +30,18 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(f"meidbench.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'meidbench' has no attribute {name!r}")
+
+
+class _CloneFinder:
+    """Finds the folders beside this package in a clone; an installation holds them inside the package."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Return the spec of ``meidbench.baselines`` or ``meidbench.splits`` where the import system finds none."""
+        package, _, folder = name.partition(".")
+        file = Path(__file__).parents[1] / folder / "__init__.py"
+        is_beside = package == "meidbench" and folder in ("baselines", "splits") and file.is_file()
+        return spec_from_file_location(name, file) if is_beside else None
+
+
+sys.meta_path.append(_CloneFinder)

@@ -16,9 +16,8 @@ from meidbench.annotations import Annotations
 from meidbench.annotations.official import read_annotations
 from meidbench.errors import MeidbenchError, SplitError, first_few
 from meidbench.names import RELEASED, SUBSETS
-from meidbench.splits.manifests import Manifest, load_manifest
+from meidbench.splits.manifests import Manifest, RowSketch, load_manifest
 from meidbench.splits.released import SYMBOLS, id_rows, label_rows, lines_digest, source_digests, source_positives
-from meidbench.splits.sketch import RowSketch
 from meidbench.splits.split import Split
 
 _SYMBOL_OF = {subset: symbol for symbol, subset in SYMBOLS.items()}

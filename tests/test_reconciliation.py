@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meidbench.splits.sketch import CELLS, RowSketch, row_tag
+from meidbench.splits.manifests import CELLS, RowSketch, row_tag
 
 ids = st.integers(0, 10**6).map(lambda number: f"V{number}")
 rows = st.dictionaries(ids, st.integers(0, 9).map(lambda label: row_tag(str(label))), max_size=40)

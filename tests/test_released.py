@@ -13,9 +13,8 @@ from material import REAL, TOY, TOY_MANIFEST, real_annotations, real_data, relea
 
 from meidbench.errors import AnnotationError, MeidbenchError
 from meidbench.names import DATASETS, SUBSETS
-from meidbench.splits.export import write_lists
 from meidbench.splits.manifests import load_assignment, load_manifest
-from meidbench.splits.released import build_released
+from meidbench.splits.released import build_released, write_lists
 from meidbench.splits.split import Split
 from meidbench.splits.statistics import split_statistics
 

@@ -12,9 +12,8 @@ from material import TOY, TOY_MANIFEST
 
 from meidbench.errors import SplitError
 from meidbench.names import SUBSETS
-from meidbench.splits.export import write_csv, write_lists
 from meidbench.splits.manifests import load_manifest, split_path
-from meidbench.splits.released import build_released
+from meidbench.splits.released import build_released, write_csv, write_lists
 from meidbench.splits.split import (
     GROUP_NAMES,
     METADATA_KEY,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from meidbench.annotations.tables import read_table, split_from_table
 from meidbench.errors import SplitError
-from meidbench.splits.export import write_csv
+from meidbench.splits.released import write_csv
 from meidbench.splits.split import read_split, write_split
 
 TABLE = """video_id,note,subset,labels

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from meidbench.annotations.base import (
+from meidbench.annotations.base import (  # fmt: skip
     Annotations,
     FileRecord,
     Format,
@@ -17,7 +17,7 @@ from meidbench.annotations.base import (
     check_video_id,
     find_repeated,
     quote,
-)  # fmt: skip
+)
 from meidbench.errors import AnnotationError, first_few
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]+)?")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from meidbench.annotations.base import (
+from meidbench.annotations.base import (  # fmt: skip
     Annotations,
     Format,
     LineReader,
@@ -17,7 +17,7 @@ from meidbench.annotations.base import (
     check_class_codes,
     quote,
     read_benchmark_files,
-)  # fmt: skip
+)
 from meidbench.errors import first_few
 from meidbench.splits.manifests import Manifest
 

@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, quote
-from meidbench.annotations.labels import LabelIndex
+from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex, quote
 from meidbench.errors import SplitError, bullet_list, first_few
 from meidbench.files import file_sha256
 from meidbench.names import SUBSETS

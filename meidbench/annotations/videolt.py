@@ -4,14 +4,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from meidbench.annotations.base import (
+from meidbench.annotations.base import (  # fmt: skip
     Annotations,
     Format,
     LineReader,
     check_class_codes,
     quote,
     read_benchmark_files,
-)  # fmt: skip
+)
 from meidbench.errors import AnnotationError
 from meidbench.splits.manifests import Manifest
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from meidbench.annotations.base import (
+from meidbench.annotations.base import (  # fmt: skip
     MOST_CLASSES,
     Annotations,
     FileRecord,
@@ -15,7 +15,7 @@ from meidbench.annotations.base import (
     check_problems,
     check_video_id,
     quote,
-)  # fmt: skip
+)
 from meidbench.errors import AnnotationError, first_few
 
 _TITLE = "YouTube-8M"

@@ -164,7 +164,7 @@ def _places(folder: Path, stem: str, lists: Mapping[str, str], formats: tuple[st
 
 def _write(split: "Split", places: dict[str, Path]) -> list[Path]:
     """Write the split to the places, and return them."""
-    from meidbench.splits.export import write_csv, write_lists
+    from meidbench.splits.released import write_csv, write_lists
     from meidbench.splits.split import write_split
 
     if "parquet" in places:

@@ -1,7 +1,6 @@
 """New long-tailed splits from annotated videos: drawn by the paper's procedure, without leaks, or exact."""
 
-from meidbench.construction.defaults import default_targets
-from meidbench.construction.drawing import co_occurrence_rank, construct
+from meidbench.construction.drawing import co_occurrence_rank, construct, default_targets
 from meidbench.construction.exact import construct_exactly
 from meidbench.construction.outcome import Construction, Shortfall, SplitDistance, distance_to
 from meidbench.construction.pool import Pool

@@ -9,13 +9,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array
 
 from meidbench.annotations import Annotations
-from meidbench.construction.drawing import (
-    allow_by_group,
-    build_split,
-    check_seed,
-    co_occurrence_rank,
-    draw_evaluation,
-)
+from meidbench.construction.drawing import allow_by_group, build_split, check_seed, co_occurrence_rank, draw_evaluation
 from meidbench.construction.outcome import Construction, find_shortfalls
 from meidbench.construction.pool import Flags, Integers, Pool, allow_all
 from meidbench.construction.targets import ExactTargets, group_ranges

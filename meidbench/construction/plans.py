@@ -13,7 +13,7 @@ from meidbench.annotations.official import read_annotations
 from meidbench.annotations.tables import read_table
 from meidbench.checks import FieldReader, convert, describe_type, parse_toml, read_dataclass, read_toml
 from meidbench.construction import Construction, construct, construct_exactly
-from meidbench.construction.defaults import default_targets
+from meidbench.construction.drawing import default_targets
 from meidbench.construction.targets import EXACT_PRESETS, PRESETS, ExactTargets, Targets
 from meidbench.errors import SplitError, bullet_list
 from meidbench.names import DATASETS, DRAWN_VARIANTS, GROUP_KEYS
