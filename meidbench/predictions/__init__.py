@@ -1,6 +1,6 @@
 """Prediction files of every form, opened by their content and read block by block.
 
-What a file claims to hold is checked against its size before anything is allocated.
+The sizes that a file announces are compared with the file before anything is allocated.
 """
 
 from collections.abc import Callable
