@@ -1,7 +1,7 @@
 """A watched process that reads foreign HDF5 files first, because a damaged file can hang or crash the HDF5 library.
 
-A process cannot catch its own hang or crash. A second process therefore reads a file that another program wrote, and only
-then does this one. The second process imports h5py and numpy only and serves all files.
+A process cannot catch its own hang or crash. A second process therefore reads a file that another program wrote, and
+only then does this one. The second process imports h5py and numpy only and serves all files.
 """
 
 import atexit

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meidbench.errors import FeatureError
-from meidbench.features import PROBLEMS, FeatureSource, Hdf5File, NpyFolder, open_features
+from meidbench.features import PROBLEMS, FeatureSource, GroupedFile, NpyFolder, open_features
 
 LENGTHS = {"ATOYW": 7, "0BXY1": 1, "zz..top": 12, "-dash_": 5}
 WIDTH = 6
@@ -413,7 +413,7 @@ def test_dots_within_an_id_are_harmless(tmp_path, file_format):
 def test_the_kind_of_source_follows_from_what_is_there(tmp_path):
     arrays = make_arrays()
     assert isinstance(open_features(store(arrays, tmp_path, "npy")), NpyFolder)
-    assert isinstance(open_features(str(store(arrays, tmp_path, "hdf5"))), Hdf5File)
+    assert isinstance(open_features(str(store(arrays, tmp_path, "hdf5"))), GroupedFile)
     assert issubclass(NpyFolder, FeatureSource)
     assert repr(open_features(tmp_path)) == f"NpyFolder({str(tmp_path)!r})"
 

@@ -255,7 +255,7 @@ def spoil(folder):
         "text": "not a .npy file",
         "nan": "NaN or infinity in 1 of 5 rows, the first is row 3",
         "large": r"numbers up to 1e+06 do not fit float16",
-        "wide": "34 numbers a row, most videos have 33",
+        "wide": "34 numbers per row, most videos have 33",
         "objects": "pickled Python objects, which are never loaded",
         "none": "empty",
         "whole": "not float16, float32 or float64 (int32)",
@@ -333,7 +333,7 @@ def test_an_output_is_not_overwritten_by_mistake(tmp_path):
     make_folder(tmp_path / "npy", FIXED)
     out = pack(tmp_path / "npy", tmp_path / "f.h5").path
     before = out.read_bytes()
-    with pytest.raises(FeatureError, match="is what is to be packed"):
+    with pytest.raises(FeatureError, match="is the source itself"):
         pack(out, out)
     with pytest.raises(FeatureError, match=r"made with other settings(.|\n)*dtype: float16 there, int8 now"):
         pack(tmp_path / "npy", out, dtype="int8")
@@ -355,7 +355,7 @@ def test_a_second_run_reads_no_rows(tmp_path, monkeypatch):
     make_folder(tmp_path / "npy", FIXED)
     pack(tmp_path / "npy", tmp_path / "f.h5")
     before = (tmp_path / "f.h5").read_bytes()
-    monkeypatch.setattr("meidbench.features.packing.Originals.read", lambda *_: pytest.fail("rows were read"))
+    monkeypatch.setattr("meidbench.features.packing.StoredVideos.read", lambda *_: pytest.fail("rows were read"))
     assert pack(tmp_path / "npy", tmp_path / "f.h5").found == len(FIXED)
     assert (tmp_path / "f.h5").read_bytes() == before
 

@@ -384,7 +384,7 @@ def _anew(file: Path, videos: Path, weights: str | None, seed: int | None, devic
     """Give a function that extracts a video as the file's recipe says."""
     from meidbench.errors import FeatureError
     from meidbench.features import open_features
-    from meidbench.features.packing import is_feature_file
+    from meidbench.features.feature_file import is_feature_file
 
     open_features(file).close()
     if not is_feature_file(file):

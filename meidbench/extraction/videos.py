@@ -8,7 +8,7 @@ from pathlib import Path
 
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.extraction.frame_folders import frame_number
-from meidbench.features.source import Unusable, check_id
+from meidbench.features.source import UnusableVideo, check_id
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _MOST_NOTED = 100
@@ -193,7 +193,7 @@ def _check_ids(root: Path, found: dict[str, Video]) -> None:
     for video_id in found:
         try:
             check_id(video_id)
-        except Unusable:
+        except UnusableVideo:
             refused.append(ascii(video_id))
     if refused:
         raise FeatureError(
