@@ -16,7 +16,7 @@ __all__ = ["PROBLEMS", "FeatureSource", "GroupedFile", "NpyFolder", "PackedFile"
 _INDEX = ("video_ids", "row_starts", "row_counts", "status")
 
 
-def open_features(path: str | os.PathLike[str]) -> FeatureSource:
+def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource:
     """Open the features of a dataset.
 
     Parameters
@@ -24,6 +24,7 @@ def open_features(path: str | os.PathLike[str]) -> FeatureSource:
     path : path
         A folder of ``VIDEO_ID.npy`` (as VideoLT's authors publish them), or an HDF5 file: one that ``meidbench``
         wrote, or one with ``/features/VIDEO_ID``. Another process reads the index of other programs' files first.
+        A source is returned as it is.
 
     Raises
     ------
@@ -40,6 +41,8 @@ def open_features(path: str | os.PathLike[str]) -> FeatureSource:
     ...     source.read("ATOYW", [0, 3, 3]), source.num_frames("ATOYW"), source.dim
     (array([[0., 1.], [6., 7.], [6., 7.]], dtype=float16), 4, 2)
     """
+    if isinstance(path, FeatureSource):
+        return path
     path = Path(path)
     if path.is_dir():
         return NpyFolder(path)

@@ -134,16 +134,8 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtyp
 class Header:
     """All of a feature file except its rows.
 
-    Attributes
-    ----------
-    layout : Layout
-    recipe : dict
-    status : (V,) uint8 array
-        Positions in ``STATUSES``.
-    row_counts : (V,) int64 array
-        Rows that were written; 0 for pending and failed videos.
-    offsets : dict of str to int
-        Where the data of each dataset begins in the file, in bytes.
+    ``status`` (V,) has positions in ``STATUSES``, ``row_counts`` (V,) the rows that were written (0 for pending and
+    failed videos), and ``offsets`` the byte of the file at which each dataset begins.
     """
 
     layout: Layout
@@ -259,8 +251,7 @@ class PackedFile(FeatureSource):
         # Pickling a map would pickle all its rows.
         return {**self.__dict__, "_map": None, "_scale_map": None}
 
-    def close(self) -> None:
-        """Close what is open; it is opened again when next needed."""
+    def close(self) -> None:  # noqa: D102
         self._handle.close()
         self._map = self._scale_map = None
 
@@ -331,8 +322,7 @@ class PackedFile(FeatureSource):
             self._map = np.asarray(mapped)  # without memmap's own costs at every access
         return self._map
 
-    def ids(self) -> set[str]:
-        """Return all ids; see ``FeatureSource``."""
+    def ids(self) -> set[str]:  # noqa: D102
         return set(self._index)
 
     def _position(self, video_id: str) -> int:
@@ -348,14 +338,12 @@ class PackedFile(FeatureSource):
         reason = raw.decode(errors="replace")[:REASON_BYTES] if isinstance(raw, bytes) else str(raw)
         raise UnusableVideo("failed", reason)
 
-    def shape(self, video_id: str) -> tuple[int, int]:
-        """Return (T, D); see ``FeatureSource``."""
+    def shape(self, video_id: str) -> tuple[int, int]:  # noqa: D102
         shape = int(self._counts[self._position(video_id)]), self._width
         check_array(shape, np.dtype(np.float16))
         return shape
 
-    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
-        """Return rows, of int8 as float32; see ``FeatureSource``."""
+    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:  # noqa: D102
         stored, scales = self.load_stored(video_id, rows)
         result: Array = stored if scales is None else np.multiply(stored, scales[:, None], dtype=np.float32)
         return result

@@ -132,7 +132,7 @@ def pack(
         raise FeatureError(f"only must be a collection of ids, got the text {only!r}")
     out, report = Path(out), report or (lambda line: None)
     progress = progress or (lambda title, total: nullcontext(lambda steps: None))
-    videos = StoredVideos(source if isinstance(source, FeatureSource) else open_features(source))
+    videos = StoredVideos(open_features(source))
     if out.absolute() == videos.source.path:
         raise FeatureError(f"{out} is the source itself; choose another name for the output")
     index = _read_index(videos, only, progress)

@@ -65,20 +65,11 @@ Reals = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SharedStructure:
-    """The random structure that all videos of one simulation share.
+    """The random structure that all videos of one simulation share, for C classes, P places and features of width D.
 
-    Attributes
-    ----------
-    prototypes : (C, D) float32
-        The look of each class; root mean square of about 1. Rows of motion classes are not used.
-    patterns : (C, D) float32
-        The motion of each class: the share by which each feature goes up and down. Zero for the others.
-    is_motion : (C,) bool
-        Which classes show as motion.
-    places : (P, D) float32
-        Places of videos.
-    base : (D,) float32
-        The mean of an empty frame.
+    ``prototypes`` (C, D) are the looks of classes, with a root mean square of about 1; rows of motion classes are not
+    used. ``patterns`` (C, D) are the motions: the share by which each feature goes up and down, zero for other classes.
+    ``is_motion`` (C,) tells which classes show as motion, ``base`` (D,) is the mean of an empty frame.
     """
 
     prototypes: Reals
@@ -294,23 +285,12 @@ def video_generator(video_id: str, seed: int) -> np.random.Generator:
 
 
 def draw_appearances(row: dict[str, Any], frames: int, generator: np.random.Generator) -> list[Appearance]:
-    """Return the frames in which the labels of a video show.
+    """Return the frames in which the labels of a video show: segments in the split's order, then labels without one.
 
-    Parameters
-    ----------
-    row : dict
-        ``labels``, ``segments`` and ``length_s`` of a row of ``split.table``.
-    frames : int
-        T.
-    generator : numpy.random.Generator
-        Draws a segment, of 0.2 to 0.9 of the video, for each label without one.
-
-    Returns
-    -------
-    list of Appearance
-        Segments in the split's order, then labels without a segment. Each covers at least one frame. Official segments
-        can be shorter than the distance of two frames, end before they begin, or lie past the end of the video; the
-        part between both ends is taken, cut to the video.
+    ``row`` has ``labels``, ``segments`` and ``length_s`` of a row of ``split.table``; labels without a segment get a
+    random one, of 0.2 to 0.9 of the video. Each appearance covers at least one frame. Official segments can be shorter
+    than the distance of two frames, end before they begin, or lie past the end of the video; the part between both ends
+    is taken, cut to the video.
     """
     length = row["length_s"]
     segments = row["segments"] or [] if length is not None and np.isfinite(length) and length > 0 else []

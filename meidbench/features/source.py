@@ -52,15 +52,10 @@ class UnusableVideo(Exception):
 
 
 class FeatureSource(ABC):
-    """Frame features of videos, by id; ``open_features`` opens them.
+    """Frame features of videos, by id; ``open_features`` opens them. ``path`` is absolute.
 
     A source pickles without open files and may be used after a fork, so it can be passed to ``DataLoader`` workers. It
-    remembers which videos were checked.
-
-    Attributes
-    ----------
-    path : Path
-        The folder or file, absolute.
+    remembers the shapes of videos that were checked.
     """
 
     expected: str
@@ -117,10 +112,6 @@ class FeatureSource(ABC):
         """Check that all these videos have usable features of one width, and return how many rows each has.
 
         Only headers are read, and of each video once. A terminal shows a bar where that takes more than a second.
-
-        Parameters
-        ----------
-        video_ids : iterable of str
 
         Returns
         -------
@@ -259,8 +250,7 @@ class NpyFolder(FeatureSource):
                 raise UnusableVideo("truncated", "while it was read")
             return numbers.reshape(header.shape, order="F" if header.by_column else "C")
 
-    def ids(self) -> set[str]:
-        """Return all ids; see ``FeatureSource``."""
+    def ids(self) -> set[str]:  # noqa: D102
         try:
             with os.scandir(self.path) as entries:
                 return {entry.name[:-4] for entry in entries if entry.name.endswith(".npy")}
@@ -274,13 +264,11 @@ class NpyFolder(FeatureSource):
             return None
         return facts.st_size, facts.st_mtime_ns, facts.st_ino
 
-    def shape(self, video_id: str) -> tuple[int, int]:
-        """Return (T, D); see ``FeatureSource``."""
+    def shape(self, video_id: str) -> tuple[int, int]:  # noqa: D102
         with self._opened(video_id) as (_, header):
             return header.shape
 
-    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
-        """Return rows; see ``FeatureSource``."""
+    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:  # noqa: D102
         with self._opened(video_id) as (stream, header):
             order: Literal["C", "F"] = "F" if header.by_column else "C"
             stored = np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)
@@ -313,7 +301,7 @@ def _read_header(stream: FileIO) -> _Header:
     size = os.fstat(stream.fileno()).st_size
     try:
         try:
-            # Most videos of a dataset have one and the same header, and to parse costs more than to read it.
+            # Most videos of a dataset have the same header, and parsing costs more than reading.
             shape, by_column, dtype, offset = _parse_usual_header(head)
         except _HeaderError:
             shape, by_column, dtype, offset = _parse_header(head + stream.read(_LONGEST_HEADER))
@@ -416,8 +404,7 @@ class GroupedFile(FeatureSource):
         finally:
             self.close()
 
-    def close(self) -> None:
-        """Close the file; it is opened again when next needed."""
+    def close(self) -> None:  # noqa: D102
         self._handle.close()
 
     def _group(self) -> Any:
@@ -428,17 +415,14 @@ class GroupedFile(FeatureSource):
             raise FeatureError(f"{self.path} has no group /{HDF5_GROUP} (it holds {found}); expected {self.expected}")
         return group
 
-    def ids(self) -> set[str]:
-        """Return all ids; see ``FeatureSource``."""
+    def ids(self) -> set[str]:  # noqa: D102
         return set(self._group())
 
-    def shape(self, video_id: str) -> tuple[int, int]:
-        """Return (T, D); see ``FeatureSource``."""
+    def shape(self, video_id: str) -> tuple[int, int]:  # noqa: D102
         rows, width = self._dataset(video_id).shape
         return rows, width
 
-    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
-        """Return rows; see ``FeatureSource``."""
+    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:  # noqa: D102
         dataset = self._dataset(video_id)
         if rows is not None:
             self._check_rows(video_id, rows, len(dataset))
@@ -450,19 +434,16 @@ class GroupedFile(FeatureSource):
         return whole if rows is None else whole[rows.astype(np.intp)]
 
     def _dataset(self, video_id: str) -> Any:
-        group = self._group()
         try:
-            dataset = group[video_id]
+            dataset = self._group()[video_id]
+            if not isinstance(dataset, h5py.Dataset):
+                raise UnusableVideo("ndim", "a group, not a dataset")
+            check_array(dataset.shape, dataset.dtype)
         except KeyError:
             # A link to a file that does not exist looks like no link.
             raise UnusableVideo("missing") from None
         except OSError as error:
             raise UnusableVideo("unreadable", str(error)) from None
-        if not isinstance(dataset, h5py.Dataset):
-            raise UnusableVideo("ndim", "a group, not a dataset")
-        try:
-            shape, dtype = dataset.shape, dataset.dtype
         except TypeError as error:  # numpy lacks some types of HDF5
             raise UnusableVideo("dtype", str(error)) from None
-        check_array(shape, dtype)
         return dataset

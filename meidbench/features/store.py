@@ -125,15 +125,7 @@ def feature_writer(
 class FeatureWriter:
     """Writes the rows of videos to their places; ``feature_writer`` opens it.
 
-    Attributes
-    ----------
-    path : Path
-        The file's final name.
-    place : Path
-        Its current name: ``path`` if it is whole already.
-    layout : Layout
-    status : (V,) uint8 array
-        Positions in ``STATUSES``, of all videos that were put.
+    ``path`` is the file's final name, ``place`` its current one; ``status`` (V,) has positions in ``STATUSES``.
     """
 
     def __init__(self, path: Path, place: Path, header: Header) -> None:

@@ -139,21 +139,17 @@ def verify(
     Parameters
     ----------
     path : path or FeatureSource
-        A feature file, or another source that ``open_features`` takes; only the former has checksums, statuses and a
-        recipe.
+        As ``open_features`` takes it; only a feature file has checksums, statuses and a recipe.
     split : Split, optional
         Its videos must all be in the source.
     recipe : dict of str to str, optional
-        Expected entries of the recipe, by key; a dot leads into an entry (``weights.sha256``). Values are compared as
-        text, or as JSON.
+        Expected entries, by key; a dot leads into an entry (``weights.sha256``). Compared as text, or as JSON.
     npy : path or FeatureSource, optional
         The features that were packed, to compare with the stored ones.
     extract : callable, optional
         Makes the rows of a video again, by its id; instead of ``npy``.
-    sample : int, optional
-        How many videos are compared with ``npy`` or ``extract``, drawn at random; all by default.
-    seed : int
-        For the draw.
+    sample, seed : int, optional
+        How many videos are compared, drawn at random by ``seed``; all by default.
     progress : ProgressBar, optional
 
     Raises
@@ -176,32 +172,29 @@ def verify(
     if sample is not None and (sample < 1 or (npy is None and extract is None)):
         raise FeatureError(f"sample is how many videos are compared with npy or extract, at least 1; got {sample}")
     progress = progress or (lambda title, total: nullcontext(lambda steps: None))
-    stored = StoredVideos(path if isinstance(path, FeatureSource) else open_features(path))
-    header = stored.header
+    stored = StoredVideos(open_features(path))
+    source, header = stored.source, stored.header
     # Hidden files of a folder are not videos; a feature file holds only videos.
-    ids = {name for name in stored.source.ids() if header is not None or not name.startswith(".")}
+    ids = {name for name in source.ids() if header is not None or not name.startswith(".")}
     if not ids:
-        raise FeatureError(f"there are no features in {stored.source.path}; expected {stored.source.expected}")
+        raise FeatureError(f"there are no features in {source.path}; expected {source.expected}")
     found: dict[str, list[str]] = {check: [] for check in CHECKS}
     checked = _check_all(stored, sorted(ids), found, progress)
     ready = {video_id: check for video_id, check in checked.items() if not check.problem}
-    stored_recipe: Recipe | None = None if header is None else header.recipe
-    wanted = None if split is None else set(split.table.column("video_id").to_pylist())
-    if wanted is not None:
+    wanted = ready if split is None else set(split.table.column("video_id").to_pylist())
+    if split is not None:
         found["missing"] += wanted - ids
         found["extra"] += ids - wanted
+    stored_recipe: Recipe | None = None if header is None else header.recipe
     found["recipe"] += _recipe_faults(stored_recipe, recipe or {})
     if npy is not None:
-        extract = StoredVideos(npy if isinstance(npy, FeatureSource) else open_features(npy)).read
+        extract = StoredVideos(open_features(npy)).read
     similarities: list[Similarity] = []
     if extract is not None:
-        chosen = [video_id for video_id in ready if wanted is None or video_id in wanted]
-        if sample is not None and sample < len(chosen):
-            drawn = np.random.default_rng(seed).choice(len(chosen), sample, replace=False)
-            chosen = [chosen[at] for at in sorted(drawn.tolist())]
-        similarities = _compare(stored, chosen, extract, found, progress)
-    not_made = {
-        *(("missing", "extra") if wanted is None else ()),
+        chosen = [video_id for video_id in ready if video_id in wanted]
+        similarities = _compare(stored, _draw(chosen, sample, seed), extract, found, progress)
+    skipped = {
+        *(("missing", "extra") if split is None else ()),
         *(() if recipe else ("recipe",)),
         *(() if extract else ("similarity",)),
         *(("failed", "pending", "checksum", "salvaged") if header is None else ("width", "dtype")),
@@ -213,10 +206,17 @@ def verify(
         dtype=_most_common(check.dtype for check in ready.values()) or "",
         statuses=_count_statuses(checked.values()),
         recipe=stored_recipe,
-        checks=tuple(check for check in CHECKS if check not in not_made or found[check]),
+        checks=tuple(check for check in CHECKS if check not in skipped or found[check]),
         findings=_problems(found),
         similarities=tuple(similarities),
     )
+
+
+def _draw(video_ids: list[str], sample: int | None, seed: int) -> list[str]:
+    if sample is None or sample >= len(video_ids):
+        return video_ids
+    drawn = np.random.default_rng(seed).choice(len(video_ids), sample, replace=False)
+    return [video_ids[position] for position in sorted(drawn.tolist())]
 
 
 def _problems(found: Mapping[str, list[str]]) -> tuple[VerificationProblem, ...]:
@@ -331,24 +331,24 @@ def _compare(
     with progress("comparing", len(chosen)) as advance:
         for video_id in chosen:
             advance(1)
+            fault = ""
             video, _ = stored.read_stored(video_id)
             try:
-                fresh = extract(video_id)
+                again = extract(video_id)
+                here, there = decode(video.rows, video.scales), decode(again.rows, again.scales)
+                if again.status == "failed" or here.shape != there.shape:
+                    fault = again.reason or f"shape {there.shape} when made again, stored {here.shape}"
             except UnusableVideo as error:
-                found["similarity"].append(_with(video_id, describe_problem(error)))
-                continue
+                fault = describe_problem(error)
             except FeatureError as error:
-                found["similarity"].append(_with(video_id, str(error).partition("\n")[0]))
-                continue
-            here, there = decode(video.rows, video.scales), decode(fresh.rows, fresh.scales)
-            if fresh.status == "failed" or here.shape != there.shape:
-                detail = fresh.reason or f"shape {there.shape} when made again, stored {here.shape}"
-                found["similarity"].append(_with(video_id, detail))
-                continue
-            cosines = cosine_similarity(here, there)
-            similarities.append(Similarity(video_id, float(cosines.min()), float(cosines.mean())))
-            if not cosines.min() >= LEAST_SIMILARITY:
-                found["similarity"].append(_with(video_id, f"{cosines.min():.4f}"))
+                fault = str(error).partition("\n")[0]
+            if not fault:
+                cosines = cosine_similarity(here, there)
+                similarities.append(Similarity(video_id, float(cosines.min()), float(cosines.mean())))
+                if not cosines.min() >= LEAST_SIMILARITY:
+                    fault = f"{cosines.min():.4f}"
+            if fault:
+                found["similarity"].append(_with(video_id, fault))
     return similarities
 
 
@@ -365,18 +365,7 @@ def _with(name: str, detail: str) -> str:
 class VideoCheck:
     """The facts that are kept of a video after its rows were read.
 
-    Attributes
-    ----------
-    problem, detail : str
-        Why it could not be read; empty where it could.
-    shape : tuple of int
-        Number of rows and their width.
-    dtype : str
-        Of the stored rows.
-    checksum : int
-        As ``VideoRows.checksum`` returns it.
-    remarks : tuple of (str, str)
-        Checks that the video does not pass, and details.
+    ``problem`` and ``detail`` tell why it could not be read; ``remarks`` are the failed checks with their details.
     """
 
     problem: str
@@ -388,14 +377,7 @@ class VideoCheck:
 
 
 def check_video(video: VideoRows, expected: int | None) -> VideoCheck:
-    """Check the rows of one video.
-
-    Parameters
-    ----------
-    video : VideoRows
-        At least one row.
-    expected : int or None
-        Its checksum when it was written, where it is known.
+    """Check the rows of one video, at least one; ``expected`` is its checksum when it was written, if known.
 
     Examples
     --------

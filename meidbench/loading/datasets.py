@@ -127,7 +127,7 @@ class FeatureDataset(Dataset[Sample]):
         self._starts = np.searchsorted(positions, np.arange(len(self.video_ids) + 1))
         self.num_classes = split.num_classes
         self.class_names = split.class_names
-        self.source = features if isinstance(features, FeatureSource) else open_features(features)
+        self.source = open_features(features)
         self.num_frames = self.source.check(self.video_ids)
         self.frame_rows = FrameRows(self.num_frames, self.frames, sampling, replacement, self.seed)
         self.motion_frame_rows = self.frame_rows
