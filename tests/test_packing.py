@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from meidbench.cli.features import DTYPES as DTYPES_OFFERED
 from meidbench.cli.features import pack_features
 from meidbench.errors import FeatureError
 from meidbench.features import open_features
@@ -23,6 +22,7 @@ from meidbench.features.feature_file import DTYPES, STATUSES, Layout, read_heade
 from meidbench.features.packing import pack
 from meidbench.features.records import VideoRows, all_finite, decode, encode, is_faithful
 from meidbench.features.store import FeatureWriter, feature_writer, partial_path
+from meidbench.names import STORED_DTYPES
 
 WIDTH = 33
 FIXED = {f"video{number:02}": 5 for number in range(12)}
@@ -508,11 +508,12 @@ def test_a_file_that_shrinks_while_it_is_packed_fails_alone(tmp_path):
 
 
 def test_the_command_offers_what_the_file_can_hold(tmp_path):
-    assert set(DTYPES_OFFERED) == set(DTYPES)
+    (offered,) = (option.type.choices for option in pack_features.params if option.name == "dtype")
+    assert set(offered) == set(STORED_DTYPES) == set(DTYPES)
     make_folder(tmp_path / "npy", FIXED)
     outcome = invoke(tmp_path / "npy", "--out", tmp_path / "f.h5", "--dtype", "int8", "--backbone", "resnet101")
     assert outcome.exit_code == 0, outcome.output
-    assert "60 rows of 33 int8, the same number of rows a video" in outcome.stdout
+    assert "60 rows of 33 int8, the same number of rows per video" in outcome.stdout
     assert invoke(tmp_path / "npy", "--out", tmp_path / "g.h5", "--dtype", "float8").exit_code == 2
     assert isinstance(invoke(tmp_path / "nowhere", "--out", tmp_path / "g.h5").exception, FeatureError)
 

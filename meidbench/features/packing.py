@@ -106,7 +106,6 @@ def pack(
         Ids of the videos that are wanted; all by default.
     retry_failed : bool
         Whether videos that failed in an earlier run are tried again.
-    progress : ProgressBar, optional
     report : Report, optional
         Called where earlier work is found.
 

@@ -150,7 +150,6 @@ def verify(
         Makes the rows of a video again, by its id; instead of ``npy``.
     sample, seed : int, optional
         How many videos are compared, drawn at random by ``seed``; all by default.
-    progress : ProgressBar, optional
 
     Raises
     ------
@@ -160,9 +159,8 @@ def verify(
     Examples
     --------
     >>> import tempfile
-    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(Path(folder, "ATOYW.npy"), np.array([[1.0, 2.0], [0.0, 0.0]]))
+    ...     np.save(f"{folder}/ATOYW.npy", np.array([[1.0, 2.0], [0.0, 0.0]]))
     ...     verification = verify(folder)
     >>> verification.is_sound, [(finding.check, finding.concerned) for finding in verification.findings]
     (True, [('zero-rows', ('ATOYW (1 of 2)',))])
@@ -189,16 +187,11 @@ def verify(
     found["recipe"] += _recipe_faults(stored_recipe, recipe or {})
     if npy is not None:
         extract = StoredVideos(open_features(npy)).read
-    similarities: list[Similarity] = []
-    if extract is not None:
-        chosen = [video_id for video_id in ready if video_id in wanted]
-        similarities = _compare(stored, _draw(chosen, sample, seed), extract, found, progress)
-    skipped = {
-        *(("missing", "extra") if split is None else ()),
-        *(() if recipe else ("recipe",)),
-        *(() if extract else ("similarity",)),
-        *(("failed", "pending", "checksum", "salvaged") if header is None else ("width", "dtype")),
-    }
+    chosen = [] if extract is None else _draw([video_id for video_id in ready if video_id in wanted], sample, seed)
+    similarities = [] if extract is None else _compare(stored, chosen, extract, found, progress)
+    skipped = {"width", "dtype"} if header is not None else {"failed", "pending", "checksum", "salvaged"}
+    options = (("missing", split), ("extra", split), ("recipe", recipe), ("similarity", extract))
+    skipped |= {check for check, given in options if not given}
     return Verification(
         videos=len(ids),
         rows=sum(check.shape[0] for check in ready.values()),

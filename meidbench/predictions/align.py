@@ -22,18 +22,9 @@ Block = tuple[npt.NDArray[np.int64], Scores]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores of videos in memory, in the order of their file.
+    """Scores (n, C) of n videos in memory, in the order of their file; higher is likelier.
 
-    Attributes
-    ----------
-    video_ids : list of str
-        n ids in the file's order.
-    scores : ndarray, (n, C)
-        Real numbers, higher is likelier.
-    metadata : dict
-        Facts that the file states about itself; may be empty.
-    class_names : list of str or None
-        Where the file names its classes.
+    ``metadata`` and ``class_names`` are those of ``PredictionFile``.
     """
 
     video_ids: list[str]
@@ -66,12 +57,7 @@ class Predictions:
 class BlockScores:
     """Scores that do not fit in memory: they are checked, and each pass reads them block by block.
 
-    Attributes
-    ----------
-    videos, num_classes : int
-    dtype : dtype
-    blocks : callable
-        Each call yields all rows once, as (rows in the split's order, scores (rows, C)).
+    Each call of ``blocks`` yields all rows once, as (rows in the split's order, scores (rows, C)).
     """
 
     videos: int
@@ -81,19 +67,7 @@ class BlockScores:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a prediction file of any form into memory.
-
-    Parameters
-    ----------
-    path : Path
-        Parquet (``video_id``, ``scores``), NPZ or HDF5 (``video_ids``, ``scores``), CSV with a header, or the official
-        Charades text form; the content decides. Pickled objects are never loaded.
-
-    Raises
-    ------
-    PredictionError
-        The file does not exist, is empty, damaged, or of an unknown form.
-    """
+    """Read a prediction file of any form into memory; see ``open_predictions``."""
     file = open_predictions(path)
     scores = np.empty((file.num_videos, file.num_classes), dtype=file.dtype)
     for start, block in file.blocks():
@@ -228,18 +202,15 @@ def align_predictions(
 
         return BlockScores(len(wanted), split.num_classes, dtype, blocks)
     in_order = bool((rows == np.arange(len(rows))).all())
-    if in_order and isinstance(predictions, Predictions) and predictions.dtype == dtype:
-        aligned = predictions.scores
-        problems = _number_problems(predictions)
-    else:
-        aligned = np.empty((len(wanted), split.num_classes), dtype=dtype)
-        bad: list[int] = []
-        for start, block in predictions.blocks():
-            bad += [start + row for row in not_finite(block)]
-            part = slice(start, start + len(block))
+    keep = in_order and isinstance(predictions, Predictions) and predictions.dtype == dtype
+    aligned = predictions.scores if keep else np.empty((len(wanted), split.num_classes), dtype=dtype)
+    bad: list[int] = []
+    for start, block in predictions.blocks():
+        bad += [start + row for row in not_finite(block)]
+        part = slice(start, start + len(block))
+        if not keep:
             aligned[part if in_order else rows[part]] = block
-        problems = _bad_numbers(bad, predictions.video_ids)
-    if problems:
+    if problems := _bad_numbers(bad, predictions.video_ids):
         raise _refusal(problems, split, subset)
     return aligned
 
