@@ -55,7 +55,8 @@ def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource
         raise FeatureError(f"cannot open {path}: {problem}; copy or extract it again")
     handle = Handle(path.absolute())
     try:
-        packed = isinstance(handle.opened().get(HDF5_GROUP), h5py.Dataset)
+        with handle.reading() as file:
+            packed = isinstance(file.get(HDF5_GROUP), h5py.Dataset)
     finally:
         handle.close()
     return PackedFile(path) if packed else GroupedFile(path)

@@ -242,7 +242,7 @@ class PackedFile(FeatureSource):
             self._read_index(self._handle.opened())
         except FeatureError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
             raise FeatureError(f"{self.path} cannot be used: {error}; expected {self.expected}") from None
         finally:
             self.close()
@@ -263,8 +263,8 @@ class PackedFile(FeatureSource):
     def row_scales(self) -> npt.NDArray[np.float32] | None:
         """Return the (R,) float32 scales of all rows; None where the file has none."""
         if self._scaled and self._scale_map is None:
-            scales = self._handle.opened()["scales"][()]
-            self._scale_map = np.asarray(scales, np.float32).reshape(-1)
+            with self._handle.reading() as file:
+                self._scale_map = np.asarray(file["scales"][()], np.float32).reshape(-1)
             self._handle.close()
         return self._scale_map
 
@@ -333,8 +333,8 @@ class PackedFile(FeatureSource):
             return position
         if self._status[position] != FAILED:
             raise UnusableVideo("pending")
-        file = self._handle.opened()
-        raw = file["reasons"][position] if "reasons" in file else ""
+        with self._handle.reading() as file:
+            raw = file["reasons"][position] if "reasons" in file else ""
         reason = raw.decode(errors="replace")[:REASON_BYTES] if isinstance(raw, bytes) else str(raw)
         raise UnusableVideo("failed", reason)
 
@@ -367,13 +367,11 @@ class PackedFile(FeatureSource):
     def _stored_rows(self, position: int) -> npt.NDArray[Any]:
         """Read all rows of a video by h5py, which refuses repeated rows and is slower on chosen ones."""
         start, count = int(self._starts[position]), int(self._counts[position])
-        features = self._handle.opened()["features"]
-        try:
+        with self._handle.reading() as file:
+            features = file["features"]
             whole: npt.NDArray[Any] = (
                 features[position, :count] if features.ndim == 3 else features[start : start + count]
             )
-        except OSError as error:
-            raise FeatureError(f"cannot read {self.path}: {error}; copy or extract it again") from None
         return whole
 
 

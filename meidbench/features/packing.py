@@ -33,25 +33,18 @@ class PackingSummary:
 
     Attributes
     ----------
-    path : Path
-        The feature file.
-    videos : int
-        Videos in it, with those that failed.
-    rows : int
-        Rows of all videos together.
-    dim, dtype : int and str
+    path, num_bytes : Path and int
+        The feature file and its size.
+    videos, rows : int
+        Videos in it, with those that failed, and rows of all of them; the rows have ``dim`` numbers of ``dtype``.
     fixed : bool
         Whether all videos have the same number of rows.
-    packed : int
-        Videos that this run packed.
-    found : int
-        Videos that earlier runs packed, with those that failed.
+    packed, found : int
+        Videos that this run packed, and videos of earlier runs, with those that failed.
     failed : dict of str to str
         Why a video has no rows, by id.
     missing : tuple of str
         Ids that were asked for and are not in the source, in order.
-    num_bytes : int
-        Size of the file.
     """
 
     path: Path
@@ -135,7 +128,8 @@ def pack(
     if out.absolute() == videos.source.path:
         raise FeatureError(f"{out} is the source itself; choose another name for the output")
     index = _read_index(videos, only, progress)
-    layout = Layout(index.video_ids, index.rows, index.fixed, index.dim, dtype, videos.timed, index.sizes)
+    timed = videos.header is not None and videos.header.layout.timed
+    layout = Layout(index.video_ids, index.rows, index.fixed, index.dim, dtype, timed, index.sizes)
     recipe = _recipe(videos, dtype, backbone)
     with feature_writer(out, layout, recipe, retry_failed=retry_failed, report=report) as writer:
         pending = writer.pending.tolist()

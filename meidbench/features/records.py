@@ -29,18 +29,14 @@ class VideoRows:
     ----------
     rows : (r, D) array
         In the file's dtype; of a failed video (0, D).
-    status : str
-        ``ok``, ``salvaged`` (made from the readable part of a damaged video) or ``failed``.
-    reason : str
-        Why it is not ok.
+    status, reason : str
+        ``ok``, ``salvaged`` (made from the readable part of a damaged video) or ``failed``, and why it is not ok.
     scales : (r,) float32 array, optional
         Factors of int8 rows.
-    frame_indices : (r,) int32 array, optional
-        The source frame of each row, counted from 0.
-    timestamps : (r,) float64 array, optional
-        Its time in seconds from the first frame.
+    frame_indices, timestamps : (r,) int32 and float64 arrays, optional
+        The source frame of each row, counted from 0, and its time in seconds from the first frame.
     num_source_frames, corrupt_frames : int
-        Frames that the video has, and how many of them the decoder found damaged.
+        Frames of the video, and how many of them the decoder found damaged.
     """
 
     rows: npt.NDArray[Any]
@@ -86,15 +82,7 @@ def read_rows(stream: BinaryIO, header: Header, position: int) -> VideoRows:
 class StoredVideos:
     """The videos of a source, to be read once and whole; ``UnusableVideo`` tells why a video cannot be read.
 
-    Attributes
-    ----------
-    source : FeatureSource
-    header : Header or None
-        Of a feature file.
-    timed : bool
-        Whether the frame index and the time of each row are known.
-    threads : int
-        How many may read at a time.
+    ``header`` is that of a feature file, or None; ``threads`` threads may read at the same time.
     """
 
     def __init__(self, source: FeatureSource) -> None:
@@ -103,7 +91,6 @@ class StoredVideos:
         self._checksums = [] if self.header is None else stored_checksums(source.path)
         known = () if self.header is None else self.header.layout.video_ids
         self._positions = {video_id: position for position, video_id in enumerate(known)}
-        self.timed = self.header is not None and self.header.layout.timed
         # h5py does one thing at a time; the rows of a feature file are read without it.
         self.threads = 4 if isinstance(source, NpyFolder) else 1 if self.header is None else 2
 
@@ -113,8 +100,6 @@ class StoredVideos:
             position = self._position(video_id)
             with self.source.path.open("rb") as stream:
                 return read_rows(stream, self.header, position), self._checksums[position]
-        if isinstance(self.source, NpyFolder):
-            return VideoRows(self.source.read_whole(video_id)), None
         return VideoRows(self.source.load(video_id, None)), None
 
     def read(self, video_id: str) -> VideoRows:

@@ -238,18 +238,6 @@ class NpyFolder(FeatureSource):
 
     expected = "a folder of VIDEO_ID.npy"
 
-    def read_whole(self, video_id: str) -> Array:
-        """Read all rows in one go; a memory map would read them page by page."""
-        with self._opened(video_id) as (stream, header):
-            numbers = np.empty(header.shape[0] * header.shape[1], header.dtype)
-            stream.seek(header.offset)
-            space = numbers.view(np.uint8).data
-            while space and (count := stream.readinto(space)):
-                space = space[count:]
-            if space:
-                raise UnusableVideo("truncated", "while it was read")
-            return numbers.reshape(header.shape, order="F" if header.by_column else "C")
-
     def ids(self) -> set[str]:  # noqa: D102
         try:
             with os.scandir(self.path) as entries:
@@ -271,11 +259,19 @@ class NpyFolder(FeatureSource):
     def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:  # noqa: D102
         with self._opened(video_id) as (stream, header):
             order: Literal["C", "F"] = "F" if header.by_column else "C"
-            stored = np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)
-            if rows is None:
-                return np.array(stored)
-            self._check_rows(video_id, rows, len(stored))
-            return np.asarray(stored)[rows.astype(np.intp)]
+            if rows is not None:
+                stored = np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)
+                self._check_rows(video_id, rows, len(stored))
+                return np.asarray(stored)[rows.astype(np.intp)]
+            # In one go; a memory map would read all rows page by page.
+            whole = np.empty(math.prod(header.shape), header.dtype)
+            stream.seek(header.offset)
+            space = whole.view(np.uint8).data
+            while space and (count := stream.readinto(space)):
+                space = space[count:]
+            if space:
+                raise UnusableVideo("truncated", "while it was read")
+            return whole.reshape(header.shape, order=order)
 
     @contextmanager
     def _opened(self, video_id: str) -> Iterator[tuple[FileIO, "_Header"]]:
@@ -387,6 +383,16 @@ class Handle:
                     raise FeatureError(f"cannot open {self.path}: {error}; copy or extract it again") from None
             return self._file
 
+    @contextmanager
+    def reading(self) -> Iterator[h5py.File]:
+        """Give the open file, and turn the errors of a damaged one into ``FeatureError``."""
+        try:
+            yield self.opened()
+        except FeatureError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FeatureError(f"cannot read {self.path}: {error}; copy or extract it again") from None
+
 
 HDF5_GROUP = "features"
 
@@ -400,7 +406,7 @@ class GroupedFile(FeatureSource):
         super().__init__(path)
         self._handle = Handle(self.path)
         try:
-            self._group()  # refuses a file without it at once
+            self._group()  # at once, to refuse other files
         finally:
             self.close()
 
@@ -408,15 +414,18 @@ class GroupedFile(FeatureSource):
         self._handle.close()
 
     def _group(self) -> Any:
-        file = self._handle.opened()
-        group = file.get(HDF5_GROUP)
-        if not isinstance(group, h5py.Group):
-            found = first_few(sorted(file)) or "nothing"
-            raise FeatureError(f"{self.path} has no group /{HDF5_GROUP} (it holds {found}); expected {self.expected}")
+        with self._handle.reading() as file:
+            group = file.get(HDF5_GROUP)
+            if not isinstance(group, h5py.Group):
+                found = first_few(sorted(file)) or "nothing"
+                raise FeatureError(
+                    f"{self.path} has no group /{HDF5_GROUP} (it holds {found}); expected {self.expected}"
+                )
         return group
 
     def ids(self) -> set[str]:  # noqa: D102
-        return set(self._group())
+        with self._handle.reading():
+            return set(self._group())
 
     def shape(self, video_id: str) -> tuple[int, int]:  # noqa: D102
         rows, width = self._dataset(video_id).shape
@@ -429,7 +438,7 @@ class GroupedFile(FeatureSource):
         try:
             # h5py's own row selection refuses repeated rows, and is slower than reading all of them.
             whole: Array = dataset[()]
-        except OSError as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise UnusableVideo("unreadable", str(error)) from None
         return whole if rows is None else whole[rows.astype(np.intp)]
 
@@ -442,7 +451,9 @@ class GroupedFile(FeatureSource):
         except KeyError:
             # A link to a file that does not exist looks like no link.
             raise UnusableVideo("missing") from None
-        except OSError as error:
+        except FeatureError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
             raise UnusableVideo("unreadable", str(error)) from None
         except TypeError as error:  # numpy lacks some types of HDF5
             raise UnusableVideo("dtype", str(error)) from None

@@ -49,18 +49,8 @@ CHECKS = {
 class VerificationProblem:
     """One problem that ``verify`` found.
 
-    Attributes
-    ----------
-    check : str
-        A key of ``CHECKS``.
-    severity : str
-        ``error`` where the features must not be used as they are, otherwise ``warning``.
-    count : int
-        Number of videos, groups of videos or entries.
-    what : str
-        A sentence.
-    concerned : tuple of str
-        All of them, sorted, with details in brackets.
+    ``check`` is a key of ``CHECKS`` and ``what`` its sentence; ``severity`` is ``error`` where the features must not be
+    used as they are, otherwise ``warning``. ``concerned`` has all ``count`` videos, sorted, with details in brackets.
     """
 
     check: str

@@ -96,24 +96,16 @@ class BatchLoader:
     Examples
     --------
     >>> import tempfile, numpy as np
-    >>> from pathlib import Path
-    >>> from meidbench.annotations.official import Annotations
-    >>> from meidbench.splits.split import Split
-    >>> annotations = Annotations(
-    ...     class_names=("walking", "reading"), video_ids=["ATOYW", "B1Z"], sources=["train"] * 2, labels=[(1,), (0,)],
-    ...     lengths=[30.0] * 2, subjects=[""] * 2, views=[""] * 2, pair_ids=[""] * 2, segments=[()] * 2,
-    ... )
-    >>> split = Split.from_annotations(
-    ...     annotations, ["train"] * 2, dataset="toy", variant="released", head_above=100, tail_up_to=20
-    ... )
+    >>> from meidbench.features.simulation import simulate_split
+    >>> split = simulate_split((3, 1, 1), num_classes=4)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for video_id in split.video_ids("train"):
-    ...         np.save(Path(folder, f"{video_id}.npy"), np.arange(6, dtype=np.float16).reshape(3, 2))
+    ...         np.save(f"{folder}/{video_id}.npy", np.arange(6, dtype=np.float16).reshape(3, 2))
     ...     data = FeatureDataset(split, "train", features=folder, frames=2)
     ...     for batch in BatchLoader(data, batch_size=2, sampler=[(1, 0), (0, 1), (1, 0)]):
-    ...         print(batch["video_id"], tuple(batch["features"].shape), batch["labels"].tolist(), batch["class"])
-    ['B1Z', 'ATOYW'] (2, 2, 2) [[1.0, 0.0], [0.0, 1.0]] tensor([0, 1])
-    ['B1Z'] (1, 2, 2) [[1.0, 0.0]] tensor([0])
+    ...         print(batch["video_id"], tuple(batch["features"].shape), tuple(batch["labels"].shape), batch["class"])
+    ['train00001', 'train00000'] (2, 2, 2) (2, 4) tensor([0, 1])
+    ['train00001'] (1, 2, 2) (1, 4) tensor([0])
     """
 
     def __init__(

@@ -4,7 +4,7 @@ import operator
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +51,7 @@ class FeatureDataset(Dataset[Sample]):
         ``train``, ``val`` or ``test``.
     features : FeatureSource, str or Path
         A source of ``meidbench.features.open_features``, or its path.
-    frames : int or None
+    frames : int, "default" or None
         Rows of each video, 200 by default (``VideoLT``: 150); a video with fewer rows repeats some. None takes all:
         videos then differ in length, and a ``DataLoader`` needs ``batch_size=1`` or a ``collate_fn`` that pads.
     sampling : str
@@ -87,6 +87,7 @@ class FeatureDataset(Dataset[Sample]):
 
     # The benchmark whose splits are accepted; empty accepts any.
     dataset: ClassVar[str] = ""
+    default_frames: ClassVar[int] = 200
 
     def __init__(
         self,
@@ -94,13 +95,15 @@ class FeatureDataset(Dataset[Sample]):
         subset: str = "train",
         *,
         features: FeatureSource | str | os.PathLike[str],
-        frames: int | None = 200,
+        frames: int | Literal["default"] | None = "default",
         sampling: str = "uniform",
         replacement: bool = True,
         seed: int = 0,
         motion: Motion | None = None,
     ) -> None:
         self.sampling = one_of("sampling", sampling, SAMPLINGS, FeatureError)
+        if frames == "default":
+            frames = self.default_frames
         if frames is None and sampling == "random":
             raise FeatureError("random sampling needs a number of frames; frames=None takes all of them")
         self.frames = None if frames is None else whole_number("frames", frames, 1, FeatureError)
@@ -222,21 +225,7 @@ class VideoLT(FeatureDataset):
     """VideoLT: 1004 classes; its authors' features have 150 rows per video. See ``FeatureDataset``."""
 
     dataset = "videolt"
-
-    def __init__(
-        self,
-        split: Split | str | Path | None = None,
-        subset: str = "train",
-        *,
-        features: FeatureSource | str | os.PathLike[str],
-        frames: int | None = 150,
-        sampling: str = "uniform",
-        replacement: bool = True,
-        seed: int = 0,
-        motion: Motion | None = None,
-    ) -> None:
-        options: dict[str, Any] = {"sampling": sampling, "replacement": replacement, "seed": seed, "motion": motion}
-        super().__init__(split, subset, features=features, frames=frames, **options)
+    default_frames = 150
 
 
 class CharadesLT(FeatureDataset):
