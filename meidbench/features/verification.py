@@ -169,7 +169,7 @@ def verify(
     found: dict[str, list[str]] = {check: [] for check in CHECKS}
     checked = _check_all(stored, sorted(ids), found, progress)
     ready = {video_id: check for video_id, check in checked.items() if not check.problem}
-    wanted = ready if split is None else set(split.table.column("video_id").to_pylist())
+    wanted = set(ready) if split is None else set(split.table.column("video_id").to_pylist())
     if split is not None:
         found["missing"] += wanted - ids
         found["extra"] += ids - wanted

@@ -202,13 +202,17 @@ def align_predictions(
 
         return BlockScores(len(wanted), split.num_classes, dtype, blocks)
     in_order = bool((rows == np.arange(len(rows))).all())
-    keep = in_order and isinstance(predictions, Predictions) and predictions.dtype == dtype
-    aligned = predictions.scores if keep else np.empty((len(wanted), split.num_classes), dtype=dtype)
+    aligned: Scores | None = None
+    if in_order and isinstance(predictions, Predictions) and predictions.dtype == dtype:
+        aligned = predictions.scores
+    copy = aligned is None
+    if aligned is None:
+        aligned = np.empty((len(wanted), split.num_classes), dtype=dtype)
     bad: list[int] = []
     for start, block in predictions.blocks():
         bad += [start + row for row in not_finite(block)]
-        part = slice(start, start + len(block))
-        if not keep:
+        if copy:
+            part = slice(start, start + len(block))
             aligned[part if in_order else rows[part]] = block
     if problems := _bad_numbers(bad, predictions.video_ids):
         raise _refusal(problems, split, subset)
