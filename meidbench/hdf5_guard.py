@@ -38,8 +38,8 @@ def rehearse(path: Path, datasets: Sequence[str] = ()) -> str:
     Returns
     -------
     str
-        Why this process must not read the file; empty where it can. Errors that h5py raises are not reported here:
-        this process can catch them.
+        Why the file or a dataset cannot be read; empty where it can. Objects of the index that cannot be read are not
+        reported: they may not be needed.
 
     Examples
     --------
@@ -70,8 +70,6 @@ def rehearse(path: Path, datasets: Sequence[str] = ()) -> str:
         except BaseException:
             _stop()
             raise
-        if answer:
-            _stop()
         return answer
 
 
@@ -128,10 +126,9 @@ def main() -> None:
                 if time.monotonic() - shown > 1:
                     _answer(None)
                     shown = time.monotonic()
-        except MemoryError:
-            problem = f"it takes more than {_MEMORY >> 20:,} MiB of memory to read: it is damaged"
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError):
-            pass  # the parent meets the same error and knows what to say of it
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, MemoryError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            problem = f"not a readable HDF5 file: {reason}"
         _answer(problem)
 
 
