@@ -19,7 +19,7 @@ from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.features import NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import DTYPES, FAILED, READY, Layout, Recipe, read_header, stored_checksums
 from meidbench.features.records import StoredVideos, VideoRows, encode, is_faithful, read_rows
-from meidbench.features.source import PROBLEMS, FeatureSource, UnusableVideo, check_id
+from meidbench.features.source import FeatureSource, UnusableVideo, check_id
 from meidbench.features.store import FeatureWriter, feature_writer
 from meidbench.names import ProgressBar, Report
 
@@ -164,7 +164,7 @@ def _read_index(videos: StoredVideos, only: Iterable[str] | None, progress: Prog
         try:
             return videos.source.shape(video_id), size, ""
         except UnusableVideo as error:
-            return None, size, describe_problem(error)
+            return None, size, error.describe()
 
     with progress("reading headers", len(video_ids)) as advance:
         examined = []
@@ -259,7 +259,7 @@ def _convert_all(
             if not is_faithful(original.rows, rows, scales):
                 return _failed(layout, f"not the same after conversion to {layout.dtype}")
         except UnusableVideo as error:
-            return _failed(layout, describe_problem(error))
+            return _failed(layout, error.describe())
         except FeatureError as error:
             return _failed(layout, str(error))
         return replace(original, rows=rows, scales=scales)
@@ -309,12 +309,6 @@ def _summarise(path: Path, index: _SourceIndex, packed: list[int]) -> PackingSum
 
 def _failed(layout: Layout, reason: str) -> VideoRows:
     return VideoRows(np.empty((0, layout.dim), DTYPES[layout.dtype]), status="failed", reason=reason)
-
-
-def describe_problem(error: UnusableVideo) -> str:
-    """Return in one line why a video cannot be used."""
-    words = PROBLEMS[error.problem]
-    return f"{words} ({error.detail})" if error.detail else words
 
 
 def map_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:

@@ -50,6 +50,10 @@ class UnusableVideo(Exception):
         self.problem = problem
         self.detail = detail
 
+    def describe(self) -> str:
+        """Return in one line why the video cannot be used."""
+        return with_detail(PROBLEMS[self.problem], self.detail)
+
 
 class FeatureSource(ABC):
     """Frame features of videos, by id; ``open_features`` opens them. ``path`` is absolute.
@@ -223,9 +227,13 @@ def check_id(video_id: str) -> None:
         raise UnusableVideo("id")
 
 
+def with_detail(name: str, detail: str) -> str:
+    """Return a name with a detail in brackets, if there is one."""
+    return f"{name} ({detail})" if detail else name
+
+
 def _named(video_id: str, error: UnusableVideo) -> str:
-    name = repr(video_id) if error.problem == "id" else video_id
-    return f"{name} ({error.detail})" if error.detail else name
+    return with_detail(repr(video_id) if error.problem == "id" else video_id, error.detail)
 
 
 # Bytes that numpy writes before the data of an ordinary array, and more than it accepts (10,000 bytes).

@@ -16,9 +16,9 @@ from meidbench.errors import FeatureError
 from meidbench.evaluation.results import as_json
 from meidbench.features import open_features
 from meidbench.features.feature_file import STATUSES, Recipe
-from meidbench.features.packing import describe_problem, map_ahead
+from meidbench.features.packing import map_ahead
 from meidbench.features.records import StoredVideos, VideoRows, all_finite, decode
-from meidbench.features.source import FeatureSource, UnusableVideo
+from meidbench.features.source import FeatureSource, UnusableVideo, with_detail
 from meidbench.names import ProgressBar
 from meidbench.splits.split import Split
 
@@ -230,13 +230,13 @@ def _check_all(
         except UnusableVideo as error:
             if error.problem in ("pending", "failed"):
                 return VideoCheck(error.problem, error.detail)
-            return VideoCheck("unreadable", describe_problem(error))
+            return VideoCheck("unreadable", error.describe())
         except (FeatureError, OSError) as error:
             return VideoCheck("unreadable", str(error))
         if video.status in ("pending", "failed"):
             return VideoCheck(video.status, video.reason)
         if not video.rows.size:
-            return VideoCheck("unreadable", describe_problem(UnusableVideo("empty")))
+            return VideoCheck("unreadable", UnusableVideo("empty").describe())
         return check_video(video, checksum)
 
     checked: dict[str, VideoCheck] = {}
@@ -249,14 +249,14 @@ def _check_all(
     dtype = _most_common(check.dtype for check in ready.values())
     for video_id, check in checked.items():
         if check.problem:
-            found[check.problem].append(_with(video_id, check.detail))
+            found[check.problem].append(with_detail(video_id, check.detail))
             continue
         for name, detail in check.remarks:
-            found[name].append(_with(video_id, detail))
+            found[name].append(with_detail(video_id, detail))
         if check.shape[1] != dim:
-            found["width"].append(_with(video_id, str(check.shape[1])))
+            found["width"].append(with_detail(video_id, str(check.shape[1])))
         if check.dtype != dtype:
-            found["dtype"].append(_with(video_id, check.dtype))
+            found["dtype"].append(with_detail(video_id, check.dtype))
     found["duplicates"] += _duplicates(stored, ready)
     return checked
 
@@ -322,7 +322,7 @@ def _compare(
                 if again.status == "failed" or here.shape != there.shape:
                     fault = again.reason or f"shape {there.shape} when made again, stored {here.shape}"
             except UnusableVideo as error:
-                fault = describe_problem(error)
+                fault = error.describe()
             except FeatureError as error:
                 fault = str(error).partition("\n")[0]
             if not fault:
@@ -331,17 +331,13 @@ def _compare(
                 if not cosines.min() >= LEAST_SIMILARITY:
                     fault = f"{cosines.min():.4f}"
             if fault:
-                found["similarity"].append(_with(video_id, fault))
+                found["similarity"].append(with_detail(video_id, fault))
     return similarities
 
 
 def _most_common(items: Iterable[Any]) -> Any:
     counted = Counter(items).most_common(1)
     return counted[0][0] if counted else None
-
-
-def _with(name: str, detail: str) -> str:
-    return f"{name} ({detail})" if detail else name
 
 
 @dataclass(frozen=True)

@@ -192,13 +192,7 @@ _PART = 16 << 20
 
 
 class BatchGatherer:
-    """Features and motion of batches as tensors on a device, in reused buffers.
-
-    Attributes
-    ----------
-    stored : RowTable or VideoReader
-        The stored rows of the dataset.
-    """
+    """Features and motion of batches as tensors on a device, in reused buffers; ``stored`` has the rows."""
 
     def __init__(
         self, dataset: FeatureDataset, batch_size: int, device: torch.device, dtype: torch.dtype, kept: int
@@ -236,14 +230,12 @@ class BatchGatherer:
         self, motion: Motion, positions: Indices, indices: Indices, stream: CopyStream
     ) -> tuple[torch.Tensor, torch.Tensor]:
         features = self._sampled_rows(positions, indices, torch.float32, stream)
-        made = self._buffer(features.shape, torch.float32)
+        moving = self._buffer(features.shape, torch.float32)
         counts = np.full(len(indices), indices.shape[1])
-        motion_rows(features.view(-1, self._dim), motion, counts=counts, out=made)
-        if self._dtype == torch.float32:
-            return features, made
-        return self._buffer(features.shape, self._dtype).copy_(features), self._buffer(made.shape, self._dtype).copy_(
-            made
-        )
+        motion_rows(features.view(-1, self._dim), motion, counts=counts, out=moving)
+        if self._dtype != torch.float32:
+            features, moving = (self._buffer(rows.shape, self._dtype).copy_(rows) for rows in (features, moving))
+        return features, moving
 
     def _with_whole_motion(
         self, motion: Motion, positions: Indices, indices: Indices, motion_indices: Indices, stream: CopyStream
@@ -317,16 +309,17 @@ class BatchGatherer:
         return result
 
     def _buffer(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Return memory for a batch; a CUDA device has a pool of its own."""
-        if self._device.type != "cpu":
-            return torch.empty(shape, dtype=dtype, device=self._device)
-        return (self._results if dtype == self._dtype else self._scratch).take(shape, dtype)
+        """Return memory for a batch."""
+        return self._take(self._results if dtype == self._dtype else self._scratch, shape, dtype)
 
     def _scratch_rows(self, count: int) -> torch.Tensor:
         """Return memory for float32 rows that are not returned."""
-        if self._device.type != "cpu":
-            return torch.empty((count, self._dim), dtype=torch.float32, device=self._device)
-        return self._scratch.take((count, self._dim), torch.float32)
+        return self._take(self._scratch, (count, self._dim), torch.float32)
+
+    def _take(self, pool: BufferPool, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        # A CUDA device has a pool of its own.
+        on_cpu = self._device.type == "cpu"
+        return pool.take(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=self._device)
 
 
 def _are_all(indices: Indices, counts: Indices) -> bool:
