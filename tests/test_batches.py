@@ -135,7 +135,7 @@ def dataset(split, path, frames=5, **options):
 
 
 def of_items(data, positions, size):
-    """What torch's own collation makes of the items."""
+    """The items after torch's own collation."""
     return [
         default_collate([data[position] for position in positions[start : start + size]])
         for start in range(0, len(positions), size)
@@ -346,7 +346,7 @@ def test_random_rows_are_numpys(seed, epoch, frames):
 
 @pytest.mark.parametrize("count", [3 << 30, 2**31 + 1, 2**32 - 1, 2**32, 2**40])
 def test_rows_that_numpy_draws_again_are_numpys_too(count):
-    # Of 3 * 2**30 numbers every fourth draw is rejected; no video has as many rows, but some draw will hit.
+    # Of 3 * 2**30 numbers every fourth draw is rejected; no video is that long, but some draw will hit.
     counts = np.full(50, count)
     table = FrameRows(counts, 4, "random", True, 0)
     expected = [table.select_one(position, 2) for position in range(50)]

@@ -293,7 +293,7 @@ def test_what_failed_is_tried_again_where_asked_or_where_its_file_changed(tmp_pa
     np.save(tmp_path / "npy" / "zzz.npy", bad)
     (tmp_path / "npy" / "cut.npy").write_bytes((tmp_path / "npy" / "video00.npy").read_bytes()[:-1])
     assert pack(tmp_path / "npy", tmp_path / "f.h5").failed.keys() == {"zzz", "cut"}
-    np.save(tmp_path / "npy" / "zzz.npy", np.ones((5, WIDTH), np.float32))  # as many bytes as before
+    np.save(tmp_path / "npy" / "zzz.npy", np.ones((5, WIDTH), np.float32))  # the same size as before
     (tmp_path / "npy" / "cut.npy").write_bytes((tmp_path / "npy" / "video00.npy").read_bytes())
     again = pack(tmp_path / "npy", tmp_path / "f.h5")
     assert (again.packed, list(again.failed)) == (1, ["zzz"])

@@ -410,7 +410,6 @@ def simulate_split(
     rarity = np.linspace(0, 1, num_classes)
     weights = _IMBALANCE**-rarity
     annotations = Annotations(class_names=tuple(f"class {index:03d}" for index in range(num_classes)))
-    placed: list[str] = []
     for subset, count in zip(SUBSETS, videos, strict=True):
         power, least = (1, 1) if subset == "train" else (_EVALUATED_POWER, _LEAST_POSITIVES)
         labels = _draw_labels(generator, weights**power, count, least)
@@ -427,13 +426,11 @@ def simulate_split(
             annotations.labels.append(tuple(classes))
             annotations.lengths.append(round(length, 2))
             annotations.segments.append(tuple(segments))
-            annotations.subjects.append("")
-            annotations.views.append("")
-            annotations.pair_ids.append("")
-            placed.append(subset)
+    for column in (annotations.subjects, annotations.views, annotations.pair_ids):
+        column.extend([""] * len(annotations.video_ids))
     return Split.from_annotations(
         annotations,
-        placed,
+        annotations.sources,
         dataset=DATASET,
         variant="simulated",
         seed=seed,

@@ -3,8 +3,8 @@
     python tests/benchmarks/loading.py                      # 2,000 videos of 150 x 2048: 5 GB on disk, some minutes
     python tests/benchmarks/loading.py --videos 500 --device cuda
 
-Prints Markdown tables: videos per second, the median of the repetitions (each an epoch, all rows in the page cache), and
-ratios within the run. The loaders are asked in turn in each repetition, so that a slow minute slows all of them.
+Prints Markdown tables: videos per second, the median of the repetitions (each an epoch, all rows in the page cache),
+and ratios within the run. The loaders are asked in turn in each repetition, so that a slow minute slows all of them.
 """
 
 import argparse
@@ -201,7 +201,7 @@ def compare(folder: Path, split, draw: str, options: argparse.Namespace) -> None
 
 
 def against_memory(folder: Path, split, sampling: str, options: argparse.Namespace) -> None:
-    """Gathering, without conversion, beside copies of the same number of bytes; both from host memory to host memory."""
+    """Gathering, without conversion, beside copies of the same number of bytes, from host memory to host memory."""
     from meidbench.features import open_features
     from meidbench.loading.batches import BatchLoader
     from meidbench.loading.datasets import FeatureDataset
