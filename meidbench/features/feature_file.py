@@ -27,14 +27,14 @@ _HEADER_BYTES = 1 << 16
 # A row of 2048 float16 is a memory page; the first row begins on a page of its own.
 _ALIGNMENT = 4096
 _STATUS = h5py.enum_dtype({name: code for code, name in enumerate(STATUSES)}, basetype="u1")
-_PER_VIDEO = {
+PER_VIDEO = {
     "row_counts": "<i4",
     "num_source_frames": "<i4",
     "corrupt_frames": "<i4",
     "source_sizes": "<i8",
     "checksums": "<u4",
 }
-_PER_ROW = {"frame_indices": "<i4", "timestamps": "<f8"}
+PER_ROW = {"frame_indices": "<i4", "timestamps": "<f8", "scales": "<f4"}
 
 Recipe = dict[str, Any]
 
@@ -106,15 +106,14 @@ def create(path: Path, layout: Layout, recipe: Recipe) -> None:
         file.create_dataset("video_ids", data=names)
         _allocate(file, "status", (videos,), _STATUS)
         _allocate(file, "reasons", (videos,), h5py.string_dtype("utf-8", REASON_BYTES))
-        for name, code in _PER_VIDEO.items():
+        for name, code in PER_VIDEO.items():
             _allocate(file, name, (videos,), np.dtype(code))
         file["source_sizes"][:] = layout.source_sizes
         if not layout.fixed:
             file.create_dataset("row_starts", data=layout.starts)
-        for name, code in _PER_ROW.items() if layout.timed else ():
-            _allocate(file, name, row_shape, np.dtype(code))
-        if layout.dtype == "int8":
-            _allocate(file, "scales", row_shape, np.dtype("<f4"))
+        for name, code in PER_ROW.items():
+            if layout.dtype == "int8" if name == "scales" else layout.timed:
+                _allocate(file, name, row_shape, np.dtype(code))
         # Last, so that all others lie together at the front. Its space is not written to here.
         _allocate(file, "features", (*row_shape, layout.dim), DTYPES[layout.dtype], fill=False)
 

@@ -11,6 +11,8 @@ from meidbench.checks import one_of
 from meidbench.errors import FeatureError
 from meidbench.features.feature_file import (
     DTYPES,
+    PER_ROW,
+    PER_VIDEO,
     REASON_BYTES,
     STATUSES,
     Header,
@@ -71,11 +73,9 @@ def read_rows(stream: BinaryIO, header: Header, position: int) -> VideoRows:
         rows=rows,
         status=STATUSES[header.status[position]],
         reason=values("reasons", f"S{REASON_BYTES}", position, 1)[0].decode(errors="replace"),
-        scales=values("scales", "<f4", start, count) if layout.dtype == "int8" else None,
-        frame_indices=values("frame_indices", "<i4", start, count) if layout.timed else None,
-        timestamps=values("timestamps", "<f8", start, count) if layout.timed else None,
-        num_source_frames=int(values("num_source_frames", "<i4", position, 1)[0]),
-        corrupt_frames=int(values("corrupt_frames", "<i4", position, 1)[0]),
+        num_source_frames=int(values("num_source_frames", PER_VIDEO["num_source_frames"], position, 1)[0]),
+        corrupt_frames=int(values("corrupt_frames", PER_VIDEO["corrupt_frames"], position, 1)[0]),
+        **{name: values(name, PER_ROW[name], start, count) for name in PER_ROW if name in header.offsets},
     )
 
 

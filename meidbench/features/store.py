@@ -18,6 +18,8 @@ from meidbench.features.feature_file import (
     DTYPES,
     FAILED,
     PENDING,
+    PER_ROW,
+    PER_VIDEO,
     READY,
     REASON_BYTES,
     STATUSES,
@@ -163,13 +165,13 @@ class FeatureWriter:
             self._write("features", start, np.ascontiguousarray(video.rows))
             for name in ("scales", "frame_indices", "timestamps"):
                 if name in self._offsets and (values := getattr(video, name)) is not None:
-                    self._write(name, start, values.astype(_PER_ROW[name]))
+                    self._write(name, start, values.astype(PER_ROW[name]))
         reason = video.reason.encode()[:REASON_BYTES].decode(errors="ignore").encode()
         self._write("reasons", position, np.array([reason], f"S{REASON_BYTES}"))
-        self._write("num_source_frames", position, np.array([video.num_source_frames], "<i4"))
-        self._write("corrupt_frames", position, np.array([video.corrupt_frames], "<i4"))
-        self._write("row_counts", position, np.array([len(video.rows)], "<i4"))
-        self._write("checksums", position, np.array([video.checksum()], "<u4"))
+        facts = {"num_source_frames": video.num_source_frames, "corrupt_frames": video.corrupt_frames}
+        facts |= {"row_counts": len(video.rows), "checksums": video.checksum()}
+        for name, value in facts.items():
+            self._write(name, position, np.array([value], PER_VIDEO[name]))
         self.status[position] = STATUSES.index(video.status)
         self._uncommitted.append(position)
         if time.monotonic() - self._last_commit > _COMMIT_EVERY:
@@ -259,9 +261,6 @@ class FeatureWriter:
             f"no space is left for {self.place} ({error.strerror or error}); {safe:,} of {len(self.status):,} videos "
             "are safe in it.\nMake room and run the same command again: it continues from there."
         )
-
-
-_PER_ROW = {"scales": "<f4", "frame_indices": "<i4", "timestamps": "<f8"}
 
 
 def _is_same(stored: Layout, wanted: Layout) -> bool:
