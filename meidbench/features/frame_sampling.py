@@ -55,12 +55,9 @@ def random_indices(num_frames: int, wanted: int, generator: np.random.Generator,
 
     Parameters
     ----------
-    num_frames : int
-        Frames that the video has, at least 1.
-    wanted : int
-        Frames to take, at least 1.
+    num_frames, wanted : int
+        Frames that the video has, and frames to take, each at least 1.
     generator : numpy.random.Generator
-        Where the randomness comes from.
     replacement : bool
         Draw each frame independently, as VideoLT's ``random_sample`` does. False takes every frame
         ``wanted // num_frames`` times and draws the rest without replacement.
@@ -288,17 +285,14 @@ class _Uint128:
 
     @classmethod
     def from_ints(cls, numbers: list[int]) -> "_Uint128":
-        """Return a row of numbers."""
         halves = [[number >> 64 for number in numbers], [number % 2**64 for number in numbers]]
         return cls(*np.array(halves, np.uint64)[:, None, :])
 
     def plus(self, other: "_Uint128") -> "_Uint128":
-        """Add."""
         low = self.low + other.low
         return _Uint128(self.high + other.high + (low < self.low), low)
 
     def times(self, other: "_Uint128") -> "_Uint128":
-        """Multiply."""
         half, mask = np.uint64(32), np.uint64(_MASK)
         a, b, c, d = self.low >> half, self.low & mask, other.low >> half, other.low & mask
         outer, inner = a * d, b * c
