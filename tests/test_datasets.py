@@ -411,7 +411,7 @@ def test_seed_and_epoch_change_the_random_rows_and_nothing_else_does(split, fold
 def loader_of(data, context, persistent):
     # Not shuffle=True: what torch then draws from its generator differs for persistent workers.
     order = np.random.default_rng(3).permutation(len(data)).tolist()
-    workers = {None: 0, "fork": 2, "spawn": 1}[context]
+    workers = 0 if context is None else 2
     return DataLoader(
         data,
         batch_size=2,
