@@ -21,8 +21,9 @@ from meidbench.features.feature_file import DTYPES, Layout
 from meidbench.features.frame_sampling import FrameRows, random_indices
 from meidbench.features.records import VideoRows
 from meidbench.features.store import feature_writer
-from meidbench.loading.batches import BatchLoader, LentMemory, ReadAhead
+from meidbench.loading.batches import BatchLoader, Prefetcher
 from meidbench.loading.datasets import FeatureDataset
+from meidbench.loading.gathering import BufferPool
 from meidbench.loading.motion import Motion
 from meidbench.splits.split import Split
 
@@ -134,7 +135,7 @@ def dataset(split, path, frames=5, **options):
 
 
 def of_items(data, positions, size):
-    """What torch's own collation makes of the items."""
+    """The items after torch's own collation."""
     return [
         default_collate([data[position] for position in positions[start : start + size]])
         for start in range(0, len(positions), size)
@@ -259,7 +260,7 @@ def test_motion_of_batches_is_that_of_the_items(split, stored, frames, replaceme
     expected = of_items(data, range(VIDEOS), 6)
     # A batch in parts of few videos, and in one.
     for part in (4 * WIDTH * 21, 1 << 20):
-        monkeypatch.setattr("meidbench.loading.batches._PART", part)
+        monkeypatch.setattr("meidbench.loading.gathering._PART", part)
         assert_same(list(BatchLoader(data, 6, resident=resident, prefetch=0)), expected)
 
 
@@ -337,7 +338,7 @@ def test_an_error_in_motion_names_the_video(split, tmp_path):
 def test_random_rows_are_numpys(seed, epoch, frames):
     counts = np.concatenate([[1, 2, 64], np.random.default_rng(0).integers(1, 500, 40)])
     positions = np.random.default_rng(1).permutation(len(counts))
-    rows = FrameRows(counts, frames, "random", True, seed).of(positions, epoch)
+    rows = FrameRows(counts, frames, "random", True, seed).select(positions, epoch)
     for row, position in zip(rows, positions.tolist(), strict=True):
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch, position)))
         assert row.tolist() == random_indices(int(counts[position]), frames, generator).tolist()
@@ -345,18 +346,18 @@ def test_random_rows_are_numpys(seed, epoch, frames):
 
 @pytest.mark.parametrize("count", [3 << 30, 2**31 + 1, 2**32 - 1, 2**32, 2**40])
 def test_rows_that_numpy_draws_again_are_numpys_too(count):
-    # Of 3 * 2**30 numbers every fourth draw is rejected; no video has as many rows, but some draw will hit.
+    # Of 3 * 2**30 numbers every fourth draw is rejected; no video is that long, but some draw will hit.
     counts = np.full(50, count)
     table = FrameRows(counts, 4, "random", True, 0)
-    expected = [table.one(position, 2) for position in range(50)]
-    assert table.of(np.arange(50), 2).tolist() == np.stack(expected).tolist()
+    expected = [table.select_one(position, 2) for position in range(50)]
+    assert table.select(np.arange(50), 2).tolist() == np.stack(expected).tolist()
 
 
 def test_a_numpy_that_draws_otherwise_is_followed(monkeypatch):
     monkeypatch.setattr(
         "meidbench.features.frame_sampling.random_indices", lambda count, wanted, *rest: np.arange(wanted) + 70
     )
-    rows = FrameRows(np.full(6, 100), 3, "random", True, 0).of(np.arange(6), 0)
+    rows = FrameRows(np.full(6, 100), 3, "random", True, 0).select(np.arange(6), 0)
     assert rows.tolist() == [[70, 71, 72]] * 6
 
 
@@ -508,11 +509,11 @@ def test_memory_is_used_again_when_a_batch_is_let_go(split, packed):
 
 
 def test_memory_that_nobody_uses_is_given_back():
-    memory = LentMemory(64, kept=1)
+    pool = BufferPool(64, kept=1)
     buffers = []
-    memory._allocated = lambda: buffers.append(weakref.ref(array := np.empty(64, np.uint8))) or array
-    loans = [memory.lend((16,), torch.float32) for _ in range(3)]
-    del loans
+    pool._allocate = lambda: buffers.append(weakref.ref(array := np.empty(64, np.uint8))) or array
+    tensors = [pool.take((16,), torch.float32) for _ in range(3)]
+    del tensors
     gc.collect()
     assert sum(buffer() is not None for buffer in buffers) == 1
 
@@ -586,7 +587,7 @@ def test_jobs_are_begun_ahead_and_no_further():
         gate.wait(10)
         return job
 
-    iterator = ReadAhead(range(100), work, str, ahead=3)
+    iterator = Prefetcher(range(100), work, str, ahead=3)
     assert begun == []
     gate.set()
     assert [next(iterator) for _ in range(2)] == ["0", "1"]
@@ -598,8 +599,8 @@ def test_jobs_are_begun_ahead_and_no_further():
 def test_python_exits_in_the_middle_of_an_epoch(split, written, tmp_path):
     program = """
 import numpy as np
-from meidbench.read_ahead import ReadAhead
-iterator = ReadAhead(range(1000), lambda job: np.full(10, job), np.sum, ahead=2)
+from meidbench.loading.batches import Prefetcher
+iterator = Prefetcher(range(1000), lambda job: np.full(10, job), np.sum, ahead=2)
 print(next(iterator), next(iterator))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

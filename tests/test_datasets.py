@@ -220,7 +220,7 @@ def test_motion_is_that_of_the_whole_video_at_the_same_rows(split, arrays, store
         for index, item in enumerate(data):
             assert list(item) == ["video_id", "features", "labels", "motion"]
             assert_same([item], [plain[index]])
-            rows = data.frame_rows.one(index, epoch)
+            rows = data.frame_rows.select_one(index, epoch)
             np.testing.assert_array_equal(item["motion"].numpy(), motion_by_hand(arrays[item["video_id"]])[rows])
 
 
@@ -244,7 +244,7 @@ def test_independent_rows_of_motion_are_a_draw_of_their_own(split, arrays, folde
     for epoch in (0, 1):
         data.set_epoch(epoch)
         for index, item in enumerate(data):
-            rows, others = (some.one(index, epoch) for some in (data.frame_rows, data.motion_frame_rows))
+            rows, others = (some.select_one(index, epoch) for some in (data.frame_rows, data.motion_frame_rows))
             assert rows.tolist() != others.tolist()
             np.testing.assert_array_equal(item["features"].numpy(), arrays[item["video_id"]][rows].astype(np.float32))
             np.testing.assert_array_equal(item["motion"].numpy(), motion_by_hand(arrays[item["video_id"]])[others])

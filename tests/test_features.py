@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import random
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meidbench import hdf5_guard
 from meidbench.errors import FeatureError
-from meidbench.features import PROBLEMS, FeatureSource, Hdf5File, NpyFolder, open_features
+from meidbench.features import PROBLEMS, FeatureSource, GroupedFile, NpyFolder, PackedFile, open_features
+from meidbench.features.feature_file import Layout, create
 
 LENGTHS = {"ATOYW": 7, "0BXY1": 1, "zz..top": 12, "-dash_": 5}
 WIDTH = 6
@@ -413,7 +416,7 @@ def test_dots_within_an_id_are_harmless(tmp_path, file_format):
 def test_the_kind_of_source_follows_from_what_is_there(tmp_path):
     arrays = make_arrays()
     assert isinstance(open_features(store(arrays, tmp_path, "npy")), NpyFolder)
-    assert isinstance(open_features(str(store(arrays, tmp_path, "hdf5"))), Hdf5File)
+    assert isinstance(open_features(str(store(arrays, tmp_path, "hdf5"))), GroupedFile)
     assert issubclass(NpyFolder, FeatureSource)
     assert repr(open_features(tmp_path)) == f"NpyFolder({str(tmp_path)!r})"
 
@@ -458,6 +461,59 @@ def test_a_folder_without_features_has_no_width(tmp_path):
     tmp_path.rmdir()
     with pytest.raises(FeatureError, match="cannot list the folder"):
         source.check(["v"])
+
+
+def test_a_file_of_others_that_the_library_hangs_on_is_refused(tmp_path, monkeypatch):
+    path = store(make_arrays(), tmp_path, "hdf5")
+    hdf5_guard._stop()
+    with monkeypatch.context() as patched:
+        patched.setattr(hdf5_guard, "_PROGRAM", "import time; time.sleep(60)")
+        patched.setattr(hdf5_guard, "HDF5_SECONDS", 0.3)
+        with pytest.raises(FeatureError, match=r"cannot open .*features\.h5: the HDF5 library found no end in 0 s"):
+            open_features(path)
+        # The files that this package writes are opened without a second process.
+        layout = Layout(("a",), np.array([1]), True, WIDTH, "float16", False, np.zeros(1, np.int64))
+        create(tmp_path / "ours.h5", layout, {"frames": "x" * 60_000})
+        assert isinstance(open_features(tmp_path / "ours.h5"), PackedFile)
+    assert open_features(path).num_frames("ATOYW") == 7
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_damaged_files_of_others_are_read_or_refused(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr(hdf5_guard, "HDF5_SECONDS", 2.0)
+    path = store(make_arrays(), tmp_path, "hdf5")
+    if packed:
+        with h5py.File(path, "w") as file:
+            file["features"], file["video_ids"] = np.ones((4, 5, WIDTH), np.float32), list(LENGTHS)
+    sound, draw = path.read_bytes(), random.Random(7)
+    refused = 0
+    for number in range(60):
+        raw = bytearray(sound)
+        for _ in range(draw.choice([1, 4, 64])):
+            raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+        path.write_bytes(raw if number % 3 else raw[: draw.randrange(8, len(raw))])
+        try:
+            source = open_features(path)
+            counts = source.check(LENGTHS)
+            assert [len(source.read(video_id)) for video_id in LENGTHS] == counts.tolist()
+        except FeatureError:
+            refused += 1
+        else:
+            source.close()
+    assert refused >= 20
+
+
+def test_videos_are_checked_once_per_source(tmp_path, file_format, monkeypatch):
+    source = open_features(store(make_arrays(), tmp_path, file_format))
+    asked, shape = [], type(source).shape
+    monkeypatch.setattr(type(source), "shape", lambda self, name: asked.append(name) or shape(self, name))
+    for _ in range(3):
+        assert source.check(LENGTHS).tolist() == list(LENGTHS.values())
+    assert sorted(asked) == sorted(LENGTHS)
+    if file_format == "npy":
+        np.save(source.path / "ATOYW.npy", np.zeros((9, WIDTH), np.float16))
+        assert source.check(["ATOYW"]).tolist() == [9]
+    source.close()
 
 
 # --- processes ------------------------------------------------------------------------------------

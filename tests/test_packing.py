@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from meidbench.cli.features import DTYPES as DTYPES_OFFERED
 from meidbench.cli.features import pack_features
 from meidbench.errors import FeatureError
 from meidbench.features import open_features
@@ -23,6 +22,7 @@ from meidbench.features.feature_file import DTYPES, STATUSES, Layout, read_heade
 from meidbench.features.packing import pack
 from meidbench.features.records import VideoRows, all_finite, decode, encode, is_faithful
 from meidbench.features.store import FeatureWriter, feature_writer, partial_path
+from meidbench.names import STORED_DTYPES
 
 WIDTH = 33
 FIXED = {f"video{number:02}": 5 for number in range(12)}
@@ -255,7 +255,7 @@ def spoil(folder):
         "text": "not a .npy file",
         "nan": "NaN or infinity in 1 of 5 rows, the first is row 3",
         "large": r"numbers up to 1e+06 do not fit float16",
-        "wide": "34 numbers a row, most videos have 33",
+        "wide": "34 numbers per row, most videos have 33",
         "objects": "pickled Python objects, which are never loaded",
         "none": "empty",
         "whole": "not float16, float32 or float64 (int32)",
@@ -293,7 +293,7 @@ def test_what_failed_is_tried_again_where_asked_or_where_its_file_changed(tmp_pa
     np.save(tmp_path / "npy" / "zzz.npy", bad)
     (tmp_path / "npy" / "cut.npy").write_bytes((tmp_path / "npy" / "video00.npy").read_bytes()[:-1])
     assert pack(tmp_path / "npy", tmp_path / "f.h5").failed.keys() == {"zzz", "cut"}
-    np.save(tmp_path / "npy" / "zzz.npy", np.ones((5, WIDTH), np.float32))  # as many bytes as before
+    np.save(tmp_path / "npy" / "zzz.npy", np.ones((5, WIDTH), np.float32))  # the same size as before
     (tmp_path / "npy" / "cut.npy").write_bytes((tmp_path / "npy" / "video00.npy").read_bytes())
     again = pack(tmp_path / "npy", tmp_path / "f.h5")
     assert (again.packed, list(again.failed)) == (1, ["zzz"])
@@ -333,7 +333,7 @@ def test_an_output_is_not_overwritten_by_mistake(tmp_path):
     make_folder(tmp_path / "npy", FIXED)
     out = pack(tmp_path / "npy", tmp_path / "f.h5").path
     before = out.read_bytes()
-    with pytest.raises(FeatureError, match="is what is to be packed"):
+    with pytest.raises(FeatureError, match="is the source itself"):
         pack(out, out)
     with pytest.raises(FeatureError, match=r"made with other settings(.|\n)*dtype: float16 there, int8 now"):
         pack(tmp_path / "npy", out, dtype="int8")
@@ -355,7 +355,7 @@ def test_a_second_run_reads_no_rows(tmp_path, monkeypatch):
     make_folder(tmp_path / "npy", FIXED)
     pack(tmp_path / "npy", tmp_path / "f.h5")
     before = (tmp_path / "f.h5").read_bytes()
-    monkeypatch.setattr("meidbench.features.packing.Originals.read", lambda *_: pytest.fail("rows were read"))
+    monkeypatch.setattr("meidbench.features.packing.StoredVideos.read", lambda *_: pytest.fail("rows were read"))
     assert pack(tmp_path / "npy", tmp_path / "f.h5").found == len(FIXED)
     assert (tmp_path / "f.h5").read_bytes() == before
 
@@ -508,11 +508,12 @@ def test_a_file_that_shrinks_while_it_is_packed_fails_alone(tmp_path):
 
 
 def test_the_command_offers_what_the_file_can_hold(tmp_path):
-    assert set(DTYPES_OFFERED) == set(DTYPES)
+    (offered,) = (option.type.choices for option in pack_features.params if option.name == "dtype")
+    assert set(offered) == set(STORED_DTYPES) == set(DTYPES)
     make_folder(tmp_path / "npy", FIXED)
     outcome = invoke(tmp_path / "npy", "--out", tmp_path / "f.h5", "--dtype", "int8", "--backbone", "resnet101")
     assert outcome.exit_code == 0, outcome.output
-    assert "60 rows of 33 int8, the same number of rows a video" in outcome.stdout
+    assert "60 rows of 33 int8, the same number of rows per video" in outcome.stdout
     assert invoke(tmp_path / "npy", "--out", tmp_path / "g.h5", "--dtype", "float8").exit_code == 2
     assert isinstance(invoke(tmp_path / "nowhere", "--out", tmp_path / "g.h5").exception, FeatureError)
 

@@ -18,6 +18,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import meidbench as mb
+from meidbench import hdf5_guard
 from meidbench.errors import MeidbenchError, PredictionError
 from meidbench.predictions import open_predictions
 from meidbench.predictions.align import read_predictions, write_predictions
@@ -202,6 +203,32 @@ def test_other_hdf5_contents_are_refused(tmp_path):
         assert complaint in refusal(tmp_path / str(number))
 
 
+@pytest.mark.parametrize(("program", "complaint"), [
+    ("import time; time.sleep(60)", "the HDF5 library found no end in 0 s: it is damaged"),
+    ("import os; os.abort()", "the HDF5 library failed on it"),
+])  # fmt: skip
+def test_a_file_that_the_library_hangs_or_crashes_on_is_refused(
+    program, complaint, given, toy_split, monkeypatch, tmp_path
+):
+    path = write_form("hdf5", tmp_path / "p.h5", *given, toy_split)
+    hdf5_guard._stop()
+    with monkeypatch.context() as patched:
+        patched.setattr(hdf5_guard, "_PROGRAM", program)
+        patched.setattr(hdf5_guard, "HDF5_SECONDS", 0.3)
+        assert complaint in refusal(path)
+    assert read_predictions(path).video_ids == given[0]
+
+
+def test_a_parquet_file_is_opened_once_and_once_more_to_decode(given, toy_split, tmp_path, monkeypatch):
+    opened, parquet_file = [], pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda path, **options: opened.append(path) or parquet_file(path, **options))
+    path = write_form("parquet", tmp_path / "p", *given, toy_split)
+    assert read_predictions(path).video_ids == given[0] and len(opened) == 1
+    pq.write_table(pq.read_table(path), tmp_path / "q", row_group_size=7)
+    opened.clear()
+    assert read_predictions(tmp_path / "q").video_ids == given[0] and len(opened) == 2
+
+
 # --- bombs: files that unpack to far more than they are ---------------------------------------------------------
 
 
@@ -212,15 +239,16 @@ def npy_header(shape: tuple[int, ...], descr: str) -> bytes:
 
 
 def npz_bomb(path: Path) -> None:
-    """3 GB of zeros in 3 MB, announced as they are."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    """1.1 GB of zeros in 5 MB, announced as they are."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         ids = np.array([f"v{row}" for row in range(1000)])
         with archive.open("video_ids.npy", "w") as stream:
             np.save(stream, ids)
-        with archive.open("scores.npy", "w", force_zip64=True) as stream:
-            stream.write(npy_header((1000, 750_000), "<f4"))
-            for _ in range(3000):
-                stream.write(bytes(1_000_000))
+        zeros = bytes(1_000_000)
+        with archive.open("scores.npy", "w") as stream:
+            stream.write(npy_header((1000, 275_000), "<f4"))
+            for _ in range(1100):
+                stream.write(zeros)
 
 
 def npz_liar(path: Path) -> None:
@@ -231,9 +259,12 @@ def npz_liar(path: Path) -> None:
 
 
 def parquet_bomb(path: Path) -> None:
-    values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(60_000 * 1000, np.float32)), 1000)
-    table = pa.table({"video_id": [f"v{row}" for row in range(60_000)], "scores": values})
-    pq.write_table(pa.concat_tables([table] * 12), path, compression="zstd", use_dictionary=True)
+    """1.1 GB of zeros in a dictionary of one entry."""
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2_000 * 1000)), 1000)
+    table = pa.table({"video_id": [f"v{row}" for row in range(2_000)], "scores": values})
+    with pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=True) as writer:
+        for _ in range(70):
+            writer.write_table(table)
 
 
 def hdf5_bomb(path: Path) -> None:
@@ -248,7 +279,7 @@ def test_bombs_are_refused_in_little_memory(bomb, toy_split_file, tmp_path):
     assert (tmp_path / "bomb").stat().st_size < 20_000_000
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))  # less than each bomb
 
     command = [sys.executable, "-m", "meidbench", "evaluate", tmp_path / "bomb", "--split", toy_split_file]
     outcome = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=60)
@@ -295,7 +326,7 @@ def test_damaged_files_are_scored_rightly_or_refused(form, given, toy_split, tmp
     sound = write_form(form, tmp_path / "sound", *given, toy_split).read_bytes()
     expected = mb.evaluate(given[1], given[0], toy_split).mAP
     path = tmp_path / "damaged"
-    monkeypatch.setattr("meidbench.predictions.arrays.HDF5_SECONDS", 5.0)
+    monkeypatch.setattr("meidbench.hdf5_guard.HDF5_SECONDS", 2.0)
     refused = 0
     for number in range(100):
         draw = random.Random(f"{form} {number}")

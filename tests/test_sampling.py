@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meidbench.errors import FeatureError
-from meidbench.features.frame_sampling import SAMPLINGS, random_indices, uniform_indices
+from meidbench.features.frame_sampling import random_indices, uniform_indices
+from meidbench.names import SAMPLINGS
 
 counts = st.integers(1, 400)
 seeds = st.integers(0, 2**32)

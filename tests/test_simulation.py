@@ -14,7 +14,13 @@ import meidbench.features.simulation as simulation
 from meidbench.annotations.tables import split_from_table
 from meidbench.errors import FeatureError, SplitError
 from meidbench.features import open_features
-from meidbench.features.simulation import draw_moments, frame_features, make_world, simulate_features, video_generator
+from meidbench.features.simulation import (
+    draw_appearances,
+    draw_structure,
+    frame_features,
+    simulate_features,
+    video_generator,
+)
 from meidbench.splits.released import build_released
 from meidbench.splits.split import SCHEMA, Split
 
@@ -57,7 +63,7 @@ def test_the_same_arguments_give_the_same_features(toy_split):
     features = frame_features(toy_split, video_id)
     assert features.shape == (60, 256) and features.dtype == np.float32
     assert features.min() >= 0 and np.isfinite(features).all()
-    simulation._world.cache_clear()
+    simulation.draw_structure.cache_clear()
     assert np.array_equal(frame_features(toy_split, video_id), features)
     others = [{"seed": 1}, {"difficulty": 0.5}]
     assert all(not np.array_equal(frame_features(toy_split, video_id, **other), features) for other in others)
@@ -65,7 +71,7 @@ def test_the_same_arguments_give_the_same_features(toy_split):
 
 
 def test_what_videos_share_cannot_be_changed_by_accident():
-    world = make_world(12, 16)
+    world = draw_structure(12, 16)
     for field in dataclasses.fields(world):
         with pytest.raises(ValueError, match="read-only"):
             getattr(world, field.name)[0] = 0
@@ -87,7 +93,7 @@ def test_a_video_depends_on_its_own_row_alone(toy_split):
 def test_known_features_stay(toy_split):
     """A change of the formula must be seen, and ``FORMULA`` raised; to float rounding, on any machine."""
     assert simulation.FORMULA == 1
-    assert make_world(12, 4, 5).is_motion.nonzero()[0].tolist() == [4, 9]
+    assert draw_structure(12, 4, 5).is_motion.nonzero()[0].tolist() == [4, 9]
     known = frame_features(toy_split, "TOY32315EGO", frames=3, dim=4, seed=5, difficulty=0.1)
     np.testing.assert_allclose(known, KNOWN, rtol=1e-4, atol=1e-4)
 
@@ -157,7 +163,7 @@ def test_segments_become_frames(segments, expected):
         "segments": [{"label": label, "start_s": start, "end_s": end} for label, start, end in segments],
         "length_s": 10.0,
     }
-    moments = draw_moments(row, 10, np.random.default_rng(0))
+    moments = draw_appearances(row, 10, np.random.default_rng(0))
     assert [dataclasses.astuple(moment) for moment in moments] == expected
 
 
@@ -166,7 +172,7 @@ def test_segments_become_frames(segments, expected):
 def test_labels_without_segments_get_one_each(length, segments):
     generator = np.random.default_rng(0)
     row = {"labels": [0, 4], "segments": segments, "length_s": length}
-    drawn = [draw_moments(row, 100, generator) for _ in range(300)]
+    drawn = [draw_appearances(row, 100, generator) for _ in range(300)]
     assert all([moment.label for moment in moments] == [0, 4] for moments in drawn)
     shares = np.array([(moment.last - moment.first + 1) / 100 for moments in drawn for moment in moments])
     assert 0.19 <= shares.min() < 0.25 and 0.85 < shares.max() <= 0.91
@@ -182,7 +188,7 @@ def test_a_split_without_segments_can_be_simulated(tmp_path):
 
 
 def test_frames_inside_a_segment_look_like_the_class_and_others_do_not(toy_split, all_shown):
-    world = make_world(12, 256)
+    world = draw_structure(12, 256)
     looks = np.flatnonzero(~world.is_motion)
     inside, outside, other = [], [], []
     for label in looks:
@@ -201,7 +207,7 @@ def test_frames_inside_a_segment_look_like_the_class_and_others_do_not(toy_split
 
 
 def test_classes_that_move_are_not_in_the_mean_but_in_the_differences(toy_split, all_shown):
-    world = make_world(12, 256)
+    world = draw_structure(12, 256)
     label = int(np.flatnonzero(world.is_motion)[0])
     pattern = world.patterns[label]
     means, moves = [], []
@@ -218,7 +224,7 @@ def test_classes_that_move_are_not_in_the_mean_but_in_the_differences(toy_split,
 
 
 def test_related_classes_are_near():
-    world = make_world(157, 256)
+    world = draw_structure(157, 256)
     unit = world.prototypes / np.linalg.norm(world.prototypes, axis=1, keepdims=True)
     cosines = (unit @ unit.T)[np.triu_indices(157, 1)]
     # Independent vectors in 256 dimensions would stay within 0.33 of a right angle at 5.2 standard deviations.
@@ -230,10 +236,10 @@ def test_related_classes_are_near():
 
 def test_noise_remembers(toy_split, monkeypatch):
     monkeypatch.setattr(simulation, "BASE", 100.0)  # so that nothing is cut off at zero
-    simulation._world.cache_clear()
+    simulation.draw_structure.cache_clear()
     split = invented_split(toy_split, {"v": (30.0, [])})
     features = frame_features(split, "v", frames=2000).astype(np.float64)
-    simulation._world.cache_clear()
+    simulation.draw_structure.cache_clear()
     centred = features - features.mean(0)
     assert np.mean(centred[1:] * centred[:-1]) / np.mean(centred**2) == pytest.approx(simulation.NOISE_MEMORY, abs=0.02)
     assert np.sqrt(np.mean(centred**2)) == pytest.approx(simulation.NOISE, rel=0.05)
@@ -245,7 +251,7 @@ def means(split, subset, **arguments):
 
 def test_a_linear_probe_ranks_better_the_easier_it_is(toy_split):
     """On the classes that do not move; scikit-learn's logistic regression on the mean frame."""
-    looks = np.flatnonzero(~make_world(12, 64).is_motion)
+    looks = np.flatnonzero(~draw_structure(12, 64).is_motion)
     train, test = toy_split.labels("train"), toy_split.labels("test")
     scores = []
     for difficulty in (0.0, 0.5, 3.0):
@@ -267,7 +273,7 @@ def test_most_segments_do_not_show_by_default(toy_split, monkeypatch, difficulty
     """Without scene and noise, a frame is the bare base unless a segment shows."""
     for name in ("SCENE_PLACES", "SCENE_OWN", "NOISE"):
         monkeypatch.setattr(simulation, name, 0.0)
-    world = make_world(12, 16)
+    world = draw_structure(12, 16)
     label = int(np.flatnonzero(~world.is_motion)[0])
     videos = {f"v{i}": (30.0, [(label, 0.0, 30.0)]) for i in range(300)}
     split = invented_split(toy_split, videos)
@@ -314,6 +320,6 @@ def test_every_label_of_the_real_splits_shows_somewhere(name):
     split = build_released(name, real_data(REAL[name]))
     generator = np.random.default_rng(0)
     for row in split.rows("test").to_pylist():
-        moments = draw_moments(row, 60, generator)
+        moments = draw_appearances(row, 60, generator)
         assert {moment.label for moment in moments} == set(row["labels"])
         assert all(0 <= moment.first <= moment.last < 60 for moment in moments)

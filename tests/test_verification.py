@@ -119,6 +119,18 @@ def test_damage_since_writing_is_found_by_the_checksum(tmp_path):
         assert told(verify(path)) == {"checksum": ("v2",)}
 
 
+def test_damage_to_the_scales_of_int8_is_found_by_the_checksum(tmp_path):
+    path = pack(store(tmp_path, make_arrays(), "npy"), tmp_path / "f.h5", dtype="int8").path
+    with h5py.File(path) as file:
+        place = file["scales"].id.get_offset() + (2 * ROWS + 1) * file["scales"].dtype.itemsize
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    assert told(verify(path)) == {"checksum": ("v2",)}
+    outcome = invoke(path)
+    assert outcome.exit_code == 1 and "checksum" in outcome.stdout.split("nothing found by")[0]
+
+
 def test_a_shared_checksum_is_not_a_duplicate(tmp_path, monkeypatch):
     path = store(tmp_path, make_arrays(), "npy")
     monkeypatch.setattr(VideoRows, "checksum", lambda self: 7)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from meidbench.cli.parameters import FILE, as_json, json_file, print_result
-from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS
+from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS, STORED_DTYPES
 
 if TYPE_CHECKING:
     from meidbench.extraction.extraction import ExtractionSummary
+    from meidbench.features.packing import PackingSummary
     from meidbench.features.records import VideoRows
     from meidbench.features.verification import Verification
 
@@ -205,9 +206,6 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     _conclude(summarise(out))
 
 
-DTYPES = ("float16", "float32", "int8")
-
-
 @click.command(
     "pack-features",
     short_help="Put a folder of .npy features into one file.",
@@ -218,36 +216,34 @@ DTYPES = ("float16", "float32", "int8")
 @click.option("--out", type=FILE, required=True, help="The feature file to write (HDF5).")
 @click.option(
     "--dtype",
-    type=click.Choice(DTYPES),
+    type=click.Choice(STORED_DTYPES),
     default="float16",
     show_default=True,
-    help="int8 has a scale a row: max|row| / 127.",
+    help="int8 has one scale per row: max|row| / 127.",
 )
 @click.option("--split", help="Pack only its videos: a split file, or a built benchmark's name.")
-@click.option("--retry-failed", is_flag=True, help="Try again what failed in an earlier run.")
-@click.option("--backbone", default="unknown", show_default=True, help="What made the features; kept in the recipe.")
+@click.option("--retry-failed", is_flag=True, help="Try again videos that failed in an earlier run.")
+@click.option("--backbone", default="unknown", show_default=True, help="Network of the features, for the recipe.")
 @as_json
 def pack_features(
     source: Path, out: Path, dtype: str, split: str | None, retry_failed: bool, backbone: str, as_json: bool
 ) -> None:
     """Put the features in DIR, VIDEO_ID.npy of T x D numbers each, into one file that is read at memory speed.
 
-    DIR may also be an HDF5 file: one with /features/VIDEO_ID, or another feature file. Run the same command again to
-    go on after an interruption. A video that cannot be packed is recorded with the reason, and the others go on; the
-    exit code is 1 then, and where videos of the split are missing.
+    DIR may also be an HDF5 file: one with /features/VIDEO_ID, or another feature file. After an interruption, run the
+    same command again to continue. A video that cannot be packed is recorded with the reason, and the run continues;
+    the exit code is then 1, and also where videos of the split are missing.
     """
     from meidbench.cli.parameters import progress_bar
-    from meidbench.errors import bullet_list, first_few
     from meidbench.features.packing import pack
     from meidbench.splits.split import load_split
 
-    only = None if split is None else load_split(split).table.column("video_id").to_pylist()
     summary = pack(
         source,
         out,
         dtype=dtype,
         backbone=backbone,
-        only=only,
+        only=None if split is None else load_split(split).table.column("video_id").to_pylist(),
         retry_failed=retry_failed,
         progress=progress_bar,
         report=lambda line: click.echo(line, err=True),
@@ -258,31 +254,34 @@ def pack_features(
 
         click.echo(json.dumps({**asdict(summary), "path": str(summary.path)}, indent=2, sort_keys=True))
     else:
-        there = f" ({summary.found:,} were there already)" if summary.found else ""
-        count = "the same number of" if summary.fixed else "different numbers of"
-        click.echo(
-            f"packed   {summary.packed:,} of {summary.videos:,} videos{there}: {summary.rows:,} rows of "
-            f"{summary.dim:,} {summary.dtype}, {count} rows a video"
-        )
-        if summary.failed:
-            named = [f"{video_id}: {reason}" for video_id, reason in list(summary.failed.items())[:5]]
-            more = f"\n  and {len(summary.failed) - 5:,} more" if len(summary.failed) > 5 else ""
-            click.echo(f"failed   {len(summary.failed):,} videos\n{bullet_list(named)}{more}")
-        if summary.missing:
-            click.echo(f"missing  {len(summary.missing):,} videos of the split: {first_few(summary.missing)}")
-        click.echo(f"wrote    {summary.path} ({summary.num_bytes / 1e6:,.1f} MB)")
+        click.echo(_describe_packing(summary))
     if not summary.is_complete:
         sys.exit(1)
 
 
-def _as_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, ...]) -> dict[str, str]:
-    recipe = {}
+def _describe_packing(summary: "PackingSummary") -> str:
+    from meidbench.errors import bullet_list, first_few
+
+    there = f" ({summary.found:,} were there already)" if summary.found else ""
+    count = "the same number of" if summary.fixed else "different numbers of"
+    lines = [
+        f"packed   {summary.packed:,} of {summary.videos:,} videos{there}: {summary.rows:,} rows of "
+        f"{summary.dim:,} {summary.dtype}, {count} rows per video"
+    ]
+    if summary.failed:
+        named = [f"{video_id}: {reason}" for video_id, reason in list(summary.failed.items())[:5]]
+        more = f"\n  and {len(summary.failed) - 5:,} more" if len(summary.failed) > 5 else ""
+        lines.append(f"failed   {len(summary.failed):,} videos\n{bullet_list(named)}{more}")
+    if summary.missing:
+        lines.append(f"missing  {len(summary.missing):,} videos of the split: {first_few(summary.missing)}")
+    return "\n".join([*lines, f"wrote    {summary.path} ({summary.num_bytes / 1e6:,.1f} MB)"])
+
+
+def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, ...]) -> dict[str, str]:
     for entry in entries:
-        key, equals, value = entry.partition("=")
-        if not (key and equals):
+        if not all(entry.partition("=")[:2]):
             raise click.BadParameter(f"{entry!r} is not KEY=VALUE, such as backbone=resnet101", ctx, param)
-        recipe[key] = value
-    return recipe
+    return dict(entry.split("=", 1) for entry in entries)
 
 
 @click.command(
@@ -291,19 +290,19 @@ def _as_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, .
     epilog="\b\nExample:\n  meidbench verify-features videolt_r101.h5 --split videolt --recipe backbone=resnet101",
 )
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--split", help="Whose videos must all be there: a split file, or a built benchmark's name.")
+@click.option("--split", help="Its videos must all be there: a split file, or a built benchmark's name.")
 @click.option(
     "--recipe",
     metavar="KEY=VALUE",
     multiple=True,
-    callback=_as_recipe,
-    help="What the recipe must say; a dot leads into an entry. May be given several times.",
+    callback=_read_recipe,
+    help="An expected entry of the recipe; a dot leads into an entry. May be given several times.",
 )
-@click.option("--npy", type=click.Path(path_type=Path), help="The folder that was packed, to be compared with.")
+@click.option("--npy", type=click.Path(path_type=Path), help="The folder that was packed, to compare with.")
 @click.option(
     "--videos",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The folder of videos, some of which are extracted anew, to be compared with.",
+    help="The folder of videos; some are extracted again and compared.",
 )
 @click.option("--weights", metavar="NAME|FILE|random", help="For --videos [default: those that the recipe names].")
 @click.option("--weights-seed", type=click.IntRange(min=0), help="Of random weights.")
@@ -311,7 +310,7 @@ def _as_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, .
 @click.option(
     "--sample", type=click.IntRange(min=1), help="How many videos are compared [default: all of --npy, 3 of --videos]."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draw of the sample.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For the draw of the sample.")
 @json_file
 def verify_features(
     file: Path,
@@ -326,12 +325,12 @@ def verify_features(
     seed: int,
     json_file: Path | None,
 ) -> None:
-    """Read all rows of FILE and say what is wrong with them.
+    """Read all rows of FILE and list what is wrong with them.
 
     FILE is a feature file, a folder of VIDEO_ID.npy or an HDF5 file with /features/VIDEO_ID. Errors: videos missing,
     failed, unreadable, damaged since they were written (checksum), of another width, with NaN or with rows of one
-    number; another recipe. Warnings: rows of zeros, one row throughout, several videos with the same rows, and what
-    else should be known. The exit code is 1 where there is an error.
+    number; another recipe. Warnings: rows of zeros, one row throughout, several videos with the same rows, and other
+    facts that users should know. The exit code is 1 where there is an error.
     """
     if sample is not None and npy is None and videos is None:
         raise click.UsageError("--sample goes with --npy or --videos: it is how many videos are compared")
@@ -349,21 +348,23 @@ def verify_features(
         split=None if split is None else load_split(split),
         recipe=recipe,
         npy=npy,
-        extract=None if videos is None else _anew(file, videos, weights, weights_seed, device),
+        extract=None if videos is None else _make_extract(file, videos, weights, weights_seed, device),
         sample=3 if sample is None and videos is not None else sample,
         seed=seed,
         progress=progress_bar,
     )
-    print_result(json_file, verification.to_json(), _table(verification))
+    print_result(json_file, verification.to_json(), _describe_verification(verification))
     if not verification.is_sound:
         sys.exit(1)
 
 
-def _anew(file: Path, videos: Path, weights: str | None, seed: int | None, device: str) -> Callable[[str], "VideoRows"]:
-    """Give a function that extracts a video as the file's recipe says."""
+def _make_extract(
+    file: Path, videos: Path, weights: str | None, seed: int | None, device: str
+) -> Callable[[str], "VideoRows"]:
+    """Return a function that extracts a video as the file's recipe says."""
     from meidbench.errors import FeatureError
     from meidbench.features import open_features
-    from meidbench.features.packing import is_feature_file
+    from meidbench.features.feature_file import is_feature_file, read_header
 
     open_features(file).close()
     if not is_feature_file(file):
@@ -373,7 +374,6 @@ def _anew(file: Path, videos: Path, weights: str | None, seed: int | None, devic
 
     from meidbench.extraction.encoders.extractor import Extractor
     from meidbench.extraction.videos import find_videos
-    from meidbench.features.feature_file import read_header
 
     header = read_header(file)
     extractor = Extractor.from_recipe(
@@ -389,7 +389,7 @@ def _anew(file: Path, videos: Path, weights: str | None, seed: int | None, devic
     return extract
 
 
-def _table(verification: "Verification") -> str:
+def _describe_verification(verification: "Verification") -> str:
     import json
 
     from tabulate import tabulate
@@ -406,21 +406,18 @@ def _table(verification: "Verification") -> str:
     lines = [tabulate(facts, tablefmt="plain", disable_numparse=True)]
     if verification.similarities:
         header = ["compared", "least cosine", "mean cosine"]
-        shown = sorted(verification.similarities, key=lambda entry: entry.min)[:10]
-        rows = [(entry.video_id, f"{entry.min:.6f}", f"{entry.mean:.6f}") for entry in shown]
+        least = sorted(verification.similarities, key=lambda entry: entry.min)[:10]
+        rows = [(entry.video_id, f"{entry.min:.6f}", f"{entry.mean:.6f}") for entry in least]
         lines += ["", tabulate(rows, header, tablefmt="simple", disable_numparse=True)]
-        if len(verification.similarities) > len(shown):
-            lines.append(f"{len(verification.similarities):,} videos compared, the least alike are shown")
+        if len(verification.similarities) > len(least):
+            lines.append(f"{len(verification.similarities):,} videos compared, the least similar ones are shown")
     if verification.findings:
         found = [
             (entry.severity, entry.check, f"{entry.count:,}", f"{entry.what}: {first_few(entry.concerned)}")
             for entry in verification.findings
         ]
-        header = ["severity", "check", "count", "what"]
-        lines += [
-            "",
-            tabulate(found, header, tablefmt="simple", disable_numparse=True, maxcolwidths=[None, None, None, 80]),
-        ]
+        header, widths = ["severity", "check", "count", "what"], [None, None, None, 80]
+        lines += ["", tabulate(found, header, tablefmt="simple", disable_numparse=True, maxcolwidths=widths)]
     names = {entry.check for entry in verification.findings}
     lines += ["", f"nothing found by: {', '.join(check for check in verification.checks if check not in names)}"]
     return "\n".join(lines)

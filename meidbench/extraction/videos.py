@@ -9,7 +9,7 @@ from pathlib import Path
 
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.extraction.frame_folders import frame_number
-from meidbench.features.source import Unusable, check_id
+from meidbench.features.source import UnusableVideo, check_id
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _MOST_OTHERS = 100
@@ -158,7 +158,7 @@ def _refuse_unusable_ids(root: Path, video_ids: Iterable[str]) -> None:
     for video_id in video_ids:
         try:
             check_id(video_id)
-        except Unusable:
+        except UnusableVideo:
             refused.append(ascii(video_id))
     if refused:
         raise FeatureError(

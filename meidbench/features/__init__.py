@@ -1,7 +1,4 @@
-"""Frame features by video id, however they are stored; how they are made lies beside in modules of their own.
-
-Nothing is ever unpickled, and no id leads out of the folder.
-"""
+"""Frame features by video id, in every stored form. Pickled objects are never loaded; no id leads out of a folder."""
 
 import os
 from pathlib import Path
@@ -9,25 +6,30 @@ from pathlib import Path
 import h5py
 
 from meidbench.errors import FeatureError
-from meidbench.features.feature_file import PackedFile
-from meidbench.features.source import HDF5_GROUP, PROBLEMS, FeatureSource, Handle, Hdf5File, NpyFolder
+from meidbench.features.feature_file import PackedFile, is_feature_file
+from meidbench.features.source import HDF5_GROUP, PROBLEMS, FeatureSource, GroupedFile, Handle, NpyFolder
+from meidbench.hdf5_guard import rehearse
 
-__all__ = ["PROBLEMS", "FeatureSource", "Hdf5File", "NpyFolder", "PackedFile", "open_features"]
+__all__ = ["PROBLEMS", "FeatureSource", "GroupedFile", "NpyFolder", "PackedFile", "open_features"]
+
+# The datasets of a packed file that tell where the rows of each video are.
+_INDEX = ("video_ids", "row_starts", "row_counts", "status")
 
 
-def open_features(path: str | os.PathLike[str]) -> FeatureSource:
+def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource:
     """Open the features of a dataset.
 
     Parameters
     ----------
     path : path
-        A folder of ``VIDEO_ID.npy`` (as VideoLT's authors give them out), or or an HDF5 file: one that
-        ``meidbench`` wrote, or with ``/features/VIDEO_ID``.
+        A folder of ``VIDEO_ID.npy`` (as VideoLT's authors publish them), or an HDF5 file: one that ``meidbench``
+        wrote, or one with ``/features/VIDEO_ID``. Another process reads the index of other programs' files first.
+        A source is returned as it is.
 
     Raises
     ------
     FeatureError
-        There is nothing there, or it is neither.
+        Nothing exists there, it is another kind of file, or the HDF5 library hangs or crashes on it.
 
     Examples
     --------
@@ -39,6 +41,8 @@ def open_features(path: str | os.PathLike[str]) -> FeatureSource:
     ...     source.read("ATOYW", [0, 3, 3]), source.num_frames("ATOYW"), source.dim
     (array([[0., 1.], [6., 7.], [6., 7.]], dtype=float16), 4, 2)
     """
+    if isinstance(path, FeatureSource):
+        return path
     path = Path(path)
     if path.is_dir():
         return NpyFolder(path)
@@ -47,9 +51,12 @@ def open_features(path: str | os.PathLike[str]) -> FeatureSource:
         raise FeatureError(f"there are no features at {path}; {expected}")
     if not h5py.is_hdf5(path):
         raise FeatureError(f"{path} is not an HDF5 file; {expected}\nUnpack it first if it is an archive.")
+    if not is_feature_file(path) and (problem := rehearse(path, _INDEX)):
+        raise FeatureError(f"cannot open {path}: {problem}; copy or extract it again")
     handle = Handle(path.absolute())
     try:
-        packed = isinstance(handle.opened().get(HDF5_GROUP), h5py.Dataset)
+        with handle.reading() as file:
+            packed = isinstance(file.get(HDF5_GROUP), h5py.Dataset)
     finally:
         handle.close()
-    return PackedFile(path) if packed else Hdf5File(path)
+    return PackedFile(path) if packed else GroupedFile(path)

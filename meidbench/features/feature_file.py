@@ -1,4 +1,4 @@
-"""An HDF5 file with the rows of all videos in one dataset, read through a memory map where its layout allows."""
+"""The feature file: HDF5 with the rows of all videos in one dataset, its layout, its header, and reading it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,51 +11,55 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from meidbench.checks import one_of
 from meidbench.errors import FeatureError
-from meidbench.features.source import Array, FeatureSource, Handle, Unusable, check_array
+from meidbench.features.source import Array, FeatureSource, Handle, UnusableVideo, check_array
 
 FORMAT = "meidbench-features"
 FORMAT_VERSION = 1
 STATUSES = ("pending", "ok", "salvaged", "failed")
+PENDING, FAILED = STATUSES.index("pending"), STATUSES.index("failed")
+READY = (STATUSES.index("ok"), STATUSES.index("salvaged"))
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4"), "int8": np.dtype("i1")}
 REASON_BYTES = 200
+_HEADER_BYTES = 1 << 16
 
-# Rows of 2048 float16 are a memory page each; the first begins on a page of its own.
+# A row of 2048 float16 is a memory page; the first row begins on a page of its own.
 _ALIGNMENT = 4096
 _STATUS = h5py.enum_dtype({name: code for code, name in enumerate(STATUSES)}, basetype="u1")
-_PER_VIDEO = {
+PER_VIDEO = {
     "row_counts": "<i4",
     "num_source_frames": "<i4",
     "corrupt_frames": "<i4",
     "source_sizes": "<i8",
     "checksums": "<u4",
 }
-_PER_ROW = {"frame_indices": "<i4", "timestamps": "<f8"}
+PER_ROW = {"frame_indices": "<i4", "timestamps": "<f8", "scales": "<f4"}
 
 Recipe = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is fixed before the first row is written.
+    """The parts of a feature file that are fixed before the first row is written.
 
     Attributes
     ----------
     video_ids : tuple of str
         V ids, ascending.
     rows : (V,) int64 array
-        How many rows there is room for, video by video.
+        Room for rows of each video.
     fixed : bool
         All videos have the same number T of rows: ``features`` is (V, T, D). Otherwise it is (R, D), the
         rows of the videos end to end without padding.
     dim : int
         D.
     dtype : str
-        A key of ``DTYPES``; int8 has a scale a row.
+        A key of ``DTYPES``; int8 has one scale per row.
     timed : bool
         Whether the frame index and the time of each row are known.
     source_sizes : (V,) int64 array
-        Bytes of each video's file (frames of a folder), by which a changed one is noticed; 0 where unknown.
+        Bytes of each video's file (frames of a folder), which reveal a changed video; 0 where unknown.
     """
 
     video_ids: tuple[str, ...]
@@ -71,10 +75,9 @@ class Layout:
             raise FeatureError("a feature file needs at least one video")
         if list(self.video_ids) != sorted(set(self.video_ids)):
             raise FeatureError("the ids of a feature file must be ascending, each once")
-        if self.dtype not in DTYPES:
-            raise FeatureError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
+        one_of("dtype", self.dtype, tuple(DTYPES), FeatureError)
         if self.dim < 1 or self.rows.shape != (len(self.video_ids),) or self.rows.min() < 0:
-            raise FeatureError(f"no room for {self.rows.shape} videos of {self.dim} numbers a row")
+            raise FeatureError(f"no room for {self.rows.shape} videos of {self.dim} numbers per row")
         if self.fixed and len(set(self.rows.tolist())) > 1:
             raise FeatureError("videos with different numbers of rows cannot share one number of rows")
 
@@ -85,9 +88,9 @@ class Layout:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the whole file, but for some kilobytes."""
-        a_row: int = self.dim * DTYPES[self.dtype].itemsize + 4 * (self.dtype == "int8") + 12 * self.timed
-        return int(self.rows.sum()) * a_row + len(self.video_ids) * (REASON_BYTES + 50)
+        """Size of the whole file, except for some kilobytes."""
+        row: int = self.dim * DTYPES[self.dtype].itemsize + 4 * (self.dtype == "int8") + 12 * self.timed
+        return int(self.rows.sum()) * row + len(self.video_ids) * (REASON_BYTES + 50)
 
 
 def create(path: Path, layout: Layout, recipe: Recipe) -> None:
@@ -103,16 +106,15 @@ def create(path: Path, layout: Layout, recipe: Recipe) -> None:
         file.create_dataset("video_ids", data=names)
         _allocate(file, "status", (videos,), _STATUS)
         _allocate(file, "reasons", (videos,), h5py.string_dtype("utf-8", REASON_BYTES))
-        for name, code in _PER_VIDEO.items():
+        for name, code in PER_VIDEO.items():
             _allocate(file, name, (videos,), np.dtype(code))
         file["source_sizes"][:] = layout.source_sizes
         if not layout.fixed:
             file.create_dataset("row_starts", data=layout.starts)
-        for name, code in _PER_ROW.items() if layout.timed else ():
-            _allocate(file, name, row_shape, np.dtype(code))
-        if layout.dtype == "int8":
-            _allocate(file, "scales", row_shape, np.dtype("<f4"))
-        # Last, so that all else lies together at the front. Its space is never written to here.
+        for name, code in PER_ROW.items():
+            if layout.dtype == "int8" if name == "scales" else layout.timed:
+                _allocate(file, name, row_shape, np.dtype(code))
+        # Last, so that all others lie together at the front. Its space is not written to here.
         _allocate(file, "features", (*row_shape, layout.dim), DTYPES[layout.dtype], fill=False)
 
 
@@ -129,18 +131,10 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtyp
 
 @dataclass(frozen=True)
 class Header:
-    """All of a feature file but its rows.
+    """All of a feature file except its rows.
 
-    Attributes
-    ----------
-    layout : Layout
-    recipe : dict
-    status : (V,) uint8 array
-        Positions in ``STATUSES``.
-    row_counts : (V,) int64 array
-        Rows that are there; 0 for pending and failed videos.
-    offsets : dict of str to int
-        Where the data of each dataset begins in the file, in bytes.
+    ``status`` (V,) has positions in ``STATUSES``, ``row_counts`` (V,) the rows that were written (0 for pending and
+    failed videos), and ``offsets`` the byte of the file at which each dataset begins.
     """
 
     layout: Layout
@@ -151,12 +145,12 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read all but the rows of a file that ``create`` made.
+    """Read all except the rows of a file that ``create`` made.
 
     Raises
     ------
     FeatureError
-        It is no such file, is damaged, or is of a later version.
+        It is another file, is damaged, or is of a later version.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -179,7 +173,7 @@ def read_header(path: Path) -> Header:
                 source_sizes=file["source_sizes"][:].astype(np.int64),
             )
             offsets = {name: file[name].id.get_offset() for name in file}
-            # A dataset without a byte has no place.
+            # An empty dataset has no offset.
             offsets = {name: 0 if offset is None else int(offset) for name, offset in offsets.items()}
             recipe = json.loads(file.attrs["recipe"])
             status = file["status"][:].astype(np.uint8)
@@ -194,14 +188,14 @@ def read_header(path: Path) -> Header:
 
 
 def stored_checksums(path: Path) -> list[int]:
-    """Return the checksum of each video of a feature file, as it was when the video was written."""
+    """Return the checksum that each video of a feature file had when it was written."""
     with h5py.File(path, "r") as file:
         checksums: list[int] = file["checksums"][:].tolist()
     return checksums
 
 
 def recipe_differences(stored: Recipe, wanted: Recipe) -> list[str]:
-    """Say where two recipes differ in what changes features: versions of libraries and the list shared out do not."""
+    """Describe how two recipes differ; versions of libraries and the shared list of videos do not change features."""
     keys = sorted((stored.keys() | wanted.keys()) - {"libraries", "shared_list"})
     return [
         f"{key}: {stored.get(key, 'not said')} there, {wanted.get(key, 'not said')} now"
@@ -210,14 +204,23 @@ def recipe_differences(stored: Recipe, wanted: Recipe) -> list[str]:
     ]
 
 
-_READY = (STATUSES.index("ok"), STATUSES.index("salvaged"))
+def is_feature_file(path: Path) -> bool:
+    """Return whether the beginning of a file names the format of this package; the HDF5 library is not asked.
+
+    ``create`` writes this attribute before anything else.
+    """
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        start = stream.read(_HEADER_BYTES)
+    return start.startswith(b"\x89HDF") and FORMAT.encode() in start
 
 
 class PackedFile(FeatureSource):
     """An HDF5 file with ``/video_ids`` and ``/features`` of (V, T, D), or (R, D) with ``/row_starts``, ``/row_counts``.
 
-    What ``meidbench`` writes is contiguous, and rows are read straight from the file's pages. Chunked or
-    compressed files of others go through h5py, which is slower. Rows of int8 are given as float32.
+    The files that ``meidbench`` writes are contiguous, and rows are read straight from the file's pages. Chunked or
+    compressed files of other programs are read by h5py, which is slower. ``read`` converts int8 rows to float32.
 
     Attributes
     ----------
@@ -238,85 +241,31 @@ class PackedFile(FeatureSource):
             self._read_index(self._handle.opened())
         except FeatureError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
             raise FeatureError(f"{self.path} cannot be used: {error}; expected {self.expected}") from None
         finally:
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A map would be pickled as all its rows.
+        # Pickling a map would pickle all its rows.
         return {**self.__dict__, "_map": None, "_scale_map": None}
 
-    def close(self) -> None:
-        """Close what is open; it is opened again when next needed."""
+    def close(self) -> None:  # noqa: D102
         self._handle.close()
         self._map = self._scale_map = None
 
-    def positions(self, video_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Return where videos lie in the file, for ``gather``; raises as ``check`` does."""
-        self.check(video_ids)
-        return np.array([self._index[video_id] for video_id in video_ids], dtype=np.int64)
-
-    def gather(
-        self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64], out: npt.NDArray[Any] | None = None
-    ) -> npt.NDArray[Any]:
-        """Copy rows of several videos into one array, in the stored dtype.
-
-        Parameters
-        ----------
-        positions : (B,) int64 array
-            As ``positions`` returns them.
-        indices : (B, F) int64 array
-            Rows of each, counted from 0.
-        out : (B, F, D) array, optional
-            Where to put them, to be used again and again; its dtype is that of the file.
-
-        Returns
-        -------
-        (B, F, D) array
-            Where the file is int8, to be multiplied with ``gather_scales``.
-
-        Raises
-        ------
-        FeatureError
-            A video has no such row.
-        """
-        rows = self.joint_rows(positions, indices)
-        if out is None:
-            out = np.empty((*rows.shape, self._width), self.dtype)
-        if self.mapped:
-            # mode="raise" would make numpy gather into a buffer of its own first; the rows are checked already.
-            np.take(self.mapped_rows(), rows, axis=0, out=out, mode="clip")
-        else:
-            for slot, position in enumerate(positions):
-                out[slot] = self._stored_rows(int(position))[indices[slot]]
-        return out
-
-    def gather_scales(
-        self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32] | None:
-        """Return the (B, F) float32 scales of the rows that ``gather`` copies; None where the file has none."""
-        scales = self.row_scales()
-        taken: npt.NDArray[np.float32] | None = None if scales is None else scales[self.joint_rows(positions, indices)]
-        return taken
+    def first_rows(self, video_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the row of ``mapped_rows`` at which each of these videos begins, (n,) int64."""
+        first: npt.NDArray[np.int64] = self._starts[[self._index[video_id] for video_id in video_ids]]
+        return first
 
     def row_scales(self) -> npt.NDArray[np.float32] | None:
         """Return the (R,) float32 scales of all rows; None where the file has none."""
         if self._scaled and self._scale_map is None:
-            scales = self._handle.opened()["scales"][()]
-            self._scale_map = np.asarray(scales, np.float32).reshape(-1)
+            with self._handle.reading() as file:
+                self._scale_map = np.asarray(file["scales"][()], np.float32).reshape(-1)
             self._handle.close()
         return self._scale_map
-
-    def joint_rows(self, positions: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the (B, F) rows of ``mapped_rows`` that ``gather`` copies; raises as it does."""
-        counts = self._counts[positions][:, None]
-        if (outside := (indices < 0) | (indices >= counts)).any():
-            slot = int(np.flatnonzero(outside.any(axis=1))[0])
-            video_id = next(name for name, position in self._index.items() if position == positions[slot])
-            self._check_rows(video_id, indices[slot], int(counts[slot, 0]))
-        rows: npt.NDArray[np.int64] = self._starts[positions][:, None] + indices
-        return rows
 
     def _read_index(self, file: h5py.File) -> None:
         if "video_ids" not in file:
@@ -326,36 +275,38 @@ class PackedFile(FeatureSource):
         self._scaled = self.dtype == np.int8 and "scales" in file
         if len(shape) not in (2, 3):
             raise FeatureError(f"/features of {self.path} has shape {shape}; expected {self.expected}")
-        check_stored(self.path, shape, np.dtype(np.float16) if self._scaled else self.dtype)
+        try:
+            check_array((1, shape[-1]), np.dtype(np.float16) if self._scaled else self.dtype)
+        except UnusableVideo as error:
+            raise FeatureError(
+                f"/features of {self.path} is {error.detail}; expected float16, float32 or float64"
+            ) from None
         ids = [name if isinstance(name, str) else name.decode() for name in file["video_ids"][()].tolist()]
         self._index = {video_id: position for position, video_id in enumerate(ids)}
-        if len(shape) == 3:
+        fixed = len(shape) == 3
+        joint = shape[0] * shape[1] if fixed else shape[0]
+        if fixed:
             self._starts = np.arange(len(ids), dtype=np.int64) * shape[1]
             self._counts = np.full(len(ids), shape[1], np.int64)
         else:
             self._starts = file["row_starts"][()].astype(np.int64)
-        if "row_counts" in file or len(shape) == 2:
+        if "row_counts" in file or not fixed:
             self._counts = file["row_counts"][()].astype(np.int64)
         self._status = file["status"][()].astype(np.uint8) if "status" in file else np.ones(len(ids), np.uint8)
-        ends = self._starts + self._counts
-        joint = shape[0] * shape[1] if len(shape) == 3 else shape[0]
         sizes = {len(self._index), len(self._starts), len(self._counts), len(self._status)}
-        if sizes != {len(ids)} or (len(shape) == 3 and shape[0] != len(ids)):
+        if sizes != {len(ids)} or (fixed and shape[0] != len(ids)):
             raise FeatureError(f"{self.path} contradicts itself: {len(ids):,} ids, not one for each video's rows")
-        longest = shape[1] if len(shape) == 3 else joint
-        if (
-            (self._starts < 0).any()
-            or (self._counts < 0).any()
-            or (ends > joint).any()
-            or (self._counts > longest).any()
-        ):
+        longest = shape[1] if fixed else joint
+        if (np.minimum(self._starts, self._counts) < 0).any() or (
+            (self._starts + self._counts > joint) | (self._counts > longest)
+        ).any():
             raise FeatureError(f"{self.path} contradicts itself: rows of a video lie outside /features")
         self._width, self._joint = int(shape[-1]), int(joint)
         self._offset = _offset(features)
         self.mapped = self._offset is not None and self._maps_right(features)
 
     def _maps_right(self, features: h5py.Dataset) -> bool:
-        """Whether the map shows what h5py reads, on the first and last row; a file system may not map at all."""
+        """Return whether map and h5py agree on the first and last row; some file systems cannot map."""
         try:
             mapped = self.mapped_rows()
         except (OSError, ValueError):
@@ -370,68 +321,61 @@ class PackedFile(FeatureSource):
             self._map = np.asarray(mapped)  # without memmap's own costs at every access
         return self._map
 
-    def _ids(self) -> set[str]:
+    def ids(self) -> set[str]:  # noqa: D102
         return set(self._index)
 
     def _position(self, video_id: str) -> int:
-        try:
-            position = self._index[video_id]
-        except KeyError:
-            raise Unusable("missing") from None
-        if self._status[position] in _READY:
+        if video_id not in self._index:
+            raise UnusableVideo("missing")
+        position = self._index[video_id]
+        if self._status[position] in READY:
             return position
-        if self._status[position] == STATUSES.index("failed"):
-            raise Unusable("failed", self._reason(position))
-        raise Unusable("pending")
+        if self._status[position] != FAILED:
+            raise UnusableVideo("pending")
+        with self._handle.reading() as file:
+            raw = file["reasons"][position] if "reasons" in file else ""
+        reason = raw.decode(errors="replace")[:REASON_BYTES] if isinstance(raw, bytes) else str(raw)
+        raise UnusableVideo("failed", reason)
 
-    def _reason(self, position: int) -> str:
-        file = self._handle.opened()
-        raw = file["reasons"][position] if "reasons" in file else ""
-        return raw.decode(errors="replace")[:REASON_BYTES] if isinstance(raw, bytes) else str(raw)
-
-    def _shape(self, video_id: str) -> tuple[int, int]:
+    def shape(self, video_id: str) -> tuple[int, int]:  # noqa: D102
         shape = int(self._counts[self._position(video_id)]), self._width
         check_array(shape, np.dtype(np.float16))
         return shape
 
-    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
-        position = self._position(video_id)
-        count = int(self._counts[position])
-        indices = np.arange(count) if rows is None else rows.astype(np.int64)
-        self._check_rows(video_id, indices, count)
-        if self.mapped:
-            taken = np.take(self.mapped_rows(), self._starts[position] + indices, axis=0)
-        else:
-            taken = self._stored_rows(position)[indices]
-        scales = self.row_scales()
-        if scales is not None:
-            taken = np.multiply(taken, scales[self._starts[position] + indices, None], dtype=np.float32)
-        result: Array = taken
+    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:  # noqa: D102
+        stored, scales = self.load_stored(video_id, rows)
+        result: Array = stored if scales is None else np.multiply(stored, scales[:, None], dtype=np.float32)
         return result
 
+    def load_stored(
+        self, video_id: str, rows: npt.NDArray[Any] | None = None
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+        """Return rows in the stored dtype, and the float32 scales of int8."""
+        position = self._position(video_id)
+        start, count = self._starts[position], int(self._counts[position])
+        indices = np.arange(count) if rows is None else rows.astype(np.int64)
+        self._check_rows(video_id, indices, count)
+        stored = (
+            np.take(self.mapped_rows(), start + indices, axis=0)
+            if self.mapped
+            else self._stored_rows(position)[indices]
+        )
+        scales = self.row_scales()
+        return stored, None if scales is None else scales[start + indices]
+
     def _stored_rows(self, position: int) -> npt.NDArray[Any]:
-        """Read all rows of a video through h5py, which refuses repeated rows and is slower on chosen ones."""
+        """Read all rows of a video by h5py, which refuses repeated rows and is slower on chosen ones."""
         start, count = int(self._starts[position]), int(self._counts[position])
-        features = self._handle.opened()["features"]
-        try:
+        with self._handle.reading() as file:
+            features = file["features"]
             whole: npt.NDArray[Any] = (
                 features[position, :count] if features.ndim == 3 else features[start : start + count]
             )
-        except OSError as error:
-            raise FeatureError(f"cannot read {self.path}: {error}; copy or extract it again") from None
         return whole
 
 
-def check_stored(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Refuse a dataset of all videos that holds no floats."""
-    try:
-        check_array((1, shape[-1]), dtype)
-    except Unusable as error:
-        raise FeatureError(f"/features of {path} is {error.detail}; expected float16, float32 or float64") from None
-
-
 def _offset(features: h5py.Dataset) -> int | None:
-    """Return where the rows begin in the file; None where they do not lie in it end to end."""
+    """Return where the rows begin in the file; None where they are not contiguous in it."""
     if not features.size or features.id.get_create_plist().get_external_count():
         return None
     offset: int | None = features.id.get_offset()

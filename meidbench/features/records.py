@@ -1,36 +1,44 @@
-"""One video as a feature file holds it."""
+"""The rows of one video: read from stored features, encoded and decoded."""
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from meidbench.checks import one_of
 from meidbench.errors import FeatureError
-from meidbench.features.feature_file import DTYPES, REASON_BYTES, STATUSES, Header
+from meidbench.features.feature_file import (
+    DTYPES,
+    PER_ROW,
+    PER_VIDEO,
+    REASON_BYTES,
+    STATUSES,
+    Header,
+    is_feature_file,
+    read_header,
+    stored_checksums,
+)
+from meidbench.features.source import FeatureSource, NpyFolder, UnusableVideo
 
 
 @dataclass(frozen=True)
 class VideoRows:
-    """The rows of one video and what is known of them.
+    """The rows of one video and the facts that are known about them.
 
     Attributes
     ----------
     rows : (r, D) array
         In the file's dtype; of a failed video (0, D).
-    status : str
-        ``ok``, ``salvaged`` (made from what of a damaged video could be read) or ``failed``.
-    reason : str
-        Why it is not ok.
+    status, reason : str
+        ``ok``, ``salvaged`` (made from the readable part of a damaged video) or ``failed``, and why it is not ok.
     scales : (r,) float32 array, optional
-        What int8 rows are to be multiplied with.
-    frame_indices : (r,) int32 array, optional
-        The source frame of each row, counted from 0.
-    timestamps : (r,) float64 array, optional
-        Its time in seconds from the first frame.
+        Factors of int8 rows.
+    frame_indices, timestamps : (r,) int32 and float64 arrays, optional
+        The source frame of each row, counted from 0, and its time in seconds from the first frame.
     num_source_frames, corrupt_frames : int
-        Frames that the video has, and how many of them the decoder found damaged.
+        Frames of the video, and how many of them the decoder found damaged.
     """
 
     rows: npt.NDArray[Any]
@@ -43,7 +51,7 @@ class VideoRows:
     corrupt_frames: int = 0
 
     def checksum(self) -> int:
-        """Return the CRC-32 of the rows, and of the scales where there are some."""
+        """Return the CRC-32 of the rows and, of int8, of their scales."""
         value = zlib.crc32(np.ascontiguousarray(self.rows).data.cast("B") if self.rows.size else b"")
         return value if self.scales is None else zlib.crc32(np.ascontiguousarray(self.scales, "<f4").tobytes(), value)
 
@@ -53,7 +61,7 @@ def read_rows(stream: BinaryIO, header: Header, position: int) -> VideoRows:
     layout = header.layout
     start, count = int(layout.starts[position]), int(header.row_counts[position])
     if STATUSES[header.status[position]] in ("pending", "failed"):
-        count = 0  # a kill in the middle of another try may have left the number of its rows
+        count = 0  # a kill during another try may have left the number of its rows
 
     def values(name: str, dtype: str, index: int, number: int, width: int = 1) -> npt.NDArray[Any]:
         kind = np.dtype(dtype)
@@ -65,12 +73,57 @@ def read_rows(stream: BinaryIO, header: Header, position: int) -> VideoRows:
         rows=rows,
         status=STATUSES[header.status[position]],
         reason=values("reasons", f"S{REASON_BYTES}", position, 1)[0].decode(errors="replace"),
-        scales=values("scales", "<f4", start, count) if layout.dtype == "int8" else None,
-        frame_indices=values("frame_indices", "<i4", start, count) if layout.timed else None,
-        timestamps=values("timestamps", "<f8", start, count) if layout.timed else None,
-        num_source_frames=int(values("num_source_frames", "<i4", position, 1)[0]),
-        corrupt_frames=int(values("corrupt_frames", "<i4", position, 1)[0]),
+        num_source_frames=int(values("num_source_frames", PER_VIDEO["num_source_frames"], position, 1)[0]),
+        corrupt_frames=int(values("corrupt_frames", PER_VIDEO["corrupt_frames"], position, 1)[0]),
+        **{name: values(name, PER_ROW[name], start, count) for name in PER_ROW if name in header.offsets},
     )
+
+
+class StoredVideos:
+    """The videos of a source, to be read once and whole; ``UnusableVideo`` tells why a video cannot be read.
+
+    ``header`` is that of a feature file, or None; ``threads`` threads may read at the same time.
+    """
+
+    def __init__(self, source: FeatureSource) -> None:
+        self.source = source
+        self.header = read_header(source.path) if is_feature_file(source.path) else None
+        self._checksums = [] if self.header is None else stored_checksums(source.path)
+        known = () if self.header is None else self.header.layout.video_ids
+        self._positions = {video_id: position for position, video_id in enumerate(known)}
+        # h5py does one thing at a time; the rows of a feature file are read without it.
+        self.threads = 4 if isinstance(source, NpyFolder) else 1 if self.header is None else 2
+
+    def read_stored(self, video_id: str) -> tuple[VideoRows, int | None]:
+        """Return a video as it is stored, and the checksum of a feature file, which may differ."""
+        if self.header is not None:
+            position = self._position(video_id)
+            with self.source.path.open("rb") as stream:
+                return read_rows(stream, self.header, position), self._checksums[position]
+        return VideoRows(self.source.load(video_id, None)), None
+
+    def read(self, video_id: str) -> VideoRows:
+        """Return a video whose checksum is right, in the dtype of the source; int8 as float32."""
+        video, checksum = self.read_stored(video_id)
+        if checksum is not None and video.checksum() != checksum:
+            raise UnusableVideo("unreadable", "other than it was written: the checksum differs")
+        return replace(video, rows=decode(video.rows, video.scales), scales=None)
+
+    def size(self, video_id: str) -> int:
+        """Return a number that reveals a changed video: the bytes of its file, or the checksum in a feature file."""
+        if self.header is not None:
+            return int(self._checksums[self._position(video_id)])
+        if not isinstance(self.source, NpyFolder):
+            return self.source.path.stat().st_size
+        try:
+            return (self.source.path / f"{video_id}.npy").stat().st_size
+        except OSError:
+            return 0
+
+    def _position(self, video_id: str) -> int:
+        if video_id not in self._positions:
+            raise UnusableVideo("missing")
+        return self._positions[video_id]
 
 
 LARGEST_INT8 = 127
@@ -84,7 +137,7 @@ Reals = npt.NDArray[np.float32]
 
 
 def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals | None]:
-    """Convert rows to what a feature file stores.
+    """Convert rows to the dtype of a feature file.
 
     Parameters
     ----------
@@ -92,7 +145,7 @@ def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals 
         In any byte order.
     dtype : str
         ``float16`` and ``float32`` round to the nearest, ties to even, as numpy does. ``int8`` divides each row by its
-        scale and rounds, so that no number is further off than half the scale.
+        scale and rounds: no number changes by more than half the scale.
 
     Returns
     -------
@@ -104,7 +157,7 @@ def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals 
     Raises
     ------
     FeatureError
-        The dtype is unknown; or there is NaN or infinity, or a number that is too large for the dtype.
+        The dtype is unknown, a number is NaN or infinite, or too large for the dtype.
 
     Examples
     --------
@@ -116,8 +169,7 @@ def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals 
     >>> numbers.tolist(), scales.round(4).tolist()
     ([[32, -127, 81], [0, 0, 0]], [0.015699999406933784, 0.0])
     """
-    if dtype not in DTYPES:
-        raise FeatureError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    one_of("dtype", dtype, tuple(DTYPES), FeatureError)
     rows = np.ascontiguousarray(rows, rows.dtype.newbyteorder("="))
     if not all_finite(rows):
         odd = ~np.isfinite(rows).all(axis=1)
@@ -130,7 +182,7 @@ def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals 
 
 
 def decode(rows: npt.NDArray[Any], scales: Reals | None) -> npt.NDArray[Any]:
-    """Turn what is stored into numbers: as they are, or int8 times the scale of the row.
+    """Convert stored rows to numbers: floats stay, int8 is multiplied by the scale of the row.
 
     Examples
     --------
@@ -141,7 +193,7 @@ def decode(rows: npt.NDArray[Any], scales: Reals | None) -> npt.NDArray[Any]:
 
 
 def is_faithful(rows: npt.NDArray[Any], stored: npt.NDArray[Any], scales: Reals | None) -> bool:
-    """Whether what is stored is as near to the rows as its dtype allows.
+    """Return whether stored rows are as near to the original rows as their dtype allows.
 
     Parameters
     ----------
@@ -162,7 +214,7 @@ def is_faithful(rows: npt.NDArray[Any], stored: npt.NDArray[Any], scales: Reals 
 
 
 def all_finite(rows: npt.NDArray[Any]) -> bool:
-    """Whether no number is NaN or infinite; rows in native byte order, at least one number.
+    """Return whether no number is NaN or infinite; rows in native byte order, at least one number.
 
     Examples
     --------
@@ -170,9 +222,9 @@ def all_finite(rows: npt.NDArray[Any]) -> bool:
     (True, False)
     """
     if rows.dtype == np.float16:
-        # numpy has no fast arithmetic on half precision; all bits of the exponent are set in these and no others.
+        # numpy has no fast arithmetic on half precision. NaN and infinity have all bits of the exponent set.
         return bool((rows.view(np.uint16) & 0x7FFF).max() < 0x7C00)
-    # Both are NaN where one number is, and make no array of their own.
+    # Both are NaN where one number is, and allocate no array.
     return bool(np.isfinite(rows.min()) and np.isfinite(rows.max()))
 
 
@@ -181,12 +233,12 @@ def _cast(rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if rows.dtype == dtype:
         return rows
     if rows.dtype == np.float64:
-        # torch would round twice on the way from double to half.
+        # torch would round twice, by way of float32.
         with np.errstate(over="ignore"):
             return rows.astype(dtype)
     import torch
 
-    if not rows.flags.writeable:  # of which torch warns
+    if not rows.flags.writeable:  # torch would warn
         rows = rows.copy()
     result = np.empty(rows.shape, dtype)
     source, target = torch.from_numpy(rows).view(-1), torch.from_numpy(result).view(-1)

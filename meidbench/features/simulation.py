@@ -1,31 +1,29 @@
 """Simulated frame features, made from a split's segments, so that methods can be run end to end without videos.
 
-What this is for: trying a whole pipeline, tests, benchmarks of speed, teaching, and finding the bugs of a method.
+They are for trying a whole pipeline, for tests, for benchmarks of speed, for teaching, and for finding bugs.
 
-What it is *not* good for:
+They are *not* good for:
 
-- claims about real data: nobody has seen a video here. Labels, lengths and segments are the split's own, so its
-  long tail and its co-occurrence are real; what a frame looks like is a formula below;
-- absolute numbers: the default difficulty is chosen so that a plain baseline on CharadesLT lands near the
-  published rows. That is how it was set, not a finding;
-- ranking methods in a paper: which method gains follows from the formula (from how many classes show as motion,
-  for one), and another formula would give another order.
+- claims about real data: no video is seen here. Labels, lengths and segments are the split's own, so its long tail and
+  its co-occurrence are real; the look of a frame follows from the formula below;
+- absolute numbers: the default difficulty was chosen so that a plain baseline on CharadesLT comes near the published
+  rows. That is a setting, not a result;
+- ranking methods in a paper: the formula decides which method gains (for example by the share of classes that show as
+  motion), and another formula would give another order.
 
 The formula. Classes share structure by a random tree, drawn from the seed and never from their names: a few places,
-objects that belong to a place, and actions that cut across; a prototype is the sum of the class's object, its action
-and a part of its own. A frame is ``ReLU(base + scene + sum of amplitude * prototype over the segments that cover it +
-noise)``, as penultimate features of a network are not negative. The scene (a mixture of places, and a part that is
-random) is drawn once a video; noise is autoregressive from frame to frame. Most segments do not show at all, which
-bounds what any method can reach; the amplitude of the others is log-normal. Some classes show as motion instead: they
-scale the frame by ``1 + sign * amplitude * pattern`` (from 0 to 2), and the sign turns from each frame to the next, so
-that they are not in a video's mean but in the differences of neighbouring frames.
+objects that belong to a place, and actions that are independent of places; a prototype is the sum of the class's
+object, its action and a part of its own. A frame is ``ReLU(base + scene + sum of amplitude * prototype over the
+segments that cover it + noise)``, because penultimate features of a network are not negative. The scene (a mixture of
+places, and a random part) is drawn once per video; noise is autoregressive from frame to frame. Most segments do not
+show at all, which bounds the result of every method; the amplitude of the others is log-normal. Some classes show as
+motion instead: they scale the frame by ``1 + sign * amplitude * pattern`` (from 0 to 2), and the sign turns from each
+frame to the next, so that a video's mean does not contain them, but the differences of neighbouring frames do.
 """
 
 import hashlib
-import operator
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,20 +34,20 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from meidbench.annotations import Annotations
+from meidbench.checks import whole_number
 from meidbench.errors import FeatureError, SplitError, first_few
-from meidbench.features.feature_file import Layout, Recipe
+from meidbench.features.feature_file import Layout
 from meidbench.features.records import VideoRows
-from meidbench.features.source import Unusable, check_id
+from meidbench.features.source import UnusableVideo, check_id
 from meidbench.features.store import feature_writer
-from meidbench.names import SUBSETS
+from meidbench.names import SUBSETS, ProgressBar
 from meidbench.splits.split import Split, load_split
 
 FRAMES, DIM, DIFFICULTY = 60, 256, 1.0
-_HARDEST = 100  # beyond, features leave the range of float16
-# Goes up whenever the same arguments would give other features.
-FORMULA = 1
+_HARDEST = 100  # beyond it, features leave the range of float16
+FORMULA = 1  # increased whenever the same arguments would give other features
 
-# The scales of the formula, set on CharadesLT; a difficulty multiplies the scene and the noise.
+# The scales of the formula, set on CharadesLT; the difficulty multiplies the scene and the noise.
 BASE = 1.5
 SIGNAL = 6.0
 AMPLITUDE_SPREAD = 0.4  # of the logarithm
@@ -60,28 +58,18 @@ SCENE_OWN = 0.75
 NOISE = 0.9
 NOISE_MEMORY = 0.8  # correlation of neighbouring frames
 MOTION_SHARE = 0.2  # of the classes
-MOTION_STRENGTH = 0.7  # of the share by which a feature goes up and down, at most all of it
+MOTION_STRENGTH = 0.7  # standard deviation of the share by which a feature goes up and down
 
 Reals = npt.NDArray[np.float32]
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
-class World:
-    """What all videos of one simulation share.
+class SharedStructure:
+    """The random structure that all videos of one simulation share, for C classes, P places and features of width D.
 
-    Attributes
-    ----------
-    prototypes : (C, D) float32
-        How a class looks; root mean square of about 1. Rows of motion classes are not used.
-    patterns : (C, D) float32
-        How a class moves: the share by which each feature goes up and down. Zero for the others.
-    is_motion : (C,) bool
-        Which classes show as motion.
-    places : (P, D) float32
-        Where a video can be set.
-    base : (D,) float32
-        The mean of a frame before all else.
+    ``prototypes`` (C, D) are the looks of classes, with a root mean square of about 1; rows of motion classes are not
+    used. ``patterns`` (C, D) are the motions: the share by which each feature goes up and down, zero for other classes.
+    ``is_motion`` (C,) tells which classes show as motion, ``base`` (D,) is the mean of an empty frame.
     """
 
     prototypes: Reals
@@ -92,7 +80,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Appearance:
     """A class and the frames ``first`` to ``last`` (included) in which it shows."""
 
     label: int
@@ -100,28 +88,16 @@ class Moment:
     last: int
 
 
-def make_world(num_classes: int, dim: int = DIM, seed: int = 0) -> World:
-    """Draw what all videos share.
-
-    Parameters
-    ----------
-    num_classes : int
-        C.
-    dim : int
-        D, width of a frame's features.
-    seed : int
+@lru_cache(maxsize=4)
+def draw_structure(num_classes: int, dim: int = DIM, seed: int = 0) -> SharedStructure:
+    """Draw the structure of C classes and features of width D = ``dim``.
 
     Examples
     --------
-    >>> world = make_world(num_classes=12, dim=32, seed=0)
-    >>> world.prototypes.shape, int(world.is_motion.sum())
+    >>> structure = draw_structure(num_classes=12, dim=32, seed=0)
+    >>> structure.prototypes.shape, int(structure.is_motion.sum())
     ((12, 32), 2)
     """
-    return _world(_whole("num_classes", num_classes), _whole("dim", dim), _whole("seed", seed, 0))
-
-
-@lru_cache(maxsize=4)
-def _world(num_classes: int, dim: int, seed: int) -> World:
     generator = np.random.default_rng(np.random.SeedSequence([seed, num_classes, dim]))
 
     def vectors(count: int) -> npt.NDArray[np.float64]:
@@ -144,7 +120,7 @@ def _world(num_classes: int, dim: int, seed: int) -> World:
     shared: list[Reals] = [array.astype(np.float32) for array in (prototypes, patterns, places, base)]
     for array in (*shared, is_motion):
         array.setflags(write=False)
-    return World(shared[0], shared[1], is_motion, shared[2], shared[3])
+    return SharedStructure(shared[0], shared[1], is_motion, shared[2], shared[3])
 
 
 def frame_features(
@@ -158,8 +134,8 @@ def frame_features(
 ) -> Reals:
     """Simulate the frame features of one video.
 
-    They depend on the arguments and on the video's own row of the split, not on any other video. They say nothing
-    about real videos (see the module).
+    They depend only on the arguments and on the video's own row of the split. They say nothing about real videos (see
+    the module).
 
     Parameters
     ----------
@@ -171,10 +147,10 @@ def frame_features(
     dim : int
         D.
     seed : int
-        Of the shared structure and, with the id, of the video.
+        For the shared structure and, with the id, for the video.
     difficulty : float
-        How well hidden the classes are: it scales scene and noise, and is the power of the share of segments that
-        show. At 0 all show, and nothing else does.
+        How well hidden the classes are: it scales scene and noise, and is the exponent of the share of segments that
+        show. At 0 all segments show, without scene and noise.
 
     Returns
     -------
@@ -183,15 +159,31 @@ def frame_features(
     Raises
     ------
     SplitError
-        The split has no such video.
+        The split does not contain the video.
     FeatureError
         A size or the difficulty makes no sense.
     """
     row = split.table.filter(pc.equal(split.table.column("video_id"), video_id))
     if not len(row):
         raise SplitError(f"{split.dataset} has no video {video_id!r}; its ids are in split.video_ids(subset)")
-    frames, difficulty = _whole("frames", frames), _checked_difficulty(difficulty)
-    return _video_features(make_world(split.num_classes, dim, seed), row.to_pylist()[0], frames, seed, difficulty)
+    frames, difficulty, structure = _check_arguments(split, frames, dim, seed, difficulty)
+    return _video_features(structure, row.to_pylist()[0], frames, seed, difficulty)
+
+
+def _check_arguments(
+    split: Split, frames: int, dim: int, seed: int, difficulty: float
+) -> tuple[int, float, SharedStructure]:
+    frames = whole_number("frames", frames, 1, FeatureError)
+    dim, seed = whole_number("dim", dim, 1, FeatureError), whole_number("seed", seed, 0, FeatureError)
+    if (
+        isinstance(difficulty, bool)
+        or not isinstance(difficulty, int | float | np.number)
+        or not 0 <= difficulty <= _HARDEST
+    ):
+        raise FeatureError(
+            f"difficulty must be a number from 0 to {_HARDEST} (default {DIFFICULTY}), got {difficulty!r}"
+        )
+    return frames, float(difficulty), draw_structure(split.num_classes, dim, seed)
 
 
 def simulate_features(
@@ -203,27 +195,26 @@ def simulate_features(
     seed: int = 0,
     difficulty: float = DIFFICULTY,
     subset: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressBar | None = None,
 ) -> Path:
-    """Simulate the frame features of a split's videos, each as ``frame_features`` gives it, into a feature file.
+    """Simulate the features of a split's videos, each as ``frame_features`` returns it, and write a feature file.
 
     They say nothing about real videos (see the module). Measured on CharadesLT's test set with seeds 0 to 2 and the
     other defaults: ``Nonlinear`` (BCE, Adam at 2e-3, batches of 64) reaches an mAP of 0.095 to 0.098 after 5 epochs and
     0.114 to 0.116 after 10; at 1e-3 in batches of 128, 0.115 to 0.121 after 20 (head 0.20 to 0.22, medium 0.10 to 0.11,
-    tail 0.04 to 0.05). Random scores give 0.059; whoever knew which segments show at all would reach 0.17.
+    tail 0.04 to 0.05). Random scores give 0.059; knowing which segments show at all would give 0.17.
 
     Parameters
     ----------
     split : Split, str or Path
         A split, its file, or its name.
     out : path
-        The file, float16. A run that was cut off is gone on with; a file made with other arguments is refused.
+        The file, float16. An interrupted run is continued; a file made with other arguments is refused.
     frames, dim, seed, difficulty
         As in ``frame_features``.
     subset : str, optional
-        ``train``, ``val`` or ``test``; all three where left out.
-    progress : callable, optional
-        Called with a title and the number of videos; gives a context manager whose value is called with steps done.
+        ``train``, ``val`` or ``test``; all three by default.
+    progress : ProgressBar, optional
 
     Returns
     -------
@@ -233,14 +224,13 @@ def simulate_features(
     Raises
     ------
     SplitError
-        There is no such split or subset.
+        The split or the subset does not exist.
     FeatureError
         An argument makes no sense, an id cannot name features, or the file cannot be written.
     """
     split = split if isinstance(split, Split) else load_split(split)
-    frames, difficulty = _whole("frames", frames), _checked_difficulty(difficulty)
-    world = make_world(split.num_classes, dim, seed)
-    table = split.table if subset is None else split.rows(subset)
+    frames, difficulty, structure = _check_arguments(split, frames, dim, seed, difficulty)
+    table = (split.table if subset is None else split.rows(subset)).sort_by("video_id").combine_chunks()
     recipe = {
         "backbone": "simulation",
         "formula": FORMULA,
@@ -249,77 +239,58 @@ def simulate_features(
         "seed": int(seed),
         "difficulty": difficulty,
     }
-    start = progress or (lambda title, total: nullcontext(lambda steps: None))
-    with start("simulating features", len(table)) as advance:
-
-        def render(position: int) -> Reals:
-            advance(1)
-            return _video_features(world, rows.slice(position, 1).to_pylist()[0], frames, seed, difficulty)
-
-        rows = table.sort_by("video_id").combine_chunks()
-        write(Path(out), rows.column("video_id").to_pylist(), (frames, dim), recipe, render)
-    return Path(out)
-
-
-def write(
-    path: Path, video_ids: list[str], shape: tuple[int, int], recipe: Recipe, render: Callable[[int], Reals]
-) -> None:
-    """Write a feature file, asking for each video (by its position) that an earlier run has not written."""
-    wrong = [repr(video_id) for video_id in video_ids if not _is_usable(video_id)]
-    if wrong:
+    video_ids = table.column("video_id").to_pylist()
+    if wrong := [repr(video_id) for video_id in video_ids if not _is_usable(video_id)]:
         raise FeatureError(f"these ids cannot name features in a file: {first_few(wrong)}; rename these videos")
     layout = Layout(
         video_ids=tuple(video_ids),
-        rows=np.full(len(video_ids), shape[0], dtype=np.int64),
+        rows=np.full(len(video_ids), frames, dtype=np.int64),
         fixed=True,
-        dim=shape[1],
+        dim=structure.base.shape[0],
         dtype="float16",
         timed=False,
         source_sizes=np.zeros(len(video_ids), dtype=np.int64),
     )
-    with feature_writer(path, layout, recipe) as writer:
+    start = progress or (lambda title, total: nullcontext(lambda steps: None))
+    with start("simulating features", len(table)) as advance, feature_writer(Path(out), layout, recipe) as writer:
         for position in writer.pending.tolist():
-            writer.put(position, VideoRows(render(position).astype(np.float16)))
+            row = table.slice(position, 1).to_pylist()[0]
+            writer.put(
+                position, VideoRows(_video_features(structure, row, frames, seed, difficulty).astype(np.float16))
+            )
+            advance(1)
         writer.finish()
+    return Path(out)
 
 
 def _is_usable(video_id: str) -> bool:
     try:
         check_id(video_id)
-    except Unusable:
+    except UnusableVideo:
         return False
     return True
 
 
-def _video_features(world: World, row: dict[str, Any], frames: int, seed: int, difficulty: float) -> Reals:
+def _video_features(
+    structure: SharedStructure, row: dict[str, Any], frames: int, seed: int, difficulty: float
+) -> Reals:
     generator = video_generator(row["video_id"], seed)
-    return _render(world, draw_moments(row, frames, generator), frames, difficulty, generator)
+    return _render(structure, draw_appearances(row, frames, generator), frames, difficulty, generator)
 
 
 def video_generator(video_id: str, seed: int) -> np.random.Generator:
-    """Return the generator of one video's draws: of the seed and the id's sha256, so of no order and no other video."""
+    """Return the generator of one video's draws, seeded with the seed and the id's sha256 only."""
     words = np.frombuffer(hashlib.sha256(video_id.encode()).digest(), dtype="<u4")
-    return np.random.default_rng(np.random.SeedSequence([_whole("seed", seed, 0), *words.tolist()]))
+    return np.random.default_rng(np.random.SeedSequence([seed, *words.tolist()]))
 
 
-def draw_moments(row: dict[str, Any], frames: int, generator: np.random.Generator) -> list[Moment]:
-    """Return in which frames the labels of a video show.
+def draw_appearances(row: dict[str, Any], frames: int, generator: np.random.Generator) -> list[Appearance]:
+    """Return the frames in which the labels of a video show: segments in the split's order, then labels without one.
 
-    Parameters
-    ----------
-    row : dict
-        ``labels``, ``segments`` and ``length_s`` of a row of ``split.table``.
-    frames : int
-        T.
-    generator : numpy.random.Generator
-        Draws a segment, of 0.2 to 0.9 of the video, for each label that has none.
-
-    Returns
-    -------
-    list of Moment
-        Segments in the split's order, then labels without one. Each has a frame at least: official segments can be
-        shorter than the distance of two frames, end before they begin, or lie past the end of the video; they are
-        taken as what lies between both ends, and cut to the video.
+    ``row`` has ``labels``, ``segments`` and ``length_s`` of a row of ``split.table``; labels without a segment get a
+    random one, of 0.2 to 0.9 of the video. Each appearance covers at least one frame. Official segments can be shorter
+    than the distance of two frames, end before they begin, or lie past the end of the video; the part between both ends
+    is taken, cut to the video.
     """
     length = row["length_s"]
     segments = row["segments"] or [] if length is not None and np.isfinite(length) and length > 0 else []
@@ -333,34 +304,38 @@ def draw_moments(row: dict[str, Any], frames: int, generator: np.random.Generato
             share = generator.uniform(0.2, 0.9)
             start = generator.uniform(0.0, 1.0 - share)
             spans.append((label, start, start + share))
-    moments = []
+    appearances = []
     for label, start, end in spans:
         first, last = int(np.ceil(start * frames - 0.5)), int(np.floor(end * frames - 0.5))
         if last < first:
             first = last = min(int((start + end) / 2 * frames), frames - 1)
-        moments.append(Moment(label, first, last))
-    return moments
+        appearances.append(Appearance(label, first, last))
+    return appearances
 
 
 def _render(
-    world: World, moments: list[Moment], frames: int, difficulty: float, generator: np.random.Generator
+    structure: SharedStructure,
+    appearances: list[Appearance],
+    frames: int,
+    difficulty: float,
+    generator: np.random.Generator,
 ) -> Reals:
-    """Return a video's (frames, D) features; all draws are made whatever the difficulty, and in the same order."""
-    num_places, dim = world.places.shape
-    amplitudes = np.exp(AMPLITUDE_SPREAD * generator.standard_normal(len(moments)))
-    amplitudes *= generator.random(len(moments)) < SHOWN_SHARE**difficulty
-    signs = generator.choice((-1.0, 1.0), size=len(moments))
-    envelope = np.zeros((frames, len(moments)), dtype=np.float32)
+    """Return a video's (frames, D) features; the draws and their order do not depend on the difficulty."""
+    num_places, dim = structure.places.shape
+    amplitudes = np.exp(AMPLITUDE_SPREAD * generator.standard_normal(len(appearances)))
+    amplitudes *= generator.random(len(appearances)) < SHOWN_SHARE**difficulty
+    signs = generator.choice((-1.0, 1.0), size=len(appearances))
+    envelope = np.zeros((frames, len(appearances)), dtype=np.float32)
     turns = np.where(np.arange(frames) % 2, -1.0, 1.0)
-    for column, moment in enumerate(moments):
-        shown = slice(moment.first, moment.last + 1)
-        moves = world.is_motion[moment.label]
+    for column, appearance in enumerate(appearances):
+        shown = slice(appearance.first, appearance.last + 1)
+        moves = structure.is_motion[appearance.label]
         envelope[shown, column] = (signs[column] * turns[shown] if moves else 1.0) * amplitudes[column]
-    labels = np.array([moment.label for moment in moments], dtype=np.intp)
-    moving = world.is_motion[labels]
+    labels = np.array([appearance.label for appearance in appearances], dtype=np.intp)
+    moving = structure.is_motion[labels]
 
-    scene = SCENE_PLACES * generator.standard_normal(num_places, dtype=np.float32) @ world.places
-    # More features of independent noise would tell classes apart ever better: hold that fixed as D grows.
+    scene = SCENE_PLACES * generator.standard_normal(num_places, dtype=np.float32) @ structure.places
+    # With more features of independent noise, classes would be easier to tell apart: keep that fixed as D grows.
     spread = np.float32(np.sqrt(dim / DIM))
     scene += SCENE_OWN * spread * generator.standard_normal(dim, dtype=np.float32)
     noise = generator.standard_normal((frames, dim), dtype=np.float32)
@@ -370,38 +345,22 @@ def _render(
 
     features = noise
     features *= np.float32(difficulty * NOISE) * spread
-    features += world.base + np.float32(difficulty) * scene
-    features += np.float32(SIGNAL) * (envelope[:, ~moving] @ world.prototypes[labels[~moving]])
+    features += structure.base + np.float32(difficulty) * scene
+    features += np.float32(SIGNAL) * (envelope[:, ~moving] @ structure.prototypes[labels[~moving]])
     np.maximum(features, 0.0, out=features)
     if moving.any():
-        # Cut alike on both sides, so that the mean stays: never below nothing, never above twice.
-        features *= 1.0 + np.clip(envelope[:, moving] @ world.patterns[labels[moving]], -1.0, 1.0)
+        # Clipped to the same distance on both sides, so that the mean stays.
+        features *= 1.0 + np.clip(envelope[:, moving] @ structure.patterns[labels[moving]], -1.0, 1.0)
     return features
-
-
-def _whole(name: str, value: int, least: int = 1) -> int:
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        whole = least - 1
-    if whole < least:
-        raise FeatureError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return whole
-
-
-def _checked_difficulty(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= _HARDEST:
-        raise FeatureError(f"difficulty must be a number from 0 to {_HARDEST} (default {DIFFICULTY}), got {value!r}")
-    return float(value)
 
 
 DATASET = "simulatedlt"
 
-_LABELS = 5.0  # a video beyond the first, on average
+_LABELS = 5.0  # per video beyond the first, on average
 _LEAST_POSITIVES = 4  # of a class in a subset that is evaluated on
 _SECONDS = (20.0, 40.0)  # of a video
 _SHARE = (0.1, 0.5)  # of a video that a segment takes
-# The most frequent class is as many times as frequent as the rarest; val and test are drawn towards uniform.
+# Frequency of the most frequent class over that of the rarest; val and test are drawn closer to uniform.
 _IMBALANCE = 80.0
 _EVALUATED_POWER = 0.5
 
@@ -414,23 +373,23 @@ def simulate_split(
     tail_up_to: int = 20,
     seed: int = 0,
 ) -> Split:
-    """Draw a split with Pareto-like class frequencies, several labels a video and temporal segments.
+    """Draw a split with Pareto-like class frequencies, several labels per video, and temporal segments.
 
     Parameters
     ----------
     videos : (int, int, int)
-        Of train, val and test, at least 1 each.
+        Numbers of train, val and test videos, at least 1 each.
     num_classes : int
         C, at least 3.
     head_above, tail_up_to : int
-        Thresholds of the groups, in training videos of a class.
+        Thresholds of the groups, in training videos per class.
     seed : int
         The same seed gives the same split.
 
     Returns
     -------
     Split
-        Of the dataset ``simulatedlt``, variant ``simulated``. Nothing in it is real.
+        A split of the dataset ``simulatedlt``, variant ``simulated``. Nothing in it is real.
 
     Raises
     ------
@@ -446,17 +405,14 @@ def simulate_split(
     True
     """
     if num_classes < 3 or min(videos) < 1:
-        raise SplitError(f"a split needs 3 classes and 1 video a subset at least, got {num_classes} and {videos}")
+        raise SplitError(f"a split needs 3 classes and 1 video per subset at least, got {num_classes} and {videos}")
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     rarity = np.linspace(0, 1, num_classes)
     weights = _IMBALANCE**-rarity
     annotations = Annotations(class_names=tuple(f"class {index:03d}" for index in range(num_classes)))
-    placed: list[str] = []
     for subset, count in zip(SUBSETS, videos, strict=True):
-        labels = _draw_labels(
-            generator, weights if subset == "train" else weights**_EVALUATED_POWER, count,
-            1 if subset == "train" else _LEAST_POSITIVES,
-        )  # fmt: skip
+        power, least = (1, 1) if subset == "train" else (_EVALUATED_POWER, _LEAST_POSITIVES)
+        labels = _draw_labels(generator, weights**power, count, least)
         for position, row in enumerate(labels):
             length = generator.uniform(*_SECONDS)
             classes = generator.permutation(np.flatnonzero(row)).tolist()
@@ -470,13 +426,11 @@ def simulate_split(
             annotations.labels.append(tuple(classes))
             annotations.lengths.append(round(length, 2))
             annotations.segments.append(tuple(segments))
-            annotations.subjects.append("")
-            annotations.views.append("")
-            annotations.pair_ids.append("")
-            placed.append(subset)
+    for column in (annotations.subjects, annotations.views, annotations.pair_ids):
+        column.extend([""] * len(annotations.video_ids))
     return Split.from_annotations(
         annotations,
-        placed,
+        annotations.sources,
         dataset=DATASET,
         variant="simulated",
         seed=seed,
@@ -488,9 +442,9 @@ def simulate_split(
 def _draw_labels(
     generator: np.random.Generator, weights: npt.NDArray[np.float64], videos: int, least: int
 ) -> npt.NDArray[np.bool_]:
-    """Draw a (videos, C) label matrix: classes by weight without replacement, each class ``least`` times at least."""
+    """Draw a (videos, C) label matrix: classes by weight without replacement, each class at least ``least`` times."""
     wanted = np.minimum(1 + generator.poisson(_LABELS, videos), len(weights))
-    # The k largest of log-weight plus Gumbel noise are a draw without replacement.
+    # The k largest sums of log-weight and Gumbel noise are a draw without replacement.
     keys = np.log(weights) + generator.gumbel(size=(videos, len(weights)))
     ranks = np.argsort(np.argsort(-keys, axis=1), axis=1)
     labels: npt.NDArray[np.bool_] = ranks < wanted[:, None]

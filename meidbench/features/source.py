@@ -1,17 +1,17 @@
-"""What every form of stored features has in common: ids, checks, and what is said of those that cannot be used."""
+"""The base class of all stored features, and two forms of them: a folder of .npy files and grouped HDF5."""
 
 import math
 import os
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO, FileIO
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import h5py
 import numpy as np
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from meidbench.errors import FeatureError, bullet_list, first_few
 
-# What is said of each problem, in the order in which they are told.
+# The words for each problem, in the order in which a message lists them.
 PROBLEMS = {
     "missing": "missing",
     "id": "no usable id (empty, a dot, with a path separator, or not UTF-8)",
@@ -37,14 +37,12 @@ PROBLEMS = {
     "width": "not of the width of most",
 }
 
-# A backslash separates folders on Windows only, but such a file would not survive a move there.
-# A colon ends a drive there.
+# A backslash separates folders on Windows only, but such a file could not be copied there. A colon ends a drive there.
 _FORBIDDEN_IN_IDS = frozenset("/\\\0:" if os.name == "nt" else "/\\\0")
 Array = npt.NDArray[np.floating[Any]]
-_Answer = TypeVar("_Answer")
 
 
-class Unusable(Exception):
+class UnusableVideo(Exception):
     """One video cannot be used; ``problem`` is a key of ``PROBLEMS``."""
 
     def __init__(self, problem: str, detail: str = "") -> None:
@@ -52,16 +50,16 @@ class Unusable(Exception):
         self.problem = problem
         self.detail = detail
 
+    def describe(self) -> str:
+        """Return in one line why the video cannot be used."""
+        return with_detail(PROBLEMS[self.problem], self.detail)
+
 
 class FeatureSource(ABC):
-    """Frame features of videos, by id. ``open_features`` makes one.
+    """Frame features of videos, by id; ``open_features`` opens them. ``path`` is absolute.
 
-    It pickles without open files and may be used after a fork, so it can be handed to ``DataLoader`` workers.
-
-    Attributes
-    ----------
-    path : Path
-        The folder or file, absolute.
+    A source pickles without open files and may be used after a fork, so it can be passed to ``DataLoader`` workers. It
+    remembers the shapes of videos that were checked.
     """
 
     expected: str
@@ -69,23 +67,26 @@ class FeatureSource(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._dim: int | None = None
+        self._checked: dict[str, tuple[object, tuple[int, int]]] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
 
     @property
     def dim(self) -> int:
-        """Width D: of the videos that were checked last, without a check of the first video by id."""
+        """Width D of the videos that were checked last; before a check, of the first video by id."""
         if self._dim is None:
-            ids = self._ids()
+            ids = self.ids()
             if not ids:
                 raise FeatureError(f"there are no features in {self.path}; expected {self.expected}")
-            self._dim = self._answer(self._shape, min(ids))[1]
+            with self._refusing(first := min(ids)):
+                self._dim = self.shape(first)[1]
         return self._dim
 
     def num_frames(self, video_id: str) -> int:
         """Return the number of rows T of a video; raises as ``read`` does."""
-        return self._answer(self._shape, video_id)[0]
+        with self._refusing(video_id):
+            return self.shape(video_id)[0]
 
     def read(self, video_id: str, indices: npt.ArrayLike | None = None) -> Array:
         """Return feature rows of a video.
@@ -108,16 +109,13 @@ class FeatureSource(ABC):
         rows = None if indices is None else np.asarray(indices)
         if rows is not None and (rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu")):
             raise FeatureError(f"row indices must be a list of integers, got {rows.dtype} of shape {rows.shape}")
-        return self._answer(lambda checked_id: self._load(checked_id, rows), video_id)
+        with self._refusing(video_id):
+            return self.load(video_id, rows)
 
     def check(self, video_ids: Iterable[str]) -> npt.NDArray[np.int64]:
         """Check that all these videos have usable features of one width, and return how many rows each has.
 
-        Only headers are read, no values. On a terminal a bar is shown where that takes more than a second.
-
-        Parameters
-        ----------
-        video_ids : iterable of str
+        Only headers are read, and of each video once. A terminal shows a bar where that takes more than a second.
 
         Returns
         -------
@@ -128,10 +126,10 @@ class FeatureSource(ABC):
         ------
         FeatureError
             Some are missing, unreadable, truncated, not 2-D, empty, not float16/32/64, or not of the width of
-            most. One message with the number and the first five of each kind.
+            most. One message has the number and the first five of each kind.
         """
         asked = list(video_ids)
-        present = self._ids()
+        present = self.ids()
         shapes: dict[str, tuple[int, int]] = {}
         offenders: dict[str, list[str]] = {problem: [] for problem in PROBLEMS}
         title = f"checking {self.path.name}"
@@ -140,9 +138,12 @@ class FeatureSource(ABC):
             try:
                 check_id(video_id)
                 if video_id not in present:
-                    raise Unusable("missing")
-                shapes[video_id] = self._shape(video_id)
-            except Unusable as error:
+                    raise UnusableVideo("missing")
+                version, known = self._version(video_id), self._checked.get(video_id)
+                if known is None or known[0] != version:
+                    known = self._checked[video_id] = version, self.shape(video_id)
+                shapes[video_id] = known[1]
+            except UnusableVideo as error:
                 offenders[error.problem].append(_named(video_id, error))
         widths = Counter(width for _, width in shapes.values())
         usual = widths.most_common(1)[0][0] if widths else None
@@ -156,40 +157,47 @@ class FeatureSource(ABC):
     def close(self) -> None:  # noqa: B027 - a folder keeps nothing open
         """Close what is open; it is opened again when next needed."""
 
-    def _answer(self, question: Callable[[str], _Answer], video_id: str) -> _Answer:
-        """Ask a question on one video, and turn ``Unusable`` into the error that users see."""
+    @contextmanager
+    def _refusing(self, video_id: str) -> Iterator[None]:
+        """Check an id, and turn ``UnusableVideo`` into the error that users see."""
         try:
             check_id(video_id)
-            return question(video_id)
-        except Unusable as error:
+            yield
+        except UnusableVideo as error:
             raise self._refusal({error.problem: [_named(video_id, error)]}, 1, None) from None
 
     def _refusal(self, offenders: dict[str, list[str]], asked: int, width: int | None) -> FeatureError:
-        said = {**PROBLEMS, "width": f"{PROBLEMS['width']} ({width})"}
-        found = [f"{len(names):,} {said[problem]}: {first_few(names)}" for problem, names in offenders.items() if names]
-        way_out = "Copy or extract these videos again"
+        words = {**PROBLEMS, "width": f"{PROBLEMS['width']} ({width})"}
+        found = [
+            f"{len(names):,} {words[problem]}: {first_few(names)}" for problem, names in offenders.items() if names
+        ]
+        remedy = "Copy or extract these videos again"
         if offenders.get("missing"):
-            ids = self._ids()
+            ids = self.ids()
             example = f", such as {min(ids)}" if ids else ""
-            way_out += f", or name the features of this dataset (these are of {len(ids):,} videos{example})"
+            remedy += f", or name the features of this dataset (these are of {len(ids):,} videos{example})"
         return FeatureError(
             f"{sum(map(len, offenders.values())):,} of {asked:,} videos cannot be used from {self.path}:\n"
             f"{bullet_list(found)}\n"
             f"Expected {self.expected}: T x D, T at least 1, one D for all, float16, float32 or float64.\n"
-            f"{way_out}."
+            f"{remedy}."
         )
 
     @abstractmethod
-    def _ids(self) -> set[str]:
-        """Return the ids that are there, usable or not."""
+    def ids(self) -> set[str]:
+        """Return all ids in the source, of usable videos or not."""
 
     @abstractmethod
-    def _shape(self, video_id: str) -> tuple[int, int]:
-        """Return (T, D) without reading values, or raise ``Unusable``."""
+    def shape(self, video_id: str) -> tuple[int, int]:
+        """Return (T, D) without reading values, or raise ``UnusableVideo``."""
 
     @abstractmethod
-    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
-        """Return these rows or all, not tied to any open file; or raise ``Unusable``."""
+    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+        """Return these rows or all as an array of its own, or raise ``UnusableVideo``."""
+
+    def _version(self, video_id: str) -> object:
+        """Return a value that changes with the file of a video; an HDF5 file does not change while it is read."""
+        return None
 
     def _check_rows(self, video_id: str, rows: npt.NDArray[Any], num_frames: int) -> None:
         # numpy would count a negative index from the end, and a wrong sampler would go unnoticed.
@@ -200,59 +208,78 @@ class FeatureSource(ABC):
 
 
 def check_array(shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> None:
-    """Refuse what is not a T x D array of floats."""
-    # numpy's long double is a float, too, but what it means depends on the machine.
+    """Refuse everything but T x D arrays of floats."""
+    # numpy's long double is a float, too, but its bits depend on the machine.
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-        raise Unusable("dtype", str(dtype))
+        raise UnusableVideo("dtype", str(dtype))
     if shape is None or len(shape) != 2:
-        raise Unusable("ndim", f"shape {shape}")
+        raise UnusableVideo("ndim", f"shape {shape}")
     if min(shape) < 1:
-        raise Unusable("empty", f"shape {shape}")
+        raise UnusableVideo("empty", f"shape {shape}")
 
 
 def check_id(video_id: str) -> None:
-    """Refuse what would lead out of the folder, or be a path of its own inside an HDF5 file."""
-    # Undecodable bytes of a file's name stand in Python's strings as what no UTF-8 can hold.
+    """Refuse ids that lead out of a folder, or that are paths inside an HDF5 file."""
+    # Python keeps the undecodable bytes of a file's name as surrogates, which UTF-8 cannot hold.
     if not video_id.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in video_id):
-        raise Unusable("id")
+        raise UnusableVideo("id")
     if video_id in ("", ".", "..") or not _FORBIDDEN_IN_IDS.isdisjoint(video_id):
-        raise Unusable("id")
+        raise UnusableVideo("id")
 
 
-def _named(video_id: str, error: Unusable) -> str:
-    name = repr(video_id) if error.problem == "id" else video_id
-    return f"{name} ({error.detail})" if error.detail else name
+def with_detail(name: str, detail: str) -> str:
+    """Return a name with a detail in brackets, if there is one."""
+    return f"{name} ({detail})" if detail else name
 
 
-# What numpy writes before the data of an ordinary array, and more than it accepts (10,000 bytes).
+def _named(video_id: str, error: UnusableVideo) -> str:
+    return with_detail(repr(video_id) if error.problem == "id" else video_id, error.detail)
+
+
+# Bytes that numpy writes before the data of an ordinary array, and more than it accepts (10,000 bytes).
 _USUAL_HEADER = 128
 _LONGEST_HEADER = 1 << 14
 
 
 class NpyFolder(FeatureSource):
-    """A folder with one ``VIDEO_ID.npy`` a video; files of other names are left alone."""
+    """A folder with one ``VIDEO_ID.npy`` per video; files with other names do not matter."""
 
     expected = "a folder of VIDEO_ID.npy"
 
-    def _ids(self) -> set[str]:
+    def ids(self) -> set[str]:  # noqa: D102
         try:
             with os.scandir(self.path) as entries:
                 return {entry.name[:-4] for entry in entries if entry.name.endswith(".npy")}
         except OSError as error:
             raise FeatureError(f"cannot list the folder {self.path}: {error.strerror}") from None
 
-    def _shape(self, video_id: str) -> tuple[int, int]:
+    def _version(self, video_id: str) -> object:
+        try:
+            facts = (self.path / f"{video_id}.npy").stat()
+        except OSError:
+            return None
+        return facts.st_size, facts.st_mtime_ns, facts.st_ino
+
+    def shape(self, video_id: str) -> tuple[int, int]:  # noqa: D102
         with self._opened(video_id) as (_, header):
             return header.shape
 
-    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:  # noqa: D102
         with self._opened(video_id) as (stream, header):
             order: Literal["C", "F"] = "F" if header.by_column else "C"
-            stored = np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)
-            if rows is None:
-                return np.array(stored)
-            self._check_rows(video_id, rows, len(stored))
-            return np.asarray(stored)[rows.astype(np.intp)]
+            if rows is not None:
+                stored = np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)
+                self._check_rows(video_id, rows, len(stored))
+                return np.asarray(stored)[rows.astype(np.intp)]
+            # In one go; a memory map would read all rows page by page.
+            whole = np.empty(math.prod(header.shape), header.dtype)
+            stream.seek(header.offset)
+            space = whole.view(np.uint8).data
+            while space and (count := stream.readinto(space)):
+                space = space[count:]
+            if space:
+                raise UnusableVideo("truncated", "while it was read")
+            return whole.reshape(header.shape, order=order)
 
     @contextmanager
     def _opened(self, video_id: str) -> Iterator[tuple[FileIO, "_Header"]]:
@@ -260,9 +287,9 @@ class NpyFolder(FeatureSource):
             with (self.path / f"{video_id}.npy").open("rb", buffering=0) as stream:
                 yield stream, _read_header(stream)
         except FileNotFoundError:
-            raise Unusable("missing") from None
+            raise UnusableVideo("missing") from None
         except OSError as error:
-            raise Unusable("unreadable", error.strerror or str(error)) from None
+            raise UnusableVideo("unreadable", error.strerror or str(error)) from None
 
 
 class _Header(NamedTuple):
@@ -278,20 +305,20 @@ def _read_header(stream: FileIO) -> _Header:
     size = os.fstat(stream.fileno()).st_size
     try:
         try:
-            # Most videos of a dataset have one and the same header, and to parse costs more than to read it.
+            # Most videos of a dataset have the same header, and parsing costs more than reading.
             shape, by_column, dtype, offset = _parse_usual_header(head)
         except _HeaderError:
             shape, by_column, dtype, offset = _parse_header(head + stream.read(_LONGEST_HEADER))
     except _HeaderError as error:
         if size < _USUAL_HEADER and (head.startswith(npy.MAGIC_PREFIX) or npy.MAGIC_PREFIX.startswith(head)):
-            raise Unusable("truncated", f"{size} bytes") from None
-        raise Unusable("format", str(error)) from None
+            raise UnusableVideo("truncated", f"{size} bytes") from None
+        raise UnusableVideo("format", str(error)) from None
     if dtype.hasobject:
-        raise Unusable("objects")
+        raise UnusableVideo("objects")
     check_array(shape, dtype)
     needed = offset + math.prod(shape) * dtype.itemsize
     if size < needed:
-        raise Unusable("truncated", f"{size:,} of {needed:,} bytes")
+        raise UnusableVideo("truncated", f"{size:,} of {needed:,} bytes")
     return _Header((shape[0], shape[1]), by_column, dtype, offset)
 
 
@@ -312,11 +339,11 @@ def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], in
         raise _HeaderError(f"format version {version[0]}.{version[1]}")
     try:
         with warnings.catch_warnings():
-            # Shapes written by Python 2 ("150L") are read all the same; a warning a file helps nobody.
+            # Shapes written by Python 2 ("150L") are read all the same; a warning per file helps nobody.
             warnings.simplefilter("ignore")
             shape, by_column, dtype = readers[version](stream)
     except Exception as error:
-        # Not only ValueError: on a damaged header numpy lets through what Python's tokenizer raises.
+        # Not only ValueError: on a damaged header, numpy passes on the errors of Python's tokenizer.
         raise _HeaderError(f"damaged header: {str(error).partition(chr(10))[0]}") from None
     return shape, by_column, dtype, stream.tell()
 
@@ -327,7 +354,7 @@ _parse_usual_header = lru_cache(maxsize=256)(_parse_header)
 class Handle:
     """An HDF5 file that each process opens for itself when it first reads; it pickles closed.
 
-    Processes must not share HDF5's own handles.
+    Processes must not share the handles of HDF5.
     """
 
     def __init__(self, path: Path) -> None:
@@ -349,16 +376,10 @@ class Handle:
             self._file = None
 
     def opened(self) -> h5py.File:
-        """Return the open file.
-
-        Raises
-        ------
-        FeatureError
-            It cannot be opened.
-        """
+        """Return the open file; raise ``FeatureError`` where it cannot be opened."""
         if self._owner != os.getpid():
-            # Close what a fork handed down, or HDF5 would open the file again on the parent's descriptor. The
-            # lock may have been held by a thread that the fork did not bring along.
+            # Close the handle that a fork copied, or HDF5 would use the parent's descriptor again. A thread that the
+            # fork did not copy may have held the lock.
             self._lock = Lock()
             self.close()
             self._owner = os.getpid()
@@ -370,12 +391,22 @@ class Handle:
                     raise FeatureError(f"cannot open {self.path}: {error}; copy or extract it again") from None
             return self._file
 
+    @contextmanager
+    def reading(self) -> Iterator[h5py.File]:
+        """Give the open file, and turn the errors of a damaged one into ``FeatureError``."""
+        try:
+            yield self.opened()
+        except FeatureError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FeatureError(f"cannot read {self.path}: {error}; copy or extract it again") from None
+
 
 HDF5_GROUP = "features"
 
 
-class Hdf5File(FeatureSource):
-    """An HDF5 file with one dataset ``/features/VIDEO_ID`` a video."""
+class GroupedFile(FeatureSource):
+    """An HDF5 file with one dataset ``/features/VIDEO_ID`` per video."""
 
     expected = f"an HDF5 file with /{HDF5_GROUP}/VIDEO_ID"
 
@@ -383,55 +414,55 @@ class Hdf5File(FeatureSource):
         super().__init__(path)
         self._handle = Handle(self.path)
         try:
-            # To refuse at once what cannot be used.
-            self._group()
+            self._group()  # at once, to refuse other files
         finally:
             self.close()
 
-    def close(self) -> None:
-        """Close the file; it is opened again when next needed."""
+    def close(self) -> None:  # noqa: D102
         self._handle.close()
 
     def _group(self) -> Any:
-        file = self._handle.opened()
-        group = file.get(HDF5_GROUP)
-        if not isinstance(group, h5py.Group):
-            found = first_few(sorted(file)) or "nothing"
-            raise FeatureError(f"{self.path} has no group /{HDF5_GROUP} (it holds {found}); expected {self.expected}")
+        with self._handle.reading() as file:
+            group = file.get(HDF5_GROUP)
+            if not isinstance(group, h5py.Group):
+                found = first_few(sorted(file)) or "nothing"
+                raise FeatureError(
+                    f"{self.path} has no group /{HDF5_GROUP} (it holds {found}); expected {self.expected}"
+                )
         return group
 
-    def _ids(self) -> set[str]:
-        return set(self._group())
+    def ids(self) -> set[str]:  # noqa: D102
+        with self._handle.reading():
+            return set(self._group())
 
-    def _shape(self, video_id: str) -> tuple[int, int]:
+    def shape(self, video_id: str) -> tuple[int, int]:  # noqa: D102
         rows, width = self._dataset(video_id).shape
         return rows, width
 
-    def _load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
+    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:  # noqa: D102
         dataset = self._dataset(video_id)
         if rows is not None:
             self._check_rows(video_id, rows, len(dataset))
         try:
-            # h5py's own row selection refuses repeated rows, and is slower than to read the whole.
+            # h5py's own row selection refuses repeated rows, and is slower than reading all of them.
             whole: Array = dataset[()]
-        except OSError as error:
-            raise Unusable("unreadable", str(error)) from None
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UnusableVideo("unreadable", str(error)) from None
         return whole if rows is None else whole[rows.astype(np.intp)]
 
     def _dataset(self, video_id: str) -> Any:
-        group = self._group()
         try:
-            dataset = group[video_id]
+            dataset = self._group()[video_id]
+            if not isinstance(dataset, h5py.Dataset):
+                raise UnusableVideo("ndim", "a group, not a dataset")
+            check_array(dataset.shape, dataset.dtype)
         except KeyError:
-            # A link to another file that is not there looks the same as no link.
-            raise Unusable("missing") from None
-        except OSError as error:
-            raise Unusable("unreadable", str(error)) from None
-        if not isinstance(dataset, h5py.Dataset):
-            raise Unusable("ndim", "a group, not a dataset")
-        try:
-            shape, dtype = dataset.shape, dataset.dtype
-        except TypeError as error:  # a type of HDF5 that numpy does not have
-            raise Unusable("dtype", str(error)) from None
-        check_array(shape, dtype)
+            # A link to a file that does not exist looks like no link.
+            raise UnusableVideo("missing") from None
+        except FeatureError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UnusableVideo("unreadable", str(error)) from None
+        except TypeError as error:  # numpy lacks some types of HDF5
+            raise UnusableVideo("dtype", str(error)) from None
         return dataset

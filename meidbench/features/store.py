@@ -1,11 +1,11 @@
-"""Writing a feature file: in place, resumable, and under its final name only when every video has its say."""
+"""Writing a feature file: in place, resumable, and under its final name only when every video has a status."""
 
 import errno
 import glob
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ import numpy.typing as npt
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.features.feature_file import (
     DTYPES,
+    FAILED,
+    PENDING,
+    PER_ROW,
+    PER_VIDEO,
+    READY,
     REASON_BYTES,
     STATUSES,
     Header,
@@ -28,24 +33,23 @@ from meidbench.features.feature_file import (
 )
 from meidbench.features.records import VideoRows, read_rows
 from meidbench.files import locked, written_whole
+from meidbench.names import Report
 
 _COMMIT_EVERY = 1.0  # seconds
 
-Report = Callable[[str], None]
-
 
 def partial_path(path: Path) -> Path:
-    """Return where a feature file lies until it is whole."""
+    """Return the name of a feature file until it is whole."""
     return path.with_name(f"{path.name}.partial")
 
 
 def stored_headers(path: Path, recipe: Recipe) -> dict[Path, Header]:
-    """Read what an earlier run left: the file in the making first, then the whole one; none, one or both.
+    """Read the headers that earlier runs left: of the unfinished file first, then of the whole one.
 
     Raises
     ------
     FeatureError
-        One of them is no feature file, or was made by another recipe.
+        One of them is not a feature file, or was made by another recipe.
     """
     found = {}
     for candidate in (partial_path(path), path):
@@ -53,11 +57,11 @@ def stored_headers(path: Path, recipe: Recipe) -> dict[Path, Header]:
             try:
                 header = read_header(candidate)
             except FeatureError as error:
-                raise FeatureError(f"{error}\nRemove it to begin anew, or choose another output.") from None
+                raise FeatureError(f"{error}\nRemove it to start again, or choose another output.") from None
             if differences := recipe_differences(header.recipe, recipe):
                 raise FeatureError(
                     f"{candidate} was made with other settings:\n{bullet_list(differences)}\n"
-                    "Repeat those settings to go on with it, remove it to begin anew, or choose another output."
+                    "Repeat those settings to continue it, remove it to start again, or choose another output."
                 )
             found[candidate] = header
     return found
@@ -73,11 +77,10 @@ def feature_writer(
     fresh: bool = False,
     report: Report | None = None,
 ) -> Iterator["FeatureWriter"]:
-    """Open a feature file to be written, with all that an earlier run finished.
+    """Open a feature file for writing, with all videos that earlier runs finished.
 
-    Rows go to ``NAME.partial`` beside the file, which is renamed by ``FeatureWriter.finish``; until then a file of
-    the final name stays as it is. The same videos under the same recipe are taken from either; of a
-    changed list of videos, those whose id and size are the same.
+    Rows are written to ``NAME.partial`` beside the file; ``FeatureWriter.finish`` renames it. Until then, a file of the
+    final name does not change. Videos with the same id and size are taken from both files, if the recipe is the same.
 
     Parameters
     ----------
@@ -85,13 +88,13 @@ def feature_writer(
         The final name.
     layout : Layout
     recipe : dict
-        JSON values; ``libraries`` may differ from the earlier run, nothing else.
+        JSON values; only ``libraries`` may differ from an earlier run.
     retry_failed : bool
         Whether videos that failed are pending again.
     fresh : bool
         Take nothing from an earlier run of the same recipe.
-    report : callable, optional
-        Called with a line of text where earlier work is found.
+    report : Report, optional
+        Called where earlier work is found.
 
     Raises
     ------
@@ -112,9 +115,9 @@ def feature_writer(
         if fresh:
             headers = {}
         _refuse_losses(layout, headers)
-        writer = _resumed(path, layout, recipe, headers, retry_failed, report) or _begun(
-            path, layout, recipe, headers, retry_failed, report
-        )
+        writer = _resume(path, layout, recipe, headers, retry_failed, report)
+        if writer is None:
+            writer = _start(path, layout, recipe, headers, retry_failed, report)
         try:
             yield writer
         finally:
@@ -122,17 +125,9 @@ def feature_writer(
 
 
 class FeatureWriter:
-    """Puts the rows of videos in their places; ``feature_writer`` makes one.
+    """Writes the rows of videos to their places; ``feature_writer`` opens it.
 
-    Attributes
-    ----------
-    path : Path
-        The file's final name.
-    place : Path
-        Where it lies now: ``path`` if it is whole already.
-    layout : Layout
-    status : (V,) uint8 array
-        Positions in ``STATUSES``, of all that was put.
+    ``path`` is the file's final name, ``place`` its current one; ``status`` (V,) has positions in ``STATUSES``.
     """
 
     def __init__(self, path: Path, place: Path, header: Header) -> None:
@@ -150,7 +145,7 @@ class FeatureWriter:
     @property
     def pending(self) -> npt.NDArray[np.int64]:
         """Positions of the videos that are still to be put."""
-        return np.flatnonzero(self.status == STATUSES.index("pending"))
+        return np.flatnonzero(self.status == PENDING)
 
     def put(self, position: int, video: VideoRows) -> None:
         """Write a video; it counts as finished within a second, or when the writer is closed.
@@ -158,11 +153,11 @@ class FeatureWriter:
         Raises
         ------
         FeatureError
-            The rows do not fit the layout, or the disk is full; what was put before is safe.
+            The rows do not fit the layout, or the disk is full; videos that were put before are safe.
         """
         self._refuse_misfits(position, video)
-        if STATUSES[self._on_disk[position]] != "pending":  # what vouches for the rows that were there goes first
-            self._on_disk[position] = STATUSES.index("pending")
+        if STATUSES[self._on_disk[position]] != "pending":  # the old status must not confirm new rows
+            self._on_disk[position] = PENDING
             self._write("status", position, self._on_disk[position : position + 1])
             self._synchronise()
         start = int(self._starts[position])
@@ -170,27 +165,27 @@ class FeatureWriter:
             self._write("features", start, np.ascontiguousarray(video.rows))
             for name in ("scales", "frame_indices", "timestamps"):
                 if name in self._offsets and (values := getattr(video, name)) is not None:
-                    self._write(name, start, values.astype(_PER_ROW[name]))
+                    self._write(name, start, values.astype(PER_ROW[name]))
         reason = video.reason.encode()[:REASON_BYTES].decode(errors="ignore").encode()
         self._write("reasons", position, np.array([reason], f"S{REASON_BYTES}"))
-        self._write("num_source_frames", position, np.array([video.num_source_frames], "<i4"))
-        self._write("corrupt_frames", position, np.array([video.corrupt_frames], "<i4"))
-        self._write("row_counts", position, np.array([len(video.rows)], "<i4"))
-        self._write("checksums", position, np.array([video.checksum()], "<u4"))
+        facts = {"num_source_frames": video.num_source_frames, "corrupt_frames": video.corrupt_frames}
+        facts |= {"row_counts": len(video.rows), "checksums": video.checksum()}
+        for name, value in facts.items():
+            self._write(name, position, np.array([value], PER_VIDEO[name]))
         self.status[position] = STATUSES.index(video.status)
         self._uncommitted.append(position)
         if time.monotonic() - self._last_commit > _COMMIT_EVERY:
             self.commit()
 
     def commit(self) -> None:
-        """Make what was put outlast a loss of power: rows reach the disk before the status that vouches for them."""
+        """Make all videos survive a loss of power: rows reach the disk before the status that confirms them."""
         if self._uncommitted:
-            # The system tells once of rows that it could not write; trying again would only seem to succeed.
+            # The system reports rows that it could not write only once; another try would only seem to succeed.
             positions, self._uncommitted = self._uncommitted, []
             try:
                 self._synchronise()
             except FeatureError:
-                self.status[positions] = STATUSES.index("pending")
+                self.status[positions] = PENDING
                 raise
             for position in positions:
                 self._write("status", position, self.status[position : position + 1])
@@ -217,7 +212,7 @@ class FeatureWriter:
             self.place = self.path
 
     def close(self) -> None:
-        """Commit and close; a file that is not finished is gone on with by the next run."""
+        """Commit and close; the next run continues an unfinished file."""
         if not self._stream.closed:
             try:
                 self.commit()
@@ -240,11 +235,11 @@ class FeatureWriter:
             raise FeatureError(f"video {name} has {len(video.rows):,} rows, there is room for {room:,}")
 
     def _write(self, name: str, index: int, values: npt.NDArray[Any]) -> None:
-        """Write values of a dataset from an index along its first (for rows: its joint row) axis on."""
-        a_step = values.nbytes // len(values)
+        """Write values of a dataset, beginning at an index of its first (for rows: its joint row) axis."""
+        step = values.nbytes // len(values)
         data = values.reshape(-1).view(np.uint8).data
         try:
-            self._stream.seek(self._offsets[name] + index * a_step)
+            self._stream.seek(self._offsets[name] + index * step)
             while data:
                 data = data[self._stream.write(data) :]
         except OSError as error:
@@ -259,19 +254,16 @@ class FeatureWriter:
     def _out_of_space(self, error: OSError) -> FeatureError:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return FeatureError(
-                f"cannot write {self.place}: {error.strerror or error}; run the same command again to go on"
+                f"cannot write {self.place}: {error.strerror or error}; run the same command again to continue"
             )
         safe = len(self.status) - len(self.pending) - len(self._uncommitted)
         return FeatureError(
             f"no space is left for {self.place} ({error.strerror or error}); {safe:,} of {len(self.status):,} videos "
-            "are safe in it.\nMake room and run the same command again: it goes on from there."
+            "are safe in it.\nMake room and run the same command again: it continues from there."
         )
 
 
-_PER_ROW = {"scales": "<f4", "frame_indices": "<i4", "timestamps": "<f8"}
-
-
-def _same(stored: Layout, wanted: Layout) -> bool:
+def _is_same(stored: Layout, wanted: Layout) -> bool:
     return (
         stored.video_ids == wanted.video_ids
         and np.array_equal(stored.rows, wanted.rows)
@@ -281,28 +273,28 @@ def _same(stored: Layout, wanted: Layout) -> bool:
     )
 
 
-def _resumed(
+def _resume(
     path: Path, layout: Layout, recipe: Recipe, headers: dict[Path, Header], retry_failed: bool, report: Report
 ) -> FeatureWriter | None:
-    """Go on in the very file that is there, where it is of these very videos."""
+    """Continue a file that holds exactly these videos."""
     for place, header in headers.items():
-        to_retry = (header.status == STATUSES.index("failed")) & retry_failed
-        # What has its final name is never written to: what is to be done yet gets a file of its own.
-        to_do = (to_retry | (header.status == STATUSES.index("pending"))).any()
-        listed = header.recipe.get("shared_list") == recipe.get("shared_list")
-        if _same(header.layout, layout) and listed and not (place == path and to_do):
+        to_retry = (header.status == FAILED) & retry_failed
+        # A file with its final name is never written to: unfinished videos get a file of their own.
+        unfinished = (to_retry | (header.status == PENDING)).any()
+        same_list = header.recipe.get("shared_list") == recipe.get("shared_list")
+        if _is_same(header.layout, layout) and same_list and not (place == path and unfinished):
             writer = FeatureWriter(path, place, header)
-            writer.status[to_retry] = STATUSES.index("pending")
+            writer.status[to_retry] = PENDING
             done = len(writer.status) - len(writer.pending)
             report(f"{place}: {done:,} of {len(writer.status):,} videos are there already")
             return writer
     return None
 
 
-def _begun(
+def _start(
     path: Path, layout: Layout, recipe: Recipe, headers: dict[Path, Header], retry_failed: bool, report: Report
 ) -> FeatureWriter:
-    """Begin a file, and take over what files of other lists of videos hold of these."""
+    """Start a file with the finished videos of files that hold other lists of videos."""
     free = shutil.disk_usage(path.parent).free
     if layout.num_bytes > free:
         raise FeatureError(
@@ -310,7 +302,7 @@ def _begun(
             "or choose a smaller dtype or fewer frames"
         )
     place = partial_path(path)
-    # Under its own name only with all that is taken over, or a kill in between would lose it.
+    # It gets its name with all videos that it takes over, or a kill in between would lose them.
     with written_whole(place) as temporary:
         create(temporary, layout, recipe)
         with closing(FeatureWriter(path, temporary, read_header(temporary))) as writer:
@@ -321,14 +313,19 @@ def _begun(
 
 
 def _take_over(writer: FeatureWriter, source: Path, header: Header, retry_failed: bool) -> int:
-    """Copy what an earlier file holds of the videos that are pending; what was damaged since is left out."""
+    """Copy the pending videos that an earlier file holds undamaged."""
     taken = 0
     known = {video_id: at for at, video_id in enumerate(header.layout.video_ids)}
     checksums = stored_checksums(source)
+    old, new = header.layout, writer.layout
+    if (old.dim, old.dtype, old.timed) != (new.dim, new.dtype, new.timed):
+        return 0
     with source.open("rb") as stream:
         for position in writer.pending.tolist():
-            at = known.get(writer.layout.video_ids[position])
-            if at is None or not _reusable(header, at, writer.layout, position, retry_failed):
+            at = known.get(new.video_ids[position])
+            if at is None or header.status[at] == PENDING or (retry_failed and header.status[at] == FAILED):
+                continue
+            if (old.rows[at], old.source_sizes[at]) != (new.rows[position], new.source_sizes[position]):
                 continue
             video = read_rows(stream, header, at)
             if video.checksum() == checksums[at]:
@@ -338,24 +335,13 @@ def _take_over(writer: FeatureWriter, source: Path, header: Header, retry_failed
 
 
 def _refuse_losses(layout: Layout, headers: dict[Path, Header]) -> None:
-    """Refuse to replace a file that holds videos of which this run knows nothing."""
+    """Refuse to replace a file that holds videos which this run does not know."""
     known = set(layout.video_ids)
     for place, header in headers.items():
-        ready = np.isin(header.status, [STATUSES.index("ok"), STATUSES.index("salvaged")]).tolist()
+        ready = np.isin(header.status, READY).tolist()
         there = (video_id for video_id, is_ready in zip(header.layout.video_ids, ready, strict=True) if is_ready)
         if lost := [video_id for video_id in there if video_id not in known]:
             raise FeatureError(
                 f"{place} holds {len(lost):,} videos that are not to be written now, and would lose them: "
-                f"{first_few(lost)}\nName all videos, choose another output, or remove it to begin anew."
+                f"{first_few(lost)}\nName all videos, choose another output, or remove it to start again."
             )
-
-
-def _reusable(header: Header, at: int, layout: Layout, position: int, retry_failed: bool) -> bool:
-    status = STATUSES[header.status[at]]
-    return (
-        status != "pending"
-        and not (retry_failed and status == "failed")
-        and (header.layout.dim, header.layout.dtype, header.layout.timed) == (layout.dim, layout.dtype, layout.timed)
-        and header.layout.rows[at] == layout.rows[position]
-        and header.layout.source_sizes[at] == layout.source_sizes[position]
-    )

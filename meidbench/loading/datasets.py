@@ -4,17 +4,19 @@ import operator
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from meidbench.checks import one_of, whole_number
 from meidbench.errors import FeatureError, SplitError
 from meidbench.features import FeatureSource, open_features
-from meidbench.features.frame_sampling import SAMPLINGS, FrameRows
+from meidbench.features.frame_sampling import FrameRows
 from meidbench.loading.motion import Motion, independent_seed, motion_rows
+from meidbench.names import SAMPLINGS
 from meidbench.splits.split import Split, load_split
 
 
@@ -25,9 +27,9 @@ class _Sample(TypedDict):
 
 
 class Sample(_Sample, total=False):
-    """What a dataset gives for one video: float32 ``features`` (frames, D) and ``labels`` (C,) of 0 and 1.
+    """One video of a dataset: float32 ``features`` (frames, D) and ``labels`` (C,) of 0 and 1.
 
-    With ``motion``, there is a float32 ``motion`` (frames, D), too.
+    A dataset with ``motion`` adds a float32 ``motion`` (frames, D).
     """
 
     motion: torch.Tensor
@@ -36,31 +38,30 @@ class Sample(_Sample, total=False):
 class FeatureDataset(Dataset[Sample]):
     """One subset of a split with its features, for any split; each benchmark has a class of its own below.
 
-    All videos are checked when it is made (headers only, see ``FeatureSource.check``), so that no epoch ends
-    halfway for want of a file. ``data[i]`` depends on the arguments, the epoch and ``i`` alone: not on how
-    many workers read, in which order, or after which restart.
+    The constructor checks all videos (headers only, see ``FeatureSource.check``), so no missing file can end an epoch.
+    ``data[i]`` depends only on the arguments, the epoch and ``i``: not on the number of workers, on the order of
+    reading, or on a restart.
 
     Parameters
     ----------
     split : Split, str or Path, optional
-        A split, its file, or its name. The class of a benchmark refuses the splits of others, and takes its
-        own from under ``MEIDBENCH_HOME`` where this is left out.
+        A split, its file, or its name. The class of a benchmark refuses the splits of others, and by default takes its
+        own from below ``MEIDBENCH_HOME``.
     subset : str
         ``train``, ``val`` or ``test``.
     features : FeatureSource, str or Path
-        What ``meidbench.features.open_features`` returns or takes.
-    frames : int or None
-        Rows of each video, 200 (``VideoLT``: 150) where left out; of a video with fewer, some are repeated.
-        None takes all: videos then differ in length, and a ``DataLoader`` needs ``batch_size=1`` or a
-        ``collate_fn`` that pads.
+        A source of ``meidbench.features.open_features``, or its path.
+    frames : int, "default" or None
+        Rows of each video, 200 by default (``VideoLT``: 150); a video with fewer rows repeats some. None takes all:
+        videos then differ in length, and a ``DataLoader`` needs ``batch_size=1`` or a ``collate_fn`` that pads.
     sampling : str
-        ``uniform`` (evenly spaced) or ``random`` (drawn anew each epoch); see ``meidbench.features.frame_sampling``.
+        ``uniform`` (evenly spaced) or ``random`` (new rows per epoch); see ``meidbench.features.frame_sampling``.
     replacement : bool
         Whether ``random`` may draw a row twice.
     seed : int
-        Of ``random``.
+        For ``random``.
     motion : Motion, optional
-        Give MEID's motion stream beside the features; see ``meidbench.loading.motion``.
+        Adds MEID's motion stream to the features; see ``meidbench.loading.motion``.
 
     Attributes
     ----------
@@ -73,21 +74,20 @@ class FeatureDataset(Dataset[Sample]):
         Width D of the features.
     num_frames : (n,) int64 array
         Rows that each video has.
-    frame_rows : FrameRows
-        Which of them are taken.
-    motion_frame_rows : FrameRows
-        Which rows of the motion stream of a whole video are taken.
+    frame_rows, motion_frame_rows : FrameRows
+        The rows to take of the features, and of the motion stream of a whole video.
 
     Raises
     ------
     SplitError
-        There is no such split or subset, or it is of another dataset.
+        The split or the subset does not exist, or the split is of another dataset.
     FeatureError
-        Features are missing or malformed (all are named at once), or an argument makes no sense.
+        Features are missing or malformed (one message names them), or an argument makes no sense.
     """
 
-    # The benchmark whose splits are taken; empty for any.
+    # The benchmark whose splits are accepted; empty accepts any.
     dataset: ClassVar[str] = ""
+    default_frames: ClassVar[int] = 200
 
     def __init__(
         self,
@@ -95,20 +95,20 @@ class FeatureDataset(Dataset[Sample]):
         subset: str = "train",
         *,
         features: FeatureSource | str | os.PathLike[str],
-        frames: int | None = 200,
+        frames: int | Literal["default"] | None = "default",
         sampling: str = "uniform",
         replacement: bool = True,
         seed: int = 0,
         motion: Motion | None = None,
     ) -> None:
-        if sampling not in SAMPLINGS:
-            raise FeatureError(f"unknown sampling {sampling!r}; known: {', '.join(SAMPLINGS)}")
+        self.sampling = one_of("sampling", sampling, SAMPLINGS, FeatureError)
+        if frames == "default":
+            frames = self.default_frames
         if frames is None and sampling == "random":
             raise FeatureError("random sampling needs a number of frames; frames=None takes all of them")
-        self.frames = None if frames is None else whole_number("frames", frames, least=1)
-        self.sampling = sampling
+        self.frames = None if frames is None else whole_number("frames", frames, 1, FeatureError)
         self.replacement = replacement
-        self.seed = whole_number("seed", seed, least=0)
+        self.seed = whole_number("seed", seed, 0, FeatureError)
         if not isinstance(motion, Motion | None):
             raise FeatureError(f"motion must be a meidbench.loading.motion.Motion or None, got {motion!r}")
         self.motion = motion
@@ -125,12 +125,12 @@ class FeatureDataset(Dataset[Sample]):
             )
         self.subset = subset
         self.video_ids = split.video_ids(subset)
-        # Not the matrix, of which each spawned worker would get a copy: 180 MB for VideoLT, with 0.1 % ones.
+        # Not the matrix: each spawned worker would get a copy, for VideoLT 180 MB with 0.1 % ones.
         positions, self._classes = np.nonzero(split.labels(subset))
         self._starts = np.searchsorted(positions, np.arange(len(self.video_ids) + 1))
         self.num_classes = split.num_classes
         self.class_names = split.class_names
-        self.source = features if isinstance(features, FeatureSource) else open_features(features)
+        self.source = open_features(features)
         self.num_frames = self.source.check(self.video_ids)
         self.frame_rows = FrameRows(self.num_frames, self.frames, sampling, replacement, self.seed)
         self.motion_frame_rows = self.frame_rows
@@ -139,19 +139,18 @@ class FeatureDataset(Dataset[Sample]):
             self.motion_frame_rows = FrameRows(self.num_frames, self.frames, sampling, replacement, other_seed)
         self.dim = self.source.dim
         if self.source is not features:
-            # So that forked workers do not inherit an open HDF5 file; each opens its own. A source that was
-            # given may be in use.
+            # Forked workers must not inherit an open HDF5 file; each opens its own. The caller's source may be in use.
             self.source.close()
-        # Shared memory, because workers that outlive an epoch hold their own copy of everything else.
+        # Shared memory, because persistent workers hold their own copy of everything else.
         self._epoch = torch.zeros((), dtype=torch.int64, device="cpu")
-        self._share_epoch()
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call, unused-ignore]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "labels"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._share_epoch()
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call, unused-ignore]
 
     def __len__(self) -> int:
         return len(self.video_ids)
@@ -162,11 +161,10 @@ class FeatureDataset(Dataset[Sample]):
             position += len(self)
         if not 0 <= position < len(self):
             raise IndexError(f"index {index} is outside the {len(self):,} videos of {self.subset}")
-        video_id = self.video_ids[position]
         features, motion = self._streams(position)
         labels = torch.zeros(self.num_classes, dtype=torch.float32, device="cpu")
         labels[self._classes[self._starts[position] : self._starts[position + 1]]] = 1
-        sample: Sample = {"video_id": video_id, "features": features, "labels": labels}
+        sample: Sample = {"video_id": self.video_ids[position], "features": features, "labels": labels}
         if motion is not None:
             sample["motion"] = motion
         return sample
@@ -174,20 +172,20 @@ class FeatureDataset(Dataset[Sample]):
     def _streams(self, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the features of a video and, where asked for, their motion."""
         epoch = self.epoch
-        indices = self.frame_rows.one(position, epoch)
+        indices = self.frame_rows.select_one(position, epoch)
         if self.motion is None or self.motion.when == "sampled":
             features = self._read(position, indices)
             return features, None if self.motion is None else motion_rows(features, self.motion)
         whole = self._read(position, np.arange(self.num_frames[position]))
         if indices is None:
             return whole, motion_rows(whole, self.motion)
-        others = self.motion_frame_rows.one(position, epoch)
+        others = self.motion_frame_rows.select_one(position, epoch)
         features = whole.index_select(0, torch.from_numpy(indices))
         return features, motion_rows(whole, self.motion, indices=None if others is None else others[None])
 
     def _read(self, position: int, indices: npt.NDArray[np.int64] | None) -> torch.Tensor:
         rows = self.source.read(self.video_ids[position], indices)
-        # torch takes the machine's byte order only. It converts float16 several times faster than numpy does.
+        # torch takes the machine's byte order only, and converts float16 several times faster than numpy.
         return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False)).to(torch.float32)
 
     def __repr__(self) -> str:
@@ -203,7 +201,7 @@ class FeatureDataset(Dataset[Sample]):
     def label_rows(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return the (B, C) float32 labels of several videos."""
         starts, counts = self._starts[positions], self._starts[positions + 1] - self._starts[positions]
-        # The k-th label of each video, counted through: 0, 1, 0, 0, 1, 2 for videos of 2, 1 and 3 labels.
+        # The number of each label within its video: 0, 1, 0, 0, 1, 2 for videos of 2, 1 and 3 labels.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         matrix = np.zeros((len(positions), self.num_classes), np.float32)
         matrix[np.repeat(np.arange(len(positions)), counts), self._classes[np.repeat(starts, counts) + within]] = 1
@@ -211,58 +209,33 @@ class FeatureDataset(Dataset[Sample]):
 
     @property
     def epoch(self) -> int:
-        """The epoch that random frames are drawn for."""
+        """The epoch for which random frames are drawn."""
         return int(self._epoch.item())
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other random frames; call it before each epoch's ``for batch in loader``.
 
-        Workers see it at once, persistent ones too: called in the middle of an epoch, it would change the
-        videos that are still to be read.
+        All workers, also persistent ones, see it at once: in the middle of an epoch, it would change the videos that
+        are not read yet.
         """
-        self._epoch.fill_(whole_number("epoch", epoch, least=0))
-
-    def _share_epoch(self) -> None:
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call, unused-ignore]
+        self._epoch.fill_(whole_number("epoch", epoch, 0, FeatureError))
 
 
 class VideoLT(FeatureDataset):
-    """VideoLT: 1004 classes; its authors' features have 150 rows a video. See ``FeatureDataset``."""
+    """VideoLT: 1004 classes; its authors' features have 150 rows per video. See ``FeatureDataset``."""
 
     dataset = "videolt"
-
-    def __init__(
-        self,
-        split: Split | str | Path | None = None,
-        subset: str = "train",
-        *,
-        features: FeatureSource | str | os.PathLike[str],
-        frames: int | None = 150,
-        sampling: str = "uniform",
-        replacement: bool = True,
-        seed: int = 0,
-        motion: Motion | None = None,
-    ) -> None:
-        super().__init__(
-            split,
-            subset,
-            features=features,
-            frames=frames,
-            sampling=sampling,
-            replacement=replacement,
-            seed=seed,
-            motion=motion,
-        )
+    default_frames = 150
 
 
 class CharadesLT(FeatureDataset):
-    """CharadesLT: 157 classes, 200 rows a video. See ``FeatureDataset``.
+    """CharadesLT: 157 classes, 200 rows per video. See ``FeatureDataset``.
 
     Examples
     --------
     >>> import tempfile, numpy as np
     >>> from pathlib import Path
-    >>> from meidbench.annotations import Annotations
+    >>> from meidbench.annotations.official import Annotations
     >>> from meidbench.splits.split import Split
     >>> annotations = Annotations(
     ...     class_names=("walking", "reading"), video_ids=["ATOYW"], sources=["train"], labels=[(1,)],
@@ -287,19 +260,4 @@ class CharadesEgoLT(FeatureDataset):
     dataset = "charadesegolt"
 
 
-DATASET_CLASSES: dict[str, type[FeatureDataset]] = {
-    "videolt": VideoLT,
-    "charadeslt": CharadesLT,
-    "charadesegolt": CharadesEgoLT,
-}
-
-
-def whole_number(name: str, value: int, *, least: int) -> int:
-    """Return a whole number, or refuse it where it is below ``least`` or none at all."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least or isinstance(value, bool):
-        raise FeatureError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return number
+DATASET_CLASSES: dict[str, type[FeatureDataset]] = {kind.dataset: kind for kind in (VideoLT, CharadesLT, CharadesEgoLT)}

@@ -1,4 +1,4 @@
-"""MEID's motion stream: what changes from a feature row to the next, and one static row at the end."""
+"""MEID's motion stream: the differences of neighbouring feature rows, and one static row at the end."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from meidbench.checks import one_of
 from meidbench.errors import FeatureError
 
 WHEN = ("full", "sampled")
 STATIC = ("mean", "sum", "none")
 
-# Of each video, so many sums run side by side, of every such row, which are added in pairs at the end: it is fast, the
+# Number of partial sums per video, each of every eighth row, which are added in pairs at the end: this is fast, the
 # order is fixed, and rounding errors stay small.
 _LANES = 8
 
@@ -20,24 +21,25 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Motion:
-    """How the motion stream X_M of a video is made (Eq 10 of MEID).
+    """Settings of the motion stream X_M of a video (Eq 10 of MEID).
 
-    Of rows x_1 to x_T it is x_2 - x_1, ..., x_T - x_(T-1), and as its last row the mean of all T rows: as many rows as
-    X has. A video of one row has the static row alone.
+    For rows x_1 to x_T, the stream has T rows: x_2 - x_1, ..., x_T - x_(T-1), and the mean of all rows as the last one.
+    A video of one row has only the static row.
 
     Parameters
     ----------
     when : str
-        ``full`` makes it of all rows that a video has, and takes rows of it as rows are taken of X; ``sampled`` makes
-        it of the rows that were taken, of which random ones may be there twice, with no difference.
+        ``full`` makes the stream from all rows of a video, and then takes rows of it; ``sampled`` makes it from the
+        rows that were taken. A random row that was taken twice then has a difference of zero.
     same_index : bool
-        Of ``full``: take the same rows of X_M as of X. False draws them independently, as the authors' code does;
+        For ``full``: take the same rows of X_M as of X. False draws them independently, as the authors' code does;
         that changes random sampling only.
     static : str
         The last row: ``mean``, ``sum`` or ``none`` (zeros).
     release_bug : bool
-        What the authors' script writes, which sums into a row that it still needs: the first row is x_2 - (x_1 + x_2),
-        which is -x_1 but for rounding. It needs ``static="sum"`` and ``when="full"``, as the script has them.
+        The output of the authors' script, which sums into a row that it still needs: the first row is
+        x_2 - (x_1 + x_2), which is -x_1 except for rounding. It needs ``static="sum"`` and ``when="full"``, the
+        settings of the script.
 
     Raises
     ------
@@ -61,9 +63,8 @@ class Motion:
     release_bug: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (("when", self.when, WHEN), ("static", self.static, STATIC)):
-            if value not in known:
-                raise FeatureError(f"unknown {name} of motion {value!r}; known: {', '.join(known)}")
+        one_of("when of motion", self.when, WHEN, FeatureError)
+        one_of("static of motion", self.static, STATIC, FeatureError)
         for name, flag in (("same_index", self.same_index), ("release_bug", self.release_bug)):
             if not isinstance(flag, bool):
                 raise FeatureError(f"{name} of motion must be True or False, got {flag!r}")
@@ -74,7 +75,7 @@ class Motion:
             )
         if self.release_bug and (self.when, self.static) != ("full", "sum"):
             raise FeatureError(
-                "release_bug is what the authors' script writes: it needs when='full' and static='sum', "
+                "release_bug is the output of the authors' script: it needs when='full' and static='sum', "
                 f"got {self.when!r} and {self.static!r}"
             )
 
@@ -90,22 +91,22 @@ def motion_rows(
 ) -> torch.Tensor:
     """Return rows of the motion streams of videos (Eq 10 of MEID).
 
-    The numbers of a video have the same bits alone and among others, whichever rows of it are taken.
+    The bits of a video's numbers depend neither on other videos nor on the choice of rows.
 
     Parameters
     ----------
     rows : (R, D) float32 tensor
         All rows of one video, or of several end to end.
     motion : Motion, optional
-        Eq 10 as the paper has it where left out. Which rows are taken is for ``indices`` to say.
+        By default Eq 10 as in the paper; only ``static`` and ``release_bug`` are used.
     counts : (V,) integers, optional
-        Rows of each video, R in sum; one video where left out.
+        Rows of each video, R in sum; one video by default.
     indices : (V, F) integers, optional
-        Rows to take, counted from 0 in each video; all where left out.
+        Rows to take, counted from 0 in each video; all by default.
     taken : (V * F, D) tensor, optional
-        What ``indices`` take of ``rows``, where that is at hand; it saves time.
+        The rows ``indices`` of ``rows``, if the caller has them; it saves time.
     out : tensor, optional
-        Where to put them: float32, contiguous, of as many rows.
+        Receives the result: float32, contiguous, with the same number of rows.
 
     Returns
     -------
@@ -115,11 +116,6 @@ def motion_rows(
     ------
     FeatureError
         Rows are not (R, D) of float32, counts are not theirs, or a row to take is outside its video.
-
-    Notes
-    -----
-    Rows are summed in float32, in an order that depends on their number alone; the bits of ``torch.sum`` depend on what
-    else is summed.
 
     Examples
     --------
@@ -141,8 +137,8 @@ def motion_rows(
         out = torch.empty_like(rows) if out is None else out.view(rows.shape)
         torch.sub(rows[1:], rows[:-1], out=out[:-1])
         videos = np.arange(len(lengths))
-        _put(out, starts + lengths - 1, videos, _static(rows, starts, lengths, motion.static))
-        first, holders = starts[lengths > 1], videos[lengths > 1]
+        last, last_videos = starts + lengths - 1, videos
+        first, first_videos = starts[lengths > 1], videos[lengths > 1]
     else:
         wanted = np.array(indices, np.int64)
         if wanted.ndim != 2 or len(wanted) != len(lengths) or ((wanted < 0) | (wanted >= lengths[:, None])).any():
@@ -150,23 +146,24 @@ def motion_rows(
                 f"rows to take must be (V, F), each inside its video, got {wanted.shape} for {len(lengths):,} videos"
             )
         out = rows.new_empty(wanted.size, rows.shape[1]) if out is None else out.view(wanted.size, rows.shape[1])
-        static = wanted == lengths[:, None] - 1
+        is_last = wanted == lengths[:, None] - 1
         joint = starts[:, None] + wanted
-        torch.index_select(rows, 0, _index(joint + ~static, rows), out=out)
+        torch.index_select(rows, 0, _index(joint + ~is_last, rows), out=out)
         out.sub_(rows.index_select(0, _index(joint, rows)) if taken is None else taken)
-        at, holders = np.flatnonzero(static), np.nonzero(static)[0]
-        _put(out, at, holders, _static(rows, starts, lengths, motion.static))
-        begins = (wanted == 0) & ~static
-        first, holders = np.flatnonzero(begins), np.nonzero(begins)[0]
+        is_first = (wanted == 0) & ~is_last
+        (last, last_videos), (first, first_videos) = (
+            (np.flatnonzero(chosen), np.nonzero(chosen)[0]) for chosen in (is_last, is_first)
+        )
+    _put(out, last, last_videos, _static(rows, starts, lengths, motion.static))
     if motion.release_bug:
-        # Videos of one row have no row that follows; nothing is taken of theirs.
+        # A video of one row has no second row, and no row in ``first``.
         one, two = (rows.index_select(0, _index(np.minimum(starts + step, len(rows) - 1), rows)) for step in (0, 1))
-        _put(out, first, holders, two - (one + two))
+        _put(out, first, first_videos, two - (one + two))
     return out
 
 
 def independent_seed(seed: int) -> int:
-    """Return the seed of rows that are drawn independently of those that ``seed`` draws."""
+    """Return another seed, whose draws are independent of those of ``seed``."""
     words = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(4).tolist()
     return sum(int(word) << 32 * place for place, word in enumerate(words))
 
@@ -177,13 +174,13 @@ def _static(rows: torch.Tensor, starts: Indices, counts: Indices, static: str) -
         return rows.new_zeros(len(starts), rows.shape[1])
     sums = _sums(rows, starts, counts)
     if static == "mean":
-        # By a tensor: a CUDA device multiplies with the inverse of a number, which rounds differently.
+        # A tensor, because a CUDA device multiplies with the inverse of a number, which rounds differently.
         sums.div_(torch.from_numpy(counts).to(rows.device, torch.float32)[:, None])
     return sums
 
 
 def _sums(rows: torch.Tensor, starts: Indices, counts: Indices) -> torch.Tensor:
-    """Sum the rows of each video, those of all videos side by side; (V, D)."""
+    """Sum the rows of each video, (V, D), in an order that depends only on their number, unlike torch.sum."""
     sums = rows.new_zeros(len(counts), _LANES, rows.shape[1])
     if (counts == counts[:1]).all():
         videos = rows.view(len(counts), -1, rows.shape[1])
@@ -191,13 +188,13 @@ def _sums(rows: torch.Tensor, starts: Indices, counts: Indices) -> torch.Tensor:
             block = videos[:, begin : begin + _LANES]
             sums[:, : block.shape[1]].add_(block)
     else:
-        # Longest first, so that the lanes which have a row left are always the first few.
+        # Longest first, so that the lanes that still have rows are always the first ones.
         lanes = np.arange(_LANES)
         lengths, begins = (np.ravel(-((lanes - counts[:, None]) // _LANES)), np.ravel(starts[:, None] + lanes))
         order = np.argsort(-lengths, kind="stable")
         left = np.searchsorted(-lengths[order], -np.arange(lengths.max()), side="left")
         steps = [begins[order[:some]] + _LANES * step for step, some in enumerate(left.tolist())]
-        # At once: each copy to a CUDA device waits for what is under way there.
+        # One copy: each copy to a CUDA device waits for its running work.
         table, begin = _index(np.concatenate(steps), rows), 0
         sorted_sums = sums.view(-1, rows.shape[1])
         for some in left.tolist():
@@ -211,9 +208,9 @@ def _sums(rows: torch.Tensor, starts: Indices, counts: Indices) -> torch.Tensor:
     return sums[:, 0]
 
 
-def _put(out: torch.Tensor, at: Indices, holders: Indices, of_videos: torch.Tensor) -> None:
-    """Put the row of each holder's video where it belongs."""
-    out.index_copy_(0, _index(at, out), of_videos.index_select(0, _index(holders, out)))
+def _put(out: torch.Tensor, at: Indices, videos: Indices, rows: torch.Tensor) -> None:
+    """Put the row of each of these videos at its position in ``out``."""
+    out.index_copy_(0, _index(at, out), rows.index_select(0, _index(videos, out)))
 
 
 def _index(positions: Indices, rows: torch.Tensor) -> torch.Tensor:

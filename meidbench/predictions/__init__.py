@@ -1,6 +1,6 @@
 """Prediction files of every form, opened by their content and read block by block.
 
-What a file claims to hold is checked against its size before anything is allocated.
+The sizes that a file announces are compared with the file before anything is allocated.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,18 @@ FORMS: dict[bytes, Callable[[Path], PredictionFile]] = {
 
 
 def open_predictions(path: Path) -> PredictionFile:
-    """Open a prediction file: Parquet, NPZ, HDF5, CSV, or the official Charades text form.
+    """Open a prediction file; its content decides the form, not its name. Pickled objects are never loaded.
 
-    The form is told by the content, whatever the name is.
+    Parameters
+    ----------
+    path : Path
+        Parquet (``video_id``, ``scores``), NPZ or HDF5 (``video_ids``, ``scores``), CSV with a header, or the official
+        Charades text form.
 
     Raises
     ------
     PredictionError
-        It is not there, empty, damaged, or of no known form.
+        The file does not exist, is empty, damaged, or of an unknown form.
     """
     path = Path(path)
     if not path.is_file():

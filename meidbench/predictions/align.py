@@ -1,4 +1,4 @@
-"""The one door for score matrices: predictions are read, refused or brought into the order of a split, and written."""
+"""Score matrices: predictions are read, refused or brought into the order of a split, and written."""
 
 import json
 from collections import Counter
@@ -14,27 +14,17 @@ from meidbench.errors import PredictionError, bullet_list, first_few
 from meidbench.files import written_whole
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
-from meidbench.predictions.base import BLOCK_ROWS
+from meidbench.predictions.base import BLOCK_ROWS, Scores
 from meidbench.splits.split import METADATA_KEY, Split
 
-Scores = npt.NDArray[Any]
 Block = tuple[npt.NDArray[np.int64], Scores]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores of videos, as a file holds them.
+    """Scores (n, C) of n videos in memory, in the order of their file; higher is likelier.
 
-    Attributes
-    ----------
-    video_ids : list of str
-        n ids in the file's order.
-    scores : ndarray, (n, C)
-        Real numbers, higher is likelier.
-    metadata : dict
-        What the file says of itself; may be empty.
-    class_names : list of str or None
-        Where the file names its classes.
+    ``metadata`` and ``class_names`` are those of ``PredictionFile``.
     """
 
     video_ids: list[str]
@@ -65,14 +55,9 @@ class Predictions:
 
 @dataclass(frozen=True)
 class BlockScores:
-    """Scores that are too many for memory: checked, and read anew block by block.
+    """Scores that do not fit in memory: they are checked, and each pass reads them block by block.
 
-    Attributes
-    ----------
-    videos, num_classes : int
-    dtype : dtype
-    blocks : callable
-        Each call gives all rows once, as (rows in the split's order, scores (rows, C)).
+    Each call of ``blocks`` yields all rows once, as (rows in the split's order, scores (rows, C)).
     """
 
     videos: int
@@ -82,19 +67,7 @@ class BlockScores:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a prediction file of any form into memory.
-
-    Parameters
-    ----------
-    path : Path
-        Parquet (``video_id``, ``scores``), NPZ or HDF5 (``video_ids``, ``scores``), CSV with a header, or the official
-        Charades text form; told by the content. Nothing pickled is ever loaded.
-
-    Raises
-    ------
-    PredictionError
-        It is not there, empty, damaged, or of no known form.
-    """
+    """Read a prediction file of any form into memory; see ``open_predictions``."""
     file = open_predictions(path)
     scores = np.empty((file.num_videos, file.num_classes), dtype=file.dtype)
     for start, block in file.blocks():
@@ -110,7 +83,7 @@ def write_predictions(
     subset: str | None = None,
     run: dict[str, Any] | None = None,
 ) -> Path:
-    """Write predictions as Parquet, with what they belong to, so that they cannot be scored on anything else.
+    """Write predictions as Parquet with their dataset, subset and split, so that they are scored on nothing else.
 
     Parameters
     ----------
@@ -118,12 +91,12 @@ def write_predictions(
     video_ids : sequence of str
         n ids.
     scores : ndarray, (n, C)
-        Finite real numbers, float32 for choice: compact, and exact where a model computes in it.
+        Finite real numbers. float32 is recommended: compact, and exact where a model computes in it.
     split, subset : Split and str, optional
-        Their digest and class names go into the file and are compared when it is scored.
+        Their digest and class names are written into the file and compared when it is scored.
     run : dict, optional
-        Facts about the run, for JSON. ``{"select_on": "test"}`` says that its checkpoint was chosen on the test subset,
-        of which ``evaluate`` warns.
+        Facts about the run, for JSON. With ``{"select_on": "test"}``, ``evaluate`` warns that its checkpoint was chosen
+        on the test subset.
 
     Raises
     ------
@@ -159,7 +132,7 @@ def write_predictions(
 
 
 def run_warnings(metadata: dict[str, Any]) -> list[str]:
-    """Return what a reader must know of the run that a prediction file comes from."""
+    """Return warnings about the run that wrote a prediction file."""
     run = metadata.get("run")
     if isinstance(run, dict) and run.get("select_on") == "test":
         return [
@@ -167,9 +140,6 @@ def run_warnings(metadata: dict[str, Any]) -> list[str]:
             "and not comparable with those of runs chosen on val"
         ]
     return []
-
-
-# --- check and align --------------------------------------------------------------------------------------------
 
 
 def align_predictions(
@@ -180,7 +150,7 @@ def align_predictions(
     allow_float16: bool = False,
     memory_limit: int | None = None,
 ) -> Scores | BlockScores:
-    """Check predictions against a subset and give their scores in its order.
+    """Check predictions against a subset and return their scores in its order.
 
     Parameters
     ----------
@@ -190,9 +160,9 @@ def align_predictions(
     subset : str
         ``train``, ``val`` or ``test``.
     allow_float16 : bool
-        Half precision makes ties that were none, so it is refused unless allowed.
+        Half precision makes ties between scores that differ, so it is refused unless allowed.
     memory_limit : int, optional
-        Bytes that the scores may take; what is larger is given block by block.
+        Bytes that the scores may take; larger matrices are read block by block.
 
     Returns
     -------
@@ -203,7 +173,7 @@ def align_predictions(
     ------
     PredictionError
         Names every problem at once: ids missing, unknown or twice, a wrong number of classes, other class names or
-        another split, scores that are no numbers, NaN, infinite or float16.
+        another split, scores that are not numbers, NaN, infinite or float16.
     """
     wanted = split.video_ids(subset)
     if not wanted:
@@ -232,18 +202,19 @@ def align_predictions(
 
         return BlockScores(len(wanted), split.num_classes, dtype, blocks)
     in_order = bool((rows == np.arange(len(rows))).all())
+    aligned: Scores | None = None
     if in_order and isinstance(predictions, Predictions) and predictions.dtype == dtype:
         aligned = predictions.scores
-        problems = _number_problems(predictions)
-    else:
+    copy = aligned is None
+    if aligned is None:
         aligned = np.empty((len(wanted), split.num_classes), dtype=dtype)
-        bad: list[int] = []
-        for start, block in predictions.blocks():
-            bad += [start + row for row in not_finite(block)]
+    bad: list[int] = []
+    for start, block in predictions.blocks():
+        bad += [start + row for row in not_finite(block)]
+        if copy:
             part = slice(start, start + len(block))
             aligned[part if in_order else rows[part]] = block
-        problems = _bad_numbers(bad, predictions.video_ids)
-    if problems:
+    if problems := _bad_numbers(bad, predictions.video_ids):
         raise _refusal(problems, split, subset)
     return aligned
 
@@ -292,7 +263,7 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
 
 
 def _named(video_ids: list[str]) -> str:
-    """List ids of unknown origin: what a terminal could not show is escaped, what is long is cut."""
+    """List ids of unknown origin: escaped where a terminal could not show them, and cut at 40 characters."""
     return first_few(
         video_id if video_id.isprintable() and 0 < len(video_id) <= 40 else repr(video_id[:40])
         for video_id in video_ids
@@ -321,7 +292,7 @@ def not_finite(block: Scores) -> list[int]:
     """Return the rows of a block that hold NaN or infinity."""
     if block.dtype.kind != "f":
         return []
-    # A sum is finite only if all its terms are: one pass, and the slow search for the few rows that call for it.
+    # A sum is finite only if all its terms are: one pass over all rows, and a slow search in a few.
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = np.flatnonzero(~np.isfinite(block.sum(axis=1)))
     return [int(row) for row in suspicious if not np.isfinite(block[row]).all()]

@@ -1,7 +1,8 @@
-"""What every form of prediction file has in common."""
+"""The base class of all forms of prediction files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class PredictionFile(ABC):
     dtype : dtype
         Of the scores.
     metadata : dict
-        What the file says of itself.
+        Facts that the file states about itself; may be empty.
     class_names : list of str or None
         Where the file names its classes.
     """
@@ -36,16 +37,26 @@ class PredictionFile(ABC):
     num_videos: int
     num_classes: int
     dtype: np.dtype[Any]
-    metadata: dict[str, Any]
     class_names: list[str] | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.metadata = {}
+        self.metadata: dict[str, Any] = {}
 
     def refusal(self, problem: str) -> PredictionError:
         """Return an error that names the file."""
         return PredictionError(f"{self.path}: {problem}")
+
+    @contextmanager
+    def refusing(self, form: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+        """Turn the errors of a library into a refusal."""
+        try:
+            yield
+        except PredictionError:
+            raise
+        except errors as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise self.refusal(f"not a readable {form}: {reason}") from None
 
     @cached_property
     def video_ids(self) -> list[str]:
@@ -61,6 +72,6 @@ class PredictionFile(ABC):
         """Yield the first row of each block and its scores (rows, C), in the file's order."""
 
     def check_dtype(self) -> None:
-        """Refuse scores that are no real numbers."""
+        """Refuse scores that are not real numbers."""
         if self.dtype.kind not in "fiu" or self.dtype.itemsize > 8:
             raise self.refusal(f"the scores are of type {self.dtype}; expected real numbers of at most 64 bits")

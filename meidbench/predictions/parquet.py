@@ -4,14 +4,14 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
-from meidbench.errors import PredictionError, first_few
+from meidbench.errors import first_few
 from meidbench.predictions.base import BLOCK_ROWS, LONGEST_ID, PredictionFile, Scores
 from meidbench.splits.split import METADATA_KEY
 
@@ -20,13 +20,18 @@ _GROUP_READ_AHEAD = 1 << 26  # bytes; larger row groups are not decoded ahead
 
 
 class ParquetFile(PredictionFile):
-    """Columns ``video_id`` string and ``scores`` fixed_size_list, with optional JSON metadata ``meidbench``."""
+    """Columns ``video_id`` string and ``scores`` fixed_size_list, with optional JSON metadata ``meidbench``.
+
+    The file stays open as long as this object lives; a second reader is opened where two threads decode.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         import pyarrow as pa
 
-        with self._opened() as file:
+        with self._arrow_errors():
+            self._readers = [self._open_reader()]
+            file = self._readers[0]
             schema = file.schema_arrow
             if not {"video_id", "scores"} <= set(schema.names) or len(set(schema.names)) < len(schema.names):
                 raise self.refusal(
@@ -44,11 +49,18 @@ class ParquetFile(PredictionFile):
             self._check_size(file.metadata)
             self.metadata = self._parse_metadata((schema.metadata or {}).get(METADATA_KEY, b"{}"))
 
-    def _opened(self) -> "_ArrowErrors":
-        return _ArrowErrors(self)
+    def _open_reader(self) -> Any:
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(self.path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 22)
+
+    def _arrow_errors(self) -> AbstractContextManager[None]:
+        import pyarrow as pa
+
+        return self.refusing("Parquet file", (pa.ArrowException, OSError, UnicodeError))  # a file name may be no text
 
     def _check_size(self, facts: Any) -> None:
-        """Refuse what unpacks to much more than rows of scores and ids can take."""
+        """Refuse a file that unpacks to much more than its rows of scores and ids can take."""
         size = 0
         for group in range(facts.num_row_groups):
             columns = (facts.row_group(group).column(place) for place in range(facts.num_columns))
@@ -67,17 +79,17 @@ class ParquetFile(PredictionFile):
         return metadata
 
     def _read_ids(self) -> list[str]:
-        with self._opened() as file:
-            column = file.read(["video_id"]).column("video_id")
+        with self._arrow_errors():
+            column = self._readers[0].read(["video_id"]).column("video_id")
             if column.null_count:
                 raise self.refusal(f"{column.null_count:,} ids are empty cells")
             ids: list[str] = column.to_pylist()
         return ids
 
     def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
-        with self._opened() as file:
+        with self._arrow_errors():
             start = 0
-            for column in self._chunks(file):
+            for column in self._columns():
                 values = column.flatten()
                 if column.null_count or values.null_count:
                     raise self.refusal("there are empty cells among the scores")
@@ -86,63 +98,36 @@ class ParquetFile(PredictionFile):
             if start != self.num_videos:
                 raise self.refusal(f"{start:,} rows could be read, {self.num_videos:,} are announced: it is damaged")
 
-    def _chunks(self, file: Any) -> Iterator[Any]:
-        """Yield the scores in pieces: of small row groups some are decoded ahead, large ones are read in batches."""
-        groups = range(file.num_row_groups)
-        size = max((file.metadata.row_group(group).total_byte_size for group in groups), default=0)
-        if size > _GROUP_READ_AHEAD:
+    def _columns(self) -> Iterator[Any]:
+        """Yield the scores piece by piece: small row groups are decoded ahead, large ones are read in batches."""
+        facts = self._readers[0].metadata
+        groups = range(facts.num_row_groups)
+        if max((facts.row_group(group).total_byte_size for group in groups), default=0) > _GROUP_READ_AHEAD:
             # One at a time: asked for all, the reader would keep the raw bytes of the whole file.
             for group in groups:
-                batches = file.iter_batches(BLOCK_ROWS, row_groups=[group], columns=["scores"], use_threads=False)
+                batches = self._readers[0].iter_batches(BLOCK_ROWS, [group], ["scores"], use_threads=False)
                 yield from (batch.column(0) for batch in batches)
             return
-        with ExitStack() as stack, ThreadPoolExecutor(_DECODERS) as pool:
-            # A reader belongs to one thread, so each has its own.
-            readers: SimpleQueue[Any] = SimpleQueue()
-            for _ in range(_DECODERS):
-                readers.put(stack.enter_context(self._opened()))
+        while len(self._readers) < min(_DECODERS, len(groups)):
+            self._readers.append(self._open_reader())
+        # A reader serves one thread at a time.
+        free: SimpleQueue[Any] = SimpleQueue()
+        for reader in self._readers:
+            free.put(reader)
 
-            def decode(group: int) -> list[Any]:
-                reader = readers.get()
-                try:
-                    chunks: list[Any] = reader.read_row_group(group, ["scores"], use_threads=False).column(0).chunks
-                    return chunks
-                finally:
-                    readers.put(reader)
+        def decode(group: int) -> list[Any]:
+            reader = free.get()
+            try:
+                chunks: list[Any] = reader.read_row_group(group, ["scores"], use_threads=False).column(0).chunks
+                return chunks
+            finally:
+                free.put(reader)
 
-            ahead: deque[Future[list[Any]]] = deque()
+        with ThreadPoolExecutor(_DECODERS) as pool:
+            pending: deque[Future[list[Any]]] = deque()
             for group in groups:
-                ahead.append(pool.submit(decode, group))
-                if len(ahead) > _DECODERS:
-                    yield from ahead.popleft().result()
-            while ahead:
-                yield from ahead.popleft().result()
-
-
-class _ArrowErrors:
-    """Opens a Parquet file and turns what goes wrong in reading it into a refusal."""
-
-    def __init__(self, file: PredictionFile) -> None:
-        self.file = file
-
-    def __enter__(self) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self.errors = (pa.ArrowException, OSError, UnicodeError)  # also for a file name that is no text
-        try:
-            self.opened = pq.ParquetFile(
-                self.file.path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 22
-            )
-        except self.errors as error:
-            raise self._refusal(error) from None
-        return self.opened
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.opened.close()
-        if isinstance(error, self.errors):
-            raise self._refusal(error) from None
-
-    def _refusal(self, error: BaseException) -> PredictionError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return self.file.refusal(f"not a readable Parquet file: {reason}")
+                pending.append(pool.submit(decode, group))
+                if len(pending) > _DECODERS:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()

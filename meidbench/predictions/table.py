@@ -11,7 +11,7 @@ from meidbench.predictions.base import BLOCK_ROWS, PredictionFile, Scores
 
 
 class TableFile(PredictionFile):
-    """Text, a line a video: CSV with a header, or the official Charades form ``ID s1 ... sC``."""
+    """Text with one line per video: CSV with a header, or the official Charades form ``ID s1 ... sC``."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -31,12 +31,11 @@ class TableFile(PredictionFile):
                 f"its first line {' '.join(first[1])[:40]!r} is neither a CSV header (video_id, then the classes) "
                 "nor 'ID s1 ... sC'"
             )
-        ids = [cells[0] for _, cells in islice(self._lines(), int(self.is_csv), None)]
-        self.num_videos = len(ids)
-        self.__dict__["video_ids"] = ids
+        self._ids = [cells[0] for _, cells in islice(self._lines(), int(self.is_csv), None)]
+        self.num_videos = len(self._ids)
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield number and cells of each line that is not blank."""
+        """Yield the number and the cells of each line that is not blank."""
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as stream:
                 start = stream.readline(1 << 20)
@@ -51,7 +50,7 @@ class TableFile(PredictionFile):
             raise self.refusal(f"neither Parquet, NPZ or HDF5 nor readable text: {error}") from None
 
     def _read_ids(self) -> list[str]:
-        raise AssertionError("the ids are read when the file is opened")
+        return self._ids
 
     def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
         lines = islice(self._lines(), int(self.is_csv), None)

@@ -1,10 +1,10 @@
-"""What half precision and int8 cost and save: mAP of a linear probe, size, and the speed of packing.
+"""The costs and savings of half precision and int8: mAP of a linear probe, size, and the speed of packing.
 
     python tests/benchmarks/dtypes.py                 # a minute
     python tests/benchmarks/dtypes.py --videos 2000   # more of VideoLT's size, for the speeds
 
-Prints Markdown tables. The features of the probe are simulated (see ``meidbench.features.simulation``): they tell
-what rounding does to a linear model, nothing about real videos. Speeds are of files in the page cache, best of
+Prints Markdown tables. The features of the probe are simulated (see ``meidbench.features.simulation``): they show
+the effect of rounding on a linear model, and nothing about real videos. Speeds are of files in the page cache, best of
 three; ``np.load`` of the same files is beside them in each round.
 """
 
@@ -38,7 +38,7 @@ def table(header: list[str], rows: list[list[str]]) -> None:
 
 
 def invented_split(folder: Path, generator: np.random.Generator):
-    """Three labels a video on average, class frequencies by Zipf's law."""
+    """Three labels per video on average, class frequencies by Zipf's law."""
     frequency = 1 / np.arange(1, CLASSES + 1)
     lines = ["video_id,subset,labels"]
     for number in range(TRAIN + TEST):

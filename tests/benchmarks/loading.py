@@ -3,8 +3,8 @@
     python tests/benchmarks/loading.py                      # 2,000 videos of 150 x 2048: 5 GB on disk, some minutes
     python tests/benchmarks/loading.py --videos 500 --device cuda
 
-Prints Markdown tables: videos a second, the median of the repetitions (each an epoch, all rows in the page cache), and
-ratios within the run. The loaders are asked in turn in each repetition, so that a slow minute slows all of them.
+Prints Markdown tables: videos per second, the median of the repetitions (each an epoch, all rows in the page cache),
+and ratios within the run. The loaders are asked in turn in each repetition, so that a slow minute slows all of them.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def epoch_of(loader: Iterable, device: torch.device) -> Callable[[], int]:
 def copies(
     source: torch.Tensor, batch: int, rows: int, videos: int, threads: int, buffers: int = 1
 ) -> Callable[[], int]:
-    """Return a function that copies runs of as many bytes as batches have into buffers that are there already."""
+    """Return a function that copies runs of the size of batches into existing buffers."""
     outs = [torch.zeros((batch * rows, source.shape[1]), dtype=source.dtype) for _ in range(buffers)]
     size = batch * rows
     starts = np.random.default_rng(0).integers(len(source) - size + 1, size=videos // batch).tolist()
@@ -135,7 +135,7 @@ def copies(
 
 
 def measure(runs: dict[str, Callable[[], int]], repeat: int) -> dict[str, float]:
-    """Videos a second of each: the median over rounds in which all have their turn, after one round to warm up."""
+    """Videos per second of each: the median over rounds in which all have their turn, after one round to warm up."""
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeat + 1):
         for name, run in runs.items():
@@ -193,7 +193,7 @@ def compare(folder: Path, split, draw: str, options: argparse.Namespace) -> None
     table(
         [
             f"{draw}: batches on {device}, float32 unless said",
-            "videos a second",
+            "videos per second",
             "ratio to the faster of the first two",
         ],
         [[name, f"{speed:,.0f}", f"{speed / slow:.1f}"] for name, speed in speeds.items()],
@@ -201,7 +201,7 @@ def compare(folder: Path, split, draw: str, options: argparse.Namespace) -> None
 
 
 def against_memory(folder: Path, split, sampling: str, options: argparse.Namespace) -> None:
-    """Gathering, without conversion, beside copies of as many bytes; both from host memory to host memory."""
+    """Gathering, without conversion, beside copies of the same number of bytes, from host memory to host memory."""
     from meidbench.features import open_features
     from meidbench.loading.batches import BatchLoader
     from meidbench.loading.datasets import FeatureDataset
@@ -235,7 +235,7 @@ def against_memory(folder: Path, split, sampling: str, options: argparse.Namespa
             for name, speed in speeds.items()
         ]  # fmt: skip
     table(
-        [f"{sampling}: the bytes of a batch as stored, no conversion", "videos a second", "GB a second",
+        [f"{sampling}: the bytes of a batch as stored, no conversion", "videos per second", "GB per second",
          *(f"ratio to a copy by {threads} into {buffers}"
            for threads in (1, torch.get_num_threads()) for buffers in (1, 4))],
         rows,

@@ -187,7 +187,7 @@ def watched(clock: Clock) -> Iterator[None]:
     from meidbench.baselines.augmentation import FrameStack
     from meidbench.baselines.learner import Learner
     from meidbench.baselines.running_ap import RunningAveragePrecision
-    from meidbench.loading.batches import ReadAhead
+    from meidbench.loading.batches import Prefetcher
 
     def timed(function: Callable, name: str) -> Callable:
         def run(*arguments, **named):
@@ -198,7 +198,7 @@ def watched(clock: Clock) -> Iterator[None]:
 
     with ExitStack() as stack:
         for owner, method, name in (
-            (ReadAhead, "__next__", WAIT),
+            (Prefetcher, "__next__", WAIT),
             (FrameStack, "__call__", MIX),
             (Nonlinear, "forward", FORWARD),
             (torch.Tensor, "backward", BACKWARD),
