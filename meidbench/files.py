@@ -1,14 +1,23 @@
-"""Files on disk: written as a whole or not at all, recognised by their digest, and locked."""
+"""Files on disk: written as a whole or not at all, recognised by their digest, locked, and read by a process first.
 
+A damaged file can hang or crash the HDF5 library, and a process cannot catch its own crash. A second process therefore
+reads an HDF5 file that another program wrote, and only then does this one. It imports h5py alone and serves all files.
+"""
+
+import atexit
 import errno
 import hashlib
+import json
 import os
 import secrets
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 if sys.platform == "win32":
     import msvcrt
@@ -92,3 +101,172 @@ def _try_lock(descriptor: int) -> bool:
             return False
         raise  # a file system without locks
     return True
+
+
+HDF5_SECONDS = 60.0  # without a sign of life of the second process
+
+_BLOCK_BYTES = 1 << 25
+_REHEARSER_MEMORY = 5 << 29  # bytes of addresses; the libraries take some hundred million of them
+# The child has the module search path of its parent: a module in the working directory must not replace another one.
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from meidbench.files import answer_rehearsals; answer_rehearsals()"
+)
+
+_rehearser_lock = threading.Lock()
+_rehearser: "subprocess.Popen[bytes] | None" = None
+
+
+def rehearse(path: Path, datasets: Sequence[str] = ()) -> str:
+    """Let another process read the index of an HDF5 file, and some datasets whole.
+
+    Parameters
+    ----------
+    path : Path
+    datasets : sequence of str
+        Names in the root group. Names that the file does not have are left out.
+
+    Returns
+    -------
+    str
+        Why the file or a dataset cannot be read; empty where it can. Objects of the index that cannot be read are not
+        reported: they may not be needed.
+
+    Examples
+    --------
+    >>> import tempfile, h5py
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with h5py.File(Path(folder, "a.h5"), "w") as file:
+    ...         file["scores"] = [[1.0, 2.0]]
+    ...     rehearse(Path(folder, "a.h5"), ["scores"])
+    ''
+    """
+    global _rehearser
+    request = json.dumps([str(path.absolute()), list(datasets)]).encode() + b"\n"
+    with _rehearser_lock:
+        if _rehearser is None or _rehearser.poll() is not None:
+            _rehearser = _start_rehearser()
+        silent_since = time.monotonic()
+        try:
+            assert _rehearser.stdin is not None
+            _rehearser.stdin.write(request)
+            _rehearser.stdin.flush()
+            while (answer := _read_line(_rehearser)) is None:
+                silent_since = time.monotonic()
+        except (OSError, ValueError):
+            _stop_rehearser()
+            if time.monotonic() - silent_since >= HDF5_SECONDS:
+                return f"the HDF5 library found no end in {HDF5_SECONDS:.0f} s: it is damaged"
+            return "not a readable HDF5 file: the HDF5 library failed on it"
+        except BaseException:
+            _stop_rehearser()
+            raise
+        return answer
+
+
+def _start_rehearser() -> "subprocess.Popen[bytes]":
+    search = json.dumps([folder for folder in sys.path if folder])
+    command = [sys.executable, "-I", "-c", _PROGRAM, search]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def _read_line(process: "subprocess.Popen[bytes]") -> str | None:
+    """Return the answer, or None for a sign of life; a process that stays silent is ended."""
+    assert process.stdout is not None
+    timer = threading.Timer(HDF5_SECONDS, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        answer: str | None = json.loads(process.stdout.readline())
+    finally:
+        timer.cancel()
+    return answer
+
+
+@atexit.register
+def _stop_rehearser() -> None:
+    global _rehearser
+    if _rehearser is not None:
+        _rehearser.kill()
+        _rehearser.communicate()
+        _rehearser = None
+
+
+def _forget_rehearser() -> None:
+    """After a fork: the second process answers the parent alone."""
+    global _rehearser, _rehearser_lock
+    _rehearser, _rehearser_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_rehearser)
+
+
+def answer_rehearsals() -> None:
+    """Read the files that are asked for on stdin; write a JSON line per sign of life (null) and per answer."""
+    _limit_memory()
+    import h5py  # noqa: F401 - before the first sign of life, because it takes long
+
+    _answer(None)
+    for line in sys.stdin:
+        path, datasets = json.loads(line)
+        problem = ""
+        shown = time.monotonic()
+        try:
+            for _ in _read_in_steps(path, datasets):
+                if time.monotonic() - shown > 1:
+                    _answer(None)
+                    shown = time.monotonic()
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, MemoryError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            problem = f"not a readable HDF5 file: {reason}"
+        _answer(problem)
+
+
+def _answer(problem: str | None) -> None:
+    sys.stdout.write(json.dumps(problem) + "\n")
+    sys.stdout.flush()
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(
+        resource.RLIMIT_AS,
+        (_REHEARSER_MEMORY if hard == resource.RLIM_INFINITY else min(_REHEARSER_MEMORY, hard), hard),
+    )
+
+
+def _read_in_steps(path: str, datasets: list[str]) -> Iterator[None]:
+    """Read a file step by step: all objects of the root group and of its groups, then the datasets."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        for found in _read_members(file):
+            yield
+            if isinstance(found, h5py.Group):
+                for _ in _read_members(found):
+                    yield
+        for name in datasets:
+            dataset = file.get(name)
+            if isinstance(dataset, h5py.Dataset) and dataset.shape:
+                width = max(dataset.dtype.itemsize * dataset.size // max(len(dataset), 1), 1)
+                rows = max(_BLOCK_BYTES // width, 1)
+                for start in range(0, len(dataset), rows):
+                    dataset[start : start + rows]
+                    yield
+
+
+def _read_members(group: Any) -> Iterator[Any]:
+    """Yield the objects of a group after their attributes, shape and type were read."""
+    for name in group:
+        try:
+            found = group[name]
+            dict(found.attrs)
+            _ = [getattr(found, fact, None) for fact in ("shape", "dtype", "chunks")]
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError):
+            continue  # the parent refuses it, or never asks for it
+        yield found

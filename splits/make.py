@@ -12,8 +12,7 @@ from typing import Any
 
 import click
 
-from meidbench.annotations import Annotations
-from meidbench.annotations.official import read_annotations
+from meidbench.annotations import Annotations, read_annotations
 from meidbench.errors import MeidbenchError, SplitError, first_few
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.manifests import Manifest, RowSketch, load_manifest

@@ -18,11 +18,7 @@ from typing import Any, ClassVar
 
 from meidbench.checks import FieldReader, parse_toml, read_dataclass
 from meidbench.errors import MeidbenchError, bullet_list
-from meidbench.names import (
-    DATASETS,  # also a name of this module for its users
-    RELEASED,
-    SUBSETS,
-)
+from meidbench.names import DATASETS, RELEASED, SUBSETS  # also a name of this module for its users
 
 CELLS = 240
 _ID_BYTES = 16

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, combinations
 from pathlib import Path
 
-from meidbench.annotations import Annotations
-from meidbench.annotations.official import read_annotations
+from meidbench.annotations import Annotations, read_annotations
 from meidbench.errors import AnnotationError, bullet_list, first_few
 from meidbench.files import written_whole
 from meidbench.names import RELEASED, SUBSETS

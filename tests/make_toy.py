@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meidbench.annotations.official import read_annotations
+from meidbench.annotations import read_annotations
 from meidbench.splits.make import make_assignment, to_json
 from meidbench.splits.manifests import load_manifest
 

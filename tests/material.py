@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meidbench.annotations import Annotations
-from meidbench.annotations.official import read_annotations
+from meidbench.annotations import Annotations, read_annotations
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.released import build_released
 from meidbench.splits.split import Split

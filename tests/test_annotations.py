@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_annotations
 
-from meidbench.annotations import Annotations
-from meidbench.annotations.official import read_annotations
+from meidbench.annotations import Annotations, read_annotations
 from meidbench.errors import AnnotationError
 from meidbench.splits.manifests import load_manifest
 

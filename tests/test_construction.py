@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import REAL, TOY, TOY_MANIFEST, real_annotations, real_data, released_split
 
-from meidbench.annotations import Annotations
-from meidbench.annotations.official import read_annotations
+from meidbench.annotations import Annotations, read_annotations
 from meidbench.construction import (
     PRESETS,
     Pool,

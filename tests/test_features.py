@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meidbench import hdf5_guard
+from meidbench import files
 from meidbench.errors import FeatureError
 from meidbench.features import PROBLEMS, FeatureSource, GroupedFile, NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import Layout, create
@@ -465,10 +465,10 @@ def test_a_folder_without_features_has_no_width(tmp_path):
 
 def test_a_file_of_others_that_the_library_hangs_on_is_refused(tmp_path, monkeypatch):
     path = store(make_arrays(), tmp_path, "hdf5")
-    hdf5_guard._stop()
+    files._stop_rehearser()
     with monkeypatch.context() as patched:
-        patched.setattr(hdf5_guard, "_PROGRAM", "import time; time.sleep(60)")
-        patched.setattr(hdf5_guard, "HDF5_SECONDS", 0.3)
+        patched.setattr(files, "_PROGRAM", "import time; time.sleep(60)")
+        patched.setattr(files, "HDF5_SECONDS", 0.3)
         with pytest.raises(FeatureError, match=r"cannot open .*features\.h5: the HDF5 library found no end in 0 s"):
             open_features(path)
         # The files that this package writes are opened without a second process.
@@ -480,7 +480,7 @@ def test_a_file_of_others_that_the_library_hangs_on_is_refused(tmp_path, monkeyp
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_damaged_files_of_others_are_read_or_refused(tmp_path, monkeypatch, packed):
-    monkeypatch.setattr(hdf5_guard, "HDF5_SECONDS", 2.0)
+    monkeypatch.setattr(files, "HDF5_SECONDS", 2.0)
     path = store(make_arrays(), tmp_path, "hdf5")
     if packed:
         with h5py.File(path, "w") as file:

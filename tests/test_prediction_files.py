@@ -18,7 +18,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import meidbench as mb
-from meidbench import hdf5_guard
+from meidbench import files
 from meidbench.errors import MeidbenchError, PredictionError
 from meidbench.predictions import open_predictions
 from meidbench.predictions.align import read_predictions, write_predictions
@@ -211,10 +211,10 @@ def test_a_file_that_the_library_hangs_or_crashes_on_is_refused(
     program, complaint, given, toy_split, monkeypatch, tmp_path
 ):
     path = write_form("hdf5", tmp_path / "p.h5", *given, toy_split)
-    hdf5_guard._stop()
+    files._stop_rehearser()
     with monkeypatch.context() as patched:
-        patched.setattr(hdf5_guard, "_PROGRAM", program)
-        patched.setattr(hdf5_guard, "HDF5_SECONDS", 0.3)
+        patched.setattr(files, "_PROGRAM", program)
+        patched.setattr(files, "HDF5_SECONDS", 0.3)
         assert complaint in refusal(path)
     assert read_predictions(path).video_ids == given[0]
 
@@ -326,7 +326,7 @@ def test_damaged_files_are_scored_rightly_or_refused(form, given, toy_split, tmp
     sound = write_form(form, tmp_path / "sound", *given, toy_split).read_bytes()
     expected = mb.evaluate(given[1], given[0], toy_split).mAP
     path = tmp_path / "damaged"
-    monkeypatch.setattr("meidbench.hdf5_guard.HDF5_SECONDS", 2.0)
+    monkeypatch.setattr("meidbench.files.HDF5_SECONDS", 2.0)
     refused = 0
     for number in range(100):
         draw = random.Random(f"{form} {number}")

@@ -8,8 +8,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from meidbench.annotations import Annotations
-from meidbench.annotations.official import annotation_paths
+from meidbench.annotations import Annotations, annotation_paths
 from meidbench.baselines.aggregators import AGGREGATORS
 from meidbench.baselines.configuration import known_options
 from meidbench.baselines.reproduction import table_content

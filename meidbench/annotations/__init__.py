@@ -1,16 +1,20 @@
 """Annotation files, read into one table of annotated videos: one module per format, and ``FORMATS`` with all of them.
 
-A new format takes a module with its ``Format``, and an entry in ``FORMATS``. ``meidbench.annotations.official`` reads
+A new format takes a module with its ``Format``, and an entry in ``FORMATS``. ``read_annotations`` reads
 the files of a benchmark, ``meidbench.annotations.tables`` a table of the user's own.
 """
 
+from pathlib import Path
+
 from meidbench.annotations.activitynet import ACTIVITYNET
-from meidbench.annotations.base import Annotations, FileRecord, Format, Segment
+from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, Format, Segment
 from meidbench.annotations.charades import CHARADES, CHARADESEGO
 from meidbench.annotations.videolt import VIDEOLT
 from meidbench.annotations.youtube8m import YOUTUBE8M
+from meidbench.errors import AnnotationError, bullet_list, first_few
+from meidbench.splits.manifests import Manifest
 
-__all__ = ["FORMATS", "Annotations", "FileRecord", "Format", "Segment"]
+__all__ = ["FORMATS", "Annotations", "FileRecord", "Format", "Segment", "annotation_paths", "read_annotations"]
 
 FORMATS: dict[str, Format] = {
     "charades": CHARADES,
@@ -19,3 +23,57 @@ FORMATS: dict[str, Format] = {
     "activitynet": ACTIVITYNET,
     "youtube8m": YOUTUBE8M,
 }
+
+
+def read_annotations(manifest: Manifest, folder: Path) -> Annotations:
+    """Read the official annotation files of a benchmark.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Names the files and their format.
+    folder : Path
+        Holds the files, itself or in a folder inside it (as the archives unpack).
+
+    Raises
+    ------
+    AnnotationError
+        A file is missing or damaged; the message names file, line and column of the first five problems.
+    """
+    folder = Path(folder)
+    paths = _find_files(folder, manifest)
+    known = [name for name, form in FORMATS.items() if form.needs_manifest]
+    if manifest.reader not in known:
+        raise AnnotationError(f"{manifest.title}: unknown reader {manifest.reader!r}; known: {', '.join(known)}")
+    return FORMATS[manifest.reader].read(paths, manifest)
+
+
+def annotation_paths(manifest: Manifest, folder: Path) -> dict[str, list[Path]]:
+    """Return where each annotation file of a benchmark lies: in the folder, or at most two folders deeper."""
+    places: dict[str, list[Path]] = {}
+    for name in _file_names(manifest):
+        hits = ([path for path in sorted(folder.glob(depth + name)) if path.is_file()] for depth in ("", "*/", "*/*/"))
+        places[name] = next((found for found in hits if found), [])
+    return places
+
+
+def _file_names(manifest: Manifest) -> list[str]:
+    return [entry.name for entry in (*manifest.files, manifest.class_file)]
+
+
+def _find_files(folder: Path, manifest: Manifest) -> list[Path]:
+    """Return the path of every file, in the order of the manifest; refuse a folder that lacks one."""
+    if not folder.is_dir():
+        names = ", ".join(_file_names(manifest))
+        raise AnnotationError(f"there is no folder {folder}; expected it to hold {names}\n{manifest.remedy}")
+    places = annotation_paths(manifest, folder)
+    problems = []
+    for name, hits in places.items():
+        if not hits:
+            problems.append(f"{name} is missing")
+        elif len(hits) > 1:
+            problems.append(f"{name} is there {len(hits)} times: {first_few(hits)}; name the folder of one")
+    if problems:
+        listed = bullet_list(problems, MOST_NAMED)
+        raise AnnotationError(f"cannot read the annotations in {folder}:\n{listed}\n{manifest.remedy}")
+    return [hits[0] for hits in places.values()]

@@ -23,7 +23,7 @@ def datasets(as_json: bool) -> None:
 
     Looks under MEIDBENCH_HOME (default: the platform's cache folder).
     """
-    from meidbench.annotations.official import annotation_paths
+    from meidbench.annotations import annotation_paths
     from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
 
     entries = []

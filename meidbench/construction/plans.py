@@ -8,8 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from meidbench.annotations import FORMATS, Annotations
-from meidbench.annotations.official import read_annotations
+from meidbench.annotations import FORMATS, Annotations, read_annotations
 from meidbench.annotations.tables import read_table
 from meidbench.checks import FieldReader, convert, describe_type, parse_toml, read_dataclass, read_toml
 from meidbench.construction import Construction, construct, construct_exactly

@@ -8,7 +8,7 @@ import h5py
 from meidbench.errors import FeatureError
 from meidbench.features.feature_file import PackedFile, is_feature_file
 from meidbench.features.source import HDF5_GROUP, PROBLEMS, FeatureSource, GroupedFile, Handle, NpyFolder
-from meidbench.hdf5_guard import rehearse
+from meidbench.files import rehearse
 
 __all__ = ["PROBLEMS", "FeatureSource", "GroupedFile", "NpyFolder", "PackedFile", "open_features"]
 

@@ -235,7 +235,7 @@ class CharadesLT(FeatureDataset):
     --------
     >>> import tempfile, numpy as np
     >>> from pathlib import Path
-    >>> from meidbench.annotations.official import Annotations
+    >>> from meidbench.annotations import Annotations
     >>> from meidbench.splits.split import Split
     >>> annotations = Annotations(
     ...     class_names=("walking", "reading"), video_ids=["ATOYW"], sources=["train"], labels=[(1,)],

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from meidbench.errors import PredictionError
 from meidbench.predictions.arrays import Hdf5File, NpzFile
-from meidbench.predictions.base import PredictionFile
+from meidbench.predictions.base import PredictionFile, TableFile
 from meidbench.predictions.parquet import ParquetFile
-from meidbench.predictions.table import TableFile
 
 __all__ = ["FORMS", "PredictionFile", "open_predictions"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from meidbench.errors import first_few
-from meidbench.hdf5_guard import rehearse
+from meidbench.files import rehearse
 from meidbench.predictions.base import BLOCK_ROWS, LONGEST_ID, PredictionFile, Scores
 
 # numpy parses headers with Python's own tokenizer, hence SyntaxError, TokenError and RecursionError.

@@ -1,9 +1,11 @@
 """The base class of all forms of prediction files."""
 
+import csv
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,74 @@ class PredictionFile(ABC):
         """Refuse scores that are not real numbers."""
         if self.dtype.kind not in "fiu" or self.dtype.itemsize > 8:
             raise self.refusal(f"the scores are of type {self.dtype}; expected real numbers of at most 64 bits")
+
+
+class TableFile(PredictionFile):
+    """Text with one line per video: CSV with a header, or the official Charades form ``ID s1 ... sC``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.dtype = np.dtype(np.float64)
+        self.has_commas = False
+        first = next(self._lines(), None)
+        if first is None:
+            raise self.refusal("it holds no line")
+        self.is_csv = first[1][0].strip().lower() == "video_id"
+        self.num_classes = len(first[1]) - 1
+        if self.is_csv:
+            header = [name.strip() for name in first[1][1:]]
+            forms = ([f"c{index:03d}" for index in range(len(header))], [str(index) for index in range(len(header))])
+            self.class_names = None if header in forms else header
+        elif self.has_commas or not _is_number(first[1][-1]) or self.num_classes < 1:
+            raise self.refusal(
+                f"its first line {' '.join(first[1])[:40]!r} is neither a CSV header (video_id, then the classes) "
+                "nor 'ID s1 ... sC'"
+            )
+        self._ids = [cells[0] for _, cells in islice(self._lines(), int(self.is_csv), None)]
+        self.num_videos = len(self._ids)
+
+    def _lines(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the number and the cells of each line that is not blank."""
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as stream:
+                start = stream.readline(1 << 20)
+                stream.seek(0)
+                self.has_commas = "," in start
+                if self.has_commas:
+                    reader = csv.reader(stream, strict=True)
+                    yield from ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
+                else:
+                    yield from ((number, line.split()) for number, line in enumerate(stream, 1) if line.strip())
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise self.refusal(f"neither Parquet, NPZ or HDF5 nor readable text: {error}") from None
+
+    def _read_ids(self) -> list[str]:
+        return self._ids
+
+    def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
+        lines = islice(self._lines(), int(self.is_csv), None)
+        start = 0
+        while part := list(islice(lines, BLOCK_ROWS)):
+            scores = np.empty((len(part), self.num_classes))
+            for row, (number, cells) in enumerate(part):
+                if len(cells) != self.num_classes + 1:
+                    raise self.refusal(
+                        f"line {number} ({cells[0]}) has {len(cells) - 1:,} scores, expected {self.num_classes:,}"
+                    )
+                try:
+                    if any("_" in cell for cell in cells[1:]):  # Python would read 1_0 as 10
+                        raise ValueError
+                    scores[row] = cells[1:]
+                except ValueError:
+                    wrong = next((cell for cell in cells[1:] if not _is_number(cell)), "")
+                    raise self.refusal(f"line {number} ({cells[0]}): {wrong[:40]!r} is not a number") from None
+            yield start, scores
+            start += len(part)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell

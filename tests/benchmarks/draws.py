@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from methods import SETTINGS
 
-from meidbench.annotations.official import read_annotations
+from meidbench.annotations import read_annotations
 from meidbench.baselines import resolve, train
 from meidbench.construction import PRESETS, construct, distance_to
 from meidbench.evaluation.compare import ComparedRun, compare
