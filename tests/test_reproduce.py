@@ -214,6 +214,14 @@ def test_without_features_it_lists_what_is_missing_and_fills_in_nothing(run, tmp
     assert content["rows"][0]["hours"] > 0 and "ESTIMATE" in content["estimate"]["formula"]
 
 
+def test_a_plan_counts_models_whose_recipes_set_a_bias_prior(run):
+    outcome = run("reproduce", "table3", "supp5", "--plan", "--faithful", "--json", "-")
+    assert outcome.exit_code == 0, outcome.output
+    rows = [row for table in json.loads(outcome.stdout) for row in table["rows"] if not row["quoted"]]
+    assert {"cbloss-netvlad", "eql-netvlad", "meid-charadeslt"} <= {row["name"] for row in rows}
+    assert all(row["hours"] > 0 for row in rows)
+
+
 def test_rows_with_inputs_are_run_and_the_others_have_dashes(run, toy_videolt, tmp_path):
     out = tmp_path / "out"
     rows = ("--row", "eql-resnet50", "--row", "medc-resnet50", "--row", "eql-resnet101")

@@ -180,7 +180,7 @@ def bias_prior(share: float | npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
     >>> bias_prior(0.001)
     tensor(-6.9068)
     """
-    pi = torch.as_tensor(share, dtype=torch.float64)
+    pi = torch.as_tensor(share, dtype=torch.float64, device="cpu")  # has values, also where a model is made without
     if not bool(((pi > 0) & (pi < 1)).all()):
         raise MeidbenchError(f"a prior share must lie between 0 and 1, both excluded, got {share}")
     return torch.logit(pi).to(torch.float32)
