@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
@@ -21,11 +21,11 @@ PUBLISHED_TABLES = {
     "rivals": "MOVE, from a second-hand source",
     "modelzoo": "VideoLT, MODELZOO.md",
 }
-# The form of a method that behaves like public code: VideoLT's, or its own authors'; by the section of its recipe.
-COMPAT_ENDING, RELEASE_ENDING = "-compat", "-release"
+# The forms of a method that behave like public code, by the section of its recipe: the ending of the name, a description.
+COMPAT_ENDING = "-compat"
 _PUBLIC_FORMS = {
     "compat": (COMPAT_ENDING, "as in VideoLT's public code"),
-    "release": (RELEASE_ENDING, "as its authors' public code has it"),
+    "release": ("-release", "as its authors' public code has it"),
 }
 # Options of a model that may differ between its stages.
 _PER_STAGE = ("distill_", "neck_", "recompute")
@@ -44,36 +44,18 @@ class Published:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method: the values that it sets, the source of each, and the numbers published for it.
-
-    Attributes
-    ----------
-    name, title : str
-    is_compat : bool
-        Whether it behaves like public code, VideoLT's or its authors'.
-    differs : str
-        The difference between that form and the faithful one; empty for the faithful one.
-    tables : dict
-        The values for every benchmark, in the form of ``Config.from_tables``.
-    by_dataset : dict of str to dict
-        The values on top, per benchmark.
-    sources : dict of str to str
-        The source of each value or of a whole section, by ``loss.gamma`` or ``schedule``.
-    published : tuple of Published
-        All these numbers come from the public code or code like it, so from the compatible form.
-    first_stage : str
-        The method whose weights it begins with; empty for a method of one stage.
-    """
+    """A method: the values that it sets, the source of each, and the numbers published for it."""
 
     name: str
     title: str
-    is_compat: bool
-    differs: str
-    tables: Table
-    by_dataset: Mapping[str, Table]
-    sources: Mapping[str, str]
-    published: tuple[Published, ...]
-    first_stage: str
+    published: tuple[Published, ...]  # numbers of the public code or code like it, so of the compatible form
+    first_stage: str  # the method whose weights it begins with; empty for a method of one stage
+    is_compat: bool = False  # whether it behaves like public code, VideoLT's or its authors'
+    differs: str = ""  # the difference between that form and the faithful one; empty for the faithful one
+    tables: Table = field(default_factory=dict)  # the values for every benchmark, as ``Config.from_tables`` reads them
+    by_dataset: Mapping[str, Table] = field(default_factory=dict)  # the values on top, per benchmark
+    # The source of each value or of a whole section, by ``loss.gamma``, ``schedule`` or ``videolt:schedule.lr``.
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_recipes(names: Iterable[str]) -> dict[str, Recipe]:
@@ -87,54 +69,34 @@ def read_recipes(names: Iterable[str]) -> dict[str, Recipe]:
     recipes = {}
     for name in names:
         content = _read_file(name)
-        by_dataset, sources = _read_datasets(content)
         published = tuple(Published(**{**row, "mAP": MeanAP(*row["mAP"])}) for row in content["published"])
-        recipes[name] = Recipe(
-            name,
-            content["title"],
-            is_compat=False,
-            differs="",
-            tables=content["config"],
-            by_dataset=by_dataset,
-            sources={**content["sources"], **sources},
-            published=published,
-            first_stage=content.get("first_stage", ""),
-        )
+        first = content.get("first_stage", "")
+        recipes[name] = _add_values(Recipe(name, content["title"], published, first), content)
         for section, (ending, description) in _PUBLIC_FORMS.items():
             if section in content:
-                recipes[name + ending] = _make_public_form(recipes[name], content[section], ending, description)
+                recipes[name + ending] = dataclasses.replace(
+                    _add_values(recipes[name], content[section]),
+                    name=name + ending,
+                    title=f"{content['title']}, {description}",
+                    first_stage=first and first + ending,
+                    is_compat=True,
+                    differs=content[section]["differs"],
+                )
     return recipes
 
 
-def _make_public_form(recipe: Recipe, section: Table, ending: str, description: str) -> Recipe:
-    unset = section.get("unset", [])
-    tables = {key: dict(value) if isinstance(value, dict) else value for key, value in recipe.tables.items()}
-    for key in unset:
-        family, _, option = key.partition(".")
-        del tables[family][option]
-    by_dataset, sources = _read_datasets(section)
-    kept = {key: source for key, source in recipe.sources.items() if key not in unset}
-    return dataclasses.replace(
-        recipe,
-        name=recipe.name + ending,
-        title=f"{recipe.title}, {description}",
-        is_compat=True,
-        differs=section["differs"],
-        tables=merge_tables(tables, section.get("config", {})),
-        by_dataset={
-            dataset: merge_tables(recipe.by_dataset.get(dataset, {}), by_dataset.get(dataset, {}))
-            for dataset in {**recipe.by_dataset, **by_dataset}
-        },
-        sources={**kept, **sources, **section["sources"]},
-        first_stage=recipe.first_stage and recipe.first_stage + ending,
-    )
-
-
-def _read_datasets(content: Table) -> tuple[dict[str, Table], dict[str, str]]:
-    """Return the values per benchmark of a recipe, and their sources by ``DATASET:KEY``."""
-    datasets = content.get("datasets", {})
-    sources = {f"{name}:{key}": source for name in datasets for key, source in datasets[name]["sources"].items()}
-    return {name: values["config"] for name, values in datasets.items()}, sources
+def _add_values(recipe: Recipe, content: Table) -> Recipe:
+    """Lay the values of a recipe's file, or of one of its forms, over those of a recipe."""
+    datasets, unset = content.get("datasets", {}), content.get("unset", [])
+    tables = merge_tables(recipe.tables, content.get("config", {}))
+    for family, _, option in (key.partition(".") for key in unset):
+        tables[family] = {key: value for key, value in tables[family].items() if key != option}
+    below = recipe.by_dataset
+    by_dataset = {name: merge_tables(below.get(name, {}), values["config"]) for name, values in datasets.items()}
+    sources = {key: source for key, source in recipe.sources.items() if key not in unset} | content["sources"]
+    for name, values in datasets.items():
+        sources |= {f"{name}:{key}": source for key, source in values["sources"].items()}
+    return dataclasses.replace(recipe, tables=tables, by_dataset={**below, **by_dataset}, sources=sources)
 
 
 def read_benchmark(dataset: str, compat: bool = False) -> tuple[Table, dict[str, str]]:
@@ -158,7 +120,7 @@ def _read_file(name: str) -> Table:
     return parse_toml(path.read_text(encoding="utf-8"))
 
 
-def merge_tables(below: Table, above: Table) -> Table:
+def merge_tables(*layers: Table) -> Table:
     """Lay tables over others; where another component is named, drop the options that it does not know.
 
     Examples
@@ -166,23 +128,26 @@ def merge_tables(below: Table, above: Table) -> Table:
     >>> merge_tables({"loss": {"name": "ldam", "scale": 20.0, "reduction": "mean"}}, {"loss": {"name": "bce"}})
     {'loss': {'name': 'bce', 'reduction': 'mean'}}
     """
-    result = dict(below)
-    for key, value in above.items():
-        under = result.get(key)
-        if not isinstance(value, dict) or not isinstance(under, dict):
-            result[key] = value
-            continue
-        name = value.get("name")
-        if name != under.get("name") and (known := _find_options(key, name)) is not None:
-            under = {"name": name, **{option: kept for option, kept in under.items() if option in known}}
-        result[key] = {**under, **value}
+    result: Table = {}
+    for layer in layers:
+        for key, value in layer.items():
+            under = result.get(key)
+            if isinstance(value, dict) and isinstance(under, dict):
+                name = value.get("name")
+                kept = under if name == under.get("name") else _drop_unknown(key, under, name)
+                result[key] = {**kept, **value}
+            else:
+                result[key] = value
     return result
 
 
-def _find_options(family: str, name: object) -> dict[str, object] | None:
-    """Return the options of a component; None for an unknown name."""
-    known = FAMILIES.get(family, {})
-    return known_options(known[name]) if isinstance(name, str) and name in known else None
+def _drop_unknown(family: str, options: Table, name: object) -> Table:
+    """Return the options that a component knows; all of them where its name is unknown."""
+    kind = FAMILIES.get(family, {}).get(str(name))
+    if kind is None:
+        return options
+    known = known_options(kind)
+    return {key: value for key, value in options.items() if key == "name" or key in known}
 
 
 def resolve(
@@ -219,52 +184,52 @@ def resolve(
     asked = merge_tables(tables or {}, parse_settings(settings, EXAMPLE_SETTING))
     by_stage: Table = {stage: asked.pop(stage) for stage in ("stage1", "stage2") if stage in asked}
     _check_keys(method, asked, by_stage)
-    first = None
-    if recipe.first_stage:
-        common = _keep_known(asked, _layer_values(METHODS[recipe.first_stage], split, aggregator))
-        common = merge_tables(common, by_stage.get("stage1", {}))
-        first = resolve(recipe.first_stage, split, aggregator=aggregator, tables=common)
-        asked = merge_tables(asked, by_stage.get("stage2", {}))
-    elif by_stage:
-        raise MeidbenchError(f"{method} is trained in one stage; leave out {', '.join(by_stage)} in its settings")
-    values = _layer_values(recipe, split, aggregator)
-    if isinstance(asked.get("loss"), dict) and "tail_below" in asked["loss"]:
-        values = merge_tables(values, {"loss": {"tail_up_to": None}})  # the two options exclude each other
-    config = Config.from_tables({**merge_tables(values, asked), "method": method})
-    config = _complete(config, split)
-    _check(config, aggregator_asked=aggregator is not None or "aggregator" in asked)
-    return config if first is None else _join_stages(first, config)
+    if not recipe.first_stage:
+        if by_stage:
+            raise MeidbenchError(f"{method} is trained in one stage; leave out {', '.join(by_stage)} in its settings")
+        return _resolve_stage(recipe, split, aggregator, asked)
+    below = METHODS[recipe.first_stage]
+    common = _keep_known(asked, _layer_values(below, split, aggregator))
+    first = _resolve_stage(below, split, aggregator, merge_tables(common, by_stage.get("stage1", {})))
+    second = _resolve_stage(recipe, split, aggregator, merge_tables(asked, by_stage.get("stage2", {})))
+    return _join_stages(first, second)
 
 
 def _check_keys(method: str, asked: Table, by_stage: Table) -> None:
-    if "method" in asked:
-        raise MeidbenchError(f"the method is {method}; name it by itself (--method), not among the settings")
     for stage, tables in by_stage.items():
         if not isinstance(tables, dict):
             raise MeidbenchError(f"{stage} is not a value; set {stage}.KEY=VALUE, such as {stage}.{EXAMPLE_SETTING}")
-    if any("first_stage" in layer for layer in (asked, *by_stage.values())):
-        raise MeidbenchError("first_stage is not a setting; set stage1.KEY=VALUE for a method of two stages")
+    for tables in (asked, *by_stage.values()):
+        if "method" in tables:
+            raise MeidbenchError(f"the method is {method}; name it by itself (--method), not among the settings")
+        if "first_stage" in tables:
+            raise MeidbenchError("first_stage is not a setting; set stage1.KEY=VALUE for a method of two stages")
 
 
 def _layer_values(recipe: Recipe, split: Split, aggregator: str | None) -> Table:
     """Return the values of a recipe on a split, below those of the user."""
-    values, _ = read_benchmark(split.dataset, recipe.is_compat)
+    benchmark, _ = read_benchmark(split.dataset, recipe.is_compat)
     named = {} if aggregator is None else {"aggregator": {"name": aggregator}}
-    for layer in (recipe.tables, recipe.by_dataset.get(split.dataset, {}), named):
-        values = merge_tables(values, layer)
-    return values
+    return merge_tables(benchmark, recipe.tables, recipe.by_dataset.get(split.dataset, {}), named)
 
 
 def _keep_known(asked: Table, values: Table) -> Table:
     """Return the settings for both stages that the first one knows: its model is a part of the second's."""
     kept = {key: value for key, value in asked.items() if key != "motion"}
     for family in FAMILIES:
-        options = kept.get(family)
-        if isinstance(options, dict):
-            known = _find_options(family, options.get("name", values.get(family, {}).get("name")))
-            if known is not None:
-                kept[family] = {key: value for key, value in options.items() if key == "name" or key in known}
+        if isinstance(options := kept.get(family), dict):
+            kept[family] = _drop_unknown(family, options, options.get("name", values.get(family, {}).get("name")))
     return kept
+
+
+def _resolve_stage(recipe: Recipe, split: Split, aggregator: str | None, asked: Table) -> Config:
+    values = _layer_values(recipe, split, aggregator)
+    if isinstance(asked.get("loss"), dict) and "tail_below" in asked["loss"]:
+        values = merge_tables(values, {"loss": {"tail_up_to": None}})  # the two options exclude each other
+    config = Config.from_tables({**merge_tables(values, asked), "method": recipe.name})
+    config = _complete(config, split)
+    _check(config, aggregator_asked=aggregator is not None or "aggregator" in asked)
+    return config
 
 
 def _join_stages(first: Config, second: Config) -> Config:
