@@ -165,8 +165,7 @@ def resolve(
     method : str
         A key of ``meidbench.baselines.METHODS``.
     split : Split
-        The values of its benchmark lie below those of the method. Its tail is the set of EQL's rare classes unless
-        the method names them.
+        Its benchmark's values lie below the method's. Its tail is EQL's set of rare classes unless the method names it.
     aggregator : str, optional
         Replaces the benchmark's; options that it does not know are dropped.
     settings : sequence of str
@@ -283,15 +282,7 @@ def _check(config: Config, aggregator_asked: bool) -> None:
         raise MeidbenchError(
             f"mask_other_labels=true needs a sampler that draws classes, which sampler.name={sampler} does not"
         )
-    is_compat = aggregator.get("flavor") == "meid_compat"
-    if is_compat and not aggregator["frames"] == frames.train == frames.test:
-        raise MeidbenchError(
-            f"aggregator.flavor=meid_compat is for one number of frames, got aggregator.frames="
-            f"{aggregator['frames']}, frames.train={frames.train} and frames.test={frames.test}; set them alike"
-        )
-    if config.augmentation.name != "frame_stack":
-        return
-    length, mixes_all = mixing.get("clip_length"), mixing.get("ratio", 0.5) == 1
+    length, mixes_all = mixing.get("clip_length"), mixing.get("ratio") == 1  # of FrameStack alone
     if length not in (None, frames.train) and not mixes_all:
         raise MeidbenchError(
             f"augmentation.clip_length={length} with a ratio below 1 leaves videos of {frames.train} frames beside "
@@ -302,10 +293,12 @@ def _check(config: Config, aggregator_asked: bool) -> None:
             "augmentation.ratio=1 leaves no video unmixed to learn the average precision from; set "
             "running_ap=second_pass, or a ratio below 1"
         )
-    if mixes_all and is_compat and length not in (None, aggregator["frames"]):
+    is_compat = aggregator.get("flavor") == "meid_compat"
+    if is_compat and not aggregator["frames"] == frames.train == frames.test == (length or frames.train):
+        stacked = "" if length is None else f" (augmentation.clip_length={length})"
         raise MeidbenchError(
-            f"augmentation.clip_length={length} does not fit aggregator.flavor=meid_compat, which is for "
-            f"{aggregator['frames']} frames; leave it out"
+            f"aggregator.flavor=meid_compat is for one number of frames, got aggregator.frames={aggregator['frames']}, "
+            f"frames.train={frames.train} and frames.test={frames.test}{stacked}; set them alike"
         )
 
 
