@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 from meidbench.baselines.aggregators import AGGREGATORS, Aggregator
 from meidbench.baselines.augmentation import AUGMENTATIONS, Augmentation
@@ -30,38 +30,23 @@ FAMILIES: dict[str, Mapping[str, type]] = {
 
 
 def known_options(component: type) -> dict[str, Any]:
-    """Return the options of a component, each with its type: the keyword-only arguments of its classes.
-
-    Examples
-    --------
-    >>> known_options(LOSSES["focal"])["gamma"]
-    <class 'float'>
-    >>> list(known_options(AGGREGATORS["early_mean"]))
-    ['dropout', 'classifier', 'bias_prior']
-    """
-    return {name: hint for name, (hint, _) in _read_options(component).items()}
+    """Return the options of a component, each with its type."""
+    return {name: option.annotation for name, option in _read_options(component).items()}
 
 
 def option_defaults(component: type) -> dict[str, Any]:
-    """Return the options of a component, each with its default.
-
-    Examples
-    --------
-    >>> option_defaults(MODELS["meid_two"])["beta"]
-    0.5
-    """
-    return {name: default for name, (_, default) in _read_options(component).items()}
+    """Return the options of a component, each with its default."""
+    return {name: option.default for name, option in _read_options(component).items()}
 
 
-def _read_options(component: type) -> dict[str, tuple[Any, Any]]:
-    """Return type and default of the options of a component and of the class that takes its further options."""
-    further = Aggregator if issubclass(component, Aggregator) else getattr(component, "further_options", None)
-    options: dict[str, tuple[Any, Any]] = {}
-    kinds: list[Any] = [component] if further is None else [component, further]
-    for kind in kinds:
-        hints, arguments = get_type_hints(kind.__init__), inspect.signature(kind.__init__).parameters
-        own = [name for name, argument in arguments.items() if argument.kind is argument.KEYWORD_ONLY]
-        options |= {name: (hints[name], arguments[name].default) for name in own if name not in options}
+def _read_options(component: Any) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only arguments of a component and of the class that takes its further options."""
+    further = Aggregator if issubclass(component, Aggregator) else getattr(component, "further_options", component)
+    options: dict[str, inspect.Parameter] = {}
+    for kind in (component, further):
+        for argument in inspect.signature(kind.__init__, eval_str=True).parameters.values():
+            if argument.kind is argument.KEYWORD_ONLY:
+                options.setdefault(argument.name, argument)
     return options
 
 
@@ -70,7 +55,7 @@ class Choice:
     """A component by name, and the options that it is made with."""
 
     name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def _read_choice(family: str, table: Any, default: Choice, prefix: str, problems: list[str]) -> Choice:
@@ -81,94 +66,58 @@ def _read_choice(family: str, table: Any, default: Choice, prefix: str, problems
         return default
     options, hints = {}, known_options(known[name])
     for key, value in table.items():
-        if key == "name":
-            continue
-        if key not in hints:
-            listed = ", ".join(["name", *hints])
-            problems.append(f"unknown key {prefix}{family}.{key}; known of {name}: {listed}")
-            continue
-        valid, options[key] = convert(value, hints[key])
-        if not valid:
-            problems.append(f"{prefix}{family}.{key} must be {describe_type(hints[key])}, got {value!r}")
+        if key in hints:
+            valid, options[key] = convert(value, hints[key])
+            if not valid:
+                problems.append(f"{prefix}{family}.{key} must be {describe_type(hints[key])}, got {value!r}")
+        elif key != "name":
+            problems.append(f"unknown key {prefix}{family}.{key}; known of {name}: {', '.join(['name', *hints])}")
     return Choice(name, options)
 
 
 def _read_epochs(key: str, value: Any, default: tuple[int, ...], prefix: str, problems: list[str]) -> tuple[int, ...]:
     valid, epochs = convert(value, tuple[int, ...])
-    if not valid:
-        problems.append(f"{prefix}{key} must be {describe_type(tuple[int, ...])}, got {value!r}")
-        return default
-    if list(epochs) != sorted(set(epochs)) or min(epochs, default=0) < 0:
-        problems.append(f"{prefix}{key} must be rising epochs, got {value!r}")
-    return tuple(epochs)
+    if valid and list(epochs) == sorted(set(epochs)) and min(epochs, default=0) >= 0:
+        return tuple(epochs)
+    wanted = "rising epochs" if valid else describe_type(tuple[int, ...])
+    problems.append(f"{prefix}{key} must be {wanted}, got {value!r}")
+    return default
 
 
 _READERS: dict[type, FieldReader] = {Choice: _read_choice, tuple[int, ...]: _read_epochs}
 
-RUNNING_AP = ("untouched", "second_pass")
-_HIGHEST_RATE = 3.4e38  # of float32
-
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the weights are fitted.
-
-    Attributes
-    ----------
-    epochs : int
-    batch_size : int
-        Videos per step of the optimiser, in all processes together.
-    accumulate : int
-        Micro-batches per step and process, one after another, to need less memory. Losses with the reductions
-        ``mean`` and ``sum_classes_mean_batch`` have the gradient of the whole batch; batch normalisation,
-        augmentations and MEID's distillation see one micro-batch at a time.
-    lr, weight_decay : float
-        Of Adam.
-    milestones : tuple of int
-        Epochs, counted from 0, from which the learning rate is multiplied by ``decay``.
-    decay : float
-    clip_norm : float or None
-        The norm of all gradients together is cut to this.
-    precision : str
-        ``fp32``, or ``bf16`` or ``fp16`` (autocast, ``fp16`` with scaled gradients). Videos are always scored in
-        fp32, because scores of half precision make ties.
-    """
+    """How Adam fits the weights."""
 
     epochs: int = 100
-    batch_size: int = 128
+    batch_size: int = 128  # videos per step of the optimiser, in all processes together
+    # Micro-batches per step and process, to need less memory. Losses with the reductions "mean" and
+    # "sum_classes_mean_batch" have the gradient of the whole batch; batch normalisation, augmentations and MEID's
+    # distillation see one micro-batch at a time.
     accumulate: int = 1
     lr: float = 1e-4
-    milestones: tuple[int, ...] = (30, 60)
+    milestones: tuple[int, ...] = (30, 60)  # epochs, from 0, from which the learning rate is multiplied by decay
     decay: float = 0.1
     weight_decay: float = 0.0
-    clip_norm: float | None = 20.0
+    clip_norm: float | None = 20.0  # the norm of all gradients together is cut to this
+    # fp32, or bf16 or fp16 (autocast, fp16 with scaled gradients). Videos are always scored in fp32, because scores of
+    # half precision make ties.
     precision: str = "fp32"
 
     _least: ClassVar[dict[str, float]] = {"epochs": 1, "batch_size": 1, "accumulate": 1, "decay": 0, "weight_decay": 0}
     _above: ClassVar[dict[str, float]] = {"lr": 0, "clip_norm": 0}
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"precision": PRECISIONS}
 
-    def __post_init__(self) -> None:
-        if self.lr > _HIGHEST_RATE:
-            raise MeidbenchError(f"schedule.lr={self.lr} is beyond float32")
-
     def learning_rate(self, epoch: int) -> float:
-        """Return the learning rate of an epoch.
-
-        Examples
-        --------
-        >>> [Schedule(lr=1.0).learning_rate(epoch) for epoch in (29, 30, 60)]
-        [1.0, 0.1, 0.010000000000000002]
-        """
+        """Return the learning rate of an epoch."""
         return self.lr * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The number of rows per video in training and in scoring, and the rule that draws them.
-
-    ``meidbench.features.frame_sampling`` describes the rules.
-    """
+    """Rows per video in training and in scoring, and the rules of ``meidbench.features.frame_sampling`` for them."""
 
     train: int = 200
     test: int = 200
@@ -182,10 +131,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class MotionStream:
-    """Whether frame differences come with the frames; the fields are those of ``meidbench.loading.motion.Motion``.
-
-    ``when`` is ``none`` where they do not.
-    """
+    """Frame differences beside the frames, ``none`` or as in ``meidbench.loading.motion.Motion``."""
 
     when: str = "none"
     same_index: bool = True
@@ -201,13 +147,10 @@ class MotionStream:
 
 @dataclass(frozen=True)
 class Selection:
-    """The subset whose overall mAP chooses the best checkpoint, and the number of epochs between two scorings.
+    """The subset whose overall mAP chooses the best checkpoint."""
 
-    ``test`` mimics VideoLT's public code. It is recorded in the prediction files, and ``evaluate`` warns of it.
-    """
-
-    subset: str = "val"
-    every: int = 1
+    subset: str = "val"  # "test" mimics VideoLT's public code; prediction files record it, and evaluate warns of it
+    every: int = 1  # epochs between two scorings
 
     _least: ClassVar[dict[str, float]] = {"every": 1}
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"subset": SELECTION_SUBSETS}
@@ -215,28 +158,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out. Two runs that differ only here are the same run.
+    """How a run is carried out. Two runs that differ only here are the same run."""
 
-    Attributes
-    ----------
-    device : str
-        ``auto`` (a CUDA device where there is one), or a name that torch knows.
-    resident, prefetch
-        As in ``meidbench.loading.batches.BatchLoader``.
-    log_every : int
-        Steps between two lines of the log.
-    checkpoint_steps : int or None
-        Steps between two checkpoints within an epoch.
-    checkpoint_minutes : float or None
-        Minutes between two checkpoints within an epoch; the clock is read every ``log_every`` steps.
-    """
-
-    device: str = "auto"
-    resident: str = "auto"
+    device: str = "auto"  # a CUDA device where there is one; or a name that torch knows
+    resident: str = "auto"  # as in meidbench.loading.batches.BatchLoader, and prefetch
     prefetch: int = 2
-    log_every: int = 20
-    checkpoint_steps: int | None = None
-    checkpoint_minutes: float | None = 10.0
+    log_every: int = 20  # steps between two lines of the log
+    checkpoint_steps: int | None = None  # between two checkpoints within an epoch
+    checkpoint_minutes: float | None = 10.0  # likewise; the clock is read every log_every steps
 
     _least: ClassVar[dict[str, float]] = {"prefetch": 0, "log_every": 1, "checkpoint_steps": 1}
     _above: ClassVar[dict[str, float]] = {"checkpoint_minutes": 0}
@@ -245,44 +174,31 @@ class Execution:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run is made from, besides the split and the features.
+    """Everything that a run is made from, besides the split and the features."""
 
-    Attributes
-    ----------
-    method : str
-        The recipe that it was made from; only a name.
-    seed : int
-        Of the weights, the sampler, the frames, dropout, augmentations and EQL, each with its own random numbers.
-    model, aggregator, loss, sampler, augmentation : Choice
-    mask_other_labels : bool or None
-        Whether the loss leaves out the other labels of a video that was drawn for a class
-        (``meidbench.baselines.samplers.label_mask``); None follows the protocol of the sampler.
-    running_ap : str
-        The source of the average precision that some augmentations need in training: ``untouched`` videos, or a
-        ``second_pass`` over each batch, unmixed and in training mode, as in VideoLT's public code.
-    schedule, frames, motion, selection, execution
-    first_stage : Config or None
-        For methods with two stages: the configuration of the run whose weights this run begins with.
-    """
-
-    method: str = "bce"
+    method: str = "bce"  # the recipe that it was made from; only a name
+    # Of the weights, the sampler, the frames, dropout, augmentations and EQL, each with its own random numbers.
     seed: int = 2021
     model: Choice = field(default_factory=lambda: Choice("plain"))
     aggregator: Choice = field(default_factory=lambda: Choice("nonlinear"))
     loss: Choice = field(default_factory=lambda: Choice("bce"))
     sampler: Choice = field(default_factory=lambda: Choice("instance"))
     augmentation: Choice = field(default_factory=lambda: Choice("none"))
+    # Whether the loss leaves out the other labels of a video that was drawn for a class (samplers.label_mask); None
+    # follows the protocol of the sampler.
     mask_other_labels: bool | None = None
+    # The source of the average precision that some augmentations need in training: "untouched" videos, or a
+    # "second_pass" over each batch, unmixed and in training mode, as in VideoLT's public code.
     running_ap: str = "untouched"
     schedule: Schedule = field(default_factory=Schedule)
     frames: Frames = field(default_factory=Frames)
     motion: MotionStream = field(default_factory=MotionStream)
     selection: Selection = field(default_factory=Selection)
     execution: Execution = field(default_factory=Execution)
-    first_stage: "Config | None" = None
+    first_stage: "Config | None" = None  # of the run whose weights this run begins with
 
     _least: ClassVar[dict[str, float]] = {"seed": 0}
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {"running_ap": RUNNING_AP}
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {"running_ap": ("untouched", "second_pass")}
 
     @classmethod
     def from_tables(cls, tables: Table) -> "Config":
@@ -306,8 +222,7 @@ class Config:
 
     def to_tables(self) -> Table:
         """Return nested tables that ``from_tables`` reads and JSON can hold."""
-        tables: Table = _to_json(self)
-        return tables
+        return dict(_to_json(self))
 
     @property
     def masks_labels(self) -> bool:
@@ -323,12 +238,12 @@ class Config:
     def differences(self, other: "Config") -> list[str]:
         """Return one line per value in which another configuration gives another run."""
         here, there = (flatten(config.to_tables()) for config in (self, other))
-        lines = []
-        for key in {**here, **there}:
-            if here.get(key) != there.get(key) and "execution" not in key.split(".")[:-1]:
-                mine, others = (repr(table[key]) if key in table else "its default" for table in (here, there))
-                lines.append(f"{key}: {mine} in the run, {others} asked for")
-        return lines
+        before, now = ({key: repr(value) for key, value in table.items()} for table in (here, there))
+        return [
+            f"{key}: {before.get(key, 'its default')} in the run, {now.get(key, 'its default')} asked for"
+            for key in {**here, **there}
+            if here.get(key) != there.get(key) and "execution" not in key.split(".")[:-1]
+        ]
 
 
 def _to_json(value: Any) -> Any:
@@ -340,13 +255,7 @@ def _to_json(value: Any) -> Any:
 
 
 def flatten(tables: Table, prefix: str = "") -> Table:
-    """Return nested tables as one table with dotted keys.
-
-    Examples
-    --------
-    >>> flatten({"seed": 1, "loss": {"name": "bce"}})
-    {'seed': 1, 'loss.name': 'bce'}
-    """
+    """Return nested tables as one table with dotted keys."""
     joined: Table = {}
     for key, value in tables.items():
         joined |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -408,5 +317,5 @@ def make_augmentation(config: Config) -> Augmentation:
     return AUGMENTATIONS[config.augmentation.name](**config.augmentation.options)
 
 
-def _add_seed(kind: type, options: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    return {**({"seed": seed} if "seed" in known_options(kind) else {}), **options}
+def _add_seed(kind: type, options: dict[str, Any], seed: int) -> dict[str, Any]:
+    return {"seed": seed, **options} if "seed" in known_options(kind) else options

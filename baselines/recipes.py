@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
-from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, Choice, Config, known_options, option_defaults
+from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, Config, known_options, option_defaults
 from meidbench.baselines.models import MODELS
 from meidbench.checks import Table, one_of, parse_settings, parse_toml
 from meidbench.errors import MeidbenchError, first_few
@@ -21,7 +21,7 @@ PUBLISHED_TABLES = {
     "rivals": "MOVE, from a second-hand source",
     "modelzoo": "VideoLT, MODELZOO.md",
 }
-# The forms of a method that behave like public code, by the section of its recipe: the ending of the name, a description.
+# The forms of a method that behave like public code, by the section of its recipe: ending of the name, description.
 COMPAT_ENDING = "-compat"
 _PUBLIC_FORMS = {
     "compat": (COMPAT_ENDING, "as in VideoLT's public code"),
@@ -59,13 +59,7 @@ class Recipe:
 
 
 def read_recipes(names: Iterable[str]) -> dict[str, Recipe]:
-    """Read the recipes of methods, each with its forms like public code: ``NAME-compat``, ``NAME-release``.
-
-    Examples
-    --------
-    >>> list(read_recipes(["asl", "eql"]))
-    ['asl', 'eql', 'eql-compat']
-    """
+    """Read the recipes of methods, each with its forms like public code: ``NAME-compat``, ``NAME-release``."""
     recipes = {}
     for name in names:
         content = _read_file(name)
@@ -100,13 +94,7 @@ def _add_values(recipe: Recipe, content: Table) -> Recipe:
 
 
 def read_benchmark(dataset: str, compat: bool = False) -> tuple[Table, dict[str, str]]:
-    """Return the values that the published rows of a benchmark have in common, and the source of each.
-
-    Examples
-    --------
-    >>> read_benchmark("videolt")[0]["frames"]["train"]
-    60
-    """
+    """Return the values that the published rows of a benchmark have in common, and the source of each."""
     content = _read_file("benchmarks")
     values: Table = content[dataset if dataset in content else "other"]
     public = values.get("compat", {}) if compat else {}
@@ -121,13 +109,7 @@ def _read_file(name: str) -> Table:
 
 
 def merge_tables(*layers: Table) -> Table:
-    """Lay tables over others; where another component is named, drop the options that it does not know.
-
-    Examples
-    --------
-    >>> merge_tables({"loss": {"name": "ldam", "scale": 20.0, "reduction": "mean"}}, {"loss": {"name": "bce"}})
-    {'loss': {'name': 'bce', 'reduction': 'mean'}}
-    """
+    """Lay tables over others; where another component is named, drop the options that it does not know."""
     result: Table = {}
     for layer in layers:
         for key, value in layer.items():
@@ -180,17 +162,18 @@ def resolve(
         The method is unknown, or keys and values are wrong; the message names all of them.
     """
     recipe = METHODS[one_of("method", method, tuple(METHODS))]
-    asked = merge_tables(tables or {}, parse_settings(settings, EXAMPLE_SETTING))
+    named = {} if aggregator is None else {"aggregator": {"name": aggregator}}
+    asked = merge_tables(named, tables or {}, parse_settings(settings, EXAMPLE_SETTING))
     by_stage: Table = {stage: asked.pop(stage) for stage in ("stage1", "stage2") if stage in asked}
     _check_keys(method, asked, by_stage)
     if not recipe.first_stage:
         if by_stage:
             raise MeidbenchError(f"{method} is trained in one stage; leave out {', '.join(by_stage)} in its settings")
-        return _resolve_stage(recipe, split, aggregator, asked)
+        return _resolve_stage(recipe, split, asked)
     below = METHODS[recipe.first_stage]
-    common = _keep_known(asked, _layer_values(below, split, aggregator))
-    first = _resolve_stage(below, split, aggregator, merge_tables(common, by_stage.get("stage1", {})))
-    second = _resolve_stage(recipe, split, aggregator, merge_tables(asked, by_stage.get("stage2", {})))
+    common = _keep_known(asked, _layer_values(below, split))
+    first = _resolve_stage(below, split, merge_tables(common, by_stage.get("stage1", {})))
+    second = _resolve_stage(recipe, split, merge_tables(asked, by_stage.get("stage2", {})))
     return _join_stages(first, second)
 
 
@@ -205,11 +188,10 @@ def _check_keys(method: str, asked: Table, by_stage: Table) -> None:
             raise MeidbenchError("first_stage is not a setting; set stage1.KEY=VALUE for a method of two stages")
 
 
-def _layer_values(recipe: Recipe, split: Split, aggregator: str | None) -> Table:
+def _layer_values(recipe: Recipe, split: Split) -> Table:
     """Return the values of a recipe on a split, below those of the user."""
     benchmark, _ = read_benchmark(split.dataset, recipe.is_compat)
-    named = {} if aggregator is None else {"aggregator": {"name": aggregator}}
-    return merge_tables(benchmark, recipe.tables, recipe.by_dataset.get(split.dataset, {}), named)
+    return merge_tables(benchmark, recipe.tables, recipe.by_dataset.get(split.dataset, {}))
 
 
 def _keep_known(asked: Table, values: Table) -> Table:
@@ -221,13 +203,12 @@ def _keep_known(asked: Table, values: Table) -> Table:
     return kept
 
 
-def _resolve_stage(recipe: Recipe, split: Split, aggregator: str | None, asked: Table) -> Config:
-    values = _layer_values(recipe, split, aggregator)
+def _resolve_stage(recipe: Recipe, split: Split, asked: Table) -> Config:
+    values = _layer_values(recipe, split)
     if isinstance(asked.get("loss"), dict) and "tail_below" in asked["loss"]:
         values = merge_tables(values, {"loss": {"tail_up_to": None}})  # the two options exclude each other
-    config = Config.from_tables({**merge_tables(values, asked), "method": recipe.name})
-    config = _complete(config, split)
-    _check(config, aggregator_asked=aggregator is not None or "aggregator" in asked)
+    config = _complete(Config.from_tables({**merge_tables(values, asked), "method": recipe.name}), split)
+    _check(config, aggregator_asked="aggregator" in asked)
     return config
 
 
@@ -246,8 +227,8 @@ def _join_stages(first: Config, second: Config) -> Config:
 
 
 def _complete(config: Config, split: Split) -> Config:
-    """Fill in the values that follow from the split and from other values."""
-    loss, sampler, aggregator = (dict(choice.options) for choice in (config.loss, config.sampler, config.aggregator))
+    """Fill in the values that follow from the split and from other values; a new configuration is changed in place."""
+    loss, sampler, aggregator = config.loss.options, config.sampler.options, config.aggregator.options
     if config.loss.name == "eql" and loss.get("tail_up_to") is None and loss.get("tail_below") is None:
         loss["tail_up_to"] = split.metadata.tail_up_to
     if config.loss.name == "ldam":
@@ -256,13 +237,7 @@ def _complete(config: Config, split: Split) -> Config:
         sampler.setdefault("epochs", config.schedule.epochs)
     if aggregator.get("flavor") == "meid_compat" and aggregator.get("frames") is None:
         aggregator["frames"] = config.frames.train
-    return dataclasses.replace(
-        config,
-        mask_other_labels=config.masks_labels,
-        loss=Choice(config.loss.name, loss),
-        sampler=Choice(config.sampler.name, sampler),
-        aggregator=Choice(config.aggregator.name, aggregator),
-    )
+    return dataclasses.replace(config, mask_other_labels=config.masks_labels)
 
 
 def _check(config: Config, aggregator_asked: bool) -> None:
