@@ -264,13 +264,12 @@ def flatten(tables: Table, prefix: str = "") -> Table:
 
 def make_model_inputs(config: Config, split: Split, dim: int) -> ModelInputs:
     """Return the facts that a model needs about a split and about features of width ``dim``."""
-    frames = config.frames
     return ModelInputs(
         dim=dim,
         num_classes=split.num_classes,
         train_counts=split.train_counts,
         groups=split.groups,
-        frames=frames.train if frames.train == frames.test else None,
+        frames=config.frames.train if config.frames.train == config.frames.test else None,
         has_motion=config.motion.when != "none",
         aggregator=lambda width: make_aggregator(config, width, split.num_classes),
     )
@@ -283,15 +282,14 @@ def make_model(config: Config, inputs: ModelInputs) -> Model:
 
 def check_model(config: Config, model: Model) -> None:
     """Refuse a model that needs a first stage and has none, or the reverse, or that mixes labels that are masked."""
-    name = config.model.name
+    name = f"model.name={config.model.name}"
     if model.needs_first_stage and config.first_stage is None:
-        raise MeidbenchError(f"model.name={name} begins with a trained first stage; take a method that has one: meid")
+        raise MeidbenchError(f"{name} begins with a trained first stage; take a method that has one: meid")
     if config.first_stage is not None and not model.needs_first_stage:
-        raise MeidbenchError(f"model.name={name} does not begin with a first stage; leave it out")
+        raise MeidbenchError(f"{name} does not begin with a first stage; leave it out")
     if config.mask_other_labels and model.mixes_targets:
         raise MeidbenchError(
-            f"model.name={name} mixes labels itself, so that no mask of them can be applied; set "
-            "mask_other_labels=false"
+            f"{name} mixes labels itself, so that no mask of them can be applied; set mask_other_labels=false"
         )
 
 

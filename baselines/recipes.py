@@ -27,8 +27,7 @@ _PUBLIC_FORMS = {
     "compat": (COMPAT_ENDING, "as in VideoLT's public code"),
     "release": ("-release", "as its authors' public code has it"),
 }
-# Options of a model that may differ between its stages.
-_PER_STAGE = ("distill_", "neck_", "recompute")
+_PER_STAGE = ("distill_", "neck_", "recompute")  # options of a model that may differ between its stages
 
 
 @dataclass(frozen=True)
@@ -114,21 +113,18 @@ def merge_tables(*layers: Table) -> Table:
     for layer in layers:
         for key, value in layer.items():
             under = result.get(key)
+            result[key] = value
             if isinstance(value, dict) and isinstance(under, dict):
                 name = value.get("name")
                 kept = under if name == under.get("name") else _drop_unknown(key, under, name)
                 result[key] = {**kept, **value}
-            else:
-                result[key] = value
     return result
 
 
 def _drop_unknown(family: str, options: Table, name: object) -> Table:
     """Return the options that a component knows; all of them where its name is unknown."""
     kind = FAMILIES.get(family, {}).get(str(name))
-    if kind is None:
-        return options
-    known = known_options(kind)
+    known = options if kind is None else known_options(kind)
     return {key: value for key, value in options.items() if key == "name" or key in known}
 
 
@@ -178,10 +174,9 @@ def resolve(
 
 
 def _check_keys(method: str, asked: Table, by_stage: Table) -> None:
-    for stage, tables in by_stage.items():
+    for stage, tables in {"": asked, **by_stage}.items():
         if not isinstance(tables, dict):
             raise MeidbenchError(f"{stage} is not a value; set {stage}.KEY=VALUE, such as {stage}.{EXAMPLE_SETTING}")
-    for tables in (asked, *by_stage.values()):
         if "method" in tables:
             raise MeidbenchError(f"the method is {method}; name it by itself (--method), not among the settings")
         if "first_stage" in tables:
