@@ -11,8 +11,6 @@ from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.evaluation.results import MeanAP
 from meidbench.names import STATISTICS_TABLE, TABLES
 
-__all__ = ["RUN_TABLES", "PaperTable", "Row", "choose_rows", "read_table", "row_names", "table_content"]
-
 RUN_TABLES = tuple(name for name in TABLES if name != STATISTICS_TABLE)
 
 
@@ -46,65 +44,40 @@ class PaperTable:
     name: str
     title: str
     source: str  # its place in the paper
-    base: str  # the row from which the others differ by their switches; empty for a table of different methods
     protocol: tuple[str, ...]  # differences between the paper's way to measure and ours
     notes: tuple[str, ...]
     rows: tuple[Row, ...]
+    base: str = ""  # the row from which the others differ by their switches; empty for a table of different methods
 
 
 @cache
 def table_content(name: str) -> dict[str, Any]:
     """Return the content of ``baselines/tables/NAME.toml``."""
-    file = resources.files("meidbench.baselines").joinpath("tables").joinpath(f"{name}.toml")
+    file = resources.files("meidbench.baselines") / "tables" / f"{name}.toml"
     return parse_toml(file.read_text(encoding="utf-8"))
 
 
 def read_table(name: str) -> PaperTable:
-    """Read a table whose rows are runs; raise ``MeidbenchError`` for a name that is not in ``RUN_TABLES``.
+    """Read a table whose rows are runs; raise ``MeidbenchError`` for a name that is not in ``RUN_TABLES``."""
+    content = _make_tuples(table_content(one_of("table", name, RUN_TABLES)))
+    entries = [_make_tuples(entry) for entry in content.pop("rows")]
+    rows = tuple(Row(published=MeanAP(*entry.pop("mAP")), **entry) for entry in entries)
+    return PaperTable(name, **content, rows=rows)
 
-    Examples
-    --------
-    >>> [(row.label, row.published.tail, row.settings) for row in read_table("table7").rows[:2]]
-    [('beta 0.3', 0.521, ('stage2.model.beta=0.3',)), ('beta 0.5', 0.524, ())]
-    """
-    content = table_content(one_of("table", name, RUN_TABLES))
-    rows = []
-    for entry in content["rows"]:
-        facts: dict[str, Any]
-        facts = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-        rows.append(Row(published=MeanAP(*facts.pop("mAP")), **facts))
-    return PaperTable(
-        name=name,
-        title=content["title"],
-        source=content["source"],
-        base=content.get("base", ""),
-        protocol=tuple(content["protocol"]),
-        notes=tuple(content["notes"]),
-        rows=tuple(rows),
-    )
+
+def _make_tuples(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
 def row_names(table: str) -> tuple[str, ...]:
-    """Return the names of a table's rows; the rows of Table 1 are benchmarks.
-
-    Examples
-    --------
-    >>> row_names("table6")
-    ('e1', 'e1-e1', 'e1-e2')
-    """
+    """Return the names of a table's rows; the rows of Table 1 are benchmarks."""
     if table == STATISTICS_TABLE:
         return tuple(table_content(table)["datasets"])
     return tuple(row.name for row in read_table(table).rows)
 
 
 def choose_rows(tables: Sequence[str], rows: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
-    """Return the named rows by table; an empty tuple stands for all rows. Tables without a named row are left out.
-
-    Examples
-    --------
-    >>> choose_rows(["table6", "table7"], ["e1", "e1-e2"])
-    {'table6': ('e1', 'e1-e2')}
-    """
+    """Return the named rows by table; an empty tuple stands for all rows. Tables without a named row are left out."""
     names = dict.fromkeys(name for table in tables for name in (TABLES if table == "all" else (table,)))
     known = {name: row_names(name) for name in names}
     if unknown := [row for row in rows if not any(row in there for there in known.values())]:

@@ -30,13 +30,7 @@ _invent_split = cache(simulate_split)
 
 
 def parse_features(texts: Iterable[str]) -> dict[tuple[str, str], Path]:
-    """Read ``ENCODER=PATH`` and ``DATASET:ENCODER=PATH`` into paths by dataset (empty for all) and encoder.
-
-    Examples
-    --------
-    >>> list(parse_features(["videolt:resnet50=."]))
-    [('videolt', 'ResNet50')]
-    """
+    """Read ``ENCODER=PATH`` and ``DATASET:ENCODER=PATH`` into paths by dataset (empty for all) and encoder."""
     encoders = {name.lower(): name for name in table_content("needs")["encoders"]}
     known = ", ".join(encoders.values())
     paths: dict[tuple[str, str], Path] = {}
@@ -70,12 +64,6 @@ def stand_in(dataset: str) -> Split:
     """Return an invented split with the name, classes, thresholds and group sizes of a benchmark.
 
     Where the real split is not built, configurations are resolved on this one. Operations are counted on it, too.
-
-    Examples
-    --------
-    >>> split = stand_in("videolt")
-    >>> split.num_classes, len(split.groups.head), len(split.groups.tail)
-    (1004, 47, 340)
     """
     manifest = load_manifest(dataset)
     # The fewest training videos that a class of its group can have; the first classes are the most frequent.
@@ -124,13 +112,7 @@ class Simulation:
 
 
 def parse_simulation(settings: Sequence[str]) -> tuple[Simulation, tuple[str, ...]]:
-    """Read ``simulation.KEY=VALUE`` from settings; return the simulation and the other settings.
-
-    Examples
-    --------
-    >>> parse_simulation(["simulation.frames=3", "schedule.epochs=1"])[0].frames
-    3
-    """
+    """Read ``simulation.KEY=VALUE`` from settings; return the simulation and the other settings."""
     own = [setting for setting in settings if setting.startswith("simulation.")]
     table = parse_settings(own, "simulation.frames=8").get("simulation", {})
     problems: list[str] = []

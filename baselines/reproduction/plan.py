@@ -57,15 +57,7 @@ class Job:
 
 
 def layered(*layers: Sequence[str]) -> tuple[str, ...]:
-    """Lay settings over others: the last layer's value of a key wins, also over the key of a single stage.
-
-    Examples
-    --------
-    >>> layered(["schedule.epochs=9", "seed=1"], ["schedule.epochs=2"])
-    ('seed=1', 'schedule.epochs=2')
-    >>> layered(["stage2.seed=1"], ["seed=2"]), layered(["seed=1"], ["stage2.seed=2"])
-    (('seed=2',), ('seed=1', 'stage2.seed=2'))
-    """
+    """Lay settings over others: the last layer's value of a key wins, also over the key of a single stage."""
     kept: list[str] = []
     for layer in layers:
         above = _parse(layer).keys()
@@ -173,14 +165,7 @@ class FeatureNeed:
 
 
 def feature_need(dataset: str, encoder: str, *, named: bool = False) -> FeatureNeed:
-    """Return the feature file that rows of an encoder on a benchmark need.
-
-    Examples
-    --------
-    >>> need = feature_need("videolt", "ResNet50")
-    >>> need.videos, need.frames, need.width, f"{need.bytes / 1e9:.0f} GB"
-    (256192, 150, 2048, '157 GB')
-    """
+    """Return the feature file that rows of an encoder on a benchmark need."""
     needs = table_content("needs")
     facts, frames, videos = needs["encoders"][encoder], needs["frames"][dataset], sum(_subset_sizes(dataset).values())
     size, backbone = videos * frames * facts["width"] * _STORED_BYTES, facts["backbone"]
@@ -206,15 +191,7 @@ class Cost:
 
 
 def forward_flops(config: Config, split: Split, dim: int, frames: int) -> float:
-    """Count the floating-point operations of matrix products in a forward pass of one video, of shape (frames, dim).
-
-    Examples
-    --------
-    >>> from meidbench.features.simulation import simulate_split
-    >>> config = Config.from_tables({"aggregator": {"name": "early_mean"}})
-    >>> forward_flops(config, simulate_split((50, 9, 9), num_classes=10), dim=8, frames=5)
-    288.0
-    """
+    """Count the floating-point operations of matrix products in a forward pass of one video, of shape (frames, dim)."""
     parts = {name: table for name, table in config.to_tables().items() if name in _COUNTED_KEYS}
     return _count_flops(json.dumps(parts, sort_keys=True), split, dim, frames)
 

@@ -63,13 +63,7 @@ class RowOutcome:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory was not enough.
-
-    Examples
-    --------
-    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
-    (True, False)
-    """
+    """Return whether an error means that memory was not enough."""
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS):
         return True
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
