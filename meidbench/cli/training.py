@@ -1,6 +1,7 @@
 """``meidbench train``, ``predict``, ``reproduce`` and ``demo``: baselines, from features to scored predictions."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ import click
 from meidbench.cli.parameters import FILE, FOLDER, SUBSET, as_json, json_file, write_text
 from meidbench.names import PRECISIONS, RESIDENT, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
 
+_repeatable = partial(click.option, multiple=True)
+_bootstrap = click.option(
+    "--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates."
+)
 # The key of the setting that an option of train stands for, by the option's parameter.
 _KEYS: dict[str, str] = {}
 
@@ -43,9 +48,7 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
 @click.option(
     "--out", type=FOLDER, metavar="RUN", help="The run's folder [default: runs/SPLIT-METHOD-AGGREGATOR-SEED]."
 )
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a value, e.g. schedule.lr=2e-4; repeatable."
-)
+@_repeatable("--set", "settings", metavar="KEY=VALUE", help="Change a value, e.g. schedule.lr=2e-4; repeatable.")
 @click.option(
     "--first-stage",
     type=FOLDER,
@@ -56,10 +59,7 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
 @_short_for("seed", "--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
 @_short_for("execution.device", "--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto].")
 @_short_for(
-    "schedule.precision",
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    help="Of training; scores are made in fp32.",
+    "schedule.precision", "--precision", type=click.Choice(PRECISIONS), help="Of training; scores are made in fp32."
 )
 @_short_for(
     "selection.subset",
@@ -156,55 +156,39 @@ def predict(run: Path, out: Path, **options: Any) -> None:
     "  meidbench reproduce table3 --simulate --out try",
 )
 @click.argument("tables", nargs=-1, required=True, metavar="TABLE...", type=click.Choice((*TABLES, "all")))
-@click.option(
-    "--row",
-    "rows",
-    multiple=True,
-    metavar="NAME",
-    help="Run only this row, as --plan names it; repeatable. Others stay in the table.",
+@_repeatable(
+    "--row", "rows", metavar="NAME", help="Run only this row, as --plan names it; repeatable. Others stay in the table."
 )
-@click.option(
+@_repeatable(
     "--features",
-    multiple=True,
     metavar="ENCODER=PATH",
     help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable.",
 )
-@click.option("--split", "split_files", multiple=True, type=FILE, help="A split file that is not under MEIDBENCH_HOME.")
-@click.option(
-    "--annotations", multiple=True, type=FOLDER, help="Official annotations, from which missing splits are made."
-)
+@_repeatable("--split", "split_files", type=FILE, help="A split file that is not under MEIDBENCH_HOME.")
+@_repeatable("--annotations", type=FOLDER, help="Official annotations, from which missing splits are made.")
 @click.option(
     "--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, or reproduction-simulated]."
 )
 @click.option("--plan", "only_plan", is_flag=True, help="List the needs of the rows, and run nothing.")
 @click.option("--simulate", is_flag=True, help="Run on simulated features, as a trial; every output is watermarked.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a value of every row; listed in the table."
-)
-@click.option(
-    "--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Seed of the training; repeatable, for a mean."
-)
+@_repeatable("--set", "settings", metavar="KEY=VALUE", help="Change a value of every row; listed in the table.")
+@_repeatable("--seed", "seeds", type=click.IntRange(min=0), help="Seed of the training; repeatable, for a mean.")
 @click.option("--faithful", is_flag=True, help="Baselines as in their papers, not as in the public code.")
 @click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto; with --simulate, cpu].")
-@click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
+@_bootstrap
 @click.option("--gpu", default="A100", show_default=True, help="The GPU of the estimated hours.")
 @json_file
 def reproduce(
     tables: tuple[str, ...],
     rows: tuple[str, ...],
     features: tuple[str, ...],
-    split_files: tuple[Path, ...],
-    annotations: tuple[Path, ...],
     out: Path | None,
     only_plan: bool,
     simulate: bool,
     settings: tuple[str, ...],
     seeds: tuple[int, ...],
-    faithful: bool,
-    device: str | None,
-    bootstrap: int,
-    gpu: str,
     json_file: Path | None,
+    **options: Any,
 ) -> None:
     """Run the rows of the paper's tables, and print our numbers beside the paper's.
 
@@ -226,14 +210,13 @@ def reproduce(
     from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.results import as_json
 
-    named = [setting.partition("=")[0].strip() for setting in settings]
     if simulate and (features or only_plan):
         raise click.UsageError("--simulate takes neither --features nor --plan: it needs nothing")
     if simulate and set(tables) == {STATISTICS_TABLE}:
         raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate")
     if len(set(seeds)) < len(seeds):
         raise click.UsageError("a --seed is named twice")
-    if seeds and any(key in ("seed", "stage1.seed", "stage2.seed") for key in named):
+    if seeds and any(text.partition("=")[0].strip() in ("seed", "stage1.seed", "stage2.seed") for text in settings):
         raise click.UsageError("seeds are named by --seed, which both stages have, or by --set seed=N, not by both")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise click.UsageError("reproduce runs in one process; for several, 'meidbench train' a row under torchrun")
@@ -241,10 +224,12 @@ def reproduce(
     out = out or Path("reproduction-simulated" if simulate else "reproduction")
     rendered = render_tables(
         choose_rows(tables, rows),
-        InputFiles(split_files, annotations, parse_features(features), simulation, out, progress_bar),
-        Request(settings, seeds, device or "", faithful, simulation),
-        RunStore(out, bootstrap, progress_bar, report=lambda line: click.echo(line, err=True)),
-        gpu=gpu,
+        InputFiles(
+            options["split_files"], options["annotations"], parse_features(features), simulation, out, progress_bar
+        ),
+        Request(settings, seeds, options["device"] or "", options["faithful"], simulation),
+        RunStore(out, options["bootstrap"], progress_bar, _report),
+        gpu=options["gpu"],
         only_plan=only_plan,
         width=shutil.get_terminal_size((80, 24)).columns,
     )
@@ -256,7 +241,7 @@ def reproduce(
         if not on_stdout:
             click.echo(f"\n{table.text}" if done else table.text)
         for remark in table.remarks:
-            click.echo(remark, err=True)
+            _report(remark)
         done.append(table)
     content = as_json(done[0].content if len(done) == 1 else [table.content for table in done])
     if on_stdout:
@@ -274,7 +259,7 @@ def reproduce(
 @click.option("--out", type=FOLDER, default="demo-out", show_default=True, help="Folder for all files.")
 @click.option("--epochs", type=click.IntRange(min=2), default=12, show_default=True, help="Of each method.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
+@_bootstrap
 def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     """Simulate a benchmark, train five methods on it, and compare them.
 
