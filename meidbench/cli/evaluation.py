@@ -4,12 +4,22 @@ from pathlib import Path
 
 import click
 
-from meidbench.cli.parameters import FILE, SUBSET, as_bytes, json_file, print_result, progress_bar, write_text
+from meidbench.cli.parameters import (
+    FILE,
+    SEED,
+    SUBSET,
+    as_bytes,
+    json_file,
+    option_with_default,
+    print_result,
+    progress_bar,
+    write_text,
+)
 from meidbench.names import PROTOCOLS
 
 _split = click.option("--split", required=True, help="A split file, or a built benchmark's name.")
-_subset = click.option("--subset", type=SUBSET, default="test", show_default=True)
-_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
+_subset = option_with_default("--subset", type=SUBSET, default="test")
+_seed = option_with_default("--seed", type=SEED, default=0, help="Of the bootstrap.")
 _allow_float16 = click.option(
     "--allow-float16", is_flag=True, help="Accept half-precision scores, in which rounding makes ties."
 )
@@ -25,27 +35,24 @@ _allow_float16 = click.option(
 @_subset
 @json_file
 @click.option("--per-class", type=FILE, help="Write a CSV with the average precision of each class.")
-@click.option(
+@option_with_default(
     "--protocol",
     type=click.Choice(PROTOCOLS),
     default=PROTOCOLS[0],
-    show_default=True,
     help="apmeter and charades rank videos with the same score in list order, as VideoLT's meter and the official "
     "Charades script do.",
 )
-@click.option(
+@option_with_default(
     "--bootstrap",
     type=click.IntRange(min=0),
     default=0,
-    show_default=True,
     help="Replicates of a Bayesian bootstrap over videos, for intervals.",
 )
 @_seed
 @_allow_float16
-@click.option(
+@option_with_default(
     "--memory",
     default="4G",
-    show_default=True,
     callback=as_bytes,
     help="Limit for the scores; a larger file is scored block by block, with the same result.",
 )
@@ -83,19 +90,12 @@ def evaluate(
     loaded = load_split(split)
     opened = open_predictions(predictions)
     scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
-    warnings = run_warnings(opened.metadata)
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap)
     with progress_bar("bootstrap", steps) as advance:
         result = evaluate_scores(
-            scores,
-            loaded,
-            subset,
-            protocol=protocol,
-            bootstrap=bootstrap,
-            seed=seed,
-            warnings=warnings,
-            advance=advance,
-        )
+            scores, loaded, subset, protocol=protocol, bootstrap=bootstrap, seed=seed,
+            warnings=run_warnings(opened.metadata), advance=advance,
+        )  # fmt: skip
     if per_class is not None:
         from meidbench.report.plots import write_per_class
 
@@ -114,7 +114,7 @@ def evaluate(
 @_split
 @_subset
 @click.option("--reference", help="The run that the others are compared with [default: the first].")
-@click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
+@option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
 @_seed
 @_allow_float16
 @json_file
@@ -152,15 +152,9 @@ def compare(
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(runs)
     with progress_bar("bootstrap", steps) as advance:
         comparison = compare_runs(
-            runs,
-            loaded,
-            subset,
-            reference=reference,
-            replicates=bootstrap,
-            seed=seed,
-            allow_float16=allow_float16,
+            runs, loaded, subset, reference=reference, replicates=bootstrap, seed=seed, allow_float16=allow_float16,
             advance=advance,
-        )
+        )  # fmt: skip
     if latex is not None:
         from meidbench.report.latex import comparison_latex
 

@@ -1,20 +1,49 @@
 """The commands for feature files: ``extract-features``, ``merge-features``, ``pack-features``, ``verify-features``."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from meidbench.cli.parameters import FILE, as_json, json_file, print_result
-from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS
+from meidbench.cli.parameters import (
+    ANY_PATH,
+    COUNT,
+    FILE,
+    POSITIVE,
+    SEED,
+    as_json,
+    json_file,
+    option_with_default,
+    print_result,
+    progress_bar,
+)
+from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
+from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS, STORED_DTYPES
 
 if TYPE_CHECKING:
     from meidbench.extraction.extraction import ExtractionSummary
     from meidbench.features.records import VideoRows
     from meidbench.features.verification import Verification
+
+DTYPES = STORED_DTYPES
+_VIDEO_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_device = partial(option_with_default, "--device", default="auto", metavar="auto|cpu|cuda[:N]")
+_out = partial(click.option, "--out", required=True, type=FILE)
+
+
+def _report(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _split_ids(split: str | None) -> list[str] | None:
+    from meidbench.splits.split import load_split
+
+    return None if split is None else load_split(split).table.column("video_id").to_pylist()
 
 
 @click.command(
@@ -27,44 +56,27 @@ if TYPE_CHECKING:
     "  torchrun --nproc-per-node 8 -m meidbench \\\n"
     "      extract-features videos/ --out videos.h5",
 )
-@click.argument("videos", metavar="VIDEOS", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--out", required=True, type=FILE, metavar="FILE.h5", help="The feature file.")
+@click.argument("videos", metavar="VIDEOS", type=_VIDEO_FOLDER)
+@_out(metavar="FILE.h5", help="The feature file.")
 @click.option("--split", help="Take only the videos of this split (a file, or a built benchmark's name).")
-@click.option("--backbone", type=click.Choice(BACKBONES), default="resnet101", show_default=True)
-@click.option(
-    "--frames", type=click.IntRange(1, 1_000_000), default=200, show_default=True, help="Rows per video (uniform)."
-)
-@click.option(
-    "--sampling", default="uniform", show_default=True, metavar="uniform|all|fps=N", help="Which frames are taken."
-)
-@click.option(
+@option_with_default("--backbone", type=click.Choice(BACKBONES), default="resnet101")
+@option_with_default("--frames", type=click.IntRange(1, 1_000_000), default=200, help="Rows per video (uniform).")
+@option_with_default("--sampling", default="uniform", metavar="uniform|all|fps=N", help="Which frames are taken.")
+@option_with_default(
     "--weights",
     default="default",
-    show_default=True,
     metavar="default|NAME|FILE|random",
     help="Published weights, which are downloaded, or a file with a state dict or safetensors.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of random weights, which are for tests only.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
-@click.option(
-    "--dtype", type=click.Choice(EXTRACTED_DTYPES), default="float16", show_default=True, help="Type of stored numbers."
-)
-@click.option("--batch-size", type=click.IntRange(min=1), help="Frames per batch [default: 256 on a GPU, 8 on a CPU].")
-@click.option("--workers", type=click.IntRange(min=1), help="Decoding processes [default: from the number of cores].")
-@click.option(
-    "--folder-fps",
-    type=click.FloatRange(min=0, min_open=True),
-    default=24.0,
-    show_default=True,
-    help="Frames per second of frame folders.",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=600.0,
-    show_default=True,
-    help="Seconds without a frame after which a video has failed.",
+@click.option("--seed", type=SEED, help="Seed of random weights, which are for tests only.")
+@_device()
+@option_with_default("--precision", type=click.Choice(PRECISIONS), default="fp32")
+@option_with_default("--dtype", type=click.Choice(EXTRACTED_DTYPES), default="float16", help="Type of stored numbers.")
+@click.option("--batch-size", type=COUNT, help="Frames per batch [default: 256 on a GPU, 8 on a CPU].")
+@click.option("--workers", type=COUNT, help="Decoding processes [default: from the number of cores].")
+@option_with_default("--folder-fps", type=POSITIVE, default=24.0, help="Frames per second of frame folders.")
+@option_with_default(
+    "--timeout", type=POSITIVE, default=600.0, help="Seconds without a frame after which a video has failed."
 )
 @click.option("--shard", metavar="I/N", help="Take shard I of N, into a part file; 'merge-features' joins the parts.")
 @click.option("--retry-failed", is_flag=True, help="Try again the videos that failed in an earlier run.")
@@ -101,20 +113,16 @@ def extract_features(
         raise click.UsageError("--weights random needs --seed N, and --seed is for random weights only")
 
     from meidbench.cli.benchmarks import Display
-    from meidbench.cli.parameters import progress_bar
-    from meidbench.errors import MeidbenchError
     from meidbench.extraction.extraction import Shard
     from meidbench.extraction.frames import FrameRule
     from meidbench.extraction.videos import find_videos
-    from meidbench.splits.split import load_split
 
     try:
         rule = FrameRule.from_text(sampling, frames=frames)
         own = Shard.from_text(shard) if shard else Shard.from_environment()
     except MeidbenchError as error:
         raise click.UsageError(str(error)) from None
-    only = None if split is None else load_split(split).table.column("video_id").to_pylist()
-    found = find_videos(videos, only)
+    found = find_videos(videos, _split_ids(split))
 
     from meidbench.extraction.encoders.extractor import Extractor
     from meidbench.extraction.extraction import extract_features as extract
@@ -139,10 +147,6 @@ def extract_features(
     _conclude(summary, found.missing, as_json, fail=shard is not None or own is None)
 
 
-def _report(line: str) -> None:
-    click.echo(line, err=True)
-
-
 def _own_device(local_rank: int) -> str:
     import torch
 
@@ -153,11 +157,7 @@ def _conclude(
     summary: "ExtractionSummary", missing: Sequence[str] = (), as_json: bool = False, *, fail: bool = True
 ) -> None:
     """Print the summary; failed and missing videos are an error, or with ``fail=False`` only a message."""
-    from meidbench.errors import MeidbenchError, first_few
-
     if as_json:
-        import json
-
         troubles = [{"video_id": name, "status": status, "reason": why} for name, status, why in summary.troubles]
         counts = {key: getattr(summary, key) for key in ("videos", "extracted", "ok", "salvaged", "failed")}
         result = {"path": str(summary.path), **counts, "missing": list(missing), "troubles": troubles}
@@ -187,14 +187,13 @@ def _conclude(
     epilog="\b\nExample:\n  meidbench merge-features videos.part-*-of-8.h5 --out videos.h5",
 )
 @click.argument("parts", nargs=-1, required=True, metavar="PART...", type=click.Path(path_type=Path, exists=True))
-@click.option("--out", required=True, type=FILE, metavar="FILE.h5", help="The whole file.")
+@_out(metavar="FILE.h5", help="The whole file.")
 def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     """Join the PARTs that 'extract-features --shard' or torchrun wrote; all must be present and finished.
 
     The result is the file that one process would have written. The parts are not changed. The exit code is 1 where a
     video failed.
     """
-    from meidbench.cli.parameters import progress_bar
     from meidbench.extraction.extraction import merge_features as merge
     from meidbench.extraction.extraction import summarise
     from meidbench.features.feature_file import read_header
@@ -205,27 +204,20 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     _conclude(summarise(out))
 
 
-DTYPES = ("float16", "float32", "int8")
-
-
 @click.command(
     "pack-features",
     short_help="Put a folder of .npy features into one file.",
-    epilog="\b\nExample:\n  meidbench pack-features VideoLT/feature/ResNet101/ --out videolt_r101.h5 "
-    "--backbone resnet101",
+    epilog="\b\nExample:\n  meidbench pack-features VideoLT/feature/ResNet101/ \\\n"
+    "      --out videolt_r101.h5 --backbone resnet101",
 )
-@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--out", type=FILE, required=True, help="The feature file to write (HDF5).")
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    default="float16",
-    show_default=True,
-    help="int8 has a scale a row: max|row| / 127.",
+@click.argument("source", metavar="DIR", type=ANY_PATH)
+@_out(help="The feature file to write (HDF5).")
+@option_with_default(
+    "--dtype", type=click.Choice(DTYPES), default="float16", help="int8 has a scale a row: max|row| / 127."
 )
 @click.option("--split", help="Pack only its videos: a split file, or a built benchmark's name.")
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in an earlier run.")
-@click.option("--backbone", default="unknown", show_default=True, help="What made the features; kept in the recipe.")
+@option_with_default("--backbone", default="unknown", help="What made the features; kept in the recipe.")
 @as_json
 def pack_features(
     source: Path, out: Path, dtype: str, split: str | None, retry_failed: bool, backbone: str, as_json: bool
@@ -236,26 +228,15 @@ def pack_features(
     go on after an interruption. A video that cannot be packed is recorded with the reason, and the others go on; the
     exit code is 1 then, and where videos of the split are missing.
     """
-    from meidbench.cli.parameters import progress_bar
-    from meidbench.errors import bullet_list, first_few
+    from dataclasses import asdict
+
     from meidbench.features.packing import pack
-    from meidbench.splits.split import load_split
 
-    only = None if split is None else load_split(split).table.column("video_id").to_pylist()
     summary = pack(
-        source,
-        out,
-        dtype=dtype,
-        backbone=backbone,
-        only=only,
-        retry_failed=retry_failed,
-        progress=progress_bar,
-        report=lambda line: click.echo(line, err=True),
-    )
+        source, out, dtype=dtype, backbone=backbone, only=_split_ids(split), retry_failed=retry_failed,
+        progress=progress_bar, report=_report,
+    )  # fmt: skip
     if as_json:
-        import json
-        from dataclasses import asdict
-
         click.echo(json.dumps({**asdict(summary), "path": str(summary.path)}, indent=2, sort_keys=True))
     else:
         there = f" ({summary.found:,} were there already)" if summary.found else ""
@@ -288,9 +269,10 @@ def _as_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, .
 @click.command(
     "verify-features",
     short_help="Check a feature file, alone and against a split.",
-    epilog="\b\nExample:\n  meidbench verify-features videolt_r101.h5 --split videolt --recipe backbone=resnet101",
+    epilog="\b\nExample:\n  meidbench verify-features videolt_r101.h5 --split videolt \\\n"
+    "      --recipe backbone=resnet101",
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=ANY_PATH)
 @click.option("--split", help="Whose videos must all be there: a split file, or a built benchmark's name.")
 @click.option(
     "--recipe",
@@ -299,19 +281,17 @@ def _as_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, .
     callback=_as_recipe,
     help="What the recipe must say; a dot leads into an entry. May be given several times.",
 )
-@click.option("--npy", type=click.Path(path_type=Path), help="The folder that was packed, to be compared with.")
+@click.option("--npy", type=ANY_PATH, help="The folder that was packed, to be compared with.")
 @click.option(
     "--videos",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=_VIDEO_FOLDER,
     help="The folder of videos, some of which are extracted anew, to be compared with.",
 )
 @click.option("--weights", metavar="NAME|FILE|random", help="For --videos [default: those that the recipe names].")
-@click.option("--weights-seed", type=click.IntRange(min=0), help="Of random weights.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="For --videos.")
-@click.option(
-    "--sample", type=click.IntRange(min=1), help="How many videos are compared [default: all of --npy, 3 of --videos]."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draw of the sample.")
+@click.option("--weights-seed", type=SEED, help="Of random weights.")
+@_device(help="For --videos.")
+@click.option("--sample", type=COUNT, help="How many videos are compared [default: all of --npy, 3 of --videos].")
+@option_with_default("--seed", type=SEED, default=0, help="Of the draw of the sample.")
 @json_file
 def verify_features(
     file: Path,
@@ -340,7 +320,6 @@ def verify_features(
     if npy is not None and videos is not None:
         raise click.UsageError("--npy and --videos exclude each other: features were packed or extracted")
 
-    from meidbench.cli.parameters import progress_bar
     from meidbench.features.verification import verify
     from meidbench.splits.split import load_split
 
@@ -361,7 +340,6 @@ def verify_features(
 
 def _anew(file: Path, videos: Path, weights: str | None, seed: int | None, device: str) -> Callable[[str], "VideoRows"]:
     """Give a function that extracts a video as the file's recipe says."""
-    from meidbench.errors import FeatureError
     from meidbench.features import open_features
     from meidbench.features.packing import is_feature_file
 
@@ -376,9 +354,7 @@ def _anew(file: Path, videos: Path, weights: str | None, seed: int | None, devic
     from meidbench.features.feature_file import read_header
 
     header = read_header(file)
-    extractor = Extractor.from_recipe(
-        header.recipe, weights, seed=seed, device=device, report=lambda line: click.echo(line, err=True)
-    )
+    extractor = Extractor.from_recipe(header.recipe, weights, seed=seed, device=device, report=_report)
     found = {video.video_id: video for video in find_videos(videos, header.layout.video_ids).videos}
 
     def extract(video_id: str) -> "VideoRows":
@@ -390,26 +366,24 @@ def _anew(file: Path, videos: Path, weights: str | None, seed: int | None, devic
 
 
 def _table(verification: "Verification") -> str:
-    import json
-
     from tabulate import tabulate
 
-    from meidbench.errors import first_few
-
     statuses = ", ".join(f"{count:,} {status}" for status, count in verification.statuses.items() if count)
-    recipe = {} if verification.recipe is None else verification.recipe
     facts = [
         ("videos", f"{verification.videos:,} ({statuses})"),
         ("rows", f"{verification.rows:,} of {verification.dim:,} {verification.dtype}"),
-        *((key, value if isinstance(value, str) else json.dumps(value)) for key, value in sorted(recipe.items())),
+        *(
+            (key, value if isinstance(value, str) else json.dumps(value))
+            for key, value in sorted((verification.recipe or {}).items())
+        ),
     ]
     lines = [tabulate(facts, tablefmt="plain", disable_numparse=True)]
+    in_columns = partial(tabulate, tablefmt="simple", disable_numparse=True)
     if verification.similarities:
-        header = ["compared", "least cosine", "mean cosine"]
-        shown = sorted(verification.similarities, key=lambda entry: entry.min)[:10]
-        rows = [(entry.video_id, f"{entry.min:.6f}", f"{entry.mean:.6f}") for entry in shown]
-        lines += ["", tabulate(rows, header, tablefmt="simple", disable_numparse=True)]
-        if len(verification.similarities) > len(shown):
+        lowest = sorted(verification.similarities, key=lambda entry: entry.min)[:10]
+        rows = [(entry.video_id, f"{entry.min:.6f}", f"{entry.mean:.6f}") for entry in lowest]
+        lines += ["", in_columns(rows, ["compared", "least cosine", "mean cosine"])]
+        if len(verification.similarities) > len(lowest):
             lines.append(f"{len(verification.similarities):,} videos compared, the least alike are shown")
     if verification.findings:
         found = [
@@ -417,10 +391,7 @@ def _table(verification: "Verification") -> str:
             for entry in verification.findings
         ]
         header = ["severity", "check", "count", "what"]
-        lines += [
-            "",
-            tabulate(found, header, tablefmt="simple", disable_numparse=True, maxcolwidths=[None, None, None, 80]),
-        ]
+        lines += ["", in_columns(found, header, maxcolwidths=[None, None, None, 80])]
     names = {entry.check for entry in verification.findings}
     lines += ["", f"nothing found by: {', '.join(check for check in verification.checks if check not in names)}"]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ from meidbench.names import DATASETS, SUBSETS, Advance
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+ANY_PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+SEED = click.IntRange(min=0)
+POSITIVE = click.FloatRange(min=0, min_open=True)
 DATASET = click.Choice(DATASETS)
 SUBSET = click.Choice(SUBSETS)
+option_with_default = partial(click.option, show_default=True)
 json_file = click.option(
     "--json",
     "json_file",
@@ -84,8 +90,7 @@ def progress_bar(what: str, total: int) -> Iterator[Advance]:
 
             yield move
         return
-    done = 0
-    next_line = time.monotonic() + _FIRST_LINE_AFTER
+    done, next_line = 0, time.monotonic() + _FIRST_LINE_AFTER
 
     def advance(steps: int) -> None:
         nonlocal done, next_line

@@ -24,8 +24,11 @@ _MANY = 50_000  # videos from which on a person should be told what is being wai
 @click.command(
     "build-splits",
     short_help="Build a benchmark's split, exactly as published, or draw a new one.",
-    epilog="\b\nExamples:\n  meidbench build-splits charadeslt --annotations Charades/ --format parquet --format lst\n"
-    "  meidbench build-splits charadesegolt --annotations CharadesEgo/ --variant grouped --seed 1\n"
+    epilog="\b\nExamples:\n"
+    "  meidbench build-splits charadeslt --annotations Charades/ \\\n"
+    "      --format parquet --format lst\n"
+    "  meidbench build-splits charadesegolt --annotations CharadesEgo/ \\\n"
+    "      --variant grouped --seed 1\n"
     "  meidbench build-splits filmlt.toml --set alpha=6",
 )
 @click.argument("dataset", type=DATASET_OR_MANIFEST)
@@ -276,7 +279,8 @@ def _as_json(
 @click.command(
     "import-split",
     short_help="Make a split file from your own table.",
-    epilog="\b\nExample:\n  meidbench import-split videos.csv --out mine.parquet --head-above 100 --tail-up-to 20",
+    epilog="\b\nExample:\n  meidbench import-split videos.csv --out mine.parquet \\\n"
+    "      --head-above 100 --tail-up-to 20",
 )
 @click.argument("table", type=FILE)
 @click.option("--out", type=FILE, required=True, help="The split file to write (Parquet).")
