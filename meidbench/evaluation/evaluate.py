@@ -19,7 +19,6 @@ from meidbench.evaluation.results import (
     Group,
     Intervals,
     MeanAP,
-    Measures,
     Result,
 )
 from meidbench.names import Advance
@@ -36,24 +35,12 @@ Labels = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Protocol:
-    """A definition of average precision.
+    """A definition of average precision."""
 
-    Attributes
-    ----------
-    in_list_order : bool
-        Whether videos with the same score rank in the order of the split's official list; else they share a rank.
-    single_precision : bool
-        Whether scores are rounded to float32 first.
-    unlabelled_last : bool
-        Whether videos without a label rank below all others.
-    without_positives : float
-        The AP of a class without positives; NaN leaves it out of the means.
-    """
-
-    in_list_order: bool = False
-    single_precision: bool = False
-    unlabelled_last: bool = False
-    without_positives: float = float("nan")
+    in_list_order: bool = False  # videos with the same score rank as in the split's official list, or share a rank
+    single_precision: bool = False  # scores are rounded to float32 first
+    unlabelled_last: bool = False  # videos without a label rank below all others
+    without_positives: float = float("nan")  # the AP of a class without positives; NaN leaves it out of the means
 
 
 PROTOCOLS = {
@@ -127,19 +114,7 @@ def top_k_hits(
     """Return for each video whether it has a label among its k best classes.
 
     Of classes with the same score the lower index comes first, so the answer does not depend on a sort. A video
-    without a label is not a hit.
-
-    Parameters
-    ----------
-    scores : ndarray, (n, C)
-    rows, classes : ndarray, (labels,)
-        Row and class of each label, row by row.
-    ks : sequence of int
-
-    Returns
-    -------
-    dict
-        k -> (n,) bool.
+    without a label is not a hit. ``rows`` and ``classes`` hold one entry per label, row by row.
     """
     hits = {k: np.zeros(len(scores), dtype=bool) for k in ks}
     if not len(rows):
@@ -269,8 +244,12 @@ def evaluate_scores(
     counts = scorer.count(PROTOCOLS["tie-aware"])
     positives = split.positives(subset)
     present = {name: index[positives[index] > 0] for name, index in group_members(split).items()}
+    intervals = None
+    if bootstrap and not isinstance(scores, BlockScores):
+        samples = bootstrap_samples(scores, labels, precisions[protocol], bootstrap, seed, advance)
+        intervals = _intervals(samples, split, seed)
     return Result(
-        **vars(measure(blocks, split, subset)),
+        accuracy=_accuracy(blocks, split, subset),
         dataset=split.dataset,
         variant=split.variant,
         subset=subset,
@@ -288,15 +267,8 @@ def evaluate_scores(
         per_class=_class_results(split, positives, precisions[protocol]),
         other_protocols={name: other for name, other in means.items() if not _equal(other, means[protocol])},
         warnings=tuple(warnings),
-        intervals=None
-        if not bootstrap or isinstance(scores, BlockScores)
-        else _intervals(bootstrap_samples(scores, labels, precisions[protocol], bootstrap, seed, advance), split, seed),
+        intervals=intervals,
     )
-
-
-def measure(scores: BlockScores, split: Split, subset: str) -> Measures:
-    """Return the measures besides mAP."""
-    return Measures(accuracy=_accuracy(scores, split, subset))
 
 
 def _class_results(split: Split, positives: npt.NDArray[Any], ap: Reals) -> tuple[ClassResult, ...]:
@@ -342,10 +314,8 @@ def evaluate(
         ``train``, ``val`` or ``test``.
     protocol : str
         A key of ``PROTOCOLS``.
-    bootstrap : int
-        Replicates of the Bayesian bootstrap over videos, for the intervals; 0 for no intervals.
-    seed : int
-        Of the bootstrap.
+    bootstrap, seed : int
+        Replicates and seed of the Bayesian bootstrap over videos, for the intervals; 0 replicates for no intervals.
     allow_float16 : bool
         Accept half precision, in which rounding makes ties.
 
