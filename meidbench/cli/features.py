@@ -283,9 +283,7 @@ def _as_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, .
 )
 @click.option("--npy", type=ANY_PATH, help="The folder that was packed, to be compared with.")
 @click.option(
-    "--videos",
-    type=_VIDEO_FOLDER,
-    help="The folder of videos, some of which are extracted anew, to be compared with.",
+    "--videos", type=_VIDEO_FOLDER, help="The folder of videos, some of which are extracted anew, to be compared with."
 )
 @click.option("--weights", metavar="NAME|FILE|random", help="For --videos [default: those that the recipe names].")
 @click.option("--weights-seed", type=SEED, help="Of random weights.")

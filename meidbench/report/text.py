@@ -39,25 +39,13 @@ def format_number(value: float, digits: int = 3) -> str:
 
 
 def format_signed(value: float) -> str:
-    """Round a difference; every number but zero gets a sign.
-
-    Examples
-    --------
-    >>> format_signed(0.012), format_signed(-0.012), format_signed(0.0001)
-    ('+0.012', '−0.012', '0.000')
-    """
+    """Round a difference; every number but zero gets a sign."""
     text = format_number(value)
     return f"+{text}" if value > 0 and float(text) > 0 else text
 
 
 def format_interval(low: float, high: float, *, with_sign: bool = False) -> str:
-    """Write an interval in brackets, a dash where it is not defined.
-
-    Examples
-    --------
-    >>> format_interval(0.14, 0.163), format_interval(-0.01, 0.02, with_sign=True)
-    ('[0.140, 0.163]', '[−0.010, +0.020]')
-    """
+    """Write an interval in brackets, a dash where it is not defined."""
     if math.isnan(low) or math.isnan(high):
         return DASH
     write = format_signed if with_sign else format_number
@@ -65,13 +53,7 @@ def format_interval(low: float, high: float, *, with_sign: bool = False) -> str:
 
 
 def format_percent(share: float, replicates: int) -> str:
-    """Write a probability that was counted over replicates: 0 and 1 become bounds, never 0 or 100 %.
-
-    Examples
-    --------
-    >>> [format_percent(share, 1000) for share in (0.973, 1.0, float("nan"))], format_percent(0.0, 40)
-    (['97.3 %', '> 99.9 %', '–'], '< 2.5 %')
-    """
+    """Write a probability that was counted over replicates: 0 and 1 become bounds, never 0 or 100 %."""
     if math.isnan(share):
         return DASH
     least = max(100 / replicates, 0.1)
@@ -83,13 +65,7 @@ def format_percent(share: float, replicates: int) -> str:
 
 
 def find_best(values: Sequence[float]) -> frozenset[int]:
-    """Return the places of the highest value: several where values are equal in three decimals, none of a single value.
-
-    Examples
-    --------
-    >>> sorted(find_best([0.1511, 0.1514, 0.12, float("nan")]))
-    [0, 1]
-    """
+    """Return the places of the highest value: several where values are equal in three decimals, none of a single value."""
     texts = {place: format_number(value) for place, value in enumerate(values) if not math.isnan(value)}
     if len(values) < 2 or not texts:
         return frozenset()
@@ -113,9 +89,7 @@ _STATISTICS_ROWS = {
 
 def statistics_table(statistics: Sequence[Statistics]) -> str:
     """Lay out Table 1 with one column per split."""
-    titles = [
-        entry.dataset if entry.variant == RELEASED else f"{entry.dataset} {entry.variant}" for entry in statistics
-    ]
+    titles = [entry.dataset + ("" if entry.variant == RELEASED else f" {entry.variant}") for entry in statistics]
     return _lay_out_columns(["", *titles], [_statistics_column(asdict(entry)) for entry in statistics])
 
 
@@ -187,9 +161,8 @@ def evaluation_table(result: Result) -> str:
         lines.append(f"by {name}: {values}")
     if result.diagnostics.classes_without_positives:
         fate = "count as 0" if result.protocol == "apmeter" else "are left out of the means"
-        lines.append(
-            f"{result.diagnostics.classes_without_positives} class(es) without a positive in {result.subset} {fate}"
-        )
+        without = result.diagnostics.classes_without_positives
+        lines.append(f"{without} class(es) without a positive in {result.subset} {fate}")
     return "\n".join(lines)
 
 
@@ -248,17 +221,8 @@ def construction_report(
 ) -> str:
     """Lay out a new split: its statistics next to the released split's and the paper's, its targets and deviations.
 
-    Parameters
-    ----------
-    made : Construction
-    manifest : Manifest, optional
-        Of the benchmark that the videos belong to.
-    released : Split, optional
-        The published split of the benchmark.
-    distance : SplitDistance, optional
-        From ``made.split`` to ``released``.
-    width : int
-        Characters per line. A table with a single column may be wider.
+    ``distance`` is from ``made.split`` to ``released``. A line has ``width`` characters; a table with a single column
+    may be wider.
     """
     split = made.split
     columns = {f"{split.variant}, seed {made.seed}": _statistics_column(asdict(split_statistics(split)))}
