@@ -4,22 +4,12 @@ from pathlib import Path
 
 import click
 
-from meidbench.cli.parameters import (
-    FILE,
-    SEED,
-    SUBSET,
-    as_bytes,
-    json_file,
-    option_with_default,
-    print_result,
-    progress_bar,
-    write_text,
-)
+from meidbench.cli.parameters import FILE, SUBSET, as_bytes, json_file, print_result, progress_bar, write_text
 from meidbench.names import PROTOCOLS
 
 _split = click.option("--split", required=True, help="A split file, or a built benchmark's name.")
-_subset = option_with_default("--subset", type=SUBSET, default="test")
-_seed = option_with_default("--seed", type=SEED, default=0, help="Of the bootstrap.")
+_subset = click.option("--subset", type=SUBSET, default="test", show_default=True)
+_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
 _allow_float16 = click.option(
     "--allow-float16", is_flag=True, help="Accept half-precision scores, in which rounding makes ties."
 )
@@ -35,24 +25,27 @@ _allow_float16 = click.option(
 @_subset
 @json_file
 @click.option("--per-class", type=FILE, help="Write a CSV with the average precision of each class.")
-@option_with_default(
+@click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
     default=PROTOCOLS[0],
+    show_default=True,
     help="apmeter and charades rank videos with the same score in list order, as VideoLT's meter and the official "
     "Charades script do.",
 )
-@option_with_default(
+@click.option(
     "--bootstrap",
     type=click.IntRange(min=0),
     default=0,
+    show_default=True,
     help="Replicates of a Bayesian bootstrap over videos, for intervals.",
 )
 @_seed
 @_allow_float16
-@option_with_default(
+@click.option(
     "--memory",
     default="4G",
+    show_default=True,
     callback=as_bytes,
     help="Limit for the scores; a larger file is scored block by block, with the same result.",
 )
@@ -114,7 +107,7 @@ def evaluate(
 @_split
 @_subset
 @click.option("--reference", help="The run that the others are compared with [default: the first].")
-@option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
+@click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
 @_seed
 @_allow_float16
 @json_file

@@ -10,18 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meidbench.cli.parameters import (
-    ANY_PATH,
-    COUNT,
-    FILE,
-    POSITIVE,
-    SEED,
-    as_json,
-    json_file,
-    option_with_default,
-    print_result,
-    progress_bar,
-)
+from meidbench.cli.parameters import FILE, SEED, as_json, json_file, option_with_default, print_result, progress_bar
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS, STORED_DTYPES
 
@@ -31,6 +20,9 @@ if TYPE_CHECKING:
     from meidbench.features.verification import Verification
 
 DTYPES = STORED_DTYPES
+_ANY_PATH = click.Path(path_type=Path)
+_COUNT = click.IntRange(min=1)
+_POSITIVE = click.FloatRange(min=0, min_open=True)
 _VIDEO_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _device = partial(option_with_default, "--device", default="auto", metavar="auto|cpu|cuda[:N]")
 _out = partial(click.option, "--out", required=True, type=FILE)
@@ -72,11 +64,11 @@ def _split_ids(split: str | None) -> list[str] | None:
 @_device()
 @option_with_default("--precision", type=click.Choice(PRECISIONS), default="fp32")
 @option_with_default("--dtype", type=click.Choice(EXTRACTED_DTYPES), default="float16", help="Type of stored numbers.")
-@click.option("--batch-size", type=COUNT, help="Frames per batch [default: 256 on a GPU, 8 on a CPU].")
-@click.option("--workers", type=COUNT, help="Decoding processes [default: from the number of cores].")
-@option_with_default("--folder-fps", type=POSITIVE, default=24.0, help="Frames per second of frame folders.")
+@click.option("--batch-size", type=_COUNT, help="Frames per batch [default: 256 on a GPU, 8 on a CPU].")
+@click.option("--workers", type=_COUNT, help="Decoding processes [default: from the number of cores].")
+@option_with_default("--folder-fps", type=_POSITIVE, default=24.0, help="Frames per second of frame folders.")
 @option_with_default(
-    "--timeout", type=POSITIVE, default=600.0, help="Seconds without a frame after which a video has failed."
+    "--timeout", type=_POSITIVE, default=600.0, help="Seconds without a frame after which a video has failed."
 )
 @click.option("--shard", metavar="I/N", help="Take shard I of N, into a part file; 'merge-features' joins the parts.")
 @click.option("--retry-failed", is_flag=True, help="Try again the videos that failed in an earlier run.")
@@ -128,7 +120,10 @@ def extract_features(
     from meidbench.extraction.extraction import extract_features as extract
 
     if device == "auto" and "LOCAL_RANK" in os.environ:
-        device = _own_device(int(os.environ["LOCAL_RANK"]))
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % count}" if count else "cpu"
     display = Display()
     try:
         extractor = Extractor(
@@ -145,12 +140,6 @@ def extract_features(
         )  # fmt: skip
     # torchrun ends all processes where one fails, so that only the merge fails for problems of the videos.
     _conclude(summary, found.missing, as_json, fail=shard is not None or own is None)
-
-
-def _own_device(local_rank: int) -> str:
-    import torch
-
-    return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def _conclude(
@@ -210,7 +199,7 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     epilog="\b\nExample:\n  meidbench pack-features VideoLT/feature/ResNet101/ \\\n"
     "      --out videolt_r101.h5 --backbone resnet101",
 )
-@click.argument("source", metavar="DIR", type=ANY_PATH)
+@click.argument("source", metavar="DIR", type=_ANY_PATH)
 @_out(help="The feature file to write (HDF5).")
 @option_with_default(
     "--dtype", type=click.Choice(DTYPES), default="float16", help="int8 has a scale a row: max|row| / 127."
@@ -272,7 +261,7 @@ def _as_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, .
     epilog="\b\nExample:\n  meidbench verify-features videolt_r101.h5 --split videolt \\\n"
     "      --recipe backbone=resnet101",
 )
-@click.argument("file", type=ANY_PATH)
+@click.argument("file", type=_ANY_PATH)
 @click.option("--split", help="Whose videos must all be there: a split file, or a built benchmark's name.")
 @click.option(
     "--recipe",
@@ -281,14 +270,14 @@ def _as_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, .
     callback=_as_recipe,
     help="What the recipe must say; a dot leads into an entry. May be given several times.",
 )
-@click.option("--npy", type=ANY_PATH, help="The folder that was packed, to be compared with.")
+@click.option("--npy", type=_ANY_PATH, help="The folder that was packed, to be compared with.")
 @click.option(
     "--videos", type=_VIDEO_FOLDER, help="The folder of videos, some of which are extracted anew, to be compared with."
 )
 @click.option("--weights", metavar="NAME|FILE|random", help="For --videos [default: those that the recipe names].")
 @click.option("--weights-seed", type=SEED, help="Of random weights.")
 @_device(help="For --videos.")
-@click.option("--sample", type=COUNT, help="How many videos are compared [default: all of --npy, 3 of --videos].")
+@click.option("--sample", type=_COUNT, help="How many videos are compared [default: all of --npy, 3 of --videos].")
 @option_with_default("--seed", type=SEED, default=0, help="Of the draw of the sample.")
 @json_file
 def verify_features(
@@ -322,15 +311,10 @@ def verify_features(
     from meidbench.splits.split import load_split
 
     verification = verify(
-        file,
-        split=None if split is None else load_split(split),
-        recipe=recipe,
-        npy=npy,
+        file, split=None if split is None else load_split(split), recipe=recipe, npy=npy, seed=seed,
         extract=None if videos is None else _anew(file, videos, weights, weights_seed, device),
-        sample=3 if sample is None and videos is not None else sample,
-        seed=seed,
-        progress=progress_bar,
-    )
+        sample=3 if sample is None and videos is not None else sample, progress=progress_bar,
+    )  # fmt: skip
     print_result(json_file, verification.to_json(), _table(verification))
     if not verification.is_sound:
         sys.exit(1)

@@ -14,10 +14,7 @@ from meidbench.names import DATASETS, SUBSETS, Advance
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
-ANY_PATH = click.Path(path_type=Path)
-COUNT = click.IntRange(min=1)
 SEED = click.IntRange(min=0)
-POSITIVE = click.FloatRange(min=0, min_open=True)
 DATASET = click.Choice(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)

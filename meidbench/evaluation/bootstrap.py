@@ -87,12 +87,6 @@ def weighted_average_precision(
     """Compute average precision, (replicates, C), under positive weights (n, replicates); NaN without positives.
 
     As ``sklearn.metrics.average_precision_score(..., sample_weight=weights)``: tied videos share a rank.
-
-    Examples
-    --------
-    >>> positives = Positives.from_pairs(np.array([0, 2]), np.array([0, 0]), videos=3, num_classes=1)
-    >>> weighted_average_precision(np.array([[3.0], [2.0], [1.0]]), positives, np.array([[1.0], [2.0], [1.0]]))
-    array([[0.75]])
     """
     result = np.full((weights.shape[1], positives.num_classes), np.nan)
     for start in range(0, positives.num_classes, _CLASSES):

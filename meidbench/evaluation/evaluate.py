@@ -53,9 +53,6 @@ PROTOCOLS = {
 }
 
 
-# --- from arrays --------------------------------------------------------------------------------------------------
-
-
 def average_precision(scores: Scores, labels: Labels) -> Reals:
     """Compute the average precision of each class.
 
@@ -152,9 +149,6 @@ def _accuracy(scores: BlockScores, split: Split, subset: str) -> Accuracy:
     return Accuracy(*(_mean(np.concatenate([found[k] for found in hits])) for k in _TOP))
 
 
-# --- protocols and groups -----------------------------------------------------------------------------------------
-
-
 def subset_positives(split: Split, subset: str) -> Positives:
     """Return the labels of a subset, ordered by class."""
     return Positives.from_pairs(*split.label_pairs(subset), len(split.rows(subset)), split.num_classes)
@@ -215,9 +209,6 @@ def _equal(a: MeanAP, b: MeanAP) -> bool:
     return np.allclose(list(vars(a).values()), list(vars(b).values()), rtol=0, atol=1e-12, equal_nan=True)
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------
-
-
 def evaluate_scores(
     scores: Scores | BlockScores,
     split: Split,
@@ -244,6 +235,8 @@ def evaluate_scores(
     counts = scorer.count(PROTOCOLS["tie-aware"])
     positives = split.positives(subset)
     present = {name: index[positives[index] > 0] for name, index in group_members(split).items()}
+    groups, ap = split.groups.names(split.num_classes), precisions[protocol].tolist()
+    facts = zip(split.class_names, groups, split.train_counts.tolist(), positives.tolist(), ap, strict=True)
     intervals = None
     if bootstrap and not isinstance(scores, BlockScores):
         samples = bootstrap_samples(scores, labels, precisions[protocol], bootstrap, seed, advance)
@@ -264,17 +257,11 @@ def evaluate_scores(
             constant_classes=int(counts.constant.sum()),
             score_dtype=str(scores.dtype),
         ),
-        per_class=_class_results(split, positives, precisions[protocol]),
+        per_class=tuple(ClassResult(index, *fact) for index, fact in enumerate(facts)),
         other_protocols={name: other for name, other in means.items() if not _equal(other, means[protocol])},
         warnings=tuple(warnings),
         intervals=intervals,
     )
-
-
-def _class_results(split: Split, positives: npt.NDArray[Any], ap: Reals) -> tuple[ClassResult, ...]:
-    groups = split.groups.names(split.num_classes)
-    facts = zip(split.class_names, groups, split.train_counts.tolist(), positives.tolist(), ap.tolist(), strict=True)
-    return tuple(ClassResult(index, *fact) for index, fact in enumerate(facts))
 
 
 def _intervals(samples: Reals, split: Split, seed: int) -> Intervals:

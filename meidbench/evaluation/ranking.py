@@ -126,13 +126,7 @@ def _collect_scores(blocks: Iterable[Block], positives: Positives, dtype: np.dty
 
 
 def concatenate_ranges(starts: npt.NDArray[Any], counts: npt.NDArray[Any]) -> Counts:
-    """Return ``starts[i], ..., starts[i] + counts[i] - 1`` of every i, one after the other.
-
-    Examples
-    --------
-    >>> concatenate_ranges(np.array([5, 0]), np.array([3, 2]))
-    array([5, 6, 7, 0, 1])
-    """
+    """Return ``starts[i], ..., starts[i] + counts[i] - 1`` of every i, one after the other."""
     offsets = np.cumsum(counts) - counts - starts
     indices: Counts = np.arange(counts.sum()) - np.repeat(offsets, counts)
     return indices

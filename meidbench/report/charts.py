@@ -27,9 +27,6 @@ Curve = Sequence[tuple[float, float]]
 Change = tuple[ClassFacts, Difference]
 
 
-# --- parts of a chart -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Scale:
     """A linear map of ``low`` to ``high`` onto ``start`` to ``stop``."""
@@ -40,7 +37,6 @@ class Scale:
     stop: float
 
     def __call__(self, value: float) -> float:
-        """Return the coordinate of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 
@@ -61,13 +57,7 @@ def format_tick(value: float) -> str:
 
 
 def format_coordinate(value: float) -> str:
-    """Write a coordinate in few characters, rounded to a tenth.
-
-    Examples
-    --------
-    >>> format_coordinate(12.04), format_coordinate(0.26), format_coordinate(-0.01)
-    ('12', '.3', '0')
-    """
+    """Write a coordinate in few characters, rounded to a tenth."""
     text = f"{value:.1f}".removesuffix(".0")
     text = text.replace("0.", ".") if abs(value) < 1 else text
     return "0" if text in ("-0", "-.0", "") else text
@@ -189,9 +179,6 @@ def _upper_limit(values: Iterable[float]) -> float:
     return min(1.0, 1.04 * highest) if highest <= 1 else highest
 
 
-# --- means ----------------------------------------------------------------------------------------------------------
-
-
 def mean_chart(comparison: Comparison, group: str) -> str:
     """Draw the mean of a group as one bar per method with its interval; all groups have the same scale."""
     methods, width, row, first = comparison.methods, 260, 32, 4
@@ -217,9 +204,6 @@ def mean_chart(comparison: Comparison, group: str) -> str:
     if len(methods) > 1 and not math.isnan(reference):
         parts.append(draw_vertical_line(scale(reference), bands, "reference"))
     return draw_svg(f"mean-{group}", (width, bottom + 18), f"Mean average precision, {group}", facts, parts)
-
-
-# --- gains and losses -----------------------------------------------------------------------------------------------
 
 
 def change_charts(comparison: Comparison) -> dict[str, dict[str, str]]:
@@ -341,9 +325,6 @@ def _draw_largest(identifier: str, title: str, entries: Sequence[Change], limits
 def _describe_change(change: Difference) -> str:
     around = format_interval(change.low, change.high, with_sign=True)
     return format_signed(change.value) if around == DASH else f"{format_signed(change.value)} {around}"
-
-
-# --- precision against frequency ------------------------------------------------------------------------------------
 
 
 def frequency_charts(comparison: Comparison) -> list[str]:

@@ -48,8 +48,8 @@ def _heading(comparison: Comparison) -> str:
 
 def _header(comparison: Comparison) -> str:
     facts = (
-        f"{comparison.videos:,} videos · {len(comparison.classes):,} classes · protocol {escape(comparison.protocol)} · "
-        f"split digest <code>{escape(comparison.split_digest[:12])}</code>"
+        f"{comparison.videos:,} videos · {len(comparison.classes):,} classes · "
+        f"protocol {escape(comparison.protocol)} · split digest <code>{escape(comparison.split_digest[:12])}</code>"
     )
     sentences = ["Values are mean average precision (mAP) over classes, from 0 to 1."]
     without = sum(entry.positives == 0 for entry in comparison.classes)
@@ -207,9 +207,6 @@ def _classes(comparison: Comparison) -> str:
         f'<section class="classes"><h2>Classes</h2>\n<details><summary>All {len(comparison.classes):,} classes'
         f"</summary>\n{table}</details></section>"
     )
-
-
-# --- elements -------------------------------------------------------------------------------------------------------
 
 
 def _name(comparison: Comparison, method: MethodResult) -> str:

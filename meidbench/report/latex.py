@@ -22,13 +22,7 @@ _ESCAPES = str.maketrans(
 
 
 def escape_latex(text: str) -> str:
-    r"""Escape text for LaTeX; white space becomes single spaces, other characters stay.
-
-    Examples
-    --------
-    >>> print(escape_latex("50 % & more_or_less é"))
-    50 \% \& more\_or\_less é
-    """
+    r"""Escape text for LaTeX; white space becomes single spaces, other characters stay."""
     return " ".join(text.split()).translate(_ESCAPES)
 
 

@@ -18,20 +18,12 @@ from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import GROUP_NAMES, Split
 from meidbench.splits.statistics import Statistics, split_statistics
 
-# --- numbers on a page and in a paper -------------------------------------------------------------------------------
-
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 
 def format_number(value: float, digits: int = 3) -> str:
-    """Round a number for a reader.
-
-    Examples
-    --------
-    >>> format_number(0.15149), format_number(-0.5, 1), format_number(-0.0001), format_number(float("nan"))
-    ('0.151', '−0.5', '0.000', '–')
-    """
+    """Round a number for a reader."""
     if math.isnan(value):
         return DASH
     text = f"{value:.{digits}f}"
@@ -65,15 +57,13 @@ def format_percent(share: float, replicates: int) -> str:
 
 
 def find_best(values: Sequence[float]) -> frozenset[int]:
-    """Return the places of the highest value: several where values are equal in three decimals, none of a single value."""
+    """Return the places of the highest value: several if equal in three decimals, none of a single value."""
     texts = {place: format_number(value) for place, value in enumerate(values) if not math.isnan(value)}
     if len(values) < 2 or not texts:
         return frozenset()
     best = texts[max(texts, key=lambda place: values[place])]
     return frozenset(place for place, text in texts.items() if text == best)
 
-
-# --- tables in a terminal -------------------------------------------------------------------------------------------
 
 _STATISTICS_ROWS = {
     "classes": ("classes",),
@@ -208,9 +198,6 @@ def _with_interval(entry: Estimate | Difference, sign: str = "") -> str:
     return f"{entry.value:{sign}.4f}{around}"
 
 
-# --- new splits -----------------------------------------------------------------------------------------------------
-
-
 def construction_report(
     made: Construction,
     *,
@@ -231,7 +218,13 @@ def construction_report(
     if manifest is not None:
         columns |= _paper_column(manifest)
     header = [manifest.title if manifest else split.dataset, *columns]
-    lines = [_describe_targets(made), _describe_candidates(made), _describe_deviation(made)]
+    least = made.targets.least_seconds
+    lasting = "" if least is None else f", of {least:.3g} s or more or of unknown length"
+    lines = [
+        _describe_targets(made),
+        f"candidates: {made.candidates:,} video{'s' * (made.candidates != 1)} with a label{lasting}",
+        _describe_deviation(made),
+    ]
     if distance is not None:
         lines += _describe_distance(distance)
     folded = [textwrap.fill(line, max(width, 40), subsequent_indent="  ", break_on_hyphens=False) for line in lines]
@@ -245,12 +238,6 @@ def _describe_targets(made: Construction) -> str:
         for name, value in values.items()
     }
     return f"targets: {', '.join(f'{name} {text}' for name, text in texts.items())}"
-
-
-def _describe_candidates(made: Construction) -> str:
-    least = made.targets.least_seconds
-    lasting = "" if least is None else f", of {least:.3g} s or more or of unknown length"
-    return f"candidates: {made.candidates:,} video{'s' * (made.candidates != 1)} with a label{lasting}"
 
 
 def _describe_deviation(made: Construction) -> str:
