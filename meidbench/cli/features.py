@@ -74,25 +74,10 @@ def _split_ids(split: str | None) -> list[str] | None:
 @click.option("--retry-failed", is_flag=True, help="Try again the videos that failed in an earlier run.")
 @as_json
 def extract_features(
-    videos: Path,
-    out: Path,
-    split: str | None,
-    backbone: str,
-    frames: int,
-    sampling: str,
-    weights: str,
-    seed: int | None,
-    device: str,
-    precision: str,
-    dtype: str,
-    batch_size: int | None,
-    workers: int | None,
-    folder_fps: float,
-    timeout: float,
-    shard: str | None,
-    retry_failed: bool,
-    as_json: bool,
-) -> None:
+    videos: Path, out: Path, split: str | None, backbone: str, frames: int, sampling: str, weights: str,
+    seed: int | None, device: str, precision: str, dtype: str, batch_size: int | None, workers: int | None,
+    folder_fps: float, timeout: float, shard: str | None, retry_failed: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Extract frame features of all videos below VIDEOS into one file.
 
     VIDEOS is a folder of mp4, mkv, avi, webm or mov files, or of frame folders (ID/ID-000001.jpg); a video's id is
@@ -281,18 +266,10 @@ def _as_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, .
 @option_with_default("--seed", type=SEED, default=0, help="Of the draw of the sample.")
 @json_file
 def verify_features(
-    file: Path,
-    split: str | None,
-    recipe: dict[str, str],
-    npy: Path | None,
-    videos: Path | None,
-    weights: str | None,
-    weights_seed: int | None,
-    device: str,
-    sample: int | None,
-    seed: int,
+    file: Path, split: str | None, recipe: dict[str, str], npy: Path | None, videos: Path | None,
+    weights: str | None, weights_seed: int | None, device: str, sample: int | None, seed: int,
     json_file: Path | None,
-) -> None:
+) -> None:  # fmt: skip
     """Read all rows of FILE and say what is wrong with them.
 
     FILE is a feature file, a folder of VIDEO_ID.npy or an HDF5 file with /features/VIDEO_ID. Errors: videos missing,

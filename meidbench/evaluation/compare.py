@@ -30,15 +30,7 @@ class ComparedRun:
 
     @classmethod
     def from_argument(cls, text: str) -> "ComparedRun":
-        """Read ``PATH`` (the file gives the name) or ``NAME=PATH``; the name may be ``METHOD@SEED``.
-
-        Examples
-        --------
-        >>> ComparedRun.from_argument("meid@1=out/predictions.parquet")
-        ComparedRun(method='meid', seed='1', path=PosixPath('out/predictions.parquet'))
-        >>> ComparedRun.from_argument("ldam@7.npz").seed
-        '7'
-        """
+        """Read ``PATH`` (the file gives the name) or ``NAME=PATH``; the name may be ``METHOD@SEED``."""
         name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
             name, path = Path(text).stem, text

@@ -37,6 +37,7 @@ class Scale:
     stop: float
 
     def __call__(self, value: float) -> float:
+        """Return the coordinate of a value."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 

@@ -226,7 +226,13 @@ def construction_report(
         _describe_deviation(made),
     ]
     if distance is not None:
-        lines += _describe_distance(distance)
+        shared = ["-" if math.isnan(share) else f"{share:.0%}" for share in distance.shared_videos.values()]
+        lines += [
+            f"distance to the released split: {distance.mean_count_difference:.1f} training videos per class, "
+            f"{distance.mean_curve_difference:.1f} with the classes sorted; {distance.same_group:.0%} of the classes "
+            "in the same group",
+            f"videos in both splits, as a share of those in either: {' / '.join(shared)} ({' / '.join(SUBSETS)})",
+        ]
     folded = [textwrap.fill(line, max(width, 40), subsequent_indent="  ", break_on_hyphens=False) for line in lines]
     return "\n".join([_lay_out_columns(header, list(columns.values()), width), "", *folded])
 
@@ -251,16 +257,6 @@ def _describe_deviation(made: Construction) -> str:
         f"summed over the classes; at most {made.largest_deviation:,} (class {far} {made.split.class_names[far]!r}: "
         f"{made.split.train_counts[far]:,} for {made.target_counts[far]:,})"
     )
-
-
-def _describe_distance(distance: SplitDistance) -> list[str]:
-    shared = ["-" if math.isnan(share) else f"{share:.0%}" for share in distance.shared_videos.values()]
-    return [
-        f"distance to the released split: {distance.mean_count_difference:.1f} training videos per class, "
-        f"{distance.mean_curve_difference:.1f} with the classes sorted; {distance.same_group:.0%} of the classes in "
-        "the same group",
-        f"videos in both splits, as a share of those in either: {' / '.join(shared)} ({' / '.join(SUBSETS)})",
-    ]
 
 
 def construction_warnings(made: Construction) -> list[str]:
