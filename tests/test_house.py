@@ -58,10 +58,11 @@ def test_the_architecture_names_no_module_that_is_not_there():
 
 def test_the_house_keeps_its_size():
     counts = Counts.from_checkout(ROOT)
-    assert counts.files <= 110 and counts.lines <= 24_500 and counts.entries <= 16
+    assert counts.entries <= 16
     assert counts.longest_file[0] <= 500, counts.longest_file
     assert counts.longest_function[0] <= 80, counts.longest_function
-    assert all(f"| {count:,} |" in text_of("docs/architecture.md") for count in (counts.files, counts.lines))
+    # A file per thought has too many doors: a new file must have work of its own.
+    assert counts.lines / counts.files >= 180
 
 
 UNITS = (
