@@ -234,8 +234,8 @@ class Power(_ClassSampler):
     """Draw a class with a probability proportional to n_c^q, then one of its videos; n draws per epoch.
 
     Kang et al., "Decoupling representation and classifier for long-tailed recognition" (2020). With several labels per
-    video, q = 1 is not ``Instance``: the more labels a video has, the more often it is drawn. A class without videos is
-    never drawn, and a video without labels is not either.
+    video, q = 1 is not ``Instance``: a video with more labels is drawn more often. A class without videos is never
+    drawn, nor is a video without labels.
 
     Parameters
     ----------

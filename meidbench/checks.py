@@ -36,7 +36,7 @@ def whole_number(name: str, value: int, least: int = 0, error: type[MeidbenchErr
 
 
 def is_whole_number(value: object, least: int) -> bool:
-    """Return whether a value is a whole number of at least ``least``; True and False are none.
+    """Return whether a value is a whole number of at least ``least``; True and False are refused.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def read_toml(path: Path, error: type[MeidbenchError] = MeidbenchError) -> Table
     Raises
     ------
     error
-        The file cannot be read or is no TOML.
+        The file cannot be read, or is not TOML.
     """
     try:
         return parse_toml(path.read_text(encoding="utf-8-sig"))
@@ -127,7 +127,7 @@ def parse_settings(
         key, equals, text = (part.strip() for part in setting.partition("="))
         *parents, last = key.split(".") if dotted else [key]
         if not equals or not all((*parents, last)) or not (text or dotted):
-            raise error(f"{setting!r} is no setting; expected KEY=VALUE, such as {example}")
+            raise error(f"{setting!r} is not a setting; expected KEY=VALUE, such as {example}")
         table: Any = tables
         for parent in parents:
             table = table.setdefault(parent, {})

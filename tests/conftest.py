@@ -1,5 +1,6 @@
 """Fixtures that several tests share."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from material import REAL, TOY, TOY_MANIFEST, released_split
 
 from meidbench.splits.released import build_released
 from meidbench.splits.split import Split, write_split
+
+# Threads that wait for one another take several times the computation of networks of the tests' size.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,8 @@ from PIL import Image
 ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 # Without it Matroska draws random identifiers, and damage hits another file each time.
 BIT_EXACT = {"fflags": "+bitexact"}
+# The same pictures give the same bytes only without look-ahead threads and without code for one processor alone.
+X264_REPEATABLE = {"x264-params": "lookahead-threads=1:sync-lookahead=0:cpu-independent=1"}
 X264_LONG_GOP = {"g": "250", "bf": "3", "preset": "veryfast", "threads": "1"}
 
 
@@ -49,6 +51,8 @@ def write_video(
 ) -> Path:
     """Encode images, times in units of 1/rate; with sound, a second video stream, a display matrix where asked."""
     options = X264_LONG_GOP if options is None and codec == "libx264" else options or {}
+    if codec == "libx264":
+        options = X264_REPEATABLE | options
     with av.open(str(path), "w", format=container_format, options=BIT_EXACT | (container or {})) as output:
         streams = []
         for pictures_of_stream in [images] if second is None else [images, second]:

@@ -376,7 +376,7 @@ def test_bit_rot(tmp_path, name, rule):
 
 
 def test_damage_found_on_the_way_voids_what_came_before(tmp_path):
-    whole = write_video(tmp_path / "whole.mkv", pictures(90), options={"g": "10", "bf": "0", "threads": "1"})
+    whole = write_video(tmp_path / "whole.mkv", pictures(90), options={"g": "8", "bf": "0", "threads": "1"})
     got = read(damaged_in_the_middle(tmp_path / "rotten.mkv", whole), "all")
     assert got.restarts == 1 and got.result.status == "salvaged"
     assert len(got.result.indices) == got.result.num_frames < got.rows or got.result.corrupt_frames

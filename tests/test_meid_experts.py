@@ -39,15 +39,6 @@ RELEASE_TWO = RELEASE_ONE | {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for one another take ten times the computation of networks of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def spec(*, motion=True, dim=DIM, classes=CLASSES, groups=GROUPS):
     counts = np.ones(classes, dtype=np.int64)
     return ModelInputs(dim, classes, counts, groups, FRAMES, motion, lambda width: AGGREGATORS["mean"](width, classes))

@@ -161,7 +161,7 @@ def test_settings_are_read_as_toml_and_else_as_text():
     read = parse_settings(["alpha = 2.5", "seed=0x10", "name=two words", "a=[1, 2]", "b=1\nc = 2", "d=true"], **PLAIN)
     assert read == {"alpha": 2.5, "seed": 16, "name": "two words", "a": [1, 2], "b": "1\nc = 2", "d": True}
     for wrong in ("alpha", "=3", "alpha=", ""):
-        with pytest.raises(SplitError, match="is no setting; expected KEY=VALUE"):
+        with pytest.raises(SplitError, match="is not a setting; expected KEY=VALUE"):
             parse_settings([wrong], **PLAIN)
     with pytest.raises(SplitError, match="alpha is set twice"):
         parse_settings(["alpha=1", "alpha=1"], **PLAIN)

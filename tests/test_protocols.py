@@ -13,7 +13,7 @@ from meidbench import names
 from meidbench.annotations import Annotations
 from meidbench.errors import PredictionError
 from meidbench.evaluation.evaluate import PROTOCOLS, ProtocolScorer, as_blocks, evaluate_scores, subset_positives
-from meidbench.evaluation.ranking import Positives, count_ranks, precision_from_counts
+from meidbench.evaluation.ranking import Positives, concatenate_ranges, count_ranks, precision_from_counts
 from meidbench.predictions.align import BlockScores
 from meidbench.splits.split import Split
 
@@ -250,3 +250,7 @@ def test_scores_are_ranked_once_where_protocols_see_the_same(toy_split):
     for protocol in PROTOCOLS.values():
         scorer.average_precision(protocol)
     assert len(scorer.counted) == 1
+
+
+def test_ranges_one_after_the_other():
+    assert concatenate_ranges(np.array([5, 0]), np.array([3, 2])).tolist() == [5, 6, 7, 0, 1]

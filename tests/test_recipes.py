@@ -228,8 +228,8 @@ def test_all_problems_of_settings_are_named_at_once(toy_split):
 
 @pytest.mark.parametrize(("method", "settings", "said"), [
     ("adlm", [], "unknown method 'adlm'; known: bce, bce-compat"),
-    ("bce", ["schedule.lr"], "is no setting; expected KEY=VALUE"),
-    ("bce", ["=3"], "is no setting"),
+    ("bce", ["schedule.lr"], "is not a setting; expected KEY=VALUE"),
+    ("bce", ["=3"], "is not a setting"),
     ("bce", ["seed=1", "seed=2"], "seed is set twice"),
     ("bce", ["seed=1", "seed.value=2"], "seed.value is set twice"),
     ("bce", ["loss=3"], "unknown loss.name None"),

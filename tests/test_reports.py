@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +23,19 @@ from meidbench.evaluation.compare import (
     compare,
 )
 from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy, ClassFacts
-from meidbench.report.charts import estimate_width, shorten
+from meidbench.report.charts import choose_ticks, estimate_width, format_coordinate, format_tick, shorten
 from meidbench.report.html import comparison_html
 from meidbench.report.latex import comparison_latex, escape_latex
 from meidbench.report.plots import GROUP_COLOURS
-from meidbench.report.text import DASH, MINUS, format_interval, format_number, format_percent, format_signed
+from meidbench.report.text import (
+    DASH,
+    MINUS,
+    find_best,
+    format_interval,
+    format_number,
+    format_percent,
+    format_signed,
+)
 
 NAN = float("nan")
 STYLE = files("meidbench.report").joinpath("page.css").read_text("utf-8")
@@ -467,3 +476,17 @@ def test_latex_holds_every_number():
 def test_latex_of_a_group_without_classes_is_a_dash():
     text = comparison_latex(make_comparison(head=0.0))
     assert re.search(r"bce & \S+ & -- & ", text)
+
+
+def test_ticks_coordinates_and_best_values():
+    assert choose_ticks(0.0, 0.83) == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert (format_tick(-0.2), format_tick(1000.0)) == (f"{MINUS}0.2", "1,000")
+    assert [format_coordinate(value) for value in (12.04, 0.26, -0.01)] == ["12", ".3", "0"]
+    assert shorten("a_method_with_a_long_name_1", 100, 10) == "a_metho…_name_1"
+    assert sorted(find_best([0.1511, 0.1514, 0.12, float("nan")])) == [0, 1]
+    assert escape_latex("50 % & more_or_less é") == r"50 \% \& more\_or\_less é"
+    assert ComparedRun.from_argument("meid@1=out/predictions.parquet") == ComparedRun(
+        "meid", "1", Path("out/predictions.parquet")
+    )
+    assert ComparedRun.from_argument("ldam@7.npz").seed == "7"
+    assert format_number(-0.0001) == "0.000" and format_percent(0.0, 40) == "< 2.5 %"

@@ -49,22 +49,10 @@ def main() -> None:
     """
 
 
-for command in (
-    datasets,
-    download,
-    build_splits,
-    import_split,
-    stats,
-    audit,
-    extract_features,
-    merge_features,
-    pack_features,
-    verify_features,
-    train,
-    predict,
-    evaluate,
-    compare,
-    reproduce,
-    demo,
-):
+# In the order of use.
+for command in (datasets, download, build_splits, import_split, stats, audit):
+    main.add_command(command)
+for command in (extract_features, merge_features, pack_features, verify_features):
+    main.add_command(command)
+for command in (train, predict, evaluate, compare, reproduce, demo):
     main.add_command(command)

@@ -50,17 +50,9 @@ _allow_float16 = click.option(
     help="Limit for the scores; a larger file is scored block by block, with the same result.",
 )
 def evaluate(
-    predictions: Path,
-    split: str,
-    subset: str,
-    json_file: Path | None,
-    per_class: Path | None,
-    protocol: str,
-    bootstrap: int,
-    seed: int,
-    allow_float16: bool,
-    memory: int,
-) -> None:
+    predictions: Path, split: str, subset: str, json_file: Path | None, per_class: Path | None, protocol: str,
+    bootstrap: int, seed: int, allow_float16: bool, memory: int,
+) -> None:  # fmt: skip
     """Score PREDICTIONS: overall, head, medium and tail mAP, top-1 and top-5 accuracy.
 
     PREDICTIONS is Parquet (video_id, scores), NPZ or HDF5 (video_ids, scores), CSV (video_id, then the classes) or the
@@ -71,6 +63,7 @@ def evaluate(
     from meidbench.evaluation.evaluate import evaluate_scores
     from meidbench.predictions import open_predictions
     from meidbench.predictions.align import align_predictions, run_warnings
+    from meidbench.report.plots import write_per_class
     from meidbench.report.text import evaluation_table
     from meidbench.splits.split import load_split
 
@@ -83,22 +76,13 @@ def evaluate(
     loaded = load_split(split)
     opened = open_predictions(predictions)
     scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
-    warnings = run_warnings(opened.metadata)
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap)
     with progress_bar("bootstrap", steps) as advance:
         result = evaluate_scores(
-            scores,
-            loaded,
-            subset,
-            protocol=protocol,
-            bootstrap=bootstrap,
-            seed=seed,
-            warnings=warnings,
-            advance=advance,
-        )
+            scores, loaded, subset, protocol=protocol, bootstrap=bootstrap, seed=seed,
+            warnings=run_warnings(opened.metadata), advance=advance,
+        )  # fmt: skip
     if per_class is not None:
-        from meidbench.report.plots import write_per_class
-
         click.echo(f"wrote {write_per_class(result, per_class)}", err=True)
     for warning in result.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -121,17 +105,9 @@ def evaluate(
 @click.option("--latex", type=FILE, help="Write a table for a paper (booktabs).")
 @click.option("--html", type=FILE, help="Write one self-contained page: table, charts, per-class results.")
 def compare(
-    predictions: tuple[str, ...],
-    split: str,
-    subset: str,
-    reference: str | None,
-    bootstrap: int,
-    seed: int,
-    allow_float16: bool,
-    json_file: Path | None,
-    latex: Path | None,
-    html: Path | None,
-) -> None:
+    predictions: tuple[str, ...], split: str, subset: str, reference: str | None, bootstrap: int, seed: int,
+    allow_float16: bool, json_file: Path | None, latex: Path | None, html: Path | None,
+) -> None:  # fmt: skip
     """Compare the runs in PREDICTIONS on one subset of a split.
 
     A run is a prediction file, or NAME=FILE; without a name, the run is named after its file. Runs named NAME@SEED are
@@ -144,6 +120,8 @@ def compare(
     from meidbench.evaluation.bootstrap import bootstrap_steps
     from meidbench.evaluation.compare import ComparedRun
     from meidbench.evaluation.compare import compare as compare_runs
+    from meidbench.report.html import comparison_html
+    from meidbench.report.latex import comparison_latex
     from meidbench.report.text import comparison_table
     from meidbench.splits.split import load_split
 
@@ -152,22 +130,12 @@ def compare(
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(runs)
     with progress_bar("bootstrap", steps) as advance:
         comparison = compare_runs(
-            runs,
-            loaded,
-            subset,
-            reference=reference,
-            replicates=bootstrap,
-            seed=seed,
-            allow_float16=allow_float16,
+            runs, loaded, subset, reference=reference, replicates=bootstrap, seed=seed, allow_float16=allow_float16,
             advance=advance,
-        )
+        )  # fmt: skip
     if latex is not None:
-        from meidbench.report.latex import comparison_latex
-
         write_text(latex, comparison_latex(comparison))
     if html is not None:
-        from meidbench.report.html import comparison_html
-
         write_text(html, comparison_html(comparison))
     for method in comparison.methods:
         for warning in method.warnings:

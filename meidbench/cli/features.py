@@ -1,14 +1,17 @@
 """The commands for feature files: ``extract-features``, ``merge-features``, ``pack-features``, ``verify-features``."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from meidbench.cli.parameters import FILE, as_json, json_file, print_result
+from meidbench.cli.parameters import FILE, SEED, as_json, json_file, option_with_default, print_result, progress_bar
+from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS, STORED_DTYPES
 
 if TYPE_CHECKING:
@@ -16,6 +19,23 @@ if TYPE_CHECKING:
     from meidbench.features.packing import PackingSummary
     from meidbench.features.records import VideoRows
     from meidbench.features.verification import Verification
+
+_ANY_PATH = click.Path(path_type=Path)
+_COUNT = click.IntRange(min=1)
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+_VIDEO_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_device = partial(option_with_default, "--device", default="auto", metavar="auto|cpu|cuda[:N]")
+_out = partial(click.option, "--out", required=True, type=FILE)
+
+
+def _report(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _split_ids(split: str | None) -> list[str] | None:
+    from meidbench.splits.split import load_split
+
+    return None if split is None else load_split(split).table.column("video_id").to_pylist()
 
 
 @click.command(
@@ -28,68 +48,36 @@ if TYPE_CHECKING:
     "  torchrun --nproc-per-node 8 -m meidbench \\\n"
     "      extract-features videos/ --out videos.h5",
 )
-@click.argument("videos", metavar="VIDEOS", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--out", required=True, type=FILE, metavar="FILE.h5", help="The feature file.")
+@click.argument("videos", metavar="VIDEOS", type=_VIDEO_FOLDER)
+@_out(metavar="FILE.h5", help="The feature file.")
 @click.option("--split", help="Take only the videos of this split (a file, or a built benchmark's name).")
-@click.option("--backbone", type=click.Choice(BACKBONES), default="resnet101", show_default=True)
-@click.option(
-    "--frames", type=click.IntRange(1, 1_000_000), default=200, show_default=True, help="Rows per video (uniform)."
-)
-@click.option(
-    "--sampling", default="uniform", show_default=True, metavar="uniform|all|fps=N", help="Which frames are taken."
-)
-@click.option(
+@option_with_default("--backbone", type=click.Choice(BACKBONES), default="resnet101")
+@option_with_default("--frames", type=click.IntRange(1, 1_000_000), default=200, help="Rows per video (uniform).")
+@option_with_default("--sampling", default="uniform", metavar="uniform|all|fps=N", help="Which frames are taken.")
+@option_with_default(
     "--weights",
     default="default",
-    show_default=True,
     metavar="default|NAME|FILE|random",
     help="Published weights, which are downloaded, or a file with a state dict or safetensors.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of random weights, which are for tests only.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
-@click.option(
-    "--dtype", type=click.Choice(EXTRACTED_DTYPES), default="float16", show_default=True, help="Type of stored numbers."
-)
-@click.option("--batch-size", type=click.IntRange(min=1), help="Frames per batch [default: 256 on a GPU, 8 on a CPU].")
-@click.option("--workers", type=click.IntRange(min=1), help="Decoding processes [default: from the number of cores].")
-@click.option(
-    "--folder-fps",
-    type=click.FloatRange(min=0, min_open=True),
-    default=24.0,
-    show_default=True,
-    help="Frames per second of frame folders.",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=600.0,
-    show_default=True,
-    help="Seconds without a frame after which a video has failed.",
+@click.option("--seed", type=SEED, help="Seed of random weights, which are for tests only.")
+@_device()
+@option_with_default("--precision", type=click.Choice(PRECISIONS), default="fp32")
+@option_with_default("--dtype", type=click.Choice(EXTRACTED_DTYPES), default="float16", help="Type of stored numbers.")
+@click.option("--batch-size", type=_COUNT, help="Frames per batch [default: 256 on a GPU, 8 on a CPU].")
+@click.option("--workers", type=_COUNT, help="Decoding processes [default: from the number of cores].")
+@option_with_default("--folder-fps", type=_POSITIVE, default=24.0, help="Frames per second of frame folders.")
+@option_with_default(
+    "--timeout", type=_POSITIVE, default=600.0, help="Seconds without a frame after which a video has failed."
 )
 @click.option("--shard", metavar="I/N", help="Take shard I of N, into a part file; 'merge-features' joins the parts.")
 @click.option("--retry-failed", is_flag=True, help="Try again the videos that failed in an earlier run.")
 @as_json
 def extract_features(
-    videos: Path,
-    out: Path,
-    split: str | None,
-    backbone: str,
-    frames: int,
-    sampling: str,
-    weights: str,
-    seed: int | None,
-    device: str,
-    precision: str,
-    dtype: str,
-    batch_size: int | None,
-    workers: int | None,
-    folder_fps: float,
-    timeout: float,
-    shard: str | None,
-    retry_failed: bool,
-    as_json: bool,
-) -> None:
+    videos: Path, out: Path, split: str | None, backbone: str, frames: int, sampling: str, weights: str,
+    seed: int | None, device: str, precision: str, dtype: str, batch_size: int | None, workers: int | None,
+    folder_fps: float, timeout: float, shard: str | None, retry_failed: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Extract frame features of all videos below VIDEOS into one file.
 
     VIDEOS is a folder of mp4, mkv, avi, webm or mov files, or of frame folders (ID/ID-000001.jpg); a video's id is
@@ -102,26 +90,25 @@ def extract_features(
         raise click.UsageError("--weights random needs --seed N, and --seed is for random weights only")
 
     from meidbench.cli.benchmarks import Display
-    from meidbench.cli.parameters import progress_bar
-    from meidbench.errors import MeidbenchError
     from meidbench.extraction.extraction import Shard
     from meidbench.extraction.frames import FrameRule
     from meidbench.extraction.videos import find_videos
-    from meidbench.splits.split import load_split
 
     try:
         rule = FrameRule.from_text(sampling, frames=frames)
         own = Shard.from_text(shard) if shard else Shard.from_environment()
     except MeidbenchError as error:
         raise click.UsageError(str(error)) from None
-    only = None if split is None else load_split(split).table.column("video_id").to_pylist()
-    found = find_videos(videos, only)
+    found = find_videos(videos, _split_ids(split))
 
     from meidbench.extraction.encoders.extractor import Extractor
     from meidbench.extraction.extraction import extract_features as extract
 
     if device == "auto" and "LOCAL_RANK" in os.environ:
-        device = _own_device(int(os.environ["LOCAL_RANK"]))
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % count}" if count else "cpu"
     display = Display()
     try:
         extractor = Extractor(
@@ -140,25 +127,11 @@ def extract_features(
     _conclude(summary, found.missing, as_json, fail=shard is not None or own is None)
 
 
-def _report(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _own_device(local_rank: int) -> str:
-    import torch
-
-    return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-
-
 def _conclude(
     summary: "ExtractionSummary", missing: Sequence[str] = (), as_json: bool = False, *, fail: bool = True
 ) -> None:
     """Print the summary; failed and missing videos are an error, or with ``fail=False`` only a message."""
-    from meidbench.errors import MeidbenchError, first_few
-
     if as_json:
-        import json
-
         troubles = [{"video_id": name, "status": status, "reason": why} for name, status, why in summary.troubles]
         counts = {key: getattr(summary, key) for key in ("videos", "extracted", "ok", "salvaged", "failed")}
         result = {"path": str(summary.path), **counts, "missing": list(missing), "troubles": troubles}
@@ -188,14 +161,13 @@ def _conclude(
     epilog="\b\nExample:\n  meidbench merge-features videos.part-*-of-8.h5 --out videos.h5",
 )
 @click.argument("parts", nargs=-1, required=True, metavar="PART...", type=click.Path(path_type=Path, exists=True))
-@click.option("--out", required=True, type=FILE, metavar="FILE.h5", help="The whole file.")
+@_out(metavar="FILE.h5", help="The whole file.")
 def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     """Join the PARTs that 'extract-features --shard' or torchrun wrote; all must be present and finished.
 
     The result is the file that one process would have written. The parts are not changed. The exit code is 1 where a
     video failed.
     """
-    from meidbench.cli.parameters import progress_bar
     from meidbench.extraction.extraction import merge_features as merge
     from meidbench.extraction.extraction import summarise
     from meidbench.features.feature_file import read_header
@@ -209,21 +181,17 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
 @click.command(
     "pack-features",
     short_help="Put a folder of .npy features into one file.",
-    epilog="\b\nExample:\n  meidbench pack-features VideoLT/feature/ResNet101/ --out videolt_r101.h5 "
-    "--backbone resnet101",
+    epilog="\b\nExample:\n  meidbench pack-features VideoLT/feature/ResNet101/ \\\n"
+    "      --out videolt_r101.h5 --backbone resnet101",
 )
-@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--out", type=FILE, required=True, help="The feature file to write (HDF5).")
-@click.option(
-    "--dtype",
-    type=click.Choice(STORED_DTYPES),
-    default="float16",
-    show_default=True,
-    help="int8 has one scale per row: max|row| / 127.",
+@click.argument("source", metavar="DIR", type=_ANY_PATH)
+@_out(help="The feature file to write (HDF5).")
+@option_with_default(
+    "--dtype", type=click.Choice(STORED_DTYPES), default="float16", help="int8 has one scale per row: max|row| / 127."
 )
 @click.option("--split", help="Pack only its videos: a split file, or a built benchmark's name.")
 @click.option("--retry-failed", is_flag=True, help="Try again videos that failed in an earlier run.")
-@click.option("--backbone", default="unknown", show_default=True, help="Network of the features, for the recipe.")
+@option_with_default("--backbone", default="unknown", help="Network of the features, for the recipe.")
 @as_json
 def pack_features(
     source: Path, out: Path, dtype: str, split: str | None, retry_failed: bool, backbone: str, as_json: bool
@@ -234,24 +202,15 @@ def pack_features(
     same command again to continue. A video that cannot be packed is recorded with the reason, and the run continues;
     the exit code is then 1, and also where videos of the split are missing.
     """
-    from meidbench.cli.parameters import progress_bar
+    from dataclasses import asdict
+
     from meidbench.features.packing import pack
-    from meidbench.splits.split import load_split
 
     summary = pack(
-        source,
-        out,
-        dtype=dtype,
-        backbone=backbone,
-        only=None if split is None else load_split(split).table.column("video_id").to_pylist(),
-        retry_failed=retry_failed,
-        progress=progress_bar,
-        report=lambda line: click.echo(line, err=True),
-    )
+        source, out, dtype=dtype, backbone=backbone, only=_split_ids(split), retry_failed=retry_failed,
+        progress=progress_bar, report=_report,
+    )  # fmt: skip
     if as_json:
-        import json
-        from dataclasses import asdict
-
         click.echo(json.dumps({**asdict(summary), "path": str(summary.path)}, indent=2, sort_keys=True))
     else:
         click.echo(_describe_packing(summary))
@@ -260,7 +219,7 @@ def pack_features(
 
 
 def _describe_packing(summary: "PackingSummary") -> str:
-    from meidbench.errors import bullet_list, first_few
+    from meidbench.errors import first_few
 
     there = f" ({summary.found:,} were there already)" if summary.found else ""
     count = "the same number of" if summary.fixed else "different numbers of"
@@ -287,9 +246,10 @@ def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str,
 @click.command(
     "verify-features",
     short_help="Check a feature file, alone and against a split.",
-    epilog="\b\nExample:\n  meidbench verify-features videolt_r101.h5 --split videolt --recipe backbone=resnet101",
+    epilog="\b\nExample:\n  meidbench verify-features videolt_r101.h5 --split videolt \\\n"
+    "      --recipe backbone=resnet101",
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=_ANY_PATH)
 @click.option("--split", help="Its videos must all be there: a split file, or a built benchmark's name.")
 @click.option(
     "--recipe",
@@ -298,33 +258,19 @@ def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str,
     callback=_read_recipe,
     help="An expected entry of the recipe; a dot leads into an entry. May be given several times.",
 )
-@click.option("--npy", type=click.Path(path_type=Path), help="The folder that was packed, to compare with.")
-@click.option(
-    "--videos",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The folder of videos; some are extracted again and compared.",
-)
+@click.option("--npy", type=_ANY_PATH, help="The folder that was packed, to compare with.")
+@click.option("--videos", type=_VIDEO_FOLDER, help="The folder of videos; some are extracted again and compared.")
 @click.option("--weights", metavar="NAME|FILE|random", help="For --videos [default: those that the recipe names].")
-@click.option("--weights-seed", type=click.IntRange(min=0), help="Of random weights.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="For --videos.")
-@click.option(
-    "--sample", type=click.IntRange(min=1), help="How many videos are compared [default: all of --npy, 3 of --videos]."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For the draw of the sample.")
+@click.option("--weights-seed", type=SEED, help="Of random weights.")
+@_device(help="For --videos.")
+@click.option("--sample", type=_COUNT, help="How many videos are compared [default: all of --npy, 3 of --videos].")
+@option_with_default("--seed", type=SEED, default=0, help="For the draw of the sample.")
 @json_file
 def verify_features(
-    file: Path,
-    split: str | None,
-    recipe: dict[str, str],
-    npy: Path | None,
-    videos: Path | None,
-    weights: str | None,
-    weights_seed: int | None,
-    device: str,
-    sample: int | None,
-    seed: int,
+    file: Path, split: str | None, recipe: dict[str, str], npy: Path | None, videos: Path | None,
+    weights: str | None, weights_seed: int | None, device: str, sample: int | None, seed: int,
     json_file: Path | None,
-) -> None:
+) -> None:  # fmt: skip
     """Read all rows of FILE and list what is wrong with them.
 
     FILE is a feature file, a folder of VIDEO_ID.npy or an HDF5 file with /features/VIDEO_ID. Errors: videos missing,
@@ -339,20 +285,14 @@ def verify_features(
     if npy is not None and videos is not None:
         raise click.UsageError("--npy and --videos exclude each other: features were packed or extracted")
 
-    from meidbench.cli.parameters import progress_bar
     from meidbench.features.verification import verify
     from meidbench.splits.split import load_split
 
     verification = verify(
-        file,
-        split=None if split is None else load_split(split),
-        recipe=recipe,
-        npy=npy,
+        file, split=None if split is None else load_split(split), recipe=recipe, npy=npy, seed=seed,
         extract=None if videos is None else _make_extract(file, videos, weights, weights_seed, device),
-        sample=3 if sample is None and videos is not None else sample,
-        seed=seed,
-        progress=progress_bar,
-    )
+        sample=3 if sample is None and videos is not None else sample, progress=progress_bar,
+    )  # fmt: skip
     print_result(json_file, verification.to_json(), _describe_verification(verification))
     if not verification.is_sound:
         sys.exit(1)
@@ -362,7 +302,6 @@ def _make_extract(
     file: Path, videos: Path, weights: str | None, seed: int | None, device: str
 ) -> Callable[[str], "VideoRows"]:
     """Return a function that extracts a video as the file's recipe says."""
-    from meidbench.errors import FeatureError
     from meidbench.features import open_features
     from meidbench.features.feature_file import is_feature_file, read_header
 
@@ -376,9 +315,7 @@ def _make_extract(
     from meidbench.extraction.videos import find_videos
 
     header = read_header(file)
-    extractor = Extractor.from_recipe(
-        header.recipe, weights, seed=seed, device=device, report=lambda line: click.echo(line, err=True)
-    )
+    extractor = Extractor.from_recipe(header.recipe, weights, seed=seed, device=device, report=_report)
     found = {video.video_id: video for video in find_videos(videos, header.layout.video_ids).videos}
 
     def extract(video_id: str) -> "VideoRows":
@@ -390,34 +327,32 @@ def _make_extract(
 
 
 def _describe_verification(verification: "Verification") -> str:
-    import json
-
     from tabulate import tabulate
 
-    from meidbench.errors import first_few
-
     statuses = ", ".join(f"{count:,} {status}" for status, count in verification.statuses.items() if count)
-    recipe = {} if verification.recipe is None else verification.recipe
     facts = [
         ("videos", f"{verification.videos:,} ({statuses})"),
         ("rows", f"{verification.rows:,} of {verification.dim:,} {verification.dtype}"),
-        *((key, value if isinstance(value, str) else json.dumps(value)) for key, value in sorted(recipe.items())),
+        *(
+            (key, value if isinstance(value, str) else json.dumps(value))
+            for key, value in sorted((verification.recipe or {}).items())
+        ),
     ]
     lines = [tabulate(facts, tablefmt="plain", disable_numparse=True)]
+    in_columns = partial(tabulate, tablefmt="simple", disable_numparse=True)
     if verification.similarities:
-        header = ["compared", "least cosine", "mean cosine"]
-        least = sorted(verification.similarities, key=lambda entry: entry.min)[:10]
-        rows = [(entry.video_id, f"{entry.min:.6f}", f"{entry.mean:.6f}") for entry in least]
-        lines += ["", tabulate(rows, header, tablefmt="simple", disable_numparse=True)]
-        if len(verification.similarities) > len(least):
+        lowest = sorted(verification.similarities, key=lambda entry: entry.min)[:10]
+        rows = [(entry.video_id, f"{entry.min:.6f}", f"{entry.mean:.6f}") for entry in lowest]
+        lines += ["", in_columns(rows, ["compared", "least cosine", "mean cosine"])]
+        if len(verification.similarities) > len(lowest):
             lines.append(f"{len(verification.similarities):,} videos compared, the least similar ones are shown")
     if verification.findings:
         found = [
             (entry.severity, entry.check, f"{entry.count:,}", f"{entry.what}: {first_few(entry.concerned)}")
             for entry in verification.findings
         ]
-        header, widths = ["severity", "check", "count", "what"], [None, None, None, 80]
-        lines += ["", tabulate(found, header, tablefmt="simple", disable_numparse=True, maxcolwidths=widths)]
+        header = ["severity", "check", "count", "what"]
+        lines += ["", in_columns(found, header, maxcolwidths=[None, None, None, 80])]
     names = {entry.check for entry in verification.findings}
     lines += ["", f"nothing found by: {', '.join(check for check in verification.checks if check not in names)}"]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from meidbench.names import DATASETS, SUBSETS, Advance
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+SEED = click.IntRange(min=0)
 DATASET = click.Choice(DATASETS)
 SUBSET = click.Choice(SUBSETS)
+option_with_default = partial(click.option, show_default=True)
 json_file = click.option(
     "--json",
     "json_file",
@@ -84,8 +87,7 @@ def progress_bar(what: str, total: int) -> Iterator[Advance]:
 
             yield move
         return
-    done = 0
-    next_line = time.monotonic() + _FIRST_LINE_AFTER
+    done, next_line = 0, time.monotonic() + _FIRST_LINE_AFTER
 
     def advance(steps: int) -> None:
         nonlocal done, next_line

@@ -21,8 +21,11 @@ _MANY = 50_000  # videos from which on a line tells the user what takes the time
 @click.command(
     "build-splits",
     short_help="Build a benchmark's split, exactly as published, or draw a new one.",
-    epilog="\b\nExamples:\n  meidbench build-splits charadeslt --annotations Charades/ --format lst\n"
-    "  meidbench build-splits charadesegolt --variant grouped --seed 1\n"
+    epilog="\b\nExamples:\n"
+    "  meidbench build-splits charadeslt --annotations Charades/ \\\n"
+    "      --format parquet --format lst\n"
+    "  meidbench build-splits charadesegolt --annotations CharadesEgo/ \\\n"
+    "      --variant grouped --seed 1\n"
     "  meidbench build-splits filmlt.toml --set alpha=6",
 )
 @click.argument("dataset", type=DATASET_OR_MANIFEST)
@@ -267,7 +270,8 @@ def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
 @click.command(
     "import-split",
     short_help="Make a split file from your own table.",
-    epilog="\b\nExample:\n  meidbench import-split t.csv --out t.parquet --head-above 99 --tail-up-to 9",
+    epilog="\b\nExample:\n  meidbench import-split videos.csv --out mine.parquet \\\n"
+    "      --head-above 100 --tail-up-to 20",
 )
 @click.argument("table", type=FILE)
 @click.option("--out", type=FILE, required=True, help="The split file to write (Parquet).")

@@ -27,10 +27,14 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
 @click.command(
     short_help="Train a baseline; resumable.",
     epilog="\b\nExamples:\n"
-    "  meidbench train --split charadeslt --features charades_r101.h5 --method ldam --out runs/ldam\n"
-    "  meidbench train --split videolt --features videolt_r50.h5 --method framestack-compat --set schedule.lr=2e-4\n"
-    "  meidbench train --split videolt --features videolt_r50.h5 --method meid --set stage2.schedule.lr=2e-4\n"
-    "  torchrun --nproc-per-node 4 -m meidbench train --split videolt --features videolt_r50.h5 --method eql",
+    "  meidbench train --split charadeslt --features charades_r101.h5 \\\n"
+    "      --method ldam --out runs/ldam\n"
+    "  meidbench train --split videolt --features videolt_r50.h5 \\\n"
+    "      --method framestack-compat --set schedule.lr=2e-4\n"
+    "  meidbench train --split videolt --features videolt_r50.h5 \\\n"
+    "      --method meid --set stage2.schedule.lr=2e-4\n"
+    "  torchrun --nproc-per-node 4 -m meidbench train --split videolt \\\n"
+    "      --features videolt_r50.h5 --method eql",
 )
 @click.option("--split", required=True, help="A split file, or a built benchmark's name.")
 @click.option(
@@ -151,8 +155,10 @@ def predict(run: Path, out: Path, **options: Any) -> None:
     epilog="\b\nExamples:\n"
     "  meidbench reproduce table1\n"
     "  meidbench reproduce table3 --plan\n"
-    "  meidbench reproduce table3 --features charadeslt:ResNet101=charades_r101.h5 --row meid-charadeslt\n"
-    "  meidbench reproduce table2 --features ResNet50=videolt_r50.h5 --seed 1 --seed 2 --seed 3\n"
+    "  meidbench reproduce table3 --row meid-charadeslt \\\n"
+    "      --features charadeslt:ResNet101=charades_r101.h5\n"
+    "  meidbench reproduce table2 --features ResNet50=videolt_r50.h5 \\\n"
+    "      --seed 1 --seed 2 --seed 3\n"
     "  meidbench reproduce table3 --simulate --out try",
 )
 @click.argument("tables", nargs=-1, required=True, metavar="TABLE...", type=click.Choice((*TABLES, "all")))

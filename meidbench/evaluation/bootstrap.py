@@ -84,30 +84,9 @@ def bootstrap_average_precision(
 def weighted_average_precision(
     scores: Scores, positives: Positives, weights: Reals, advance: Advance | None = None
 ) -> Reals:
-    """Compute the average precision of each class under one or more weights per video.
+    """Compute average precision, (replicates, C), under positive weights (n, replicates); NaN without positives.
 
     As ``sklearn.metrics.average_precision_score(..., sample_weight=weights)``: tied videos share a rank.
-
-    Parameters
-    ----------
-    scores : ndarray, (n, C)
-        Finite real numbers; a higher score is more likely.
-    positives : Positives
-    weights : ndarray, (n, replicates)
-        Positive numbers.
-    advance : callable, optional
-        Called with the number of classes of each step.
-
-    Returns
-    -------
-    ndarray of float64, (replicates, C)
-        NaN for a class without positives.
-
-    Examples
-    --------
-    >>> positives = Positives.from_pairs(np.array([0, 2]), np.array([0, 0]), videos=3, num_classes=1)
-    >>> weighted_average_precision(np.array([[3.0], [2.0], [1.0]]), positives, np.array([[1.0], [2.0], [1.0]]))
-    array([[0.75]])
     """
     result = np.full((weights.shape[1], positives.num_classes), np.nan)
     for start in range(0, positives.num_classes, _CLASSES):

@@ -30,15 +30,7 @@ class ComparedRun:
 
     @classmethod
     def from_argument(cls, text: str) -> "ComparedRun":
-        """Read ``PATH`` (the file gives the name) or ``NAME=PATH``; the name may be ``METHOD@SEED``.
-
-        Examples
-        --------
-        >>> ComparedRun.from_argument("meid@1=out/predictions.parquet")
-        ComparedRun(method='meid', seed='1', path=PosixPath('out/predictions.parquet'))
-        >>> ComparedRun.from_argument("ldam@7.npz").seed
-        '7'
-        """
+        """Read ``PATH`` (the file gives the name) or ``NAME=PATH``; the name may be ``METHOD@SEED``."""
         name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
             name, path = Path(text).stem, text
@@ -88,22 +80,9 @@ class WinTieLoss:
 class MethodResult(Measures):
     """The result of one method, averaged over its seeds.
 
-    Attributes
-    ----------
-    name : str
-    seeds : tuple of str
-        Empty where the runs have no seed in their names.
-    mAP : dict of str to Estimate
-        Per group: overall, head, medium, tail.
-    seed_spread : dict of str to SeedSpread, or None
-        Per group, for methods with several seeds.
-    difference, tally : dict, or None
-        Per group, against the reference; None for the reference itself.
-    ap : tuple of float
-        Per class; NaN without positives.
-    ap_difference : tuple of Difference, or None
-        Per class, against the reference.
-    warnings : tuple of str
+    ``mAP``, ``seed_spread``, ``difference`` and ``tally`` are per group (overall, head, medium, tail), ``ap`` (NaN
+    without positives) and ``ap_difference`` per class. The differences and the tally are against the reference, and
+    None for itself; ``seed_spread`` is None without several seeds, ``seeds`` empty where the names have none.
     """
 
     name: str
@@ -149,11 +128,6 @@ class _SeedResults:
     results: list[Result]
     summed: Reals
 
-    def add(self, seed: str, result: Result, samples: Reals) -> None:
-        self.seeds.append(seed)
-        self.results.append(result)
-        self.summed = self.summed + samples
-
     @property
     def ap(self) -> Reals:
         mean: Reals = np.mean([[entry.ap for entry in result.per_class] for result in self.results], axis=0)
@@ -181,8 +155,6 @@ def compare(
     ----------
     runs : sequence of ComparedRun
         Runs of one method with several seeds are averaged.
-    split : Split
-    subset : str
     reference : str, optional
         The method that the others are compared with; by default the first.
     replicates, seed : int
@@ -206,8 +178,11 @@ def compare(
     _check_names(runs, names, reference)
     methods: dict[str, _SeedResults] = {}
     for run in runs:
-        scored = _score(run, split, subset, replicates, seed, allow_float16, advance)
-        methods.setdefault(run.method, _SeedResults([], [], np.zeros(()))).add(run.seed, *scored)
+        result, samples = _score(run, split, subset, replicates, seed, allow_float16, advance)
+        method = methods.setdefault(run.method, _SeedResults([], [], np.zeros(())))
+        method.seeds.append(run.seed)
+        method.results.append(result)
+        method.summed = method.summed + samples
     first = next(iter(methods.values())).results[0]
     return Comparison(
         dataset=split.dataset,
@@ -246,17 +221,11 @@ def _check_names(runs: Sequence[ComparedRun], names: Sequence[str], reference: s
 
 
 def _score(
-    run: ComparedRun,
-    split: Split,
-    subset: str,
-    replicates: int,
-    seed: int,
-    allow_float16: bool,
-    advance: Advance | None,
+    run: ComparedRun, split: Split, subset: str, replicates: int, seed: int, allow: bool, advance: Advance | None
 ) -> tuple[Result, Reals]:
     try:
         opened = open_predictions(run.path)
-        scores = align_predictions(opened, split, subset, allow_float16=allow_float16)
+        scores = align_predictions(opened, split, subset, allow_float16=allow)
     except MeidbenchError as error:
         raise type(error)(f"run {run.method} ({run.path}): {error}") from None
     assert not isinstance(scores, BlockScores)  # only a memory limit makes them blocks
@@ -280,20 +249,17 @@ def _summarise(name: str, method: _SeedResults, reference: _SeedResults | None, 
             wins, losses = int((known > EQUAL).sum()), int((known < -EQUAL).sum())
             tally[group] = WinTieLoss(wins, len(known) - wins - losses, losses)
         ap_difference = tuple(map(_difference, change.tolist(), samples.T))
+    spread = {
+        group: SeedSpread(len(values), float(values.std(ddof=1)), float(values.min()), float(values.max()))
+        for group, values in by_seed.items()
+        if len(values) > 1
+    }
     return MethodResult(
         **average_measures(method.results),
         name=name,
         seeds=tuple(method.seeds) if method.seeds != [""] else (),
-        mAP={
-            group: Estimate(float(values.mean()), **vars(compute_interval(means[group])))
-            for group, values in by_seed.items()
-        },
-        seed_spread={
-            group: SeedSpread(len(values), float(values.std(ddof=1)), float(values.min()), float(values.max()))
-            for group, values in by_seed.items()
-        }
-        if len(method.seeds) > 1
-        else None,
+        mAP={name: Estimate(float(by.mean()), **vars(compute_interval(means[name]))) for name, by in by_seed.items()},
+        seed_spread=spread or None,
         difference=difference,
         tally=tally,
         ap=tuple(ap.tolist()),

@@ -19,7 +19,6 @@ from meidbench.evaluation.results import (
     Group,
     Intervals,
     MeanAP,
-    Measures,
     Result,
 )
 from meidbench.names import Advance
@@ -36,24 +35,12 @@ Labels = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Protocol:
-    """A definition of average precision.
+    """A definition of average precision."""
 
-    Attributes
-    ----------
-    in_list_order : bool
-        Whether videos with the same score rank in the order of the split's official list; else they share a rank.
-    single_precision : bool
-        Whether scores are rounded to float32 first.
-    unlabelled_last : bool
-        Whether videos without a label rank below all others.
-    without_positives : float
-        The AP of a class without positives; NaN leaves it out of the means.
-    """
-
-    in_list_order: bool = False
-    single_precision: bool = False
-    unlabelled_last: bool = False
-    without_positives: float = float("nan")
+    in_list_order: bool = False  # videos with the same score rank as in the split's official list, or share a rank
+    single_precision: bool = False  # scores are rounded to float32 first
+    unlabelled_last: bool = False  # videos without a label rank below all others
+    without_positives: float = float("nan")  # the AP of a class without positives; NaN leaves it out of the means
 
 
 PROTOCOLS = {
@@ -64,9 +51,6 @@ PROTOCOLS = {
     # The official Charades_v1_classify.m: a stable sort in list order, rows without label stay at -Inf.
     "charades": Protocol(in_list_order=True, unlabelled_last=True),
 }
-
-
-# --- from arrays --------------------------------------------------------------------------------------------------
 
 
 def average_precision(scores: Scores, labels: Labels) -> Reals:
@@ -127,19 +111,7 @@ def top_k_hits(
     """Return for each video whether it has a label among its k best classes.
 
     Of classes with the same score the lower index comes first, so the answer does not depend on a sort. A video
-    without a label is not a hit.
-
-    Parameters
-    ----------
-    scores : ndarray, (n, C)
-    rows, classes : ndarray, (labels,)
-        Row and class of each label, row by row.
-    ks : sequence of int
-
-    Returns
-    -------
-    dict
-        k -> (n,) bool.
+    without a label is not a hit. ``rows`` and ``classes`` hold one entry per label, row by row.
     """
     hits = {k: np.zeros(len(scores), dtype=bool) for k in ks}
     if not len(rows):
@@ -175,9 +147,6 @@ def _accuracy(scores: BlockScores, split: Split, subset: str) -> Accuracy:
         mine = classes[concatenate_ranges(starts, counts)]
         hits.append(top_k_hits(block, np.repeat(np.arange(len(block)), counts), mine, _TOP))
     return Accuracy(*(_mean(np.concatenate([found[k] for found in hits])) for k in _TOP))
-
-
-# --- protocols and groups -----------------------------------------------------------------------------------------
 
 
 def subset_positives(split: Split, subset: str) -> Positives:
@@ -240,9 +209,6 @@ def _equal(a: MeanAP, b: MeanAP) -> bool:
     return np.allclose(list(vars(a).values()), list(vars(b).values()), rtol=0, atol=1e-12, equal_nan=True)
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------
-
-
 def evaluate_scores(
     scores: Scores | BlockScores,
     split: Split,
@@ -269,8 +235,14 @@ def evaluate_scores(
     counts = scorer.count(PROTOCOLS["tie-aware"])
     positives = split.positives(subset)
     present = {name: index[positives[index] > 0] for name, index in group_members(split).items()}
+    groups, ap = split.groups.names(split.num_classes), precisions[protocol].tolist()
+    facts = zip(split.class_names, groups, split.train_counts.tolist(), positives.tolist(), ap, strict=True)
+    intervals = None
+    if bootstrap and not isinstance(scores, BlockScores):
+        samples = bootstrap_samples(scores, labels, precisions[protocol], bootstrap, seed, advance)
+        intervals = _intervals(samples, split, seed)
     return Result(
-        **vars(measure(blocks, split, subset)),
+        accuracy=_accuracy(blocks, split, subset),
         dataset=split.dataset,
         variant=split.variant,
         subset=subset,
@@ -285,24 +257,11 @@ def evaluate_scores(
             constant_classes=int(counts.constant.sum()),
             score_dtype=str(scores.dtype),
         ),
-        per_class=_class_results(split, positives, precisions[protocol]),
+        per_class=tuple(ClassResult(index, *fact) for index, fact in enumerate(facts)),
         other_protocols={name: other for name, other in means.items() if not _equal(other, means[protocol])},
         warnings=tuple(warnings),
-        intervals=None
-        if not bootstrap or isinstance(scores, BlockScores)
-        else _intervals(bootstrap_samples(scores, labels, precisions[protocol], bootstrap, seed, advance), split, seed),
+        intervals=intervals,
     )
-
-
-def measure(scores: BlockScores, split: Split, subset: str) -> Measures:
-    """Return the measures besides mAP."""
-    return Measures(accuracy=_accuracy(scores, split, subset))
-
-
-def _class_results(split: Split, positives: npt.NDArray[Any], ap: Reals) -> tuple[ClassResult, ...]:
-    groups = split.groups.names(split.num_classes)
-    facts = zip(split.class_names, groups, split.train_counts.tolist(), positives.tolist(), ap.tolist(), strict=True)
-    return tuple(ClassResult(index, *fact) for index, fact in enumerate(facts))
 
 
 def _intervals(samples: Reals, split: Split, seed: int) -> Intervals:
@@ -342,10 +301,8 @@ def evaluate(
         ``train``, ``val`` or ``test``.
     protocol : str
         A key of ``PROTOCOLS``.
-    bootstrap : int
-        Replicates of the Bayesian bootstrap over videos, for the intervals; 0 for no intervals.
-    seed : int
-        Of the bootstrap.
+    bootstrap, seed : int
+        Replicates and seed of the Bayesian bootstrap over videos, for the intervals; 0 replicates for no intervals.
     allow_float16 : bool
         Accept half precision, in which rounding makes ties.
 

@@ -57,24 +57,12 @@ class Positives:
 
 @dataclass(frozen=True)
 class RankCounts:
-    """Counts for each positive, in the order of ``Positives``, over the videos that are ranked for its class.
+    """Counts for each of P positives, in the order of ``Positives``, over the videos that are ranked for its class."""
 
-    Attributes
-    ----------
-    at_least : (P,) int64
-        Videos with the same or a higher score; the positive itself is one of them.
-    above : (P,) int64
-        Videos with a higher score.
-    earlier : (P,) int64
-        Videos with the same score that come earlier in the list.
-    constant : (C,) bool
-        Whether all videos have the same score for a class.
-    """
-
-    at_least: Counts
-    above: Counts
-    earlier: Counts
-    constant: npt.NDArray[np.bool_]
+    at_least: Counts  # (P,) videos with the same or a higher score; the positive itself is one of them
+    above: Counts  # (P,) videos with a higher score
+    earlier: Counts  # (P,) videos with the same score that come earlier in the list
+    constant: npt.NDArray[np.bool_]  # (C,) whether all videos have the same score for a class
 
     @property
     def tied(self) -> npt.NDArray[np.bool_]:
@@ -92,18 +80,9 @@ def count_ranks(
 ) -> RankCounts:
     """Count, for each positive, the videos that rank before it.
 
-    Parameters
-    ----------
-    blocks : callable
-        Each call gives all rows once, as (rows, scores (rows, C)), in any order. It is called twice, and a third time
-        if positives have the same score as other videos.
-    positives : Positives
-    dtype : dtype
-        The scores are rounded to it.
-    keep : ndarray of bool, (n,), optional
-        The rows that are ranked; all positives must be among them.
-    in_list_order : bool
-        False leaves ``earlier`` at zero. This is faster where many scores are tied.
+    Each call of ``blocks`` gives all rows once, in any order; a third call is made only for ties. Scores are rounded to
+    ``dtype``. ``keep``, (n,) bool, marks the rows that are ranked; all positives must be among them.
+    ``in_list_order=False`` leaves ``earlier`` at zero, which is faster where many scores are tied.
     """
     scores = _collect_scores(blocks(), positives, dtype)
     at_least, above, earlier = (np.zeros(len(scores), dtype=np.int64) for _ in range(3))
@@ -147,13 +126,7 @@ def _collect_scores(blocks: Iterable[Block], positives: Positives, dtype: np.dty
 
 
 def concatenate_ranges(starts: npt.NDArray[Any], counts: npt.NDArray[Any]) -> Counts:
-    """Return ``starts[i], ..., starts[i] + counts[i] - 1`` of every i, one after the other.
-
-    Examples
-    --------
-    >>> concatenate_ranges(np.array([5, 0]), np.array([3, 2]))
-    array([5, 6, 7, 0, 1])
-    """
+    """Return ``starts[i], ..., starts[i] + counts[i] - 1`` of every i, one after the other."""
     offsets = np.cumsum(counts) - counts - starts
     indices: Counts = np.arange(counts.sum()) - np.repeat(offsets, counts)
     return indices
@@ -163,25 +136,17 @@ def _visit_classes(
     blocks: Iterable[Block], dtype: np.dtype[Any], keep: npt.NDArray[np.bool_] | None, visit: ClassVisitor
 ) -> None:
     """Call ``visit`` for every class of every block, on several threads: NumPy copies and sorts in parallel."""
+
+    def visit_classes(rows: Counts, scores: Scores, start: int) -> None:
+        columns = class_columns(scores, start, start + _CLASSES, dtype)
+        if keep is not None:
+            rows, columns = rows[keep[rows]], columns[:, keep[rows]]
+        for index, column in enumerate(columns, start):
+            visit(index, column, rows)
+
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for rows, scores in blocks:
-            kept = None if keep is None else keep[rows]
-            ranked = rows if kept is None else rows[kept]
-            job = partial(_visit_block, scores, ranked, dtype, kept, visit)
-            list(pool.map(job, range(0, scores.shape[1], _CLASSES)))
-
-
-def _visit_block(
-    scores: Scores,
-    rows: Counts,
-    dtype: np.dtype[Any],
-    keep: npt.NDArray[np.bool_] | None,
-    visit: ClassVisitor,
-    start: int,
-) -> None:
-    columns = class_columns(scores, start, start + _CLASSES, dtype)
-    for index, column in enumerate(columns if keep is None else columns[:, keep], start):
-        visit(index, column, rows)
+            list(pool.map(partial(visit_classes, rows, scores), range(0, scores.shape[1], _CLASSES)))
 
 
 def class_columns(scores: Scores, start: int, stop: int, dtype: np.dtype[Any] | None = None) -> Scores:
@@ -200,10 +165,7 @@ def class_columns(scores: Scores, start: int, stop: int, dtype: np.dtype[Any] | 
 def precision_from_counts(
     counts: RankCounts, positives: Positives, *, in_list_order: bool = False
 ) -> npt.NDArray[np.float64]:
-    """Compute average precision; (C,), NaN for a class without positives.
-
-    Tied videos share the lowest of their ranks, or rank in list order.
-    """
+    """Compute (C,) average precisions, NaN without positives; tied videos share their lowest rank, or rank in order."""
     ap = np.full(positives.num_classes, np.nan)
     ranks = counts.above + counts.earlier + 1 if in_list_order else counts.at_least
     for index in range(positives.num_classes):

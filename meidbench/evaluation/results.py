@@ -113,27 +113,13 @@ class ClassResult(ClassFacts):
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Facts about the scores.
-
-    Attributes
-    ----------
-    videos : int
-        Videos of the subset.
-    classes_without_positives : int
-        They are left out of all means; the protocol apmeter counts them as 0.
-    tied_score_fraction : float
-        Share of the positives that have the same score for the class as another video. Other ties change nothing.
-    constant_classes : int
-        Classes with the same score for all videos.
-    score_dtype : str
-        NumPy's name.
-    """
+    """Facts about the scores of a subset."""
 
     videos: int
-    classes_without_positives: int
-    tied_score_fraction: float
-    constant_classes: int
-    score_dtype: str
+    classes_without_positives: int  # left out of all means; the protocol apmeter counts them as 0
+    tied_score_fraction: float  # share of the positives with the score of another video; other ties change nothing
+    constant_classes: int  # classes with the same score for all videos
+    score_dtype: str  # NumPy's name
 
 
 @dataclass(frozen=True)

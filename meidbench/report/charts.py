@@ -27,9 +27,6 @@ Curve = Sequence[tuple[float, float]]
 Change = tuple[ClassFacts, Difference]
 
 
-# --- parts of a chart -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Scale:
     """A linear map of ``low`` to ``high`` onto ``start`` to ``stop``."""
@@ -45,13 +42,7 @@ class Scale:
 
 
 def choose_ticks(low: float, high: float, at_most: int = 5) -> list[float]:
-    """Return round numbers between two limits.
-
-    Examples
-    --------
-    >>> choose_ticks(0.0, 0.83)
-    [0.0, 0.2, 0.4, 0.6, 0.8]
-    """
+    """Return round numbers between two limits."""
     magnitude = 10.0 ** math.floor(math.log10((high - low) / at_most))
     for factor in (1, 2, 5, 10):
         step = factor * magnitude
@@ -62,24 +53,12 @@ def choose_ticks(low: float, high: float, at_most: int = 5) -> list[float]:
 
 
 def format_tick(value: float) -> str:
-    """Write the number of a tick.
-
-    Examples
-    --------
-    >>> format_tick(-0.2), format_tick(1000.0)
-    ('−0.2', '1,000')
-    """
+    """Write the number of a tick."""
     return (f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}").replace("-", MINUS)
 
 
 def format_coordinate(value: float) -> str:
-    """Write a coordinate in few characters, rounded to a tenth.
-
-    Examples
-    --------
-    >>> format_coordinate(12.04), format_coordinate(0.26), format_coordinate(-0.01)
-    ('12', '.3', '0')
-    """
+    """Write a coordinate in few characters, rounded to a tenth."""
     text = f"{value:.1f}".removesuffix(".0")
     text = text.replace("0.", ".") if abs(value) < 1 else text
     return "0" if text in ("-0", "-.0", "") else text
@@ -103,13 +82,7 @@ def estimate_width(text: str, size: float) -> float:
 
 
 def shorten(text: str, width: float, size: float) -> str:
-    """Cut out the middle of a text until it fits a width; names often differ at their ends.
-
-    Examples
-    --------
-    >>> shorten("a_method_with_a_long_name_1", 100, 10)
-    'a_metho…_name_1'
-    """
+    """Cut out the middle of a text until it fits a width; names often differ at their ends."""
     if estimate_width(text, size) <= width:
         return text
     for kept in range(len(text) - 1, 0, -1):
@@ -145,10 +118,8 @@ def draw_interval(low: float, high: float, y: float, kind: str = "whisker") -> s
 
 def draw_mark(group: str, x: float, y: float, radius: float, tooltip: str = "") -> str:
     """Return the mark of a class."""
-    d = mark_outline(group, x, y, radius)
-    if not tooltip:
-        return f'<path class="mark" d="{d}"/>'
-    return f'<path class="mark" d="{d}"><title>{escape(tooltip)}</title></path>'
+    end = f"><title>{escape(tooltip)}</title></path>" if tooltip else "/>"
+    return f'<path class="mark" d="{mark_outline(group, x, y, radius)}"{end}'
 
 
 def mark_outline(group: str, x: float, y: float, radius: float) -> str:
@@ -209,9 +180,6 @@ def _upper_limit(values: Iterable[float]) -> float:
     return min(1.0, 1.04 * highest) if highest <= 1 else highest
 
 
-# --- means ----------------------------------------------------------------------------------------------------------
-
-
 def mean_chart(comparison: Comparison, group: str) -> str:
     """Draw the mean of a group as one bar per method with its interval; all groups have the same scale."""
     methods, width, row, first = comparison.methods, 260, 32, 4
@@ -239,20 +207,13 @@ def mean_chart(comparison: Comparison, group: str) -> str:
     return draw_svg(f"mean-{group}", (width, bottom + 18), f"Mean average precision, {group}", facts, parts)
 
 
-# --- gains and losses -----------------------------------------------------------------------------------------------
-
-
 def change_charts(comparison: Comparison) -> dict[str, dict[str, str]]:
     """Draw the gains and losses per class of each method but the reference: name -> caption -> chart."""
-    changes = {
-        method.name: [
-            (facts, change)
-            for facts, change in zip(comparison.classes, method.ap_difference, strict=True)
-            if not math.isnan(change.value)
-        ]
-        for method in comparison.methods
-        if method.ap_difference is not None
-    }
+    changes: dict[str, list[Change]] = {}
+    for method in comparison.methods:
+        if method.ap_difference is not None:
+            pairs = zip(comparison.classes, method.ap_difference, strict=True)
+            changes[method.name] = [pair for pair in pairs if not math.isnan(pair[1].value)]
     gained = {name: _find_largest(found, 1) for name, found in changes.items()}
     lost = {name: _find_largest(found, -1) for name, found in changes.items()}
     few = len(comparison.classes) <= FEW_CLASSES
@@ -262,11 +223,10 @@ def change_charts(comparison: Comparison) -> dict[str, dict[str, str]]:
     losses = _change_limits(lost.values(), with_intervals=True)
     span = max(gains[1] - gains[0], losses[1] - losses[0])
     gains, losses = (gains[0], gains[0] + span), (losses[1] - span, losses[1])
+    caption = f"all classes, {'with intervals' if few and comparison.replicates else 'sorted'}"
     return {
         name: {
-            f"all classes, {'with intervals' if few and comparison.replicates else 'sorted'}": _draw_profile(
-                f"change-{index}", name, comparison, found, limits
-            ),
+            caption: _draw_profile(f"change-{index}", name, comparison, found, limits),
             "largest gains": _draw_largest(f"gain-{index}", f"Largest gains of {name}", gained[name], gains),
             "largest losses": _draw_largest(f"loss-{index}", f"Largest losses of {name}", lost[name], losses),
         }
@@ -368,9 +328,6 @@ def _describe_change(change: Difference) -> str:
     return format_signed(change.value) if around == DASH else f"{format_signed(change.value)} {around}"
 
 
-# --- precision against frequency ------------------------------------------------------------------------------------
-
-
 def frequency_charts(comparison: Comparison) -> list[str]:
     """Draw each method's average precision against the training videos of a class, with a running median.
 
@@ -382,19 +339,12 @@ def frequency_charts(comparison: Comparison) -> list[str]:
     x = Scale(low - 0.07, max(high, low + 0.3) + 0.05, 34.0, 332.0)
     y = Scale(0.0, _upper_limit(ap for method in comparison.methods for ap in method.ap), 190.0, 10.0)
     medians = {method.name: _running_median(logs, np.array(method.ap)) for method in comparison.methods}
-    return [
-        _draw_frequencies(
-            f"frequency-{index}",
-            method,
-            comparison,
-            (x, y),
-            {
-                "median reference": [] if method.name == comparison.reference else medians[comparison.reference],
-                "median": medians[method.name],
-            },
-        )
-        for index, method in enumerate(comparison.methods)
-    ]
+    charts = []
+    for index, method in enumerate(comparison.methods):
+        dashed = [] if method.name == comparison.reference else medians[comparison.reference]
+        curves = {"median reference": dashed, "median": medians[method.name]}
+        charts.append(_draw_frequencies(f"frequency-{index}", method, comparison, (x, y), curves))
+    return charts
 
 
 def _running_median(logs: Reals, ap: Reals) -> Curve:
@@ -431,13 +381,11 @@ def _draw_frequencies(
         if not classes:
             continue
         if len(comparison.classes) <= FEW_CLASSES:
-            marks = [
-                draw_mark(
-                    group, px, py, 2.6, f"{named.name}: {named.train_count:,} training videos, AP {format_number(ap)}"
-                )
-                for named, ap, px, py in classes
-            ]
-            parts.append(f'<g class="point {group}">{"".join(marks)}</g>')
+            marks = ""
+            for named, ap, px, py in classes:
+                tooltip = f"{named.name}: {named.train_count:,} training videos, AP {format_number(ap)}"
+                marks += draw_mark(group, px, py, 2.6, tooltip)
+            parts.append(f'<g class="point {group}">{marks}</g>')
         else:
             d = "".join(mark_outline(group, px, py, 1.5) for _, _, px, py in classes)
             parts.append(f'<path class="points {group}" d="{d}"/>')

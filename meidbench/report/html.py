@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from meidbench.evaluation.compare import Comparison, Difference, MethodResult
+from meidbench.evaluation.compare import Comparison, MethodResult
 from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, MEANINGS
 from meidbench.report.charts import MEDIAN_CLASSES, change_charts, frequency_charts, mean_chart
 from meidbench.report.text import DASH, find_best, format_interval, format_number, format_percent, format_signed
@@ -47,12 +47,10 @@ def _heading(comparison: Comparison) -> str:
 
 
 def _header(comparison: Comparison) -> str:
-    facts = [
-        f"{comparison.videos:,} videos",
-        f"{len(comparison.classes):,} classes",
-        f"protocol {escape(comparison.protocol)}",
-        f"split digest <code>{escape(comparison.split_digest[:12])}</code>",
-    ]
+    facts = (
+        f"{comparison.videos:,} videos · {len(comparison.classes):,} classes · "
+        f"protocol {escape(comparison.protocol)} · split digest <code>{escape(comparison.split_digest[:12])}</code>"
+    )
     sentences = ["Values are mean average precision (mAP) over classes, from 0 to 1."]
     without = sum(entry.positives == 0 for entry in comparison.classes)
     if without:
@@ -66,24 +64,19 @@ def _header(comparison: Comparison) -> str:
             "choice of the training seed."
         )
     if len(comparison.methods) > 1:
-        sentences.append(
-            f"Differences are to <b>{escape(comparison.reference)}</b> under the same weights of the videos."
-        )
+        reference = escape(comparison.reference)
+        sentences.append(f"Differences are to <b>{reference}</b> under the same weights of the videos.")
     return (
         f"<header><h1>{escape(_heading(comparison))}</h1>\n"
-        f'<p class="soft">{" · ".join(facts)}</p>\n<p>{" ".join(sentences)}</p></header>'
+        f'<p class="soft">{facts}</p>\n<p>{" ".join(sentences)}</p></header>'
     )
 
 
 def _warnings(comparison: Comparison) -> str:
-    items = [
-        f"<li><b>{escape(method.name)}</b>: {escape(warning)}</li>"
-        for method in comparison.methods
-        for warning in method.warnings
-    ]
-    if not items:
-        return ""
-    return f'<section class="warnings" role="note"><b>Warnings</b><ul>{"".join(items)}</ul></section>'
+    items = ""
+    for method in comparison.methods:
+        items += "".join(f"<li><b>{escape(method.name)}</b>: {escape(warning)}</li>" for warning in method.warnings)
+    return f'<section class="warnings" role="note"><b>Warnings</b><ul>{items}</ul></section>' if items else ""
 
 
 def _means(comparison: Comparison) -> str:
@@ -107,20 +100,17 @@ def _means(comparison: Comparison) -> str:
         map(_head, ["method", *_group_heads(comparison), *(column.title for column in COLUMNS)]),
         rows,
     )
-    figures = [
-        _figure(
-            _key(group) if group in _MARKS else f"<b>{group}</b>",
-            mean_chart(comparison, group)
-            if comparison.group_classes.get(group, 0)
-            else '<p class="soft">no class with a positive</p>',
-        )
-        for group in GROUPS_SHOWN
-    ]
+    figures = ""
+    for group in GROUPS_SHOWN:
+        caption = _key(group) if group in _MARKS else f"<b>{group}</b>"
+        known = comparison.group_classes.get(group, 0)
+        chart = mean_chart(comparison, group) if known else '<p class="soft">no class with a positive</p>'
+        figures += _figure(caption, chart)
     whisker = ", line: interval over videos" if replicates else ""
     dashed = ", dashed line: the reference" if len(methods) > 1 else ""
     return (
         f'<section><h2>Means</h2>\n{table}\n<p class="soft">Bar: mean{whisker}{dashed}.</p>\n'
-        f'<div class="charts four">{"".join(figures)}</div></section>'
+        f'<div class="charts four">{figures}</div></section>'
     )
 
 
@@ -190,11 +180,8 @@ def _frequency(comparison: Comparison) -> str:
     charts = zip(comparison.methods, frequency_charts(comparison), strict=True)
     figures = "".join(_figure(f"<b>{escape(method.name)}</b>", chart) for method, chart in charts)
     dashed = "; dashed: the reference" if len(comparison.methods) > 1 else ""
-    median = (
-        f"Line: running median over neighbouring classes{dashed}. "
-        if sum(facts.positives > 0 for facts in comparison.classes) >= MEDIAN_CLASSES
-        else ""
-    )
+    enough = sum(facts.positives > 0 for facts in comparison.classes) >= MEDIAN_CLASSES
+    median = f"Line: running median over neighbouring classes{dashed}. " if enough else ""
     return (
         '<section><h2>Average precision and frequency</h2>\n<p class="soft">One mark per class, by its number of '
         f'training videos. {median}{_keys()}</p>\n<div class="charts">{figures}</div></section>'
@@ -211,7 +198,8 @@ def _classes(comparison: Comparison) -> str:
         cells = [_cell(str(facts.index)), f'<td class="word">{escape(facts.group)}</td>']
         cells += [_cell(f"{facts.train_count:,}"), _cell(f"{facts.positives:,}")]
         cells += [_cell(format_number(method.ap[place])) for method in comparison.methods]
-        cells += [_change(differences[place]) for _, differences in against]
+        for entry in (differences[place] for _, differences in against):
+            cells.append(_cell(format_signed(entry.value), [format_interval(entry.low, entry.high, with_sign=True)]))
         rows.append(_row(escape(facts.name), cells))
     differences = f"; differences to {comparison.reference}" if against else ""
     table = _table("Classes", f"Average precision by class{differences}.", heads, rows)
@@ -219,13 +207,6 @@ def _classes(comparison: Comparison) -> str:
         f'<section class="classes"><h2>Classes</h2>\n<details><summary>All {len(comparison.classes):,} classes'
         f"</summary>\n{table}</details></section>"
     )
-
-
-def _change(entry: Difference) -> str:
-    return _cell(format_signed(entry.value), [format_interval(entry.low, entry.high, with_sign=True)])
-
-
-# --- elements -------------------------------------------------------------------------------------------------------
 
 
 def _name(comparison: Comparison, method: MethodResult) -> str:

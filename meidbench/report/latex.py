@@ -22,33 +22,20 @@ _ESCAPES = str.maketrans(
 
 
 def escape_latex(text: str) -> str:
-    r"""Escape text for LaTeX; white space becomes single spaces, other characters stay.
-
-    Examples
-    --------
-    >>> print(escape_latex("50 % & more_or_less é"))
-    50 \% \& more\_or\_less é
-    """
+    r"""Escape text for LaTeX; white space becomes single spaces, other characters stay."""
     return " ".join(text.split()).translate(_ESCAPES)
 
 
 def comparison_latex(comparison: Comparison) -> str:
     r"""Return a comparison as a LaTeX table for a paper; it needs the package ``booktabs``.
 
-    Parameters
-    ----------
-    comparison : Comparison
-
-    Returns
-    -------
-    str
-        A ``table*`` (both columns of a page) with the means and the differences to the reference, or a ``table`` with
-        only the means of a single method. The best mean of a column is bold, and so are all means that are equal to
-        it in three decimals.
+    It is a ``table*`` (both columns of a page) with means and differences to the reference, or a ``table`` with only
+    the means of a single method. The best mean of a column and all equal to it in three decimals are bold.
     """
     differences = any(method.difference is not None for method in comparison.methods)
     environment = "table*" if differences else "table"
     columns = len(GROUPS_SHOWN)
+    words = re.findall(r"[a-z0-9]+", f"{comparison.dataset} {comparison.variant} {comparison.subset}".lower())
     best = {group: find_best([method.mAP[group].value for method in comparison.methods]) for group in GROUPS_SHOWN}
     lines = [
         "% \\usepackage{booktabs}",
@@ -56,7 +43,7 @@ def comparison_latex(comparison: Comparison) -> str:
         "  \\centering",
         "  \\setlength{\\belowcaptionskip}{6pt}",
         f"  \\caption{{{_caption(comparison, differences)}}}",
-        f"  \\label{{{_label(comparison)}}}",
+        f"  \\label{{tab:{'-'.join(words)}}}",
         "  \\small",
         "  \\setlength{\\tabcolsep}{4pt}",
         f"  \\begin{{tabular}}{{@{{}}l{'c' * columns * (2 if differences else 1)}@{{}}}}",
@@ -100,11 +87,6 @@ def _caption(comparison: Comparison, differences: bool) -> str:
     if len(comparison.methods) > 1:
         sentences.append("Bold: the highest mean of a column.")
     return " ".join(sentences)
-
-
-def _label(comparison: Comparison) -> str:
-    words = f"{comparison.dataset} {comparison.variant} {comparison.subset}".lower()
-    return "tab:" + "-".join(re.findall(r"[a-z0-9]+", words))
 
 
 def _method_rows(method: MethodResult, best: set[str], differences: bool) -> list[str]:

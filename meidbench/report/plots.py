@@ -18,15 +18,7 @@ GROUP_COLOURS = {"head": "#0072B2", "medium": "#E69F00", "tail": "#D55E00"}
 
 
 def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
-    """Draw the class frequency curve of each split: training videos per class, descending, coloured by group.
-
-    Parameters
-    ----------
-    splits : sequence of Split
-        One panel per split.
-    path : Path
-        ``.png``, ``.svg`` or ``.pdf``.
-    """
+    """Draw one panel per split: training videos per class, descending, coloured by group; as PNG, SVG or PDF."""
     if path.suffix.lower() not in PLOT_FORMATS:
         raise MeidbenchError(f"cannot draw {path.name}: known formats are {', '.join(PLOT_FORMATS)}")
     try:
@@ -45,21 +37,15 @@ def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
             rank_of[order] = np.arange(1, len(order) + 1)
             for name in GROUP_NAMES:
                 group = getattr(split.groups, name)
-                axes.bar(
-                    rank_of[group],
-                    split.train_counts[group],
-                    width=1.0,
-                    color=GROUP_COLOURS[name],
-                    label=f"{name} ({len(group)})",
-                )
+                label = f"{name} ({len(group)})"
+                axes.bar(rank_of[group], split.train_counts[group], width=1.0, color=GROUP_COLOURS[name], label=label)
             for threshold in (split.metadata.head_above, split.metadata.tail_up_to):
                 axes.axhline(threshold, color="0.45", linewidth=0.8, linestyle=":")
             axes.set_yscale("log")
             axes.set_xlim(0.5, max(split.num_classes, 1) + 0.5)
             axes.set_xlabel("class, by descending frequency")
             axes.set_ylabel("training videos")
-            name = split.dataset if split.variant == RELEASED else f"{split.dataset} ({split.variant})"
-            axes.set_title(name)
+            axes.set_title(split.dataset if split.variant == RELEASED else f"{split.dataset} ({split.variant})")
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False, title="classes")
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None

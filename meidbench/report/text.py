@@ -18,20 +18,12 @@ from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import GROUP_NAMES, Split
 from meidbench.splits.statistics import Statistics, split_statistics
 
-# --- numbers on a page and in a paper -------------------------------------------------------------------------------
-
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 
 def format_number(value: float, digits: int = 3) -> str:
-    """Round a number for a reader.
-
-    Examples
-    --------
-    >>> format_number(0.15149), format_number(-0.5, 1), format_number(-0.0001), format_number(float("nan"))
-    ('0.151', '−0.5', '0.000', '–')
-    """
+    """Round a number for a reader."""
     if math.isnan(value):
         return DASH
     text = f"{value:.{digits}f}"
@@ -39,25 +31,13 @@ def format_number(value: float, digits: int = 3) -> str:
 
 
 def format_signed(value: float) -> str:
-    """Round a difference; every number but zero gets a sign.
-
-    Examples
-    --------
-    >>> format_signed(0.012), format_signed(-0.012), format_signed(0.0001)
-    ('+0.012', '−0.012', '0.000')
-    """
+    """Round a difference; every number but zero gets a sign."""
     text = format_number(value)
     return f"+{text}" if value > 0 and float(text) > 0 else text
 
 
 def format_interval(low: float, high: float, *, with_sign: bool = False) -> str:
-    """Write an interval in brackets, a dash where it is not defined.
-
-    Examples
-    --------
-    >>> format_interval(0.14, 0.163), format_interval(-0.01, 0.02, with_sign=True)
-    ('[0.140, 0.163]', '[−0.010, +0.020]')
-    """
+    """Write an interval in brackets, a dash where it is not defined."""
     if math.isnan(low) or math.isnan(high):
         return DASH
     write = format_signed if with_sign else format_number
@@ -65,13 +45,7 @@ def format_interval(low: float, high: float, *, with_sign: bool = False) -> str:
 
 
 def format_percent(share: float, replicates: int) -> str:
-    """Write a probability that was counted over replicates: 0 and 1 become bounds, never 0 or 100 %.
-
-    Examples
-    --------
-    >>> [format_percent(share, 1000) for share in (0.973, 1.0, float("nan"))], format_percent(0.0, 40)
-    (['97.3 %', '> 99.9 %', '–'], '< 2.5 %')
-    """
+    """Write a probability that was counted over replicates: 0 and 1 become bounds, never 0 or 100 %."""
     if math.isnan(share):
         return DASH
     least = max(100 / replicates, 0.1)
@@ -83,21 +57,13 @@ def format_percent(share: float, replicates: int) -> str:
 
 
 def find_best(values: Sequence[float]) -> frozenset[int]:
-    """Return the places of the highest value: several where values are equal in three decimals, none of a single value.
-
-    Examples
-    --------
-    >>> sorted(find_best([0.1511, 0.1514, 0.12, float("nan")]))
-    [0, 1]
-    """
+    """Return the places of the highest value: several if equal in three decimals, none of a single value."""
     texts = {place: format_number(value) for place, value in enumerate(values) if not math.isnan(value)}
     if len(values) < 2 or not texts:
         return frozenset()
     best = texts[max(texts, key=lambda place: values[place])]
     return frozenset(place for place, text in texts.items() if text == best)
 
-
-# --- tables in a terminal -------------------------------------------------------------------------------------------
 
 _STATISTICS_ROWS = {
     "classes": ("classes",),
@@ -113,9 +79,7 @@ _STATISTICS_ROWS = {
 
 def statistics_table(statistics: Sequence[Statistics]) -> str:
     """Lay out Table 1 with one column per split."""
-    titles = [
-        entry.dataset if entry.variant == RELEASED else f"{entry.dataset} {entry.variant}" for entry in statistics
-    ]
+    titles = [entry.dataset + ("" if entry.variant == RELEASED else f" {entry.variant}") for entry in statistics]
     return _lay_out_columns(["", *titles], [_statistics_column(asdict(entry)) for entry in statistics])
 
 
@@ -187,9 +151,8 @@ def evaluation_table(result: Result) -> str:
         lines.append(f"by {name}: {values}")
     if result.diagnostics.classes_without_positives:
         fate = "count as 0" if result.protocol == "apmeter" else "are left out of the means"
-        lines.append(
-            f"{result.diagnostics.classes_without_positives} class(es) without a positive in {result.subset} {fate}"
-        )
+        without = result.diagnostics.classes_without_positives
+        lines.append(f"{without} class(es) without a positive in {result.subset} {fate}")
     return "\n".join(lines)
 
 
@@ -235,9 +198,6 @@ def _with_interval(entry: Estimate | Difference, sign: str = "") -> str:
     return f"{entry.value:{sign}.4f}{around}"
 
 
-# --- new splits -----------------------------------------------------------------------------------------------------
-
-
 def construction_report(
     made: Construction,
     *,
@@ -248,17 +208,8 @@ def construction_report(
 ) -> str:
     """Lay out a new split: its statistics next to the released split's and the paper's, its targets and deviations.
 
-    Parameters
-    ----------
-    made : Construction
-    manifest : Manifest, optional
-        Of the benchmark that the videos belong to.
-    released : Split, optional
-        The published split of the benchmark.
-    distance : SplitDistance, optional
-        From ``made.split`` to ``released``.
-    width : int
-        Characters per line. A table with a single column may be wider.
+    ``distance`` is from ``made.split`` to ``released``. A line has ``width`` characters; a table with a single column
+    may be wider.
     """
     split = made.split
     columns = {f"{split.variant}, seed {made.seed}": _statistics_column(asdict(split_statistics(split)))}
@@ -267,9 +218,21 @@ def construction_report(
     if manifest is not None:
         columns |= _paper_column(manifest)
     header = [manifest.title if manifest else split.dataset, *columns]
-    lines = [_describe_targets(made), _describe_candidates(made), _describe_deviation(made)]
+    least = made.targets.least_seconds
+    lasting = "" if least is None else f", of {least:.3g} s or more or of unknown length"
+    lines = [
+        _describe_targets(made),
+        f"candidates: {made.candidates:,} video{'s' * (made.candidates != 1)} with a label{lasting}",
+        _describe_deviation(made),
+    ]
     if distance is not None:
-        lines += _describe_distance(distance)
+        shared = ["-" if math.isnan(share) else f"{share:.0%}" for share in distance.shared_videos.values()]
+        lines += [
+            f"distance to the released split: {distance.mean_count_difference:.1f} training videos per class, "
+            f"{distance.mean_curve_difference:.1f} with the classes sorted; {distance.same_group:.0%} of the classes "
+            "in the same group",
+            f"videos in both splits, as a share of those in either: {' / '.join(shared)} ({' / '.join(SUBSETS)})",
+        ]
     folded = [textwrap.fill(line, max(width, 40), subsequent_indent="  ", break_on_hyphens=False) for line in lines]
     return "\n".join([_lay_out_columns(header, list(columns.values()), width), "", *folded])
 
@@ -283,12 +246,6 @@ def _describe_targets(made: Construction) -> str:
     return f"targets: {', '.join(f'{name} {text}' for name, text in texts.items())}"
 
 
-def _describe_candidates(made: Construction) -> str:
-    least = made.targets.least_seconds
-    lasting = "" if least is None else f", of {least:.3g} s or more or of unknown length"
-    return f"candidates: {made.candidates:,} video{'s' * (made.candidates != 1)} with a label{lasting}"
-
-
 def _describe_deviation(made: Construction) -> str:
     if isinstance(made.targets, ExactTargets):
         return "every number equals its target"
@@ -300,16 +257,6 @@ def _describe_deviation(made: Construction) -> str:
         f"summed over the classes; at most {made.largest_deviation:,} (class {far} {made.split.class_names[far]!r}: "
         f"{made.split.train_counts[far]:,} for {made.target_counts[far]:,})"
     )
-
-
-def _describe_distance(distance: SplitDistance) -> list[str]:
-    shared = ["-" if math.isnan(share) else f"{share:.0%}" for share in distance.shared_videos.values()]
-    return [
-        f"distance to the released split: {distance.mean_count_difference:.1f} training videos per class, "
-        f"{distance.mean_curve_difference:.1f} with the classes sorted; {distance.same_group:.0%} of the classes in "
-        "the same group",
-        f"videos in both splits, as a share of those in either: {' / '.join(shared)} ({' / '.join(SUBSETS)})",
-    ]
 
 
 def construction_warnings(made: Construction) -> list[str]:

@@ -130,7 +130,9 @@ def _fetch_published(
 def _load_random(model: nn.Module, backbone: Backbone, seed: int | None, report: Report) -> LoadedWeights:
     """Draw weights that keep the size of numbers about the same from layer to layer."""
     if seed is None:
-        raise FeatureError("random weights need a seed, so that they can be drawn again (--seed N)")
+        raise FeatureError(
+            "random weights need a seed, to draw them again (--seed N; for verify-features: --weights-seed N)"
+        )
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     digest = hashlib.sha256()
