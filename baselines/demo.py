@@ -16,13 +16,7 @@ METHODS = ("bce", "ldam", "eql", "cbs", "framestack")
 EPOCHS = 12
 # Small enough for a CPU, and long enough to learn something: two thirds of the epochs have the full learning rate.
 _FRAMES, _DIM, _DIFFICULTY = 30, 128, 0.8
-_SETTINGS = (
-    "schedule.lr=2e-3",
-    "schedule.batch_size=64",
-    "frames.train=30",
-    "frames.test=30",
-    "execution.device=cpu",
-)
+_SETTINGS = ("schedule.lr=2e-3", "schedule.batch_size=64", "frames.train=30", "frames.test=30", "execution.device=cpu")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,9 +24,6 @@ from meidbench.splits.manifests import load_manifest, split_path
 from meidbench.splits.released import build_released
 from meidbench.splits.split import Split, load_split, write_split
 
-# Simulated splits and features have these in their files.
-_SIMULATED_VARIANTS = ("simulated", "invented")
-_SIMULATED_BACKBONE = "simulation"
 _invent_split = cache(simulate_split)
 
 
@@ -55,16 +53,12 @@ def parse_features(texts: Iterable[str]) -> dict[tuple[str, str], Path]:
 
 def renamed(split: Split, dataset: str, variant: str | None = None) -> Split:
     """Return the same videos under another name, and as another variant."""
-    variant = split.variant if variant is None else variant
-    return Split(split.table, dataclasses.replace(split.metadata, dataset=dataset, variant=variant))
+    return Split(split.table, dataclasses.replace(split.metadata, dataset=dataset, variant=variant or split.variant))
 
 
 @cache
 def stand_in(dataset: str) -> Split:
-    """Return an invented split with the name, classes, thresholds and group sizes of a benchmark.
-
-    Where the real split is not built, configurations are resolved on this one. Operations are counted on it, too.
-    """
+    """Return an invented split with the name, classes, thresholds and group sizes of a benchmark, to plan on."""
     manifest = load_manifest(dataset)
     # The fewest training videos that a class of its group can have; the first classes are the most frequent.
     counts = [manifest.head_above + 1] * int(manifest.paper["head"])
@@ -169,13 +163,12 @@ class Material:
         if self.simulation is not None:
             return ()
         found = []
-        if self.split.variant in _SIMULATED_VARIANTS:
+        if self.split.variant in ("simulated", "invented"):
             found.append(f"a real split of {self.dataset} (this one is of the variant {self.split.variant})")
-        try:
-            if self.features_path is not None and self._backbone() == _SIMULATED_BACKBONE:
+        # A row whose features cannot be read fails by itself.
+        with suppress(FeatureError):
+            if self.features_path is not None and self._backbone() == "simulation":
                 found.append(f"real features of {self.encoder} on {self.dataset} (these are simulated)")
-        except FeatureError:
-            pass  # the row fails by itself where its features cannot be read
         return tuple(found)
 
     @property
@@ -212,12 +205,11 @@ class Material:
 
 
 class InputFiles:
-    """The splits of the benchmarks, and the user's features of their videos, or simulated features.
+    """The splits of the benchmarks, and the features of their videos: those of ``parse_features``, or simulated ones.
 
     Splits that are not among ``split_files`` are looked up under MEIDBENCH_HOME, else made in memory from folders of
-    official ``annotations``. ``features`` are those of ``parse_features``. With a ``simulation`` all features are
-    simulated, in files under ``out``; the names of its splits begin with ``simulated-``, so that its predictions cannot
-    be scored on a benchmark. A split file of another dataset, and the second one of a benchmark, are refused.
+    official ``annotations``. With a ``simulation`` all features are simulated, in files under ``out``; the names of its
+    splits begin with ``simulated-``, so that its predictions cannot be scored on a benchmark.
     """
 
     def __init__(
@@ -258,12 +250,11 @@ class InputFiles:
         key = (dataset, encoder)
         if key not in self._materials:
             split, path = self.split(dataset)
+            features = self._feature_paths.get(key, self._feature_paths.get(("", encoder)))
+            material = Material(*key, split or stand_in(dataset), split is not None, path, features)
             if self._simulation is not None and not (split is None and self._simulation.split == "own"):
-                self._materials[key] = self._simulate(dataset, encoder, split, self._simulation)
-            else:
-                features = self._feature_paths.get(key, self._feature_paths.get(("", encoder)))
-                material = Material(*key, split or stand_in(dataset), split is not None, path, features)
-                self._materials[key] = material
+                material = self._simulate(dataset, encoder, split, self._simulation)
+            self._materials[key] = material
         return self._materials[key]
 
     def _simulate(self, dataset: str, encoder: str, split: Split | None, simulation: Simulation) -> Material:

@@ -82,10 +82,7 @@ def row_config(row: Row, split: Split) -> Config:
 
 
 def make_jobs(table: PaperTable, request: Request, files: InputFiles, names: Collection[str] = ()) -> list[Job]:
-    """Resolve the configurations of all rows of a table; without ``names`` all rows are asked for.
-
-    A row that is asked for and does not resolve raises ``MeidbenchError`` with its name.
-    """
+    """Resolve the configurations of all rows of a table; without ``names`` all rows are asked for."""
     jobs = []
     for row in table.rows:
         asked = not names or row.name in names
@@ -213,10 +210,7 @@ def _count_flops(parts: str, split: Split, dim: int, frames: int) -> float:
 
 
 def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A100") -> Cost:
-    """Estimate the cost of a run without its first stage; raise ``MeidbenchError`` for an unknown GPU.
-
-    The split gives the classes; the numbers of videos are the benchmark's own. ``dim`` is D.
-    """
+    """Estimate the cost of a run without its first stage; the numbers of videos are the benchmark's own."""
     assumed, gpus = (table_content("needs")[name] for name in ("assumed", "gpus"))
     peak = gpus[one_of("GPU", gpu, tuple(gpus))][config.schedule.precision] * 1e12
     sizes, schedule, frames = _subset_sizes(dataset), config.schedule, config.frames

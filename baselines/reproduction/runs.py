@@ -64,9 +64,9 @@ class RowOutcome:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory was not enough."""
-    if isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS):
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS)
 
 
 def without_execution(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,9 +106,8 @@ class RunStore:
             raise MeidbenchError(f"{self.out} holds simulated results; name another folder for real ones (--out)")
         if simulated and not marker.is_file():
             if (self.out / _RUNS).is_dir():
-                raise MeidbenchError(
-                    f"{self.out} holds runs on real features; name another folder for simulated ones (--out)"
-                )
+                message = f"{self.out} holds runs on real features; name another folder for simulated ones (--out)"
+                raise MeidbenchError(message)
             with written_whole(marker) as temporary:
                 temporary.write_text(table_content("texts")["watermark"] + "\n", encoding="utf-8")
 
@@ -137,13 +136,13 @@ class RunStore:
         digests = [hashlib.sha256(RunFolder(run.path).result(_TEST).read_bytes()).hexdigest() for run in runs]
         key = hashlib.sha256(json.dumps([digests, list(seeds), self.replicates, BOOTSTRAP_SEED]).encode()).hexdigest()
         path = self.out / "intervals" / f"{key[:24]}.json"
-        intervals = _read_intervals(path)
-        if intervals is None:
-            content = self._bootstrap(runs, seeds, split)
+        try:
+            intervals = _parse_intervals(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError):  # it is absent or damaged
+            text = self._bootstrap(runs, seeds, split)
             with written_whole(path) as temporary:
-                temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            intervals = _read_intervals(path)
-        assert intervals is not None
+                temporary.write_text(text, encoding="utf-8")
+            intervals = _parse_intervals(text)
         val = [run.mAP["val"] for run in runs if "val" in run.mAP]
         return Measured(
             *intervals,
@@ -153,7 +152,7 @@ class RunStore:
             warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
         )
 
-    def _bootstrap(self, runs: Sequence[Trained], seeds: Sequence[int], split: Split) -> dict[str, Any]:
+    def _bootstrap(self, runs: Sequence[Trained], seeds: Sequence[int], split: Split) -> str:
         files = [
             ComparedRun("row", f"{seed}" if len(runs) > 1 else "", RunFolder(run.path).predictions(_TEST))
             for run, seed in zip(runs, seeds, strict=True)
@@ -161,19 +160,15 @@ class RunStore:
         steps = bootstrap_steps(len(split.video_ids(_TEST)), split.num_classes, self.replicates) * len(files)
         with self.progress("bootstrap", steps) as advance:
             compared = compare(files, split, _TEST, replicates=self.replicates, seed=BOOTSTRAP_SEED, advance=advance)
-        method = asdict(compared.methods[0])
-        return {"mAP": method["mAP"], "seed_spread": method["seed_spread"]}
+        content = {key: value for key, value in asdict(compared.methods[0]).items() if key in ("mAP", "seed_spread")}
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def _read_intervals(path: Path) -> tuple[dict[str, Estimate], dict[str, SeedSpread] | None] | None:
-    """Return the estimates and the spread over seeds in a file, None where it is absent or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        means, spread = content["mAP"], content["seed_spread"]
-        estimates = {group: Estimate(**means[group]) for group in GROUPS_SHOWN}
-        return estimates, spread and {group: SeedSpread(**spread[group]) for group in GROUPS_SHOWN}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _parse_intervals(text: str) -> tuple[dict[str, Estimate], dict[str, SeedSpread] | None]:
+    content = json.loads(text)
+    means, spread = content["mAP"], content["seed_spread"]
+    estimates = {group: Estimate(**means[group]) for group in GROUPS_SHOWN}
+    return estimates, spread and {group: SeedSpread(**spread[group]) for group in GROUPS_SHOWN}
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
@@ -194,11 +189,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
 
 
 def run_jobs(jobs: Sequence[Job], store: RunStore) -> list[RowOutcome]:
-    """Run the jobs of a table that are asked for and have all inputs.
-
-    A row fails where it diverged, memory was not enough, or its features are damaged or simulated; the others are run.
-    Rows that are not asked for have numbers where their runs are finished.
-    """
+    """Run the jobs of a table that are asked for and have all inputs; a row that fails does not stop the others."""
     asked = [job for job in jobs if job.asked]
     outcomes = []
     for job in jobs:
