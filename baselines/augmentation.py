@@ -260,12 +260,6 @@ def draw_beta(alpha: float, number: int, generator: torch.Generator | None = Non
 
     One whole number from the generator, or from torch's global one, seeds the draws: torch's own Beta distribution
     takes no generator, and a random number of draws.
-
-    Examples
-    --------
-    >>> draws = draw_beta(2.0, 5)
-    >>> draws.shape, bool(((draws >= 0) & (draws <= 1)).all())
-    (torch.Size([5]), True)
     """
     device = None if generator is None else generator.device
     seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
@@ -299,13 +293,7 @@ def compute_partner_shares(
 
 
 def count_frames(shares: torch.Tensor, length: int, rounding: str = "round") -> torch.Tensor:
-    """Return the number of frames in each share of ``length`` frames, int64, (B,).
-
-    Examples
-    --------
-    >>> count_frames(torch.tensor([0.0, 0.18, 1.0]), 10), count_frames(torch.tensor([0.18]), 10, "int")
-    (tensor([ 0,  2, 10]), tensor([1]))
-    """
+    """Return the number of frames in each share of ``length`` frames, int64, (B,)."""
     exact = shares * length
     return (exact.round() if rounding == "round" else exact).to(torch.int64)
 

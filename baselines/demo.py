@@ -38,27 +38,8 @@ def run_demo(
 ) -> Demo:
     """Make a split and features, and train the methods on them; a second call resumes where the first stopped.
 
-    Parameters
-    ----------
-    out : Path
-        Folder for all files.
-    methods : tuple of str
-        Keys of ``meidbench.baselines.METHODS``.
-    epochs : int
-        Of each method.
-    seed : int
-        Of the split, the features and the training.
-    progress, report : callable
-        As for ``meidbench.baselines.train``.
-
-    Raises
-    ------
-    MeidbenchError
-        The folder holds the demonstration of another seed.
-
-    Notes
-    -----
-    The results do not show which method is better on real data: see ``meidbench.features.simulation``.
+    ``seed`` is that of the split, the features and the training; a folder of another seed is refused. The results do
+    not show which method is better on real data: see ``meidbench.features.simulation``.
     """
     split = simulate_split(seed=seed)
     out.mkdir(parents=True, exist_ok=True)

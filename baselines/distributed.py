@@ -14,22 +14,12 @@ from meidbench.errors import MeidbenchError
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that train together, seen from one of them.
+    """The processes that train together, seen from one of them."""
 
-    Attributes
-    ----------
-    rank, size : int
-        The number of this process, from 0, and the number of all processes.
-    device : torch.device
-        The device of this process.
-    cpu_group : object
-        torch's group for CPU tensors, for every device; None where there is one process.
-    """
-
-    rank: int
+    rank: int  # the number of this process, from 0
     size: int
-    device: torch.device
-    cpu_group: Any = None
+    device: torch.device  # of this process
+    cpu_group: Any = None  # torch's group for CPU tensors, for every device; None where there is one process
 
     @property
     def is_first(self) -> bool:
@@ -41,13 +31,7 @@ class ProcessGroup:
         return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the (n, ...) CPU tensors of all processes, one after another; n may differ.
-
-        Examples
-        --------
-        >>> ProcessGroup(0, 1, torch.device("cpu")).gather(torch.tensor([3, 1]))
-        tensor([3, 1])
-        """
+        """Return the (n, ...) CPU tensors of all processes, one after another; n may differ."""
         if self.size == 1:
             return tensor
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
@@ -89,18 +73,7 @@ class ProcessGroup:
 
 @contextmanager
 def join_processes(device: str = "auto") -> Iterator[ProcessGroup]:
-    """Join the processes that ``torchrun`` started; without torchrun this process is the only one.
-
-    Parameters
-    ----------
-    device : str
-        ``auto`` takes a CUDA device where there is one; each of several processes takes its own.
-
-    Raises
-    ------
-    MeidbenchError
-        The device does not exist.
-    """
+    """Join the processes that ``torchrun`` started; without torchrun this process is the only one."""
     chosen = _choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ProcessGroup(0, 1, chosen)

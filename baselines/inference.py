@@ -34,13 +34,7 @@ BATCH_SIZE = 128
 
 
 def show_no_progress(title: str, total: int) -> AbstractContextManager[Advance]:
-    """Show nothing: the progress bar of a caller who gives none.
-
-    Examples
-    --------
-    >>> with show_no_progress("scoring", 10) as advance:
-    ...     advance(1)
-    """
+    """Show nothing: the progress bar of a caller who gives none."""
     return nullcontext(lambda steps: None)
 
 
@@ -85,24 +79,9 @@ def make_subset_loader(
 def score_subset(
     model: Model, loader: BatchLoader, processes: ProcessGroup, progress: ProgressBar = show_no_progress
 ) -> npt.NDArray[np.float32]:
-    """Score all videos of a loader's dataset; every process gets the scores of all videos.
+    """Return the logits (n, C) of all videos of a loader's dataset, in every process; refuse those that are not finite.
 
-    Parameters
-    ----------
-    model : Model
-        Not wrapped; its mode is restored afterwards.
-    loader : BatchLoader
-        Of ``make_subset_loader``.
-
-    Returns
-    -------
-    ndarray of float32, (n, C)
-        Logits, in the order of the dataset.
-
-    Raises
-    ------
-    MeidbenchError
-        A logit is NaN or infinite; the message names the videos.
+    The model, which is not wrapped, is in its old mode afterwards.
     """
     data = loader.dataset
     was_training = model.training

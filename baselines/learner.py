@@ -33,44 +33,24 @@ _STORED_NAMES = {"micro_batch": "part", "summed_steps": "looked_at"}
 
 
 def derive_seed(seed: int, purpose: int, *place: int) -> int:
-    """Return the seed of a purpose (``WEIGHTS``, ``NOISE`` of dropout, ``MIXING``) at a place of the run.
-
-    Examples
-    --------
-    >>> derive_seed(0, NOISE, 7) == derive_seed(0, NOISE, 7), derive_seed(0, NOISE, 7) == derive_seed(0, MIXING, 7)
-    (True, False)
-    """
+    """Return the seed of a purpose (``WEIGHTS``, ``NOISE`` of dropout, ``MIXING``) at a place of the run."""
     words = np.random.SeedSequence(seed, spawn_key=(purpose, *place)).generate_state(2)
     return int(words[0]) << 32 | int(words[1])
 
 
 @dataclass
 class Position:
-    """The place of a run, and the sums of its current epoch.
+    """The place of a run, and the sums of its current epoch."""
 
-    Attributes
-    ----------
-    epoch : int
-        Epochs that are done.
-    micro_batch : int
-        Micro-batches of the next epoch that are done, per process.
-    step, forwards : int
-        Steps of the optimiser, and micro-batches per process, since the beginning.
-    loss_sum, penalty_sum, summed_steps : float, float and int
-        Sums of the losses of the epoch's steps and of the penalties in them, and the number of these steps.
-    best, best_epoch : float and int
-        The best mAP so far, -1 before the first, and the number of epochs after which it was reached.
-    """
-
-    epoch: int = 0
-    micro_batch: int = 0
-    step: int = 0
-    forwards: int = 0
-    loss_sum: float = 0.0
+    epoch: int = 0  # epochs that are done
+    micro_batch: int = 0  # of the next epoch that are done, per process
+    step: int = 0  # steps of the optimiser since the beginning
+    forwards: int = 0  # micro-batches per process since the beginning
+    loss_sum: float = 0.0  # of the epoch's steps, as the next two
     penalty_sum: float = 0.0
     summed_steps: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
+    best: float = -1.0  # the best mAP so far, -1 before the first
+    best_epoch: int = 0  # the number of epochs after which it was reached
 
 
 class Learner:
@@ -198,14 +178,6 @@ class LossMonitor:
     """Holds the losses and gradient norms of steps on their device, so that the device is waited for rarely.
 
     On a CPU, which need not be waited for, a step that diverged is refused at once.
-
-    Examples
-    --------
-    >>> monitor = LossMonitor()
-    >>> monitor.add(7, 0, ["ATOYW"], torch.tensor(0.25), torch.tensor(2.0), torch.tensor(0.0))
-    >>> monitor.add(8, 0, ["B1Z"], torch.tensor(0.5), torch.tensor(1.0), torch.tensor(0.0))
-    >>> monitor.collect()
-    StepTotals(steps=2, loss_sum=0.75, penalty_sum=0.0, largest_norm=2.0)
     """
 
     def __init__(self) -> None:
@@ -222,13 +194,7 @@ class LossMonitor:
             self.collect()
 
     def collect(self) -> StepTotals:
-        """Return the totals of the steps since the last call.
-
-        Raises
-        ------
-        DivergenceError
-            A loss or norm is NaN or infinite; the message names the first such step.
-        """
+        """Return the totals of the steps since the last call; raise ``DivergenceError`` for the first that diverged."""
         if not self._steps:
             return StepTotals(0, 0.0, 0.0, math.nan)
         steps, values = self._steps, torch.stack(self._values, dim=1)
@@ -249,23 +215,15 @@ class LossMonitor:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A batch as one process reads it.
+    """A batch as one process reads it."""
 
-    Attributes
-    ----------
-    videos : int
-        The number of its first videos that count; the others are repetitions that make all processes equally long.
-        At least 1, because every process must go forward; the ``weight`` is 0 where no video counts.
-    weight : float
-        The factor of its mean loss. With it, the average of the processes' summed gradients is the gradient of the
-        step's mean loss.
-    ends_step : bool
-        Whether the optimiser moves after it.
-    """
-
+    # The number of its first videos that count; the others are repetitions that make all processes equally long.
+    # At least 1, because every process must go forward; the weight is 0 where no video counts.
     videos: int
+    # The factor of its mean loss. With it, the average of the processes' summed gradients is the gradient of the
+    # step's mean loss.
     weight: float
-    ends_step: bool
+    ends_step: bool  # whether the optimiser moves after it
 
 
 @dataclass(frozen=True)
@@ -348,22 +306,7 @@ def plan_epoch(config: Config, model: nn.Module, draws: int, processes: int = 1,
 
 
 def check_run(config: Config, split: Split, dim: int, *, processes: int = 1) -> None:
-    """Make the components of a run and of its first stage, without memory for weights.
-
-    ``dim`` is the width of the features, and ``processes`` the number of processes that will train together.
-
-    Raises
-    ------
-    MeidbenchError
-        A component cannot be made with its options, or two do not fit together.
-
-    Examples
-    --------
-    >>> from meidbench.baselines.recipes import resolve
-    >>> from meidbench.features.simulation import simulate_split
-    >>> split = simulate_split()
-    >>> check_run(resolve("meid", split), split, dim=16)
-    """
+    """Make the components of a run and of its first stage without memory for weights, to refuse what does not fit."""
     if config.first_stage is not None:
         check_run(config.first_stage, split, dim, processes=processes)
     with torch.device("meta"):

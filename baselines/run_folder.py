@@ -39,42 +39,21 @@ _SAMPLED_VIDEOS = 16
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a run besides its configuration.
-
-    Attributes
-    ----------
-    dataset, variant, split_digest : str
-    dim : int
-        Width of the features.
-    features_digest : str
-        See ``digest_features``.
-    recipe_digest : str
-        Of the recipe in the feature file; empty without a recipe.
-    split_path, features_path : str
-        Where they were; two runs that differ only here are the same run.
-    first_stage_digest : str
-        Of the weights that the run begins with; empty for new weights.
-    """
+    """The inputs of a run besides its configuration."""
 
     dataset: str
     variant: str
     split_digest: str
-    dim: int
+    dim: int  # width of the features
     features_digest: str
-    recipe_digest: str
-    split_path: str = ""
+    recipe_digest: str  # of the recipe in the feature file; empty without a recipe
+    split_path: str = ""  # where it was; two runs that differ only in paths are the same run
     features_path: str = ""
-    first_stage_digest: str = ""
+    first_stage_digest: str = ""  # of the weights that the run begins with; empty for new weights
 
     @classmethod
     def from_sources(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
-        """Describe a split and its features.
-
-        Raises
-        ------
-        FeatureError
-            Features are missing or malformed.
-        """
+        """Describe a split and its features; refuse features that are missing or malformed."""
         if split_path and Path(split_path).is_file():
             split_path = str(Path(split_path).absolute())
         return cls(
@@ -202,11 +181,6 @@ def digest_features(split: Split, features: FeatureSource) -> str:
 
     For a feature file it covers the checksum of every video of the split. Other forms have no checksums: there it
     covers the number of rows of each video, and the rows of a few videos per subset, which other features may share.
-
-    Raises
-    ------
-    FeatureError
-        Features are missing or malformed.
     """
     digest = hashlib.sha256()
     header = _read_feature_header(features)
@@ -242,13 +216,7 @@ def _read_feature_header(features: FeatureSource) -> Header | None:
 
 
 def list_versions() -> dict[str, str]:
-    """Return the versions of the software that numbers depend on.
-
-    Examples
-    --------
-    >>> sorted(list_versions())
-    ['h5py', 'meidbench', 'numpy', 'pyarrow', 'python', 'torch']
-    """
+    """Return the versions of the software that numbers depend on."""
     return {
         "meidbench": meidbench.__version__,
         "python": platform.python_version(),
@@ -260,28 +228,10 @@ def list_versions() -> dict[str, str]:
 
 
 class RunLog:
-    r"""Writes ``log.jsonl``: one line per interval of steps and per epoch.
+    """Writes ``log.jsonl``: one line per interval of steps and per epoch.
 
-    Of several processes the first one writes, and the losses are those of its share.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the run.
-    report : callable
-        Called once where TensorBoard is not installed.
-    position, step : int
-        Bytes of an earlier log to keep, and the number of steps that they cover: a resumed run repeats the rest.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     log = RunLog(Path(folder), report=lambda line: None)
-    ...     log.write("step", 20, loss=0.25, seconds=float("nan"))
-    ...     log.close()
-    ...     Path(folder, "log.jsonl").read_text()
-    '{"event": "step", "step": 20, "loss": 0.25, "seconds": null}\n'
+    Of several processes the first one writes, and the losses are those of its share. ``position`` and ``step`` are the
+    bytes of an earlier log to keep, and the number of steps that they cover: a resumed run repeats the rest.
     """
 
     def __init__(self, folder: Path, report: Report, position: int = 0, step: int = 0) -> None:
@@ -343,14 +293,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     ------
     MeidbenchError
         It is missing, damaged, of another version, or holds code.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_checkpoint(Path(folder, "last.pt"), {"epoch": 3})
-    ...     load_checkpoint(Path(folder, "last.pt"))["epoch"]
-    3
     """
     if not path.is_file():
         raise MeidbenchError(f"there is no checkpoint {path}; train the run first")
@@ -369,13 +311,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def digest_weights(weights: Mapping[str, torch.Tensor]) -> str:
-    """Return the sha256 of names, types, shapes and values; the bytes of a checkpoint also depend on its file's name.
-
-    Examples
-    --------
-    >>> digest_weights({"bias": torch.zeros(2)}) == digest_weights({"bias": torch.zeros(2)})
-    True
-    """
+    """Return the sha256 of names, types, shapes and values; a checkpoint's bytes also depend on its file's name."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
