@@ -183,7 +183,7 @@ def digest_features(split: Split, features: FeatureSource) -> str:
     covers the number of rows of each video, and the rows of a few videos per subset, which other features may share.
     """
     digest = hashlib.sha256()
-    header = _read_feature_header(features)
+    header = read_feature_header(features)
     checksums = None
     if header is not None:
         checksums = dict(zip(header.layout.video_ids, stored_checksums(features.path), strict=True))
@@ -204,11 +204,12 @@ def digest_features(split: Split, features: FeatureSource) -> str:
 
 def digest_recipe(features: FeatureSource) -> str:
     """Return the sha256 of the recipe in a feature file; empty for other forms."""
-    header = _read_feature_header(features)
+    header = read_feature_header(features)
     return "" if header is None else hashlib.sha256(json.dumps(header.recipe, sort_keys=True).encode()).hexdigest()
 
 
-def _read_feature_header(features: FeatureSource) -> Header | None:
+def read_feature_header(features: FeatureSource) -> Header | None:
+    """Return the header of a feature file, None for other forms of features."""
     try:
         return read_header(features.path) if features.path.is_file() else None
     except FeatureError:  # an HDF5 file of another program

@@ -13,11 +13,10 @@ from meidbench.annotations import Annotations, annotation_paths
 from meidbench.baselines.aggregators import AGGREGATORS
 from meidbench.baselines.configuration import known_options
 from meidbench.baselines.reproduction import table_content
-from meidbench.baselines.run_folder import Inputs
+from meidbench.baselines.run_folder import Inputs, read_feature_header
 from meidbench.checks import parse_settings, read_dataclass
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list
 from meidbench.features import FeatureSource, open_features
-from meidbench.features.feature_file import read_header
 from meidbench.features.simulation import simulate_features, simulate_split
 from meidbench.names import DATASETS, RELEASED, ProgressBar
 from meidbench.splits.manifests import load_manifest, split_path
@@ -71,14 +70,9 @@ def stand_in(dataset: str) -> Split:
     annotations = Annotations(
         names, videos, empty, [*train, (0,), (0,)], [1.0] * len(videos), empty, empty, empty, [()] * len(videos)
     )
-    return Split.from_annotations(
-        annotations,
-        ["train"] * len(train) + ["val", "test"],
-        dataset=dataset,
-        variant="stand-in",
-        head_above=manifest.head_above,
-        tail_up_to=manifest.tail_up_to,
-    )
+    thresholds = {"head_above": manifest.head_above, "tail_up_to": manifest.tail_up_to}
+    subsets = ["train"] * len(train) + ["val", "test"]
+    return Split.from_annotations(annotations, subsets, dataset=dataset, variant="stand-in", **thresholds)
 
 
 @dataclass(frozen=True)
@@ -197,11 +191,8 @@ class Material:
 
     def _backbone(self) -> str:
         """Return the backbone in the recipe of a feature file, empty where it is unknown."""
-        path = self.features.path
-        try:
-            return str(read_header(path).recipe.get("backbone", "")) if path.is_file() else ""
-        except FeatureError:  # an HDF5 file of another program
-            return ""
+        header = read_feature_header(self.features)
+        return "" if header is None else str(header.recipe.get("backbone", ""))
 
 
 class InputFiles:

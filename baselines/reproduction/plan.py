@@ -21,10 +21,7 @@ from meidbench.names import SUBSETS
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.split import Split
 
-_FIRST_STAGE = "first_stage."
-_BACKWARD = 2  # times the forward pass
 _STORED_BYTES = 2  # float16
-_COUNTED_KEYS = ("model", "aggregator", "motion", "frames")
 _COUNTED_VIDEOS = 2  # some models normalise over videos
 
 
@@ -137,11 +134,8 @@ def _differences(published: Config, config: Config) -> tuple[str, ...]:
         for key in {**before, **after}
         if before.get(key) != after.get(key) and "execution" not in key.split(".") and key.split(".")[-1] != "seed"
     }
-    return tuple(
-        f"{key}: {old} -> {new}"
-        for key, (old, new) in changes.items()
-        if not (key.startswith(_FIRST_STAGE) and changes.get(key.removeprefix(_FIRST_STAGE)) == (old, new))
-    )
+    repeated = {f"first_stage.{key}" for key, change in changes.items() if changes.get(f"first_stage.{key}") == change}
+    return tuple(f"{key}: {old} -> {new}" for key, (old, new) in changes.items() if key not in repeated)
 
 
 @dataclass(frozen=True)
@@ -189,7 +183,8 @@ class Cost:
 
 def forward_flops(config: Config, split: Split, dim: int, frames: int) -> float:
     """Count the floating-point operations of matrix products in a forward pass of one video, of shape (frames, dim)."""
-    parts = {name: table for name, table in config.to_tables().items() if name in _COUNTED_KEYS}
+    counted = ("model", "aggregator", "motion", "frames")
+    parts = {name: table for name, table in config.to_tables().items() if name in counted}
     return _count_flops(json.dumps(parts, sort_keys=True), split, dim, frames)
 
 
@@ -218,9 +213,9 @@ def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A
     selected = schedule.epochs // config.selection.every * sizes[config.selection.subset]
     scored = selected + sizes["val"] + sizes["test"]
     forward = forward_flops(config, split, dim, frames.train)
-    # The first stage is frozen: no gradient passes through it.
+    # The first stage is frozen: no gradient passes through it. A backward pass costs two forward passes.
     frozen = 0.0 if config.first_stage is None else forward_flops(config.first_stage, split, dim, frames.train)
-    flops = trained * (forward + _BACKWARD * max(forward - frozen, 0.0))
+    flops = trained * (forward + 2 * max(forward - frozen, 0.0))
     flops += scored * forward_flops(config, split, dim, frames.test)
     read = (trained * frames.train + scored * frames.test) * dim * _STORED_BYTES
     seconds = max(flops / (peak * assumed["sustained"]), read / (assumed["read_gb_per_second"] * 1e9))
@@ -278,13 +273,11 @@ def make_plan(table: PaperTable, jobs: Iterable[Job], gpu: str) -> CostPlan:
 
 
 def _plan_row(job: Job, gpu: str, counted: set[str]) -> PlannedRow:
-    row, new = job.row, []
-    for config in job.configs:
-        for stage in (config.first_stage, config):
-            key = f"{row.dataset} {row.encoder} {stage and stage.to_tables()}"
-            if stage is not None and key not in counted:
-                counted.add(key)
-                new.append(stage)
+    row = job.row
+    stages = [stage for config in job.configs for stage in (config.first_stage, config) if stage is not None]
+    runs = {f"{row.dataset} {row.encoder} {stage.to_tables()}": stage for stage in stages}
+    new = [config for key, config in runs.items() if key not in counted]
+    counted.update(runs)
     width = table_content("needs")["encoders"][row.encoder]["width"]
     hours = sum(run_cost(config, stand_in(row.dataset), row.dataset, width, gpu).hours for config in new)
     quoted = row.note or "quoted" if row.is_quoted else ""

@@ -101,7 +101,8 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
     chosen: dict[str, list[str]] = {}
     recipes: dict[str, None] = {}
     for outcome in outcomes:
-        row, config, measured = outcome.job.row, outcome.config, outcome.measured
+        row, measured = outcome.job.row, outcome.measured
+        config = None if outcome.status in (runs.QUOTED, runs.NOT_ASKED) else outcome.job.configs[0]
         if config is not None:
             subsets = [stage.selection.subset for stage in (config, config.first_stage) if stage is not None]
             chosen.setdefault("test" if "test" in subsets else subsets[0], []).append(row.name)
@@ -257,11 +258,10 @@ def _plan_text(plan: CostPlan, source: str, width: int) -> str:
     for need in plan.features:
         state = "there" if need.named else "MISSING"
         parts.append(_wrap(f"features of {need.encoder} on {need.dataset}: {state}", width, "  ", "    "))
-        size = need.bytes / 1e9
-        shape = f"{need.videos:,} videos x {need.frames} frames x {need.width:,} wide"
-        shape += f", in float16 {size:.{0 if size >= 10 else 1}f} GB of disk"
-        facts = [shape, f"from {need.source}", f"weights: {need.weights}"]
-        facts += [need.command, f"then: --features {need.dataset}:{need.encoder}=FILE.h5"]
+        size = f"{need.bytes / 1e9:.{0 if need.bytes >= 1e10 else 1}f} GB of disk"
+        shape = f"{need.videos:,} videos x {need.frames} frames x {need.width:,} wide, in float16 {size}"
+        facts = [shape, f"from {need.source}", f"weights: {need.weights}", need.command]
+        facts.append(f"then: --features {need.dataset}:{need.encoder}=FILE.h5")
         parts += [] if need.named else [_wrap(fact, width, "    ", "      ") for fact in facts]
     lines = []
     for row in plan.rows:
@@ -286,8 +286,9 @@ def _render_statistics(files: InputFiles, datasets: Sequence[str], only_plan: bo
         paper = {"classes": float(manifest.num_classes), **manifest.paper}
         found = {} if split is None else asdict(split_statistics(split))
         variant, command = ("", build_command(dataset)) if split is None else (split.variant, "")
+        cells: list[Content] = []
         row = {"dataset": dataset, "title": manifest.title, "variant": variant, "command": command}
-        cells = []
+        rows.append({**row, "cells": cells})
         for name in STATISTICS:
             ours = round(found[name], 1 if name in _RATIOS else 0) if found else None
             verdict = "not run" if ours is None else "equal" if ours == paper[name] else "DIFFERS"
@@ -297,7 +298,6 @@ def _render_statistics(files: InputFiles, datasets: Sequence[str], only_plan: bo
             form = ".1f" if name in _RATIOS else ",.0f"
             texts = [_DASH if number is None else f"{number:{form}}" for number in (paper[name], ours)]
             lines.append(["" if len(cells) > 1 else manifest.title, name, *texts, verdict])
-        rows.append({**row, "cells": cells})
     verdicts = [line[-1] for line in lines if line[-1] != "not run"]
     verdict, differing = "no split is built: nothing was compared", verdicts.count("DIFFERS")
     if verdicts:

@@ -56,11 +56,6 @@ class RowOutcome:
     measured: Measured | None = None
     trained: int = 0  # runs that were not finished before
 
-    @property
-    def config(self) -> Config | None:
-        """The configuration of the first run, None for rows that are quoted or not asked for."""
-        return None if self.status in (QUOTED, NOT_ASKED) else self.job.configs[0]
-
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory was not enough."""

@@ -208,11 +208,7 @@ def reproduce(
     import os
     import shutil
 
-    from meidbench.baselines.reproduction import choose_rows  # type: ignore[import-not-found, unused-ignore]
-    from meidbench.baselines.reproduction.materials import InputFiles, parse_features, parse_simulation  # type: ignore[import-not-found, unused-ignore]
-    from meidbench.baselines.reproduction.plan import Request  # type: ignore[import-not-found, unused-ignore]
-    from meidbench.baselines.reproduction.render import render_tables  # type: ignore[import-not-found, unused-ignore]
-    from meidbench.baselines.reproduction.runs import RunStore  # type: ignore[import-not-found, unused-ignore]
+    from meidbench.baselines.reproduction import choose_rows, materials, plan, render, runs  # type: ignore[import-not-found, unused-ignore]
     from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.results import as_json
 
@@ -226,15 +222,14 @@ def reproduce(
         raise click.UsageError("seeds are named by --seed, which both stages have, or by --set seed=N, not by both")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise click.UsageError("reproduce runs in one process; for several, 'meidbench train' a row under torchrun")
-    simulation, settings = parse_simulation(settings) if simulate else (None, settings)
+    simulation, settings = materials.parse_simulation(settings) if simulate else (None, settings)
     out = out or Path("reproduction-simulated" if simulate else "reproduction")
-    rendered = render_tables(
+    named = options["split_files"], options["annotations"], materials.parse_features(features)
+    rendered = render.render_tables(
         choose_rows(tables, rows),
-        InputFiles(
-            options["split_files"], options["annotations"], parse_features(features), simulation, out, progress_bar
-        ),
-        Request(settings, seeds, options["device"] or "", options["faithful"], simulation),
-        RunStore(out, options["bootstrap"], progress_bar, _report),
+        materials.InputFiles(*named, simulation, out, progress_bar),
+        plan.Request(settings, seeds, options["device"] or "", options["faithful"], simulation),
+        runs.RunStore(out, options["bootstrap"], progress_bar, _report),
         gpu=options["gpu"],
         only_plan=only_plan,
         width=shutil.get_terminal_size((80, 24)).columns,
