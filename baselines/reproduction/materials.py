@@ -64,12 +64,9 @@ def stand_in(dataset: str) -> Split:
     counts += [manifest.tail_up_to + 1] * int(manifest.paper["medium"])
     counts += [1] * (manifest.num_classes - len(counts))
     train = [tuple(range(sum(count > video for count in counts))) for video in range(manifest.head_above + 1)]
-    names = tuple(f"class {index}" for index in range(manifest.num_classes))
-    videos = [f"video{index}" for index in range(len(train) + 2)]
-    empty = [""] * len(videos)
-    annotations = Annotations(
-        names, videos, empty, [*train, (0,), (0,)], [1.0] * len(videos), empty, empty, empty, [()] * len(videos)
-    )
+    names, size = tuple(f"class {index}" for index in range(manifest.num_classes)), len(train) + 2
+    videos, labels, empty = [f"video{index}" for index in range(size)], [*train, (0,), (0,)], [""] * size
+    annotations = Annotations(names, videos, empty, labels, [1.0] * size, empty, empty, empty, [()] * size)
     thresholds = {"head_above": manifest.head_above, "tail_up_to": manifest.tail_up_to}
     subsets = ["train"] * len(train) + ["val", "test"]
     return Split.from_annotations(annotations, subsets, dataset=dataset, variant="stand-in", **thresholds)
@@ -198,9 +195,8 @@ class Material:
 class InputFiles:
     """The splits of the benchmarks, and the features of their videos: those of ``parse_features``, or simulated ones.
 
-    Splits that are not among ``split_files`` are looked up under MEIDBENCH_HOME, else made in memory from folders of
-    official ``annotations``. With a ``simulation`` all features are simulated, in files under ``out``; the names of its
-    splits begin with ``simulated-``, so that its predictions cannot be scored on a benchmark.
+    A split that is not among ``split_files`` is read from MEIDBENCH_HOME, else made in memory from ``annotations``. The
+    names of simulated splits begin with ``simulated-``, so that predictions on them cannot be scored on a benchmark.
     """
 
     def __init__(

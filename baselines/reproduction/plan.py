@@ -158,7 +158,8 @@ class FeatureNeed:
 def feature_need(dataset: str, encoder: str, *, named: bool = False) -> FeatureNeed:
     """Return the feature file that rows of an encoder on a benchmark need."""
     needs = table_content("needs")
-    facts, frames, videos = needs["encoders"][encoder], needs["frames"][dataset], sum(_subset_sizes(dataset).values())
+    facts, frames = needs["encoders"][encoder], needs["frames"][dataset]
+    videos = sum(int(load_manifest(dataset).paper[subset]) for subset in SUBSETS)
     size, backbone = videos * frames * facts["width"] * _STORED_BYTES, facts["backbone"]
     command = (
         f"meidbench extract-features VIDEOS --split {dataset} --backbone {backbone} --frames {frames}"
@@ -166,10 +167,6 @@ def feature_need(dataset: str, encoder: str, *, named: bool = False) -> FeatureN
     )
     facts = {**facts, "source": needs["videos"][dataset], "videos": videos, "frames": frames}
     return FeatureNeed(dataset, encoder, **facts, bytes=size, command=command, named=named)
-
-
-def _subset_sizes(dataset: str) -> dict[str, int]:
-    return {subset: int(load_manifest(dataset).paper[subset]) for subset in SUBSETS}
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,7 @@ def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A
     """Estimate the cost of a run without its first stage; the numbers of videos are the benchmark's own."""
     assumed, gpus = (table_content("needs")[name] for name in ("assumed", "gpus"))
     peak = gpus[one_of("GPU", gpu, tuple(gpus))][config.schedule.precision] * 1e12
-    sizes, schedule, frames = _subset_sizes(dataset), config.schedule, config.frames
+    sizes, schedule, frames = load_manifest(dataset).paper, config.schedule, config.frames
     trained = -(-sizes["train"] // schedule.batch_size) * schedule.epochs * schedule.batch_size
     selected = schedule.epochs // config.selection.every * sizes[config.selection.subset]
     scored = selected + sizes["val"] + sizes["test"]

@@ -270,8 +270,8 @@ def _plan_text(plan: CostPlan, source: str, width: int) -> str:
     header = ["row", "inputs", "trainings", f"hours ({plan.estimate['gpu']})"]
     trainings, hours = sum(row.runs for row in plan.rows), sum(row.hours for row in plan.rows)
     total = f"{trainings} training{'' if trainings == 1 else 's'}, about {hours:.1f} hours together"
-    below = [f"{total} ({table_content('texts')['shared']})", plan.estimate["formula"]]
-    parts += ["", _text_table(header, lines, "llrr", width), "", *(_wrap(text, width) for text in below)]
+    parts += ["", _text_table(header, lines, "llrr", width), ""]
+    parts += [_wrap(f"{total} ({table_content('texts')['shared']})", width), _wrap(plan.estimate["formula"], width)]
     return "\n".join(parts)
 
 
@@ -315,9 +315,9 @@ def _render_statistics(files: InputFiles, datasets: Sequence[str], only_plan: bo
     markdown += _markdown_table(["benchmark", "statistic", "paper", "ours", "verdict"], lines, "llrrl")
     markdown += ["", *(f"- {text}" for text in (verdict, *remarks, *facts["protocol"])), ""]
     written = {"md": "\n".join(markdown), "csv": _csv(table), "json": as_json(content)}
-    succeeded = only_plan or (bool(verdicts) and not differing)
-    written = written if verdicts and not only_plan else {}
-    return RenderedTable(STATISTICS_TABLE, content, text, written, succeeded=succeeded)
+    if only_plan or not verdicts:
+        return RenderedTable(STATISTICS_TABLE, content, text, {}, succeeded=only_plan)
+    return RenderedTable(STATISTICS_TABLE, content, text, written, succeeded=not differing)
 
 
 def _wrap(text: str, width: int, first: str = "", later: str = "") -> str:

@@ -116,15 +116,10 @@ class RunStore:
 
     def train(self, config: Config, material: Material) -> Trained:
         """Return a run; it is trained or resumed unless it is finished, its first stage before it."""
-        return train(
-            material.split_source,
-            material.features,
-            config,
-            self.out / _RUNS / run_name(config, material.inputs),
-            first_stage=None if config.first_stage is None else self.train(config.first_stage, material).path,
-            progress=self.progress,
-            report=self.report,
-        )
+        split, features = material.split_source, material.features
+        folder = self.out / _RUNS / run_name(config, material.inputs)
+        first = None if config.first_stage is None else self.train(config.first_stage, material).path
+        return train(split, features, config, folder, first_stage=first, progress=self.progress, report=self.report)
 
     def measure(self, runs: Sequence[Trained], seeds: Sequence[int], split: Split) -> Measured:
         """Score finished runs of a row, one per seed; intervals are kept in files for the next time."""
@@ -188,13 +183,12 @@ def run_jobs(jobs: Sequence[Job], store: RunStore) -> list[RowOutcome]:
     asked = [job for job in jobs if job.asked]
     outcomes = []
     for job in jobs:
-        name = job.row.name
         if job.can_run:
-            store.report(f"{job.table}, row {asked.index(job) + 1} of {len(asked)}: {name}")
+            store.report(f"{job.table}, row {asked.index(job) + 1} of {len(asked)}: {job.row.name}")
         outcome = _run_job(job, store)
         if job.asked and outcome.measured:
             overall = outcome.measured.mAP["overall"]
-            store.report(f"{name}: overall {overall.value:.4f} [{overall.low:.3f}, {overall.high:.3f}]")
+            store.report(f"{job.row.name}: overall {overall.value:.4f} [{overall.low:.3f}, {overall.high:.3f}]")
         outcomes.append(outcome)
     return outcomes
 

@@ -186,7 +186,6 @@ def predict(run: Path, out: Path, **options: Any) -> None:
 @json_file
 def reproduce(
     tables: tuple[str, ...],
-    rows: tuple[str, ...],
     features: tuple[str, ...],
     out: Path | None,
     only_plan: bool,
@@ -226,7 +225,7 @@ def reproduce(
     out = out or Path("reproduction-simulated" if simulate else "reproduction")
     named = options["split_files"], options["annotations"], materials.parse_features(features)
     rendered = render.render_tables(
-        choose_rows(tables, rows),
+        choose_rows(tables, options["rows"]),
         materials.InputFiles(*named, simulation, out, progress_bar),
         plan.Request(settings, seeds, options["device"] or "", options["faithful"], simulation),
         runs.RunStore(out, options["bootstrap"], progress_bar, _report),
