@@ -93,22 +93,24 @@ class Schedule:
 
     epochs: int = 100
     batch_size: int = 128  # videos per step of the optimiser, in all processes together
-    # Micro-batches per step and process, to need less memory. Losses with the reductions "mean" and
-    # "sum_classes_mean_batch" have the gradient of the whole batch; batch normalisation, augmentations and MEID's
-    # distillation see one micro-batch at a time.
+    # Micro-batches per step and process, to need less memory. The reductions "mean" and "sum_classes_mean_batch" have
+    # the gradient of the whole batch; batch normalisation, augmentations and distillation see one micro-batch.
     accumulate: int = 1
     lr: float = 1e-4
     milestones: tuple[int, ...] = (30, 60)  # epochs, from 0, from which the learning rate is multiplied by decay
     decay: float = 0.1
     weight_decay: float = 0.0
     clip_norm: float | None = 20.0  # the norm of all gradients together is cut to this
-    # fp32, or bf16 or fp16 (autocast, fp16 with scaled gradients). Videos are always scored in fp32, because scores of
-    # half precision make ties.
+    # fp32, bf16 or fp16 (autocast, fp16 with scaled gradients). Scores are made in fp32: half precision makes ties.
     precision: str = "fp32"
 
     _least: ClassVar[dict[str, float]] = {"epochs": 1, "batch_size": 1, "accumulate": 1, "decay": 0, "weight_decay": 0}
     _above: ClassVar[dict[str, float]] = {"lr": 0, "clip_norm": 0}
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"precision": PRECISIONS}
+
+    def __post_init__(self) -> None:
+        if self.lr > 3.4e38:
+            raise MeidbenchError(f"schedule.lr={self.lr} is beyond float32")
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""
@@ -184,8 +186,7 @@ class Config:
     loss: Choice = field(default_factory=lambda: Choice("bce"))
     sampler: Choice = field(default_factory=lambda: Choice("instance"))
     augmentation: Choice = field(default_factory=lambda: Choice("none"))
-    # Whether the loss leaves out the other labels of a video that was drawn for a class (samplers.label_mask); None
-    # follows the protocol of the sampler.
+    # Whether the loss leaves out other labels than the drawn one (samplers.label_mask); None follows the sampler.
     mask_other_labels: bool | None = None
     # The source of the average precision that some augmentations need in training: "untouched" videos, or a
     # "second_pass" over each batch, unmixed and in training mode, as in VideoLT's public code.

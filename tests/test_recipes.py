@@ -11,14 +11,17 @@ from meidbench.baselines import AGGREGATORS, AUGMENTATIONS, LOSSES, METHODS, SAM
 from meidbench.baselines.configuration import (
     EXAMPLE_SETTING,
     Schedule,
+    flatten,
     known_options,
     make_aggregator,
     make_augmentation,
     make_loss,
     make_sampler,
+    option_defaults,
 )
 from meidbench.baselines.losses import Loss
-from meidbench.baselines.recipes import PUBLISHED_TABLES, read_benchmark
+from meidbench.baselines.models import MODELS
+from meidbench.baselines.recipes import PUBLISHED_TABLES, merge_tables, read_benchmark, read_recipes
 from meidbench.baselines.samplers import VideoSampler
 from meidbench.checks import parse_settings
 from meidbench.errors import MeidbenchError
@@ -324,3 +327,18 @@ def test_values_that_follow_from_others_are_filled_in_or_refused(toy_split):
     ):
         with pytest.raises(MeidbenchError, match=message):
             of(method, setting)
+
+
+def test_tables_lie_over_each_other():
+    ldam = {"loss": {"name": "ldam", "scale": 20.0, "reduction": "mean"}, "seed": 1}
+    assert merge_tables(ldam, {"loss": {"name": "bce"}}) == {"loss": {"name": "bce", "reduction": "mean"}, "seed": 1}
+    assert merge_tables(ldam, {"loss": {"scale": 3}}, {"seed": 2})["loss"] == {**ldam["loss"], "scale": 3}
+    assert flatten({"seed": 1, "loss": {"name": "bce"}}) == {"seed": 1, "loss.name": "bce"}
+    assert list(read_recipes(["asl", "eql"])) == ["asl", "eql", "eql-compat"]
+    assert read_benchmark("videolt")[0]["frames"]["train"] == 60
+
+
+def test_options_have_types_and_defaults():
+    assert known_options(LOSSES["focal"])["gamma"] is float
+    assert list(known_options(AGGREGATORS["early_mean"])) == ["dropout", "classifier", "bias_prior"]
+    assert option_defaults(MODELS["meid_two"])["beta"] == 0.5

@@ -14,8 +14,15 @@ from processes import start_two, train_and_kill, train_run
 from sklearn.metrics import average_precision_score
 
 from meidbench.baselines import AGGREGATORS, resolve, train
-from meidbench.baselines.learner import DivergenceError, EpochPlan
-from meidbench.baselines.run_folder import RunFolder, digest_features, load_checkpoint
+from meidbench.baselines.learner import MIXING, NOISE, DivergenceError, EpochPlan, LossMonitor, StepTotals, derive_seed
+from meidbench.baselines.run_folder import (
+    RunFolder,
+    RunLog,
+    digest_features,
+    digest_weights,
+    load_checkpoint,
+    save_checkpoint,
+)
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.features import open_features
 from meidbench.features.packing import pack
@@ -423,3 +430,19 @@ def test_a_damaged_result_is_refused(toy_split, features, tmp_path, content):
 def test_settings_that_cannot_work_are_refused(toy_split, features, tmp_path, setting):
     with pytest.raises(MeidbenchError):
         train(toy_split, features, config_of(toy_split, setting), tmp_path / "run")
+
+
+def test_the_parts_of_a_run_do_what_they_say(tmp_path):
+    assert derive_seed(0, NOISE, 7) == derive_seed(0, NOISE, 7) != derive_seed(0, MIXING, 7)
+    monitor = LossMonitor()
+    monitor.add(7, 0, ["ATOYW"], torch.tensor(0.25), torch.tensor(2.0), torch.tensor(0.0))
+    monitor.add(8, 0, ["B1Z"], torch.tensor(0.5), torch.tensor(1.0), torch.tensor(0.0))
+    assert monitor.collect() == StepTotals(steps=2, loss_sum=0.75, penalty_sum=0.0, largest_norm=2.0)
+    log = RunLog(tmp_path, report=lambda line: None)
+    log.write("step", 20, loss=0.25, seconds=float("nan"))
+    log.close()
+    line = '{"event": "step", "step": 20, "loss": 0.25, "seconds": null}\n'
+    assert (tmp_path / "log.jsonl").read_text() == line
+    save_checkpoint(tmp_path / "last.pt", {"epoch": 3})
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 3
+    assert digest_weights({"bias": torch.zeros(2)}) == digest_weights({"bias": torch.zeros(2)})
