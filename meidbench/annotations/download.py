@@ -50,26 +50,18 @@ def download_annotations(
 
     Parameters
     ----------
-    manifest : Manifest
-        Names the sources.
-    folder : Path
-        The folder for the files; it is made if it is missing. Archives stay there, so the next call finds them.
+    manifest, folder : Manifest and Path
+        Names the sources; and the folder for the files. Archives stay there, so the next call finds them.
     accept_licence : bool
-        Whether the user accepts ``manifest.licence_text``.
+        Whether the user accepts ``manifest.licence_text``; else ``LicenceNotAcceptedError``, and nothing is fetched.
     progress, report : callable, optional
         As for :func:`fetch`.
 
     Returns
     -------
     list of Path
-        The annotation files that the manifest names, and the file of class names last.
-
-    Raises
-    ------
-    LicenceNotAcceptedError
-        The licence was not accepted; nothing was fetched.
-    DownloadError
-        A file could not be fetched or unpacked, or the archive lacks one.
+        The annotation files that the manifest names, and the file of class names last. ``DownloadError`` if a file
+        could not be fetched or unpacked, or the archive lacks one.
     """
     if not accept_licence:
         what = "the annotations are fetched only when their licence is accepted"
@@ -102,22 +94,17 @@ def fetch(
     """Fetch one file, unless the right file is there already.
 
     The body goes to ``NAME.part`` beside the target, which later calls continue; only a file of the right size and
-    digest is renamed to the target.
+    digest is renamed to the target. The message of a ``DownloadError`` has the expected file, the answer, the pieces
+    that are kept, and the remedy.
 
     Parameters
     ----------
     download : Download
         Address (https, or http on this very machine), size and sha256. Without a size, the server must state one.
-    target : Path
     progress, report : callable, optional
         Called with the bytes so far, which fall when a file begins anew; and with lines of text on retries and waits.
     retries, timeout : int and (float, float)
         Attempts after the first one; seconds to connect, and between two pieces of the body.
-
-    Raises
-    ------
-    DownloadError
-        The message has the expected file, the answer, the pieces that are kept, and the remedy.
     """
     shortest = 8 if download.bytes is None else 64  # a pinned size comes with a whole digest
     if not re.fullmatch(f"[0-9a-f]{{{shortest},64}}", download.sha256):
@@ -278,24 +265,10 @@ def _message(download: Download, target: Path, got: str, remedy: str) -> str:
 def unpack(archive: Path, folder: Path, *, report: Report | None = None, max_bytes: int = MAX_BYTES) -> list[Path]:
     """Unpack a zip archive into a folder, without the one top folder that all its members may share.
 
-    Every member is read and its checksum compared before the first file is written.
-
-    Parameters
-    ----------
-    archive, folder : Path
-        The zip file, whose digest is the pinned one; and the folder for its files, outside which nothing is written.
-    report, max_bytes : callable and int
-        Called with a line of text for each file that was replaced; the most unpacked bytes that are accepted.
-
-    Returns
-    -------
-    list of Path
-        The files of the archive, in its order, also those that were there already.
-
-    Raises
-    ------
-    DownloadError
-        The archive is damaged or too large, a member would land outside the folder, or a file cannot be written.
+    Every member is read and its checksum compared before the first file is written, none of them outside the folder.
+    ``report`` is called with a line of text for each file that was replaced; at most ``max_bytes`` may be unpacked.
+    Return the files in the order of the archive, also those that were there already. ``DownloadError`` if the archive
+    is damaged or too large, a member would land outside the folder, or a file cannot be written.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -309,10 +282,8 @@ def unpack(archive: Path, folder: Path, *, report: Report | None = None, max_byt
     except _FailedError as failed:
         raise DownloadError(f"will not unpack {archive}: {failed.got}; nothing was written") from None
     except Exception as error:  # zipfile raises a dozen kinds: BadZipFile, zlib.error, EOFError, struct.error, ...
-        raise DownloadError(
-            f"cannot unpack {archive}: the archive is damaged ({type(error).__name__}: {error})\n"
-            "  remedy: delete it and download it again"
-        ) from error
+        damage = f"the archive is damaged ({type(error).__name__}: {error})"
+        raise DownloadError(f"cannot unpack {archive}: {damage}\n  remedy: delete it and download it again") from error
     skip = len({parts[0] for parts in names}) == 1 and all(len(parts) > 1 for parts in names)
     paths = [folder.joinpath(*parts[skip:]) for parts in names]
     for path, content in zip(paths, contents, strict=True):
@@ -324,10 +295,8 @@ def unpack(archive: Path, folder: Path, *, report: Report | None = None, max_byt
             with written_whole(path) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
-            raise DownloadError(
-                f"cannot unpack {archive} into {folder}: {error}\n"
-                f"  remedy: make room and write access there, or unpack the archive into {folder} by hand"
-            ) from error
+            remedy = f"make room and write access there, or unpack the archive into {folder} by hand"
+            raise DownloadError(f"cannot unpack {archive} into {folder}: {error}\n  remedy: {remedy}") from error
     return paths
 
 

@@ -4,14 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from meidbench.annotations.base import (  # fmt: skip
-    Annotations,
-    Format,
-    LineReader,
-    check_class_codes,
-    quote,
-    read_benchmark_files,
-)
+from meidbench.annotations.base import Annotations, Format, LineReader, check_class_codes, quote, read_benchmark_files
 from meidbench.errors import AnnotationError
 from meidbench.splits.manifests import Manifest
 
@@ -45,10 +38,9 @@ def _append_lines(lines: LineReader, source: str, table: Annotations, problems: 
         if labels is None:
             labels = tuple(map(int, dict.fromkeys(cell.split(",")))) if _LABELS.fullmatch(cell) else ()
             if not labels or max(labels) >= num_classes or len(set(labels)) < len(labels):
-                problems.append(
-                    f"{lines.path.name}, line {lines.number} ({quote(video_id)[1:-1]}): labels {quote(cell)} are not "
-                    f"class indices 0 to {num_classes - 1}, separated by commas"
-                )
+                where = f"{lines.path.name}, line {lines.number} ({quote(video_id)[1:-1]})"
+                wanted = f"class indices 0 to {num_classes - 1}, separated by commas"
+                problems.append(f"{where}: labels {quote(cell)} are not {wanted}")
                 continue
             parsed[cell] = labels
         video_ids.append(video_id)

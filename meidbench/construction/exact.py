@@ -38,12 +38,10 @@ def construct_exactly(
 
     Parameters
     ----------
-    annotations : Annotations
-        Official subsets are pooled; the order of the videos has no influence on the draw.
+    annotations, dataset
+        As in ``construct``.
     targets : ExactTargets
         ``EXACT_PRESETS`` has those of the published benchmarks.
-    dataset : str
-        Name of the benchmark.
     seed : int
         From 0 on. Two optimal subsets with the same random cost are practically impossible, so the same seed gives the
         same split with other versions of SciPy too, within the solver's tolerance.
@@ -53,12 +51,8 @@ def construct_exactly(
     Returns
     -------
     Construction
-        Of the variant ``exact``.
-
-    Raises
-    ------
-    SplitError
-        The numbers cannot be met; the message has the numbers that must change, and the nearest possible ones.
+        Of the variant ``exact``. If the numbers cannot be met, the message of the ``SplitError`` has those that must
+        change, and the nearest possible ones.
     """
     check_seed(seed)
     if not time_limit_s > 0:

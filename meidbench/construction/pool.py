@@ -22,16 +22,9 @@ Flags = npt.NDArray[np.bool_]
 class Pool:
     """Candidates in the order of their ids, so that nothing depends on the order of a table's rows.
 
-    Attributes
-    ----------
-    rows : (m,) int64
-        The place of each candidate among the annotated videos.
-    bounds, classes : (m + 1,) and (L,) int64
-        ``classes[bounds[v] : bounds[v + 1]]`` are the classes of candidate v, ascending.
-    groups : (m,) int64
-        The group of each candidate; every video is its own group where nothing groups them.
-    num_classes : int
-        C.
+    ``rows``, (m,), are the places of the candidates among the annotated videos. The classes of candidate v, ascending,
+    are ``classes[bounds[v] : bounds[v + 1]]``, of shapes (L,) and (m + 1,). ``groups``, (m,), has the group of each
+    candidate; every video is its own group where nothing groups them. All are int64.
     """
 
     rows: Integers
@@ -115,8 +108,7 @@ class Pool:
 def shuffled(values: Integers, generator: np.random.Generator) -> Integers:
     """Return values in a random order that is the same with every version of NumPy.
 
-    It uses only ``Generator.random``, which takes 53 bits of the generator's stream per number, so that no version of
-    NumPy can give another order.
+    It uses only ``Generator.random``, which takes 53 bits of the generator's stream per number.
     """
     return values[np.argsort(generator.random(len(values)), kind="stable")]
 

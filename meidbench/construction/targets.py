@@ -59,20 +59,10 @@ class Targets:
 class ExactTargets:
     """The numbers that a split must have exactly.
 
-    Attributes
-    ----------
-    train_videos : int
-        Size of the training subset.
-    head, medium, tail : int
-        Number of classes in each frequency group; together all classes.
-    most_frequent, least_frequent : int
-        Training videos of the most and of the least frequent class.
-    labels : int, optional
-        Labels of all training videos together.
-    test_videos, val_videos : int, optional
-        Sizes of test and val.
-    head_above, tail_up_to, test_positives, val_positives, least_seconds, group_by
-        As in ``Targets``; every class must have the positives.
+    ``train_videos``, ``val_videos`` and ``test_videos`` are the sizes of the subsets, ``labels`` those of all training
+    videos together. ``head``, ``medium`` and ``tail`` are the numbers of classes in the frequency groups, together all
+    classes; ``most_frequent`` and ``least_frequent`` the training videos of the most and of the least frequent class.
+    The others are as in ``Targets``; every class must have the positives. None leaves a number open.
     """
 
     train_videos: int
@@ -178,24 +168,11 @@ def group_ranges(targets: ExactTargets) -> dict[str, tuple[int, int]]:
 
 
 def pareto_counts(num_classes: int, most: int, least: int, alpha: float) -> Integers:
-    """Return the number of training videos that the target gives to the first to the last class.
+    """Return the (C,) numbers of training videos that the target gives to the first to the last class, descending.
 
     n_r = int((most - least) / alpha * pdf(x_r) + least) with pdf(x) = alpha x^-(alpha + 1), x_r evenly spaced between
-    the 0 and 0.99 quantiles (MEID, supplement; after Wu et al., ECCV 2020).
-
-    Parameters
-    ----------
-    num_classes : int
-        C.
-    most, least : int
-        ``most`` is the count of the first class; the last one comes near ``least``.
-    alpha : float
-        Larger for a flatter head.
-
-    Returns
-    -------
-    ndarray, (C,) int64
-        Descending.
+    the 0 and 0.99 quantiles (MEID, supplement; after Wu et al., ECCV 2020). ``most`` is the count of the first class;
+    the last one comes near ``least``. A larger ``alpha`` makes a flatter head.
 
     Examples
     --------
