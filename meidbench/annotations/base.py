@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from meidbench.errors import AnnotationError, bullet_list, first_few
 from meidbench.splits.manifests import Manifest
@@ -21,9 +21,11 @@ MOST_NAMED = 5  # problems that a message names
 class FileRecord:
     """A file that was read: its name, size in bytes and sha256."""
 
-    name: str
-    bytes: int
-    sha256: str
+    name: str = ""
+    bytes: int = 0
+    sha256: str = ""
+
+    _required: ClassVar = ("name", "bytes", "sha256")
 
 
 @dataclass

@@ -90,7 +90,7 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
     >>> content.annotations.class_names, content.annotations.labels, content.annotations.pair_ids
     (('jump', 'run', 'swim'), [(1, 0), (2,)], ['film 1', ''])
     >>> content.note
-    '3 classes: the distinct names among the labels, sorted\'
+    '3 classes: the distinct names among the labels, sorted'
     """
     return _read(path, class_names)
 
