@@ -29,11 +29,8 @@ _SUSPECTS = 60  # classes with wrong counts, among which one more differing labe
 def build_released(dataset: str, folder: Path) -> Split:
     """Build the published split of a benchmark (as for ``load_manifest``) from the folder of its official files.
 
-    Raises
-    ------
-    AnnotationError
-        The files are damaged, or their ids or labels are not those of the released split; the message names the videos
-        and classes that differ.
+    An ``AnnotationError`` says that the files are damaged, or names the videos and classes that differ where their ids
+    or labels are not those of the released split.
     """
     manifest, assignment = load_manifest(dataset), load_assignment(dataset)
     annotations = read_annotations(manifest, folder)

@@ -327,12 +327,8 @@ def write_split(split: Split, path: Path) -> Path:
 def read_split(path: Path, *, check: bool = True) -> Split:
     """Read a split file, a Parquet file in the format of ``SCHEMA``.
 
-    Without ``check``, rows that contradict the metadata are accepted, as by the audit.
-
-    Raises
-    ------
-    SplitError
-        It cannot be read, is of another format, or contradicts itself; all problems in one message.
+    Without ``check``, rows that contradict the metadata are accepted, as by the audit. A ``SplitError`` names all
+    problems of a file that cannot be read, is of another format, or contradicts itself.
     """
     path = Path(path)
     if not path.is_file():
@@ -340,8 +336,8 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        raise SplitError(f"{path} is not a readable Parquet file: {reason[0] if reason else error}") from None
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise SplitError(f"{path} is not a readable Parquet file: {reason}") from None
     try:
         raw = (table.schema.metadata or {}).get(METADATA_KEY)
         if raw is None:
@@ -420,18 +416,8 @@ def repeated_ids(table: pa.Table) -> list[str]:
 def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     """Return a split by its benchmark's name or its file's path; a ``Split`` is returned unchanged.
 
-    Parameters
-    ----------
-    split : Split, str or Path
-        A file in the split format; or ``videolt``, ``charadeslt`` or ``charadesegolt``, if that split was built under
-        ``MEIDBENCH_HOME``.
-    check : bool
-        As in ``read_split``.
-
-    Raises
-    ------
-    SplitError
-        The split does not exist or cannot be used.
+    A benchmark (``videolt``, ``charadeslt`` or ``charadesegolt``) must have been built under ``MEIDBENCH_HOME``;
+    ``check`` is as in ``read_split``. ``SplitError`` if the split does not exist or cannot be used.
     """
     if isinstance(split, Split):
         return split

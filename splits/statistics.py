@@ -148,10 +148,8 @@ def _values(split: Split, column: str) -> dict[str, set[str]]:
 
 def _find_pair_leakage(split: Split) -> _Findings:
     pairs = _values(split, "pair_id")
-    findings = [
-        (f"groups (takes of one script, parts of one film) in both {a} and {b}", list(pairs[a] & pairs[b]))
-        for a, b in combinations(SUBSETS, 2)
-    ]
+    what = "groups (takes of one script, parts of one film) in both"
+    findings = [(f"{what} {a} and {b}", list(pairs[a] & pairs[b])) for a, b in combinations(SUBSETS, 2)]
     twins = []
     for subset in ("val", "test"):
         members = zip(split.video_ids(subset), split.rows(subset).column("pair_id").to_pylist(), strict=True)

@@ -85,7 +85,7 @@ class Format:
 
     ``read`` takes the paths of the files, and the manifest where the format needs one; it returns ``Annotations``, or
     raises ``AnnotationError`` with the first five problems. A format that ``needs_manifest`` is read by
-    ``read_benchmark_files``, which takes classes and official subsets from a manifest.
+    ``read_benchmark``, which takes classes and official subsets from a manifest.
     """
 
     title: str
@@ -126,7 +126,7 @@ class LineReader:
         return FileRecord(self.path.name, self._bytes, self._digest.hexdigest())
 
 
-def read_benchmark_files(
+def read_benchmark(
     paths: Sequence[Path],
     manifest: Manifest,
     read_class_names: Callable[[LineReader, Manifest], tuple[str, ...]],
@@ -154,7 +154,7 @@ def read_benchmark_files(
     return table
 
 
-def check_class_codes(path: Path, codes: Sequence[str], form: str, manifest: Manifest) -> None:
+def check_codes(path: Path, codes: Sequence[str], form: str, manifest: Manifest) -> None:
     """Refuse a list of classes whose codes are not all those of the benchmark, in order."""
     for place, (code, expected) in enumerate(zip(codes, map(form.format, range(manifest.num_classes)), strict=False)):
         if code != expected:
@@ -271,7 +271,10 @@ class LabelIndex:
         is_index = text.isascii() and text.isdigit() and len(text) <= 18
         if self._names is not None:
             if not is_index:
-                raise ValueError(f"label {quote(text)} is not one of the class names or indices{self._hint(is_text)}")
+                hint = ""
+                if is_text and any(";" in name for name in self._names):
+                    hint = " (names that hold a semicolon need lists, as in JSON or Parquet, or indices)"
+                raise ValueError(f"label {quote(text)} is not one of the class names or indices{hint}")
             if int(text) >= len(self._names):
                 raise ValueError(f"label {text} is outside the {len(self._names):,} classes")
             number = int(text)
@@ -284,11 +287,6 @@ class LabelIndex:
             raise ValueError(f"label {quote(text)} is not one of the {known}")
         self._of_text[text] = number
         return number
-
-    def _hint(self, is_text: bool) -> str:
-        if is_text and any(";" in name for name in self._names or ()):
-            return " (names that hold a semicolon need lists, as in JSON or Parquet, or indices)"
-        return ""
 
     def finish(self, labels: list[tuple[int, ...]]) -> IndexedLabels:
         """Return final class indices for all that ``parse`` returned."""

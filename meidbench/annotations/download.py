@@ -46,22 +46,18 @@ def download_annotations(
     progress: DownloadProgress | None = None,
     report: Report | None = None,
 ) -> list[Path]:
-    """Fetch the annotation files of a benchmark, and unpack those that are archives.
+    """Fetch the annotation files that the manifest names into a folder, and unpack those that are archives.
 
-    Parameters
-    ----------
-    manifest, folder : Manifest and Path
-        Names the sources; and the folder for the files. Archives stay there, so the next call finds them.
-    accept_licence : bool
-        Whether the user accepts ``manifest.licence_text``; else ``LicenceNotAcceptedError``, and nothing is fetched.
-    progress, report : callable, optional
-        As for :func:`fetch`.
+    Archives stay in the folder, so the next call finds them. ``accept_licence`` tells whether the user accepts
+    ``manifest.licence_text``; ``progress`` and ``report`` are as for :func:`fetch`. Return the annotation files, and
+    the file of class names last.
 
-    Returns
-    -------
-    list of Path
-        The annotation files that the manifest names, and the file of class names last. ``DownloadError`` if a file
-        could not be fetched or unpacked, or the archive lacks one.
+    Raises
+    ------
+    LicenceNotAcceptedError
+        The licence was not accepted; nothing was fetched.
+    DownloadError
+        A file could not be fetched or unpacked, or the archive lacks one.
     """
     if not accept_licence:
         what = "the annotations are fetched only when their licence is accepted"
@@ -73,12 +69,9 @@ def download_annotations(
             unpack(target, folder, report=report)
     paths = [folder / file.name for file in (*manifest.files, manifest.class_file)]
     if missing := [path.name for path in paths if not path.is_file()]:
-        raise DownloadError(
-            f"the download of {manifest.title} is not complete\n"
-            f"  expected in {folder}: {first_few(path.name for path in paths)}\n"
-            f"  missing: {first_few(missing)}\n"
-            f"  remedy: get the missing files from {manifest.licence.url} into {folder} by hand"
-        )
+        expected = f"  expected in {folder}: {first_few(path.name for path in paths)}\n  missing: {first_few(missing)}"
+        remedy = f"  remedy: get the missing files from {manifest.licence.url} into {folder} by hand"
+        raise DownloadError(f"the download of {manifest.title} is not complete\n{expected}\n{remedy}")
     return paths
 
 
@@ -93,18 +86,14 @@ def fetch(
 ) -> Path:
     """Fetch one file, unless the right file is there already.
 
-    The body goes to ``NAME.part`` beside the target, which later calls continue; only a file of the right size and
-    digest is renamed to the target. The message of a ``DownloadError`` has the expected file, the answer, the pieces
-    that are kept, and the remedy.
+    The address is https, or http on this very machine. Without a size in ``download``, the server must state one. The
+    body goes to ``NAME.part`` beside the target, which later calls continue; only a file of the right size and digest
+    is renamed to the target. The message of a ``DownloadError`` has the expected file, the answer, the pieces that are
+    kept, and the remedy.
 
-    Parameters
-    ----------
-    download : Download
-        Address (https, or http on this very machine), size and sha256. Without a size, the server must state one.
-    progress, report : callable, optional
-        Called with the bytes so far, which fall when a file begins anew; and with lines of text on retries and waits.
-    retries, timeout : int and (float, float)
-        Attempts after the first one; seconds to connect, and between two pieces of the body.
+    ``progress`` is called with the bytes so far, which fall when a file begins anew; ``report`` with lines of text on
+    retries and waits. ``retries`` are attempts after the first one; ``timeout`` has the seconds to connect, and those
+    between two pieces of the body.
     """
     shortest = 8 if download.bytes is None else 64  # a pinned size comes with a whole digest
     if not re.fullmatch(f"[0-9a-f]{{{shortest},64}}", download.sha256):

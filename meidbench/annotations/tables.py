@@ -22,10 +22,8 @@ from meidbench.splits.split import Split
 
 COLUMNS = ("video_id", "labels", "group", "subset", "length_s", "subject")
 _PAIR = "pair_id"  # the name of the group in a split file, and in a split as CSV
-_SUBSET_NAMES = {
-    **{name: name for name in SUBSETS},
-    **{"training": "train", "validate": "val", "validation": "val", "testing": "test"},
-}
+_SUBSET_NAMES = {name: name for name in SUBSETS}
+_SUBSET_NAMES |= {"training": "train", "validate": "val", "validation": "val", "testing": "test"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,8 @@ class TableContent:
 def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
     r"""Read annotated videos from a table with the columns ``video_id`` and ``labels``, and optional others.
 
+    The videos stay in the order of the table.
+
     Parameters
     ----------
     path : Path
@@ -75,10 +75,10 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
         One name per line, in the order of the indices. Without it, the classes are 0 to the highest index, or the
         distinct names among the labels, sorted by code points; names and indices must not be mixed then.
 
-    Returns
-    -------
-    TableContent
-        Videos in the order of the table. A ``SplitError`` names the first five problems with their lines.
+    Raises
+    ------
+    SplitError
+        The table cannot be read or contradicts itself; the first five problems are named with their lines.
 
     Examples
     --------

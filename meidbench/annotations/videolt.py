@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from meidbench.annotations.base import Annotations, Format, LineReader, check_class_codes, quote, read_benchmark_files
+from meidbench.annotations.base import Annotations, Format, LineReader, check_codes, quote, read_benchmark
 from meidbench.errors import AnnotationError
 from meidbench.splits.manifests import Manifest
 
@@ -12,8 +12,8 @@ _LABELS = re.compile(r"[0-9]{1,6}(?:,[0-9]{1,6})*")
 
 
 def read_videolt(paths: Sequence[Path], manifest: Manifest) -> Annotations:
-    """Read lists of ``VIDEOID c1,c2,...`` lines; parameters and errors as in ``read_benchmark_files``."""
-    return read_benchmark_files(paths, manifest, _read_class_names, _append_lines)
+    """Read lists of ``VIDEOID c1,c2,...`` lines; parameters and errors as in ``read_benchmark``."""
+    return read_benchmark(paths, manifest, _read_class_names, _append_lines)
 
 
 def _read_class_names(lines: LineReader, manifest: Manifest) -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def _read_class_names(lines: LineReader, manifest: Manifest) -> tuple[str, ...]:
     for entry in entries:
         if len(entry) != 3:
             raise AnnotationError(f"{lines.path.name}: expected 'NAME INDEX COUNT', got {' '.join(entry)!r}")
-    check_class_codes(lines.path, [index for _, index, _ in entries], "{}", manifest)
+    check_codes(lines.path, [index for _, index, _ in entries], "{}", manifest)
     return tuple(name for name, _, _ in entries)
 
 

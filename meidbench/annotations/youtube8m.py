@@ -60,10 +60,9 @@ def read_youtube8m(paths: Sequence[Path]) -> Annotations:
     vocabularies = [Path(path) for path in paths if _is_vocabulary(Path(path))]
     tables = [Path(path) for path in paths if Path(path) not in vocabularies]
     if len(vocabularies) != 1 or not tables:
-        raise AnnotationError(
-            f"expected one vocabulary (a CSV with {' and '.join(_NEEDED)} in its header) and one label table at least, "
-            f"got {len(vocabularies)} and {len(tables)}: {first_few(Path(path).name for path in paths) or 'no file'}"
-        )
+        wanted = f"one vocabulary (a CSV with {' and '.join(_NEEDED)} in its header) and one label table at least"
+        named = first_few(Path(path).name for path in paths) or "no file"
+        raise AnnotationError(f"expected {wanted}, got {len(vocabularies)} and {len(tables)}: {named}")
     class_names, record = _read_vocabulary(vocabularies[0])
     table = Annotations(class_names)
     problems: list[str] = []

@@ -5,15 +5,8 @@ import numpy.typing as npt
 
 from meidbench.annotations import Annotations
 from meidbench.construction.outcome import Construction, find_shortfalls
-from meidbench.construction.pool import Flags, Integers, Pool, allow_all, assign_groups, shuffled
-from meidbench.construction.targets import (
-    ExactTargets,
-    Targets,
-    alpha_problems,
-    pareto_counts,
-    seconds_problems,
-    target_shape,
-)
+from meidbench.construction.pool import Flags, Integers, Pool, assign_groups, shuffled
+from meidbench.construction.targets import ExactTargets, Targets, alpha_problems, pareto_counts, seconds_problems
 from meidbench.errors import SplitError
 from meidbench.splits.split import Split
 
@@ -36,17 +29,17 @@ def construct(
     annotations : Annotations
         Official subsets are pooled; the order of the videos has no influence on the draw.
     targets : Targets
-        ``PRESETS`` has those of the published benchmarks, ``default_targets`` derives some for any dataset.
+        ``PRESETS`` has those of the published benchmarks, ``default_targets`` derives some for any dataset. The result
+        is the nearest split; it names the targets that it misses (``shortfalls``, ``deviations``).
     dataset, variant : str
         Name of the benchmark; and ``pareto``, or ``grouped`` with ``targets.group_by``, unless given.
     seed : int
         From 0 on. The same seed gives the same split on every platform and with every version of Python and NumPy.
 
-    Returns
-    -------
-    Construction
-        The nearest split; it names the targets that it misses (``shortfalls``, ``deviations``). ``SplitError`` if no
-        labelled video is long enough, or the annotations contradict themselves.
+    Raises
+    ------
+    SplitError
+        No labelled video is long enough, or the annotations contradict themselves.
 
     Examples
     --------
@@ -66,7 +59,7 @@ def construct(
     wanted[order] = pareto_counts(pool.num_classes, targets.most_frequent, targets.least_frequent, targets.alpha)
     generator = np.random.Generator(np.random.PCG64(seed))
     caps = _training_caps(pool.available, targets)
-    allowed = allow_all(pool)
+    allowed = (np.ones(len(pool), dtype=bool),) * 3
     if targets.group_by:
         allowed = allow_by_group(pool, np.minimum(wanted, caps), targets, generator)
         caps = np.minimum(caps, pool.positives(allowed[0]))
@@ -346,6 +339,9 @@ def _trim(subset: _GrowingSubset, size: int, least: int, generator: np.random.Ge
             subset.take(video, -1)
 
 
+# --- default targets --------------------------------------------------------------------------------------------
+
+
 _CUSTOMARY = (100, 20)  # thresholds of the MEID paper
 _TEST, _VAL, _TRAIN = 20, 10, 10  # videos of the rarest classes in the published splits, about
 _RARE = 0.05  # share of the classes that may be too rare for the targets
@@ -381,7 +377,8 @@ def default_targets(
     rare = int(np.sort(present)[int(_RARE * len(present))])
     together = _TEST + _VAL + _TRAIN
     test, val, least = (max(1, min(most, rare * most // together)) for most in (_TEST, _VAL, _TRAIN))
-    shape = np.asarray(target_shape(pool.num_classes, alpha))
+    # The height of the curve at each rank, between the least frequent (0) and the most frequent class (1).
+    shape = pareto_counts(pool.num_classes, 1_000_000, 0, alpha) / 1_000_000
     ranked = pool.available[co_occurrence_rank(pool)]
     # A rank near the lower end of the curve does not limit its height.
     bound = (shape > _RARE) & (ranked > 0)
@@ -393,14 +390,6 @@ def default_targets(
         low, high = (int(curve[int(share * (len(curve) - 1))]) for share in (1 - _BORDERS[1], 1 - _BORDERS[0]))
     above = high if head_above is None else head_above
     up_to = min(low, above) if tail_up_to is None else tail_up_to
-    return Targets(
-        most_frequent=most,
-        least_frequent=least,
-        alpha=alpha,
-        head_above=max(above, up_to) if head_above is None else above,
-        tail_up_to=up_to,
-        test_positives=test,
-        val_positives=val,
-        least_seconds=least_seconds,
-        group_by=group_by,
-    )
+    if head_above is None:
+        above = max(above, up_to)
+    return Targets(most, least, alpha, above, up_to, test, val, least_seconds=least_seconds, group_by=group_by)

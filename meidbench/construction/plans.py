@@ -28,22 +28,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it becomes part of fil
 class SplitPlan:
     """The videos, the variant and the targets of a new split.
 
-    Attributes
-    ----------
-    name : str
-        Name of the benchmark; with variant and seed, of its files.
-    benchmark : str
-        A name or a manifest's path, where the videos are those of a benchmark; else ``table`` or ``format`` is given.
-    table, class_names : Path or None
-        A table as in ``meidbench.annotations.tables.read_table``, and a file with one class name per line.
-    format, files : str and tuple of Path
-        A key of ``meidbench.annotations.FORMATS``, and the files of that form.
-    variant, seed
-        ``pareto``, ``grouped`` or ``exact``; and the seed of the draw.
-    digest : str
-        ``plan_digest`` that the split must have; empty where it is not known.
-    targets : mapping
-        Settings as in ``meidbench.construction.plans.resolve_targets``.
+    ``name`` is that of the benchmark and, with variant and seed, of its files. The videos are those of a ``benchmark``
+    (a name or a manifest's path), of a ``table`` as in ``meidbench.annotations.tables.read_table`` with its
+    ``class_names`` (one per line), or of ``files`` in a ``format``, a key of ``meidbench.annotations.FORMATS``.
+    ``variant`` is ``pareto``, ``grouped`` or ``exact``. ``digest`` is the ``plan_digest`` that the split must have,
+    empty where it is not known. ``targets`` are settings as in ``meidbench.construction.plans.resolve_targets``.
     """
 
     name: str = ""
@@ -118,24 +107,12 @@ def resolve_targets(
 ) -> Targets | ExactTargets:
     """Return the complete targets: the settings, and the preset or ``default_targets`` for the rest.
 
-    Parameters
-    ----------
-    settings : mapping
-        Fields of ``Targets``, or of ``ExactTargets`` for ``exact``; ``"none"`` for a field that is not to be set.
-        ``grouped`` without ``group_by`` keeps pairs together.
-    dataset, benchmark : str
-        The name in messages; and a key of ``PRESETS``, or empty.
-    thresholds : (int, int), optional
-        ``head_above`` and ``tail_up_to`` where settings and preset lack them, unless they leave a group empty.
+    ``settings`` are fields of ``Targets``, or of ``ExactTargets`` for ``exact``; ``"none"`` for a field that is not to
+    be set. ``grouped`` without ``group_by`` keeps pairs together. ``dataset`` is the name in messages, ``benchmark`` a
+    key of ``PRESETS`` or empty. ``thresholds`` are ``head_above`` and ``tail_up_to`` where settings and preset lack
+    them, unless they leave a group empty. ``SplitError`` if settings are unknown, of a wrong type or contradict one
+    another, an exact split lacks a number, or the annotations do not name the groups that should be kept together.
 
-    Raises
-    ------
-    SplitError
-        Settings are unknown, of a wrong type or contradict one another, an exact split lacks a number, or the
-        annotations do not name the groups that should be kept together.
-
-    Examples
-    --------
     >>> resolve_targets(Annotations(()), "pareto", {"most_frequent": 300}, dataset="mine", benchmark="charadeslt").alpha
     10
     """
@@ -155,10 +132,8 @@ def resolve_targets(
             values = {"head_above": thresholds[0], "tail_up_to": thresholds[1], **values}
         missing = [entry.name for entry in every if entry.default is MISSING and entry.name not in values]
         if missing:
-            raise SplitError(
-                f"an exact split of {dataset} needs these numbers too: {', '.join(missing)}\n"
-                "Set them in the plan's [targets], or by --set KEY=VALUE."
-            )
+            remedy = "Set them in the plan's [targets], or by --set KEY=VALUE."
+            raise SplitError(f"an exact split of {dataset} needs these numbers too: {', '.join(missing)}\n{remedy}")
         return ExactTargets(**values)
     if all(entry.name in values for entry in every):
         return Targets(**values)

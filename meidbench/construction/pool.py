@@ -116,11 +116,8 @@ def shuffled(values: Integers, generator: np.random.Generator) -> Integers:
 def _check_annotations(annotations: Annotations) -> None:
     num_classes, videos = len(annotations.class_names), len(annotations.video_ids)
     columns = ("sources", "labels", "lengths", "subjects", "views", "pair_ids", "segments")
-    problems = [
-        f"{len(getattr(annotations, name)):,} entries in {name} for {videos:,} videos"
-        for name in columns
-        if len(getattr(annotations, name)) != videos
-    ]
+    lengths = {name: len(getattr(annotations, name)) for name in columns}
+    problems = [f"{n:,} entries in {name} for {videos:,} videos" for name, n in lengths.items() if n != videos]
     if repeated := sorted(find_repeated(annotations.video_ids)):
         problems.append(f"{len(repeated):,} video id(s) occur more than once: {first_few(repeated)}")
     if num_classes > MOST_CLASSES:
@@ -225,9 +222,3 @@ def _move_groups(
                 moved = True
         if not moved:
             return
-
-
-def allow_all(pool: Pool) -> tuple[Flags, Flags, Flags]:
-    """Return the candidates that train, val and test may draw where nothing is grouped: all, as masks."""
-    everything = np.ones(len(pool), dtype=bool)
-    return everything, everything, everything

@@ -1,6 +1,5 @@
 """The targets of a drawn split, and those of the published benchmarks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -134,10 +133,9 @@ def _contradictions(targets: ExactTargets) -> list[str]:
     problems = []
     for name, (low, high) in ranges.items():
         if sizes[name] and low > high:
-            problems.append(
-                f"no class can be in the {name}: most_frequent {targets.most_frequent}, least_frequent "
-                f"{targets.least_frequent}, head above {targets.head_above}, tail up to {targets.tail_up_to}"
-            )
+            counts = f"most_frequent {targets.most_frequent}, least_frequent {targets.least_frequent}"
+            thresholds = f"head above {targets.head_above}, tail up to {targets.tail_up_to}"
+            problems.append(f"no class can be in the {name}: {counts}, {thresholds}")
     held = [ranges[name] for name in ranges if sizes[name]]
     for what, value in (("most_frequent", targets.most_frequent), ("least_frequent", targets.least_frequent)):
         if not any(low <= value <= high for low, high in held):
@@ -174,8 +172,6 @@ def pareto_counts(num_classes: int, most: int, least: int, alpha: float) -> Inte
     the 0 and 0.99 quantiles (MEID, supplement; after Wu et al., ECCV 2020). ``most`` is the count of the first class;
     the last one comes near ``least``. A larger ``alpha`` makes a flatter head.
 
-    Examples
-    --------
     >>> pareto_counts(5, 100, 10, alpha=1)
     array([100,  10,  10,  10,  10])
     >>> pareto_counts(5, 100, 10, alpha=10)
@@ -186,11 +182,6 @@ def pareto_counts(num_classes: int, most: int, least: int, alpha: float) -> Inte
     shares = [(1 + (end - 1) * step) ** -(alpha + 1) for step in steps]
     # On some machines a float falls just short of a whole number: the first count must not become most - 1.
     return np.asarray([int((most - least) * share + least + 1e-9) for share in shares], dtype=np.int64)
-
-
-def target_shape(num_classes: int, alpha: float) -> Sequence[float]:
-    """Return the height of the curve at each rank, between the least frequent (0) and the most frequent class (1)."""
-    return [count / 1_000_000 for count in pareto_counts(num_classes, 1_000_000, 0, alpha).tolist()]
 
 
 PRESETS: dict[str, Targets] = {
