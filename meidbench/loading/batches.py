@@ -1,13 +1,12 @@
 """Batches of a dataset at memory speed: gathered whole, ahead of time, into buffers that are used again.
 
 ``BatchLoader`` draws the positions of an epoch. A ``Prefetcher`` lets threads build the batches: a ``BatchGatherer``
-takes stored rows from a ``RowTable`` or a ``VideoReader`` into tensors on the device, in buffers of a ``BufferPool``.
+takes stored rows into tensors on the device, in buffers of a ``BufferPool``.
 """
 
 import math
 import os
 import threading
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,12 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from meidbench.checks import one_of, whole_number
 from meidbench.errors import FeatureError, first_few
-from meidbench.features import FeatureSource, NpyFolder, PackedFile
-from meidbench.loading.datasets import FeatureDataset
+from meidbench.features import PackedFile
+from meidbench.loading.datasets import FeatureDataset, RowTable, VideoReader, copy_to_device
 from meidbench.loading.motion import Indices, motion_rows
 from meidbench.names import RESIDENT
 
@@ -58,17 +56,14 @@ class Batch(_Batch, total=False):
 class BatchLoader:
     """Batches of a dataset, with the same numbers as the dataset gives one by one.
 
-    Iterate over it once per epoch; several iterators may run at the same time. A batch that is kept does not change:
-    its memory is used again only when no tensor refers to it. ``for batch in loader`` thus runs in ``prefetch + 2``
-    buffers, while ``list(loader)`` allocates all.
-
-    Contiguous packed files (``meidbench`` writes such files) and features on a device are gathered a whole batch at a
-    time; all other sources are read video by video.
+    Iterate over it once per epoch; several iterators may run at the same time. The memory of a batch is used again only
+    when no tensor refers to it: ``for batch in loader`` runs in ``prefetch + 2`` buffers, ``list(loader)`` allocates
+    all. Contiguous packed files (``meidbench`` writes such files) and features on a device are gathered a whole batch
+    at a time; all other sources are read video by video.
 
     Parameters
     ----------
-    dataset : FeatureDataset
-    batch_size : int
+    dataset, batch_size : FeatureDataset and int
     sampler : iterable, optional
         Positions in the dataset, or pairs (position, class that it was drawn for), for one epoch; all are drawn when an
         epoch begins. Without it, the order of the dataset.
@@ -76,11 +71,9 @@ class BatchLoader:
         A new order per epoch, which depends only on ``seed`` and the epoch.
     drop_last : bool
         Leave out the videos that do not fill a batch (and, with several processes, a round).
-    device : str or torch.device
-        Where the tensors are put.
-    resident : str
-        ``always`` keeps all rows of the subset in the memory of the device, as stored; ``auto`` does so where the
-        device is a CUDA device and the rows take at most 60 % of the memory that is free when they are first needed.
+    device, resident : str or torch.device, and str
+        Where the tensors are put. ``always`` keeps all rows of the subset in its memory, as stored; ``auto`` does so on
+        a CUDA device where they take at most 60 % of the memory that is free when they are first needed; ``never``.
     prefetch : int
         Batches that a thread makes ahead of time; with 0 there is no thread.
     dtype : torch.dtype, optional
@@ -156,7 +149,7 @@ class BatchLoader:
         own = drawn // self.world_size if self.drop_last else math.ceil(drawn / self.world_size)
         return own // self.batch_size if self.drop_last else math.ceil(own / self.batch_size)
 
-    def __iter__(self) -> "Prefetcher[tuple[Indices, Indices], Batch, Batch]":
+    def __iter__(self) -> "Prefetcher[Batch]":
         start, self._start = self._start, 0
         positions, classes = self._order()
         if self.drop_last:
@@ -246,16 +239,10 @@ class BatchLoader:
         with self._gatherer.stream.activate():
             # Before the features, behind whose copy they would have to wait.
             labels = data.label_rows(positions).to(self.device)
-            index, drawn_for = (torch.from_numpy(numbers).to(self.device) for numbers in (positions, classes))
+            index, drawn = (torch.from_numpy(numbers).to(self.device) for numbers in (positions, classes))
             features, motion = self._gatherer.gather(positions, indices, motion_indices)
-            video_ids = [data.video_ids[position] for position in positions.tolist()]
-            batch: Batch = {
-                "video_id": video_ids,
-                "labels": labels,
-                "index": index,
-                "class": drawn_for,
-                "features": features,
-            }
+            ids = [data.video_ids[position] for position in positions.tolist()]
+            batch: Batch = {"video_id": ids, "labels": labels, "index": index, "class": drawn, "features": features}
             if motion is not None:
                 batch["motion"] = motion
             self._gatherer.stream.synchronize()
@@ -272,31 +259,24 @@ def _record_stream(batch: Batch) -> Batch:
     return batch
 
 
-Job = TypeVar("Job")
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Prefetcher(Generic[Job, Item, Result]):
+class Prefetcher(Generic[Result]):
     """An iterator over the results of jobs, in their order.
 
     ``work`` makes an item of a job in a thread, for two jobs at a time; ``hand_over`` makes a result of an item in the
     thread that iterates. ``ahead`` jobs are started before they are asked for; with 0 there is no thread. The threads
     end with the last job, with ``close``, when nothing refers to the iterator, and when Python exits. An exception in a
     job is raised in place of its item and ends the iteration.
-
-    Examples
-    --------
-    >>> list(Prefetcher([1, 2, 3], lambda job: job * 10, str, ahead=2))
-    ['10', '20', '30']
     """
 
     def __init__(
-        self, jobs: Iterable[Job], work: Callable[[Job], Item], hand_over: Callable[[Item], Result], ahead: int
+        self, jobs: Iterable[Any], work: Callable[[Any], Any], hand_over: Callable[[Any], Result], ahead: int
     ) -> None:
         self._jobs, self._ahead = iter(jobs), ahead
         self._work, self._hand_over = work, hand_over
-        self._started: deque[Future[Item]] = deque()
+        self._started: deque[Future[Any]] = deque()
         self._threads = ThreadPoolExecutor(max(min(ahead, _THREADS), 1), "meidbench-prefetcher")
         self._owner = os.getpid()
         self._end = weakref.finalize(self, _end, self._threads, self._owner)
@@ -383,93 +363,6 @@ class BufferPool:
         return np.empty(self._num_bytes, np.uint8)
 
 
-class RowTable:
-    """Stored rows of n videos in one (R, D) tensor: the memory map of a packed file, or a copy on a device.
-
-    int8 rows have (R,) float32 scales. ``starts`` and ``counts``, (n,) int64, tell where the rows of each video are.
-    """
-
-    def __init__(self, rows: Tensor, scales: Tensor | None, starts: Indices, counts: Indices) -> None:
-        self.dtype, self.device = rows.dtype, rows.device
-        self._rows, self._scales = rows, scales
-        self._starts, self._counts = starts, counts
-
-    @classmethod
-    def from_packed_file(cls, source: PackedFile, video_ids: list[str], counts: Indices) -> "RowTable":
-        """Use the memory map of a packed file."""
-        with warnings.catch_warnings():
-            # torch warns that the map must not be written to; nothing here does.
-            warnings.simplefilter("ignore", UserWarning)
-            rows, scales = torch.from_numpy(source.mapped_rows()), source.row_scales()
-        return cls(rows, None if scales is None else torch.from_numpy(scales), source.first_rows(video_ids), counts)
-
-    def fill(self, positions: Indices, indices: Indices, out: Tensor) -> Tensor | None:
-        """Put the (B, F) rows of the (B,) videos into ``out``, (B, F, D); return the (B, F) scales of int8."""
-        rows = torch.from_numpy((self._starts[positions][:, None] + indices).reshape(-1)).to(self.device)
-        # As numpy.take, but with all threads of torch.
-        torch.index_select(self._rows, 0, rows, out=out.view(-1, out.shape[-1]))
-        return None if self._scales is None else self._scales.index_select(0, rows).view(indices.shape)
-
-    def fill_whole(self, positions: Indices, out: Tensor) -> Tensor | None:
-        """Put all rows of the (B,) videos into ``out``, (R, D), end to end; return the (R,) scales of int8.
-
-        ``out`` may have another dtype than the rows: copying runs of rows is faster than gathering, and converts.
-        """
-        starts, counts = self._starts[positions].tolist(), self._counts[positions].tolist()
-        runs = [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
-        for part, run in zip(torch.split(out, counts), runs, strict=True):
-            part.copy_(self._rows[run])
-        return None if self._scales is None else torch.cat([self._scales[run] for run in runs])
-
-
-class VideoReader:
-    """Rows that a source reads video by video, as float32; ``fill`` and ``fill_whole`` are those of ``RowTable``."""
-
-    dtype = torch.float32
-    device = torch.device("cpu")
-
-    def __init__(self, source: FeatureSource, video_ids: list[str], counts: Indices) -> None:
-        self._source, self._video_ids, self._counts = source, video_ids, counts
-        # An HDF5 file is opened when first read, which two threads must not do at once.
-        self._lock: AbstractContextManager[object] = (
-            nullcontext() if isinstance(source, NpyFolder) else threading.Lock()
-        )
-
-    def fill(self, positions: Indices, indices: Indices, out: Tensor) -> None:
-        """Put rows into ``out``."""
-        for slot, position in enumerate(positions.tolist()):
-            self._copy(position, indices[slot], out[slot])
-
-    def fill_whole(self, positions: Indices, out: Tensor) -> None:
-        """Put all rows into ``out``."""
-        counts = self._counts[positions].tolist()
-        for position, count, part in zip(positions.tolist(), counts, torch.split(out, counts), strict=True):
-            self._copy(position, np.arange(count), part)
-
-    def _copy(self, position: int, indices: Indices, out: Tensor) -> None:
-        with self._lock:
-            rows = self._source.read(self._video_ids[position], indices)
-        # torch takes the machine's byte order only.
-        out.copy_(torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False)))
-
-
-def copy_to_device(stored: RowTable | VideoReader, counts: Indices, dim: int, device: torch.device) -> RowTable:
-    """Copy all rows of a subset to a device, through a buffer of one video."""
-    starts = (np.cumsum(counts) - counts).astype(np.int64)
-    rows = torch.empty((int(counts.sum()), dim), dtype=stored.dtype, device=device)
-    scales = torch.empty(len(rows), dtype=torch.float32, device=device) if stored.dtype == torch.int8 else None
-    shape, pinned = (int(counts.max(initial=0)), dim), device.type == "cuda"
-    buffer = torch.empty(shape, dtype=stored.dtype, device="cpu", pin_memory=pinned)
-    bar = tqdm(counts.tolist(), "keeping features", unit=" videos", disable=None, delay=1.0, leave=False)
-    for position, count in enumerate(bar):
-        run = slice(int(starts[position]), int(starts[position]) + count)
-        video_scales = stored.fill_whole(np.array([position]), buffer[:count])
-        rows[run].copy_(buffer[:count])
-        if scales is not None and video_scales is not None:
-            scales[run].copy_(video_scales)
-    return RowTable(rows, scales, starts, counts)
-
-
 class BatchGatherer:
     """Features and motion of batches as tensors on a device, in reused buffers; ``stored`` has the rows."""
 
@@ -528,14 +421,8 @@ class BatchGatherer:
                 starts = np.cumsum(counts[part]) - counts[part]
                 joint = torch.from_numpy((starts[:, None] + indices[part]).reshape(-1)).to(self._device)
                 torch.index_select(rows, 0, joint, out=taken)
-            motion_rows(
-                rows,
-                self._motion,
-                counts=counts[part],
-                indices=None if all_motion else motion_indices[part],
-                taken=taken if motion_indices is indices else None,
-                out=made,
-            )
+            wanted, known = None if all_motion else motion_indices[part], taken if motion_indices is indices else None
+            motion_rows(rows, self._motion, counts=counts[part], indices=wanted, taken=known, out=made)
 
     def _sampled_rows(self, positions: Indices, indices: Indices, dtype: torch.dtype) -> Tensor:
         """Return the (B, F, D) rows of several videos, converted."""
