@@ -22,10 +22,7 @@ Block = tuple[npt.NDArray[np.int64], Scores]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores (n, C) of n videos in memory, in the order of their file; higher is likelier.
-
-    ``metadata`` and ``class_names`` are those of ``PredictionFile``.
-    """
+    """Scores (n, C) of n videos in memory, in the order of their file; the rest is as in ``PredictionFile``."""
 
     video_ids: list[str]
     scores: Scores
@@ -55,10 +52,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class BlockScores:
-    """Scores that do not fit in memory: they are checked, and each pass reads them block by block.
-
-    Each call of ``blocks`` yields all rows once, as (rows in the split's order, scores (rows, C)).
-    """
+    """Scores that do not fit in memory; each call of ``blocks`` yields all as (rows in the split's order, scores)."""
 
     videos: int
     num_classes: int
@@ -87,9 +81,7 @@ def write_predictions(
 
     Parameters
     ----------
-    path : Path
-    video_ids : sequence of str
-        n ids.
+    path, video_ids : Path, and sequence of n str
     scores : ndarray, (n, C)
         Finite real numbers. float32 is recommended: compact, and exact where a model computes in it.
     split, subset : Split and str, optional
@@ -150,24 +142,10 @@ def align_predictions(
     allow_float16: bool = False,
     memory_limit: int | None = None,
 ) -> Scores | BlockScores:
-    """Check predictions against a subset and return their scores in its order.
+    """Check predictions, in any order, against a subset; return their (n, C) scores as in ``split.video_ids(subset)``.
 
-    Parameters
-    ----------
-    predictions : Predictions or PredictionFile
-        Rows in any order.
-    split : Split
-    subset : str
-        ``train``, ``val`` or ``test``.
-    allow_float16 : bool
-        Half precision makes ties between scores that differ, so it is refused unless allowed.
-    memory_limit : int, optional
-        Bytes that the scores may take; larger matrices are read block by block.
-
-    Returns
-    -------
-    ndarray, (n, C), or BlockScores
-        Rows as in ``split.video_ids(subset)``.
+    Half precision makes ties between scores that differ, so it is refused unless allowed. Matrices of more than
+    ``memory_limit`` bytes are read block by block, as ``BlockScores``.
 
     Raises
     ------
@@ -201,19 +179,15 @@ def align_predictions(
                 yield rows[start : start + len(block)], block.astype(dtype, copy=False)
 
         return BlockScores(len(wanted), split.num_classes, dtype, blocks)
-    in_order = bool((rows == np.arange(len(rows))).all())
-    aligned: Scores | None = None
-    if in_order and isinstance(predictions, Predictions) and predictions.dtype == dtype:
-        aligned = predictions.scores
-    copy = aligned is None
-    if aligned is None:
-        aligned = np.empty((len(wanted), split.num_classes), dtype=dtype)
+    if isinstance(predictions, Predictions) and predictions.dtype == dtype and (rows == np.arange(len(rows))).all():
+        if problems := _number_problems(predictions):
+            raise _refusal(problems, split, subset)
+        return predictions.scores
+    aligned = np.empty((len(wanted), split.num_classes), dtype=dtype)
     bad: list[int] = []
     for start, block in predictions.blocks():
         bad += [start + row for row in not_finite(block)]
-        if copy:
-            part = slice(start, start + len(block))
-            aligned[part if in_order else rows[part]] = block
+        aligned[rows[start : start + len(block)]] = block
     if problems := _bad_numbers(bad, predictions.video_ids):
         raise _refusal(problems, split, subset)
     return aligned
