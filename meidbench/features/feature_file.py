@@ -176,11 +176,8 @@ def stored_checksums(path: Path) -> list[int]:
 def recipe_differences(stored: Recipe, wanted: Recipe) -> list[str]:
     """Describe how two recipes differ; versions of libraries and the shared list of videos do not change features."""
     keys = sorted((stored.keys() | wanted.keys()) - {"libraries", "shared_list"})
-    return [
-        f"{key}: {stored.get(key, 'not said')} there, {wanted.get(key, 'not said')} now"
-        for key in keys
-        if stored.get(key) != wanted.get(key)
-    ]
+    differing = [key for key in keys if stored.get(key) != wanted.get(key)]
+    return [f"{key}: {stored.get(key, 'not said')} there, {wanted.get(key, 'not said')} now" for key in differing]
 
 
 def is_feature_file(path: Path) -> bool:
@@ -269,7 +266,9 @@ class PackedFile(FeatureSource):
         if (np.minimum(self._starts, self._counts) < 0).any() or outside.any():
             raise FeatureError(f"{self.path} contradicts itself: rows of a video lie outside /features")
         self._width, self._joint = int(shape[-1]), int(joint)
-        self._offset = _offset(features)
+        # None where the rows are not contiguous in this file.
+        external = features.id.get_create_plist().get_external_count()
+        self._offset: int | None = None if external or not features.size else features.id.get_offset()
         self.mapped = self._offset is not None and self._maps_right(features)
 
     def _maps_right(self, features: h5py.Dataset) -> bool:
@@ -332,11 +331,3 @@ class PackedFile(FeatureSource):
             stored = stored[indices]
         scales = self.row_scales()
         return stored, None if scales is None else scales[start + indices]
-
-
-def _offset(features: h5py.Dataset) -> int | None:
-    """Return where the rows begin in the file; None where they are not contiguous in it."""
-    if not features.size or features.id.get_create_plist().get_external_count():
-        return None
-    offset: int | None = features.id.get_offset()
-    return offset

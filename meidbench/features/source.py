@@ -47,11 +47,9 @@ class UnusableVideo(Exception):
 
     def __init__(self, problem: str, detail: str = "") -> None:
         super().__init__(problem, detail)
-        self.problem = problem
-        self.detail = detail
+        self.problem, self.detail = problem, detail
 
-    def describe(self) -> str:
-        """Return in one line why the video cannot be used."""
+    def __str__(self) -> str:
         return with_detail(PROBLEMS[self.problem], self.detail)
 
 
@@ -203,11 +201,16 @@ def check_array(shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> None:
         raise UnusableVideo("empty", f"shape {shape}")
 
 
-def check_id(video_id: str) -> None:
-    """Refuse ids that lead out of a folder, or that are paths inside an HDF5 file."""
+def is_usable_id(video_id: str) -> bool:
+    """Return whether an id can name a file in a folder and a dataset of an HDF5 file, and leads to no other place."""
     # Python keeps the undecodable bytes of a file's name as surrogates, which UTF-8 cannot hold.
     undecoded = not video_id.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in video_id)
-    if undecoded or video_id in ("", ".", "..") or not _FORBIDDEN_IN_IDS.isdisjoint(video_id):
+    return not undecoded and video_id not in ("", ".", "..") and _FORBIDDEN_IN_IDS.isdisjoint(video_id)
+
+
+def check_id(video_id: str) -> None:
+    """Refuse an id that is not usable."""
+    if not is_usable_id(video_id):
         raise UnusableVideo("id")
 
 

@@ -262,15 +262,11 @@ DATASET_CLASSES: dict[str, type[FeatureDataset]] = {kind.dataset: kind for kind 
 
 
 class RowTable:
-    """Stored rows of n videos in one (R, D) tensor: the memory map of a packed file, or a copy on a device.
-
-    int8 rows have (R,) float32 scales. ``starts`` and ``counts``, (n,) int64, tell where the rows of each video are.
-    """
+    """Rows of n videos in one tensor, and (R,) scales of int8: a memory map, or a copy on a device."""
 
     def __init__(self, rows: Tensor, scales: Tensor | None, starts: Indices, counts: Indices) -> None:
         self.dtype, self.device = rows.dtype, rows.device
-        self._rows, self._scales = rows, scales
-        self._starts, self._counts = starts, counts
+        self._rows, self._scales, self._starts, self._counts = rows, scales, starts, counts
 
     @classmethod
     def from_packed_file(cls, source: PackedFile, video_ids: list[str], counts: Indices) -> "RowTable":
@@ -289,10 +285,8 @@ class RowTable:
         return None if self._scales is None else self._scales.index_select(0, rows).view(indices.shape)
 
     def fill_whole(self, positions: Indices, out: Tensor) -> Tensor | None:
-        """Put all rows of the (B,) videos into ``out``, (R, D), end to end; return the (R,) scales of int8.
-
-        ``out`` may have another dtype than the rows: copying runs of rows is faster than gathering, and converts.
-        """
+        """Put all rows of the (B,) videos into ``out``, (R, D), end to end; return the (R,) scales of int8."""
+        # Copying runs of rows is faster than gathering, and converts where ``out`` has another dtype.
         starts, counts = self._starts[positions].tolist(), self._counts[positions].tolist()
         runs = [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
         for part, run in zip(torch.split(out, counts), runs, strict=True):

@@ -95,18 +95,12 @@ def motion_rows(
         All rows of one video, or of several end to end.
     motion : Motion, optional
         By default Eq 10 as in the paper; only ``static`` and ``release_bug`` are used.
-    counts : (V,) integers, optional
-        Rows of each video, R in sum; one video by default.
-    indices : (V, F) integers, optional
-        Rows to take, counted from 0 in each video; all by default.
+    counts, indices : (V,) and (V, F) integers, optional
+        Rows of each video, R in sum (one video by default), and rows to take, counted from 0 in each video.
     taken : (V * F, D) tensor, optional
         The rows ``indices`` of ``rows``, if the caller has them; it saves time.
-    out : tensor, optional
-        Receives the result: float32, contiguous, with the same number of rows.
-
-    Returns
-    -------
-    (R, D) float32 tensor; with ``indices`` (V * F, D).
+    out : (R, D) or, with ``indices``, (V * F, D) float32 tensor, optional
+        Contiguous; receives the result, which is returned.
 
     Raises
     ------

@@ -111,27 +111,19 @@ def write_predictions(
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts, sort_keys=True).encode()})
     encoding = {"scores.list.element": "BYTE_STREAM_SPLIT"} if scores.dtype in (np.float32, np.float64) else None
     with written_whole(Path(path)) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            row_group_size=BLOCK_ROWS,
-            compression="zstd",
-            use_dictionary=False,
-            column_encoding=encoding,
-            write_page_checksum=True,  # a flipped bit is then refused, not scored
-        )
+        # With a checksum per page, a flipped bit is refused, not scored.
+        options = {"row_group_size": BLOCK_ROWS, "compression": "zstd", "write_page_checksum": True}
+        pq.write_table(table, temporary, use_dictionary=False, column_encoding=encoding, **options)
     return Path(path)
 
 
 def run_warnings(metadata: dict[str, Any]) -> list[str]:
     """Return warnings about the run that wrote a prediction file."""
     run = metadata.get("run")
-    if isinstance(run, dict) and run.get("select_on") == "test":
-        return [
-            "the checkpoint was chosen on the test subset: its test scores are too good, "
-            "and not comparable with those of runs chosen on val"
-        ]
-    return []
+    if not isinstance(run, dict) or run.get("select_on") != "test":
+        return []
+    chosen = "the checkpoint was chosen on the test subset"
+    return [f"{chosen}: its test scores are too good, and not comparable with those of runs chosen on val"]
 
 
 def align_predictions(
@@ -200,13 +192,10 @@ def _refusal(problems: list[str], split: Split, subset: str) -> PredictionError:
 
 
 def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, subset: str) -> list[str]:
-    metadata = predictions.metadata
-    expected = {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}
-    problems = [
-        f"its {key} is {metadata[key]!r}, expected {value!r}"
-        for key, value in expected.items()
-        if metadata.get(key) not in (None, value)
-    ]
+    metadata, problems = predictions.metadata, []
+    for key, value in {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}.items():
+        if metadata.get(key) not in (None, value):
+            problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}")
     for names in (metadata.get("class_names"), predictions.class_names):
         if names is None or names == list(split.class_names):
             continue
