@@ -61,7 +61,8 @@ NOISE_MEMORY = 0.8  # correlation of neighbouring frames
 MOTION_SHARE = 0.2  # of the classes
 MOTION_STRENGTH = 0.7  # standard deviation of the share by which a feature goes up and down
 
-Reals, Doubles = npt.NDArray[np.float32], npt.NDArray[np.float64]
+Reals = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
