@@ -321,13 +321,16 @@ class CopyStream(threading.local):
     """The CUDA stream on which a thread copies batches, beside the training; on other devices it does nothing."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call, unused-ignore]
 
     def activate(self) -> AbstractContextManager[object]:
         """Return the context in which work for the device is queued on this stream."""
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        if self._device.type != "cuda":
+            return nullcontext()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call, unused-ignore]
+        return torch.cuda.stream(self._stream)
 
     def synchronize(self) -> None:
         """Wait until the queued work is done; another thread can gather meanwhile."""
