@@ -60,14 +60,9 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def locked(target: Path, when_taken: Callable[[], None]) -> Iterator[None]:
-    """Lock a file and its part file against other processes; wait while another process holds the lock.
+    """Lock a file in an existing folder against other processes; wait while another process holds the lock.
 
-    Parameters
-    ----------
-    target : Path
-        The file to be written; it need not exist, but its folder must.
-    when_taken : callable
-        Called once if another process holds the lock; it may report this, or raise an error instead of waiting.
+    ``when_taken`` is called once if another process holds it, to report this or to raise an error instead of waiting.
     """
     # The lock is that of the operating system, not the presence of a file, so it ends with its process.
     path = target.with_name(f".{target.name}.lock")
@@ -118,19 +113,10 @@ _rehearser: "subprocess.Popen[bytes] | None" = None
 
 
 def rehearse(path: Path, datasets: Sequence[str] = ()) -> str:
-    """Let another process read the index of an HDF5 file, and some datasets whole.
+    """Let another process read the index of an HDF5 file, and some datasets of the root group whole.
 
-    Parameters
-    ----------
-    path : Path
-    datasets : sequence of str
-        Names in the root group. Names that the file does not have are left out.
-
-    Returns
-    -------
-    str
-        Why the file or a dataset cannot be read; empty where it can. Objects of the index that cannot be read are not
-        reported: they may not be needed.
+    Return why the file or a dataset cannot be read; empty where it can. Datasets that the file does not have, and
+    objects of the index that cannot be read, are not reported: they may not be needed.
 
     Examples
     --------
@@ -145,7 +131,9 @@ def rehearse(path: Path, datasets: Sequence[str] = ()) -> str:
     request = json.dumps([str(path.absolute()), list(datasets)]).encode() + b"\n"
     with _rehearser_lock:
         if _rehearser is None or _rehearser.poll() is not None:
-            _rehearser = _start_rehearser()
+            search = json.dumps([folder for folder in sys.path if folder])
+            command, pipe = [sys.executable, "-I", "-c", _PROGRAM, search], subprocess.PIPE
+            _rehearser = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
         silent_since = time.monotonic()
         try:
             assert _rehearser.stdin is not None
@@ -162,12 +150,6 @@ def rehearse(path: Path, datasets: Sequence[str] = ()) -> str:
             _stop_rehearser()
             raise
         return answer
-
-
-def _start_rehearser() -> "subprocess.Popen[bytes]":
-    search = json.dumps([folder for folder in sys.path if folder])
-    command = [sys.executable, "-I", "-c", _PROGRAM, search]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def _read_line(process: "subprocess.Popen[bytes]") -> str | None:
@@ -210,8 +192,7 @@ def answer_rehearsals() -> None:
     _answer(None)
     for line in sys.stdin:
         path, datasets = json.loads(line)
-        problem = ""
-        shown = time.monotonic()
+        problem, shown = "", time.monotonic()
         try:
             for _ in _read_in_steps(path, datasets):
                 if time.monotonic() - shown > 1:
@@ -234,10 +215,8 @@ def _limit_memory() -> None:
     except ImportError:  # not on Windows
         return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(
-        resource.RLIMIT_AS,
-        (_REHEARSER_MEMORY if hard == resource.RLIM_INFINITY else min(_REHEARSER_MEMORY, hard), hard),
-    )
+    soft = _REHEARSER_MEMORY if hard == resource.RLIM_INFINITY else min(_REHEARSER_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _read_in_steps(path: str, datasets: list[str]) -> Iterator[None]:

@@ -14,12 +14,11 @@ import click
 
 from meidbench.annotations import Annotations, read_annotations
 from meidbench.errors import MeidbenchError, SplitError, first_few
-from meidbench.names import RELEASED, SUBSETS
+from meidbench.names import SUBSETS
+from meidbench.splits import released
 from meidbench.splits.manifests import Manifest, RowSketch, load_manifest
-from meidbench.splits.released import SYMBOLS, id_rows, label_rows, lines_digest, source_digests, source_positives
-from meidbench.splits.split import Split
 
-_SYMBOL_OF = {subset: symbol for symbol, subset in SYMBOLS.items()}
+_SYMBOL_OF = {subset: symbol for symbol, subset in released.SYMBOLS.items()}
 _WIDTH = 100
 
 
@@ -41,28 +40,21 @@ def read_lists(manifest: Manifest, folder: Path, annotations: Annotations) -> di
 def make_assignment(manifest: Manifest, annotations: Annotations, subset_of: dict[str, str]) -> dict[str, Any]:
     """Describe a released split without ids and labels; the keys are those of ``manifests.Assignment``."""
     subsets = [subset_of.get(video_id, "") for video_id in annotations.video_ids]
-    split = Split.from_annotations(
-        annotations,
-        subsets,
-        dataset=manifest.name,
-        variant=RELEASED,
-        head_above=manifest.head_above,
-        tail_up_to=manifest.tail_up_to,
-    )
+    split = released.released_split(annotations, subsets, manifest)
     ids = sorted(annotations.video_ids)
     symbols = "".join(_SYMBOL_OF[subset_of.get(video_id, "")] for video_id in ids)
-    digests = source_digests(annotations)
+    digests = released.source_digests(annotations)
     return {
         "symbols": [symbols[start : start + _WIDTH] for start in range(0, len(symbols), _WIDTH)],
-        "ids_digest": lines_digest(ids),
-        "names_digest": lines_digest(annotations.class_names),
+        "ids_digest": released.lines_digest(ids),
+        "names_digest": released.lines_digest(annotations.class_names),
         "split_digest": split.digest,
         "source_videos": {source: annotations.sources.count(source) for source in digests},
         "source_digests": digests,
-        "source_positives": {source: source_positives(annotations, source) for source in digests},
+        "source_positives": {source: released.source_positives(annotations, source) for source in digests},
         "positives": {subset: split.positives(subset).tolist() for subset in SUBSETS},
-        "id_sketch": RowSketch(id_rows(annotations)).cells(),
-        "row_sketch": RowSketch(label_rows(split)).cells(),
+        "id_sketch": RowSketch(released.id_rows(annotations)).cells(),
+        "row_sketch": RowSketch(released.label_rows(split)).cells(),
     }
 
 

@@ -1,7 +1,7 @@
-"""Facts about the benchmarks: their sources, licences and sizes, and the checks of a user's copy.
+"""The facts about a benchmark (its sources, licence and sizes), and the sketches that check a user's copy.
 
-The facts are data (``splits/NAME.toml``, written by people) and measurements (``splits/NAME.assignment.json``,
-written by ``python -m meidbench.splits.make`` from the released lists). Both are without video ids and labels.
+The facts are data (``splits/NAME.toml``, written by people) and measurements (``splits/NAME.assignment.json``, written
+by ``python -m meidbench.splits.make`` from the released lists). Both are without video ids and labels.
 """
 
 import hashlib
@@ -18,107 +18,9 @@ from typing import Any, ClassVar
 
 from meidbench.checks import FieldReader, parse_toml, read_dataclass
 from meidbench.errors import MeidbenchError, bullet_list
-from meidbench.names import DATASETS, RELEASED, SUBSETS  # also a name of this module for its users
+from meidbench.names import DATASETS, RELEASED, SUBSETS
 
-CELLS = 240
-_ID_BYTES = 16
-_TAG_BYTES = 8
-_CHECK_BYTES = 4
-_PLACES = struct.Struct(f">{_CHECK_BYTES}x3I")  # in a digest, after the check: one cell in each third
-_THIRD = CELLS // 3
-_CELL_BYTES = _ID_BYTES + _TAG_BYTES + _CHECK_BYTES
-
-Row = tuple[str, bytes]
-
-
-def row_tag(*fields: str) -> bytes:
-    """Return 8 bytes that stand for the content of a row."""
-    return hashlib.sha256("\t".join(fields).encode()).digest()[:_TAG_BYTES]
-
-
-class RowSketch:
-    """A sketch of a set of rows (video id of at most 16 bytes, tag of 8 bytes).
-
-    Parameters
-    ----------
-    rows : iterable of (str, bytes)
-        ``row_tag`` makes the tags.
-
-    Examples
-    --------
-    >>> published = RowSketch([("A1", row_tag("3")), ("B2", row_tag("5"))])
-    >>> own = RowSketch([("A1", row_tag("3")), ("B2", row_tag("6"))])
-    >>> missing, extra, complete = published.difference(own)
-    >>> [video for video, _ in missing], [video for video, _ in extra], complete
-    (['B2'], ['B2'], True)
-    """
-
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self.counts = [0] * CELLS
-        self.sums = [0] * CELLS
-        for video_id, tag in rows:
-            self._add(video_id.encode().ljust(_ID_BYTES, b"\0") + tag, 1)
-
-    @classmethod
-    def from_cells(cls, cells: Iterable[tuple[int, str]]) -> "RowSketch":
-        """Rebuild a sketch from the result of ``cells``."""
-        sketch = cls()
-        for place, (count, total) in enumerate(cells):
-            sketch.counts[place], sketch.sums[place] = count, int(total, 16)
-        return sketch
-
-    def cells(self) -> list[tuple[int, str]]:
-        """Return count and sum (hexadecimal) of each cell."""
-        return [(count, f"{total:0{2 * _CELL_BYTES}x}") for count, total in zip(self.counts, self.sums, strict=True)]
-
-    def _add(self, payload: bytes, sign: int) -> None:
-        digest = hashlib.sha256(payload).digest()
-        item = int.from_bytes(payload + digest[:_CHECK_BYTES], "big")
-        first, second, third = _PLACES.unpack_from(digest)
-        for place in (first % _THIRD, _THIRD + second % _THIRD, 2 * _THIRD + third % _THIRD):
-            self.counts[place] += sign
-            self.sums[place] ^= item
-
-    def _single_payload(self, place: int) -> bytes | None:
-        """Return the row of a cell that holds exactly one."""
-        if abs(self.counts[place]) != 1:
-            return None
-        content = self.sums[place].to_bytes(_CELL_BYTES, "big")
-        payload, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
-        return payload if hashlib.sha256(payload).digest()[:_CHECK_BYTES] == check else None
-
-    def difference(self, other: "RowSketch") -> tuple[list[Row], list[Row], bool]:
-        """Compare with the sketch of another set.
-
-        Returns
-        -------
-        only_here, only_there : list of (str, bytes)
-            The rows that only one of the two sets has, sorted by id.
-        complete : bool
-            False where too many rows differ; the lists then hold only some of them. All of 140 differing rows are
-            found in nine cases of ten, all of 180 in eight.
-        """
-        rest = RowSketch()
-        rest.counts = [a - b for a, b in zip(self.counts, other.counts, strict=True)]
-        rest.sums = [a ^ b for a, b in zip(self.sums, other.sums, strict=True)]
-        only_here: list[Row] = []
-        only_there: list[Row] = []
-        found = True
-        while found:
-            found = False
-            for place in range(CELLS):
-                payload = rest._single_payload(place)
-                if payload is None:
-                    continue
-                sign = rest.counts[place]
-                video_id = payload[:_ID_BYTES].rstrip(b"\0").decode(errors="replace")
-                (only_here if sign > 0 else only_there).append((video_id, payload[_ID_BYTES:]))
-                rest._add(payload, -sign)
-                found = True
-        complete = not any(rest.counts) and not any(rest.sums)
-        return sorted(only_here), sorted(only_there), complete
-
-
+CELLS = 240  # of a sketch
 PAPER_FACTS = ("head", "medium", "tail", "train", "val", "test", "labels_per_video", "imbalance_ratio")
 EXPECTED_FACTS = (
     *PAPER_FACTS,
@@ -192,21 +94,14 @@ class Defect:
 class Assignment:
     """The subset of every video, without an id or a label.
 
-    Attributes
-    ----------
-    symbols : str
-        One symbol per video of the pooled official annotations, sorted by id in code-point order:
-        ``.`` unused, ``t`` train, ``v`` val, ``e`` test.
-    ids_digest, names_digest, split_digest : str
-        sha256 of the sorted ids and of the class names (one per line), and the split's digest as
-        ``meidbench.splits.split.rows_digest`` has it.
-    source_videos, source_digests, source_positives : dict
-        Number of videos, sha256 of the sorted ids, and videos per class, by official subset.
-    positives : dict
-        Videos per class, by subset.
-    id_sketch, row_sketch : tuple of (int, str)
-        Cells of ``meidbench.splits.manifests.RowSketch`` over (id, official subset) of all videos and (id, labels) of
-        the used ones, with which differing videos can be named.
+    ``symbols`` has one symbol per video of the pooled official annotations, sorted by id in code-point order: ``.``
+    unused, ``t`` train, ``v`` val, ``e`` test. ``ids_digest`` and ``names_digest`` are the sha256 of the sorted ids and
+    of the class names (one per line), ``split_digest`` that of ``meidbench.splits.split.rows_digest``. By official
+    subset, ``source_videos`` has the number of videos, ``source_digests`` the sha256 of the sorted ids, and
+    ``source_positives`` the videos per class; ``positives`` has the videos per class by subset.
+
+    ``id_sketch`` and ``row_sketch`` are the cells of a ``RowSketch`` over (id, official subset) of all videos and (id,
+    labels) of the used ones, with which differing videos can be named.
     """
 
     symbols: str
@@ -266,9 +161,8 @@ def _manifest_text(dataset: str, ending: str) -> str:
         return resources.files("meidbench.splits").joinpath(dataset + ending).read_text(encoding="utf-8")
     path = Path(dataset)
     if path.suffix != ".toml":
-        raise MeidbenchError(
-            f"unknown dataset {dataset!r}; known: {', '.join(DATASETS)}, or the path of a manifest (.toml)"
-        )
+        known = f"{', '.join(DATASETS)}, or the path of a manifest (.toml)"
+        raise MeidbenchError(f"unknown dataset {dataset!r}; known: {known}")
     try:
         return path.with_suffix(ending).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -279,18 +173,9 @@ def _manifest_text(dataset: str, ending: str) -> str:
 def load_manifest(dataset: str) -> Manifest:
     """Read the manifest of a benchmark.
 
-    Parameters
-    ----------
-    dataset : str
-        ``videolt``, ``charadeslt`` or ``charadesegolt``, or the path of the user's own manifest (``NAME.toml``).
+    ``dataset`` is ``videolt``, ``charadeslt`` or ``charadesegolt``, or the path of the user's own manifest
+    (``NAME.toml``). A ``MeidbenchError`` names all problems at once.
 
-    Raises
-    ------
-    MeidbenchError
-        The manifest does not exist, cannot be read, or contradicts itself; all problems are named at once.
-
-    Examples
-    --------
     >>> manifest = load_manifest("charadeslt")
     >>> manifest.num_classes, manifest.head_above, manifest.tail_up_to
     (157, 100, 20)
@@ -381,8 +266,7 @@ def _check_assignment(assignment: Assignment, manifest: Manifest) -> None:
 
 def home() -> Path:
     """Return the folder named by ``MEIDBENCH_HOME``, else the platform's cache folder; it may not exist yet."""
-    configured = os.environ.get("MEIDBENCH_HOME")
-    if configured:
+    if configured := os.environ.get("MEIDBENCH_HOME"):
         try:
             return Path(configured).expanduser()
         except RuntimeError as error:
@@ -401,3 +285,90 @@ def split_path(dataset: str, variant: str = RELEASED, file_format: str = "parque
     """Return the path of the built split of a dataset."""
     stem = dataset if variant == RELEASED else f"{dataset}-{variant}"
     return home() / "splits" / f"{stem}.{file_format}"
+
+
+# --- sketches of sets of videos -----------------------------------------------------------------------------------
+
+_ID_BYTES = 16
+_TAG_BYTES = 8
+_CHECK_BYTES = 4
+_PLACES = struct.Struct(f">{_CHECK_BYTES}x3I")  # in a digest, after the check: one cell in each third
+_THIRD = CELLS // 3
+_CELL_BYTES = _ID_BYTES + _TAG_BYTES + _CHECK_BYTES
+
+Row = tuple[str, bytes]
+
+
+def row_tag(*fields: str) -> bytes:
+    """Return 8 bytes that stand for the content of a row."""
+    return hashlib.sha256("\t".join(fields).encode()).digest()[:_TAG_BYTES]
+
+
+class RowSketch:
+    """A sketch of a set of rows (video id of at most 16 bytes, tag of 8 bytes as ``row_tag`` makes it).
+
+    >>> published = RowSketch([("A1", row_tag("3")), ("B2", row_tag("5"))])
+    >>> own = RowSketch([("A1", row_tag("3")), ("B2", row_tag("6"))])
+    >>> missing, extra, complete = published.difference(own)
+    >>> [video for video, _ in missing], [video for video, _ in extra], complete
+    (['B2'], ['B2'], True)
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.counts = [0] * CELLS
+        self.sums = [0] * CELLS
+        for video_id, tag in rows:
+            self._add(video_id.encode().ljust(_ID_BYTES, b"\0") + tag, 1)
+
+    @classmethod
+    def from_cells(cls, cells: Iterable[tuple[int, str]]) -> "RowSketch":
+        """Rebuild a sketch from the result of ``cells``."""
+        sketch = cls()
+        for place, (count, total) in enumerate(cells):
+            sketch.counts[place], sketch.sums[place] = count, int(total, 16)
+        return sketch
+
+    def cells(self) -> list[tuple[int, str]]:
+        """Return count and sum (hexadecimal) of each cell."""
+        return [(count, f"{total:0{2 * _CELL_BYTES}x}") for count, total in zip(self.counts, self.sums, strict=True)]
+
+    def _add(self, payload: bytes, sign: int) -> None:
+        digest = hashlib.sha256(payload).digest()
+        item = int.from_bytes(payload + digest[:_CHECK_BYTES], "big")
+        first, second, third = _PLACES.unpack_from(digest)
+        for place in (first % _THIRD, _THIRD + second % _THIRD, 2 * _THIRD + third % _THIRD):
+            self.counts[place] += sign
+            self.sums[place] ^= item
+
+    def _single_payload(self, place: int) -> bytes | None:
+        """Return the row of a cell that holds exactly one."""
+        if abs(self.counts[place]) != 1:
+            return None
+        content = self.sums[place].to_bytes(_CELL_BYTES, "big")
+        payload, check = content[:-_CHECK_BYTES], content[-_CHECK_BYTES:]
+        return payload if hashlib.sha256(payload).digest()[:_CHECK_BYTES] == check else None
+
+    def difference(self, other: "RowSketch") -> tuple[list[Row], list[Row], bool]:
+        """Return the rows that only this and only the other set has, sorted by id, and whether these are all.
+
+        Where too many rows differ, only some are found: all of 140 differing rows in nine cases of ten, all of 180 in
+        eight.
+        """
+        rest = RowSketch()
+        rest.counts = [a - b for a, b in zip(self.counts, other.counts, strict=True)]
+        rest.sums = [a ^ b for a, b in zip(self.sums, other.sums, strict=True)]
+        only_here: list[Row] = []
+        only_there: list[Row] = []
+        found = True
+        while found:
+            found = False
+            for place in range(CELLS):
+                if (payload := rest._single_payload(place)) is None:
+                    continue
+                sign = rest.counts[place]
+                video_id = payload[:_ID_BYTES].rstrip(b"\0").decode(errors="replace")
+                (only_here if sign > 0 else only_there).append((video_id, payload[_ID_BYTES:]))
+                rest._add(payload, -sign)
+                found = True
+        complete = not any(rest.counts) and not any(rest.sums)
+        return sorted(only_here), sorted(only_there), complete

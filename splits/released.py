@@ -1,4 +1,8 @@
-"""The published splits, rebuilt exactly from the official annotations and the assignment kept in ``splits/``."""
+"""The published splits, rebuilt exactly from the official annotations and the assignment kept in ``splits/``.
+
+Where a user's files differ, the videos and classes that differ are named. A split is also written as CSV, or as lists
+in the released form.
+"""
 
 import csv
 import hashlib
@@ -23,34 +27,18 @@ _SUSPECTS = 60  # classes with wrong counts, among which one more differing labe
 
 
 def build_released(dataset: str, folder: Path) -> Split:
-    """Build the published split of a benchmark.
+    """Build the published split of a benchmark (as for ``load_manifest``) from the folder of its official files.
 
-    Parameters
-    ----------
-    dataset : str
-        As for ``load_manifest``.
-    folder : Path
-        Holds the official annotation files.
-
-    Raises
-    ------
-    AnnotationError
-        The files are damaged, or their ids or labels are not those of the released split; the message names the videos
-        and classes that differ.
+    An ``AnnotationError`` says that the files are damaged, or names the videos and classes that differ where their ids
+    or labels are not those of the released split.
     """
     manifest, assignment = load_manifest(dataset), load_assignment(dataset)
     annotations = read_annotations(manifest, folder)
     if problems := _differing_videos(annotations, manifest, assignment):
         raise _mismatch(manifest, folder, problems)
     subset_of = dict(zip(sorted(annotations.video_ids), map(SYMBOLS.get, assignment.symbols), strict=True))
-    split = Split.from_annotations(
-        annotations,
-        [subset_of[video_id] or "" for video_id in annotations.video_ids],
-        dataset=manifest.name,
-        variant=RELEASED,
-        head_above=manifest.head_above,
-        tail_up_to=manifest.tail_up_to,
-    )
+    subsets = [subset_of[video_id] or "" for video_id in annotations.video_ids]
+    split = released_split(annotations, subsets, manifest)
     if lines_digest(annotations.class_names) != assignment.names_digest:
         raise _mismatch(manifest, folder, [f"{manifest.class_file.name}: the class names are not the official ones"])
     if split.digest != assignment.split_digest:
@@ -58,6 +46,12 @@ def build_released(dataset: str, folder: Path) -> Split:
     if problems := deviations(split_statistics(split), manifest):
         raise _mismatch(manifest, folder, problems)
     return split
+
+
+def released_split(annotations: Annotations, subsets: Sequence[str], manifest: Manifest) -> Split:
+    """Make a split of the variant ``released``, with the name and the thresholds of the manifest."""
+    thresholds = {"head_above": manifest.head_above, "tail_up_to": manifest.tail_up_to}
+    return Split.from_annotations(annotations, subsets, dataset=manifest.name, variant=RELEASED, **thresholds)
 
 
 def lines_digest(lines: Iterable[str]) -> str:
@@ -75,12 +69,8 @@ def source_digests(annotations: Annotations) -> dict[str, str]:
 
 def source_positives(annotations: Annotations, source: str) -> list[int]:
     """Return the videos per class of one official subset."""
-    counts = Counter(
-        label
-        for labels, given in zip(annotations.labels, annotations.sources, strict=True)
-        if given == source
-        for label in labels
-    )
+    pairs = zip(annotations.labels, annotations.sources, strict=True)
+    counts = Counter(label for labels, given in pairs if given == source for label in labels)
     return [counts[index] for index in range(len(annotations.class_names))]
 
 
@@ -120,19 +110,13 @@ def _differing_videos(annotations: Annotations, manifest: Manifest, assignment: 
     file_of = {file.source: file.name for file in manifest.files}
     problems = []
     for file in manifest.files:
-        got = annotations.sources.count(file.source)
-        if got != assignment.source_videos[file.source]:
+        got, expected = annotations.sources.count(file.source), assignment.source_videos[file.source]
+        if got != expected:
             last = max(row for row, source in enumerate(annotations.sources) if source == file.source)
-            problems.append(
-                f"{file.name} holds {got:,} videos, expected {assignment.source_videos[file.source]:,}; "
-                f"the last is {annotations.video_ids[last]}"
-            )
-            problems += _differing_counts(
-                source_positives(annotations, file.source),
-                assignment.source_positives[file.source],
-                f"videos per class in {file.name}",
-                annotations.class_names,
-            )
+            count = f"{file.name} holds {got:,} videos, expected {expected:,}"
+            problems.append(f"{count}; the last is {annotations.video_ids[last]}")
+            counts = source_positives(annotations, file.source), assignment.source_positives[file.source]
+            problems += _differing_counts(*counts, f"videos per class in {file.name}", annotations.class_names)
     fitting = [row for row in id_rows(annotations) if len(row[0].encode()) <= 16]
     misfits = [video_id for video_id in annotations.video_ids if len(video_id.encode()) > 16]
     missing, extra, complete = RowSketch.from_cells(assignment.id_sketch).difference(RowSketch(fitting))
@@ -140,10 +124,7 @@ def _differing_videos(annotations: Annotations, manifest: Manifest, assignment: 
         problems.append("more videos differ than can be named one by one")
     extra_ids = {*misfits, *(video_id for video_id, _ in extra)}
     missing_ids = {video_id for video_id, _ in missing}
-    official = {
-        video_id: next((source for source in file_of if row_tag(video_id, source) == tag), "")
-        for video_id, tag in missing
-    }
+    official = {name: next((s for s in file_of if row_tag(name, s) == tag), "") for name, tag in missing}
     found = dict(zip(annotations.video_ids, annotations.sources, strict=True))
     for video_id in sorted(missing_ids | extra_ids):
         wanted, got_in = file_of.get(official.get(video_id, "")), file_of.get(found.get(video_id, ""))
@@ -166,10 +147,8 @@ def _swapped_files(
     for source, digest in digests.items():
         if official.get(digest, source) != source:
             first = annotations.video_ids[annotations.sources.index(source)]
-            problems.append(
-                f"{file_of[source]} holds the videos of {file_of[official[digest]]} (the first is {first}): "
-                "the files are swapped"
-            )
+            what = f"{file_of[source]} holds the videos of {file_of[official[digest]]} (the first is {first})"
+            problems.append(f"{what}: the files are swapped")
     return problems
 
 
@@ -218,14 +197,16 @@ def _label_difference(
     if tag is None:
         return f"{given} are not the released ones"
     few = sorted(suspects)[:_SUSPECTS]
-    tries = [(few, _MISPRINTS + 1), (range(num_classes), _MISPRINTS)]
-    for classes, most in tries:
+    for classes, most in ((few, _MISPRINTS + 1), (range(num_classes), _MISPRINTS)):
         for changed in chain.from_iterable(combinations(classes, size) for size in range(1, most + 1)):
             if _label_tag(video_id, set(labels) ^ set(changed)) == tag:
                 lacking = [f"class {index} is missing" for index in changed if index not in labels]
                 wrong = [f"class {index} is unexpected" for index in changed if index in labels]
                 return ", ".join(lacking + wrong)
     return f"{given} differ from the released ones in more than {_MISPRINTS}"
+
+
+# --- other forms of a split -------------------------------------------------------------------------------------
 
 
 def write_csv(split: Split, path: Path) -> Path:
@@ -241,9 +222,8 @@ def write_csv(split: Split, path: Path) -> Path:
             for row in batch.to_pylist():
                 row["labels"] = ";".join(map(str, row["labels"]))
                 row["length_s"] = "" if row["length_s"] != row["length_s"] else f"{row['length_s']:.7g}"
-                row["segments"] = ";".join(
-                    f"{part['label']} {part['start_s']:.7g} {part['end_s']:.7g}" for part in row["segments"]
-                )
+                parts = (f"{part['label']} {part['start_s']:.7g} {part['end_s']:.7g}" for part in row["segments"])
+                row["segments"] = ";".join(parts)
                 writer.writerow(row)
     return path
 
@@ -251,29 +231,13 @@ def write_csv(split: Split, path: Path) -> Path:
 def write_lists(split: Split, folder: Path, names: dict[str, str]) -> dict[str, Path]:
     """Write one list per subset: ``VIDEOID c1,c2``, classes in the order of first occurrence, rows in official order.
 
-    Parameters
-    ----------
-    split : Split
-    folder : Path
-        The folder of the lists.
-    names : dict
-        File name by subset.
-
-    Returns
-    -------
-    dict
-        Path by subset.
+    ``names`` are the files' names in the folder, by subset; return the paths by subset.
     """
     paths = {}
     for subset in SUBSETS:
-        rows = split.rows(subset)
+        columns = [split.rows(subset).column(name).to_pylist() for name in ("video_id", "labels", "segments")]
         lines = []
-        for video_id, labels, segments in zip(
-            rows.column("video_id").to_pylist(),
-            rows.column("labels").to_pylist(),
-            rows.column("segments").to_pylist(),
-            strict=True,
-        ):
+        for video_id, labels, segments in zip(*columns, strict=True):
             ordered = dict.fromkeys(part["label"] for part in segments) if segments else labels
             lines.append(f"{video_id} {','.join(map(str, ordered))}\n")
         paths[subset] = folder / names[subset]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from meidbench.annotations import Annotations
+from meidbench.annotations import Annotations, FileRecord
 from meidbench.checks import one_of, read_dataclass
 from meidbench.errors import SplitError, bullet_list, first_few
 from meidbench.files import written_whole
@@ -42,17 +42,6 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file that a split was made from."""
-
-    name: str = ""
-    bytes: int = 0
-    sha256: str = ""
-
-    _required: ClassVar = ("name", "bytes", "sha256")
-
-
-@dataclass(frozen=True)
 class SplitMetadata:
     """The facts that a split file holds about itself (schema metadata key ``meidbench``)."""
 
@@ -65,7 +54,7 @@ class SplitMetadata:
     tail_up_to: int = 0
     train_counts: tuple[int, ...] = ()
     digest: str = ""
-    sources: tuple[Source, ...] = ()
+    sources: tuple[FileRecord, ...] = ()
     format_version: int = FORMAT_VERSION
 
     _least: ClassVar = dict.fromkeys(("seed", "num_classes", "head_above", "tail_up_to", "format_version"), 0)
@@ -92,10 +81,8 @@ class SplitMetadata:
         if problems := problems or metadata._contradictions():
             raise SplitError(f"its metadata is not that of a split file: {'; '.join(problems)}")
         if metadata.format_version > FORMAT_VERSION:
-            raise SplitError(
-                f"it has format version {metadata.format_version}, this meidbench reads up to {FORMAT_VERSION}: "
-                "upgrade it"
-            )
+            versions = f"format version {metadata.format_version}, this meidbench reads up to {FORMAT_VERSION}"
+            raise SplitError(f"it has {versions}: upgrade it")
         return metadata
 
     def _contradictions(self) -> list[str]:
@@ -122,8 +109,6 @@ class Groups:
     def from_counts(cls, train_counts: Sequence[int], head_above: int, tail_up_to: int) -> "Groups":
         """Group classes: head n > head_above, tail n <= tail_up_to, medium between (MEID, Table 1).
 
-        Examples
-        --------
         >>> Groups.from_counts([501, 500, 100, 101], head_above=500, tail_up_to=100).medium
         array([1, 3])
         """
@@ -138,18 +123,14 @@ class Groups:
 
 
 def rows_digest(table: pa.Table) -> str:
-    """Return the digest of the ids, subsets and labels among rows of a split's table.
+    """Return the sha256 over rows of a split's table, sorted by id.
 
-    The sha256 over the rows sorted by id, each ``video_id TAB subset TAB comma-joined sorted labels LF`` in UTF-8.
+    Each is ``video_id TAB subset TAB comma-joined sorted labels LF`` in UTF-8.
     """
     labels = table.column("labels").combine_chunks()
     texts = pa.ListArray.from_arrays(labels.offsets, pc.cast(labels.values, pa.string()))
-    lines = pc.binary_join_element_wise(
-        table.column("video_id").combine_chunks(),
-        table.column("subset").combine_chunks(),
-        pc.binary_join(texts, ","),
-        "\t",
-    )
+    ids, subsets = (table.column(name).combine_chunks() for name in ("video_id", "subset"))
+    lines = pc.binary_join_element_wise(ids, subsets, pc.binary_join(texts, ","), "\t")
     lines = pc.binary_join_element_wise(lines, "\n", "").take(pc.sort_indices(table.column("video_id")))
     # The array's own buffer holds the lines one after another.
     _, offsets, data = lines.buffers()
@@ -194,16 +175,10 @@ class Split:
         tail_up_to: int,
         seed: int | None = None,
     ) -> "Split":
-        """Make a split from annotated videos and the subset of each.
+        """Make a split from the pooled official annotations and the subset of each annotated video.
 
-        Parameters
-        ----------
-        annotations : Annotations
-            The pooled official annotations.
-        subsets : sequence of str
-            For each annotated video ``train``, ``val``, ``test``, or empty where it is not used.
-        dataset, variant, seed, head_above, tail_up_to
-            As in ``SplitMetadata``.
+        A subset is ``train``, ``val``, ``test``, or empty where the video is not used; the others are as in
+        ``SplitMetadata``.
         """
         used = [row for row, subset in enumerate(subsets) if subset]
 
@@ -230,7 +205,7 @@ class Split:
             class_names=annotations.class_names,
             head_above=head_above,
             tail_up_to=tail_up_to,
-            sources=tuple(Source(file.name, file.bytes, file.sha256) for file in annotations.files),
+            sources=tuple(annotations.files),
         )
         split = cls(pa.Table.from_arrays(columns, schema=SCHEMA), metadata)
         counts = tuple(split.positives("train").tolist())
@@ -350,19 +325,10 @@ def write_split(split: Split, path: Path) -> Path:
 
 
 def read_split(path: Path, *, check: bool = True) -> Split:
-    """Read a split file.
+    """Read a split file, a Parquet file in the format of ``SCHEMA``.
 
-    Parameters
-    ----------
-    path : Path
-        A Parquet file in the format of ``SCHEMA``.
-    check : bool
-        False to accept rows that contradict the metadata, as the audit does.
-
-    Raises
-    ------
-    SplitError
-        It cannot be read, is of another format, or contradicts itself; all problems in one message.
+    Without ``check``, rows that contradict the metadata are accepted, as by the audit. A ``SplitError`` names all
+    problems of a file that cannot be read, is of another format, or contradicts itself.
     """
     path = Path(path)
     if not path.is_file():
@@ -370,8 +336,8 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        raise SplitError(f"{path} is not a readable Parquet file: {reason[0] if reason else error}") from None
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise SplitError(f"{path} is not a readable Parquet file: {reason}") from None
     try:
         raw = (table.schema.metadata or {}).get(METADATA_KEY)
         if raw is None:
@@ -432,10 +398,8 @@ def contradictions(split: Split) -> list[str]:
     if tuple(split.positives("train").tolist()) != split.metadata.train_counts:
         problems.append("the training counts in its metadata are not those of its rows")
     if split.computed_digest != split.digest:
-        problems.append(
-            f"the digest of its rows is {split.computed_digest[:12]}..., its metadata says {split.digest[:12]}...: "
-            "rows were changed"
-        )
+        digests = f"{split.computed_digest[:12]}..., its metadata says {split.digest[:12]}..."
+        problems.append(f"the digest of its rows is {digests}: rows were changed")
     return problems
 
 
@@ -452,18 +416,8 @@ def repeated_ids(table: pa.Table) -> list[str]:
 def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     """Return a split by its benchmark's name or its file's path; a ``Split`` is returned unchanged.
 
-    Parameters
-    ----------
-    split : Split, str or Path
-        A file in the split format; or ``videolt``, ``charadeslt`` or ``charadesegolt``, if that split was built under
-        ``MEIDBENCH_HOME``.
-    check : bool
-        As in ``read_split``.
-
-    Raises
-    ------
-    SplitError
-        The split does not exist or cannot be used.
+    A benchmark (``videolt``, ``charadeslt`` or ``charadesegolt``) must have been built under ``MEIDBENCH_HOME``;
+    ``check`` is as in ``read_split``. ``SplitError`` if the split does not exist or cannot be used.
     """
     if isinstance(split, Split):
         return split
@@ -471,10 +425,8 @@ def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     if str(split) in DATASETS and not path.is_file():
         path = split_path(str(split))
         if not path.is_file():
-            raise SplitError(
-                f"the split {split} is not built yet (looked for {path})\n"
-                f"Build it: meidbench build-splits {split} --annotations DIR"
-            )
+            remedy = f"Build it: meidbench build-splits {split} --annotations DIR"
+            raise SplitError(f"the split {split} is not built yet (looked for {path})\n{remedy}")
     if not path.exists() and path.name == str(split) and not path.suffix:
         raise SplitError(f"{split!r} is neither a split file nor one of {', '.join(DATASETS)}")
     return read_split(path, check=check)

@@ -92,18 +92,9 @@ def deviations(statistics: Statistics, manifest: Manifest) -> list[str]:
 class Finding:
     """One result of the audit.
 
-    Attributes
-    ----------
-    check : str
-        The check's name, for scripts.
-    severity : str
-        ``error`` where the split contradicts itself or its purpose, ``warning`` where results need care.
-    count : int
-        Number of videos, classes, subjects or pairs.
-    what : str
-        A sentence.
-    examples : tuple of str
-        The first few concerned, sorted.
+    ``check`` is the check's name, for scripts. ``severity`` is ``error`` where the split contradicts itself or its
+    purpose, ``warning`` where results need care. ``count`` is the number of videos, classes, subjects or pairs that the
+    sentence ``what`` is about, and ``examples`` are the first few of them, sorted.
     """
 
     check: str
@@ -114,17 +105,9 @@ class Finding:
 
 
 def audit_split(split: Split) -> list[Finding]:
-    """Run every check on a split.
+    """Run every check on a split; the findings are errors first.
 
-    Parameters
-    ----------
-    split : Split
-        Read with ``check=False``, so that one that contradicts itself is examined too.
-
-    Returns
-    -------
-    list of Finding
-        Errors first.
+    Read the split with ``check=False``, so that one that contradicts itself is examined too.
     """
     findings = []
     for check, find in CHECKS.items():
@@ -165,10 +148,8 @@ def _values(split: Split, column: str) -> dict[str, set[str]]:
 
 def _find_pair_leakage(split: Split) -> _Findings:
     pairs = _values(split, "pair_id")
-    findings = [
-        (f"groups (takes of one script, parts of one film) in both {a} and {b}", list(pairs[a] & pairs[b]))
-        for a, b in combinations(SUBSETS, 2)
-    ]
+    what = "groups (takes of one script, parts of one film) in both"
+    findings = [(f"{what} {a} and {b}", list(pairs[a] & pairs[b])) for a, b in combinations(SUBSETS, 2)]
     twins = []
     for subset in ("val", "test"):
         members = zip(split.video_ids(subset), split.rows(subset).column("pair_id").to_pylist(), strict=True)
@@ -178,13 +159,9 @@ def _find_pair_leakage(split: Split) -> _Findings:
 
 def _find_subject_overlap(split: Split) -> _Findings:
     subjects = _values(split, "subject")
-    return [
-        (
-            f"subjects in both {a} (of {len(subjects[a])}) and {b} (of {len(subjects[b])})",
-            list(subjects[a] & subjects[b]),
-        )
-        for a, b in combinations(SUBSETS, 2)
-    ]
+    of = {subset: f"{subset} (of {len(subjects[subset])})" for subset in SUBSETS}
+    pairs = combinations(SUBSETS, 2)
+    return [(f"subjects in both {of[a]} and {of[b]}", list(subjects[a] & subjects[b])) for a, b in pairs]
 
 
 def _find_short_videos(split: Split) -> _Findings:

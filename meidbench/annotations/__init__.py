@@ -26,19 +26,10 @@ FORMATS: dict[str, Format] = {
 
 
 def read_annotations(manifest: Manifest, folder: Path) -> Annotations:
-    """Read the official annotation files of a benchmark.
+    """Read the official annotation files that the manifest of a benchmark names.
 
-    Parameters
-    ----------
-    manifest : Manifest
-        Names the files and their format.
-    folder : Path
-        Holds the files, itself or in a folder inside it (as the archives unpack).
-
-    Raises
-    ------
-    AnnotationError
-        A file is missing or damaged; the message names file, line and column of the first five problems.
+    They lie in ``folder`` or in a folder inside it, as the archives unpack. An ``AnnotationError`` names each missing
+    file, or file, line and column of the first five problems.
     """
     folder = Path(folder)
     paths = _find_files(folder, manifest)

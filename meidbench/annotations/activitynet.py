@@ -35,24 +35,11 @@ def read_activitynet(paths: Sequence[Path]) -> Annotations:
     The classes are the leaves of the taxonomy, with or without videos; its nodes have ``nodeName``, ``parentName``,
     ``nodeId`` and ``parentId``. Without a taxonomy, the classes are the labels that occur. They are sorted by code
     points, because the official evaluation numbers them only by their first occurrence. Take a label that is not a
-    class, such as THUMOS14's ``Ambiguous``, out of the file before.
+    class, such as THUMOS14's ``Ambiguous``, out of the file before. Segments are kept verbatim and in order, also those
+    that end before they start or after the video.
 
-    Segments are kept verbatim and in order, also those that end before they start or after the video.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        One file, or several whose videos are pooled; their taxonomies must be equal.
-
-    Returns
-    -------
-    Annotations
-        Videos in the order of the files.
-
-    Raises
-    ------
-    AnnotationError
-        A file cannot be read or is of another form; the first five problems are named.
+    Videos of several files are pooled, in the order of the files; their taxonomies must be equal. An
+    ``AnnotationError`` names the first five problems.
 
     References
     ----------
@@ -104,9 +91,8 @@ def _read_json(path: Path) -> tuple[FileRecord, dict[str, Any]]:
         raise AnnotationError(f"{path} is not a readable JSON file: {error}; is it cut off?") from None
     if not isinstance(content, dict) or not isinstance(content.get("database"), dict):
         found = first_few(content) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise AnnotationError(
-            f"{path} is not of ActivityNet's form: expected a key 'database' with videos, found {found}"
-        )
+        wanted = "expected a key 'database' with videos"
+        raise AnnotationError(f"{path} is not of ActivityNet's form: {wanted}, found {found}")
     if twice:  # one of the two would be lost
         raise AnnotationError(f"{path}: {len(twice):,} key(s) occur twice in one object: {first_few(map(repr, twice))}")
     return FileRecord(path.name, len(raw), hashlib.sha256(raw).hexdigest()), content

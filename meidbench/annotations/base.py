@@ -1,4 +1,4 @@
-"""Annotated videos as one table, and the parts that the readers of all formats share."""
+"""Annotated videos as one table; the lines, checks and labels that the readers of all formats share."""
 
 import hashlib
 import math
@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from meidbench.errors import AnnotationError, bullet_list, first_few
 from meidbench.splits.manifests import Manifest
@@ -19,32 +19,24 @@ MOST_NAMED = 5  # problems that a message names
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Which file was read: its name, size in bytes and sha256."""
+    """A file that was read: its name, size in bytes and sha256."""
 
-    name: str
-    bytes: int
-    sha256: str
+    name: str = ""
+    bytes: int = 0
+    sha256: str = ""
+
+    _required: ClassVar = ("name", "bytes", "sha256")
 
 
 @dataclass
 class Annotations:
     """Annotated videos as columns, one entry per video, in the official order.
 
-    Attributes
-    ----------
-    class_names : tuple of str
-        C names, by class index.
-    video_ids, sources, subjects, views, pair_ids : list of str
-        ``sources`` are official subsets; ``views`` is ``first``, ``third`` or empty; ``pair_ids`` is shared by the
-        first- and third-person takes of one script and empty elsewhere.
-    labels : list of tuple of int
-        Class indices in the order of their first occurrence, each at most once.
-    lengths : list of float
-        Seconds; NaN where the annotation has no length.
-    segments : list of tuple of (int, float, float)
-        Class index, start and end in seconds, verbatim and in official order.
-    files : list of FileRecord
-        The files that were read.
+    ``class_names`` are C names by class index, and ``files`` the files that were read. ``sources`` are official
+    subsets; ``views`` is ``first``, ``third`` or empty; ``pair_ids`` is shared by the first- and third-person takes of
+    one script and empty elsewhere. ``labels`` are class indices in the order of their first occurrence, each at most
+    once. ``lengths`` are in seconds, NaN where the annotation has no length. ``segments`` are class index, start and
+    end in seconds, verbatim and in official order.
     """
 
     class_names: tuple[str, ...]
@@ -89,21 +81,11 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Format:
-    """A form of annotation files.
+    """A form of annotation files: the name that people know, the content in a sentence, and the names of the files.
 
-    Attributes
-    ----------
-    title : str
-        The name that people know.
-    description : str
-        The content of the files, in a sentence.
-    files : str
-        The names of the files.
-    read : callable
-        Takes the paths of the files, and the manifest where the format needs one; returns ``Annotations``, or raises
-        ``AnnotationError`` with the first five problems.
-    needs_manifest : bool
-        Whether the reader is ``read_benchmark_files``, which takes classes and official subsets from a manifest.
+    ``read`` takes the paths of the files, and the manifest where the format needs one; it returns ``Annotations``, or
+    raises ``AnnotationError`` with the first five problems. A format that ``needs_manifest`` is read by
+    ``read_benchmark``, which takes classes and official subsets from a manifest.
     """
 
     title: str
@@ -116,7 +98,7 @@ class Format:
 class LineReader:
     """The lines of a UTF-8 text file, with their ends, and afterwards the record of the file.
 
-    A file that is missing or not UTF-8 raises an ``AnnotationError`` with the line.
+    An ``AnnotationError`` names the line that is not UTF-8, or the file that is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,24 +126,42 @@ class LineReader:
         return FileRecord(self.path.name, self._bytes, self._digest.hexdigest())
 
 
-def quote(value: object) -> str:
-    """Quote a value for a message, cut where it is long.
+def read_benchmark(
+    paths: Sequence[Path],
+    manifest: Manifest,
+    read_class_names: Callable[[LineReader, Manifest], tuple[str, ...]],
+    append_rows: Callable[[LineReader, str, Annotations, list[str]], None],
+) -> Annotations:
+    """Read the files of a benchmark: one per official subset, in the order of the manifest, and the class names last.
 
-    Examples
-    --------
-    >>> quote("run")
-    "'run'"
-    >>> len(quote("x" * 1000))
-    60
+    ``append_rows`` adds the lines of a file and its official subset to the table and the list of problems. An
+    ``AnnotationError`` names the places of the first five problems.
     """
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
+    *files, class_file = paths
+    class_lines = LineReader(class_file)
+    table = Annotations(read_class_names(class_lines, manifest))
+    problems: list[str] = []
+    for path, entry in zip(files, manifest.files, strict=True):
+        lines = LineReader(path)
+        before = len(table.video_ids), len(problems)
+        append_rows(lines, entry.source, table, problems)
+        if before == (len(table.video_ids), len(problems)):
+            problems.append(f"{path.name} holds no video")
+        table.files.append(lines.record())
+    table.files.append(class_lines.record())
+    problems += [f"video {video_id} occurs more than once" for video_id in find_repeated(table.video_ids)]
+    check_problems(problems, f"in the annotations in {class_file.parent}", manifest.remedy)
+    return table
 
 
-def check_video_id(video_id: str) -> None:
-    """Refuse an id that no file or line can be named after, with a ``ValueError``."""
-    if not video_id or not video_id.isprintable() or video_id.strip() != video_id:
-        raise ValueError("is not a video id")
+def check_codes(path: Path, codes: Sequence[str], form: str, manifest: Manifest) -> None:
+    """Refuse a list of classes whose codes are not all those of the benchmark, in order."""
+    for place, (code, expected) in enumerate(zip(codes, map(form.format, range(manifest.num_classes)), strict=False)):
+        if code != expected:
+            raise AnnotationError(f"{path.name}, entry {place + 1}: class code {code!r}, expected {expected!r}")
+    if len(codes) != manifest.num_classes:
+        counts = f"{len(codes)} classes, {manifest.title} has {manifest.num_classes}"
+        raise AnnotationError(f"{path.name}: {counts}; the file is cut off or of another dataset")
 
 
 def check_annotations(table: Annotations, problems: list[str], title: str, remedy: str = "") -> None:
@@ -181,6 +181,12 @@ def check_problems(problems: list[str], where: str, remedy: str = "") -> None:
         raise AnnotationError(f"{text}\n{remedy}" if remedy else text)
 
 
+def check_video_id(video_id: str) -> None:
+    """Refuse an id that no file or line can be named after, with a ``ValueError``."""
+    if not video_id or not video_id.isprintable() or video_id.strip() != video_id:
+        raise ValueError("is not a video id")
+
+
 def find_repeated(names: Sequence[str]) -> list[str]:
     """Return the names that occur more than once, in the order of their first repetition."""
     if len(set(names)) == len(names):
@@ -189,44 +195,14 @@ def find_repeated(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
 
 
-def read_benchmark_files(
-    paths: Sequence[Path],
-    manifest: Manifest,
-    read_class_names: Callable[[LineReader, Manifest], tuple[str, ...]],
-    append_rows: Callable[[LineReader, str, Annotations, list[str]], None],
-) -> Annotations:
-    """Read the files of a benchmark: one per official subset, in the order of the manifest, and the class names last.
+def quote(value: object) -> str:
+    """Quote a value for a message, cut to 60 characters.
 
-    ``append_rows`` takes the lines of a file, its official subset, the table and the list of problems, and adds to both
-    of them. An ``AnnotationError`` names the places of the first five problems.
+    >>> quote("run"), len(quote("x" * 1000))
+    ("'run'", 60)
     """
-    *files, class_file = paths
-    class_lines = LineReader(class_file)
-    table = Annotations(read_class_names(class_lines, manifest))
-    problems: list[str] = []
-    for path, entry in zip(files, manifest.files, strict=True):
-        lines = LineReader(path)
-        before = len(table.video_ids), len(problems)
-        append_rows(lines, entry.source, table, problems)
-        if before == (len(table.video_ids), len(problems)):
-            problems.append(f"{path.name} holds no video")
-        table.files.append(lines.record())
-    table.files.append(class_lines.record())
-    problems += [f"video {video_id} occurs more than once" for video_id in find_repeated(table.video_ids)]
-    check_problems(problems, f"in the annotations in {class_file.parent}", manifest.remedy)
-    return table
-
-
-def check_class_codes(path: Path, codes: Sequence[str], form: str, manifest: Manifest) -> None:
-    """Refuse a list of classes whose codes are not all those of the benchmark, in order."""
-    for place, (code, expected) in enumerate(zip(codes, map(form.format, range(manifest.num_classes)), strict=False)):
-        if code != expected:
-            raise AnnotationError(f"{path.name}, entry {place + 1}: class code {code!r}, expected {expected!r}")
-    if len(codes) != manifest.num_classes:
-        raise AnnotationError(
-            f"{path.name}: {len(codes)} classes, {manifest.title} has {manifest.num_classes}; "
-            "the file is cut off or of another dataset"
-        )
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 
 # Text that looks like a number but is not an index is a slip, never a name: -1, 2.0, 1e3.
@@ -251,8 +227,6 @@ class LabelIndex:
     indices after the last row. ``allow_names`` is False where labels without class names must be indices, and ``noun``
     is the word for a row in a message.
 
-    Examples
-    --------
     >>> index = LabelIndex()
     >>> rows = [index.parse("swim; run", row=2, is_text=True), index.parse(["dive", "run"], row=3, is_text=False)]
     >>> indexed = index.finish(rows)
@@ -297,7 +271,10 @@ class LabelIndex:
         is_index = text.isascii() and text.isdigit() and len(text) <= 18
         if self._names is not None:
             if not is_index:
-                raise ValueError(f"label {quote(text)} is not one of the class names or indices{self._hint(is_text)}")
+                hint = ""
+                if is_text and any(";" in name for name in self._names):
+                    hint = " (names that hold a semicolon need lists, as in JSON or Parquet, or indices)"
+                raise ValueError(f"label {quote(text)} is not one of the class names or indices{hint}")
             if int(text) >= len(self._names):
                 raise ValueError(f"label {text} is outside the {len(self._names):,} classes")
             number = int(text)
@@ -311,21 +288,14 @@ class LabelIndex:
         self._of_text[text] = number
         return number
 
-    def _hint(self, is_text: bool) -> str:
-        if is_text and any(";" in name for name in self._names or ()):
-            return " (names that hold a semicolon need lists, as in JSON or Parquet, or indices)"
-        return ""
-
     def finish(self, labels: list[tuple[int, ...]]) -> IndexedLabels:
         """Return final class indices for all that ``parse`` returned."""
         names = [label for label in self._seen if isinstance(label, str)]
         indices = [label for label in self._seen if isinstance(label, int)]
         problems = []
         if names and indices:
-            problems = [
-                "labels are names in some rows and indices in others, which needs class names: "
-                f"{self._placed(names)} beside {self._placed(indices)}"
-            ]
+            mixed = f"{self._placed(names)} beside {self._placed(indices)}"
+            problems = [f"labels are names in some rows and indices in others, which needs class names: {mixed}"]
         elif spellings := _spellings(names):
             problems = [f"names that differ only in case or spacing: {first_few(spellings)}; write them alike"]
         num_classes = len(self._names if self._names is not None else names) or max(indices, default=-1) + 1

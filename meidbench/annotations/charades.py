@@ -7,17 +7,10 @@ times in a video. Cells that cannot be read are refused with file, line and colu
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from meidbench.annotations.base import (  # fmt: skip
-    Annotations,
-    Format,
-    LineReader,
-    Segment,
-    check_class_codes,
-    quote,
-    read_benchmark_files,
-)
+from meidbench.annotations.base import Annotations, Format, LineReader, Segment, check_codes, quote, read_benchmark
 from meidbench.errors import first_few
 from meidbench.splits.manifests import Manifest
 
@@ -28,24 +21,20 @@ _COLUMNS = ("id", "subject", "actions", "length", "egocentric")
 
 
 def read_charades(paths: Sequence[Path], manifest: Manifest) -> Annotations:
-    """Read the CSVs of Charades; parameters and errors as in ``read_benchmark_files``."""
-    return read_benchmark_files(paths, manifest, _read_class_names, _append_rows)
+    """Read the CSVs of Charades; parameters and errors as in ``read_benchmark``."""
+    return read_benchmark(paths, manifest, _read_class_names, _append_rows)
 
 
 def read_charadesego(paths: Sequence[Path], manifest: Manifest) -> Annotations:
     """Read the CSVs of CharadesEgo, which add the column ``egocentric``; as ``read_charades``."""
-    return read_benchmark_files(paths, manifest, _read_class_names, _append_ego_rows)
+    return read_benchmark(paths, manifest, _read_class_names, partial(_append_rows, ego=True))
 
 
 def _read_class_names(lines: LineReader, manifest: Manifest) -> tuple[str, ...]:
     """Read ``cNNN NAME`` lines."""
     entries = [line.strip().partition(" ") for line in lines if line.strip()]
-    check_class_codes(lines.path, [code for code, _, _ in entries], "c{:03d}", manifest)
+    check_codes(lines.path, [code for code, _, _ in entries], "c{:03d}", manifest)
     return tuple(name for _, _, name in entries)
-
-
-def _append_ego_rows(lines: LineReader, source: str, table: Annotations, problems: list[str]) -> None:
-    _append_rows(lines, source, table, problems, ego=True)
 
 
 def _append_rows(lines: LineReader, source: str, table: Annotations, problems: list[str], ego: bool = False) -> None:
@@ -85,10 +74,8 @@ def _csv_rows(lines: LineReader, columns: Sequence[str], problems: list[str]) ->
             if len(row) == len(header):
                 yield f"{name}, line {lines.number} ({row[places[0]]})", [row[place] for place in places]
             elif row:
-                problems.append(
-                    f"{name}, line {lines.number} ({row[0]}): {len(row)} cells, expected {len(header)} "
-                    f"({first_few(header, 15)}); a cut-off line?"
-                )
+                what = f"{len(row)} cells, expected {len(header)} ({first_few(header, 15)}); a cut-off line?"
+                problems.append(f"{name}, line {lines.number} ({row[0]}): {what}")
     except csv.Error as error:
         problems.append(f"{name}, line {lines.number}: {error}; a quotation mark is open or the file is cut off")
 

@@ -46,23 +46,11 @@ def download_annotations(
     progress: DownloadProgress | None = None,
     report: Report | None = None,
 ) -> list[Path]:
-    """Fetch the annotation files of a benchmark, and unpack those that are archives.
+    """Fetch the annotation files that the manifest names into a folder, and unpack those that are archives.
 
-    Parameters
-    ----------
-    manifest : Manifest
-        Names the sources.
-    folder : Path
-        The folder for the files; it is made if it is missing. Archives stay there, so the next call finds them.
-    accept_licence : bool
-        Whether the user accepts ``manifest.licence_text``.
-    progress, report : callable, optional
-        As for :func:`fetch`.
-
-    Returns
-    -------
-    list of Path
-        The annotation files that the manifest names, and the file of class names last.
+    Archives stay in the folder, so the next call finds them. ``accept_licence`` tells whether the user accepts
+    ``manifest.licence_text``; ``progress`` and ``report`` are as for :func:`fetch`. Return the annotation files, and
+    the file of class names last.
 
     Raises
     ------
@@ -81,12 +69,9 @@ def download_annotations(
             unpack(target, folder, report=report)
     paths = [folder / file.name for file in (*manifest.files, manifest.class_file)]
     if missing := [path.name for path in paths if not path.is_file()]:
-        raise DownloadError(
-            f"the download of {manifest.title} is not complete\n"
-            f"  expected in {folder}: {first_few(path.name for path in paths)}\n"
-            f"  missing: {first_few(missing)}\n"
-            f"  remedy: get the missing files from {manifest.licence.url} into {folder} by hand"
-        )
+        expected = f"  expected in {folder}: {first_few(path.name for path in paths)}\n  missing: {first_few(missing)}"
+        remedy = f"  remedy: get the missing files from {manifest.licence.url} into {folder} by hand"
+        raise DownloadError(f"the download of {manifest.title} is not complete\n{expected}\n{remedy}")
     return paths
 
 
@@ -101,23 +86,14 @@ def fetch(
 ) -> Path:
     """Fetch one file, unless the right file is there already.
 
-    The body goes to ``NAME.part`` beside the target, which later calls continue; only a file of the right size and
-    digest is renamed to the target.
+    The address is https, or http on this very machine. Without a size in ``download``, the server must state one. The
+    body goes to ``NAME.part`` beside the target, which later calls continue; only a file of the right size and digest
+    is renamed to the target. The message of a ``DownloadError`` has the expected file, the answer, the pieces that are
+    kept, and the remedy.
 
-    Parameters
-    ----------
-    download : Download
-        Address (https, or http on this very machine), size and sha256. Without a size, the server must state one.
-    target : Path
-    progress, report : callable, optional
-        Called with the bytes so far, which fall when a file begins anew; and with lines of text on retries and waits.
-    retries, timeout : int and (float, float)
-        Attempts after the first one; seconds to connect, and between two pieces of the body.
-
-    Raises
-    ------
-    DownloadError
-        The message has the expected file, the answer, the pieces that are kept, and the remedy.
+    ``progress`` is called with the bytes so far, which fall when a file begins anew; ``report`` with lines of text on
+    retries and waits. ``retries`` are attempts after the first one; ``timeout`` has the seconds to connect, and those
+    between two pieces of the body.
     """
     shortest = 8 if download.bytes is None else 64  # a pinned size comes with a whole digest
     if not re.fullmatch(f"[0-9a-f]{{{shortest},64}}", download.sha256):
@@ -278,24 +254,10 @@ def _message(download: Download, target: Path, got: str, remedy: str) -> str:
 def unpack(archive: Path, folder: Path, *, report: Report | None = None, max_bytes: int = MAX_BYTES) -> list[Path]:
     """Unpack a zip archive into a folder, without the one top folder that all its members may share.
 
-    Every member is read and its checksum compared before the first file is written.
-
-    Parameters
-    ----------
-    archive, folder : Path
-        The zip file, whose digest is the pinned one; and the folder for its files, outside which nothing is written.
-    report, max_bytes : callable and int
-        Called with a line of text for each file that was replaced; the most unpacked bytes that are accepted.
-
-    Returns
-    -------
-    list of Path
-        The files of the archive, in its order, also those that were there already.
-
-    Raises
-    ------
-    DownloadError
-        The archive is damaged or too large, a member would land outside the folder, or a file cannot be written.
+    Every member is read and its checksum compared before the first file is written, none of them outside the folder.
+    ``report`` is called with a line of text for each file that was replaced; at most ``max_bytes`` may be unpacked.
+    Return the files in the order of the archive, also those that were there already. ``DownloadError`` if the archive
+    is damaged or too large, a member would land outside the folder, or a file cannot be written.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -309,10 +271,8 @@ def unpack(archive: Path, folder: Path, *, report: Report | None = None, max_byt
     except _FailedError as failed:
         raise DownloadError(f"will not unpack {archive}: {failed.got}; nothing was written") from None
     except Exception as error:  # zipfile raises a dozen kinds: BadZipFile, zlib.error, EOFError, struct.error, ...
-        raise DownloadError(
-            f"cannot unpack {archive}: the archive is damaged ({type(error).__name__}: {error})\n"
-            "  remedy: delete it and download it again"
-        ) from error
+        damage = f"the archive is damaged ({type(error).__name__}: {error})"
+        raise DownloadError(f"cannot unpack {archive}: {damage}\n  remedy: delete it and download it again") from error
     skip = len({parts[0] for parts in names}) == 1 and all(len(parts) > 1 for parts in names)
     paths = [folder.joinpath(*parts[skip:]) for parts in names]
     for path, content in zip(paths, contents, strict=True):
@@ -324,10 +284,8 @@ def unpack(archive: Path, folder: Path, *, report: Report | None = None, max_byt
             with written_whole(path) as temporary:
                 temporary.write_bytes(content)
         except OSError as error:
-            raise DownloadError(
-                f"cannot unpack {archive} into {folder}: {error}\n"
-                f"  remedy: make room and write access there, or unpack the archive into {folder} by hand"
-            ) from error
+            remedy = f"make room and write access there, or unpack the archive into {folder} by hand"
+            raise DownloadError(f"cannot unpack {archive} into {folder}: {error}\n  remedy: {remedy}") from error
     return paths
 
 

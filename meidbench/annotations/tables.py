@@ -22,24 +22,18 @@ from meidbench.splits.split import Split
 
 COLUMNS = ("video_id", "labels", "group", "subset", "length_s", "subject")
 _PAIR = "pair_id"  # the name of the group in a split file, and in a split as CSV
-_SUBSET_NAMES = {
-    **{name: name for name in SUBSETS},
-    **{"training": "train", "validate": "val", "validation": "val", "testing": "test"},
-}
+_SUBSET_NAMES = {name: name for name in SUBSETS}
+_SUBSET_NAMES |= {"training": "train", "validate": "val", "validation": "val", "testing": "test"}
 
 
 @dataclass(frozen=True)
 class TableContent:
     """The content of a table.
 
-    Attributes
-    ----------
-    annotations : Annotations
-        ``pair_ids`` are the table's groups and ``sources`` its subsets, verbatim; empty where it gives none.
-    subsets : tuple of str or None
-        ``train``, ``val`` or ``test`` for each video, where the table has a column ``subset`` with no other names.
-    classes_from : str
-        The source of the class names: ``class names``, or the ``labels`` or ``indices`` in the table.
+    ``annotations`` have the table's groups as ``pair_ids`` and its subsets, verbatim, as ``sources``; empty where it
+    gives none. ``subsets`` are ``train``, ``val`` or ``test`` for each video, None unless the table has a column
+    ``subset`` with no other names. ``classes_from`` is the source of the class names: ``class names``, or the
+    ``labels`` or ``indices`` in the table.
     """
 
     annotations: Annotations
@@ -49,16 +43,18 @@ class TableContent:
     @property
     def note(self) -> str:
         """The number of classes and their source, for a person."""
-        count = len(self.annotations.class_names)
-        return {
-            "class names": f"{count:,} classes, from the list of class names",
-            "labels": f"{count:,} classes: the distinct names among the labels, sorted",
-            "indices": f"{count:,} classes: 0 to the highest index among the labels",
-        }[self.classes_from]
+        source = {
+            "class names": ", from the list of class names",
+            "labels": ": the distinct names among the labels, sorted",
+            "indices": ": 0 to the highest index among the labels",
+        }
+        return f"{len(self.annotations.class_names):,} classes{source[self.classes_from]}"
 
 
 def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
     r"""Read annotated videos from a table with the columns ``video_id`` and ``labels``, and optional others.
+
+    The videos stay in the order of the table.
 
     Parameters
     ----------
@@ -71,19 +67,13 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
           JSON, where names may hold semicolons; empty for a video without a label.
         - ``group`` (or ``pair_id``): videos with the same text must not be separated: takes of one script, pieces of
           one film. Empty for a video on its own.
-        - ``subset``: the subset in which the dataset has it.
+        - ``subset``, ``subject``: the subset in which the dataset has it; the person in the video.
         - ``length_s``: seconds; empty where not known.
-        - ``subject``: the person in the video.
 
         Others are ignored, but names such as ``Group`` or ``groups``, which look like a slip, are refused.
     class_names : Path, optional
         One name per line, in the order of the indices. Without it, the classes are 0 to the highest index, or the
         distinct names among the labels, sorted by code points; names and indices must not be mixed then.
-
-    Returns
-    -------
-    TableContent
-        Videos in the order of the table.
 
     Raises
     ------
@@ -102,7 +92,7 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
     >>> content.note
     '3 classes: the distinct names among the labels, sorted'
     """
-    return _read(path, class_names, allow_names=True, needs_subsets=False)
+    return _read(path, class_names)
 
 
 def split_from_table(
@@ -110,27 +100,13 @@ def split_from_table(
 ) -> Split:
     """Make a split from a table with the columns ``video_id``, ``subset`` and ``labels``.
 
-    Parameters
-    ----------
-    path : Path
-        A table as in ``read_table``, but ``subset`` must be train, val or test. Groups are kept as ``pair_id``, so
-        the audit can find those in two subsets.
-    dataset : str
-        The name of the new benchmark.
-    head_above, tail_up_to : int
-        Head: more training videos than ``head_above``; tail: at most ``tail_up_to``.
-    class_names : Path, optional
-        One name per line, in the order of the indices. Without it labels must be indices, and the classes are 0 to the
-        highest of them.
-
-    Raises
-    ------
-    SplitError
-        The table cannot be read or contradicts itself; the first problems are named with their lines.
+    The table is as in ``read_table``, but ``subset`` must be train, val or test, and without ``class_names`` labels
+    must be indices. Groups are kept as ``pair_id``, so the audit can find those in two subsets. Head: more training
+    videos than ``head_above``; tail: at most ``tail_up_to``. Errors are as in ``read_table``.
     """
     if tail_up_to > head_above:
         raise SplitError(f"tail up to {tail_up_to} lies above head above {head_above}")
-    content = _read(path, class_names, allow_names=False, needs_subsets=True)
+    content = _read(path, class_names, needs_subsets=True)
     subsets = list(content.subsets or ())
     content.annotations.sources = subsets
     return Split.from_annotations(
@@ -138,13 +114,13 @@ def split_from_table(
     )
 
 
-def _read(path: Path, class_names: Path | None, *, allow_names: bool, needs_subsets: bool) -> TableContent:
+def _read(path: Path, class_names: Path | None, needs_subsets: bool = False) -> TableContent:
     path = Path(path)
     names = None if class_names is None else _read_class_names(Path(class_names))
     table = Annotations(())
     with _open_rows(path) as rows:
         _check_header(rows, ("video_id", "subset", "labels") if needs_subsets else ("video_id", "labels"))
-        index = LabelIndex(names, allow_names=allow_names, noun=rows.noun)
+        index = LabelIndex(names, allow_names=not needs_subsets, noun=rows.noun)
         _append_rows(rows, table, index, needs_subsets)
     indexed = index.finish(table.labels)
     problems = rows.problems + _slips(rows.columns) + indexed.problems
@@ -176,10 +152,8 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise SplitError(f"{path}: class names occur more than once: {first_few(repeated)}")
     if numbers := [name for index, name in enumerate(names) if name.isdecimal() and name != str(index)]:
-        raise SplitError(
-            f"{path}: class names that are numbers, but not those of their own lines, could be confused with indices: "
-            f"{first_few(numbers)}"
-        )
+        what = "class names that are numbers, but not those of their own lines, could be confused with indices"
+        raise SplitError(f"{path}: {what}: {first_few(numbers)}")
     return tuple(names)
 
 
@@ -213,9 +187,8 @@ def _append_rows(rows: "_Rows", table: Annotations, index: LabelIndex, needs_sub
     """Read all rows into a table, and their problems into ``rows.problems``."""
     seen, numbers = [], array("q")
     shared: dict[str, str] = {}  # one object for each text of a column, however many rows have it
-    for number, (video_id, cell, group, pair, subset, length, subject) in rows.read(
-        (*COLUMNS[:3], _PAIR, *COLUMNS[3:])
-    ):
+    names = (*COLUMNS[:3], _PAIR, *COLUMNS[3:])
+    for number, (video_id, cell, group, pair, subset, length, subject) in rows.read(names):
         try:
             video_id = _text(video_id, "")
             if not video_id:
@@ -261,9 +234,8 @@ def _text(value: Any, what: str) -> str:
         return str(value)
     text = value.strip() if isinstance(value, str) else value
     if not isinstance(text, str) or not text.isprintable():
-        raise ValueError(
-            f"{what} {quote(value)} is not text in one line" if what else f"{quote(value)} is not a video id"
-        )
+        kind = "text in one line" if what else "a video id"
+        raise ValueError(f"{what} {quote(value)} is not {kind}".lstrip())
     return text
 
 
@@ -312,10 +284,8 @@ class _Rows:
                     yield reader.line_num, [None if place is None else row[place].strip() for place in places]
                 elif any(cell.strip() for cell in row):
                     # Or a row whose labels are joined by commas would lose all but the first label.
-                    self.problems.append(
-                        f"{self.place(reader.line_num, row[0])}: {len(row)} cells, expected {expected}; "
-                        "labels are joined by semicolons"
-                    )
+                    what = f"{len(row)} cells, expected {expected}; labels are joined by semicolons"
+                    self.problems.append(f"{self.place(reader.line_num, row[0])}: {what}")
 
     def place(self, number: int, video_id: object) -> str:
         """Return file, line and video of a row, for a message."""
@@ -351,10 +321,8 @@ class _JsonLines(_Rows):
                 try:
                     yield number, json.loads(line, object_pairs_hook=_unique)
                 except (ValueError, RecursionError) as error:
-                    raise SplitError(
-                        f"{self.path} is not a readable JSON file: line {number:,}: {error}; "
-                        "expected one object per line, or a list of objects"
-                    ) from None
+                    what = f"line {number:,}: {error}; expected one object per line, or a list of objects"
+                    raise SplitError(f"{self.path} is not a readable JSON file: {what}") from None
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
         keys: set[str] = set()
@@ -367,10 +335,8 @@ class _JsonLines(_Rows):
                     keys |= entry.keys()
                     self.columns += tuple(key for key in entry if key not in self.columns)
                 if missing := [name for name in ("video_id", "labels") if name not in entry]:
-                    self.problems.append(
-                        f"{self.place(number, entry.get('video_id'))}: no {' and '.join(missing)}; "
-                        f"its keys are {first_few(entry) or 'none'}"
-                    )
+                    what = f"no {' and '.join(missing)}; its keys are {first_few(entry) or 'none'}"
+                    self.problems.append(f"{self.place(number, entry.get('video_id'))}: {what}")
                 else:
                     yield number, [entry.get(name) for name in names]
 

@@ -4,14 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from meidbench.annotations.base import (  # fmt: skip
-    Annotations,
-    Format,
-    LineReader,
-    check_class_codes,
-    quote,
-    read_benchmark_files,
-)
+from meidbench.annotations.base import Annotations, Format, LineReader, check_codes, quote, read_benchmark
 from meidbench.errors import AnnotationError
 from meidbench.splits.manifests import Manifest
 
@@ -19,8 +12,8 @@ _LABELS = re.compile(r"[0-9]{1,6}(?:,[0-9]{1,6})*")
 
 
 def read_videolt(paths: Sequence[Path], manifest: Manifest) -> Annotations:
-    """Read lists of ``VIDEOID c1,c2,...`` lines; parameters and errors as in ``read_benchmark_files``."""
-    return read_benchmark_files(paths, manifest, _read_class_names, _append_lines)
+    """Read lists of ``VIDEOID c1,c2,...`` lines; parameters and errors as in ``read_benchmark``."""
+    return read_benchmark(paths, manifest, _read_class_names, _append_lines)
 
 
 def _read_class_names(lines: LineReader, manifest: Manifest) -> tuple[str, ...]:
@@ -29,7 +22,7 @@ def _read_class_names(lines: LineReader, manifest: Manifest) -> tuple[str, ...]:
     for entry in entries:
         if len(entry) != 3:
             raise AnnotationError(f"{lines.path.name}: expected 'NAME INDEX COUNT', got {' '.join(entry)!r}")
-    check_class_codes(lines.path, [index for _, index, _ in entries], "{}", manifest)
+    check_codes(lines.path, [index for _, index, _ in entries], "{}", manifest)
     return tuple(name for name, _, _ in entries)
 
 
@@ -45,10 +38,9 @@ def _append_lines(lines: LineReader, source: str, table: Annotations, problems: 
         if labels is None:
             labels = tuple(map(int, dict.fromkeys(cell.split(",")))) if _LABELS.fullmatch(cell) else ()
             if not labels or max(labels) >= num_classes or len(set(labels)) < len(labels):
-                problems.append(
-                    f"{lines.path.name}, line {lines.number} ({quote(video_id)[1:-1]}): labels {quote(cell)} are not "
-                    f"class indices 0 to {num_classes - 1}, separated by commas"
-                )
+                where = f"{lines.path.name}, line {lines.number} ({quote(video_id)[1:-1]})"
+                wanted = f"class indices 0 to {num_classes - 1}, separated by commas"
+                problems.append(f"{where}: labels {quote(cell)} are not {wanted}")
                 continue
             parsed[cell] = labels
         video_ids.append(video_id)

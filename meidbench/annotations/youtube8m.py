@@ -32,26 +32,14 @@ def read_youtube8m(paths: Sequence[Path]) -> Annotations:
     ``id`` and ``labels`` of each record. The official subset of the videos is the part of the file's name before
     ``_labels`` (``train``, ``validate``), or the whole name without its ending.
 
-    The vocabulary is the official ``vocabulary.csv``, a CSV with the columns ``Index`` and ``Name`` and, optionally,
-    ``KnowledgeGraphId``; others are ignored. The indices are kept, because features, label tables and predictions use
-    them: the classes are 0 to the highest, even where the vocabulary lacks some (that of 2019 has 1,000 of the 3,862 of
-    2018). A missing class is named ``Entity 17``, one with an empty name by its ``KnowledgeGraphId``; several entities
-    with the same name get theirs in parentheses.
+    The vocabulary, recognised by its header, is the official ``vocabulary.csv``, a CSV with the columns ``Index`` and
+    ``Name`` and, optionally, ``KnowledgeGraphId``; others are ignored. The indices are kept, because features, label
+    tables and predictions use them: the classes are 0 to the highest, even where the vocabulary lacks some (that of
+    2019 has 1,000 of the 3,862 of 2018). A missing class is named ``Entity 17``, one with an empty name by its
+    ``KnowledgeGraphId``; several entities with the same name get theirs in parentheses.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-        The vocabulary, recognised by its header, and the label tables.
-
-    Returns
-    -------
-    Annotations
-        Videos in the order of the files; no lengths and no segments.
-
-    Raises
-    ------
-    AnnotationError
-        A file cannot be read or is of another form; the first five problems are named with their lines.
+    The videos have no lengths and no segments, and are in the order of the files. An ``AnnotationError`` names the
+    first five problems with their lines.
 
     References
     ----------
@@ -72,10 +60,9 @@ def read_youtube8m(paths: Sequence[Path]) -> Annotations:
     vocabularies = [Path(path) for path in paths if _is_vocabulary(Path(path))]
     tables = [Path(path) for path in paths if Path(path) not in vocabularies]
     if len(vocabularies) != 1 or not tables:
-        raise AnnotationError(
-            f"expected one vocabulary (a CSV with {' and '.join(_NEEDED)} in its header) and one label table at least, "
-            f"got {len(vocabularies)} and {len(tables)}: {first_few(Path(path).name for path in paths) or 'no file'}"
-        )
+        wanted = f"one vocabulary (a CSV with {' and '.join(_NEEDED)} in its header) and one label table at least"
+        named = first_few(Path(path).name for path in paths) or "no file"
+        raise AnnotationError(f"expected {wanted}, got {len(vocabularies)} and {len(tables)}: {named}")
     class_names, record = _read_vocabulary(vocabularies[0])
     table = Annotations(class_names)
     problems: list[str] = []
@@ -152,26 +139,21 @@ def _append_labels(path: Path, table: Annotations, problems: list[str]) -> None:
     video_ids, rows, before = [], [], len(problems)
     for line in lines:
         video_id, comma, cell = line.rstrip("\r\n").partition(",")
-        try:
-            labels = tuple([index_of[text] for text in cell.split()])
-        except KeyError as missing:
-            if lines.number == 1 and video_id.strip().lower() in _HEADERS:
-                continue
-            problems.append(
-                f"{path.name}, line {lines.number:,} ({quote(video_id)[1:-1]}): label "
-                + _describe_wrong_label(missing.args[0], num_classes)
-            )
+        if not comma and not line.strip():
             continue
         try:
+            labels = tuple([index_of[text] for text in cell.split()])
             if not comma:
-                if not line.strip():
-                    continue
                 raise ValueError("no comma; expected VIDEO_ID,LABEL1 LABEL2; a cut-off line?")
             check_video_id(video_id)
             if len(labels) > 1 and len(set(labels)) < len(labels):
                 raise ValueError(f"a label occurs twice in {quote(cell)}")
-        except ValueError as error:
-            problems.append(f"{path.name}, line {lines.number:,} ({quote(video_id)[1:-1]}): {error}")
+        except (KeyError, ValueError) as error:
+            wrong = isinstance(error, KeyError)
+            if wrong and lines.number == 1 and video_id.strip().lower() in _HEADERS:
+                continue
+            what = f"label {_describe_wrong_label(error.args[0], num_classes)}" if wrong else error
+            problems.append(f"{path.name}, line {lines.number:,} ({quote(video_id)[1:-1]}): {what}")
             continue
         video_ids.append(video_id)
         rows.append(labels)

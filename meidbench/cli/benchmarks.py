@@ -45,8 +45,8 @@ def datasets(as_json: bool) -> None:
             "known_defects": [defect.what for defect in manifest.defects],
         }
         entries.append(entry)
-        lines = [f"{manifest.title} ({name})"]
-        lines.append(f"  annotations  {folder}: {'missing ' + ', '.join(missing) if missing else 'all there'}")
+        state = f"missing {', '.join(missing)}" if missing else "all there"
+        lines = [f"{manifest.title} ({name})", f"  annotations  {folder}: {state}"]
         if missing:
             lines.append(f"               get them: meidbench download {name} --accept-licence")
         lines.append(f"  split        {split}: {'built' if entry['split_built'] else 'not built'}")
@@ -90,10 +90,8 @@ def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
     for path in paths:
         click.echo(path)
     if dataset == "videolt":
-        click.echo(
-            f"These are the labels. The authors send the features by e-mail on request, see\n{manifest.licence.url}",
-            err=True,
-        )
+        note = "These are the labels. The authors send the features by e-mail on request, see"
+        click.echo(f"{note}\n{manifest.licence.url}", err=True)
 
 
 def _on_terminal() -> bool:

@@ -1,14 +1,17 @@
 """The commands about splits: ``build-splits``, ``import-split``, ``stats`` and ``audit``."""
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from meidbench.cli.parameters import DATASET_OR_MANIFEST, FILE, FOLDER, as_json
+from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few
 from meidbench.names import DATASETS, GROUP_KEYS, PLOT_FORMATS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
 
 if TYPE_CHECKING:
@@ -103,7 +106,6 @@ def _changed_plan(
     """Return the plan as the options change it."""
     from meidbench.checks import parse_settings
     from meidbench.construction.plans import check_settings
-    from meidbench.errors import MeidbenchError, bullet_list
 
     try:
         targets = parse_settings(settings, "alpha=6", dotted=False)
@@ -122,8 +124,6 @@ def _changed_plan(
 def _build_released(
     dataset: str, annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool
 ) -> None:
-    from dataclasses import asdict
-
     from meidbench.files import file_sha256
     from meidbench.report.text import table_1_comparison
     from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
@@ -138,11 +138,8 @@ def _build_released(
     digests = {released.file: released.sha256 for released in manifest.released.values()}
     for path in written:
         if path.name in digests and file_sha256(path) != digests[path.name]:
-            click.echo(
-                f"warning: {path.name} has the videos and classes of the released list in another order, that of the "
-                "annotation files; the split is the same",
-                err=True,
-            )
+            order = "the videos and classes of the released list in another order, that of the annotation files"
+            click.echo(f"warning: {path.name} has {order}; the split is the same", err=True)
     statistics = split_statistics(split)
     if as_json:
         content = {"digest": split.digest, "files": [str(path) for path in written], "statistics": asdict(statistics)}
@@ -181,8 +178,6 @@ def _write(split: "Split", places: dict[str, Path]) -> list[Path]:
 
 def _refuse_loss(plan: "SplitPlan", places: list[Path], plan_path: Path) -> None:
     """Refuse to replace a source of the split, a folder, or a split without a plan."""
-    from meidbench.errors import SplitError
-
     inputs = [path.resolve() for path in (plan.table, plan.class_names, *plan.files) if path is not None]
     for path in (*places, plan_path):
         if path.resolve() in inputs:
@@ -196,9 +191,6 @@ def _refuse_loss(plan: "SplitPlan", places: list[Path], plan_path: Path) -> None
 def _draw(
     plan: "SplitPlan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool
 ) -> None:
-    import shutil
-    from dataclasses import asdict
-
     from meidbench.construction import distance_to
     from meidbench.construction.plans import PLAN_SUFFIX, check_same_split, make_split, read_videos, render_plan
     from meidbench.evaluation.results import as_json as json_text
@@ -249,21 +241,17 @@ def _draw(
 
 def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
     """Build the released split of a benchmark in memory, to compare; None where the annotations are not its own."""
-    from meidbench.errors import MeidbenchError
     from meidbench.splits.manifests import annotations_folder
     from meidbench.splits.released import build_released
 
-    manifest = plan.manifest
-    if manifest is None:
+    if (manifest := plan.manifest) is None:
         return None
     try:
         return build_released(plan.benchmark, annotations or annotations_folder(manifest.annotations))
     except MeidbenchError:
-        click.echo(
-            f"warning: the released split of {manifest.title} cannot be built from these annotations, so the new split "
-            "is not compared with it; build-splits without --variant says why",
-            err=True,
-        )
+        what = f"the released split of {manifest.title} cannot be built from these annotations"
+        rest = "so the new split is not compared with it; build-splits without --variant says why"
+        click.echo(f"warning: {what}, {rest}", err=True)
         return None
 
 
@@ -318,8 +306,6 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     if plot is not None and plot.suffix.lower() not in PLOT_FORMATS:
         raise click.BadParameter(f"{plot.name!r} ends in none of {', '.join(PLOT_FORMATS)}", param_hint="--plot")
 
-    from dataclasses import asdict
-
     from meidbench.report.text import statistics_table
     from meidbench.splits.split import load_split
     from meidbench.splits.statistics import split_statistics
@@ -351,9 +337,6 @@ def audit(split: str, strict: bool, as_json: bool) -> None:
     Groups (takes of one script, parts of one film) or subjects in several subsets, ids that occur twice, classes
     missing from a subset, videos shorter than 200 frames at 24 frames per second, and contradictions within the file.
     """
-    from dataclasses import asdict
-
-    from meidbench.errors import first_few
     from meidbench.splits.split import load_split
     from meidbench.splits.statistics import CHECKS, audit_split
 

@@ -1,19 +1,12 @@
-"""Splits drawn towards a Pareto target, grouped or not."""
+"""Splits drawn towards a Pareto target, grouped or not, and default targets for any dataset."""
 
 import numpy as np
 import numpy.typing as npt
 
 from meidbench.annotations import Annotations
 from meidbench.construction.outcome import Construction, find_shortfalls
-from meidbench.construction.pool import Flags, Integers, Pool, allow_all, assign_groups, shuffled
-from meidbench.construction.targets import (
-    ExactTargets,
-    Targets,
-    alpha_problems,
-    pareto_counts,
-    seconds_problems,
-    target_shape,
-)
+from meidbench.construction.pool import Flags, Integers, Pool, assign_groups, shuffled
+from meidbench.construction.targets import ExactTargets, Targets, alpha_problems, pareto_counts, seconds_problems
 from meidbench.errors import SplitError
 from meidbench.splits.split import Split
 
@@ -36,18 +29,12 @@ def construct(
     annotations : Annotations
         Official subsets are pooled; the order of the videos has no influence on the draw.
     targets : Targets
-        ``PRESETS`` has those of the published benchmarks, ``default_targets`` derives some for any dataset.
-    dataset : str
-        Name of the benchmark.
+        ``PRESETS`` has those of the published benchmarks, ``default_targets`` derives some for any dataset. The result
+        is the nearest split; it names the targets that it misses (``shortfalls``, ``deviations``).
+    dataset, variant : str
+        Name of the benchmark; and ``pareto``, or ``grouped`` with ``targets.group_by``, unless given.
     seed : int
         From 0 on. The same seed gives the same split on every platform and with every version of Python and NumPy.
-    variant : str, optional
-        Without it ``pareto``, or ``grouped`` with ``targets.group_by``.
-
-    Returns
-    -------
-    Construction
-        The nearest split; it names the targets that it misses (``shortfalls``, ``deviations``).
 
     Raises
     ------
@@ -72,7 +59,7 @@ def construct(
     wanted[order] = pareto_counts(pool.num_classes, targets.most_frequent, targets.least_frequent, targets.alpha)
     generator = np.random.Generator(np.random.PCG64(seed))
     caps = _training_caps(pool.available, targets)
-    allowed = allow_all(pool)
+    allowed = (np.ones(len(pool), dtype=bool),) * 3
     if targets.group_by:
         allowed = allow_by_group(pool, np.minimum(wanted, caps), targets, generator)
         caps = np.minimum(caps, pool.positives(allowed[0]))
@@ -80,15 +67,9 @@ def construct(
     chosen = (train, *draw_evaluation(pool, order, train, allowed, targets, generator))
     variant = variant or ("grouped" if targets.group_by else "pareto")
     split = build_split(annotations, pool, chosen, targets, dataset, variant, seed)
-    return Construction(
-        split=split,
-        targets=targets,
-        seed=seed,
-        target_counts=tuple(wanted.tolist()),
-        available=tuple(pool.available.tolist()),
-        candidates=len(pool),
-        shortfalls=find_shortfalls(split, targets, pool.available),
-    )
+    shortfalls = find_shortfalls(split, targets, pool.available)
+    counts, available = tuple(wanted.tolist()), tuple(pool.available.tolist())
+    return Construction(split, targets, seed, counts, available, len(pool), shortfalls)
 
 
 # --- steps that an exact construction takes as well -------------------------------------------------------------
@@ -101,13 +82,9 @@ def check_seed(seed: int) -> None:
 
 
 def co_occurrence_scores(pool: Pool) -> npt.NDArray[np.float64]:
-    """Return how often each class occurs with the others: the sum over the other classes of P(this class | that).
+    """Return, per class (C,), the sum over the other classes of P(this class | that); 0 for a class without a video.
 
-    Wu et al., ECCV 2020. A class without a video has 0.
-
-    Returns
-    -------
-    ndarray, (C,) float64
+    Wu et al., ECCV 2020.
     """
     # sum_j N_ij / N_j is, over the videos of class i, the sum of 1 / N_j over each video's classes. The class itself
     # adds N_i / N_i = 1. bincount adds in order, so the result is the same on every CPU.
@@ -122,8 +99,6 @@ def co_occurrence_rank(pool: Pool) -> Integers:
 
     Ties go to the class with more candidates, then to the lower index.
 
-    Examples
-    --------
     >>> from meidbench.annotations import Annotations
     >>> table = Annotations(("a", "b", "c"))
     >>> table.extend(["x", "y", "z"], [(0, 1), (0, 2), (0,)], "all")
@@ -179,15 +154,8 @@ def build_split(
     for subset, mask in zip(("train", "val", "test"), chosen, strict=True):
         for row in pool.rows[mask].tolist():
             subsets[row] = subset
-    return Split.from_annotations(
-        annotations,
-        subsets,
-        dataset=dataset,
-        variant=variant,
-        head_above=targets.head_above,
-        tail_up_to=targets.tail_up_to,
-        seed=seed,
-    )
+    thresholds = {"head_above": targets.head_above, "tail_up_to": targets.tail_up_to}
+    return Split.from_annotations(annotations, subsets, dataset=dataset, variant=variant, seed=seed, **thresholds)
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -213,29 +181,16 @@ def draw_training(
     allowed: Flags,
     generator: np.random.Generator,
 ) -> Flags:
-    """Draw training videos whose counts come near the aims.
+    """Return the (m,) training videos, drawn so that the counts of the classes come near the aims.
 
-    From the first class to the last, random videos of the class are added while it is short and removed while it is
-    over (MEID, supplement). Later classes move the earlier ones off their targets again, by thousands of videos where
-    a video has seven classes. So in the end single videos are added or removed, in random order, while that brings the
-    counts nearer to the aims.
+    From the first class of ``order`` to the last, random videos of the class are added while it is short and removed
+    while it is over (MEID, supplement). Later classes move the earlier ones off their targets again, by thousands of
+    videos where a video has seven classes. So in the end single videos are added or removed, in random order, while
+    that brings the counts nearer to the aims.
 
-    Parameters
-    ----------
-    pool : Pool
-    order : (C,) int64
-        Classes from first to last.
-    aims, caps : (C,) int64
-        Training videos that each class should have, and the most that leave val and test their positives.
-    floor : int
-        Training videos of the least frequent class; the counts of other classes should not be lower.
-    allowed : (m,) bool
-        Candidates that may be drawn.
-    generator : numpy.random.Generator
-
-    Returns
-    -------
-    ndarray, (m,) bool
+    ``aims`` and ``caps``, (C,), are the training videos that each class should have, and the most that leave val and
+    test their positives. ``floor`` is the count of the least frequent class, below which no other should fall. Only
+    the ``allowed`` candidates, (m,), may be drawn.
     """
     chosen = np.zeros(len(pool), dtype=bool)
     counts = np.zeros(pool.num_classes, dtype=np.int64)
@@ -252,11 +207,8 @@ def draw_training(
         here = _cost(counts, aims, caps, floor)
         up, down = _cost(counts + 1, aims, caps, floor) - here, _cost(counts - 1, aims, caps, floor) - here
         # Whole numbers below 2**53 are added exactly as floats.
-        gains = np.bincount(
-            pool.owners,
-            weights=np.where(chosen[pool.owners], down[pool.classes], up[pool.classes]),
-            minlength=len(pool),
-        )
+        weights = np.where(chosen[pool.owners], down[pool.classes], up[pool.classes])
+        gains = np.bincount(pool.owners, weights=weights, minlength=len(pool))
         better = shuffled(np.flatnonzero((gains < 0) & allowed), generator)
         if not len(better):
             break
@@ -387,6 +339,9 @@ def _trim(subset: _GrowingSubset, size: int, least: int, generator: np.random.Ge
             subset.take(video, -1)
 
 
+# --- default targets --------------------------------------------------------------------------------------------
+
+
 _CUSTOMARY = (100, 20)  # thresholds of the MEID paper
 _TEST, _VAL, _TRAIN = 20, 10, 10  # videos of the rarest classes in the published splits, about
 _RARE = 0.05  # share of the classes that may be too rare for the targets
@@ -410,23 +365,10 @@ def default_targets(
     splits, and have at most 20, 10 and 10. The most frequent class has the largest count with which nearly every class
     reaches the Pareto curve with a third of its videos.
 
-    Parameters
-    ----------
-    annotations : Annotations
-    alpha : float
-        Shape of the Pareto target.
-    head_above, tail_up_to : int, optional
-        Thresholds of the groups. Without them the customary ones where those leave no group empty, else the targets of
-        the classes at a quarter and at three quarters of the ranks.
-    least_seconds, group_by
-        As in ``Targets``.
-    customary : (int, int)
-        The usual thresholds for these videos.
-
-    Raises
-    ------
-    SplitError
-        No video can be used, alpha is out of range, or the thresholds contradict one another.
+    ``alpha``, ``least_seconds`` and ``group_by`` are as in ``Targets``. The thresholds ``head_above`` and
+    ``tail_up_to`` are, unless given, the ``customary`` ones where those leave no group empty, else the targets of the
+    classes at a quarter and at three quarters of the ranks. ``SplitError`` if no video can be used, alpha is out of
+    range, or the thresholds contradict one another.
     """
     if problems := alpha_problems(alpha) + seconds_problems(least_seconds):
         raise SplitError(problems[0])
@@ -435,28 +377,19 @@ def default_targets(
     rare = int(np.sort(present)[int(_RARE * len(present))])
     together = _TEST + _VAL + _TRAIN
     test, val, least = (max(1, min(most, rare * most // together)) for most in (_TEST, _VAL, _TRAIN))
-    shape = np.asarray(target_shape(pool.num_classes, alpha))
+    # The height of the curve at each rank, between the least frequent (0) and the most frequent class (1).
+    shape = pareto_counts(pool.num_classes, 1_000_000, 0, alpha) / 1_000_000
     ranked = pool.available[co_occurrence_rank(pool)]
     # A rank near the lower end of the curve does not limit its height.
     bound = (shape > _RARE) & (ranked > 0)
     room = np.sort((np.minimum(ranked * _SHARE, ranked - test - val) - least)[bound] / shape[bound])
     most = least + max(int(room[int(_RARE * len(room))]) if len(room) else 0, 0)
     curve = np.sort(pareto_counts(pool.num_classes, most, least, alpha))
-    if curve[-1] > customary[0] >= curve[len(curve) // 2] and curve[0] <= customary[1]:
-        borders = customary
-    else:
+    high, low = customary
+    if not (curve[-1] > high >= curve[len(curve) // 2] and curve[0] <= low):
         low, high = (int(curve[int(share * (len(curve) - 1))]) for share in (1 - _BORDERS[1], 1 - _BORDERS[0]))
-        borders = (max(high, low), low)
-    above = borders[0] if head_above is None else head_above
-    up_to = min(borders[1], above) if tail_up_to is None else tail_up_to
-    return Targets(
-        most_frequent=most,
-        least_frequent=least,
-        alpha=alpha,
-        head_above=max(above, up_to) if head_above is None else above,
-        tail_up_to=up_to,
-        test_positives=test,
-        val_positives=val,
-        least_seconds=least_seconds,
-        group_by=group_by,
-    )
+    above = high if head_above is None else head_above
+    up_to = min(low, above) if tail_up_to is None else tail_up_to
+    if head_above is None:
+        above = max(above, up_to)
+    return Targets(most, least, alpha, above, up_to, test, val, least_seconds=least_seconds, group_by=group_by)

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array, csr_array
 from meidbench.annotations import Annotations
 from meidbench.construction.drawing import allow_by_group, build_split, check_seed, co_occurrence_rank, draw_evaluation
 from meidbench.construction.outcome import Construction, find_shortfalls
-from meidbench.construction.pool import Flags, Integers, Pool, allow_all
+from meidbench.construction.pool import Flags, Integers, Pool
 from meidbench.construction.targets import ExactTargets, group_ranges
 from meidbench.errors import SplitError, bullet_list, first_few
 from meidbench.splits.split import Split
@@ -35,25 +35,17 @@ def construct_exactly(
     The training subset is the cheapest that has the numbers, with a random cost per video: a mixed-integer program,
     solved by HiGHS to the optimum. The co-occurrence of the classes decides their groups, unless only other groups can
     meet the numbers. Test and val are drawn from the rest as in ``construct``; the program leaves each class enough.
+    ``annotations`` and ``dataset`` are as there.
 
     Parameters
     ----------
-    annotations : Annotations
-        Official subsets are pooled; the order of the videos has no influence on the draw.
     targets : ExactTargets
         ``EXACT_PRESETS`` has those of the published benchmarks.
-    dataset : str
-        Name of the benchmark.
     seed : int
         From 0 on. Two optimal subsets with the same random cost are practically impossible, so the same seed gives the
         same split with other versions of SciPy too, within the solver's tolerance.
     time_limit_s : float
         For each program. It never changes the result: a program that is not solved in time is refused.
-
-    Returns
-    -------
-    Construction
-        Of the variant ``exact``.
 
     Raises
     ------
@@ -65,15 +57,14 @@ def construct_exactly(
         raise SplitError(f"time_limit_s must be above 0, got {time_limit_s!r}")
     pool = Pool.from_annotations(annotations, targets.least_seconds, targets.group_by)
     if (asked := targets.head + targets.medium + targets.tail) != pool.num_classes:
-        raise SplitError(
-            f"head {targets.head}, medium {targets.medium} and tail {targets.tail} are {asked} classes together; "
-            f"{dataset} has {pool.num_classes}"
-        )
+        groups = f"head {targets.head}, medium {targets.medium} and tail {targets.tail}"
+        raise SplitError(f"{groups} are {asked} classes together; {dataset} has {pool.num_classes}")
     generator = np.random.Generator(np.random.PCG64(seed))
     order = co_occurrence_rank(pool)
     costs = generator.random(len(pool)) * _COST
     limits = pool.available - targets.test_positives - targets.val_positives
-    allowed, aims = allow_all(pool), _expected_counts(order, limits, targets)
+    allowed = (np.ones(len(pool), dtype=bool),) * 3
+    aims = _expected_counts(order, limits, targets)
     problems: list[str] = []
     for _ in range(_GROUPINGS if targets.group_by else 1):
         if targets.group_by:
@@ -94,15 +85,13 @@ def construct_exactly(
                 counts, available = split.train_counts.tolist(), pool.available.tolist()
                 return Construction(split, targets, seed, tuple(counts), tuple(available), len(pool), ())
     if problems:
-        raise SplitError(
-            f"the training subset of {dataset} can have its numbers, but in none of {_DRAWS} draws val and test had "
-            f"theirs; ask for less there, or try another seed:\n{bullet_list(problems)}"
-        )
+        what = f"the training subset of {dataset} can have its numbers, but in none of {_DRAWS} draws val and test had"
+        raise SplitError(f"{what} theirs; ask for less there, or try another seed:\n{bullet_list(problems)}")
     nearest = _find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
     raise SplitError(_refusal(dataset, nearest, targets, annotations, pool))
 
 
-# --- the groups of the classes ----------------------------------------------------------------------------------
+# --- groups of classes and the training subset ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -158,9 +147,6 @@ def _expected_counts(order: Integers, limits: Integers, targets: ExactTargets) -
     return np.where(bounds.highs <= targets.tail_up_to, bounds.lows, middles)
 
 
-# --- the training subset ----------------------------------------------------------------------------------------
-
-
 def _solve(
     pool: Pool,
     bounds: _ClassBounds | None,
@@ -176,10 +162,8 @@ def _solve(
     highs = np.minimum(bounds.highs, limits)
     ones = np.ones(len(pool.classes))
     class_matrix = csr_array((ones, (pool.classes, pool.owners)), shape=(pool.num_classes, len(pool)))
-    constraints = [
-        LinearConstraint(class_matrix, bounds.lows, highs),
-        LinearConstraint(np.ones((1, len(pool))), targets.train_videos, targets.train_videos),
-    ]
+    size = LinearConstraint(np.ones((1, len(pool))), targets.train_videos, targets.train_videos)
+    constraints = [LinearConstraint(class_matrix, bounds.lows, highs), size]
     if targets.labels is not None:
         constraints.append(LinearConstraint(pool.sizes[None].astype(np.float64), targets.labels, targets.labels))
     answer = milp(
@@ -197,11 +181,9 @@ def _solve(
         raise SplitError(f"the solver gave up: {answer.message}")
     train: Flags = answer.x > 0.5
     counts = pool.positives(train)
-    if (
-        ((counts < bounds.lows) | (counts > highs)).any()
-        or int(train.sum()) != targets.train_videos
-        or (targets.labels is not None and int(counts.sum()) != targets.labels)
-    ):
+    outside = ((counts < bounds.lows) | (counts > highs)).any()
+    wrong_labels = targets.labels is not None and int(counts.sum()) != targets.labels
+    if outside or int(train.sum()) != targets.train_videos or wrong_labels:
         raise SplitError("the solver's answer does not have the numbers within whole videos; try another seed")
     return train
 
@@ -223,43 +205,37 @@ class _MixedIntegerProgram:
     """A mixed-integer program, built from groups of variables and rows of constraints."""
 
     def __init__(self) -> None:
-        self.highs: list[float] = []
-        self.costs: list[float] = []
-        self.whole: list[bool] = []
-        self.rows: list[int] = []
-        self.columns: list[int] = []
-        self.values: list[float] = []
-        self.least: list[float] = []
-        self.most: list[float] = []
+        self.variables: list[tuple[float, float, bool]] = []  # highest value, cost, whether it is a whole number
+        self.entries: list[tuple[float, int, int]] = []  # factor, row and column of the matrix of constraints
+        self.ranges: list[tuple[float, float]] = []  # the least and the most of each constraint
 
     def add(self, count: int, high: float | Sequence[float], cost: float = 0.0, whole: bool = True) -> Integers:
         """Add variables from 0 to ``high`` and return their numbers."""
-        start = len(self.highs)
-        self.highs += [float(high)] * count if isinstance(high, int | float) else list(high)
-        self.costs += [cost] * count
-        self.whole += [whole] * count
-        return np.arange(start, start + count)
+        highs = [float(high)] * count if isinstance(high, int | float) else high
+        self.variables += [(high, cost, whole) for high in highs]
+        return np.arange(len(self.variables) - count, len(self.variables))
 
     def constrain(self, terms: Sequence[tuple[Integers, float | Sequence[float]]], least: float, most: float) -> None:
         """Keep a sum within bounds; a term is a group of variables with one factor, or with one factor each."""
         for variables, factor in terms:
-            self.columns += variables.tolist()
-            self.values += [factor] * len(variables) if isinstance(factor, int | float) else list(factor)
-            self.rows += [len(self.least)] * len(variables)
-        self.least.append(least)
-        self.most.append(most)
+            factors = [factor] * len(variables) if isinstance(factor, int | float) else factor
+            pairs = zip(factors, variables.tolist(), strict=True)
+            self.entries += [(value, len(self.ranges), column) for value, column in pairs]
+        self.ranges.append((least, most))
 
     def solve(self, time_limit_s: float, gap: float) -> tuple[Floats | None, bool]:
         """Return the values, or None where none were found in time, and whether they are proven to be optimal."""
-        shape = (len(self.least), len(self.highs))
+        highs, costs, whole = zip(*self.variables, strict=True)
+        least, most = zip(*self.ranges, strict=True)
+        values, rows, columns = zip(*self.entries, strict=True)
         # Older versions of SciPy take only 32-bit indices here.
-        places = (np.asarray(self.rows, dtype=np.int32), np.asarray(self.columns, dtype=np.int32))
-        matrix = coo_array((self.values, places), shape=shape).tocsr()
+        places = (np.asarray(rows, dtype=np.int32), np.asarray(columns, dtype=np.int32))
+        matrix = coo_array((values, places), shape=(len(least), len(highs))).tocsr()
         answer = milp(
-            self.costs,
-            integrality=np.asarray(self.whole, dtype=np.float64),
-            bounds=Bounds([0.0] * len(self.highs), self.highs),
-            constraints=LinearConstraint(matrix, self.least, self.most),
+            costs,
+            integrality=np.asarray(whole, dtype=np.float64),
+            bounds=Bounds(np.zeros(len(highs)), highs),
+            constraints=LinearConstraint(matrix, least, most),
             options={"time_limit": time_limit_s, "mip_rel_gap": gap},
         )
         return answer.x, answer.status == 0
@@ -272,18 +248,13 @@ def _find_nearest(
     program = _MixedIntegerProgram()
     video = program.add(len(pool), allowed.astype(np.float64).tolist())
     names = ("head", "medium", "tail", "first", "last")
-    roles = {
-        name: program.add(pool.num_classes, may)
-        for name, may in zip(names, _possible_roles(order, limits, targets), strict=True)
-    }
+    possible_roles = zip(names, _possible_roles(order, limits, targets), strict=True)
+    roles = {name: program.add(pool.num_classes, may) for name, may in possible_roles}
     big = float(pool.positives(allowed).max(initial=0)) + max(targets.most_frequent, targets.head_above) + 1
     short = program.add(pool.num_classes, big, cost=1.0 / max(targets.test_positives + targets.val_positives, 1))
     more, fewer = {}, {}
-    asked: dict[str, int] = {
-        name: value
-        for name in ("train_videos", "head", "medium", "tail", "most_frequent", "least_frequent", "labels")
-        if (value := getattr(targets, name)) is not None
-    }
+    numbers = ("train_videos", "head", "medium", "tail", "most_frequent", "least_frequent", "labels")
+    asked: dict[str, int] = {name: value for name in numbers if (value := getattr(targets, name)) is not None}
     for name, value in asked.items():
         more[name] = program.add(1, float(len(pool.classes)), cost=1.0 / max(value, 1), whole=False)
         fewer[name] = program.add(1, float(value), cost=1.0 / max(value, 1), whole=False)
@@ -342,9 +313,6 @@ def _possible_roles(order: Integers, limits: Integers, targets: ExactTargets) ->
     return [each.astype(np.float64).tolist() for each in may]
 
 
-# --- messages ---------------------------------------------------------------------------------------------------
-
-
 def _unmet(split: Split, targets: ExactTargets, pool: Pool) -> list[str]:
     """Return the numbers of val and test that a split does not have."""
     problems = [
@@ -371,17 +339,12 @@ def _refusal(dataset: str, nearest: _Nearest, targets: ExactTargets, annotations
             what = "the groups of the other subsets leave"
         lines.append(f"{what} too few videos for training in class {named}")
     grouped = " (for the groups as this seed shared them out)" if targets.group_by else ""
+    none_found = f"no split of {dataset} with these numbers was found{grouped}"
     if not lines:
-        return (
-            f"no split of {dataset} with these numbers was found{grouped}, nor numbers near them that can be met; "
-            "ask for other ones"
-        )
+        return f"{none_found}, nor numbers near them that can be met; ask for other ones"
     how = "with these changes together all other numbers can stay"
     if nearest.proven:
         how += ", and no smaller changes suffice, in proportion"
     if pool.num_classes > FEW:  # other groups of the classes were not tried
-        return (
-            f"no split of {dataset} with these numbers was found{grouped}, its classes in the groups of their "
-            f"co-occurrence; {how}:\n{bullet_list(lines)}"
-        )
+        return f"{none_found}, its classes in the groups of their co-occurrence; {how}:\n{bullet_list(lines)}"
     return f"no split of {dataset} has these numbers{grouped}; {how}:\n{bullet_list(lines)}"

@@ -29,19 +29,10 @@ class Shortfall:
 class Construction:
     """A split that was drawn, and its distance to the targets.
 
-    Attributes
-    ----------
-    split : Split
-    targets : Targets or ExactTargets
-    seed : int
-    target_counts : tuple of int
-        (C,) training videos that the target gives to each class; for an exact construction, those that it has.
-    available : tuple of int
-        (C,) candidates of each class.
-    candidates : int
-        Labelled videos that were long enough.
-    shortfalls : tuple of Shortfall
-        Classes below the least positives of val or test, or without a training video.
+    ``target_counts`` are the (C,) training videos that the target gives to each class; for an exact construction,
+    those that it has. ``available`` are the (C,) candidates of each class; ``candidates`` counts the labelled videos
+    that were long enough. ``shortfalls`` are the classes below the least positives of val or test, or without a
+    training video.
     """
 
     split: Split
@@ -98,21 +89,13 @@ def find_shortfalls(split: Split, targets: Targets | ExactTargets, available: In
 
 @dataclass(frozen=True)
 class SplitDistance:
-    """The distance between two splits of the same classes.
+    """The distance between two splits of the same classes; pairs are of the first and the second.
 
-    Attributes
-    ----------
-    videos, groups : dict of (int, int)
-        Sizes of the subsets and of the frequency groups, in the first and in the second.
-    imbalance_ratio, labels_per_video_train : (float, float)
-    mean_count_difference : float
-        Mean over the classes of the absolute difference in training videos.
-    mean_curve_difference : float
-        The same with each split's classes sorted by their training videos: it compares only the shapes of the tails.
-    same_group : float
-        Share of the classes that are in the same frequency group.
-    shared_videos : dict of float
-        For each subset, the videos in both as a share of those in either (Jaccard); NaN where both are empty.
+    ``videos`` and ``groups`` are the sizes of the subsets and of the frequency groups. ``mean_count_difference`` is the
+    mean over the classes of the absolute difference in training videos; ``mean_curve_difference`` the same with each
+    split's classes sorted by their training videos, which compares only the shapes of the tails. ``same_group`` is the
+    share of the classes that are in the same frequency group. ``shared_videos`` are, for each subset, the videos in
+    both as a share of those in either (Jaccard); NaN where both are empty.
     """
 
     videos: dict[str, tuple[int, int]]
@@ -126,24 +109,16 @@ class SplitDistance:
 
 
 def distance_to(split: Split, other: Split) -> SplitDistance:
-    """Compare a split with another of the same classes, such as the published one.
+    """Compare a split with another of the same classes, such as the published one; else raise a ``SplitError``.
 
-    Raises
-    ------
-    SplitError
-        They have different classes.
-
-    Examples
-    --------
     >>> from meidbench.features.simulation import simulate_split
     >>> split = simulate_split((300, 40, 60), num_classes=20, head_above=50, tail_up_to=15)
     >>> distance_to(split, split).shared_videos
     {'train': 1.0, 'val': 1.0, 'test': 1.0}
     """
     if split.class_names != other.class_names:
-        raise SplitError(
-            f"{split!r} and {other!r} have different classes: only splits of the same classes can be compared"
-        )
+        only = "only splits of the same classes can be compared"
+        raise SplitError(f"{split!r} and {other!r} have different classes: {only}")
     first, second = split_statistics(split), split_statistics(other)
     a, b = split.train_counts, other.train_counts
     names = [each.groups.names(each.num_classes) for each in (split, other)]

@@ -28,25 +28,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it becomes part of fil
 class SplitPlan:
     """The videos, the variant and the targets of a new split.
 
-    Attributes
-    ----------
-    name : str
-        Name of the benchmark; with variant and seed, of its files.
-    benchmark : str
-        A name or a manifest's path, where the videos are those of a benchmark; else ``table`` or ``format`` is given.
-    table : Path or None
-        A table as in ``meidbench.annotations.tables.read_table``.
-    format, files : str and tuple of Path
-        A key of ``meidbench.annotations.FORMATS``, and the files of that form.
-    class_names : Path or None
-        For a table: a file with one name per line.
-    variant : str
-        ``pareto``, ``grouped`` or ``exact``.
-    seed : int
-    digest : str
-        ``plan_digest`` that the split must have; empty where it is not known.
-    targets : mapping
-        Settings as in ``meidbench.construction.plans.resolve_targets``.
+    ``name`` is that of the benchmark and, with variant and seed, of its files. The videos are those of a ``benchmark``
+    (a name or a manifest's path), of a ``table`` as in ``meidbench.annotations.tables.read_table`` with its
+    ``class_names`` (one per line), or of ``files`` in a ``format``, a key of ``meidbench.annotations.FORMATS``.
+    ``variant`` is ``pareto``, ``grouped`` or ``exact``. ``digest`` is the ``plan_digest`` that the split must have,
+    empty where it is not known. ``targets`` are settings as in ``meidbench.construction.plans.resolve_targets``.
     """
 
     name: str = ""
@@ -93,8 +79,6 @@ KEYS = tuple(entry.name for entry in fields(SplitPlan))
 def check_settings(variant: str, settings: Mapping[str, Any]) -> list[str]:
     """Return the problems in the names and the types of settings.
 
-    Examples
-    --------
     >>> check_settings("pareto", {"alpha": "steep", "val_videos": 2.5})
     ["alpha must be a number, got 'steep'", 'val_videos must be a whole number or none, got 2.5']
     """
@@ -123,29 +107,12 @@ def resolve_targets(
 ) -> Targets | ExactTargets:
     """Return the complete targets: the settings, and the preset or ``default_targets`` for the rest.
 
-    Parameters
-    ----------
-    annotations : Annotations
-    variant : str
-        One of ``meidbench.names.DRAWN_VARIANTS``.
-    settings : mapping
-        Fields of ``Targets``, or of ``ExactTargets`` for ``exact``; ``"none"`` for a field that is not to be set.
-        ``grouped`` without ``group_by`` keeps pairs together.
-    dataset : str
-        Its name in messages.
-    benchmark : str
-        A key of ``PRESETS``, or empty.
-    thresholds : (int, int), optional
-        ``head_above`` and ``tail_up_to`` where settings and preset lack them, unless they leave a group empty.
+    ``settings`` are fields of ``Targets``, or of ``ExactTargets`` for ``exact``; ``"none"`` for a field that is not to
+    be set. ``grouped`` without ``group_by`` keeps pairs together. ``dataset`` is the name in messages, ``benchmark`` a
+    key of ``PRESETS`` or empty. ``thresholds`` are ``head_above`` and ``tail_up_to`` where settings and preset lack
+    them, unless they leave a group empty. ``SplitError`` if settings are unknown, of a wrong type or contradict one
+    another, an exact split lacks a number, or the annotations do not name the groups that should be kept together.
 
-    Raises
-    ------
-    SplitError
-        Settings are unknown, of a wrong type or contradict one another, an exact split lacks a number, or the
-        annotations do not name the groups that should be kept together.
-
-    Examples
-    --------
     >>> resolve_targets(Annotations(()), "pareto", {"most_frequent": 300}, dataset="mine", benchmark="charadeslt").alpha
     10
     """
@@ -165,10 +132,8 @@ def resolve_targets(
             values = {"head_above": thresholds[0], "tail_up_to": thresholds[1], **values}
         missing = [entry.name for entry in every if entry.default is MISSING and entry.name not in values]
         if missing:
-            raise SplitError(
-                f"an exact split of {dataset} needs these numbers too: {', '.join(missing)}\n"
-                "Set them in the plan's [targets], or by --set KEY=VALUE."
-            )
+            remedy = "Set them in the plan's [targets], or by --set KEY=VALUE."
+            raise SplitError(f"an exact split of {dataset} needs these numbers too: {', '.join(missing)}\n{remedy}")
         return ExactTargets(**values)
     if all(entry.name in values for entry in every):
         return Targets(**values)
@@ -211,22 +176,12 @@ def plan_for_benchmark(dataset: str, variant: str) -> SplitPlan:
 
 
 def read_plan(path: Path) -> SplitPlan:
-    r"""Read a plan.
+    r"""Read a plan; a ``SplitError`` names all wrong keys and values at once.
 
-    Parameters
-    ----------
-    path : Path
-        A TOML file with ``name`` and ``table`` (and ``class_names``), or ``name``, ``format`` and ``files``, or
-        ``benchmark``; and optionally ``variant`` (default ``grouped`` with ``group_by``, else ``pareto``),
-        ``seed``, ``digest`` and a table ``targets``. Paths are relative to the plan.
+    It is a TOML file with ``name`` and ``table`` (and ``class_names``), or ``name``, ``format`` and ``files``, or
+    ``benchmark``; and optionally ``variant`` (default ``grouped`` with ``group_by``, else ``pareto``), ``seed``,
+    ``digest`` and a table ``targets``. Paths are relative to the plan.
 
-    Raises
-    ------
-    SplitError
-        It cannot be read, or keys and values are wrong; all are named at once.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "filmlt.toml")
@@ -346,21 +301,18 @@ def make_split(plan: SplitPlan, annotations: Annotations) -> Construction:
     else:
         made = construct(annotations, targets, dataset=plan.name, seed=plan.seed, variant=plan.variant)
     if plan.digest and (now := made.split.plan_digest) != plan.digest:
-        raise SplitError(
-            f"the plan of {plan.stem} gave the split {plan.digest[:12]}..., now it gives {now[:12]}...: "
-            "its videos, labels, class names or targets are not the same any more\n"
-            "Take the digest out of the plan if that is intended."
-        )
+        changed = f"the plan of {plan.stem} gave the split {plan.digest[:12]}..., now it gives {now[:12]}..."
+        why = "its videos, labels, class names or targets are not the same any more"
+        raise SplitError(f"{changed}: {why}\nTake the digest out of the plan if that is intended.")
     return made
 
 
 def check_same_split(path: Path, made: Construction) -> None:
     """Raise a ``SplitError`` if the plan at a path is that of another split, drawn with other targets or videos."""
     if path.exists() and (there := read_plan(path).digest) != (now := made.split.plan_digest):
-        raise SplitError(
-            f"{path} is of another split ({there[:12] or 'without a digest'}..., this one is "
-            f"{now[:12]}...): other targets or other videos\nChoose another --out, or remove it first."
-        )
+        digests = f"{there[:12] or 'without a digest'}..., this one is {now[:12]}..."
+        what = f"{path} is of another split ({digests}): other targets or other videos"
+        raise SplitError(f"{what}\nChoose another --out, or remove it first.")
 
 
 def render_plan(plan: SplitPlan, made: Construction, folder: Path) -> str:

@@ -22,16 +22,9 @@ Flags = npt.NDArray[np.bool_]
 class Pool:
     """Candidates in the order of their ids, so that nothing depends on the order of a table's rows.
 
-    Attributes
-    ----------
-    rows : (m,) int64
-        The place of each candidate among the annotated videos.
-    bounds, classes : (m + 1,) and (L,) int64
-        ``classes[bounds[v] : bounds[v + 1]]`` are the classes of candidate v, ascending.
-    groups : (m,) int64
-        The group of each candidate; every video is its own group where nothing groups them.
-    num_classes : int
-        C.
+    ``rows``, (m,), are the places of the candidates among the annotated videos. The classes of candidate v, ascending,
+    are ``classes[bounds[v] : bounds[v + 1]]``, of shapes (L,) and (m + 1,). ``groups``, (m,), has the group of each
+    candidate; every video is its own group where nothing groups them. All are int64.
     """
 
     rows: Integers
@@ -115,8 +108,7 @@ class Pool:
 def shuffled(values: Integers, generator: np.random.Generator) -> Integers:
     """Return values in a random order that is the same with every version of NumPy.
 
-    It uses only ``Generator.random``, which takes 53 bits of the generator's stream per number, so that no version of
-    NumPy can give another order.
+    It uses only ``Generator.random``, which takes 53 bits of the generator's stream per number.
     """
     return values[np.argsort(generator.random(len(values)), kind="stable")]
 
@@ -124,11 +116,8 @@ def shuffled(values: Integers, generator: np.random.Generator) -> Integers:
 def _check_annotations(annotations: Annotations) -> None:
     num_classes, videos = len(annotations.class_names), len(annotations.video_ids)
     columns = ("sources", "labels", "lengths", "subjects", "views", "pair_ids", "segments")
-    problems = [
-        f"{len(getattr(annotations, name)):,} entries in {name} for {videos:,} videos"
-        for name in columns
-        if len(getattr(annotations, name)) != videos
-    ]
+    lengths = {name: len(getattr(annotations, name)) for name in columns}
+    problems = [f"{n:,} entries in {name} for {videos:,} videos" for name, n in lengths.items() if n != videos]
     if repeated := sorted(find_repeated(annotations.video_ids)):
         problems.append(f"{len(repeated):,} video id(s) occur more than once: {first_few(repeated)}")
     if num_classes > MOST_CLASSES:
@@ -233,9 +222,3 @@ def _move_groups(
                 moved = True
         if not moved:
             return
-
-
-def allow_all(pool: Pool) -> tuple[Flags, Flags, Flags]:
-    """Return the candidates that train, val and test may draw where nothing is grouped: all, as masks."""
-    everything = np.ones(len(pool), dtype=bool)
-    return everything, everything, everything

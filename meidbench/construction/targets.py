@@ -1,6 +1,5 @@
 """The targets of a drawn split, and those of the published benchmarks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -59,20 +58,10 @@ class Targets:
 class ExactTargets:
     """The numbers that a split must have exactly.
 
-    Attributes
-    ----------
-    train_videos : int
-        Size of the training subset.
-    head, medium, tail : int
-        Number of classes in each frequency group; together all classes.
-    most_frequent, least_frequent : int
-        Training videos of the most and of the least frequent class.
-    labels : int, optional
-        Labels of all training videos together.
-    test_videos, val_videos : int, optional
-        Sizes of test and val.
-    head_above, tail_up_to, test_positives, val_positives, least_seconds, group_by
-        As in ``Targets``; every class must have the positives.
+    ``train_videos``, ``val_videos`` and ``test_videos`` are the sizes of the subsets, ``labels`` those of all training
+    videos together. ``head``, ``medium`` and ``tail`` are the numbers of classes in the frequency groups, together all
+    classes; ``most_frequent`` and ``least_frequent`` the training videos of the most and of the least frequent class.
+    The others are as in ``Targets``; every class must have the positives. None leaves a number open.
     """
 
     train_videos: int
@@ -144,10 +133,9 @@ def _contradictions(targets: ExactTargets) -> list[str]:
     problems = []
     for name, (low, high) in ranges.items():
         if sizes[name] and low > high:
-            problems.append(
-                f"no class can be in the {name}: most_frequent {targets.most_frequent}, least_frequent "
-                f"{targets.least_frequent}, head above {targets.head_above}, tail up to {targets.tail_up_to}"
-            )
+            counts = f"most_frequent {targets.most_frequent}, least_frequent {targets.least_frequent}"
+            thresholds = f"head above {targets.head_above}, tail up to {targets.tail_up_to}"
+            problems.append(f"no class can be in the {name}: {counts}, {thresholds}")
     held = [ranges[name] for name in ranges if sizes[name]]
     for what, value in (("most_frequent", targets.most_frequent), ("least_frequent", targets.least_frequent)):
         if not any(low <= value <= high for low, high in held):
@@ -178,27 +166,12 @@ def group_ranges(targets: ExactTargets) -> dict[str, tuple[int, int]]:
 
 
 def pareto_counts(num_classes: int, most: int, least: int, alpha: float) -> Integers:
-    """Return the number of training videos that the target gives to the first to the last class.
+    """Return the (C,) numbers of training videos that the target gives to the first to the last class, descending.
 
     n_r = int((most - least) / alpha * pdf(x_r) + least) with pdf(x) = alpha x^-(alpha + 1), x_r evenly spaced between
-    the 0 and 0.99 quantiles (MEID, supplement; after Wu et al., ECCV 2020).
+    the 0 and 0.99 quantiles (MEID, supplement; after Wu et al., ECCV 2020). ``most`` is the count of the first class;
+    the last one comes near ``least``. A larger ``alpha`` makes a flatter head.
 
-    Parameters
-    ----------
-    num_classes : int
-        C.
-    most, least : int
-        ``most`` is the count of the first class; the last one comes near ``least``.
-    alpha : float
-        Larger for a flatter head.
-
-    Returns
-    -------
-    ndarray, (C,) int64
-        Descending.
-
-    Examples
-    --------
     >>> pareto_counts(5, 100, 10, alpha=1)
     array([100,  10,  10,  10,  10])
     >>> pareto_counts(5, 100, 10, alpha=10)
@@ -209,11 +182,6 @@ def pareto_counts(num_classes: int, most: int, least: int, alpha: float) -> Inte
     shares = [(1 + (end - 1) * step) ** -(alpha + 1) for step in steps]
     # On some machines a float falls just short of a whole number: the first count must not become most - 1.
     return np.asarray([int((most - least) * share + least + 1e-9) for share in shares], dtype=np.int64)
-
-
-def target_shape(num_classes: int, alpha: float) -> Sequence[float]:
-    """Return the height of the curve at each rank, between the least frequent (0) and the most frequent class (1)."""
-    return [count / 1_000_000 for count in pareto_counts(num_classes, 1_000_000, 0, alpha).tolist()]
 
 
 PRESETS: dict[str, Targets] = {

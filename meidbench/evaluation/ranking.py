@@ -88,14 +88,21 @@ def count_ranks(
     at_least, above, earlier = (np.zeros(len(scores), dtype=np.int64) for _ in range(3))
     lowest, highest = [math.inf] * positives.num_classes, [-math.inf] * positives.num_classes
 
+    ranked = positives.videos if keep is None else int(keep.sum())
+    # Whether a block held all ranked rows: its ties are counted at once, without a further pass.
+    held_all: set[bool] = set()
+
     def count(index: int, column: Scores, rows: Counts) -> None:
         mine = positives.class_slice(index)
-        column = np.sort(column)
-        at_least[mine] += len(column) - np.searchsorted(column, scores[mine], "left")
-        above[mine] += len(column) - np.searchsorted(column, scores[mine], "right")
+        ascending = np.sort(column)
+        at_least[mine] += len(column) - np.searchsorted(ascending, scores[mine], "left")
+        above[mine] += len(column) - np.searchsorted(ascending, scores[mine], "right")
         if len(column):
-            lowest[index] = min(lowest[index], column[0])
-            highest[index] = max(highest[index], column[-1])
+            lowest[index] = min(lowest[index], ascending[0])
+            highest[index] = max(highest[index], ascending[-1])
+        held_all.add(len(rows) == ranked)
+        if in_list_order and len(rows) == ranked:
+            count_earlier(index, column, rows)
 
     def count_earlier(index: int, column: Scores, rows: Counts) -> None:
         mine = positives.class_slice(index)
@@ -105,7 +112,7 @@ def count_ranks(
             earlier[mine][chosen] += np.searchsorted(same, positives.rows[mine][chosen])
 
     _visit_classes(blocks(), dtype, keep, count)
-    if in_list_order and (at_least - above > 1).any():
+    if in_list_order and True not in held_all and (at_least - above > 1).any():
         _visit_classes(blocks(), dtype, keep, count_earlier)
     constant = np.array([low == high for low, high in zip(lowest, highest, strict=True)], dtype=bool)
     return RankCounts(at_least, above, earlier, constant)

@@ -17,14 +17,10 @@ _INDEX = ("video_ids", "row_starts", "row_counts", "status")
 
 
 def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource:
-    """Open the features of a dataset.
+    """Open a folder of ``VIDEO_ID.npy`` (as VideoLT's authors publish them), or an HDF5 file; a source stays as it is.
 
-    Parameters
-    ----------
-    path : path
-        A folder of ``VIDEO_ID.npy`` (as VideoLT's authors publish them), or an HDF5 file: one that ``meidbench``
-        wrote, or one with ``/features/VIDEO_ID``. Another process reads the index of other programs' files first.
-        A source is returned as it is.
+    An HDF5 file is one that ``meidbench`` wrote, or one with ``/features/VIDEO_ID``. Another process reads the index of
+    other programs' files first.
 
     Raises
     ------

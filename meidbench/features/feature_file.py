@@ -43,23 +43,11 @@ Recipe = dict[str, Any]
 class Layout:
     """The parts of a feature file that are fixed before the first row is written.
 
-    Attributes
-    ----------
-    video_ids : tuple of str
-        V ids, ascending.
-    rows : (V,) int64 array
-        Room for rows of each video.
-    fixed : bool
-        All videos have the same number T of rows: ``features`` is (V, T, D). Otherwise it is (R, D), the
-        rows of the videos end to end without padding.
-    dim : int
-        D.
-    dtype : str
-        A key of ``DTYPES``; int8 has one scale per row.
-    timed : bool
-        Whether the frame index and the time of each row are known.
-    source_sizes : (V,) int64 array
-        Bytes of each video's file (frames of a folder), which reveal a changed video; 0 where unknown.
+    There are V ascending ``video_ids``, with room for ``rows`` (V,) of width D = ``dim``. If all are ``fixed`` to the
+    same number T of rows, ``features`` is (V, T, D); otherwise it is (R, D), the rows of the videos end to end without
+    padding. ``dtype`` is a key of ``DTYPES``; int8 has one scale per row. Of a ``timed`` file, the frame index and the
+    time of each row are known. ``source_sizes`` (V,) are the bytes of each video's file (frames of a folder), which
+    reveal a changed video; 0 where unknown.
     """
 
     video_ids: tuple[str, ...]
@@ -124,9 +112,8 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtyp
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plan.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if fill else h5py.h5d.FILL_TIME_NEVER)
     plan.set_obj_track_times(False)
-    h5py.h5d.create(
-        file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape), plan
-    )
+    kind, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), kind, space, plan)
 
 
 @dataclass(frozen=True)
@@ -145,13 +132,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read all except the rows of a file that ``create`` made.
-
-    Raises
-    ------
-    FeatureError
-        It is another file, is damaged, or is of a later version.
-    """
+    """Read all except the rows of a file that ``create`` made; refuse a damaged one, and another version or file."""
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != FORMAT:
@@ -172,9 +153,7 @@ def read_header(path: Path) -> Header:
                 timed="timestamps" in file,
                 source_sizes=file["source_sizes"][:].astype(np.int64),
             )
-            offsets = {name: file[name].id.get_offset() for name in file}
-            # An empty dataset has no offset.
-            offsets = {name: 0 if offset is None else int(offset) for name, offset in offsets.items()}
+            offsets = {name: int(file[name].id.get_offset() or 0) for name in file}  # an empty dataset has no offset
             recipe = json.loads(file.attrs["recipe"])
             status = file["status"][:].astype(np.uint8)
             counts = file["row_counts"][:].astype(np.int64)
@@ -197,18 +176,12 @@ def stored_checksums(path: Path) -> list[int]:
 def recipe_differences(stored: Recipe, wanted: Recipe) -> list[str]:
     """Describe how two recipes differ; versions of libraries and the shared list of videos do not change features."""
     keys = sorted((stored.keys() | wanted.keys()) - {"libraries", "shared_list"})
-    return [
-        f"{key}: {stored.get(key, 'not said')} there, {wanted.get(key, 'not said')} now"
-        for key in keys
-        if stored.get(key) != wanted.get(key)
-    ]
+    differing = [key for key in keys if stored.get(key) != wanted.get(key)]
+    return [f"{key}: {stored.get(key, 'not said')} there, {wanted.get(key, 'not said')} now" for key in differing]
 
 
 def is_feature_file(path: Path) -> bool:
-    """Return whether the beginning of a file names the format of this package; the HDF5 library is not asked.
-
-    ``create`` writes this attribute before anything else.
-    """
+    """Return whether a file begins with the attribute that ``create`` writes first; the HDF5 library is not asked."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:
@@ -219,15 +192,9 @@ def is_feature_file(path: Path) -> bool:
 class PackedFile(FeatureSource):
     """An HDF5 file with ``/video_ids`` and ``/features`` of (V, T, D), or (R, D) with ``/row_starts``, ``/row_counts``.
 
-    The files that ``meidbench`` writes are contiguous, and rows are read straight from the file's pages. Chunked or
-    compressed files of other programs are read by h5py, which is slower. ``read`` converts int8 rows to float32.
-
-    Attributes
-    ----------
-    mapped : bool
-        Whether rows are read through a memory map.
-    dtype : numpy.dtype
-        Of the stored rows.
+    The files that ``meidbench`` writes are contiguous and ``mapped``: rows are read straight from the file's pages.
+    Chunked or compressed files of other programs are read by h5py, which is slower. ``read`` converts int8 rows to
+    float32; ``dtype`` is that of the stored rows.
     """
 
     expected = "an HDF5 file with the rows of all videos in /features and their ids in /video_ids"
@@ -278,12 +245,11 @@ class PackedFile(FeatureSource):
         try:
             check_array((1, shape[-1]), np.dtype(np.float16) if self._scaled else self.dtype)
         except UnusableVideo as error:
-            raise FeatureError(
-                f"/features of {self.path} is {error.detail}; expected float16, float32 or float64"
-            ) from None
+            expected = "expected float16, float32 or float64"
+            raise FeatureError(f"/features of {self.path} is {error.detail}; {expected}") from None
         ids = [name if isinstance(name, str) else name.decode() for name in file["video_ids"][()].tolist()]
         self._index = {video_id: position for position, video_id in enumerate(ids)}
-        fixed = len(shape) == 3
+        fixed = self._fixed = len(shape) == 3
         joint = shape[0] * shape[1] if fixed else shape[0]
         if fixed:
             self._starts = np.arange(len(ids), dtype=np.int64) * shape[1]
@@ -296,13 +262,13 @@ class PackedFile(FeatureSource):
         sizes = {len(self._index), len(self._starts), len(self._counts), len(self._status)}
         if sizes != {len(ids)} or (fixed and shape[0] != len(ids)):
             raise FeatureError(f"{self.path} contradicts itself: {len(ids):,} ids, not one for each video's rows")
-        longest = shape[1] if fixed else joint
-        if (np.minimum(self._starts, self._counts) < 0).any() or (
-            (self._starts + self._counts > joint) | (self._counts > longest)
-        ).any():
+        outside = (self._starts + self._counts > joint) | (self._counts > (shape[1] if fixed else joint))
+        if (np.minimum(self._starts, self._counts) < 0).any() or outside.any():
             raise FeatureError(f"{self.path} contradicts itself: rows of a video lie outside /features")
         self._width, self._joint = int(shape[-1]), int(joint)
-        self._offset = _offset(features)
+        # None where the rows are not contiguous in this file.
+        external = features.id.get_create_plist().get_external_count()
+        self._offset: int | None = None if external or not features.size else features.id.get_offset()
         self.mapped = self._offset is not None and self._maps_right(features)
 
     def _maps_right(self, features: h5py.Dataset) -> bool:
@@ -352,31 +318,16 @@ class PackedFile(FeatureSource):
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
         """Return rows in the stored dtype, and the float32 scales of int8."""
         position = self._position(video_id)
-        start, count = self._starts[position], int(self._counts[position])
+        start, count = int(self._starts[position]), int(self._counts[position])
         indices = np.arange(count) if rows is None else rows.astype(np.int64)
         self._check_rows(video_id, indices, count)
-        stored = (
-            np.take(self.mapped_rows(), start + indices, axis=0)
-            if self.mapped
-            else self._stored_rows(position)[indices]
-        )
+        if self.mapped:
+            stored = np.take(self.mapped_rows(), start + indices, axis=0)
+        else:
+            # h5py refuses repeated rows, and is slower on chosen ones.
+            with self._handle.reading() as file:
+                rows_of_all = file["features"]
+                stored = rows_of_all[position, :count] if self._fixed else rows_of_all[start : start + count]
+            stored = stored[indices]
         scales = self.row_scales()
         return stored, None if scales is None else scales[start + indices]
-
-    def _stored_rows(self, position: int) -> npt.NDArray[Any]:
-        """Read all rows of a video by h5py, which refuses repeated rows and is slower on chosen ones."""
-        start, count = int(self._starts[position]), int(self._counts[position])
-        with self._handle.reading() as file:
-            features = file["features"]
-            whole: npt.NDArray[Any] = (
-                features[position, :count] if features.ndim == 3 else features[start : start + count]
-            )
-        return whole
-
-
-def _offset(features: h5py.Dataset) -> int | None:
-    """Return where the rows begin in the file; None where they are not contiguous in it."""
-    if not features.size or features.id.get_create_plist().get_external_count():
-        return None
-    offset: int | None = features.id.get_offset()
-    return offset

@@ -10,6 +10,7 @@ from meidbench.errors import FeatureError
 
 Indices = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint32]
+Flags = npt.NDArray[np.bool_]
 
 _MASK = 0xFFFFFFFF
 _PCG64_MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
@@ -20,10 +21,9 @@ def uniform_indices(num_frames: int, wanted: int) -> Indices:
 
     Parameters
     ----------
-    num_frames : int
-        Frames that the video has, at least 1.
-    wanted : int
-        Frames to take, at least 1. More than the video has repeats some; a single frame is the first one.
+    num_frames, wanted : int
+        Frames that the video has, and frames to take, each at least 1. More than the video has repeats some; a single
+        frame is the first one.
 
     Returns
     -------
@@ -94,16 +94,8 @@ def _counts(num_frames: int, wanted: int) -> tuple[int, int]:
 class FrameRows:
     """The rows to take of each video of a subset; they depend only on the arguments, the epoch and the position.
 
-    Parameters
-    ----------
-    num_frames : (n,) int64 array
-        Rows that each video has.
-    frames : int or None
-        Rows to take; None takes all.
-    sampling : str
-        ``uniform`` (``uniform_indices``) or ``random`` (``random_indices``).
-    replacement, seed : bool and int
-        For ``random``.
+    ``num_frames`` (n,) are the rows that each video has, ``frames`` those to take (None takes all); ``sampling`` is
+    ``uniform`` (``uniform_indices``) or ``random`` (``random_indices``, for which ``replacement`` and ``seed`` are).
 
     Examples
     --------
@@ -117,11 +109,8 @@ class FrameRows:
     """
 
     def __init__(self, num_frames: Indices, frames: int | None, sampling: str, replacement: bool, seed: int) -> None:
-        self._num_frames = num_frames
-        self._frames = frames
-        self._sampling = sampling
-        self._replacement = replacement
-        self._seed = seed
+        self._num_frames, self._frames, self._sampling = num_frames, frames, sampling
+        self._replacement, self._seed = replacement, seed
         self._evenly: tuple[Indices, Indices] | None = None
         self._generators: _Generators | None = None
         self._agrees_with_numpy: bool | None = None
@@ -138,13 +127,7 @@ class FrameRows:
         return random_indices(int(self._num_frames[position]), self._frames, generator, self._replacement)
 
     def select(self, positions: Indices, epoch: int) -> Indices:
-        """Return the (B, frames) rows of several videos.
-
-        Raises
-        ------
-        FeatureError
-            All rows are to be taken, and the videos have different numbers of rows.
-        """
+        """Return the (B, frames) rows of several videos; refuse to take all rows of videos of different lengths."""
         counts = self._num_frames[positions]
         if self._frames is None:
             if (counts != counts[:1]).any():
@@ -159,18 +142,7 @@ class FrameRows:
             return self._select_one_by_one(positions, epoch)
         if self._generators is None:
             self._generators = _Generators(self._frames)
-        return self._drawn(self._generators, positions, counts, epoch)
-
-    def _even(self, positions: Indices) -> Indices:
-        if self._evenly is None:
-            assert self._frames is not None
-            distinct, which = np.unique(self._num_frames, return_inverse=True)
-            self._evenly = np.stack([uniform_indices(int(count), self._frames) for count in distinct]), which
-        table, which = self._evenly
-        return table[which[positions]]
-
-    def _drawn(self, generators: "_Generators", positions: Indices, counts: Indices, epoch: int) -> Indices:
-        rows, valid = generators.integers(counts, self._seed, epoch, positions)
+        rows, valid = self._generators.integers(counts, self._seed, epoch, positions)
         rows.sort(axis=1)
         # numpy promises the bits of its generators, but not how a later version uses them.
         if self._agrees_with_numpy is None and valid[:1].any():
@@ -181,6 +153,14 @@ class FrameRows:
             rows[~valid] = self._select_one_by_one(positions[~valid], epoch)
         return rows
 
+    def _even(self, positions: Indices) -> Indices:
+        if self._evenly is None:
+            assert self._frames is not None
+            distinct, which = np.unique(self._num_frames, return_inverse=True)
+            self._evenly = np.stack([uniform_indices(int(count), self._frames) for count in distinct]), which
+        table, which = self._evenly
+        return table[which[positions]]
+
     def _select_one_by_one(self, positions: Indices, epoch: int) -> Indices:
         rows = [self.select_one(position, epoch) for position in positions.tolist()]
         return np.stack([row for row in rows if row is not None])
@@ -190,13 +170,10 @@ class _Generators:
     """The first numbers of many numpy generators at once, each seeded with a key of its own.
 
     Seeding one generator and drawing from it takes 20 microseconds; for a batch, that is the time of copying its rows.
-
-    Notes
-    -----
-    ``numpy.random.SeedSequence`` (after M. E. O'Neill's ``seed_seq_fe``), PCG XSL RR 128/64 (O'Neill, PCG: A Family
-    of Simple Fast Space-Efficient Statistically Good Algorithms for Random Number Generation, 2014), and D. Lemire's
-    bounded integers (Fast Random Integer Generation in an Interval, 2019). The k-th state of a generator is a linear
-    function of its seed, so all states are computed side by side.
+    Sources: ``numpy.random.SeedSequence`` (after M. E. O'Neill's ``seed_seq_fe``), PCG XSL RR 128/64 (O'Neill, PCG: A
+    Family of Simple Fast Space-Efficient Statistically Good Algorithms for Random Number Generation, 2014), and D.
+    Lemire's bounded integers (Fast Random Integer Generation in an Interval, 2019). The k-th state of a generator is a
+    linear function of its seed, so all states are computed side by side.
     """
 
     def __init__(self, wanted: int) -> None:
@@ -209,9 +186,7 @@ class _Generators:
         self._seed_factors = _Uint128.from_ints(powers[2:-1])
         self._increment_factors = _Uint128.from_ints(sums[3:])
 
-    def integers(
-        self, highs: Indices, seed: int, epoch: int, positions: Indices
-    ) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    def integers(self, highs: Indices, seed: int, epoch: int, positions: Indices) -> tuple[Indices, Flags]:
         """Return ``default_rng(SeedSequence(seed, spawn_key=(epoch, p))).integers(high, size=wanted)`` for each p.
 
         The second array marks the valid rows: in the others, numpy would draw a number again.
@@ -228,9 +203,8 @@ class _Generators:
         sequence = _Uint128(seeds[2][:, None], seeds[3][:, None])
         one, rest = np.uint64(1), np.uint64(63)
         increment = _Uint128((sequence.high << one) | (sequence.low >> rest), (sequence.low << one) | one)
-        states = self._seed_factors.times(_Uint128(seeds[0][:, None], seeds[1][:, None])).plus(
-            self._increment_factors.times(increment)
-        )
+        seeded = self._seed_factors.times(_Uint128(seeds[0][:, None], seeds[1][:, None]))
+        states = seeded.plus(self._increment_factors.times(increment))
         mixed, turn = states.high ^ states.low, states.high >> np.uint64(58)
         numbers = (mixed >> turn) | (mixed << ((np.uint64(64) - turn) & rest))
         # The lower half of each number comes first.
@@ -253,13 +227,10 @@ def _mixed_key(seed: int, epoch: int) -> tuple[Words, Words, Words]:
     """Return numpy's pool before the position, which comes last, is mixed in, and the hash constants of that step."""
     pool = np.random.SeedSequence(seed, spawn_key=(epoch,)).pool
     # Hashed so far: the first four words of the key, twelve pairs of the pool, and each later word four times.
-    later = max(_num_words(seed) - 4, 0) + _num_words(epoch)
+    seed_words, epoch_words = (max(-(-number.bit_length() // 32), 1) for number in (seed, epoch))
+    later = max(seed_words - 4, 0) + epoch_words
     first = 0x43B0D7E5 * pow(0x931E8875, 16 + 4 * later, 1 << 32)
     return pool[:, None] * np.uint32(0xCA01F9DD), *_hash_constants(first, 0x931E8875, 4)
-
-
-def _num_words(number: int) -> int:
-    return max(-(-number.bit_length() // 32), 1)
 
 
 def _hashed(words: Words, flips: Words, factors: Words) -> Words:

@@ -19,7 +19,7 @@ from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.features import NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import DTYPES, FAILED, READY, Layout, Recipe, read_header, stored_checksums
 from meidbench.features.records import StoredVideos, VideoRows, encode, is_faithful, read_rows
-from meidbench.features.source import FeatureSource, UnusableVideo, check_id
+from meidbench.features.source import FeatureSource, UnusableVideo, is_usable_id
 from meidbench.features.store import FeatureWriter, feature_writer
 from meidbench.names import ProgressBar, Report
 
@@ -29,22 +29,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class PackingSummary:
-    """The outcome of ``pack``.
+    """The outcome of ``pack``: the feature file, its size, and its numbers of ``videos`` (with failed ones) and rows.
 
-    Attributes
-    ----------
-    path, num_bytes : Path and int
-        The feature file and its size.
-    videos, rows : int
-        Videos in it, with those that failed, and rows of all of them; the rows have ``dim`` numbers of ``dtype``.
-    fixed : bool
-        Whether all videos have the same number of rows.
-    packed, found : int
-        Videos that this run packed, and videos of earlier runs, with those that failed.
-    failed : dict of str to str
-        Why a video has no rows, by id.
-    missing : tuple of str
-        Ids that were asked for and are not in the source, in order.
+    The rows have ``dim`` numbers of ``dtype``; ``fixed`` tells whether all videos have the same number of them. This
+    run ``packed`` videos and ``found`` those of earlier runs, with those that failed. ``failed`` tells by id why a
+    video has no rows; the ids in ``missing`` were asked for and are not in the source.
     """
 
     path: Path
@@ -91,16 +80,12 @@ def pack(
         left out unless ``only`` names them. Frame indices, times and the recipe of a feature file are kept.
     out : path
         The feature file, with a fixed or a varying number of rows, as the videos have.
-    dtype : str
-        ``float16``, ``float32`` or ``int8`` with one scale per row.
-    backbone : str
-        Recorded in the recipe.
+    dtype, backbone : str
+        ``float16``, ``float32`` or ``int8`` with one scale per row; the backbone is only recorded in the recipe.
     only : iterable of str, optional
         Ids of the videos that are wanted; all by default.
-    retry_failed : bool
-        Whether videos that failed in an earlier run are tried again.
-    report : Report, optional
-        Called where earlier work is found.
+    retry_failed, report : bool, and Report, optional
+        Whether videos that failed in an earlier run are tried again; ``report`` is called where earlier work is found.
 
     Raises
     ------
@@ -164,10 +149,10 @@ def _read_index(videos: StoredVideos, only: Iterable[str] | None, progress: Prog
         try:
             return videos.source.shape(video_id), size, ""
         except UnusableVideo as error:
-            return None, size, error.describe()
+            return None, size, str(error)
 
+    examined = []
     with progress("reading headers", len(video_ids)) as advance:
-        examined = []
         for facts in map_ahead(examine, video_ids, videos.threads):
             examined.append(facts)
             advance(1)
@@ -180,11 +165,9 @@ def _read_index(videos: StoredVideos, only: Iterable[str] | None, progress: Prog
             f"Expected {videos.source.expected}: T x D, T at least 1, one D for all, float16, float32 or float64."
         )
     dim = widths.most_common(1)[0][0]
-    refused |= {
-        position: f"{shape[1]} numbers per row, most videos have {dim}"
-        for position, (shape, _, _) in enumerate(examined)
-        if shape and shape[1] != dim
-    }
+    for position, (shape, _, _) in enumerate(examined):
+        if shape and shape[1] != dim:
+            refused[position] = f"{shape[1]} numbers per row, most videos have {dim}"
     counts = {shape[0] for position, (shape, _, _) in enumerate(examined) if shape and position not in refused}
     fixed = len(counts) == 1
     spare = min(counts) if fixed else 0
@@ -203,17 +186,10 @@ def _choose(source: FeatureSource, only: Iterable[str] | None) -> tuple[set[str]
         asked = f"; asked for {first_few(missing)}" if missing else ""
         example = f", there is {min(present)}" if missing and present else ""
         raise FeatureError(f"there is no video to pack in {source.path}{asked}{example}\nExpected {source.expected}.")
-    unusable = []
-    for video_id in chosen:
-        try:
-            check_id(video_id)
-            video_id.encode()
-        except (UnusableVideo, UnicodeEncodeError):
-            unusable.append(ascii(video_id))
-    if unusable:
+    if unusable := [ascii(video_id) for video_id in chosen if not is_usable_id(video_id)]:
+        reasons = f"(a dot, a path separator, or not Unicode): {first_few(sorted(unusable))}"
         raise FeatureError(
-            f"{len(unusable):,} names in {source.path} cannot be used as ids (a dot, a path separator, or "
-            f"not Unicode): {first_few(sorted(unusable))}; rename these videos"
+            f"{len(unusable):,} names in {source.path} cannot be used as ids {reasons}; rename these videos"
         )
     return chosen, missing
 
@@ -222,12 +198,11 @@ def _recipe(videos: StoredVideos, dtype: str, backbone: str) -> Recipe:
     import torch
 
     header, source = videos.header, videos.source
+    kind = "HDF5 file of others" if isinstance(source, PackedFile) else "HDF5 with a dataset a video"
     if header is not None:
         kind = f"feature file of {header.layout.dtype}"
     elif isinstance(source, NpyFolder):
         kind = "VIDEO_ID.npy folder"
-    else:
-        kind = "HDF5 file of others" if isinstance(source, PackedFile) else "HDF5 with a dataset a video"
     earlier: Recipe = {} if header is None else dict(header.recipe)
     if backbone != "unknown" or "backbone" not in earlier:
         earlier["backbone"] = backbone
@@ -258,9 +233,7 @@ def _convert_all(
             rows, scales = encode(original.rows, layout.dtype)
             if not is_faithful(original.rows, rows, scales):
                 return _failed(layout, f"not the same after conversion to {layout.dtype}")
-        except UnusableVideo as error:
-            return _failed(layout, error.describe())
-        except FeatureError as error:
+        except (UnusableVideo, FeatureError) as error:
             return _failed(layout, str(error))
         return replace(original, rows=rows, scales=scales)
 
@@ -288,10 +261,9 @@ def _read_back(writer: FeatureWriter, place: Path, progress: ProgressBar) -> Non
 
 def _summarise(path: Path, index: _SourceIndex, packed: list[int]) -> PackingSummary:
     header = read_header(path)
-    failed = {}
     with path.open("rb") as stream:
-        for position in np.flatnonzero(header.status == FAILED).tolist():
-            failed[index.video_ids[position]] = read_rows(stream, header, position).reason
+        positions = np.flatnonzero(header.status == FAILED).tolist()
+        failed = {index.video_ids[position]: read_rows(stream, header, position).reason for position in positions}
     return PackingSummary(
         path=path,
         videos=len(index.video_ids),

@@ -27,18 +27,11 @@ from meidbench.features.source import FeatureSource, NpyFolder, UnusableVideo
 class VideoRows:
     """The rows of one video and the facts that are known about them.
 
-    Attributes
-    ----------
-    rows : (r, D) array
-        In the file's dtype; of a failed video (0, D).
-    status, reason : str
-        ``ok``, ``salvaged`` (made from the readable part of a damaged video) or ``failed``, and why it is not ok.
-    scales : (r,) float32 array, optional
-        Factors of int8 rows.
-    frame_indices, timestamps : (r,) int32 and float64 arrays, optional
-        The source frame of each row, counted from 0, and its time in seconds from the first frame.
-    num_source_frames, corrupt_frames : int
-        Frames of the video, and how many of them the decoder found damaged.
+    ``rows`` are (r, D) in the file's dtype, (0, D) of a failed video; ``scales`` (r,) are the factors of int8 rows.
+    ``status`` is ``ok``, ``salvaged`` (made from the readable part of a damaged video) or ``failed``; ``reason`` tells
+    why it is not ok. ``frame_indices`` and ``timestamps`` (r,) are the source frame of each row, counted from 0, and
+    its time in seconds from the first frame. The video has ``num_source_frames``, of which the decoder found
+    ``corrupt_frames`` damaged.
     """
 
     rows: npt.NDArray[Any]
@@ -60,7 +53,8 @@ def read_rows(stream: BinaryIO, header: Header, position: int) -> VideoRows:
     """Read one video of a feature file that is open for reading."""
     layout = header.layout
     start, count = int(layout.starts[position]), int(header.row_counts[position])
-    if STATUSES[header.status[position]] in ("pending", "failed"):
+    status = STATUSES[header.status[position]]
+    if status in ("pending", "failed"):
         count = 0  # a kill during another try may have left the number of its rows
 
     def values(name: str, dtype: str, index: int, number: int, width: int = 1) -> npt.NDArray[Any]:
@@ -68,10 +62,9 @@ def read_rows(stream: BinaryIO, header: Header, position: int) -> VideoRows:
         stream.seek(header.offsets[name] + index * kind.itemsize * width)
         return np.frombuffer(stream.read(number * kind.itemsize * width), kind)
 
-    rows = values("features", DTYPES[layout.dtype].str, start, count, layout.dim).reshape(count, layout.dim)
     return VideoRows(
-        rows=rows,
-        status=STATUSES[header.status[position]],
+        rows=values("features", DTYPES[layout.dtype].str, start, count, layout.dim).reshape(count, layout.dim),
+        status=status,
         reason=values("reasons", f"S{REASON_BYTES}", position, 1)[0].decode(errors="replace"),
         num_source_frames=int(values("num_source_frames", PER_VIDEO["num_source_frames"], position, 1)[0]),
         corrupt_frames=int(values("corrupt_frames", PER_VIDEO["corrupt_frames"], position, 1)[0]),
@@ -80,10 +73,7 @@ def read_rows(stream: BinaryIO, header: Header, position: int) -> VideoRows:
 
 
 class StoredVideos:
-    """The videos of a source, to be read once and whole; ``UnusableVideo`` tells why a video cannot be read.
-
-    ``header`` is that of a feature file, or None; ``threads`` threads may read at the same time.
-    """
+    """The videos of a source, to be read once and whole, by several threads; ``header`` is that of a feature file."""
 
     def __init__(self, source: FeatureSource) -> None:
         self.source = source
@@ -137,22 +127,10 @@ Reals = npt.NDArray[np.float32]
 
 
 def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals | None]:
-    """Convert rows to the dtype of a feature file.
+    """Convert (r, D) floats to the dtype of a feature file; for int8, return (r,) float32 scales, too.
 
-    Parameters
-    ----------
-    rows : (r, D) array of float16, float32 or float64
-        In any byte order.
-    dtype : str
-        ``float16`` and ``float32`` round to the nearest, ties to even, as numpy does. ``int8`` divides each row by its
-        scale and rounds: no number changes by more than half the scale.
-
-    Returns
-    -------
-    rows : (r, D) array
-        In the dtype asked for.
-    scales : (r,) float32 array, or None
-        For int8, ``max|row| / 127``, 0 for a row of zeros; None for the others.
+    ``float16`` and ``float32`` round to the nearest, ties to even, as numpy does. ``int8`` divides each row by its
+    scale, ``max|row| / 127``, and rounds: no number changes by more than half the scale. A row of zeros has scale 0.
 
     Raises
     ------
@@ -182,26 +160,12 @@ def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals 
 
 
 def decode(rows: npt.NDArray[Any], scales: Reals | None) -> npt.NDArray[Any]:
-    """Convert stored rows to numbers: floats stay, int8 is multiplied by the scale of the row.
-
-    Examples
-    --------
-    >>> decode(np.array([[127, -64]], np.int8), np.array([0.5], np.float32))
-    array([[ 63.5, -32. ]], dtype=float32)
-    """
+    """Convert stored rows to numbers: floats stay, int8 is multiplied by the scale of the row."""
     return rows if scales is None else rows.astype(np.float32) * scales[:, None]
 
 
 def is_faithful(rows: npt.NDArray[Any], stored: npt.NDArray[Any], scales: Reals | None) -> bool:
-    """Return whether stored rows are as near to the original rows as their dtype allows.
-
-    Parameters
-    ----------
-    rows : (r, D) array of floats
-        Finite, before ``encode``.
-    stored, scales
-        As ``encode`` returned them, or as read back.
-    """
+    """Return whether what ``encode`` returned is as near to the finite original rows as its dtype allows."""
     original = _cast(np.ascontiguousarray(rows, rows.dtype.newbyteorder("=")), np.dtype(np.float32))
     if stored.dtype == np.float32:
         return np.array_equal(original, stored)
@@ -214,13 +178,7 @@ def is_faithful(rows: npt.NDArray[Any], stored: npt.NDArray[Any], scales: Reals 
 
 
 def all_finite(rows: npt.NDArray[Any]) -> bool:
-    """Return whether no number is NaN or infinite; rows in native byte order, at least one number.
-
-    Examples
-    --------
-    >>> all_finite(np.array([[1.0, 65504.0]], np.float16)), all_finite(np.array([[np.nan, 1.0]]))
-    (True, False)
-    """
+    """Return whether no number is NaN or infinite; rows in native byte order, at least one number."""
     if rows.dtype == np.float16:
         # numpy has no fast arithmetic on half precision. NaN and infinity have all bits of the exponent set.
         return bool((rows.view(np.uint16) & 0x7FFF).max() < 0x7C00)

@@ -32,13 +32,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
+from numpy.random import Generator
 
 from meidbench.annotations import Annotations
 from meidbench.checks import whole_number
 from meidbench.errors import FeatureError, SplitError, first_few
-from meidbench.features.feature_file import Layout
+from meidbench.features.feature_file import Layout, Recipe
 from meidbench.features.records import VideoRows
-from meidbench.features.source import UnusableVideo, check_id
+from meidbench.features.source import is_usable_id
 from meidbench.features.store import feature_writer
 from meidbench.names import SUBSETS, ProgressBar
 from meidbench.splits.split import Split, load_split
@@ -61,11 +62,12 @@ MOTION_SHARE = 0.2  # of the classes
 MOTION_STRENGTH = 0.7  # standard deviation of the share by which a feature goes up and down
 
 Reals = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class SharedStructure:
-    """The random structure that all videos of one simulation share, for C classes, P places and features of width D.
+    """The random structure that all videos of one simulation share: C classes, places (P, D), features of width D.
 
     ``prototypes`` (C, D) are the looks of classes, with a root mean square of about 1; rows of motion classes are not
     used. ``patterns`` (C, D) are the motions: the share by which each feature goes up and down, zero for other classes.
@@ -90,17 +92,10 @@ class Appearance:
 
 @lru_cache(maxsize=4)
 def draw_structure(num_classes: int, dim: int = DIM, seed: int = 0) -> SharedStructure:
-    """Draw the structure of C classes and features of width D = ``dim``.
-
-    Examples
-    --------
-    >>> structure = draw_structure(num_classes=12, dim=32, seed=0)
-    >>> structure.prototypes.shape, int(structure.is_motion.sum())
-    ((12, 32), 2)
-    """
+    """Draw the structure of C classes and features of width D = ``dim``."""
     generator = np.random.default_rng(np.random.SeedSequence([seed, num_classes, dim]))
 
-    def vectors(count: int) -> npt.NDArray[np.float64]:
+    def vectors(count: int) -> Doubles:
         return generator.standard_normal((count, dim))
 
     branches = int(np.ceil(2 * np.sqrt(num_classes)))
@@ -124,13 +119,7 @@ def draw_structure(num_classes: int, dim: int = DIM, seed: int = 0) -> SharedStr
 
 
 def frame_features(
-    split: Split,
-    video_id: str,
-    *,
-    frames: int = FRAMES,
-    dim: int = DIM,
-    seed: int = 0,
-    difficulty: float = DIFFICULTY,
+    split: Split, video_id: str, *, frames: int = FRAMES, dim: int = DIM, seed: int = 0, difficulty: float = DIFFICULTY
 ) -> Reals:
     """Simulate the frame features of one video.
 
@@ -139,13 +128,10 @@ def frame_features(
 
     Parameters
     ----------
-    split : Split
-        Gives the video's length and segments, and the number of classes.
-    video_id : str
-    frames : int
-        T, evenly spaced over the video: frame ``t`` stands for its moment ``(t + 1/2) / T``.
-    dim : int
-        D.
+    split, video_id : Split and str
+        The split gives the video's length and segments, and the number of classes.
+    frames, dim : int
+        T, evenly spaced over the video: frame ``t`` stands for its moment ``(t + 1/2) / T``; and D.
     seed : int
         For the shared structure and, with the id, for the video.
     difficulty : float
@@ -175,14 +161,10 @@ def _check_arguments(
 ) -> tuple[int, float, SharedStructure]:
     frames = whole_number("frames", frames, 1, FeatureError)
     dim, seed = whole_number("dim", dim, 1, FeatureError), whole_number("seed", seed, 0, FeatureError)
-    if (
-        isinstance(difficulty, bool)
-        or not isinstance(difficulty, int | float | np.number)
-        or not 0 <= difficulty <= _HARDEST
-    ):
-        raise FeatureError(
-            f"difficulty must be a number from 0 to {_HARDEST} (default {DIFFICULTY}), got {difficulty!r}"
-        )
+    is_number = isinstance(difficulty, int | float | np.number) and not isinstance(difficulty, bool)
+    if not is_number or not 0 <= difficulty <= _HARDEST:
+        known = f"a number from 0 to {_HARDEST} (default {DIFFICULTY})"
+        raise FeatureError(f"difficulty must be {known}, got {difficulty!r}")
     return frames, float(difficulty), draw_structure(split.num_classes, dim, seed)
 
 
@@ -209,17 +191,12 @@ def simulate_features(
     split : Split, str or Path
         A split, its file, or its name.
     out : path
-        The file, float16. An interrupted run is continued; a file made with other arguments is refused.
+        The file, float16, which is returned. An interrupted run is continued; a file made with other arguments is
+        refused.
     frames, dim, seed, difficulty
         As in ``frame_features``.
     subset : str, optional
         ``train``, ``val`` or ``test``; all three by default.
-    progress : ProgressBar, optional
-
-    Returns
-    -------
-    Path
-        The file.
 
     Raises
     ------
@@ -231,44 +208,22 @@ def simulate_features(
     split = split if isinstance(split, Split) else load_split(split)
     frames, difficulty, structure = _check_arguments(split, frames, dim, seed, difficulty)
     table = (split.table if subset is None else split.rows(subset)).sort_by("video_id").combine_chunks()
-    recipe = {
-        "backbone": "simulation",
-        "formula": FORMULA,
-        "split": split.digest,
-        "frames": frames,
-        "seed": int(seed),
-        "difficulty": difficulty,
-    }
+    recipe: Recipe = {"backbone": "simulation", "formula": FORMULA, "split": split.digest}
+    recipe |= {"frames": frames, "seed": int(seed), "difficulty": difficulty}
     video_ids = table.column("video_id").to_pylist()
-    if wrong := [repr(video_id) for video_id in video_ids if not _is_usable(video_id)]:
+    if wrong := [repr(video_id) for video_id in video_ids if not is_usable_id(video_id)]:
         raise FeatureError(f"these ids cannot name features in a file: {first_few(wrong)}; rename these videos")
-    layout = Layout(
-        video_ids=tuple(video_ids),
-        rows=np.full(len(video_ids), frames, dtype=np.int64),
-        fixed=True,
-        dim=structure.base.shape[0],
-        dtype="float16",
-        timed=False,
-        source_sizes=np.zeros(len(video_ids), dtype=np.int64),
-    )
+    counts, sizes = np.full(len(video_ids), frames, np.int64), np.zeros(len(video_ids), np.int64)
+    width = structure.base.shape[0]
+    layout = Layout(tuple(video_ids), counts, fixed=True, dim=width, dtype="float16", timed=False, source_sizes=sizes)
     start = progress or (lambda title, total: nullcontext(lambda steps: None))
     with start("simulating features", len(table)) as advance, feature_writer(Path(out), layout, recipe) as writer:
         for position in writer.pending.tolist():
-            row = table.slice(position, 1).to_pylist()[0]
-            writer.put(
-                position, VideoRows(_video_features(structure, row, frames, seed, difficulty).astype(np.float16))
-            )
+            rows = _video_features(structure, table.slice(position, 1).to_pylist()[0], frames, seed, difficulty)
+            writer.put(position, VideoRows(rows.astype(np.float16)))
             advance(1)
         writer.finish()
     return Path(out)
-
-
-def _is_usable(video_id: str) -> bool:
-    try:
-        check_id(video_id)
-    except UnusableVideo:
-        return False
-    return True
 
 
 def _video_features(
@@ -278,13 +233,13 @@ def _video_features(
     return _render(structure, draw_appearances(row, frames, generator), frames, difficulty, generator)
 
 
-def video_generator(video_id: str, seed: int) -> np.random.Generator:
+def video_generator(video_id: str, seed: int) -> Generator:
     """Return the generator of one video's draws, seeded with the seed and the id's sha256 only."""
     words = np.frombuffer(hashlib.sha256(video_id.encode()).digest(), dtype="<u4")
     return np.random.default_rng(np.random.SeedSequence([seed, *words.tolist()]))
 
 
-def draw_appearances(row: dict[str, Any], frames: int, generator: np.random.Generator) -> list[Appearance]:
+def draw_appearances(row: dict[str, Any], frames: int, generator: Generator) -> list[Appearance]:
     """Return the frames in which the labels of a video show: segments in the split's order, then labels without one.
 
     ``row`` has ``labels``, ``segments`` and ``length_s`` of a row of ``split.table``; labels without a segment get a
@@ -314,11 +269,7 @@ def draw_appearances(row: dict[str, Any], frames: int, generator: np.random.Gene
 
 
 def _render(
-    structure: SharedStructure,
-    appearances: list[Appearance],
-    frames: int,
-    difficulty: float,
-    generator: np.random.Generator,
+    structure: SharedStructure, appearances: list[Appearance], frames: int, difficulty: float, generator: Generator
 ) -> Reals:
     """Return a video's (frames, D) features; the draws and their order do not depend on the difficulty."""
     num_places, dim = structure.places.shape
@@ -375,21 +326,14 @@ def simulate_split(
 ) -> Split:
     """Draw a split with Pareto-like class frequencies, several labels per video, and temporal segments.
 
+    Nothing in it is real: the dataset is ``simulatedlt``, the variant ``simulated``. A seed gives the same split.
+
     Parameters
     ----------
-    videos : (int, int, int)
-        Numbers of train, val and test videos, at least 1 each.
-    num_classes : int
-        C, at least 3.
+    videos, num_classes : (int, int, int) and int
+        Numbers of train, val and test videos, at least 1 each, and of classes, at least 3.
     head_above, tail_up_to : int
         Thresholds of the groups, in training videos per class.
-    seed : int
-        The same seed gives the same split.
-
-    Returns
-    -------
-    Split
-        A split of the dataset ``simulatedlt``, variant ``simulated``. Nothing in it is real.
 
     Raises
     ------
@@ -439,9 +383,7 @@ def simulate_split(
     )
 
 
-def _draw_labels(
-    generator: np.random.Generator, weights: npt.NDArray[np.float64], videos: int, least: int
-) -> npt.NDArray[np.bool_]:
+def _draw_labels(generator: Generator, weights: Doubles, videos: int, least: int) -> npt.NDArray[np.bool_]:
     """Draw a (videos, C) label matrix: classes by weight without replacement, each class at least ``least`` times."""
     wanted = np.minimum(1 + generator.poisson(_LABELS, videos), len(weights))
     # The k largest sums of log-weight and Gumbel noise are a draw without replacement.

@@ -47,16 +47,14 @@ class UnusableVideo(Exception):
 
     def __init__(self, problem: str, detail: str = "") -> None:
         super().__init__(problem, detail)
-        self.problem = problem
-        self.detail = detail
+        self.problem, self.detail = problem, detail
 
-    def describe(self) -> str:
-        """Return in one line why the video cannot be used."""
+    def __str__(self) -> str:
         return with_detail(PROBLEMS[self.problem], self.detail)
 
 
 class FeatureSource(ABC):
-    """Frame features of videos, by id; ``open_features`` opens them. ``path`` is absolute.
+    """Frame features of videos, by id; ``open_features`` opens them.
 
     A source pickles without open files and may be used after a fork, so it can be passed to ``DataLoader`` workers. It
     remembers the shapes of videos that were checked.
@@ -89,17 +87,9 @@ class FeatureSource(ABC):
             return self.shape(video_id)[0]
 
     def read(self, video_id: str, indices: npt.ArrayLike | None = None) -> Array:
-        """Return feature rows of a video.
+        """Return rows of a video as an array (rows, D) in the stored dtype.
 
-        Parameters
-        ----------
-        video_id : str
-        indices : (rows,) integers, optional
-            Rows counted from 0, in any order, repeated ones allowed; all rows where left out.
-
-        Returns
-        -------
-        (rows, D) array in the stored dtype.
+        ``indices`` are (rows,) integers, counted from 0, in any order, also repeated; all rows where left out.
 
         Raises
         ------
@@ -113,14 +103,9 @@ class FeatureSource(ABC):
             return self.load(video_id, rows)
 
     def check(self, video_ids: Iterable[str]) -> npt.NDArray[np.int64]:
-        """Check that all these videos have usable features of one width, and return how many rows each has.
+        """Check that all these videos have usable features of one width; return the (n,) int64 rows T of each video.
 
         Only headers are read, and of each video once. A terminal shows a bar where that takes more than a second.
-
-        Returns
-        -------
-        (n,) int64 array
-            Rows T of each video, in the order asked.
 
         Raises
         ------
@@ -168,9 +153,7 @@ class FeatureSource(ABC):
 
     def _refusal(self, offenders: dict[str, list[str]], asked: int, width: int | None) -> FeatureError:
         words = {**PROBLEMS, "width": f"{PROBLEMS['width']} ({width})"}
-        found = [
-            f"{len(names):,} {words[problem]}: {first_few(names)}" for problem, names in offenders.items() if names
-        ]
+        found = [f"{len(names):,} {words[kind]}: {first_few(names)}" for kind, names in offenders.items() if names]
         remedy = "Copy or extract these videos again"
         if offenders.get("missing"):
             ids = self.ids()
@@ -218,12 +201,16 @@ def check_array(shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> None:
         raise UnusableVideo("empty", f"shape {shape}")
 
 
-def check_id(video_id: str) -> None:
-    """Refuse ids that lead out of a folder, or that are paths inside an HDF5 file."""
+def is_usable_id(video_id: str) -> bool:
+    """Return whether an id can name a file in a folder and a dataset of an HDF5 file, and leads to no other place."""
     # Python keeps the undecodable bytes of a file's name as surrogates, which UTF-8 cannot hold.
-    if not video_id.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in video_id):
-        raise UnusableVideo("id")
-    if video_id in ("", ".", "..") or not _FORBIDDEN_IN_IDS.isdisjoint(video_id):
+    undecoded = not video_id.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in video_id)
+    return not undecoded and video_id not in ("", ".", "..") and _FORBIDDEN_IN_IDS.isdisjoint(video_id)
+
+
+def check_id(video_id: str) -> None:
+    """Refuse an id that is not usable."""
+    if not is_usable_id(video_id):
         raise UnusableVideo("id")
 
 
@@ -352,16 +339,12 @@ _parse_usual_header = lru_cache(maxsize=256)(_parse_header)
 
 
 class Handle:
-    """An HDF5 file that each process opens for itself when it first reads; it pickles closed.
-
-    Processes must not share the handles of HDF5.
-    """
+    """An HDF5 file that each process opens for itself, because processes must not share handles; it pickles closed."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._lock = path, Lock()
         self._file: Any = None
         self._owner = 0
-        self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -425,10 +408,8 @@ class GroupedFile(FeatureSource):
         with self._handle.reading() as file:
             group = file.get(HDF5_GROUP)
             if not isinstance(group, h5py.Group):
-                found = first_few(sorted(file)) or "nothing"
-                raise FeatureError(
-                    f"{self.path} has no group /{HDF5_GROUP} (it holds {found}); expected {self.expected}"
-                )
+                held = f"has no group /{HDF5_GROUP} (it holds {first_few(sorted(file)) or 'nothing'})"
+                raise FeatureError(f"{self.path} {held}; expected {self.expected}")
         return group
 
     def ids(self) -> set[str]:  # noqa: D102

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,7 @@ def partial_path(path: Path) -> Path:
 
 
 def stored_headers(path: Path, recipe: Recipe) -> dict[Path, Header]:
-    """Read the headers that earlier runs left: of the unfinished file first, then of the whole one.
-
-    Raises
-    ------
-    FeatureError
-        One of them is not a feature file, or was made by another recipe.
-    """
+    """Read the headers that earlier runs of this recipe left: of the unfinished file first, then of the whole one."""
     found = {}
     for candidate in (partial_path(path), path):
         if candidate.exists():
@@ -82,19 +77,9 @@ def feature_writer(
     Rows are written to ``NAME.partial`` beside the file; ``FeatureWriter.finish`` renames it. Until then, a file of the
     final name does not change. Videos with the same id and size are taken from both files, if the recipe is the same.
 
-    Parameters
-    ----------
-    path : Path
-        The final name.
-    layout : Layout
-    recipe : dict
-        JSON values; only ``libraries`` may differ from an earlier run.
-    retry_failed : bool
-        Whether videos that failed are pending again.
-    fresh : bool
-        Take nothing from an earlier run of the same recipe.
-    report : Report, optional
-        Called where earlier work is found.
+    Of the recipe, JSON values, only ``libraries`` may differ from an earlier run. With ``retry_failed``, videos that
+    failed are pending again; with ``fresh``, nothing is taken from an earlier run. ``report`` is called where earlier
+    work is found.
 
     Raises
     ------
@@ -131,9 +116,7 @@ class FeatureWriter:
     """
 
     def __init__(self, path: Path, place: Path, header: Header) -> None:
-        self.path = path
-        self.place = place
-        self.layout = header.layout
+        self.path, self.place, self.layout = path, place, header.layout
         self.status = header.status.copy()
         self._on_disk = header.status.copy()
         self._offsets = header.offsets
@@ -150,10 +133,7 @@ class FeatureWriter:
     def put(self, position: int, video: VideoRows) -> None:
         """Write a video; it counts as finished within a second, or when the writer is closed.
 
-        Raises
-        ------
-        FeatureError
-            The rows do not fit the layout, or the disk is full; videos that were put before are safe.
+        Rows that do not fit the layout, and a full disk, raise ``FeatureError``; videos that were put before are safe.
         """
         self._refuse_misfits(position, video)
         if STATUSES[self._on_disk[position]] != "pending":  # the old status must not confirm new rows
@@ -193,13 +173,7 @@ class FeatureWriter:
         self._last_commit = time.monotonic()
 
     def finish(self) -> None:
-        """Give the file its final name.
-
-        Raises
-        ------
-        FeatureError
-            Some videos are pending.
-        """
+        """Give the file its final name; refuse while videos are pending."""
         if len(self.pending):
             ids = (self.layout.video_ids[position] for position in self.pending)
             raise FeatureError(f"{len(self.pending):,} videos are not there yet: {first_few(ids)}")
@@ -225,12 +199,9 @@ class FeatureWriter:
             if len(video.rows):
                 raise FeatureError(f"video {name} failed and yet has rows")
             return
-        expected = (len(video.rows), self.layout.dim)
-        if video.rows.shape != expected or video.rows.dtype != DTYPES[self.layout.dtype] or not len(video.rows):
-            raise FeatureError(
-                f"video {name}: {video.rows.shape} {video.rows.dtype}, expected rows of {self.layout.dim} "
-                f"{self.layout.dtype}"
-            )
+        shape, dim, dtype = video.rows.shape, self.layout.dim, self.layout.dtype
+        if shape != (len(video.rows), dim) or video.rows.dtype != DTYPES[dtype] or not len(video.rows):
+            raise FeatureError(f"video {name}: {shape} {video.rows.dtype}, expected rows of {dim} {dtype}")
         if len(video.rows) > room or (self.layout.fixed and len(video.rows) != room):
             raise FeatureError(f"video {name} has {len(video.rows):,} rows, there is room for {room:,}")
 
@@ -252,25 +223,18 @@ class FeatureWriter:
             raise self._out_of_space(error) from None
 
     def _out_of_space(self, error: OSError) -> FeatureError:
+        reason = error.strerror or error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return FeatureError(
-                f"cannot write {self.place}: {error.strerror or error}; run the same command again to continue"
-            )
+            return FeatureError(f"cannot write {self.place}: {reason}; run the same command again to continue")
         safe = len(self.status) - len(self.pending) - len(self._uncommitted)
         return FeatureError(
-            f"no space is left for {self.place} ({error.strerror or error}); {safe:,} of {len(self.status):,} videos "
-            "are safe in it.\nMake room and run the same command again: it continues from there."
+            f"no space is left for {self.place} ({reason}); {safe:,} of {len(self.status):,} videos are safe in it.\n"
+            "Make room and run the same command again: it continues from there."
         )
 
 
 def _is_same(stored: Layout, wanted: Layout) -> bool:
-    return (
-        stored.video_ids == wanted.video_ids
-        and np.array_equal(stored.rows, wanted.rows)
-        and np.array_equal(stored.source_sizes, wanted.source_sizes)
-        and (stored.fixed, stored.dim, stored.dtype, stored.timed)
-        == (wanted.fixed, wanted.dim, wanted.dtype, wanted.timed)
-    )
+    return all(np.array_equal(getattr(stored, entry.name), getattr(wanted, entry.name)) for entry in fields(Layout))
 
 
 def _resume(
@@ -297,10 +261,8 @@ def _start(
     """Start a file with the finished videos of files that hold other lists of videos."""
     free = shutil.disk_usage(path.parent).free
     if layout.num_bytes > free:
-        raise FeatureError(
-            f"{path} will take {layout.num_bytes / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there; make room, "
-            "or choose a smaller dtype or fewer frames"
-        )
+        sizes = f"{layout.num_bytes / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there"
+        raise FeatureError(f"{path} will take {sizes}; make room, or choose a smaller dtype or fewer frames")
     place = partial_path(path)
     # It gets its name with all videos that it takes over, or a kill in between would lose them.
     with written_whole(place) as temporary:
@@ -314,12 +276,11 @@ def _start(
 
 def _take_over(writer: FeatureWriter, source: Path, header: Header, retry_failed: bool) -> int:
     """Copy the pending videos that an earlier file holds undamaged."""
-    taken = 0
-    known = {video_id: at for at, video_id in enumerate(header.layout.video_ids)}
-    checksums = stored_checksums(source)
-    old, new = header.layout, writer.layout
+    taken, old, new = 0, header.layout, writer.layout
     if (old.dim, old.dtype, old.timed) != (new.dim, new.dtype, new.timed):
         return 0
+    known = {video_id: at for at, video_id in enumerate(old.video_ids)}
+    checksums = stored_checksums(source)
     with source.open("rb") as stream:
         for position in writer.pending.tolist():
             at = known.get(new.video_ids[position])
@@ -338,8 +299,7 @@ def _refuse_losses(layout: Layout, headers: dict[Path, Header]) -> None:
     """Refuse to replace a file that holds videos which this run does not know."""
     known = set(layout.video_ids)
     for place, header in headers.items():
-        ready = np.isin(header.status, READY).tolist()
-        there = (video_id for video_id, is_ready in zip(header.layout.video_ids, ready, strict=True) if is_ready)
+        there = (header.layout.video_ids[at] for at in np.flatnonzero(np.isin(header.status, READY)))
         if lost := [video_id for video_id in there if video_id not in known]:
             raise FeatureError(
                 f"{place} holds {len(lost):,} videos that are not to be written now, and would lose them: "

@@ -22,6 +22,8 @@ from meidbench.features.source import FeatureSource, UnusableVideo, with_detail
 from meidbench.names import ProgressBar
 from meidbench.splits.split import Split
 
+Extract = Callable[[str], VideoRows]
+
 LEAST_SIMILARITY = 0.99
 
 # Severity and sentence of each check, in the order in which they are listed.
@@ -47,10 +49,10 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class VerificationProblem:
-    """One problem that ``verify`` found.
+    """One problem that ``verify`` found; ``check`` is a key of ``CHECKS``, and ``what`` its sentence.
 
-    ``check`` is a key of ``CHECKS`` and ``what`` its sentence; ``severity`` is ``error`` where the features must not be
-    used as they are, otherwise ``warning``. ``concerned`` has all ``count`` videos, sorted, with details in brackets.
+    ``severity`` is ``error`` where the features must not be used as they are, otherwise ``warning``. ``concerned`` has
+    all ``count`` videos, sorted, with details in brackets.
     """
 
     check: str
@@ -75,22 +77,18 @@ class Verification:
 
     Attributes
     ----------
-    videos : int
-        Videos in the source, usable or not.
-    rows : int
-        Rows of all readable videos.
+    videos, rows : int
+        Videos in the source, usable or not, and rows of all readable ones.
     dim, dtype : int and str
         Width and stored dtype of most videos; 0 and empty where no video is readable.
     statuses : dict of str to int
         Videos by status (``STATUSES``); without a stored status, readable videos count as ok, others as failed.
     recipe : dict or None
-        As stored; None without a stored recipe.
+        As stored.
     checks : tuple of str
         Keys of ``CHECKS`` that were made; without a split, for example, missing videos are not looked for.
-    findings : tuple of VerificationProblem
-        Errors first; empty where nothing was found.
-    similarities : tuple of Similarity
-        Of the videos that were made again, by id.
+    findings, similarities : tuple of VerificationProblem and of Similarity
+        Problems, errors first; the videos that were made again, by id.
     """
 
     videos: int
@@ -119,7 +117,7 @@ def verify(
     split: Split | None = None,
     recipe: Mapping[str, str] | None = None,
     npy: str | os.PathLike[str] | FeatureSource | None = None,
-    extract: Callable[[str], VideoRows] | None = None,
+    extract: Extract | None = None,
     sample: int | None = None,
     seed: int = 0,
     progress: ProgressBar | None = None,
@@ -134,10 +132,9 @@ def verify(
         Its videos must all be in the source.
     recipe : dict of str to str, optional
         Expected entries, by key; a dot leads into an entry (``weights.sha256``). Compared as text, or as JSON.
-    npy : path or FeatureSource, optional
-        The features that were packed, to compare with the stored ones.
-    extract : callable, optional
-        Makes the rows of a video again, by its id; instead of ``npy``.
+    npy, extract : path or FeatureSource, or callable, optional
+        The features that were packed, or a function that makes the rows of a video again, by its id. The stored rows
+        are compared with these.
     sample, seed : int, optional
         How many videos are compared, drawn at random by ``seed``; all by default.
 
@@ -203,11 +200,10 @@ def _draw(video_ids: list[str], sample: int | None, seed: int) -> list[str]:
 
 
 def _problems(found: Mapping[str, list[str]]) -> tuple[VerificationProblem, ...]:
-    problems = [
-        VerificationProblem(check, CHECKS[check][0], len(concerned), CHECKS[check][1], tuple(sorted(concerned)))
-        for check, concerned in found.items()
-        if concerned
-    ]
+    problems = []
+    for check, (severity, sentence) in CHECKS.items():
+        if concerned := tuple(sorted(found[check])):
+            problems.append(VerificationProblem(check, severity, len(concerned), sentence, concerned))
     return tuple(sorted(problems, key=lambda problem: problem.severity != "error"))
 
 
@@ -228,15 +224,14 @@ def _check_all(
         try:
             video, checksum = stored.read_stored(video_id)
         except UnusableVideo as error:
-            if error.problem in ("pending", "failed"):
-                return VideoCheck(error.problem, error.detail)
-            return VideoCheck("unreadable", error.describe())
+            is_status = error.problem in ("pending", "failed")
+            return VideoCheck(error.problem, error.detail) if is_status else VideoCheck("unreadable", str(error))
         except (FeatureError, OSError) as error:
             return VideoCheck("unreadable", str(error))
         if video.status in ("pending", "failed"):
             return VideoCheck(video.status, video.reason)
         if not video.rows.size:
-            return VideoCheck("unreadable", UnusableVideo("empty").describe())
+            return VideoCheck("unreadable", str(UnusableVideo("empty")))
         return check_video(video, checksum)
 
     checked: dict[str, VideoCheck] = {}
@@ -304,11 +299,7 @@ def _means(text: str, value: object) -> bool:
 
 
 def _compare(
-    stored: StoredVideos,
-    chosen: list[str],
-    extract: Callable[[str], VideoRows],
-    found: dict[str, list[str]],
-    progress: ProgressBar,
+    stored: StoredVideos, chosen: list[str], extract: Extract, found: dict[str, list[str]], progress: ProgressBar
 ) -> list[Similarity]:
     similarities = []
     with progress("comparing", len(chosen)) as advance:
@@ -322,7 +313,7 @@ def _compare(
                 if again.status == "failed" or here.shape != there.shape:
                     fault = again.reason or f"shape {there.shape} when made again, stored {here.shape}"
             except UnusableVideo as error:
-                fault = error.describe()
+                fault = str(error)
             except FeatureError as error:
                 fault = str(error).partition("\n")[0]
             if not fault:
@@ -342,10 +333,7 @@ def _most_common(items: Iterable[Any]) -> Any:
 
 @dataclass(frozen=True)
 class VideoCheck:
-    """The facts that are kept of a video after its rows were read.
-
-    ``problem`` and ``detail`` tell why it could not be read; ``remarks`` are the failed checks with their details.
-    """
+    """The facts kept of a video: why it could not be read, or its shape and the failed checks with their details."""
 
     problem: str
     detail: str
@@ -356,13 +344,7 @@ class VideoCheck:
 
 
 def check_video(video: VideoRows, expected: int | None) -> VideoCheck:
-    """Check the rows of one video, at least one; ``expected`` is its checksum when it was written, if known.
-
-    Examples
-    --------
-    >>> check_video(VideoRows(np.array([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]])), None).remarks
-    (('zero-rows', '1 of 3'),)
-    """
+    """Check the rows of one video, at least one; ``expected`` is its checksum when it was written, if known."""
     rows = np.ascontiguousarray(video.rows, video.rows.dtype.newbyteorder("="))
     actual = video.checksum()
     remarks = []
@@ -380,11 +362,8 @@ def check_video(video: VideoRows, expected: int | None) -> VideoCheck:
     # Bit for bit, which is many times as fast on half precision.
     bits = rows.view(f"u{rows.dtype.itemsize}")
     shape = (len(rows), rows.shape[1])
-    if shape[1] > 1:
-        constant = bits[:, 0] == bits[:, -1]
-        constant[constant] = (bits[constant] == bits[constant, :1]).all(axis=1)
-    else:
-        constant = np.ones(len(rows), bool)
+    constant = bits[:, 0] == bits[:, -1]
+    constant[constant] = (bits[constant] == bits[constant, :1]).all(axis=1)
     zero = constant & (rows[:, 0] == 0)
     if video.scales is not None:
         zero |= video.scales == 0

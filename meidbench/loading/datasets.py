@@ -1,7 +1,14 @@
-"""The three benchmarks as PyTorch datasets: features and labels of one subset of a split, video by video."""
+"""The three benchmarks as PyTorch datasets: features and labels of one subset of a split, video by video.
+
+At the end, ``RowTable`` and ``VideoReader`` read the rows of many videos at once, for ``meidbench.loading.batches``.
+"""
 
 import operator
 import os
+import threading
+import warnings
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
@@ -9,21 +16,23 @@ from typing import Any, ClassVar, Literal, TypedDict
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from meidbench.checks import one_of, whole_number
 from meidbench.errors import FeatureError, SplitError
-from meidbench.features import FeatureSource, open_features
+from meidbench.features import FeatureSource, NpyFolder, PackedFile, open_features
 from meidbench.features.frame_sampling import FrameRows
-from meidbench.loading.motion import Motion, independent_seed, motion_rows
+from meidbench.loading.motion import Indices, Motion, independent_seed, motion_rows
 from meidbench.names import SAMPLINGS
 from meidbench.splits.split import Split, load_split
 
 
 class _Sample(TypedDict):
     video_id: str
-    features: torch.Tensor
-    labels: torch.Tensor
+    features: Tensor
+    labels: Tensor
 
 
 class Sample(_Sample, total=False):
@@ -32,15 +41,14 @@ class Sample(_Sample, total=False):
     A dataset with ``motion`` adds a float32 ``motion`` (frames, D).
     """
 
-    motion: torch.Tensor
+    motion: Tensor
 
 
 class FeatureDataset(Dataset[Sample]):
     """One subset of a split with its features, for any split; each benchmark has a class of its own below.
 
     The constructor checks all videos (headers only, see ``FeatureSource.check``), so no missing file can end an epoch.
-    ``data[i]`` depends only on the arguments, the epoch and ``i``: not on the number of workers, on the order of
-    reading, or on a restart.
+    ``data[i]`` depends only on the arguments, the epoch and ``i``: not on workers, the order of reading, or a restart.
 
     Parameters
     ----------
@@ -56,10 +64,8 @@ class FeatureDataset(Dataset[Sample]):
         videos then differ in length, and a ``DataLoader`` needs ``batch_size=1`` or a ``collate_fn`` that pads.
     sampling : str
         ``uniform`` (evenly spaced) or ``random`` (new rows per epoch); see ``meidbench.features.frame_sampling``.
-    replacement : bool
-        Whether ``random`` may draw a row twice.
-    seed : int
-        For ``random``.
+    replacement, seed : bool and int
+        For ``random``: whether it may draw a row twice, and the seed.
     motion : Motion, optional
         Adds MEID's motion stream to the features; see ``meidbench.loading.motion``.
 
@@ -67,13 +73,10 @@ class FeatureDataset(Dataset[Sample]):
     ----------
     video_ids : list of str
         n ids in the order of the split.
-    num_classes : int
-        C.
-    class_names : tuple of str
-    dim : int
-        Width D of the features.
-    num_frames : (n,) int64 array
-        Rows that each video has.
+    num_classes, class_names : int and tuple of str
+        C, and its names.
+    dim, num_frames : int and (n,) int64 array
+        Width D of the features, and rows that each video has.
     frame_rows, motion_frame_rows : FrameRows
         The rows to take of the features, and of the motion stream of a whole video.
 
@@ -169,7 +172,7 @@ class FeatureDataset(Dataset[Sample]):
             sample["motion"] = motion
         return sample
 
-    def _streams(self, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _streams(self, position: int) -> tuple[Tensor, Tensor | None]:
         """Return the features of a video and, where asked for, their motion."""
         epoch = self.epoch
         indices = self.frame_rows.select_one(position, epoch)
@@ -183,10 +186,9 @@ class FeatureDataset(Dataset[Sample]):
         features = whole.index_select(0, torch.from_numpy(indices))
         return features, motion_rows(whole, self.motion, indices=None if others is None else others[None])
 
-    def _read(self, position: int, indices: npt.NDArray[np.int64] | None) -> torch.Tensor:
-        rows = self.source.read(self.video_ids[position], indices)
-        # torch takes the machine's byte order only, and converts float16 several times faster than numpy.
-        return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False)).to(torch.float32)
+    def _read(self, position: int, indices: Indices | None) -> Tensor:
+        # torch converts float16 several times faster than numpy.
+        return _read_tensor(self.source, self.video_ids[position], indices).to(torch.float32)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.subset}: {len(self):,} videos, {self.num_classes} classes>"
@@ -198,7 +200,7 @@ class FeatureDataset(Dataset[Sample]):
         matrix[np.repeat(np.arange(len(self)), np.diff(self._starts)), self._classes] = True
         return matrix
 
-    def label_rows(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
+    def label_rows(self, positions: Indices) -> Tensor:
         """Return the (B, C) float32 labels of several videos."""
         starts, counts = self._starts[positions], self._starts[positions + 1] - self._starts[positions]
         # The number of each label within its video: 0, 1, 0, 0, 1, 2 for videos of 2, 1 and 3 labels.
@@ -213,11 +215,7 @@ class FeatureDataset(Dataset[Sample]):
         return int(self._epoch.item())
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other random frames; call it before each epoch's ``for batch in loader``.
-
-        All workers, also persistent ones, see it at once: in the middle of an epoch, it would change the videos that
-        are not read yet.
-        """
+        """Draw other random frames; call it before each epoch's ``for batch in loader``: all workers see it at once."""
         self._epoch.fill_(whole_number("epoch", epoch, 0, FeatureError))
 
 
@@ -261,3 +259,84 @@ class CharadesEgoLT(FeatureDataset):
 
 
 DATASET_CLASSES: dict[str, type[FeatureDataset]] = {kind.dataset: kind for kind in (VideoLT, CharadesLT, CharadesEgoLT)}
+
+
+class RowTable:
+    """Rows of n videos in one tensor, and (R,) scales of int8: a memory map, or a copy on a device."""
+
+    def __init__(self, rows: Tensor, scales: Tensor | None, starts: Indices, counts: Indices) -> None:
+        self.dtype, self.device = rows.dtype, rows.device
+        self._rows, self._scales, self._starts, self._counts = rows, scales, starts, counts
+
+    @classmethod
+    def from_packed_file(cls, source: PackedFile, video_ids: list[str], counts: Indices) -> "RowTable":
+        """Use the memory map of a packed file."""
+        with warnings.catch_warnings():
+            # torch warns that the map must not be written to; nothing here does.
+            warnings.simplefilter("ignore", UserWarning)
+            rows, scales = torch.from_numpy(source.mapped_rows()), source.row_scales()
+        return cls(rows, None if scales is None else torch.from_numpy(scales), source.first_rows(video_ids), counts)
+
+    def fill(self, positions: Indices, indices: Indices, out: Tensor) -> Tensor | None:
+        """Put the (B, F) rows of the (B,) videos into ``out``, (B, F, D); return the (B, F) scales of int8."""
+        rows = torch.from_numpy((self._starts[positions][:, None] + indices).reshape(-1)).to(self.device)
+        # As numpy.take, but with all threads of torch.
+        torch.index_select(self._rows, 0, rows, out=out.view(-1, out.shape[-1]))
+        return None if self._scales is None else self._scales.index_select(0, rows).view(indices.shape)
+
+    def fill_whole(self, positions: Indices, out: Tensor) -> Tensor | None:
+        """Put all rows of the (B,) videos into ``out``, (R, D), end to end; return the (R,) scales of int8."""
+        # Copying runs of rows is faster than gathering, and converts where ``out`` has another dtype.
+        starts, counts = self._starts[positions].tolist(), self._counts[positions].tolist()
+        runs = [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
+        for part, run in zip(torch.split(out, counts), runs, strict=True):
+            part.copy_(self._rows[run])
+        return None if self._scales is None else torch.cat([self._scales[run] for run in runs])
+
+
+class VideoReader:
+    """Rows that a source reads video by video, as float32; ``fill`` and ``fill_whole`` are those of ``RowTable``."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+
+    def __init__(self, source: FeatureSource, video_ids: list[str], counts: Indices) -> None:
+        self._source, self._video_ids, self._counts = source, video_ids, counts
+        # An HDF5 file is opened when first read, which two threads must not do at once.
+        locks = not isinstance(source, NpyFolder)
+        self._lock: AbstractContextManager[object] = threading.Lock() if locks else nullcontext()
+
+    def fill(self, positions: Indices, indices: Iterable[Indices], out: Iterable[Tensor]) -> None:
+        """Put rows into ``out``."""
+        for position, wanted, part in zip(positions.tolist(), indices, out, strict=True):
+            with self._lock:
+                rows = _read_tensor(self._source, self._video_ids[position], wanted)
+            part.copy_(rows)
+
+    def fill_whole(self, positions: Indices, out: Tensor) -> None:
+        """Put all rows into ``out``."""
+        counts = self._counts[positions].tolist()
+        self.fill(positions, map(np.arange, counts), torch.split(out, counts))
+
+
+def _read_tensor(source: FeatureSource, video_id: str, indices: Indices | None) -> Tensor:
+    rows = source.read(video_id, indices)
+    # torch takes the machine's byte order only.
+    return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
+
+
+def copy_to_device(stored: RowTable | VideoReader, counts: Indices, dim: int, device: torch.device) -> RowTable:
+    """Copy all rows of a subset to a device, through a buffer of one video."""
+    starts = (np.cumsum(counts) - counts).astype(np.int64)
+    rows = torch.empty((int(counts.sum()), dim), dtype=stored.dtype, device=device)
+    scales = torch.empty(len(rows), dtype=torch.float32, device=device) if stored.dtype == torch.int8 else None
+    shape, pinned = (int(counts.max(initial=0)), dim), device.type == "cuda"
+    buffer = torch.empty(shape, dtype=stored.dtype, device="cpu", pin_memory=pinned)
+    bar = tqdm(counts.tolist(), "keeping features", unit=" videos", disable=None, delay=1.0, leave=False)
+    for position, count in enumerate(bar):
+        run = slice(int(starts[position]), int(starts[position]) + count)
+        video_scales = stored.fill_whole(np.array([position]), buffer[:count])
+        rows[run].copy_(buffer[:count])
+        if scales is not None and video_scales is not None:
+            scales[run].copy_(video_scales)
+    return RowTable(rows, scales, starts, counts)

@@ -24,7 +24,8 @@ class Motion:
     """Settings of the motion stream X_M of a video (Eq 10 of MEID).
 
     For rows x_1 to x_T, the stream has T rows: x_2 - x_1, ..., x_T - x_(T-1), and the mean of all rows as the last one.
-    A video of one row has only the static row.
+    A video of one row has only the static row. The script that is named below is ``data/charadesego/diff.py`` of the
+    authors' release (github.com/abcdvzz/MEID).
 
     Parameters
     ----------
@@ -46,10 +47,6 @@ class Motion:
     FeatureError
         A value is unknown, or two contradict each other.
 
-    Notes
-    -----
-    The script is ``data/charadesego/diff.py`` of the authors' release (github.com/abcdvzz/MEID).
-
     Examples
     --------
     >>> Motion()
@@ -70,8 +67,7 @@ class Motion:
                 raise FeatureError(f"{name} of motion must be True or False, got {flag!r}")
         if self.when == "sampled" and not self.same_index:
             raise FeatureError(
-                "motion of sampled rows has no other rows to draw: same_index=False needs when='full', "
-                f"got {self.when!r}"
+                "motion of sampled rows has no other rows to draw: same_index=False needs when='full', got 'sampled'"
             )
         if self.release_bug and (self.when, self.static) != ("full", "sum"):
             raise FeatureError(
@@ -99,18 +95,12 @@ def motion_rows(
         All rows of one video, or of several end to end.
     motion : Motion, optional
         By default Eq 10 as in the paper; only ``static`` and ``release_bug`` are used.
-    counts : (V,) integers, optional
-        Rows of each video, R in sum; one video by default.
-    indices : (V, F) integers, optional
-        Rows to take, counted from 0 in each video; all by default.
+    counts, indices : (V,) and (V, F) integers, optional
+        Rows of each video, R in sum (one video by default), and rows to take, counted from 0 in each video.
     taken : (V * F, D) tensor, optional
         The rows ``indices`` of ``rows``, if the caller has them; it saves time.
-    out : tensor, optional
-        Receives the result: float32, contiguous, with the same number of rows.
-
-    Returns
-    -------
-    (R, D) float32 tensor; with ``indices`` (V * F, D).
+    out : (R, D) or, with ``indices``, (V * F, D) float32 tensor, optional
+        Contiguous; receives the result, which is returned.
 
     Raises
     ------
@@ -136,9 +126,8 @@ def motion_rows(
     if indices is None:
         out = torch.empty_like(rows) if out is None else out.view(rows.shape)
         torch.sub(rows[1:], rows[:-1], out=out[:-1])
-        videos = np.arange(len(lengths))
-        last, last_videos = starts + lengths - 1, videos
-        first, first_videos = starts[lengths > 1], videos[lengths > 1]
+        last, last_videos = starts + lengths - 1, np.arange(len(lengths))
+        first, first_videos = starts[lengths > 1], np.flatnonzero(lengths > 1)
     else:
         wanted = np.array(indices, np.int64)
         if wanted.ndim != 2 or len(wanted) != len(lengths) or ((wanted < 0) | (wanted >= lengths[:, None])).any():
@@ -151,9 +140,8 @@ def motion_rows(
         torch.index_select(rows, 0, _index(joint + ~is_last, rows), out=out)
         out.sub_(rows.index_select(0, _index(joint, rows)) if taken is None else taken)
         is_first = (wanted == 0) & ~is_last
-        (last, last_videos), (first, first_videos) = (
-            (np.flatnonzero(chosen), np.nonzero(chosen)[0]) for chosen in (is_last, is_first)
-        )
+        last, last_videos = np.flatnonzero(is_last), np.nonzero(is_last)[0]
+        first, first_videos = np.flatnonzero(is_first), np.nonzero(is_first)[0]
     _put(out, last, last_videos, _static(rows, starts, lengths, motion.static))
     if motion.release_bug:
         # A video of one row has no second row, and no row in ``first``.

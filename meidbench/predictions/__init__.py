@@ -23,11 +23,8 @@ FORMS: dict[bytes, Callable[[Path], PredictionFile]] = {
 def open_predictions(path: Path) -> PredictionFile:
     """Open a prediction file; its content decides the form, not its name. Pickled objects are never loaded.
 
-    Parameters
-    ----------
-    path : Path
-        Parquet (``video_id``, ``scores``), NPZ or HDF5 (``video_ids``, ``scores``), CSV with a header, or the official
-        Charades text form.
+    The forms are Parquet (``video_id``, ``scores``), NPZ or HDF5 (``video_ids``, ``scores``), CSV with a header, and
+    the official Charades text form.
 
     Raises
     ------

@@ -22,10 +22,7 @@ Block = tuple[npt.NDArray[np.int64], Scores]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores (n, C) of n videos in memory, in the order of their file; higher is likelier.
-
-    ``metadata`` and ``class_names`` are those of ``PredictionFile``.
-    """
+    """Scores (n, C) of n videos in memory, in the order of their file; the rest is as in ``PredictionFile``."""
 
     video_ids: list[str]
     scores: Scores
@@ -55,10 +52,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class BlockScores:
-    """Scores that do not fit in memory: they are checked, and each pass reads them block by block.
-
-    Each call of ``blocks`` yields all rows once, as (rows in the split's order, scores (rows, C)).
-    """
+    """Scores that do not fit in memory; each call of ``blocks`` yields all as (rows in the split's order, scores)."""
 
     videos: int
     num_classes: int
@@ -87,9 +81,7 @@ def write_predictions(
 
     Parameters
     ----------
-    path : Path
-    video_ids : sequence of str
-        n ids.
+    path, video_ids : Path, and sequence of n str
     scores : ndarray, (n, C)
         Finite real numbers. float32 is recommended: compact, and exact where a model computes in it.
     split, subset : Split and str, optional
@@ -119,27 +111,19 @@ def write_predictions(
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts, sort_keys=True).encode()})
     encoding = {"scores.list.element": "BYTE_STREAM_SPLIT"} if scores.dtype in (np.float32, np.float64) else None
     with written_whole(Path(path)) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            row_group_size=BLOCK_ROWS,
-            compression="zstd",
-            use_dictionary=False,
-            column_encoding=encoding,
-            write_page_checksum=True,  # a flipped bit is then refused, not scored
-        )
+        # With a checksum per page, a flipped bit is refused, not scored.
+        options = {"row_group_size": BLOCK_ROWS, "compression": "zstd", "write_page_checksum": True}
+        pq.write_table(table, temporary, use_dictionary=False, column_encoding=encoding, **options)
     return Path(path)
 
 
 def run_warnings(metadata: dict[str, Any]) -> list[str]:
     """Return warnings about the run that wrote a prediction file."""
     run = metadata.get("run")
-    if isinstance(run, dict) and run.get("select_on") == "test":
-        return [
-            "the checkpoint was chosen on the test subset: its test scores are too good, "
-            "and not comparable with those of runs chosen on val"
-        ]
-    return []
+    if not isinstance(run, dict) or run.get("select_on") != "test":
+        return []
+    chosen = "the checkpoint was chosen on the test subset"
+    return [f"{chosen}: its test scores are too good, and not comparable with those of runs chosen on val"]
 
 
 def align_predictions(
@@ -150,24 +134,10 @@ def align_predictions(
     allow_float16: bool = False,
     memory_limit: int | None = None,
 ) -> Scores | BlockScores:
-    """Check predictions against a subset and return their scores in its order.
+    """Check predictions, in any order, against a subset; return their (n, C) scores as in ``split.video_ids(subset)``.
 
-    Parameters
-    ----------
-    predictions : Predictions or PredictionFile
-        Rows in any order.
-    split : Split
-    subset : str
-        ``train``, ``val`` or ``test``.
-    allow_float16 : bool
-        Half precision makes ties between scores that differ, so it is refused unless allowed.
-    memory_limit : int, optional
-        Bytes that the scores may take; larger matrices are read block by block.
-
-    Returns
-    -------
-    ndarray, (n, C), or BlockScores
-        Rows as in ``split.video_ids(subset)``.
+    Half precision makes ties between scores that differ, so it is refused unless allowed. Matrices of more than
+    ``memory_limit`` bytes are read block by block, as ``BlockScores``.
 
     Raises
     ------
@@ -201,19 +171,15 @@ def align_predictions(
                 yield rows[start : start + len(block)], block.astype(dtype, copy=False)
 
         return BlockScores(len(wanted), split.num_classes, dtype, blocks)
-    in_order = bool((rows == np.arange(len(rows))).all())
-    aligned: Scores | None = None
-    if in_order and isinstance(predictions, Predictions) and predictions.dtype == dtype:
-        aligned = predictions.scores
-    copy = aligned is None
-    if aligned is None:
-        aligned = np.empty((len(wanted), split.num_classes), dtype=dtype)
+    if isinstance(predictions, Predictions) and predictions.dtype == dtype and (rows == np.arange(len(rows))).all():
+        if problems := _number_problems(predictions):
+            raise _refusal(problems, split, subset)
+        return predictions.scores
+    aligned = np.empty((len(wanted), split.num_classes), dtype=dtype)
     bad: list[int] = []
     for start, block in predictions.blocks():
         bad += [start + row for row in not_finite(block)]
-        if copy:
-            part = slice(start, start + len(block))
-            aligned[part if in_order else rows[part]] = block
+        aligned[rows[start : start + len(block)]] = block
     if problems := _bad_numbers(bad, predictions.video_ids):
         raise _refusal(problems, split, subset)
     return aligned
@@ -226,13 +192,10 @@ def _refusal(problems: list[str], split: Split, subset: str) -> PredictionError:
 
 
 def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, subset: str) -> list[str]:
-    metadata = predictions.metadata
-    expected = {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}
-    problems = [
-        f"its {key} is {metadata[key]!r}, expected {value!r}"
-        for key, value in expected.items()
-        if metadata.get(key) not in (None, value)
-    ]
+    metadata, problems = predictions.metadata, []
+    for key, value in {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}.items():
+        if metadata.get(key) not in (None, value):
+            problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}")
     for names in (metadata.get("class_names"), predictions.class_names):
         if names is None or names == list(split.class_names):
             continue

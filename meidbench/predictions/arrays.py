@@ -83,8 +83,7 @@ def _read_header(stream: IO[bytes], name: str, announced: int) -> tuple[tuple[in
 
 
 def _read_exactly(stream: IO[bytes], size: int) -> bytes:
-    raw = stream.read(size)
-    if len(raw) != size:
+    if len(raw := stream.read(size)) != size:
         raise EOFError("it ends too early")
     return raw
 

@@ -1,4 +1,4 @@
-"""The base class of all forms of prediction files."""
+"""The base class of all forms of prediction files, and text with one line per video."""
 
 import csv
 from abc import ABC, abstractmethod
@@ -21,21 +21,8 @@ Scores = npt.NDArray[Any]
 
 
 class PredictionFile(ABC):
-    """An opened prediction file.
+    """An opened prediction file: ``metadata`` has the facts that it states about itself, ``dtype`` is of the scores."""
 
-    Attributes
-    ----------
-    path : Path
-    num_videos, num_classes : int
-    dtype : dtype
-        Of the scores.
-    metadata : dict
-        Facts that the file states about itself; may be empty.
-    class_names : list of str or None
-        Where the file names its classes.
-    """
-
-    path: Path
     num_videos: int
     num_classes: int
     dtype: np.dtype[Any]
@@ -67,7 +54,7 @@ class PredictionFile(ABC):
 
     @abstractmethod
     def _read_ids(self) -> list[str]:
-        """Read the ids."""
+        """Read what ``video_ids`` keeps."""
 
     @abstractmethod
     def blocks(self) -> Iterator[tuple[int, Scores]]:
@@ -96,10 +83,9 @@ class TableFile(PredictionFile):
             forms = ([f"c{index:03d}" for index in range(len(header))], [str(index) for index in range(len(header))])
             self.class_names = None if header in forms else header
         elif self.has_commas or not _is_number(first[1][-1]) or self.num_classes < 1:
-            raise self.refusal(
-                f"its first line {' '.join(first[1])[:40]!r} is neither a CSV header (video_id, then the classes) "
-                "nor 'ID s1 ... sC'"
-            )
+            start = " ".join(first[1])[:40]
+            expected = "neither a CSV header (video_id, then the classes) nor 'ID s1 ... sC'"
+            raise self.refusal(f"its first line {start!r} is {expected}")
         self._ids = [cells[0] for _, cells in islice(self._lines(), int(self.is_csv), None)]
         self.num_videos = len(self._ids)
 
@@ -127,17 +113,16 @@ class TableFile(PredictionFile):
         while part := list(islice(lines, BLOCK_ROWS)):
             scores = np.empty((len(part), self.num_classes))
             for row, (number, cells) in enumerate(part):
+                line = f"line {number} ({cells[0]})"
                 if len(cells) != self.num_classes + 1:
-                    raise self.refusal(
-                        f"line {number} ({cells[0]}) has {len(cells) - 1:,} scores, expected {self.num_classes:,}"
-                    )
+                    raise self.refusal(f"{line} has {len(cells) - 1:,} scores, expected {self.num_classes:,}")
                 try:
                     if any("_" in cell for cell in cells[1:]):  # Python would read 1_0 as 10
                         raise ValueError
                     scores[row] = cells[1:]
                 except ValueError:
                     wrong = next((cell for cell in cells[1:] if not _is_number(cell)), "")
-                    raise self.refusal(f"line {number} ({cells[0]}): {wrong[:40]!r} is not a number") from None
+                    raise self.refusal(f"{line}: {wrong[:40]!r} is not a number") from None
             yield start, scores
             start += len(part)
 

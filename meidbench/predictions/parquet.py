@@ -33,16 +33,14 @@ class ParquetFile(PredictionFile):
             self._readers = [self._open_reader()]
             file = self._readers[0]
             schema = file.schema_arrow
-            if not {"video_id", "scores"} <= set(schema.names) or len(set(schema.names)) < len(schema.names):
-                raise self.refusal(
-                    f"it has the columns {first_few(schema.names) or 'none'}; expected video_id and scores"
-                )
-            kind, id_kind = schema.field("scores").type, schema.field("video_id").type
-            if not pa.types.is_fixed_size_list(kind) or not (
-                pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
-            ):
+            names = schema.names
+            if not {"video_id", "scores"} <= set(names) or len(set(names)) < len(names):
+                raise self.refusal(f"it has the columns {first_few(names) or 'none'}; expected video_id and scores")
+            kind, id_kind, types = schema.field("scores").type, schema.field("video_id").type, pa.types
+            is_list = types.is_fixed_size_list(kind)
+            if not is_list or not (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)):
                 raise self.refusal(f"the column scores is of type {kind}; expected fixed_size_list of a real number")
-            if not (pa.types.is_string(id_kind) or pa.types.is_large_string(id_kind)):
+            if not (types.is_string(id_kind) or types.is_large_string(id_kind)):
                 raise self.refusal(f"the column video_id is of type {id_kind}; expected string")
             self.num_videos, self.num_classes = file.metadata.num_rows, kind.list_size
             self.dtype = np.dtype(kind.value_type.to_pandas_dtype())
