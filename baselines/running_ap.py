@@ -20,7 +20,7 @@ class RunningAveragePrecision:
     class without such a video keeps its value of the epoch before, at first 0. To mimic VideoLT's code, add the logits
     of a second pass with ``keep=None``.
 
-    Ties are ranked together (``meidbench.evaluation.average_precision``), so logits are better than sigmoids, which
+    Ties are ranked together (``meidbench.average_precision``), so logits are better than sigmoids, which
     saturate.
 
     Parameters
