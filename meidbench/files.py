@@ -1,4 +1,4 @@
-"""Files on disk: written as a whole or not at all, recognised by their digest, locked, and read by a process first.
+"""Files: written as a whole or not at all, recognised by their digest, locked; JSON text; foreign HDF5 files.
 
 A damaged file can hang or crash the HDF5 library, and a process cannot catch its own crash. A second process therefore
 reads an HDF5 file that another program wrote, and only then does this one. It imports h5py alone and serves all files.
@@ -8,6 +8,7 @@ import atexit
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import subprocess
@@ -96,6 +97,20 @@ def _try_lock(descriptor: int) -> bool:
             return False
         raise  # a file system without locks
     return True
+
+
+def render_json(content: Any) -> str:
+    """Return content as JSON text with sorted keys, the same for the same content; NaN becomes null."""
+    text = json.dumps(_without_nan(content), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return text + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 HDF5_SECONDS = 60.0  # without a sign of life of the second process

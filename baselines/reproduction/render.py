@@ -15,7 +15,8 @@ from meidbench.baselines.reproduction import PaperTable, read_table, runs, table
 from meidbench.baselines.reproduction.materials import InputFiles
 from meidbench.baselines.reproduction.plan import CostPlan, Request, build_command, make_jobs, make_plan
 from meidbench.baselines.reproduction.runs import RowOutcome, RunStore
-from meidbench.evaluation.results import GROUPS_SHOWN, as_json
+from meidbench.evaluation.results import GROUPS_SHOWN
+from meidbench.files import render_json
 from meidbench.names import STATISTICS_TABLE
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.statistics import split_statistics
@@ -90,7 +91,7 @@ def _render_result(
     remarks += [f"row {outcome.job.row.name} failed: {outcome.reason}" for outcome in failed]
     shown = [outcome.job.row.name for outcome in outcomes if outcome.job.asked or outcome.measured]
     sections = _sections(content, shown)
-    files = {"md": _result_markdown(content, sections), "csv": _result_csv(content), "json": as_json(content)}
+    files = {"md": _result_markdown(content, sections), "csv": _result_csv(content), "json": render_json(content)}
     text = _result_text(content, sections, shown, width)
     return RenderedTable(table.name, content, text, files, remarks, succeeded=not failed)
 
@@ -314,7 +315,7 @@ def _render_statistics(files: InputFiles, datasets: Sequence[str], only_plan: bo
     markdown = [f"# {title}", "", f"Published: {source}.", ""]
     markdown += _markdown_table(["benchmark", "statistic", "paper", "ours", "verdict"], lines, "llrrl")
     markdown += ["", *(f"- {text}" for text in (verdict, *remarks, *facts["protocol"])), ""]
-    written = {"md": "\n".join(markdown), "csv": _csv(table), "json": as_json(content)}
+    written = {"md": "\n".join(markdown), "csv": _csv(table), "json": render_json(content)}
     if only_plan or not verdicts:
         return RenderedTable(STATISTICS_TABLE, content, text, {}, succeeded=only_plan)
     return RenderedTable(STATISTICS_TABLE, content, text, written, succeeded=not differing)

@@ -193,8 +193,7 @@ def _draw(
 ) -> None:
     from meidbench.construction import distance_to
     from meidbench.construction.plans import PLAN_SUFFIX, check_same_split, make_split, read_videos, render_plan
-    from meidbench.evaluation.results import as_json as json_text
-    from meidbench.files import written_whole
+    from meidbench.files import render_json, written_whole
     from meidbench.report.text import construction_report, construction_warnings
     from meidbench.splits.manifests import split_path
     from meidbench.splits.statistics import split_statistics
@@ -232,7 +231,7 @@ def _draw(
             "distance_to_released": None if distance is None else asdict(distance),
             "paper": dict(plan.manifest.paper) if plan.manifest and plan.manifest.paper else None,
         }
-        click.echo(json_text(content), nl=False)
+        click.echo(render_json(content), nl=False)
         return
     width = shutil.get_terminal_size((100, 24)).columns
     report = construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width)

@@ -103,7 +103,7 @@ def train(
     from meidbench.baselines.training import train as train_run
     from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.results import MeanAP
-    from meidbench.evaluation.results import as_json as json_text
+    from meidbench.files import render_json
     from meidbench.splits.split import load_split
 
     settings += tuple(f"{_KEYS[name]}={value}" for name, value in short.items() if value is not None)
@@ -117,7 +117,7 @@ def train(
         _report(f"warning: {warning}")
     if as_json:
         content = {"run": str(trained.path), "mAP": {subset: asdict(means) for subset, means in trained.mAP.items()}}
-        click.echo(json_text(content), nl=False)
+        click.echo(render_json(content), nl=False)
     else:
         rows = [(subset, *asdict(means).values()) for subset, means in trained.mAP.items()]
         click.echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
@@ -209,7 +209,7 @@ def reproduce(
 
     from meidbench.baselines.reproduction import choose_rows, materials, plan, render, runs  # type: ignore[import-not-found, unused-ignore]
     from meidbench.cli.parameters import progress_bar
-    from meidbench.evaluation.results import as_json
+    from meidbench.files import render_json
 
     if simulate and (features or only_plan):
         raise click.UsageError("--simulate takes neither --features nor --plan: it needs nothing")
@@ -243,7 +243,7 @@ def reproduce(
         for remark in table.remarks:
             _report(remark)
         done.append(table)
-    content = as_json(done[0].content if len(done) == 1 else [table.content for table in done])
+    content = render_json(done[0].content if len(done) == 1 else [table.content for table in done])
     if on_stdout:
         click.echo(content, nl=False)
     elif json_file is not None:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
 from meidbench.evaluation.evaluate import bootstrap_means, evaluate_scores, group_members, subset_positives
-from meidbench.evaluation.results import GROUPS_SHOWN, ClassFacts, Measures, Result, as_json, average_measures
+from meidbench.evaluation.results import GROUPS_SHOWN, ClassFacts, Measures, Result, average_measures
+from meidbench.files import render_json
 from meidbench.names import Advance
 from meidbench.predictions import open_predictions
 from meidbench.predictions.align import BlockScores, align_predictions, run_warnings
@@ -117,7 +118,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """Return the comparison as JSON: keys sorted, the same bytes for the same input."""
-        return as_json(asdict(self))
+        return render_json(asdict(self))
 
 
 @dataclass

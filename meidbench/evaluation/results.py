@@ -1,13 +1,12 @@
 """The result of an evaluation: named, immutable, and always written in the same way."""
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
+from meidbench.files import render_json
 from meidbench.splits.split import GROUP_NAMES
 
 FORMAT_VERSION = 1
@@ -160,18 +159,4 @@ class Result(Measures):
         content = asdict(self)
         for entry in content["per_class"]:
             entry["class"] = entry.pop("index")
-        return as_json(content)
-
-
-def as_json(content: Any) -> str:
-    """Return content as JSON text with sorted keys, the same for the same content; NaN becomes null."""
-    text = json.dumps(_without_nan(content), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    return text + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return render_json(content)

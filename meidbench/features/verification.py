@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from meidbench.errors import FeatureError
-from meidbench.evaluation.results import as_json
 from meidbench.features import open_features
 from meidbench.features.feature_file import STATUSES, Recipe
 from meidbench.features.packing import map_ahead
 from meidbench.features.records import StoredVideos, VideoRows, all_finite, decode
 from meidbench.features.source import FeatureSource, UnusableVideo, with_detail
+from meidbench.files import render_json
 from meidbench.names import ProgressBar
 from meidbench.splits.split import Split
 
@@ -108,7 +108,7 @@ class Verification:
 
     def to_json(self) -> str:
         """Return everything as JSON: keys sorted, no path, time or host, null for NaN."""
-        return as_json({**asdict(self), "is_sound": self.is_sound})
+        return render_json({**asdict(self), "is_sound": self.is_sound})
 
 
 def verify(
