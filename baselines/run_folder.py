@@ -54,6 +54,7 @@ class Inputs:
     @classmethod
     def from_sources(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
         """Describe a split and its features; refuse features that are missing or malformed."""
+        digest = digest_features(split, features)  # first: dim is that of the videos that it checks
         if split_path and Path(split_path).is_file():
             split_path = str(Path(split_path).absolute())
         return cls(
@@ -61,7 +62,7 @@ class Inputs:
             split.variant,
             split.digest,
             features.dim,
-            digest_features(split, features),
+            digest,
             digest_recipe(features),
             split_path,
             str(features.path),

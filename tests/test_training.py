@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score
 from meidbench.baselines import AGGREGATORS, resolve, train
 from meidbench.baselines.learner import MIXING, NOISE, DivergenceError, EpochPlan, LossMonitor, StepTotals, derive_seed
 from meidbench.baselines.run_folder import (
+    Inputs,
     RunFolder,
     RunLog,
     digest_features,
@@ -292,6 +293,13 @@ def test_a_change_of_one_video_changes_the_digest_of_the_features(toy_split, fea
         pack(tmp_path / name, tmp_path / f"{name}.h5")
     one, other = (digest_features(toy_split, open_features(tmp_path / f"{name}.h5")) for name in ("before", "after"))
     assert one != other
+
+
+def test_videos_of_other_splits_do_not_change_the_recorded_width(toy_split, tmp_path):
+    for video_id in ("!other", *toy_split.table.column("video_id").to_pylist()):
+        np.save(tmp_path / f"{video_id}.npy", np.ones((2, 7 if video_id == "!other" else 4), np.float32))
+    assert open_features(tmp_path).dim == 7  # the first video by id
+    assert Inputs.from_sources(toy_split, open_features(tmp_path)).dim == 4
 
 
 def test_a_split_without_the_selecting_subset_is_refused(toy_split, features, tmp_path):
