@@ -127,7 +127,7 @@ class Learner:
                 stored = content["position"].get(_STORED_NAMES.get(entry.name, entry.name), entry.default)
                 setattr(self.position, entry.name, stored)
             return int(content["log_position"])
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise _make_mismatch_error(path, error) from None
 
     def save_weights(self, path: Path, scores: dict[str, dict[str, float]]) -> None:

@@ -130,7 +130,12 @@ def test_a_damaged_last_checkpoint_is_refused_by_name(toy_split, features, tmp_p
     config = config_of(toy_split, "schedule.epochs=1")
     train(toy_split, features, config, tmp_path / "run")
     (tmp_path / "run" / "result-test.json").unlink()
-    (tmp_path / "run" / "last.pt").write_bytes(b"PK\x03\x04 no checkpoint")
+    last = tmp_path / "run" / "last.pt"
+    content = load_checkpoint(last)
+    save_checkpoint(last, {**content, "running_ap": {**content["running_ap"], "scores": None}})
+    with pytest.raises(MeidbenchError, match=r"last\.pt does not fit"):
+        train(toy_split, features, config, tmp_path / "run")
+    last.write_bytes(b"PK\x03\x04 no checkpoint")
     with pytest.raises(MeidbenchError, match=r"last\.pt is no checkpoint"):
         train(toy_split, features, config, tmp_path / "run")
 
