@@ -41,9 +41,9 @@ def option_defaults(component: type) -> dict[str, Any]:
 
 def _read_options(component: Any) -> dict[str, inspect.Parameter]:
     """Return the keyword-only arguments of a component and of the class that takes its further options."""
-    further = Aggregator if issubclass(component, Aggregator) else getattr(component, "further_options", component)
+    further = Aggregator if issubclass(component, Aggregator) else getattr(component, "further_options", None)
     options: dict[str, inspect.Parameter] = {}
-    for kind in (component, further):
+    for kind in filter(None, (component, further)):
         for argument in inspect.signature(kind.__init__, eval_str=True).parameters.values():
             if argument.kind is argument.KEYWORD_ONLY:
                 options.setdefault(argument.name, argument)

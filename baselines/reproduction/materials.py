@@ -174,9 +174,10 @@ class Material:
         if self.simulation is not None:
             videos = "invented videos" if self.split.variant == "invented" else f"the real split of {self.dataset}"
             return (f"simulated features of {videos}, {self.simulation.frames} x {self.simulation.dim}",)
-        needs, backbone, dim = table_content("needs"), self._backbone(), self.features.dim
+        needs, backbone = table_content("needs"), self._backbone()
         published, frames = needs["encoders"][self.encoder], needs["frames"][self.dataset]
         fewest = int(self.features.check(self.split.video_ids("test")).min())
+        dim = self.features.dim  # of the videos that were just checked
         is_other_backbone = backbone not in ("", published["backbone"])
         found = {
             f"the split is the variant {self.split.variant}, not the released one": self.split.variant != RELEASED,
