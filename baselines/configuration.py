@@ -163,7 +163,7 @@ class Execution:
     """How a run is carried out. Two runs that differ only here are the same run."""
 
     device: str = "auto"  # a CUDA device where there is one; or a name that torch knows
-    resident: str = "auto"  # as in meidbench.loading.batches.BatchLoader, and prefetch
+    resident: str = "auto"  # as in meidbench.loading.batches.BatchLoader, as is prefetch
     prefetch: int = 2
     log_every: int = 20  # steps between two lines of the log
     checkpoint_steps: int | None = None  # between two checkpoints within an epoch

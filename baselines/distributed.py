@@ -73,7 +73,11 @@ class ProcessGroup:
 
 @contextmanager
 def join_processes(device: str = "auto") -> Iterator[ProcessGroup]:
-    """Join the processes that ``torchrun`` started; without torchrun this process is the only one."""
+    """Join the processes that ``torchrun`` started; without torchrun this process is the only one.
+
+    The device ``auto`` is a CUDA device where there is one, and the CPU elsewhere. Each process has a CUDA device of
+    its own, unless one is named by its number. A device that torch does not have is refused.
+    """
     chosen = _choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ProcessGroup(0, 1, chosen)

@@ -81,7 +81,7 @@ def score_subset(
 ) -> npt.NDArray[np.float32]:
     """Return the logits (n, C) of all videos of a loader's dataset, in every process; refuse those that are not finite.
 
-    The model, which is not wrapped, is in its old mode afterwards.
+    The rows are in the order of the dataset. The model, which is not wrapped, is in its old mode afterwards.
     """
     data = loader.dataset
     was_training = model.training

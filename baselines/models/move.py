@@ -380,7 +380,7 @@ def least_frame_counts(
 ) -> torch.Tensor:
     """Return the least number of frames to draw from each video, (B,) int64: the lower bound in MOVE's equation 9.
 
-    The bound of a class is max(tau_c T, least), with T frames and ``least`` sigma of the paper. The bound of a video
+    The bound of a class is max(tau_c T, least), with T frames; ``least`` is sigma of the paper. The bound of a video
     with several labels (B, C), which the equation does not cover, is the ``mean`` of those of its classes, as in the
     public code, the least (``rarest``) or the greatest (``commonest``), truncated to a whole number and at most T. A
     video without a label has no rare class: its bound is T.
