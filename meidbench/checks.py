@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import operator
 import sys
 import types
@@ -58,13 +59,13 @@ def in_range(name: str, value: float, low: float, high: float = math.inf, *, ope
     0.9999
     """
     try:
-        valid = not isinstance(value, bool | str | bytes) and math.isfinite(value)
-    except (TypeError, OverflowError):
-        valid = False
-    if not valid or not low <= value <= high or (open_end and value == high):
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or not low <= value <= high or (open_end and value == high):
         bounds = f"at least {low}" if high == math.inf else f"in [{low}, {high}{')' if open_end else ']'}"
         raise MeidbenchError(f"{name} must be a number {bounds}, got {value!r}")
-    return float(value)
+    return number
 
 
 def one_of(name: str, value: str, known: Sequence[str], error: type[MeidbenchError] = MeidbenchError) -> str:
