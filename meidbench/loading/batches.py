@@ -324,6 +324,10 @@ class CopyStream(threading.local):
         self._device = device
         self._stream: torch.cuda.Stream | None = None
 
+    def __reduce__(self) -> tuple[type["CopyStream"], tuple[torch.device]]:
+        # What belongs to a thread does not pickle by itself, and a loader may be passed to another process.
+        return CopyStream, (self._device,)
+
     def activate(self) -> AbstractContextManager[object]:
         """Return the context in which work for the device is queued on this stream."""
         if self._device.type != "cuda":
