@@ -424,6 +424,7 @@ class BatchGatherer:
             rows = taken if all_features else self._buffer(shape, torch.float32, is_scratch=True)
             raw = rows if stored.device.type == self._device.type else self._staging.take(shape, stored.dtype)
             self._convert(raw, stored.fill_whole(positions[part], raw), torch.float32, rows)
+            del raw  # so that the next part is read into the same buffer
             if not all_features:
                 starts = np.cumsum(counts[part]) - counts[part]
                 joint = torch.from_numpy((starts[:, None] + indices[part]).reshape(-1)).to(self._device)
