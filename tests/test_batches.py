@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import pickle
 import subprocess
 import sys
 import threading
@@ -576,6 +577,11 @@ def test_iterators_may_run_at_the_same_time(split, stored):
     nested = [list(loader) for _ in loader]
     assert len(nested) == len(expected)
     assert_same(nested[-1], expected)
+
+
+def test_a_loader_goes_to_other_processes(split, packed):
+    loader = BatchLoader(dataset(split, packed, sampling="random"), 4)
+    assert_same(list(pickle.loads(pickle.dumps(loader))), list(loader))
 
 
 def test_jobs_are_begun_ahead_and_no_further():

@@ -510,6 +510,8 @@ def test_videos_are_checked_once_per_source(tmp_path, file_format, monkeypatch):
     for _ in range(3):
         assert source.check(LENGTHS).tolist() == list(LENGTHS.values())
     assert sorted(asked) == sorted(LENGTHS)
+    pickle.loads(pickle.dumps(source)).check(LENGTHS)
+    assert sorted(asked) == sorted([*LENGTHS, *LENGTHS]), "the shapes of all videos would go to every worker"
     if file_format == "npy":
         np.save(source.path / "ATOYW.npy", np.zeros((9, WIDTH), np.float16))
         assert source.check(["ATOYW"]).tolist() == [9]

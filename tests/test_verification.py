@@ -210,6 +210,16 @@ def test_cosines_are_those_of_scikit_learn():
     np.testing.assert_allclose(cosine_similarity(one, other), np.diag(peer(one, other)), atol=1e-12)
 
 
+def test_an_id_leads_out_of_no_folder_of_originals(tmp_path):
+    arrays = {"x/../../outside": make_arrays(1)["v0"]}
+    path = store(tmp_path, arrays, "float32")
+    (tmp_path / "npy" / "x").mkdir(parents=True)
+    np.save(tmp_path / "outside.npy", arrays["x/../../outside"])
+    verification = verify(path, npy=tmp_path / "npy")
+    assert verification.similarities == ()
+    assert "no usable id" in told(verification)["similarity"][0]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_a_packed_file_is_compared_with_its_folder(tmp_path, dtype):
     arrays = make_arrays()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.extraction.frame_folders import frame_number
-from meidbench.features.source import UnusableVideo, check_id
+from meidbench.features.source import is_usable_id
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _MOST_OTHERS = 100
@@ -154,13 +154,7 @@ def _refuse_double_ids(root: Path, found: dict[str, list[Video]]) -> None:
 
 
 def _refuse_unusable_ids(root: Path, video_ids: Iterable[str]) -> None:
-    refused = []
-    for video_id in video_ids:
-        try:
-            check_id(video_id)
-        except UnusableVideo:
-            refused.append(ascii(video_id))
-    if refused:
+    if refused := [ascii(video_id) for video_id in video_ids if not is_usable_id(video_id)]:
         raise FeatureError(
             f"{len(refused):,} names in {root} cannot be used as ids (a dot, with a path separator, or not UTF-8): "
             f"{first_few(sorted(refused))}; rename these videos"

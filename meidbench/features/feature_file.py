@@ -215,7 +215,7 @@ class PackedFile(FeatureSource):
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickling a map would pickle all its rows.
-        return {**self.__dict__, "_map": None, "_scale_map": None}
+        return {**super().__getstate__(), "_map": None, "_scale_map": None}
 
     def close(self) -> None:  # noqa: D102
         self._handle.close()

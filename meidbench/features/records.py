@@ -20,7 +20,7 @@ from meidbench.features.feature_file import (
     read_header,
     stored_checksums,
 )
-from meidbench.features.source import FeatureSource, NpyFolder, UnusableVideo
+from meidbench.features.source import FeatureSource, NpyFolder, UnusableVideo, check_id
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class StoredVideos:
 
     def read(self, video_id: str) -> VideoRows:
         """Return a video whose checksum is right, in the dtype of the source; int8 as float32."""
+        check_id(video_id)  # another file may have named it
         video, checksum = self.read_stored(video_id)
         if checksum is not None and video.checksum() != checksum:
             raise UnusableVideo("unreadable", "other than it was written: the checksum differs")

@@ -324,6 +324,10 @@ class CopyStream(threading.local):
         self._device = device
         self._stream: torch.cuda.Stream | None = None
 
+    def __reduce__(self) -> tuple[type["CopyStream"], tuple[torch.device]]:
+        # What belongs to a thread does not pickle by itself, and a loader may be passed to another process.
+        return CopyStream, (self._device,)
+
     def activate(self) -> AbstractContextManager[object]:
         """Return the context in which work for the device is queued on this stream."""
         if self._device.type != "cuda":
@@ -420,6 +424,7 @@ class BatchGatherer:
             rows = taken if all_features else self._buffer(shape, torch.float32, is_scratch=True)
             raw = rows if stored.device.type == self._device.type else self._staging.take(shape, stored.dtype)
             self._convert(raw, stored.fill_whole(positions[part], raw), torch.float32, rows)
+            del raw  # so that the next part is read into the same buffer
             if not all_features:
                 starts = np.cumsum(counts[part]) - counts[part]
                 joint = torch.from_numpy((starts[:, None] + indices[part]).reshape(-1)).to(self._device)

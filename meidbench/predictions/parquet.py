@@ -4,9 +4,8 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ _GROUP_READ_AHEAD = 1 << 26  # bytes; larger row groups are not decoded ahead
 class ParquetFile(PredictionFile):
     """Columns ``video_id`` string and ``scores`` fixed_size_list, with optional JSON metadata ``meidbench``.
 
-    The file stays open as long as this object lives; a second reader is opened where two threads decode.
+    The file stays open as long as this object lives, with a reader for each thread that decodes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,8 +29,8 @@ class ParquetFile(PredictionFile):
         import pyarrow as pa
 
         with self._arrow_errors():
-            self._readers = [self._open_reader()]
-            file = self._readers[0]
+            file = self._open_reader()
+            self._idle_readers = deque([file])
             schema = file.schema_arrow
             names = schema.names
             if not {"video_id", "scores"} <= set(names) or len(set(names)) < len(names):
@@ -51,6 +50,18 @@ class ParquetFile(PredictionFile):
         import pyarrow.parquet as pq
 
         return pq.ParquetFile(self.path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 22)
+
+    @contextmanager
+    def _reader(self) -> Iterator[Any]:
+        """Lend a reader, which serves one thread at a time; another one is opened where all are lent."""
+        try:
+            reader = self._idle_readers.pop()
+        except IndexError:
+            reader = self._open_reader()
+        try:
+            yield reader
+        finally:
+            self._idle_readers.append(reader)
 
     def _arrow_errors(self) -> AbstractContextManager[None]:
         import pyarrow as pa
@@ -77,8 +88,8 @@ class ParquetFile(PredictionFile):
         return metadata
 
     def _read_ids(self) -> list[str]:
-        with self._arrow_errors():
-            column = self._readers[0].read(["video_id"]).column("video_id")
+        with self._arrow_errors(), self._reader() as reader:
+            column = reader.read(["video_id"]).column("video_id")
             if column.null_count:
                 raise self.refusal(f"{column.null_count:,} ids are empty cells")
             ids: list[str] = column.to_pylist()
@@ -98,28 +109,20 @@ class ParquetFile(PredictionFile):
 
     def _columns(self) -> Iterator[Any]:
         """Yield the scores piece by piece: small row groups are decoded ahead, large ones are read in batches."""
-        facts = self._readers[0].metadata
-        groups = range(facts.num_row_groups)
-        if max((facts.row_group(group).total_byte_size for group in groups), default=0) > _GROUP_READ_AHEAD:
-            # One at a time: asked for all, the reader would keep the raw bytes of the whole file.
-            for group in groups:
-                batches = self._readers[0].iter_batches(BLOCK_ROWS, [group], ["scores"], use_threads=False)
-                yield from (batch.column(0) for batch in batches)
-            return
-        while len(self._readers) < min(_DECODERS, len(groups)):
-            self._readers.append(self._open_reader())
-        # A reader serves one thread at a time.
-        free: SimpleQueue[Any] = SimpleQueue()
-        for reader in self._readers:
-            free.put(reader)
+        with self._reader() as reader:
+            facts = reader.metadata
+            groups = range(facts.num_row_groups)
+            if max((facts.row_group(group).total_byte_size for group in groups), default=0) > _GROUP_READ_AHEAD:
+                # One at a time: asked for all, the reader would keep the raw bytes of the whole file.
+                for group in groups:
+                    batches = reader.iter_batches(BLOCK_ROWS, [group], ["scores"], use_threads=False)
+                    yield from (batch.column(0) for batch in batches)
+                return
 
         def decode(group: int) -> list[Any]:
-            reader = free.get()
-            try:
+            with self._reader() as reader:
                 chunks: list[Any] = reader.read_row_group(group, ["scores"], use_threads=False).column(0).chunks
-                return chunks
-            finally:
-                free.put(reader)
+            return chunks
 
         with ThreadPoolExecutor(_DECODERS) as pool:
             pending: deque[Future[list[Any]]] = deque()
