@@ -499,6 +499,7 @@ def test_redirect_is_followed(site, target):
         "http://example.org/list.lst",
         "//example.org/list.lst",
         "http://127.0.0.1@example.org/",
+        "http://localhost:secret@example.org/",
         "http://example.org\\@127.0.0.1/",
         "http://127.0.0.1.example.org/",
         "http://localhost.example.org/",

@@ -142,7 +142,8 @@ class _SafeSession(requests.Session):
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Send a request to a safe address; requests calls this for every redirect as well."""
         parts = urlsplit(request.url or "")
-        loopback = parts.netloc.split(":")[0] in ("localhost", "127.0.0.1")
+        # A user name in the address could look like a host.
+        loopback = re.fullmatch(r"(localhost|127\.0\.0\.1)(:[0-9]+)?", parts.netloc)
         self.only_https |= parts.scheme == "https"
         if parts.scheme != "https" and (self.only_https or parts.scheme != "http" or not loopback):
             raise _FailedError(f"the address {request.url}, which is not https; it was not asked", again=False)
