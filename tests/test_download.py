@@ -532,6 +532,22 @@ def test_redirect_from_https_to_http_is_refused(site, target, monkeypatch):
     assert site.seen == []
 
 
+def test_every_attempt_begins_at_the_given_address(site, target, monkeypatch):
+    send = requests.adapters.HTTPAdapter.send
+
+    def answer(adapter, request, **options):
+        if not request.url.startswith("https:"):
+            return send(adapter, request, **options)
+        response = requests.Response()
+        response.status_code, response.url, response.raw, response.request = 503, request.url, io.BytesIO(), request
+        return response
+
+    site.answers["/list.lst"] = [redirect("https://example.org/list.lst"), whole()]
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", answer)
+    fetch(described(f"{site.url}/list.lst"), target)
+    assert target.read_bytes() == BODY
+
+
 def test_redirect_loop_has_an_end(site, target):
     site.answers["/list.lst"] = [redirect("/list.lst")]
     assert "redirects" in refused(site, target)

@@ -109,16 +109,14 @@ def fetch(
                     report(f"{target} is there already")
                     return target
                 report(f"{target} is another file (sha256 {digest}); it is replaced when the right one is here")
-            with _SafeSession() as session:
-                session.max_redirects = MAX_REDIRECTS
-                transfer = _Transfer(download, part, session, progress or (lambda name, done, total: None), timeout)
-                for attempt in range(retries + 1):
-                    if (failed := transfer.attempt()) is None:
-                        break
-                    if not failed.again or attempt == retries:
-                        raise failed
-                    report(f"{target.name}: {failed.got}; trying again ({attempt + 1} of {retries})")
-                    time.sleep(BACK_OFF_S * 2**attempt)
+            transfer = _Transfer(download, part, progress or (lambda name, done, total: None), timeout)
+            for attempt in range(retries + 1):
+                if (failed := transfer.attempt()) is None:
+                    break
+                if not failed.again or attempt == retries:
+                    raise failed
+                report(f"{target.name}: {failed.got}; trying again ({attempt + 1} of {retries})")
+                time.sleep(BACK_OFF_S * 2**attempt)
             part.replace(target)
     except _FailedError as failed:
         remedy = f"try again, or fetch it by hand, as {target}, and try again"
@@ -134,10 +132,14 @@ def fetch(
 class _SafeSession(requests.Session):
     """Refuses an address whose answer somebody on the network could alter, also as the target of a redirect.
 
-    https is safe, and http on this very machine, unless an https address redirects to it.
+    https is safe, and http on this very machine, unless an https address redirects to it; so a session is for one
+    attempt.
     """
 
-    only_https = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.max_redirects = MAX_REDIRECTS
+        self.only_https = False
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Send a request to a safe address; requests calls this for every redirect as well."""
@@ -156,7 +158,6 @@ class _Transfer:
 
     download: Download
     part: Path
-    session: requests.Session
     progress: DownloadProgress
     timeout: tuple[float, float]
     etag: str = ""
@@ -189,7 +190,10 @@ class _Transfer:
             headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
             if have and self.etag:
                 headers["If-Range"] = self.etag
-            with self.session.get(self.download.url, headers=headers, stream=True, timeout=self.timeout) as response:
+            with (
+                _SafeSession() as session,
+                session.get(self.download.url, headers=headers, stream=True, timeout=self.timeout) as response,
+            ):
                 if response.status_code == 200:
                     digest, have, inherited = hashlib.sha256(), 0, 0
                 total = self._check_answer(response, have)
