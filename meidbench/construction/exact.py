@@ -66,6 +66,7 @@ def construct_exactly(
     allowed = (np.ones(len(pool), dtype=bool),) * 3
     aims = _expected_counts(order, limits, targets)
     problems: list[str] = []
+    nearest = None
     for _ in range(_GROUPINGS if targets.group_by else 1):
         if targets.group_by:
             allowed = allow_by_group(pool, aims, targets, generator)
@@ -87,7 +88,8 @@ def construct_exactly(
     if problems:
         what = f"the training subset of {dataset} can have its numbers, but in none of {_DRAWS} draws val and test had"
         raise SplitError(f"{what} theirs; ask for less there, or try another seed:\n{bullet_list(problems)}")
-    nearest = _find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
+    if nearest is None:
+        nearest = _find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
     raise SplitError(_refusal(dataset, nearest, targets, annotations, pool))
 
 
