@@ -302,10 +302,10 @@ def _possible_roles(order: Integers, limits: Integers, targets: ExactTargets) ->
     """Return 1 for each class that may be in head, medium and tail, or the most and the least frequent one."""
     count = len(order)
     place = np.empty(count, dtype=np.int64)
-    capable = [int((limits >= low).sum()) for low, _ in group_ranges(targets).values()]
+    lowest = [low for low, _ in group_ranges(targets).values()]
+    capable = [int((limits >= low).sum()) for low in lowest]
     # Classes with enough videos for a group come before the others.
-    lowest = (targets.most_frequent, *(low for low, _ in group_ranges(targets).values()))
-    kinds = np.sum([limits >= low for low in lowest], axis=0)
+    kinds = np.sum([limits >= low for low in (targets.most_frequent, *lowest)], axis=0)
     place[np.lexsort((np.argsort(order), -kinds))] = np.arange(count)
     one = min(targets.head, capable[0])
     two = min(targets.head + targets.medium, capable[1])
