@@ -178,7 +178,7 @@ def read_dataclass(
     """
     where = prefix.rstrip(".")
     if not isinstance(table, dict):
-        problems.append(f"{where} must be a table, got {table!r}")
+        problems.append(f"{where or 'it'} must be a table, got {table!r}")
         return kind()
     hints = get_type_hints(kind)
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -261,5 +261,9 @@ def describe_type(hint: Any) -> str:
     """
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
     known = [names[kind] for kind in _alternatives(hint) if kind in names]
-    listed = "a list of strings" if get_args(hint)[:1] == (str,) else "a list of whole numbers, such as [30, 60]"
-    return " or ".join(known) or listed
+    if known:
+        return " or ".join(known)
+    item = next(iter(get_args(hint)), None)
+    if dataclasses.is_dataclass(item):
+        return "a list of tables"
+    return "a list of strings" if item is str else "a list of whole numbers, such as [30, 60]"

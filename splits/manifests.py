@@ -289,12 +289,12 @@ def split_path(dataset: str, variant: str = RELEASED, file_format: str = "parque
 
 # --- sketches of sets of videos -----------------------------------------------------------------------------------
 
-_ID_BYTES = 16
+ID_BYTES = 16
 _TAG_BYTES = 8
 _CHECK_BYTES = 4
 _PLACES = struct.Struct(f">{_CHECK_BYTES}x3I")  # in a digest, after the check: one cell in each third
 _THIRD = CELLS // 3
-_CELL_BYTES = _ID_BYTES + _TAG_BYTES + _CHECK_BYTES
+_CELL_BYTES = ID_BYTES + _TAG_BYTES + _CHECK_BYTES
 
 Row = tuple[str, bytes]
 
@@ -318,7 +318,7 @@ class RowSketch:
         self.counts = [0] * CELLS
         self.sums = [0] * CELLS
         for video_id, tag in rows:
-            self._add(video_id.encode().ljust(_ID_BYTES, b"\0") + tag, 1)
+            self._add(video_id.encode().ljust(ID_BYTES, b"\0") + tag, 1)
 
     @classmethod
     def from_cells(cls, cells: Iterable[tuple[int, str]]) -> "RowSketch":
@@ -366,8 +366,8 @@ class RowSketch:
                 if (payload := rest._single_payload(place)) is None:
                     continue
                 sign = rest.counts[place]
-                video_id = payload[:_ID_BYTES].rstrip(b"\0").decode(errors="replace")
-                (only_here if sign > 0 else only_there).append((video_id, payload[_ID_BYTES:]))
+                video_id = payload[:ID_BYTES].rstrip(b"\0").decode(errors="replace")
+                (only_here if sign > 0 else only_there).append((video_id, payload[ID_BYTES:]))
                 rest._add(payload, -sign)
                 found = True
         complete = not any(rest.counts) and not any(rest.sums)

@@ -15,7 +15,16 @@ from meidbench.annotations import Annotations, read_annotations
 from meidbench.errors import AnnotationError, bullet_list, first_few
 from meidbench.files import written_whole
 from meidbench.names import RELEASED, SUBSETS
-from meidbench.splits.manifests import Assignment, Manifest, Row, RowSketch, load_assignment, load_manifest, row_tag
+from meidbench.splits.manifests import (
+    ID_BYTES,
+    Assignment,
+    Manifest,
+    Row,
+    RowSketch,
+    load_assignment,
+    load_manifest,
+    row_tag,
+)
 from meidbench.splits.split import SCHEMA, Split
 from meidbench.splits.statistics import deviations, split_statistics
 
@@ -117,8 +126,9 @@ def _differing_videos(annotations: Annotations, manifest: Manifest, assignment: 
             problems.append(f"{count}; the last is {annotations.video_ids[last]}")
             counts = source_positives(annotations, file.source), assignment.source_positives[file.source]
             problems += _differing_counts(*counts, f"videos per class in {file.name}", annotations.class_names)
-    fitting = [row for row in id_rows(annotations) if len(row[0].encode()) <= 16]
-    misfits = [video_id for video_id in annotations.video_ids if len(video_id.encode()) > 16]
+    rows = id_rows(annotations)
+    fitting = [row for row in rows if len(row[0].encode()) <= ID_BYTES]
+    misfits = [video_id for video_id, _ in rows if len(video_id.encode()) > ID_BYTES]
     missing, extra, complete = RowSketch.from_cells(assignment.id_sketch).difference(RowSketch(fitting))
     if not complete:
         problems.append("more videos differ than can be named one by one")

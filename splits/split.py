@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -71,13 +71,13 @@ class SplitMetadata:
     def from_json(cls, text: str) -> "SplitMetadata":
         """Parse metadata; missing, unknown and mistyped keys raise ``SplitError``, all named at once."""
         problems: list[str] = []
-        facts: Any = {}
+        metadata = cls()
         try:
             facts = json.loads(text)
             json.dumps(facts, ensure_ascii=False).encode()  # refuses a lone surrogate, which no file can hold
+            metadata = read_dataclass(cls, facts, problems)
         except (ValueError, RecursionError) as error:
             problems.append(str(error))
-        metadata = read_dataclass(cls, facts, problems)
         if problems := problems or metadata._contradictions():
             raise SplitError(f"its metadata is not that of a split file: {'; '.join(problems)}")
         if metadata.format_version > FORMAT_VERSION:

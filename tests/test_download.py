@@ -499,6 +499,7 @@ def test_redirect_is_followed(site, target):
         "http://example.org/list.lst",
         "//example.org/list.lst",
         "http://127.0.0.1@example.org/",
+        "http://localhost:secret@example.org/",
         "http://example.org\\@127.0.0.1/",
         "http://127.0.0.1.example.org/",
         "http://localhost.example.org/",
@@ -529,6 +530,22 @@ def test_redirect_from_https_to_http_is_refused(site, target, monkeypatch):
     with pytest.raises(DownloadError, match="which is not https"):
         fetch(described("https://example.org/list.lst"), target)
     assert site.seen == []
+
+
+def test_every_attempt_begins_at_the_given_address(site, target, monkeypatch):
+    send = requests.adapters.HTTPAdapter.send
+
+    def answer(adapter, request, **options):
+        if not request.url.startswith("https:"):
+            return send(adapter, request, **options)
+        response = requests.Response()
+        response.status_code, response.url, response.raw, response.request = 503, request.url, io.BytesIO(), request
+        return response
+
+    site.answers["/list.lst"] = [redirect("https://example.org/list.lst"), whole()]
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", answer)
+    fetch(described(f"{site.url}/list.lst"), target)
+    assert target.read_bytes() == BODY
 
 
 def test_redirect_loop_has_an_end(site, target):

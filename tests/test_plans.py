@@ -14,7 +14,6 @@ from test_construction import invented
 from meidbench.checks import parse_settings
 from meidbench.construction import EXACT_PRESETS, PRESETS, ExactTargets, Targets, construct, default_targets
 from meidbench.construction.plans import (
-    KEYS,
     SplitPlan,
     check_settings,
     is_plan,
@@ -101,7 +100,8 @@ targets = { alpha = "6" }
     with pytest.raises(SplitError) as refusal:
         plan_of(tmp_path, text)
     for part in (
-        "7 problem(s) with the plan", "mine.toml", f"unknown key tabel; known: {', '.join(KEYS)}", "name 'a/b' is not",
+        "7 problem(s) with the plan", "mine.toml", "name 'a/b' is not",
+        f"unknown key tabel; known: {', '.join(entry.name for entry in fields(SplitPlan))}",
         "unknown format 'csv'; known: activitynet, youtube8m", "files must be a list of file names, got ['x', 3]",
         "unknown variant 'fair'; known: pareto, grouped, exact", "seed must be a whole number, got True",
         "class_names goes with table",

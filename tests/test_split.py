@@ -19,6 +19,7 @@ from meidbench.splits.split import (
     METADATA_KEY,
     Groups,
     Split,
+    SplitMetadata,
     load_split,
     read_split,
     rows_digest,
@@ -177,6 +178,7 @@ def with_column(name: str, values: list) -> object:
     (lambda t: t, {"tail_up_to": 99}, "tail_up_to 99 is above head_above 30"),
     (lambda t: t, {"format_version": 2}, "format version 2, this meidbench reads up to 1: upgrade it"),
     (lambda t: t, {"class_names": "-"}, "its metadata is not that of a split file"),
+    (lambda t: t, {"sources": "x"}, "sources must be a list of tables, got 'x'"),
     (lambda t: t, {"head_above": "many"}, "must be a (list of )?whole number"),
     (lambda t: t, {"surprise": 1}, "surprise"),
     (lambda t: t, {"num_classes": True}, "must be a (list of )?whole number"),
@@ -193,6 +195,12 @@ def test_a_file_that_contradicts_itself_is_refused(toy_split, tmp_path, change, 
     with pytest.raises(SplitError, match=complaint) as caught:
         read_split(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "complaint"), [("{", "file: Expecting[^;]*$"), ("[1]", "file: it must be a table")])
+def test_metadata_that_are_no_table_have_one_problem(text, complaint):
+    with pytest.raises(SplitError, match=complaint):
+        SplitMetadata.from_json(text)
 
 
 @pytest.mark.parametrize(

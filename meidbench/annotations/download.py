@@ -109,16 +109,14 @@ def fetch(
                     report(f"{target} is there already")
                     return target
                 report(f"{target} is another file (sha256 {digest}); it is replaced when the right one is here")
-            with _SafeSession() as session:
-                session.max_redirects = MAX_REDIRECTS
-                transfer = _Transfer(download, part, session, progress or (lambda name, done, total: None), timeout)
-                for attempt in range(retries + 1):
-                    if (failed := transfer.attempt()) is None:
-                        break
-                    if not failed.again or attempt == retries:
-                        raise failed
-                    report(f"{target.name}: {failed.got}; trying again ({attempt + 1} of {retries})")
-                    time.sleep(BACK_OFF_S * 2**attempt)
+            transfer = _Transfer(download, part, progress or (lambda name, done, total: None), timeout)
+            for attempt in range(retries + 1):
+                if (failed := transfer.attempt()) is None:
+                    break
+                if not failed.again or attempt == retries:
+                    raise failed
+                report(f"{target.name}: {failed.got}; trying again ({attempt + 1} of {retries})")
+                time.sleep(BACK_OFF_S * 2**attempt)
             part.replace(target)
     except _FailedError as failed:
         remedy = f"try again, or fetch it by hand, as {target}, and try again"
@@ -134,15 +132,20 @@ def fetch(
 class _SafeSession(requests.Session):
     """Refuses an address whose answer somebody on the network could alter, also as the target of a redirect.
 
-    https is safe, and http on this very machine, unless an https address redirects to it.
+    https is safe, and http on this very machine, unless an https address redirects to it; so a session is for one
+    attempt.
     """
 
-    only_https = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.max_redirects = MAX_REDIRECTS
+        self.only_https = False
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Send a request to a safe address; requests calls this for every redirect as well."""
         parts = urlsplit(request.url or "")
-        loopback = parts.netloc.split(":")[0] in ("localhost", "127.0.0.1")
+        # A user name in the address could look like a host.
+        loopback = re.fullmatch(r"(localhost|127\.0\.0\.1)(:[0-9]+)?", parts.netloc)
         self.only_https |= parts.scheme == "https"
         if parts.scheme != "https" and (self.only_https or parts.scheme != "http" or not loopback):
             raise _FailedError(f"the address {request.url}, which is not https; it was not asked", again=False)
@@ -155,7 +158,6 @@ class _Transfer:
 
     download: Download
     part: Path
-    session: requests.Session
     progress: DownloadProgress
     timeout: tuple[float, float]
     etag: str = ""
@@ -188,7 +190,10 @@ class _Transfer:
             headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
             if have and self.etag:
                 headers["If-Range"] = self.etag
-            with self.session.get(self.download.url, headers=headers, stream=True, timeout=self.timeout) as response:
+            with (
+                _SafeSession() as session,
+                session.get(self.download.url, headers=headers, stream=True, timeout=self.timeout) as response,
+            ):
                 if response.status_code == 200:
                     digest, have, inherited = hashlib.sha256(), 0, 0
                 total = self._check_answer(response, have)

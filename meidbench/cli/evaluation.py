@@ -4,12 +4,22 @@ from pathlib import Path
 
 import click
 
-from meidbench.cli.parameters import FILE, SUBSET, as_bytes, json_file, print_result, progress_bar, write_text
+from meidbench.cli.parameters import (
+    FILE,
+    SEED,
+    as_bytes,
+    bootstrap_option,
+    json_file,
+    option_with_default,
+    print_result,
+    progress_bar,
+    split_option,
+    subset_option,
+    write_text,
+)
 from meidbench.names import PROTOCOLS
 
-_split = click.option("--split", required=True, help="A split file, or a built benchmark's name.")
-_subset = click.option("--subset", type=SUBSET, default="test", show_default=True)
-_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
+_seed = option_with_default("--seed", type=SEED, default=0, help="Of the bootstrap.")
 _allow_float16 = click.option(
     "--allow-float16", is_flag=True, help="Accept half-precision scores, in which rounding makes ties."
 )
@@ -21,8 +31,8 @@ _allow_float16 = click.option(
     "  meidbench evaluate predictions.npz --split charadeslt \\\n      --bootstrap 1000 --json r.json",
 )
 @click.argument("predictions", type=FILE)
-@_split
-@_subset
+@split_option
+@subset_option
 @json_file
 @click.option("--per-class", type=FILE, help="Write a CSV with the average precision of each class.")
 @click.option(
@@ -95,10 +105,10 @@ def evaluate(
     epilog="\b\nExample:\n  meidbench compare bce.npz meid@1.npz meid@2.npz \\\n      --split charadeslt --html r.html",
 )
 @click.argument("predictions", nargs=-1, required=True, metavar="PREDICTIONS...")
-@_split
-@_subset
+@split_option
+@subset_option
 @click.option("--reference", help="The run that the others are compared with [default: the first].")
-@click.option("--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates.")
+@bootstrap_option
 @_seed
 @_allow_float16
 @json_file

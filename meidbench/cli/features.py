@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meidbench.cli.parameters import FILE, SEED, as_json, json_file, option_with_default, print_result, progress_bar
+from meidbench.cli.parameters import (
+    ANY_PATH,
+    FILE,
+    SEED,
+    as_json,
+    json_file,
+    option_with_default,
+    print_result,
+    progress_bar,
+    report,
+)
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS, STORED_DTYPES
 
@@ -20,16 +30,11 @@ if TYPE_CHECKING:
     from meidbench.features.records import VideoRows
     from meidbench.features.verification import Verification
 
-_ANY_PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _VIDEO_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _device = partial(option_with_default, "--device", default="auto", metavar="auto|cpu|cuda[:N]")
 _out = partial(click.option, "--out", required=True, type=FILE)
-
-
-def _report(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _split_ids(split: str | None) -> list[str] | None:
@@ -113,7 +118,7 @@ def extract_features(
     try:
         extractor = Extractor(
             backbone, weights, seed=seed, rule=rule, folder_fps=folder_fps, device=device, precision=precision,
-            batch_size=batch_size, dtype=dtype, progress=display.progress, report=_report,
+            batch_size=batch_size, dtype=dtype, progress=display.progress, report=report,
         )  # fmt: skip
     finally:
         display.close()
@@ -121,7 +126,7 @@ def extract_features(
     with progress_bar(title, len(found.videos if own is None else own.select(found.videos))) as progress:
         summary = extract(
             found.videos, out, extractor, shard=own, workers=workers, timeout=timeout, retry_failed=retry_failed,
-            progress=progress, report=_report,
+            progress=progress, report=report,
         )  # fmt: skip
     # torchrun ends all processes where one fails, so that only the merge fails for problems of the videos.
     _conclude(summary, found.missing, as_json, fail=shard is not None or own is None)
@@ -143,7 +148,7 @@ def _conclude(
         )
     for status in ("salvaged", "failed"):
         if entries := [f"{name} ({why})" for name, kind, why in summary.troubles if kind == status]:
-            _report(f"{status}: {first_few(entries)}")
+            report(f"{status}: {first_few(entries)}")
     problems = []
     if summary.failed:
         problems.append(f"{summary.failed:,} of {summary.videos:,} videos failed; --retry-failed tries them again")
@@ -153,7 +158,7 @@ def _conclude(
         problems.append(f"all others are in {summary.path}")
         if fail:
             raise MeidbenchError("\n".join(problems))
-        _report("\n".join(problems))
+        report("\n".join(problems))
 
 
 @click.command(
@@ -174,7 +179,7 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
 
     total = sum(len(read_header(part).status) for part in parts)
     with progress_bar("merging", total) as progress:
-        merge(parts, out, progress=progress, report=_report)
+        merge(parts, out, progress=progress, report=report)
     _conclude(summarise(out))
 
 
@@ -184,7 +189,7 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     epilog="\b\nExample:\n  meidbench pack-features VideoLT/feature/ResNet101/ \\\n"
     "      --out videolt_r101.h5 --backbone resnet101",
 )
-@click.argument("source", metavar="DIR", type=_ANY_PATH)
+@click.argument("source", metavar="DIR", type=ANY_PATH)
 @_out(help="The feature file to write (HDF5).")
 @option_with_default(
     "--dtype", type=click.Choice(STORED_DTYPES), default="float16", help="int8 has one scale per row: max|row| / 127."
@@ -208,7 +213,7 @@ def pack_features(
 
     summary = pack(
         source, out, dtype=dtype, backbone=backbone, only=_split_ids(split), retry_failed=retry_failed,
-        progress=progress_bar, report=_report,
+        progress=progress_bar, report=report,
     )  # fmt: skip
     if as_json:
         click.echo(json.dumps({**asdict(summary), "path": str(summary.path)}, indent=2, sort_keys=True))
@@ -219,8 +224,6 @@ def pack_features(
 
 
 def _describe_packing(summary: "PackingSummary") -> str:
-    from meidbench.errors import first_few
-
     there = f" ({summary.found:,} were there already)" if summary.found else ""
     count = "the same number of" if summary.fixed else "different numbers of"
     lines = [
@@ -249,7 +252,7 @@ def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str,
     epilog="\b\nExample:\n  meidbench verify-features videolt_r101.h5 --split videolt \\\n"
     "      --recipe backbone=resnet101",
 )
-@click.argument("file", type=_ANY_PATH)
+@click.argument("file", type=ANY_PATH)
 @click.option("--split", help="Its videos must all be there: a split file, or a built benchmark's name.")
 @click.option(
     "--recipe",
@@ -258,7 +261,7 @@ def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str,
     callback=_read_recipe,
     help="An expected entry of the recipe; a dot leads into an entry. May be given several times.",
 )
-@click.option("--npy", type=_ANY_PATH, help="The folder that was packed, to compare with.")
+@click.option("--npy", type=ANY_PATH, help="The folder that was packed, to compare with.")
 @click.option("--videos", type=_VIDEO_FOLDER, help="The folder of videos; some are extracted again and compared.")
 @click.option("--weights", metavar="NAME|FILE|random", help="For --videos [default: those that the recipe names].")
 @click.option("--weights-seed", type=SEED, help="Of random weights.")
@@ -315,7 +318,7 @@ def _make_extract(
     from meidbench.extraction.videos import find_videos
 
     header = read_header(file)
-    extractor = Extractor.from_recipe(header.recipe, weights, seed=seed, device=device, report=_report)
+    extractor = Extractor.from_recipe(header.recipe, weights, seed=seed, device=device, report=report)
     found = {video.video_id: video for video in find_videos(videos, header.layout.video_ids).videos}
 
     def extract(video_id: str) -> "VideoRows":

@@ -14,10 +14,14 @@ from meidbench.names import DATASETS, SUBSETS, Advance
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+ANY_PATH = click.Path(path_type=Path)
 SEED = click.IntRange(min=0)
 DATASET = click.Choice(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
+split_option = click.option("--split", required=True, help="A split file, or a built benchmark's name.")
+subset_option = option_with_default("--subset", type=SUBSET, default="test")
+bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
 json_file = click.option(
     "--json",
     "json_file",
@@ -49,6 +53,11 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
 
 
 DATASET_OR_MANIFEST = _DatasetOrManifest()
+
+
+def report(line: str) -> None:
+    """Print a line to stderr."""
+    click.echo(line, err=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meidbench.cli.parameters import DATASET_OR_MANIFEST, FILE, FOLDER, as_json
+from meidbench.cli.parameters import DATASET_OR_MANIFEST, FILE, FOLDER, SEED, as_json
 from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few
 from meidbench.names import DATASETS, GROUP_KEYS, PLOT_FORMATS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
 
@@ -42,7 +42,7 @@ _MANY = 50_000  # videos from which on a line tells the user what takes the time
     help="pareto: by the paper's procedure. grouped: without leaks. exact: with prescribed numbers. "
     "[default: released, or the plan's own]",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of a split that is drawn [default: 0, or the plan's own].")
+@click.option("--seed", type=SEED, help="Of a split that is drawn [default: 0, or the plan's own].")
 @click.option(
     "--group-by",
     type=click.Choice(GROUP_KEYS),

@@ -7,13 +7,23 @@ from typing import Any
 
 import click
 
-from meidbench.cli.parameters import FILE, FOLDER, SUBSET, as_json, json_file, write_text
+from meidbench.cli.parameters import (
+    ANY_PATH,
+    FILE,
+    FOLDER,
+    SEED,
+    as_json,
+    bootstrap_option,
+    json_file,
+    progress_bar,
+    report,
+    split_option,
+    subset_option,
+    write_text,
+)
 from meidbench.names import PRECISIONS, RESIDENT, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
 
 _repeatable = partial(click.option, multiple=True)
-_bootstrap = click.option(
-    "--bootstrap", type=click.IntRange(min=2), default=1000, show_default=True, help="Replicates."
-)
 # The key of the setting that an option of train stands for, by the option's parameter.
 _KEYS: dict[str, str] = {}
 
@@ -36,10 +46,8 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
     "  torchrun --nproc-per-node 4 -m meidbench train --split videolt \\\n"
     "      --features videolt_r50.h5 --method eql",
 )
-@click.option("--split", required=True, help="A split file, or a built benchmark's name.")
-@click.option(
-    "--features", required=True, type=click.Path(path_type=Path), help="A feature file, or a folder of VIDEO_ID.npy."
-)
+@split_option
+@click.option("--features", required=True, type=ANY_PATH, help="A feature file, or a folder of VIDEO_ID.npy.")
 @click.option(
     "--method",
     required=True,
@@ -60,7 +68,7 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
     help="For a method of two stages, a finished run of its first [default: trained in RUN/first-stage].",
 )
 @_short_for("schedule.epochs", "--epochs", type=click.IntRange(min=1), help="Short for --set schedule.epochs=N.")
-@_short_for("seed", "--seed", type=click.IntRange(min=0), help="Short for --set seed=N.")
+@_short_for("seed", "--seed", type=SEED, help="Short for --set seed=N.")
 @_short_for("execution.device", "--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto].")
 @_short_for(
     "schedule.precision", "--precision", type=click.Choice(PRECISIONS), help="Of training; scores are made in fp32."
@@ -101,7 +109,6 @@ def train(
 
     from meidbench.baselines.recipes import resolve
     from meidbench.baselines.training import train as train_run
-    from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.results import MeanAP
     from meidbench.files import render_json
     from meidbench.splits.split import load_split
@@ -110,11 +117,11 @@ def train(
     config = resolve(method, load_split(split), aggregator=aggregator, settings=settings)
     if out is None:
         out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator_name}-{config.seed}"
-    trained = train_run(split, features, config, out, first_stage=first_stage, progress=progress_bar, report=_report)
+    trained = train_run(split, features, config, out, first_stage=first_stage, progress=progress_bar, report=report)
     if os.environ.get("RANK", "0") != "0":
         return
     for warning in trained.warnings:
-        _report(f"warning: {warning}")
+        report(f"warning: {warning}")
     if as_json:
         content = {"run": str(trained.path), "mAP": {subset: asdict(means) for subset, means in trained.mAP.items()}}
         click.echo(render_json(content), nl=False)
@@ -124,28 +131,23 @@ def train(
         click.echo(f"\n{trained.path}")
 
 
-def _report(line: str) -> None:
-    click.echo(line, err=True)
-
-
 @click.command(
     short_help="Write the predictions of a trained run.",
     epilog="\b\nExample:\n  meidbench predict runs/ldam --subset val --out predictions.parquet",
 )
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--subset", type=SUBSET, default="test", show_default=True)
+@click.argument("run", metavar="RUN", type=FOLDER)
+@subset_option
 @click.option("--out", type=FILE, required=True, help="The prediction file to write (Parquet).")
 @click.option("--split", help="A split file, or a built benchmark's name [default: the run's].")
-@click.option("--features", type=click.Path(path_type=Path), help="A feature file or folder [default: the run's].")
+@click.option("--features", type=ANY_PATH, help="A feature file or folder [default: the run's].")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
 def predict(run: Path, out: Path, **options: Any) -> None:
     """Score SUBSET with the best checkpoint in RUN, a folder that 'meidbench train' made."""
     import os
 
     from meidbench.baselines.inference import predict as predict_run
-    from meidbench.cli.parameters import progress_bar
 
-    path = predict_run(run, out, progress=progress_bar, report=_report, **options)
+    path = predict_run(run, out, progress=progress_bar, report=report, **options)
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"wrote {path}")
 
@@ -178,10 +180,10 @@ def predict(run: Path, out: Path, **options: Any) -> None:
 @click.option("--plan", "only_plan", is_flag=True, help="List the needs of the rows, and run nothing.")
 @click.option("--simulate", is_flag=True, help="Run on simulated features, as a trial; every output is watermarked.")
 @_repeatable("--set", "settings", metavar="KEY=VALUE", help="Change a value of every row; listed in the table.")
-@_repeatable("--seed", "seeds", type=click.IntRange(min=0), help="Seed of the training; repeatable, for a mean.")
+@_repeatable("--seed", "seeds", type=SEED, help="Seed of the training; repeatable, for a mean.")
 @click.option("--faithful", is_flag=True, help="Baselines as in their papers, not as in the public code.")
 @click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto; with --simulate, cpu].")
-@_bootstrap
+@bootstrap_option
 @click.option("--gpu", default="A100", show_default=True, help="The GPU of the estimated hours.")
 @json_file
 def reproduce(
@@ -208,7 +210,6 @@ def reproduce(
     import shutil
 
     from meidbench.baselines.reproduction import choose_rows, materials, plan, render, runs  # type: ignore[import-not-found, unused-ignore]
-    from meidbench.cli.parameters import progress_bar
     from meidbench.files import render_json
 
     if simulate and (features or only_plan):
@@ -228,7 +229,7 @@ def reproduce(
         choose_rows(tables, options["rows"]),
         materials.InputFiles(*named, simulation, out, progress_bar),
         plan.Request(settings, seeds, options["device"] or "", options["faithful"], simulation),
-        runs.RunStore(out, options["bootstrap"], progress_bar, _report),
+        runs.RunStore(out, options["bootstrap"], progress_bar, report),
         gpu=options["gpu"],
         only_plan=only_plan,
         width=shutil.get_terminal_size((80, 24)).columns,
@@ -241,7 +242,7 @@ def reproduce(
         if not on_stdout:
             click.echo(f"\n{table.text}" if done else table.text)
         for remark in table.remarks:
-            _report(remark)
+            report(remark)
         done.append(table)
     content = render_json(done[0].content if len(done) == 1 else [table.content for table in done])
     if on_stdout:
@@ -258,8 +259,8 @@ def reproduce(
 )
 @click.option("--out", type=FOLDER, default="demo-out", show_default=True, help="Folder for all files.")
 @click.option("--epochs", type=click.IntRange(min=2), default=12, show_default=True, help="Of each method.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@_bootstrap
+@click.option("--seed", type=SEED, default=0, show_default=True)
+@bootstrap_option
 def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     """Simulate a benchmark, train five methods on it, and compare them.
 
@@ -268,18 +269,17 @@ def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     that everything works, not which method is better: the features are invented.
     """
     from meidbench.baselines.demo import run_demo
-    from meidbench.cli.parameters import progress_bar
     from meidbench.evaluation.compare import ComparedRun, compare
     from meidbench.report.html import comparison_html
     from meidbench.report.text import comparison_table
 
-    made = run_demo(out, epochs=epochs, seed=seed, progress=progress_bar, report=_report)
+    made = run_demo(out, epochs=epochs, seed=seed, progress=progress_bar, report=report)
     runs = [ComparedRun(method, "", path) for method, path in made.predictions.items()]
     comparison = compare(runs, made.split, "test", replicates=bootstrap, seed=seed)
     write_text(out / "report.html", comparison_html(comparison))
     for method in comparison.methods:
         for warning in method.warnings:
-            _report(f"warning: {method.name}: {warning}")
+            report(f"warning: {method.name}: {warning}")
     click.echo(
         f"{comparison.dataset} ({comparison.variant}), test: {comparison.videos:,} videos, simulated features\n\n"
         f"{comparison_table(comparison)}"

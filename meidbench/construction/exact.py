@@ -66,6 +66,7 @@ def construct_exactly(
     allowed = (np.ones(len(pool), dtype=bool),) * 3
     aims = _expected_counts(order, limits, targets)
     problems: list[str] = []
+    nearest = None
     for _ in range(_GROUPINGS if targets.group_by else 1):
         if targets.group_by:
             allowed = allow_by_group(pool, aims, targets, generator)
@@ -87,7 +88,8 @@ def construct_exactly(
     if problems:
         what = f"the training subset of {dataset} can have its numbers, but in none of {_DRAWS} draws val and test had"
         raise SplitError(f"{what} theirs; ask for less there, or try another seed:\n{bullet_list(problems)}")
-    nearest = _find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
+    if nearest is None:
+        nearest = _find_nearest(pool, order, limits, allowed[0], targets, time_limit_s)
     raise SplitError(_refusal(dataset, nearest, targets, annotations, pool))
 
 
@@ -300,10 +302,10 @@ def _possible_roles(order: Integers, limits: Integers, targets: ExactTargets) ->
     """Return 1 for each class that may be in head, medium and tail, or the most and the least frequent one."""
     count = len(order)
     place = np.empty(count, dtype=np.int64)
-    capable = [int((limits >= low).sum()) for low, _ in group_ranges(targets).values()]
+    lowest = [low for low, _ in group_ranges(targets).values()]
+    capable = [int((limits >= low).sum()) for low in lowest]
     # Classes with enough videos for a group come before the others.
-    lowest = (targets.most_frequent, *(low for low, _ in group_ranges(targets).values()))
-    kinds = np.sum([limits >= low for low in lowest], axis=0)
+    kinds = np.sum([limits >= low for low in (targets.most_frequent, *lowest)], axis=0)
     place[np.lexsort((np.argsort(order), -kinds))] = np.arange(count)
     one = min(targets.head, capable[0])
     two = min(targets.head + targets.medium, capable[1])

@@ -70,9 +70,6 @@ class SplitPlan:
         return new if new == self else replace(new, digest="")
 
 
-KEYS = tuple(entry.name for entry in fields(SplitPlan))
-
-
 # --- targets ----------------------------------------------------------------------------------------------------
 
 
