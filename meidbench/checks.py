@@ -58,8 +58,9 @@ def in_range(name: str, value: float, low: float, high: float = math.inf, *, ope
     >>> in_range("beta", 0.9999, 0, 1, open_end=True)
     0.9999
     """
+    is_real = issubclass(type(value), numbers.Real) and type(value) is not bool
     try:
-        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+        number = float(value) if is_real else math.nan
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or not low <= value <= high or (open_end and value == high):

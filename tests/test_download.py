@@ -554,6 +554,20 @@ def test_redirect_loop_has_an_end(site, target):
     assert len(site.seen) == meidbench.annotations.download.MAX_REDIRECTS + 1
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3:8000", "[::1]", "[::1]:8000"])
+def test_http_on_this_machine_is_asked(host, target, monkeypatch):
+    asked = []
+
+    def answer(adapter, request, **options):
+        asked.append(request.url)
+        raise requests.exceptions.SSLError("no second try")
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", answer)
+    with pytest.raises(DownloadError, match="no second try"):
+        fetch(Download(url=f"http://{host}/list.lst", bytes=None, sha256="0" * 64), target)
+    assert asked == [f"http://{host}/list.lst"]
+
+
 @pytest.mark.parametrize("url", ["http://example.org/list.lst", "ftp://example.org/a", "list.lst", "http://"])
 def test_unsafe_address_is_not_asked(tmp_path, url):
     with pytest.raises(DownloadError, match="remedy"):

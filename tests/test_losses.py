@@ -10,6 +10,7 @@ from torch.nn import functional
 from meidbench.baselines import METHODS
 from meidbench.baselines.losses import LOSSES, REDUCTIONS, bias_prior, effective_number_weights
 from meidbench.baselines.samplers import label_mask
+from meidbench.checks import in_range
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.evaluate import average_precision
 
@@ -540,3 +541,13 @@ def test_compatible_switches_are_known_for_every_loss():
     assert PUBLIC_CODE.keys() == LOSSES.keys()
     for name, switches in PUBLIC_CODE.items():
         assert make(name, **switches).num_classes == 6
+
+
+@pytest.mark.parametrize("value", [True, np.True_, torch.tensor(0.5), "0.5", None, 1j, np.nan, np.inf, 10**400])
+def test_a_number_in_a_range_is_a_finite_real_number(value):
+    with pytest.raises(MeidbenchError, match="share must be a number at least 0"):
+        in_range("share", value, 0)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert [in_range("share", kind(1), 0, 1) for kind in (int, float, np.float16, np.float32, np.int8)] == [1.0] * 5

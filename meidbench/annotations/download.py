@@ -1,10 +1,12 @@
 """Download of official annotation files: verified, resumed, and never half a file under its final name."""
 
 import hashlib
+import ipaddress
 import os
 import re
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -145,7 +147,10 @@ class _SafeSession(requests.Session):
         """Send a request to a safe address; requests calls this for every redirect as well."""
         parts = urlsplit(request.url or "")
         # A user name in the address could look like a host.
-        loopback = re.fullmatch(r"(localhost|127\.0\.0\.1)(:[0-9]+)?", parts.netloc)
+        host = "" if "@" in parts.netloc else parts.hostname or ""
+        loopback = host == "localhost"
+        with suppress(ValueError):
+            loopback = loopback or ipaddress.ip_address(host).is_loopback
         self.only_https |= parts.scheme == "https"
         if parts.scheme != "https" and (self.only_https or parts.scheme != "http" or not loopback):
             raise _FailedError(f"the address {request.url}, which is not https; it was not asked", again=False)
@@ -259,8 +264,8 @@ def _message(download: Download, target: Path, got: str, remedy: str) -> str:
 def unpack(archive: Path, folder: Path, *, report: Report | None = None, max_bytes: int = MAX_BYTES) -> list[Path]:
     """Unpack a zip archive into a folder, without the one top folder that all its members may share.
 
-    Every member is read and its checksum compared before the first file is written, none of them outside the folder.
-    ``report`` is called with a line of text for each file that was replaced; at most ``max_bytes`` may be unpacked.
+    Every member is read and its checksum compared before the first file is written; every name must lead into the
+    folder. ``report`` is called with a line of text for each replaced file; at most ``max_bytes`` may be unpacked.
     Return the files in the order of the archive, also those that were there already. ``DownloadError`` if the archive
     is damaged or too large, a member would land outside the folder, or a file cannot be written.
     """
