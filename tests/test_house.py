@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 BASELINES = [*LOSSES, *SAMPLERS, *AUGMENTATIONS, *AGGREGATORS, *(name for name in METHODS if "-" not in name)]
 
 
+@cache
 def text_of(*patterns: str) -> str:
     return "\n".join(path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern)))
 
@@ -61,7 +63,7 @@ def test_the_house_keeps_its_size():
     assert counts.entries <= 16
     assert counts.longest_file[0] <= 500, counts.longest_file
     assert counts.longest_function[0] <= 80, counts.longest_function
-    # A file per thought has too many doors: a new file must have work of its own.
+    # A reader has to open each file, so a new file must have work of its own.
     assert counts.lines / counts.files >= 180
 
 

@@ -89,10 +89,10 @@ def count_ranks(
     lowest, highest = [math.inf] * positives.num_classes, [-math.inf] * positives.num_classes
 
     ranked = positives.videos if keep is None else int(keep.sum())
-    # Whether a block held all ranked rows: its ties are counted at once, without a further pass.
-    held_all: set[bool] = set()
+    ties_are_counted = False
 
     def count(index: int, column: Scores, rows: Counts) -> None:
+        nonlocal ties_are_counted
         mine = positives.class_slice(index)
         ascending = np.sort(column)
         at_least[mine] += len(column) - np.searchsorted(ascending, scores[mine], "left")
@@ -100,8 +100,9 @@ def count_ranks(
         if len(column):
             lowest[index] = min(lowest[index], ascending[0])
             highest[index] = max(highest[index], ascending[-1])
-        held_all.add(len(rows) == ranked)
+        # A block of all ranked rows: its ties are counted at once, without a further pass.
         if in_list_order and len(rows) == ranked:
+            ties_are_counted = True
             count_earlier(index, column, rows)
 
     def count_earlier(index: int, column: Scores, rows: Counts) -> None:
@@ -112,10 +113,11 @@ def count_ranks(
             earlier[mine][chosen] += np.searchsorted(same, positives.rows[mine][chosen])
 
     _visit_classes(blocks(), dtype, keep, count)
-    if in_list_order and True not in held_all and (at_least - above > 1).any():
-        _visit_classes(blocks(), dtype, keep, count_earlier)
     constant = np.array([low == high for low, high in zip(lowest, highest, strict=True)], dtype=bool)
-    return RankCounts(at_least, above, earlier, constant)
+    counts = RankCounts(at_least, above, earlier, constant)
+    if in_list_order and not ties_are_counted and counts.tied.any():
+        _visit_classes(blocks(), dtype, keep, count_earlier)
+    return counts
 
 
 def _collect_scores(blocks: Iterable[Block], positives: Positives, dtype: np.dtype[Any]) -> Scores:

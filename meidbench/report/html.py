@@ -103,7 +103,7 @@ def _means(comparison: Comparison) -> str:
     figures = ""
     for group in GROUPS_SHOWN:
         caption = _key(group) if group in _MARKS else f"<b>{group}</b>"
-        known = comparison.group_classes.get(group, 0)
+        known = comparison.group_classes[group]
         chart = mean_chart(comparison, group) if known else '<p class="soft">no class with a positive</p>'
         figures += _figure(caption, chart)
     whisker = ", line: interval over videos" if replicates else ""
@@ -215,7 +215,7 @@ def _name(comparison: Comparison, method: MethodResult) -> str:
 
 
 def _group_heads(comparison: Comparison) -> list[str]:
-    return [f"{group}<small>{comparison.group_classes.get(group, 0):,} classes</small>" for group in GROUPS_SHOWN]
+    return [f"{group}<small>{comparison.group_classes[group]:,} classes</small>" for group in GROUPS_SHOWN]
 
 
 def _cell(value: str, notes: Sequence[str] = (), *, bold: bool = False) -> str:

@@ -65,11 +65,11 @@ def comparison_latex(comparison: Comparison) -> str:
 
 
 def _caption(comparison: Comparison, differences: bool) -> str:
-    counts = [f"{group} ({comparison.group_classes.get(group, 0):,})" for group in GROUPS_SHOWN[1:]]
+    counts = [f"{group} ({comparison.group_classes[group]:,})" for group in GROUPS_SHOWN[1:]]
     sentences = [
         f"Mean average precision on the {escape_latex(comparison.subset)} subset of "
         f"{escape_latex(comparison.dataset)} (split: {escape_latex(comparison.variant)}; "
-        f"{comparison.videos:,} videos, {comparison.group_classes.get('overall', 0):,} classes), "
+        f"{comparison.videos:,} videos, {comparison.group_classes['overall']:,} classes), "
         f"overall and over the {counts[0]}, {counts[1]} and {counts[2]} classes; "
         f"protocol: {escape_latex(comparison.protocol)}."
     ]
