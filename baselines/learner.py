@@ -152,7 +152,7 @@ class Learner:
 
 def _make_mismatch_error(path: Path, error: Exception) -> MeidbenchError:
     reason = " ".join(str(error).split())[:200]
-    return MeidbenchError(f"{path} does not fit the run's configuration ({reason}); remove it to begin anew")
+    return MeidbenchError(f"{path} does not fit the run's configuration ({reason}); remove it to start again")
 
 
 class DivergenceError(MeidbenchError):

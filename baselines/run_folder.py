@@ -305,7 +305,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         # For damaged bytes torch raises errors of any type.
         reason = (str(error) or repr(error)).splitlines()[0][:200]
         raise MeidbenchError(
-            f"{path} is no checkpoint of a run, or damaged: {reason}; remove it to begin anew"
+            f"{path} is not a checkpoint of a run, or damaged: {reason}; remove it to start again"
         ) from None
     if version != CHECKPOINT_VERSION:
         raise MeidbenchError(f"{path} is a checkpoint of version {version}; this is for {CHECKPOINT_VERSION}")

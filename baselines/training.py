@@ -174,7 +174,7 @@ def _prepare_first_stage(
         context.report(f"second stage ({config.method}) in {folder.path}")
     if not first.best.is_file():
         raise MeidbenchError(
-            f"{first.path} is finished, but its {first.best.name} is gone; remove the folder to train it anew"
+            f"{first.path} is finished, but its {first.best.name} is gone; remove the folder to train it again"
         )
     return _FirstStageWeights(first.best, digest_weights(load_checkpoint(first.best)["model"]))
 

@@ -183,8 +183,9 @@ def read_dataclass(
         return kind()
     hints = get_type_hints(kind)
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    inside = f" in {where}" if where else ""
-    problems += [f"unknown key {prefix}{key}; known{inside}: {', '.join(names)}" for key in table if key not in names]
+    if unknown := [f"{prefix}{key}" for key in table if key not in names]:
+        keys, inside = "key" if len(unknown) == 1 else "keys", f" in {where}" if where else ""
+        problems.append(f"unknown {keys} {', '.join(unknown)}; known{inside}: {', '.join(names)}")
     problems += [f"{prefix}{name} is missing" for name in getattr(kind, "_required", ()) if name not in table]
     values: Table = {}
     for name in names:

@@ -192,7 +192,7 @@ def test_data_kept_outside_an_hdf5_file_is_not_read(tmp_path):
 def test_other_hdf5_contents_are_refused(tmp_path):
     cases = {
         "it lacks video_ids; it holds scores": {"scores": np.zeros((2, 2))},
-        "video_ids are no strings": {"scores": np.zeros((2, 2)), "video_ids": np.zeros(2)},
+        "video_ids are not strings": {"scores": np.zeros((2, 2)), "video_ids": np.zeros(2)},
         "expected (n,) and (n, C)": {"scores": np.zeros(2), "video_ids": ["a", "b"]},
         "of type |S1": {"scores": np.array([[b"a"]]), "video_ids": ["a"]},
     }

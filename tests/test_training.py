@@ -136,7 +136,7 @@ def test_a_damaged_last_checkpoint_is_refused_by_name(toy_split, features, tmp_p
     with pytest.raises(MeidbenchError, match=r"last\.pt does not fit"):
         train(toy_split, features, config, tmp_path / "run")
     last.write_bytes(b"PK\x03\x04 no checkpoint")
-    with pytest.raises(MeidbenchError, match=r"last\.pt is no checkpoint"):
+    with pytest.raises(MeidbenchError, match=r"last\.pt is not a checkpoint"):
         train(toy_split, features, config, tmp_path / "run")
 
 
@@ -426,7 +426,7 @@ def test_features_that_are_missing_are_refused_before_anything_is_trained(toy_sp
 @pytest.mark.parametrize("content", [b"", b"abc\n", b"\x80\x02.", bytes(range(256)) * 4])
 def test_a_damaged_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
-    with pytest.raises(MeidbenchError, match="is no checkpoint of a run, or damaged"):
+    with pytest.raises(MeidbenchError, match="is not a checkpoint of a run, or damaged"):
         load_checkpoint(tmp_path / "last.pt")
 
 

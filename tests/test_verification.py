@@ -189,10 +189,10 @@ def test_a_recipe_is_compared_entry_by_entry(tmp_path):
     assert verify(path, recipe=right).findings == ()
     wrong = {"backbone": "r50", "weights.sha": "ab12", "frames": "true", "backbone.x": "1"}
     assert told(verify(path, recipe=wrong))["recipe"] == (
-        "backbone.x: not said, expected 1",
+        "backbone.x: not recorded, expected 1",
         "backbone: r101, expected r50",
         "frames: 6, expected true",
-        "weights.sha: not said, expected ab12",
+        "weights.sha: not recorded, expected ab12",
     )
     (tmp_path / "other").mkdir()
     npy = store(tmp_path / "other", make_arrays(2), "npy")

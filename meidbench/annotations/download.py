@@ -93,7 +93,7 @@ def fetch(
     is renamed to the target. The message of a ``DownloadError`` has the expected file, the answer, the pieces that are
     kept, and the remedy.
 
-    ``progress`` is called with the bytes so far, which fall when a file begins anew; ``report`` with lines of text on
+    ``progress`` is called with the bytes so far, which fall when a file starts again; ``report`` with lines of text on
     retries and waits. ``retries`` are attempts after the first one; ``timeout`` has the seconds to connect, and those
     between two pieces of the body.
     """
@@ -218,7 +218,7 @@ class _Transfer:
         if have > total or not digest.hexdigest().startswith(pinned):
             self.part.unlink()
             got = f"more than {total:,} bytes" if have > total else f"sha256 {digest.hexdigest()}"
-            # The part of an earlier call may belong to another file: another attempt begins anew.
+            # The part of an earlier call may belong to another file: another attempt starts again.
             raise _FailedError(got, again=inherited > 0, other=True)
 
     def _check_answer(self, response: requests.Response, have: int) -> int:
@@ -226,7 +226,7 @@ class _Transfer:
         status, headers = response.status_code, response.headers
         if status == 416 and have:
             self.part.unlink()
-            raise _FailedError("416, the server cannot resume from this part; beginning anew", again=True)
+            raise _FailedError("416, the server cannot resume from this part; starting again", again=True)
         if status not in (200, 206):
             raise _FailedError(f"the answer {status} {response.reason}", again=status in _PASSING)
         size = None if "Content-Encoding" in headers else headers.get("Content-Length")
@@ -234,7 +234,7 @@ class _Transfer:
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
             if not match or int(match[1]) != have:
                 self.part.unlink(missing_ok=True)
-                raise _FailedError(f"another range, {headers.get('Content-Range')}; beginning anew", again=True)
+                raise _FailedError(f"another range, {headers.get('Content-Range')}; starting again", again=True)
             size = match[2]
         kind = headers.get("Content-Type", "of no type")
         stated = int(size) if size and size.isdigit() else None

@@ -342,7 +342,7 @@ def read_frames(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> F
     -------
     generator of Frame or Restart
         Every chosen frame once, in the order of time, rotated as the file says; frames that an edit list hides are left
-        out. A ``Restart`` voids every frame before it: damage was found, and frames are chosen anew among those that
+        out. A ``Restart`` voids every frame before it: damage was found, and frames are chosen again among those that
         can be decoded. The generator returns the ``DecodingResult``; damaged media never raise. Frames of a folder are
         as Pillow reads them, without regard to orientation tags.
 

@@ -415,7 +415,7 @@ def _open_writing_thread(writer: FeatureWriter) -> Iterator[_Put]:
             try:
                 video, most = wait_for_rows(), int(writer.layout.rows[position])
                 if len(video.rows) > most:
-                    why = f"gave {len(video.rows):,} rows where {most:,} were counted; --retry-failed counts anew"
+                    why = f"gave {len(video.rows):,} rows where {most:,} were counted; --retry-failed counts again"
                     video = VideoRows(video.rows[:0], status="failed", reason=why)
                 writer.put(position, video)
             except BaseException as error:

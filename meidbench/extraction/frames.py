@@ -142,7 +142,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Restart:
-    """All frames so far are void: damage was found, and the frames are chosen and given anew."""
+    """All frames so far are void: damage was found, and the frames are chosen and given again."""
 
 
 @dataclass(frozen=True)

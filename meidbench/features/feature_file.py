@@ -177,7 +177,9 @@ def recipe_differences(stored: Recipe, wanted: Recipe) -> list[str]:
     """Describe how two recipes differ; versions of libraries and the shared list of videos do not change features."""
     keys = sorted((stored.keys() | wanted.keys()) - {"libraries", "shared_list"})
     differing = [key for key in keys if stored.get(key) != wanted.get(key)]
-    return [f"{key}: {stored.get(key, 'not said')} there, {wanted.get(key, 'not said')} now" for key in differing]
+    return [
+        f"{key}: {stored.get(key, 'not recorded')} there, {wanted.get(key, 'not recorded')} now" for key in differing
+    ]
 
 
 def is_feature_file(path: Path) -> bool:

@@ -282,7 +282,7 @@ def _recipe_faults(stored: Recipe | None, expected: Mapping[str, str]) -> Iterat
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if value is None:
-            yield f"{key}: not said, expected {text}"
+            yield f"{key}: not recorded, expected {text}"
         elif not _means(text, value):
             yield f"{key}: {value if isinstance(value, str) else json.dumps(value)}, expected {text}"
 

@@ -103,7 +103,7 @@ class Hdf5File(PredictionFile):
             if scores.ndim != 2 or ids.shape != scores.shape[:1]:
                 raise self.refusal(f"video_ids has shape {ids.shape}, scores {scores.shape}; expected (n,) and (n, C)")
             if ids.dtype.kind not in "OS":
-                raise self.refusal("video_ids are no strings")
+                raise self.refusal("video_ids are not strings")
             self.num_videos, self.num_classes = scores.shape
             self.dtype = scores.dtype.newbyteorder("=")
 

@@ -138,7 +138,7 @@ class Extractor:
         if recipe.get("made_by") != "extract-features":
             raise FeatureError(
                 f"these features were made by {recipe.get('made_by', 'others')}, not by extract-features, so "
-                "there is no recipe by which videos could be extracted anew; compare packed features with --npy"
+                "there is no recipe by which videos could be extracted again; compare packed features with --npy"
             )
         extractor = cls(
             recipe["backbone"],

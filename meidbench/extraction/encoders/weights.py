@@ -201,9 +201,9 @@ def _check_state(state: dict[str, Tensor], wanted: Mapping[str, Tensor], backbon
         problems = bullet_list(f"{what}: {first_few(keys)}" for what, keys in offenders.items() if keys)
         raise FeatureError(f"{path} does not hold weights for {backbone.name}\n{problems}{hint}")
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
-        raise FeatureError(f"{path} holds NaN or infinity in {first_few(broken)}; get the file anew")
+        raise FeatureError(f"{path} holds NaN or infinity in {first_few(broken)}; get the file again")
     if broken := [key for key, value in state.items() if key.endswith("running_var") and (value < 0).any()]:
-        raise FeatureError(f"{path} holds negative variances in {first_few(broken)}; get the file anew")
+        raise FeatureError(f"{path} holds negative variances in {first_few(broken)}; get the file again")
 
 
 def _guess_backbone(state: Mapping[str, Tensor]) -> str:
@@ -255,7 +255,7 @@ def _read_content(file: IO[bytes], path: Path) -> Any:
     start = file.read(512)
     file.seek(0)
     if not start:
-        raise FeatureError(f"{path} is empty; get the file anew")
+        raise FeatureError(f"{path} is empty; get the file again")
     # Eight bytes of header length, then the header, which is JSON.
     if start[8:9] == b"{" and (int.from_bytes(start[:8], "little") < 1 << 30 or size < 9):
         return _read_safetensors(file, path)
@@ -264,7 +264,7 @@ def _read_content(file: IO[bytes], path: Path) -> Any:
     if start.lstrip()[:1] in (b"<", b"{"):
         kind = "a web page or text, probably the error message of a server"
     elif start[257:262] == b"ustar":
-        kind = "a tar archive; unpack it, or save its weights anew with torch.save"
+        kind = "a tar archive; unpack it, or save its weights again with torch.save"
     else:
         kind = f"beginning with {start[:8]!r}"
     raise FeatureError(
@@ -290,7 +290,7 @@ def _read_torch_file(file: IO[bytes], path: Path, start: bytes) -> Any:
     try:
         # A tar archive may begin with any name; torch would unpack its own former format to disk.
         if tarfile.is_tarfile(file):
-            raise FeatureError(f"{path} is a tar archive; unpack it, or save its weights anew with torch.save")
+            raise FeatureError(f"{path} is a tar archive; unpack it, or save its weights again with torch.save")
         file.seek(0)
         if start.startswith(_ZIP):
             with zipfile.ZipFile(file) as archive:
@@ -320,7 +320,7 @@ def _read_torch_file(file: IO[bytes], path: Path, start: bytes) -> Any:
 
 def _damage_error(path: Path, reason: Exception | str) -> FeatureError:
     text = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
-    return FeatureError(f"{path} is damaged or cut short: {text[:200]}\n  remedy: get the file anew")
+    return FeatureError(f"{path} is damaged or cut short: {text[:200]}\n  remedy: get the file again")
 
 
 def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
