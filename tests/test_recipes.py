@@ -238,6 +238,7 @@ def test_all_problems_of_settings_are_named_at_once(toy_split):
     ("bce", ["loss=3"], "unknown loss.name None"),
     ("bce", ["schedule=3"], "schedule must be a table, got 3"),
     ("bce", ["schedule.lr=inf"], "schedule.lr must be above 0"),
+    ("bce", ["schedule.rate=1", "schedule.steps=2"], "unknown keys schedule.rate, schedule.steps; known in schedule:"),
     ("framestack", ["augmentation.ratio=1.0"], "running_ap=second_pass"),
     ("framestack", ["augmentation.clip_length=4"], "set it to 200"),
     ("bce", ["aggregator.name=nextvlad", "aggregator.flavor=meid_compat", "frames.test=9"], "set them alike"),
