@@ -112,6 +112,13 @@ def test_small_network_with_shifts_is_the_one_of_the_paper(small_tsm):
     assert (small_tsm(x) - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
+def test_the_offered_network_with_shifts_is_the_one_of_the_paper():
+    backbone = BACKBONES["tsm-resnet50"]
+    model, x = fill(backbone.make_network()), pictures(backbone.clip, side=32)
+    wanted = by_hand(model.state_dict(), (3, 4, 6, 3), x, clip=8)
+    assert (model(x) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
 # Without the classifier's 2,049,000, from torchvision's table of weights: 44,549,160 and 25,557,032.
 @pytest.mark.parametrize("name, number", [
     ("resnet101", 42_500_160), ("resnet50", 23_508_032), ("tsm-resnet50", 23_508_032),

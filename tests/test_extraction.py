@@ -229,7 +229,7 @@ def test_features_that_are_not_finite_fail(clips, tmp_path, in_this_process):
 
 def test_large_frames_and_full_slots_come_through(clips):
     videos = find_videos(clips, ["clip0", "clip7", "pictures"]).videos
-    for slot_bytes, processes in ((1000, 1), (30_000, 1), (1 << 20, 2)):  # less than a frame, a few frames, all
+    for slot_bytes, processes in ((1000, 2), (30_000, 1), (1 << 20, 2)):  # less than a frame, a few frames, all
         seen = {video.video_id: [] for video in videos}
         with DecoderPool(videos, DecodingSettings(FrameRule("all"), slot_bytes=slot_bytes), processes) as pool:
             for event in pool:
@@ -307,8 +307,9 @@ def test_fifty_kills_lose_nothing_that_was_finished(clips, forkserver, tmp_path)
     generator = random.Random(0)
     folder, whole = tmp_path / "clips", tmp_path / "whole.h5"
     folder.mkdir()
-    for name in ("clip1.mp4", "clip3.mp4", "clip6.mp4", "clip9.mp4", "noise.avi"):
+    for name in ("clip1.mp4", "clip3.mp4", "clip6.mp4", "clip9.mp4", "noise.avi", "sound.mp4"):
         shutil.copy(clips / name, folder)
+    shutil.copytree(clips / "pictures", folder / "pictures")
     extract_features(find_videos(folder).videos, whole, TinyExtractor(frames=3), workers=2)
     expected = rows_by_id(whole)
     path, rounds, kills, finished_runs, last = tmp_path / "first.h5", 0, 0, 0, 0

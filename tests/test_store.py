@@ -11,12 +11,14 @@ from multiprocessing import get_context
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from meidbench.errors import FeatureError
 from meidbench.features import PackedFile, open_features, store
 from meidbench.features.feature_file import STATUSES, Layout, create, read_header
 from meidbench.features.records import VideoRows, read_rows
 from meidbench.features.store import feature_writer, partial_path
+from meidbench.loading.datasets import RowTable, VideoReader
 
 IDS = ("ATOYW", "Zürich", "zz..top")
 RECIPE = {"backbone": "resnet50", "weights": {"sha256": "ab"}, "libraries": {"torch": "2.0"}}
@@ -148,6 +150,12 @@ def test_packed_files_of_others_are_read(tmp_path, fixed, options, dtype):
     rows = np.array([[0, 1, 4], [2, 2, 2]])
     out = np.stack([source.read(name, taken) for name, taken in zip("zx", rows, strict=True)])
     np.testing.assert_array_equal(out, np.stack([values[2][rows[0]], values[0][rows[1]]]))
+    ids, counts = ["ü", "z", "x"], np.array([5, 5, 5])
+    in_place = source.mapped and source.dtype.isnative
+    stored = RowTable.from_packed_file(source, ids, counts) if in_place else VideoReader(source, ids, counts)
+    filled = torch.empty((2, 3, 7), dtype=stored.dtype)
+    stored.fill(np.array([1, 2]), rows, filled)
+    np.testing.assert_array_equal(filled, out.astype(filled.numpy().dtype))
     with pytest.raises(FeatureError, match="video x in .* has rows 0 to 4; asked for 5"):
         source.read("x", [5])
     with pytest.raises(FeatureError, match="rows 0 to 4; asked for -1"):
