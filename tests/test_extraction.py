@@ -95,7 +95,7 @@ def small_tsm(monkeypatch):
     return small
 
 
-def test_clips_of_the_temporal_shift_are_eight_rows_of_one_video(clips, small_tsm, in_this_process, tmp_path):
+def test_clips_of_the_temporal_shift_are_eight_rows_of_one_video(clips, small_tsm, tmp_path):
     only = find_videos(clips, ["clip0", "clip1"]).videos
     extractor = Extractor(
         "small-tsm", "random", seed=3, rule=FrameRule("uniform", frames=10), device="cpu", dtype="float32"
@@ -114,9 +114,7 @@ def test_clips_of_the_temporal_shift_are_eight_rows_of_one_video(clips, small_ts
         np.testing.assert_allclose(open_features(tmp_path / "f.h5").read(video.video_id), expected, rtol=0, atol=1e-4)
 
 
-def test_clips_of_the_temporal_shift_are_of_rows_also_where_time_repeats_frames(
-    clips, small_tsm, in_this_process, tmp_path
-):
+def test_clips_of_the_temporal_shift_are_of_rows_also_where_time_repeats_frames(clips, small_tsm, tmp_path):
     only = find_videos(clips, ["clip1"]).videos
     extractor = Extractor(
         "small-tsm", "random", seed=3, rule=FrameRule.from_text("fps=60"), device="cpu", dtype="float32"
@@ -174,7 +172,7 @@ def test_unreadable_videos_are_recorded_and_the_others_extracted(extracted_clips
 
 
 @pytest.mark.parametrize("rule", ["all", "fps=7"])
-def test_rows_by_time_are_stored_without_padding(clips, tmp_path, rule, in_this_process):
+def test_rows_by_time_are_stored_without_padding(clips, tmp_path, rule):
     videos = find_videos(clips).videos
     summary = extract_features(videos, tmp_path / "f.h5", TinyExtractor(rule), workers=2)
     assert summary.failed == 3
@@ -199,7 +197,7 @@ def test_a_finished_set_is_not_decoded_again(clips, extracted_clips, tmp_path, m
     assert summary.extracted == 0 and summary.ok == 11 and extractor.batches == []
 
 
-def test_only_a_new_and_a_changed_video_are_extracted(clips, extracted_clips, tmp_path, in_this_process):
+def test_only_a_new_and_a_changed_video_are_extracted(clips, extracted_clips, tmp_path):
     folder = Path(shutil.copytree(clips, tmp_path / "clips"))
     make_videos.write_video(folder / "clip3.mp4", make_videos.pictures(6, 64, 48))
     make_videos.write_video(folder / "later.mp4", make_videos.pictures(7, 64, 48))
@@ -210,14 +208,14 @@ def test_only_a_new_and_a_changed_video_are_extracted(clips, extracted_clips, tm
     assert path.read_bytes() == whole.read_bytes()
 
 
-def test_frames_of_one_video_are_never_batched_with_others(clips, tmp_path, in_this_process):
+def test_frames_of_one_video_are_never_batched_with_others(clips, tmp_path):
     extractor = TinyExtractor(batch_size=4)
     extract_features(find_videos(clips, ["clip0", "clip1", "clip3"]).videos, tmp_path / "f.h5", extractor, workers=1)
     # Six of 20, three of 3 and one of 1: a repeated frame is computed once.
     assert sorted(extractor.batches) == [1, 2, 3, 4]
 
 
-def test_features_that_are_not_finite_fail(clips, tmp_path, in_this_process):
+def test_features_that_are_not_finite_fail(clips, tmp_path):
     extractor = TinyExtractor(dtype="float16")
     extractor.encode = lambda crops: torch.full((len(crops), 2048), 1e6)
     summary = extract_features(find_videos(clips, ["clip0"]).videos, tmp_path / "f.h5", extractor, workers=1)
@@ -318,7 +316,7 @@ def test_fifty_kills_lose_nothing_that_was_finished(clips, forkserver, tmp_path)
     planned = [(("replace",), 1), (("replace",), 2), (("replace",), 2)]
     while kills < 50:
         commit_every = generator.choice([0.0, 1.0])
-        in_this_process = kills % 17 > 0  # three times with decoding processes
+        in_this_process = kills % 8 > 0  # seven times with decoding processes
         if planned:
             calls, number = planned.pop(0)
         else:
@@ -422,7 +420,7 @@ def test_an_unknown_device_is_refused():
         choose_device("cuda:99")
 
 
-def test_verify_features_extracts_some_videos_again(clips, run, tmp_path, small_resnet50, in_this_process):
+def test_verify_features_extracts_some_videos_again(clips, run, tmp_path, small_resnet50):
     folder = tmp_path / "two"
     folder.mkdir()
     for name in ("clip0.mp4", "clip7.mp4"):
@@ -444,7 +442,7 @@ def test_verify_features_extracts_some_videos_again(clips, run, tmp_path, small_
     assert run("verify-features", out, "--videos", folder, *weights, 1).exit_code == 1
 
 
-def test_rows_beyond_those_counted_fail_one_video_and_not_the_run(clips, tmp_path, monkeypatch, in_this_process):
+def test_rows_beyond_those_counted_fail_one_video_and_not_the_run(clips, tmp_path, monkeypatch):
     monkeypatch.setattr("meidbench.extraction.extraction._find_row_counts", lambda videos, *_: np.array([2, 40]))
     only = find_videos(clips, ["clip1", "clip2"]).videos
     summary = extract_features(only, tmp_path / "f.h5", TinyExtractor("all"), workers=1)

@@ -65,7 +65,7 @@ def test_torchrun_gives_each_process_its_shard():
     assert Shard.from_environment({}) is None and Shard.from_environment({"WORLD_SIZE": "1", "RANK": "0"}) is None
 
 
-def test_sharing_by_hand_and_merge_features_command(clips, run, tmp_path, small_resnet50, in_this_process):
+def test_sharing_by_hand_and_merge_features_command(clips, run, tmp_path, small_resnet50):
     folder = tmp_path / "two"
     folder.mkdir()
     for name in ("clip1.mp4", "clip3.mp4"):
@@ -100,7 +100,7 @@ def test_torchrun_continues_beside_a_shard_with_failures(clips, run, tmp_path):
     assert open_features(out).check(["v1", "v3"]).tolist() == [1, 1]
 
 
-def test_more_processes_than_videos(clips, tmp_path, in_this_process):
+def test_more_processes_than_videos(clips, tmp_path):
     videos = find_videos(clips, ["clip1", "clip3"]).videos
     reports = []
     out = tmp_path / "f.h5"

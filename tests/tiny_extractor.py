@@ -114,7 +114,7 @@ def extract_until(folder, out, commit_every, number, calls, in_this_process):
     torch.set_num_threads(1)
     videos, extractor = find_videos(folder).videos, TinyExtractor(frames=3)
     die_at(number, calls)
-    extraction.extract_features(videos, Path(out), extractor, workers=1)
+    extraction.extract_features(videos, Path(out), extractor, workers=2)
 
 
 def extract_on_full_disk(folder: str, out: str, limit: int) -> None:
