@@ -53,7 +53,7 @@ class ParquetFile(PredictionFile):
 
     @contextmanager
     def _reader(self) -> Iterator[Any]:
-        """Lend a reader, which serves one thread at a time; another one is opened where all are lent."""
+        """Give a reader, which serves one thread at a time; another one is opened when all are in use."""
         try:
             reader = self._idle_readers.pop()
         except IndexError:
