@@ -76,7 +76,7 @@ class Shown(NamedTuple):
 def decode_everything(path: Path, stream_index: int = 0) -> list[Shown]:
     """The obvious script: decode one frame after another, skip what does not decode, sort by time."""
     shown, start = [], None
-    with av.open(str(path), metadata_errors="replace") as container:
+    with av.open(str(path)) as container:
         stream = container.streams.video[stream_index]
         stream.codec_context.thread_count = 1
         for packet in container.demux(stream):
@@ -253,11 +253,59 @@ def test_cover_art_is_no_video(tmp_path):
 def test_times_that_are_missing_are_made_up_from_the_rate(tmp_path):
     path = write_video(tmp_path / "raw.mpg", pictures(40), container_format="h264")
     with av.open(str(path)) as container:
-        rate = container.streams.video[0].average_rate
+        # The reader assumes 25; the stream itself says 30, as it was made.
+        assert container.streams.video[0].average_rate == 25
         assert {packet.pts for packet in container.demux()} == {None}
     for rule in RULES:
-        got = assert_as_decoded(path, rule, seconds_per_frame=1 / rate)
+        got = assert_as_decoded(path, rule, seconds_per_frame=Fraction(1, 30))
         assert (got.result.status, got.result.num_frames, got.rows) == ("ok", 40, len(got.result.indices))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("options", [None, {"g": "20", "bf": "1"}, {"g": "20", "bf": "0"}], ids=["3 B", "1 B", "no B"])
+def test_times_of_h264_in_avi_are_those_of_its_frames(tmp_path, step, options):
+    """AVI numbers packets in the order of decoding, in fields where the encoder counts these (step 2).
+
+    The same pictures in Matroska, which keeps times of display, tell which frame is shown when.
+    """
+    writing = {"options": options, "pts": list(range(0, 90 * step, step)), "rate": 30 * step}
+    path = write_video(tmp_path / "a.avi", pictures(90), **writing)
+    images = [one.image for one in decode_everything(write_video(tmp_path / "a.mkv", pictures(90), **writing))]
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 30 * step
+    got = read(path, "all")
+    np.testing.assert_allclose(got.result.timestamps, np.arange(90) / 30, rtol=0, atol=1e-9)
+    for index, image in got.images.items():
+        np.testing.assert_array_equal(image, images[index])
+    assert (got.result.status, got.rows, got.result.num_frames) == ("ok", 90, 90)
+    for rate, rows in (("4", 12), ("30", 90)):
+        got = read(path, f"fps={rate}")
+        assert got.rows == rows
+        assert got.result.indices.tolist() == [n * 30 // int(rate) for n in range(rows)]
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["PyAV 19", "PyAV 18"])
+def test_metadata_in_another_encoding_is_read_by_every_version(tmp_path, monkeypatch, known):
+    """PyAV 19 knows no option for it; earlier versions raise without."""
+    path = write_video(tmp_path / "a.mkv", pictures(5), title="Caf+")
+    content = path.read_bytes()
+    assert content.count(b"Caf+") == 1
+    path.write_bytes(content.replace(b"Caf+", b"Caf\xe9"))
+    assert read(path, "all").result.status == "ok"  # as the installed version does it
+    path.write_bytes(content)
+    genuine, calls = av.open, []
+
+    def fake(file, mode="r", *, container_options, **others):
+        calls.append(others)
+        if not known and others:
+            raise TypeError(f"open() got an unexpected keyword argument {next(iter(others))!r}")
+        if known and not others:
+            raise UnicodeDecodeError("utf-8", b"Caf\xe9", 3, 4, "unexpected end of data")
+        return genuine(file, mode, container_options=container_options)
+
+    monkeypatch.setattr(video_files.av, "open", fake)
+    assert read(path, "uniform=3").result.status == "ok"
+    assert calls[0] == {} and (len(calls) > 1) and any(calls) == known
 
 
 def test_times_that_repeat_are_not_trusted(tmp_path, monkeypatch):
