@@ -251,7 +251,7 @@ def _announced_end(container: InputContainer) -> float | None:
 
 
 def _open_container(path: str) -> InputContainer:
-    """Open a file whatever bytes its metadata holds: PyAV 19 takes any, earlier versions only where they are told so."""
+    """Open a file whatever bytes its metadata holds: PyAV 19 takes any, earlier versions where told to."""
     # A playlist under the name of a video must not open other addresses.
     options = {"protocol_whitelist": "file"}
     try:
