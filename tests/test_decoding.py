@@ -15,7 +15,7 @@ from meidbench.errors import FeatureError
 from meidbench.extraction import decoding as video_files
 from meidbench.extraction.decoding import count_rows, decoder_versions, read_frames
 from meidbench.extraction.frames import DecodingResult, FrameRule, Restart
-from meidbench.extraction.videos import Video
+from meidbench.extraction.videos import VIDEO_SUFFIXES, Video
 from meidbench.features.frame_sampling import uniform_indices
 
 RULES = ["uniform=200", "uniform=7", "all", "fps=4.5"]
@@ -100,6 +100,9 @@ def expected_indices(rule: str, shown: list[Shown]) -> list[int]:
         return uniform_indices(len(shown), int(value)).tolist()
     if kind == "all":
         return list(range(len(shown)))
+    if kind == "uniform-time":
+        asked = [shown[-1].seconds * k / max(1, int(value) - 1) for k in range(int(value))]
+        return [max(i for i, one in enumerate(shown) if one.seconds <= t + Fraction(1, 1000)) for t in asked]
     rate, chosen = Fraction(value), []
     while (asked := len(chosen) / rate) <= shown[-1].seconds + Fraction(1, 1000):
         chosen.append(max(i for i, one in enumerate(shown) if one.seconds <= asked + Fraction(1, 1000)))
@@ -154,6 +157,13 @@ KINDS = {
     "rotated_270.mov": {"matrix": (0, 1, -1, 0)},
     "variable_rate.mp4": {"pts": [n + n * n // 20 for n in range(40)]},
     "variable_rate.mkv": {"pts": [n + n * n // 20 for n in range(40)]},
+    "h264.flv": {},
+    "h264.m2ts": {"container_format": "mpegts"},
+    "h264.3gp": {},
+    "wmv2.wmv": {"codec": "wmv2"},
+    "vp8.ogv": {"codec": "libvpx", "options": {"cpu-used": "8"}},
+    "mpeg2.vob": {"codec": "mpeg2video", "options": {"bf": "2", "g": "12"}},
+    "palette.gif": {"codec": "gif", "pix_fmt": "rgb8", "rate": 25},
 }
 
 
@@ -161,7 +171,8 @@ KINDS = {
 def test_every_kind_of_file_gives_the_frames_of_the_obvious_script(tmp_path, name):
     needs_encoder(KINDS[name].get("codec", "libx264"))
     path = write_video(tmp_path / name, pictures(40), **KINDS[name])
-    for rule in RULES:
+    assert path.suffix in VIDEO_SUFFIXES
+    for rule in [*RULES, "uniform-time=9"]:
         got = assert_as_decoded(path, rule)
         assert (got.result.status, got.restarts) == ("ok", 0)
         assert got.rows == len(got.result.indices)
