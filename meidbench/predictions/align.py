@@ -140,7 +140,7 @@ def write_predictions(
         Finite real numbers of at most 64 bits, not half precision. float32 is recommended: compact, and exact where a
         model computes in it.
     split, subset : Split and str, optional
-        Their digest and class names are written into the file and compared when it is scored.
+        Their digests and class names are written into the file and compared when it is scored.
     run : dict, optional
         Facts about the run, for JSON; numbers of NumPy are accepted. With ``{"select_on": "test"}``, ``evaluate`` warns
         that its checkpoint was chosen on the test subset.
@@ -169,7 +169,8 @@ def write_predictions(
         raise PredictionError("the scores hold NaN or infinity; they must be finite real numbers")
     facts: dict[str, Any] = {"run": _check_run(run or {}), "subset": subset}
     if split is not None:
-        facts |= {"dataset": split.dataset, "split_digest": split.digest, "class_names": list(split.class_names)}
+        facts |= {"dataset": split.dataset, "class_names": list(split.class_names)}
+        facts |= {"split_digest": split.digest, "content_digest": split.content_digest}
     native = scores.astype(scores.dtype.newbyteorder("="), copy=False)
     values = pa.FixedSizeListArray.from_arrays(pa.array(native.reshape(-1)), scores.shape[1])
     table = pa.table({"video_id": _text_column(ids), "scores": values})
@@ -214,16 +215,19 @@ def _check_run(run: Mapping[str, Any]) -> Any:
 
 def run_warnings(metadata: dict[str, Any]) -> list[str]:
     """Return warnings about the run that wrote a prediction file."""
+    warnings = []
     run = metadata.get("run")
     chosen_on = run.get("select_on") if isinstance(run, dict) else None
-    if chosen_on is not None and chosen_on not in SUBSETS:
-        return [
-            f"select_on is {chosen_on!r}, which is no subset: the checkpoint may have been chosen on the test subset"
-        ]
-    if chosen_on != "test":
-        return []
-    chosen = "the checkpoint was chosen on the test subset"
-    return [f"{chosen}: its test scores are too good, and not comparable with those of runs chosen on val"]
+    if chosen_on == "test":
+        chosen = "the checkpoint was chosen on the test subset"
+        warnings.append(f"{chosen}: its test scores are too good, and not comparable with those of runs chosen on val")
+    elif chosen_on is not None and chosen_on not in SUBSETS:
+        unknown = f"select_on is {chosen_on!r}, which is no subset"
+        warnings.append(f"{unknown}: the checkpoint may have been chosen on the test subset")
+    if metadata.get("split_digest") is not None and metadata.get("content_digest") is None:
+        old = "the file has the digest of ids, subsets and labels alone, as an older meidbench wrote it"
+        warnings.append(f"{old}: the groups of the classes were not compared with those of the split")
+    return warnings
 
 
 def align_predictions(
@@ -293,9 +297,12 @@ def _refusal(problems: list[str], split: Split, subset: str) -> PredictionError:
 
 def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, subset: str) -> list[str]:
     metadata, problems = predictions.metadata, []
-    for key, value in {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}.items():
+    expected = {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}
+    for key, value in {**expected, "content_digest": split.content_digest}.items():
         if metadata.get(key) not in (None, value):
-            problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}")
+            same = key == "content_digest" and metadata.get("split_digest") == split.digest
+            rest = "; the labels are the same, but the class names or the groups are others" if same else ""
+            problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}{rest}")
     for names in (metadata.get("class_names"), predictions.class_names):
         if names is None or names == list(split.class_names):
             continue
