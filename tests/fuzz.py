@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from damage import STRUCTURES, damage_bytes
 
 OUTCOMES = ("refused", "same", "other", "traceback", "hang", "crash")
 WRONG = ("traceback", "hang", "crash")
@@ -120,7 +121,6 @@ def serve(work: Path, seed: int, megabytes: int, connection: Connection) -> None
     import resource
 
     import torch
-    from damage import STRUCTURES
 
     import meidbench.files
 
@@ -131,20 +131,26 @@ def serve(work: Path, seed: int, megabytes: int, connection: Connection) -> None
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (megabytes << 20), resource.RLIM_INFINITY))
     sound: dict[str, str] = {}
     while (request := connection.recv()) is not None:
-        name, number = request
-        form = FORMS[name]
-        if name not in sound:
-            outcome, text = run_form(form, find_file(form).read_bytes())
-            if outcome != "done":
-                connection.send(("bytes", "unfit", text))
-                continue
-            sound[name] = text
-        draw = random.Random(f"{seed} {name} {number}")
-        kind, raw = damage(draw, find_file(form).read_bytes(), form, STRUCTURES)
-        outcome, text = run_form(form, raw)
-        if outcome == "done":
-            outcome, text = ("same" if text == sound[name] else "other"), ""
-        connection.send((kind, outcome, text))
+        connection.send(judge(*request, seed, sound))
+
+
+def judge(name: str, number: int, seed: int, sound: dict[str, str]) -> tuple[str, str, str]:
+    """Return (kind of damage, outcome, message) of a mutant; ``sound`` collects the outputs of the sound inputs.
+
+    The working directory has the inputs. The outcome is "unfit" if the sound input is not accepted.
+    """
+    form = FORMS[name]
+    content = find_file(form).read_bytes()
+    if name not in sound:
+        outcome, text = run_form(form, content)
+        if outcome != "done":
+            return "none", "unfit", text
+        sound[name] = text
+    kind, raw = damage(random.Random(f"{seed} {name} {number}"), content, form)
+    outcome, text = run_form(form, raw)
+    if outcome == "done":
+        return kind, "same" if text == sound[name] else "other", ""
+    return kind, outcome, text
 
 
 def find_file(form: Form) -> Path:
@@ -152,14 +158,12 @@ def find_file(form: Form) -> Path:
     return min(Path().glob(form.file))
 
 
-def damage(draw: random.Random, raw: bytes, form: Form, structures: dict[str, Any]) -> tuple[str, bytes]:
+def damage(draw: random.Random, raw: bytes, form: Form) -> tuple[str, bytes]:
     """Return the kind of damage (bytes, or the structure of the form) and the damaged content, which is another one."""
-    from damage import damage_bytes
-
     while True:
         kind = draw.choice(["bytes", form.structure])
         try:
-            damaged = structures.get(kind, damage_bytes)(draw, raw)
+            damaged = STRUCTURES.get(kind, damage_bytes)(draw, raw)
         except Exception:
             kind, damaged = "bytes", damage_bytes(draw, raw)
         if damaged != raw:
@@ -218,9 +222,13 @@ def run_command(arguments: list[str]) -> tuple[str, str]:
 
 
 def describe_output(path: Path) -> bytes:
-    """Return what counts of an output: of a feature file its numbers, of other files the bytes."""
+    """Return what counts of an output: the numbers of features, the content of a split without its sources, or all."""
     if path.suffix != ".h5":
-        return path.read_bytes()
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path)
+        metadata = json.loads(table.schema.metadata[b"meidbench"])
+        return repr((table.to_pydict(), {key: metadata[key] for key in metadata if key != "sources"})).encode()
     import h5py
 
     with h5py.File(path) as file:
@@ -319,7 +327,6 @@ def count(
     names: list[str], mutants: int, seed: int, seconds: float, megabytes: int, keep: Path | None
 ) -> Iterator[tuple]:
     """Yield (form, number, kind, outcome, message) of each mutant; the forms have the same number of mutants."""
-    from damage import STRUCTURES
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -335,7 +342,7 @@ def count(
                     kept = keep / outcome / f"{name.replace('/', '-')}-{number}{Path(form.file).suffix}"
                     kept.parent.mkdir(parents=True, exist_ok=True)
                     raw = min(work.glob(form.file)).read_bytes()
-                    kept.write_bytes(damage(draw, raw, form, STRUCTURES)[1])
+                    kept.write_bytes(damage(draw, raw, form)[1])
         finally:
             worker.stop()
 

@@ -8,6 +8,7 @@ import shutil
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -77,6 +78,10 @@ def make_tables(split) -> None:
 
 def make_lists(split) -> None:
     """VideoLT's form with the toy videos, and the manifest of a benchmark that has such lists."""
+    from meidbench.annotations import read_annotations
+    from meidbench.splits.make import make_assignment, read_lists, to_json
+    from meidbench.splits.manifests import load_manifest
+
     Path("lists").mkdir()
     names = {"train": "train.lst", "val": "validate.lst", "test": "test.lst"}
     for subset, name in names.items():
@@ -87,7 +92,6 @@ def make_lists(split) -> None:
         Path("lists", name).write_text("".join(lines))
     counts = enumerate(split.train_counts.tolist())
     Path("lists/count.lst").write_text("".join(f"thing {index} {index} {count}\n" for index, count in counts))
-    shutil.copy("toy/toylt.assignment.json", "lists/lists.assignment.json")
     text = (TOY / "toylt.toml").read_text()
     head = text[: text.index("[[files]]")].replace('"charadesego"', '"lists"').replace('"toylt"', '"lists"')
 
@@ -96,8 +100,12 @@ def make_lists(split) -> None:
         return f'name = "{name}"\nbytes = {len(raw)}\nsha256 = "{sha256(raw).hexdigest()}"\n'
 
     files = "".join(f'[[files]]\nsource = "{name[:-4]}"\n{facts(name)}\n' for name in names.values())
-    released = re.sub(r"ToyLT_(\w+).txt", r"\1.lst", text[text.index("[released") :])
+    released = re.sub(r"ToyLT_(\w+).txt", r"\1.lst", text[text.index("[released") :]).replace("val.lst", names["val"])
     Path("lists/lists.toml").write_text(f"{head}{files}[class_file]\n{facts('count.lst')}\n{released}")
+    manifest = load_manifest("lists/lists.toml")
+    annotations = read_annotations(manifest, Path("lists"))
+    assignment = make_assignment(manifest, annotations, read_lists(manifest, Path("lists"), annotations))
+    Path("lists/lists.assignment.json").write_text(to_json(assignment))
 
 
 def make_plans() -> None:
@@ -157,20 +165,16 @@ def make_parts() -> None:
         for number in range(1, 4):
             pixels = generator.integers(0, 255, (256, 256, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(f"frames/{video_id}/{video_id}-{number:06d}.jpg")
-    extraction.DecoderPool = PoolInThisProcess
     Path("parts").mkdir()
-    for number in (1, 2):
-        shard = extraction.Shard(number, 2)
-        extractor = TinyExtractor(frames=2)
-        extraction.extract_features(
-            find_videos(Path("frames")).videos, Path("parts/x.h5"), extractor, shard=shard, workers=1
-        )
+    with mock.patch.object(extraction, "DecoderPool", PoolInThisProcess):
+        for number in (1, 2):
+            videos, shard = find_videos(Path("frames")).videos, extraction.Shard(number, 2)
+            extraction.extract_features(videos, Path("parts/x.h5"), TinyExtractor(frames=2), shard=shard, workers=1)
 
 
 def make_runs(train: str) -> None:
     """A finished run, and one that was stopped in its second epoch of three."""
     import shlex
-    from unittest import mock
 
     from click.testing import CliRunner
 
