@@ -35,7 +35,6 @@ from typing import Any
 import click
 from damage import STRUCTURES, damage_bytes
 
-OUTCOMES = ("refused", "same", "other", "traceback", "hang", "crash")
 WRONG = ("traceback", "hang", "crash")
 EVALUATE = "evaluate {} --split split.parquet --json -"
 PREDICT = "predict run --features {} --out out.parquet --device cpu"
@@ -360,15 +359,17 @@ def make_inputs_apart(work: Path) -> None:
 
 
 def as_table(counts: dict[tuple[str, str], Counter[str]]) -> str:
-    """Lay out the counts as Markdown: one line per form and kind of damage, and the sum."""
-    lines = ["| input | damage | mutants | " + " | ".join(OUTCOMES) + " |", "|---|---|" + "---|" * (len(OUTCOMES) + 1)]
-    for (name, kind), outcomes in sorted(
-        counts.items(), key=lambda entry: (list(FORMS).index(entry[0][0]), entry[0][1])
-    ):
-        cells = [outcomes[outcome] for outcome in OUTCOMES]
-        lines.append(f"| {name} | {kind} | {sum(cells):,} | " + " | ".join(f"{cell:,}" for cell in cells) + " |")
-    total = [sum(outcomes[outcome] for outcomes in counts.values()) for outcome in OUTCOMES]
-    lines.append(f"| all | | {sum(total):,} | " + " | ".join(f"{cell:,}" for cell in total) + " |")
+    """Lay out the counts as Markdown: one line per form, and the sum. "Other" is told apart by the kind of damage."""
+    head = ["input", "mutants", "refused", "same", "other: bytes", "other: edited", *WRONG]
+    rows = []
+    for name in dict.fromkeys(name for name, _ in counts):
+        of_bytes = counts.get((name, "bytes"), Counter())
+        every = sum((outcomes for (form, _), outcomes in counts.items() if form == name), Counter())
+        others = [of_bytes["other"], every["other"] - of_bytes["other"]]
+        rows.append([name, every.total(), every["refused"], every["same"], *others, *(every[wrong] for wrong in WRONG)])
+    rows.append(["all", *(sum(row[column] for row in rows) for column in range(1, len(head)))])
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    lines += [f"| {row[0]} | {' | '.join(f'{cell:,}' for cell in row[1:])} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
