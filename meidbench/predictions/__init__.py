@@ -33,6 +33,8 @@ def open_predictions(path: Path) -> PredictionFile:
     """
     path = Path(path)
     if not path.is_file():
+        if path.exists():
+            raise PredictionError(f"{path} is no regular file: write the predictions into one, and pass its path")
         raise PredictionError(f"there is no prediction file {path}")
     with path.open("rb") as stream:
         start = stream.read(8)
