@@ -113,7 +113,7 @@ def test_what_is_written_says_what_it_belongs_to(given, toy_split, tmp_path):
     metadata = json.loads(pq.read_schema(path).metadata[b"meidbench"])
     assert metadata == {
         "dataset": "toylt", "subset": "test", "split_digest": toy_split.digest,
-        "class_names": list(toy_split.class_names), "run": {"method": "m"},
+        "content_digest": toy_split.content_digest, "class_names": list(toy_split.class_names), "run": {"method": "m"},
     }  # fmt: skip
     assert pq.read_schema(path).field("scores").type == pa.list_(pa.float32(), 12)
     again = mb.write_predictions(tmp_path / "q.parquet", *given, toy_split, "test", run={"method": "m"})
