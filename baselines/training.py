@@ -40,6 +40,7 @@ from meidbench.baselines.learner import (
     check_run,
     derive_seed,
     plan_epoch,
+    read_first_stage,
 )
 from meidbench.baselines.models import Outputs
 from meidbench.baselines.run_folder import (
@@ -49,7 +50,6 @@ from meidbench.baselines.run_folder import (
     RunLog,
     digest_weights,
     list_versions,
-    load_checkpoint,
 )
 from meidbench.baselines.samplers import label_mask
 from meidbench.errors import MeidbenchError
@@ -176,7 +176,7 @@ def _prepare_first_stage(
         raise MeidbenchError(
             f"{first.path} is finished, but its {first.best.name} is gone; remove the folder to train it again"
         )
-    return _FirstStageWeights(first.best, digest_weights(load_checkpoint(first.best)["model"]))
+    return _FirstStageWeights(first.best, digest_weights(read_first_stage(first.best)))
 
 
 def _train_stage(
@@ -254,7 +254,7 @@ class _Run:
             written = self.learner.restore(self.folder.last)
             self.report(f"resuming after {position.epoch} epochs, {position.step} steps")
         elif self.first_stage_weights is not None:
-            self.learner.module.load_first_stage(load_checkpoint(self.first_stage_weights)["model"])
+            self.learner.module.load_first_stage(read_first_stage(self.first_stage_weights))
         self.log = RunLog(self.folder.path, self.report, written, position.step) if self.processes.is_first else None
         self.first_epoch, self.start = position.epoch + 1, time.monotonic()
         try:
