@@ -197,7 +197,7 @@ class Learner:
         # The file's checksums cover these values; config.json, which made this learner, has none.
         try:
             trained_with = Config.from_tables(parse_json(content["config"]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _make_mismatch_error(path, [f"its configuration is damaged: {error}"]) from None
         if differences := trained_with.differences(self.config):
             raise _make_mismatch_error(path, differences)

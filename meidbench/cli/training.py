@@ -100,7 +100,8 @@ def train(
     """Train a baseline and score its best checkpoint on val and test.
 
     RUN/ holds config.json, log.jsonl, last.pt and best.pt, and the predictions and results of both subsets. Run the
-    same command again to resume after an interruption; on a CPU the result is the same to the bit.
+    same command again to resume after an interruption; on a CPU the result is the same to the bit for the same number
+    of threads (OMP_NUM_THREADS).
     """
     import os
     from dataclasses import asdict

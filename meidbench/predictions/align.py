@@ -87,13 +87,13 @@ def write_predictions(
     split, subset : Split and str, optional
         Their digest and class names are written into the file and compared when it is scored.
     run : dict, optional
-        Facts about the run, for JSON. With ``{"select_on": "test"}``, ``evaluate`` warns that its checkpoint was chosen
-        on the test subset.
+        Facts about the run, for JSON. ``select_on`` is the subset on which its checkpoint was chosen: with ``test``,
+        ``evaluate`` warns.
 
     Raises
     ------
     PredictionError
-        The shapes do not fit, or a score is NaN or infinite.
+        The shapes do not fit, a score is NaN or infinite, or ``select_on`` is no subset.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -103,6 +103,8 @@ def write_predictions(
         raise PredictionError(f"scores have shape {scores.shape}; expected ({len(video_ids):,}, C)")
     if scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
         raise PredictionError(f"scores of type {scores.dtype} must be finite real numbers")
+    if (selected := (run or {}).get("select_on")) not in (None, *SUBSETS):
+        raise PredictionError(f"run['select_on'] must be one of {', '.join(SUBSETS)}, got {selected!r}")
     facts: dict[str, Any] = {"run": run or {}, "subset": subset}
     if split is not None:
         facts |= {"dataset": split.dataset, "split_digest": split.digest, "class_names": list(split.class_names)}
@@ -120,7 +122,11 @@ def write_predictions(
 def run_warnings(metadata: dict[str, Any]) -> list[str]:
     """Return warnings about the run that wrote a prediction file."""
     run = metadata.get("run")
-    if not isinstance(run, dict) or run.get("select_on") != "test":
+    if not isinstance(run, dict):
+        return []
+    if (selected := run.get("select_on")) not in (None, *SUBSETS):
+        return [f"the file says that its checkpoint was chosen on {selected!r}, which is none of {', '.join(SUBSETS)}"]
+    if selected != "test":
         return []
     chosen = "the checkpoint was chosen on the test subset"
     return [f"{chosen}: its test scores are too good, and not comparable with those of runs chosen on val"]
