@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -111,8 +112,12 @@ class Schedule:
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"precision": PRECISIONS}
 
     def __post_init__(self) -> None:
-        if self.lr > 3.4e38:
-            raise MeidbenchError(f"schedule.lr={self.lr} is beyond float32")
+        try:
+            largest = max(self.lr, self.learning_rate(self.epochs))
+        except OverflowError:
+            largest = math.inf
+        if largest > 3.4e38:
+            raise MeidbenchError(f"the learning rate {largest} is beyond float32; lower schedule.lr or schedule.decay")
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""

@@ -23,7 +23,7 @@ from meidbench.baselines.configuration import (
 )
 from meidbench.baselines.distributed import ProcessGroup
 from meidbench.baselines.models import Model, ModelInputs
-from meidbench.baselines.run_folder import load_checkpoint, save_checkpoint
+from meidbench.baselines.run_folder import checkpoint_remedy, load_checkpoint, save_checkpoint
 from meidbench.baselines.running_ap import RunningAveragePrecision
 from meidbench.checks import is_whole_number, parse_json, show
 from meidbench.errors import MeidbenchError, bullet_list, first_few
@@ -263,7 +263,7 @@ def _make_mismatch_error(path: Path, problems: Sequence[str]) -> MeidbenchError:
     shortened = [" ".join(problem.split())[:200] for problem in problems]
     return MeidbenchError(
         f"{path} does not fit the run's configuration, or is damaged:\n{bullet_list(shortened, 5)}\n"
-        "  remedy: remove it to start again, or put back a copy of the file"
+        f"{checkpoint_remedy(path)}"
     )
 
 

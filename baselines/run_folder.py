@@ -331,11 +331,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except TorchFileError as error:
         reason = str(error).splitlines()[0]
         raise MeidbenchError(
-            f"{path} is not a checkpoint of a run, or damaged: it {reason}; remove it to start again"
+            f"{path} is not a checkpoint of a run, or damaged: it {reason}\n{checkpoint_remedy(path)}"
         ) from None
     if (version := content["format_version"]) != CHECKPOINT_VERSION:
         raise MeidbenchError(f"{path} is a checkpoint of version {show(version)}; this is for {CHECKPOINT_VERSION}")
     return dict(content)
+
+
+def checkpoint_remedy(path: Path) -> str:
+    """Return what to do about a checkpoint that cannot be used."""
+    again = "it to start again" if path.name == "last.pt" else "the run's folder to train it again"
+    return f"  remedy: put back a copy of the file, or remove {again}"
 
 
 def digest_weights(weights: Mapping[str, torch.Tensor]) -> str:

@@ -79,13 +79,16 @@ def one_of(name: str, value: str, known: Sequence[str], error: type[MeidbenchErr
     'mean'
     """
     if value not in known:
-        raise error(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        raise error(f"unknown {name} {show(value)}; known: {', '.join(known)}")
     return value
 
 
 def parse_toml(text: str) -> Table:
     """Return the table of a TOML text; raise ``ValueError`` where it is damaged."""
-    table: Table = tomllib.loads(text)
+    try:
+        table: Table = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     return table
 
 
@@ -154,6 +157,8 @@ def show(value: object) -> str:
     """
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a whole number of about {value.bit_length() * math.log10(2):.0f} digits"
+    if isinstance(value, int) and value.bit_length() > 63:
+        return f"{value}, which has more than 64 bits"
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number in it has too many digits, or it is nested too deeply
