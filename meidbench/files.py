@@ -33,8 +33,7 @@ else:
     import fcntl
 
 
-# In a folder of inputs, an existing file is replaced only where it ends like a result: the inputs of folders are videos,
-# frames and .npy files.
+# In a folder of inputs (videos, frames, .npy files), an existing file is replaced only where it ends like a result.
 RESULT_ENDINGS = ("", ".json", ".csv", ".html", ".tex", ".parquet", ".h5", ".hdf5")
 
 
@@ -80,9 +79,9 @@ def resolve_output(path: Path, *, regular: bool = False) -> Path:
 
     ``OutputError`` for a folder, a read-only file and, with ``regular``, a device, a FIFO or a descriptor.
     """
-    if os.path.isdir(path):
+    if (found := _stat(path)) and stat.S_ISDIR(found.st_mode):
         raise OutputError(f"cannot write {path}: it is a folder; name a file")
-    if os.path.exists(path) and not os.access(path, os.W_OK):
+    if found and not os.access(path, os.W_OK):
         raise OutputError(f"cannot write {path}: the file is read-only; name another file, or change its mode")
     if _is_written_through(path):
         if regular:
@@ -111,22 +110,22 @@ def output_problems(outputs: Sequence[tuple[str, Path]], inputs: Sequence[tuple[
     Each path has a name for the problems, such as ``--json``. A file is recognised through links and other spellings.
     """
     problems = []
-    streams = [(name, descriptor) for name, descriptor in (("stdout", 1), ("stderr", 2)) if _is_open(descriptor)]
     for number, (name, path) in enumerate(outputs):
-        if os.path.isdir(path):
-            problems.append(f"{name} {path} is a folder; name a file")
         if _is_written_through(path):
             continue
+        found = _stat(path)
+        if found and stat.S_ISDIR(found.st_mode):
+            problems.append(f"{name} {path} is a folder; name a file")
         for other, source in inputs:
             if is_same_file(path, source):
                 problems.append(f"{name} {path} is the same file as {other} {source}, which would be lost")
-            elif os.path.isfile(path) and path.suffix.lower() not in RESULT_ENDINGS and _lies_in(path, source):
+            elif found and path.suffix.lower() not in RESULT_ENDINGS and _lies_in(path, source):
                 problems.append(f"{name} {path} is a file in {other} {source} and would be lost")
         for other, earlier in outputs[:number]:
             if is_same_file(path, earlier):
                 problems.append(f"{name} {path} is the same file as {other} {earlier}; each output needs its own file")
-        for other, descriptor in streams:
-            if os.path.exists(path) and os.path.samestat(path.stat(), os.fstat(descriptor)):
+        for other, descriptor in (("stdout", 1), ("stderr", 2)):
+            if found and (stream := _stat(descriptor)) and os.path.samestat(found, stream):
                 problems.append(f"{name} {path} is the file that {other} is written to")
     return problems
 
@@ -147,9 +146,10 @@ def is_same_file(one: Path, other: Path) -> bool:
     >>> is_same_file(Path("a/../new.json"), Path("New.json")), is_same_file(Path("new.json"), Path("new.csv"))
     (True, False)
     """
-    if os.path.exists(one) and os.path.exists(other):
-        return os.path.samefile(one, other)
-    if os.path.exists(one) or os.path.exists(other):
+    found, there = _stat(one), _stat(other)
+    if found and there:
+        return os.path.samestat(found, there)
+    if found or there:
         return False
     first, second = (unicodedata.normalize("NFC", os.path.realpath(path)).casefold() for path in (one, other))
     return first == second
@@ -159,20 +159,19 @@ def _lies_in(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
-def _is_open(descriptor: int) -> bool:
+def _stat(path: Path | int) -> os.stat_result | None:
+    """Return the facts about a file or an open descriptor, None where there is no such file."""
     try:
-        os.fstat(descriptor)
+        return os.stat(path)  # noqa: PTH116 - a descriptor is no path
     except OSError:
-        return False
-    return True
+        return None
 
 
 def _is_written_through(path: Path) -> bool:
     """Return whether a path is a descriptor, or exists and is neither a regular file nor a folder."""
-    if not os.path.exists(path):
+    if (found := _stat(path)) is None or stat.S_ISDIR(found.st_mode):
         return False
-    mode = path.stat().st_mode
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _find_descriptor(path) is not None
+    return not stat.S_ISREG(found.st_mode) or _find_descriptor(path) is not None
 
 
 def _find_descriptor(path: Path) -> int | None:
@@ -194,12 +193,12 @@ def _copy_into(path: Path, source: Path) -> None:
         if descriptor is not None and stream is not None:
             stream.flush()  # so that earlier text comes before these bytes
     opened = os.open(path, os.O_WRONLY) if descriptor is None else os.dup(descriptor)
-    with source.open("rb") as given, open(opened, "wb") as sink:
+    with source.open("rb") as given, os.fdopen(opened, "wb") as sink:
         shutil.copyfileobj(given, sink)
 
 
 def _remove_stale(place: Path) -> None:
-    """Remove the temporary files of an output whose processes were killed: a living process holds the lock of its own."""
+    """Remove the temporary files of an output whose processes were killed; a living process holds a lock."""
     form = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{12}}")
     with suppress(OSError):
         for path in [entry for entry in place.parent.iterdir() if form.fullmatch(entry.name)]:
@@ -213,13 +212,13 @@ def _remove_stale(place: Path) -> None:
 def _create_temporary(place: Path, hold: bool, private: bool) -> Iterator[Path]:
     """Create a file beside ``place``, hold its lock, and remove it at the end unless it was renamed.
 
-    Unlike one of ``tempfile.mkstemp`` it has the usual mode, unless it is private until it gets the mode of another file.
+    Unlike one of ``tempfile.mkstemp`` it has the usual mode; a private one gets the mode of another file later.
     """
     while True:
         temporary = place.with_name(f".{place.name}.{secrets.token_hex(6)}")
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600 if private else 0o666)
         try:
-            with open(descriptor, "rb+") as file:
+            with os.fdopen(descriptor, "rb+") as file:
                 if sys.platform == "win32":
                     file.close()  # an open file cannot be renamed there, nor removed by others
                 elif hold and not _hold(descriptor, temporary):
@@ -247,7 +246,7 @@ def _unwritable(path: Path, error: OSError, folder: Path | None = None) -> Outpu
         remedy = f": its folder {path.parent} cannot be written to; choose another place"
     else:
         remedy = ""
-    old = " (the old file is unchanged)" if os.path.isfile(path) else ""
+    old = " (the old file is unchanged)" if path.is_file() else ""
     return OutputError(f"cannot write {path}: {where}{remedy}{old}")
 
 
