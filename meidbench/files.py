@@ -155,6 +155,13 @@ def is_same_file(one: Path, other: Path) -> bool:
     return first == second
 
 
+def describe_missing(what: str, path: Path) -> str:
+    """Return the problem with a path that is not a regular file: it does not exist, or is something else."""
+    if (found := _stat(path)) is None:
+        return f"there is no {what} {path}"
+    return f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}; expected a {what}"
+
+
 def _lies_in(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
@@ -246,7 +253,8 @@ def _unwritable(path: Path, error: OSError, folder: Path | None = None) -> Outpu
         remedy = f": its folder {path.parent} cannot be written to; choose another place"
     else:
         remedy = ""
-    old = " (the old file is unchanged)" if path.is_file() else ""
+    found = _stat(path)
+    old = " (the old file is unchanged)" if found and stat.S_ISREG(found.st_mode) else ""
     return OutputError(f"cannot write {path}: {where}{remedy}{old}")
 
 
