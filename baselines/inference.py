@@ -212,9 +212,9 @@ def predict(
     """
     folder = RunFolder(Path(run))
     config, inputs = folder.read()
-    sources = [inputs.split_path, inputs.features_path]
-    sources += [source for source in (split, features) if isinstance(source, str | os.PathLike)]
-    refuse_lost_inputs(Path(out), [*folder.files(), *(Path(source) for source in sources if source)])
+    sources = (inputs.split_path, inputs.features_path, split, features)
+    paths = [Path(source) for source in sources if source and isinstance(source, str | os.PathLike)]
+    refuse_lost_inputs(Path(out), [*folder.files(), *paths])
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
         if given is None and not before:
             raise MeidbenchError(f"the run does not record the path of its {name}; give it with --{name}")

@@ -53,7 +53,7 @@ def written_whole(path: Path, *, hold: bool = True) -> Iterator[Path]:
     OutputError
         The file cannot be written. The message names ``path``, not the temporary file.
     """
-    target, temporary = path, None
+    target = place = path
     try:
         target, through = resolve_output(path), _is_written_through(path)
         place = Path(tempfile.gettempdir(), path.name) if through else target
@@ -69,9 +69,12 @@ def written_whole(path: Path, *, hold: bool = True) -> Iterator[Path]:
                 replace_file(temporary, target)
     except OSError as error:
         named = None if error.filename is None else Path(os.fsdecode(error.filename))
-        if named not in (None, path, target, temporary, *target.parents):
-            raise  # the block reads another file
-        raise _unwritable(path, error, named if named in target.parents else None) from None
+        is_temporary = named is not None and _temporary_names(place).fullmatch(named.name)
+        if named in (None, path, target) or is_temporary:
+            raise _unwritable(path, error) from None
+        if named in target.parents:
+            raise _unwritable(path, error, named) from None
+        raise  # the block reads another file
 
 
 def resolve_output(path: Path, *, regular: bool = False) -> Path:
@@ -204,9 +207,13 @@ def _copy_into(path: Path, source: Path) -> None:
         shutil.copyfileobj(given, sink)
 
 
+def _temporary_names(place: Path) -> re.Pattern[str]:
+    return re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{12}}")
+
+
 def _remove_stale(place: Path) -> None:
     """Remove the temporary files of an output whose processes were killed; a living process holds a lock."""
-    form = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{12}}")
+    form = _temporary_names(place)
     with suppress(OSError):
         for path in [entry for entry in place.parent.iterdir() if form.fullmatch(entry.name)]:
             # A file system may lack locks, or the file be another user's; on Windows an open file cannot be removed.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
 
@@ -46,7 +46,7 @@ class OutputFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path; refuse the ending of another format."""
-        path = Path(super().convert(value, param, ctx))
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if str(path) == "-" and not self.allow_dash:
             self.fail("it needs its own file; - is stdout, which holds other text", param, ctx)
         if path.suffix.lower() in _FORMAT_ENDINGS - set(self.endings):
@@ -202,7 +202,7 @@ def guarded_streams() -> Iterator[None]:
             os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)
     before = sys.stdout, sys.stderr
     out, err = _Stream(before[0]), _Stream(before[1])
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     try:
         yield
     except SystemExit as end:
