@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from meidbench.annotations import Annotations
 from meidbench.checks import one_of
 from meidbench.errors import SplitError, bullet_list, first_few
-from meidbench.files import written_whole
+from meidbench.files import describe_missing, written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
 from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, Thresholds, content_digest
@@ -337,7 +337,7 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     """
     path = Path(path)
     if not path.is_file():
-        raise SplitError(f"there is no split file {path}")
+        raise SplitError(describe_missing("split file", path))
     try:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:

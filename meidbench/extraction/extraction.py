@@ -42,6 +42,7 @@ from meidbench.features.feature_file import (
 )
 from meidbench.features.records import VideoRows, read_rows
 from meidbench.features.store import FeatureWriter, feature_writer, stored_headers
+from meidbench.files import refuse_lost_inputs, resolve_output
 from meidbench.names import Advance, Report
 
 # Finished videos that may wait to be written; more would only take memory.
@@ -123,6 +124,8 @@ def merge_features(
         A part is missing, given twice, not finished, damaged or made by another recipe or from another list of
         videos; nothing is written.
     """
+    out = resolve_output(out, regular=True)
+    refuse_lost_inputs(out, parts)
     headers = {path: read_header(path) for path in parts}
     recipe = _check_parts(headers)
     entries = sorted(
@@ -274,6 +277,9 @@ def extract_features(
         if not videos:
             report(f"nothing is left for shard {shard}: there are fewer videos than processes")
             return ExtractionSummary(out)
+    out = resolve_output(out, regular=True)
+    if out.exists():
+        refuse_lost_inputs(out, (video.path for video in videos))
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise FeatureError(f"{out.parent} cannot be written to; choose another place for the output")
