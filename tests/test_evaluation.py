@@ -198,8 +198,10 @@ def test_the_json_has_the_documented_keys(toy_split):
     content = json.loads(text)
     assert set(content) == {
         "format_version", "dataset", "variant", "subset", "split_digest", "protocol", "mAP", "accuracy", "groups",
-        "diagnostics", "intervals", "per_class", "other_protocols", "warnings",
+        "diagnostics", "intervals", "per_class", "other_protocols", "warnings", "content_digest", "thresholds", "notes",
     }  # fmt: skip
+    assert content["content_digest"] == toy_split.content_digest
+    assert content["thresholds"] == {"head_above": 30, "tail_up_to": 12}
     assert set(content["mAP"]) == {"overall", "head", "medium", "tail"}
     assert set(content["accuracy"]) == {"top1", "top5"}
     assert set(content["groups"]["head"]) == {"classes", "positives"}

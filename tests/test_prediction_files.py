@@ -22,7 +22,7 @@ import meidbench as mb
 from meidbench import files
 from meidbench.errors import MeidbenchError, PredictionError
 from meidbench.predictions import open_predictions
-from meidbench.predictions.align import read_predictions, write_predictions
+from meidbench.predictions.align import read_predictions, run_warnings, write_predictions
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_what_is_written_says_what_it_belongs_to(given, toy_split, tmp_path):
     metadata = json.loads(pq.read_schema(path).metadata[b"meidbench"])
     assert metadata == {
         "dataset": "toylt", "subset": "test", "split_digest": toy_split.digest,
-        "class_names": list(toy_split.class_names), "run": {"method": "m"},
+        "content_digest": toy_split.content_digest, "class_names": list(toy_split.class_names), "run": {"method": "m"},
     }  # fmt: skip
     assert pq.read_schema(path).field("scores").type == pa.list_(pa.float32(), 12)
     again = mb.write_predictions(tmp_path / "q.parquet", *given, toy_split, "test", run={"method": "m"})
@@ -128,6 +128,12 @@ def test_a_run_chosen_on_the_test_subset_is_warned_of(given, toy_split, toy_spli
     assert "chosen on the test subset" in json.loads((tmp_path / "r.json").read_text())["warnings"][0]
     honest = mb.write_predictions(tmp_path / "q.parquet", *given, toy_split, "test", run={"select_on": "val"})
     assert "warning" not in run("evaluate", honest, "--split", toy_split_file).stderr
+    for value in ("tset", "Test", 3, ["test"]):
+        with pytest.raises(PredictionError, match=r"expected one of train, val, test"):
+            mb.write_predictions(tmp_path / "no.parquet", *given, toy_split, "test", run={"select_on": value})
+        (warning,) = run_warnings({"run": {"select_on": value}})  # of another program's file
+        assert f"select_on is {value!r}, which is no subset" in warning
+    assert not (tmp_path / "no.parquet").exists()
 
 
 @pytest.mark.parametrize(("scores", "complaint"), [

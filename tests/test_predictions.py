@@ -1,6 +1,7 @@
 """Prediction files: every refusal of the contract, all problems in one message, nothing unpickled."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,14 @@ from sklearn.metrics import average_precision_score
 
 import meidbench as mb
 from meidbench.errors import PredictionError
-from meidbench.predictions.align import Predictions, align_predictions, read_predictions, run_warnings
+from meidbench.predictions.align import (
+    Predictions,
+    align_predictions,
+    read_predictions,
+    run_warnings,
+    write_predictions,
+)
+from meidbench.splits.split import Split
 
 
 @pytest.fixture
@@ -117,6 +125,7 @@ def test_float16_and_integers_are_scored_where_allowed(given, toy_split):
     ({"dataset": "videolt"}, "its dataset is 'videolt', expected 'toylt'"),
     ({"subset": "val"}, "its subset is 'val', expected 'test'"),
     ({"split_digest": "abc"}, "its split_digest is 'abc'"),
+    ({"content_digest": "abc"}, "its content_digest is 'abc'"),
     ({"class_names": ["x"]}, "its class names are not 12 names"),
     ({"class_names": ["Doing thing 1", "Doing thing 0", *(f"Doing thing {i}" for i in range(2, 12))]},
      "2 class name(s) are others: 0 'Doing thing 1' (expected 'Doing thing 0'), 1 'Doing thing 0'"),
@@ -131,6 +140,19 @@ def test_right_metadata_is_accepted(given, toy_split):
         "class_names": list(toy_split.class_names), "run": {"method": "any"},
     }  # fmt: skip
     align_predictions(Predictions(given.video_ids, given.scores, metadata), toy_split, "test")
+    (note,) = run_warnings(metadata)  # files of older versions have only the digest of the labels
+    assert "the groups of the classes were not compared" in note
+    metadata["content_digest"] = toy_split.content_digest
+    align_predictions(Predictions(given.video_ids, given.scores, metadata), toy_split, "test")
+    assert run_warnings(metadata) == [] == run_warnings({})
+
+
+def test_predictions_for_other_groups_are_refused(given, toy_split, tmp_path):
+    path = write_predictions(tmp_path / "p.parquet", given.video_ids, given.scores, toy_split, "test")
+    other = Split(toy_split.table, replace(toy_split.metadata, head_above=60, tail_up_to=8))
+    assert other.digest == toy_split.digest
+    with pytest.raises(PredictionError, match="the labels are the same, but the class names or the groups are others"):
+        align_predictions(read_predictions(path), other, "test")
 
 
 def test_files_of_another_kind_are_refused(tmp_path):

@@ -218,12 +218,12 @@ def run_warnings(metadata: dict[str, Any]) -> list[str]:
     warnings = []
     run = metadata.get("run")
     chosen_on = run.get("select_on") if isinstance(run, dict) else None
+    if chosen_on is not None and chosen_on not in SUBSETS:
+        unknown = f"select_on is {chosen_on!r}, which is no subset"
+        warnings.append(f"{unknown}: the checkpoint may have been chosen on the test subset")
     if chosen_on == "test":
         chosen = "the checkpoint was chosen on the test subset"
         warnings.append(f"{chosen}: its test scores are too good, and not comparable with those of runs chosen on val")
-    elif chosen_on is not None and chosen_on not in SUBSETS:
-        unknown = f"select_on is {chosen_on!r}, which is no subset"
-        warnings.append(f"{unknown}: the checkpoint may have been chosen on the test subset")
     if metadata.get("split_digest") is not None and metadata.get("content_digest") is None:
         old = "the file has the digest of ids, subsets and labels alone, as an older meidbench wrote it"
         warnings.append(f"{old}: the groups of the classes were not compared with those of the split")

@@ -57,7 +57,8 @@ def _heading(comparison: Comparison) -> str:
 def _header(comparison: Comparison) -> str:
     facts = (
         f"{comparison.videos:,} videos · {len(comparison.classes):,} classes · "
-        f"protocol {escape(comparison.protocol)} · content digest <code>{escape(comparison.content_digest[:12])}</code>"
+        f"protocol {escape(comparison.protocol)} · split digest <code>{escape(comparison.split_digest[:12])}</code> · "
+        f"content digest <code>{escape(comparison.content_digest[:12])}</code>"
     )
     sentences = [f"<b>{escape(note)}</b>." for note in comparison.notes]
     sentences += ["Values are mean average precision (mAP) over classes, from 0 to 1."]
