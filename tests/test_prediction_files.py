@@ -21,7 +21,7 @@ import meidbench as mb
 from meidbench import files
 from meidbench.errors import MeidbenchError, PredictionError
 from meidbench.predictions import open_predictions
-from meidbench.predictions.align import read_predictions, write_predictions
+from meidbench.predictions.align import read_predictions, run_warnings, write_predictions
 
 
 @pytest.fixture(scope="module")
