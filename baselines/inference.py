@@ -22,7 +22,7 @@ from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_fe
 from meidbench.evaluation.evaluate import average_precision, evaluate_scores, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
-from meidbench.files import written_whole
+from meidbench.files import refuse_lost_inputs, written_whole
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
@@ -242,10 +242,13 @@ def predict(
     Raises
     ------
     MeidbenchError
-        There is no run or checkpoint, or the split or the features do not fit it.
+        There is no run or checkpoint, the split or the features do not fit it, or the output is one of these files.
     """
     folder = RunFolder(Path(run))
     config, inputs = folder.read()
+    sources = (inputs.split_path, inputs.features_path, split, features)
+    paths = [Path(source) for source in sources if source and isinstance(source, str | os.PathLike)]
+    refuse_lost_inputs(Path(out), [*folder.files(), *paths])
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
         if given is None and not before:
             raise MeidbenchError(f"the run does not record the path of its {name}; give it with --{name}")

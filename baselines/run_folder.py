@@ -26,7 +26,7 @@ from meidbench.extraction.encoders.weights import TorchFileError, load_torch_fil
 from meidbench.features import FeatureSource
 from meidbench.features.feature_file import Header, read_header, stored_checksums
 from meidbench.files import locked, written_whole
-from meidbench.names import SUBSETS, Report
+from meidbench.names import SELECTION_SUBSETS, SUBSETS, Report
 from meidbench.splits.split import Split
 
 FORMAT_VERSION = 1
@@ -110,6 +110,12 @@ class RunFolder:
     def result(self, subset: str) -> Path:
         """Return the path of the evaluation of a subset."""
         return self.path / f"result-{subset}.json"
+
+    def files(self) -> list[Path]:
+        """Return the paths of all files of the run and of its first stage, which may not exist yet."""
+        names = [self.config, self.last, self.best, self.path / "log.jsonl"]
+        names += [make(subset) for subset in SELECTION_SUBSETS for make in (self.predictions, self.result)]
+        return names + [path.parent / FIRST_STAGE / path.name for path in names]
 
     def open(self, config: Config, inputs: Inputs) -> None:
         """Begin a run, or make sure that the run in the folder may be resumed."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from meidbench.annotations import Annotations
 from meidbench.checks import one_of
 from meidbench.errors import SplitError, bullet_list, first_few
-from meidbench.files import written_whole
+from meidbench.files import describe_missing, written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
 from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, Thresholds, content_digest
@@ -204,8 +204,8 @@ class Split:
         """Sentences that a reader of numbers on this split needs; none for a published split as it was released."""
         again = "Build it again: meidbench build-splits"
         notes = {
-            CHANGED: f"the split calls itself released, but its content or its thresholds are others. {again}",
-            UNVERIFIED: f"the split calls itself released, but it has no content digest to verify this. {again}",
+            CHANGED: f"the split calls itself the published one, but its content or thresholds are others. {again}",
+            UNVERIFIED: f"the split calls itself the published one, but has no content digest to verify it. {again}",
         }
         found = [notes[self.variant]] if self.metadata.variant == RELEASED != self.variant else []
         official = self.benchmark_thresholds
@@ -337,7 +337,7 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     """
     path = Path(path)
     if not path.is_file():
-        raise SplitError(f"there is no split file {path}")
+        raise SplitError(describe_missing("split file", path))
     try:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:

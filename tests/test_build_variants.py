@@ -434,7 +434,7 @@ def test_what_a_split_is_made_from_is_not_written_over(run, films):
     (films / "filmlt.toml").write_text('name = "filmlt"\ntable = "filmlt-pareto-0.csv"\n')
     before = (films / "filmlt-pareto-0.csv").read_bytes()
     outcome = run("build-splits", films / "filmlt.toml", "--format", "csv")
-    assert outcome.exit_code == 1 and "is a source of the split" in outcome.stderr
+    assert outcome.exit_code == 1 and "is the same file as the source" in outcome.stderr
     assert (films / "filmlt-pareto-0.csv").read_bytes() == before
 
 

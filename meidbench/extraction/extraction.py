@@ -42,6 +42,7 @@ from meidbench.features.feature_file import (
 )
 from meidbench.features.records import VideoRows, read_rows
 from meidbench.features.store import FeatureWriter, feature_writer, stored_headers
+from meidbench.files import refuse_lost_inputs, resolve_output
 from meidbench.names import Advance, Report
 
 # Finished videos that may wait to be written; more would only take memory.
@@ -123,6 +124,8 @@ def merge_features(
         A part is missing, given twice, not finished, damaged or made by another recipe or from another list of
         videos; nothing is written.
     """
+    out = resolve_output(out, regular=True)
+    refuse_lost_inputs(out, parts)
     headers = {path: read_header(path) for path in parts}
     recipe = _check_parts(headers)
     entries = sorted(
@@ -258,6 +261,10 @@ def extract_features(
     FeatureError
         There is no space, another process writes the same file, or an earlier run had other settings.
         Finished videos stay in ``OUT.partial``.
+
+    Notes
+    -----
+    Where every video failed, no file is left, except as a shard.
     """
     report = report or (lambda line: None)
     progress = progress or (lambda steps: None)
@@ -270,6 +277,9 @@ def extract_features(
         if not videos:
             report(f"nothing is left for shard {shard}: there are fewer videos than processes")
             return ExtractionSummary(out)
+    out = resolve_output(out, regular=True)
+    if out.exists():
+        refuse_lost_inputs(out, (video.path for video in videos))
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise FeatureError(f"{out.parent} cannot be written to; choose another place for the output")
@@ -294,7 +304,10 @@ def extract_features(
             with _open_writing_thread(writer) as put, pool:
                 _encode_videos(pool, extractor, pending, put, progress)
         writer.finish()
-    return summarise(out, extracted=len(pending))
+    summary = summarise(out, extracted=len(pending))
+    if summary.failed == summary.videos and shard is None:
+        out.unlink()  # a file without rows would only stand in the way of the next try; a merge needs every part
+    return summary
 
 
 def default_workers(device: torch.device) -> int:

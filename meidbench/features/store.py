@@ -33,7 +33,7 @@ from meidbench.features.feature_file import (
     stored_checksums,
 )
 from meidbench.features.records import VideoRows, read_rows
-from meidbench.files import locked, written_whole
+from meidbench.files import locked, replace_file, resolve_output, written_whole
 from meidbench.names import Report
 
 _COMMIT_EVERY = 1.0  # seconds
@@ -92,6 +92,7 @@ def feature_writer(
     def refuse() -> None:
         raise FeatureError(f"another process is writing {path}; wait for it, or choose another name for the output")
 
+    path = resolve_output(path, regular=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path, refuse):
         for left in path.parent.glob(f".{glob.escape(partial_path(path).name)}.*"):
@@ -182,7 +183,7 @@ class FeatureWriter:
             self._synchronise()
         self._stream.close()
         if self.place != self.path:
-            self.place.replace(self.path)
+            replace_file(self.place, self.path)
             self.place = self.path
 
     def close(self) -> None:
@@ -264,8 +265,8 @@ def _start(
         sizes = f"{layout.num_bytes / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there"
         raise FeatureError(f"{path} will take {sizes}; make room, or choose a smaller dtype or fewer frames")
     place = partial_path(path)
-    # It gets its name with all videos that it takes over, or a kill in between would lose them.
-    with written_whole(place) as temporary:
+    # It gets its name with all videos that it takes over, or a kill in between would lose them. HDF5 locks it itself.
+    with written_whole(place, hold=False) as temporary:
         create(temporary, layout, recipe)
         with closing(FeatureWriter(path, temporary, read_header(temporary))) as writer:
             for source, header in headers.items():

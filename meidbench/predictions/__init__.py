@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meidbench.errors import PredictionError
+from meidbench.files import describe_missing
 from meidbench.predictions.arrays import Hdf5File, NpzFile
 from meidbench.predictions.base import PredictionFile, TableFile
 from meidbench.predictions.parquet import ParquetFile
@@ -33,7 +34,7 @@ def open_predictions(path: Path) -> PredictionFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise PredictionError(f"there is no prediction file {path}")
+        raise PredictionError(describe_missing("prediction file", path))
     with path.open("rb") as stream:
         start = stream.read(8)
     if not start:
