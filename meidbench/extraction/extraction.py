@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from meidbench.checks import refuse_lost_inputs
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.extraction.decoder_pool import (
     SLOT_BYTES,
@@ -42,7 +43,7 @@ from meidbench.features.feature_file import (
 )
 from meidbench.features.records import VideoRows, read_rows
 from meidbench.features.store import FeatureWriter, feature_writer, stored_headers
-from meidbench.files import refuse_lost_inputs, resolve_output
+from meidbench.files import make_parent, resolve_output
 from meidbench.names import Advance, Report
 
 # Finished videos that may wait to be written; more would only take memory.
@@ -276,9 +277,9 @@ def extract_features(
     out = resolve_output(out, regular=True)
     if out.exists():
         refuse_lost_inputs(out, (video.path for video in videos))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(out)
     if not os.access(out.parent, os.W_OK):
-        raise FeatureError(f"{out.parent} cannot be written to; choose another place for the output")
+        raise FeatureError(f"cannot write {out}: {out.parent} cannot be written to; choose another place")
     resize, crop = extractor.backbone.preprocessing.resize, extractor.backbone.preprocessing.crop
     settings = DecodingSettings(extractor.rule, extractor.folder_fps, resize, crop, timeout, slot_bytes)
     make_pool = partial(DecoderPool, settings=settings, processes=workers or default_workers(extractor.device))
