@@ -1,6 +1,7 @@
 """Checks of single values and of outputs; the one reader from tables (TOML, KEY=VALUE, JSON) to dataclasses."""
 
 import dataclasses
+import json
 import math
 import numbers
 import operator
@@ -36,7 +37,7 @@ def whole_number(name: str, value: int, least: int = 0, error: type[MeidbenchErr
     3
     """
     if not is_whole_number(value, least):
-        raise error(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise error(f"{name} must be a whole number of at least {least}, got {show(value)}")
     return operator.index(value)
 
 
@@ -69,7 +70,7 @@ def in_range(name: str, value: float, low: float, high: float = math.inf, *, ope
         number = math.inf
     if not math.isfinite(number) or not low <= value <= high or (open_end and value == high):
         bounds = f"at least {low}" if high == math.inf else f"in [{low}, {high}{')' if open_end else ']'}"
-        raise MeidbenchError(f"{name} must be a number {bounds}, got {value!r}")
+        raise MeidbenchError(f"{name} must be a number {bounds}, got {show(value)}")
     return number
 
 
@@ -82,13 +83,16 @@ def one_of(name: str, value: str, known: Sequence[str], error: type[MeidbenchErr
     'mean'
     """
     if value not in known:
-        raise error(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        raise error(f"unknown {name} {show(value)}; known: {', '.join(known)}")
     return value
 
 
 def parse_toml(text: str) -> Table:
     """Return the table of a TOML text; raise ``ValueError`` where it is damaged."""
-    table: Table = tomllib.loads(text)
+    try:
+        table: Table = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     return table
 
 
@@ -106,6 +110,64 @@ def read_toml(path: Path, error: type[MeidbenchError] = MeidbenchError) -> Table
         raise error(f"cannot read {path}: {problem.strerror}") from None
     except ValueError as problem:
         raise error(f"{path} is not a readable TOML file: {problem}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the content of a JSON text; raise ``ValueError`` for damage, deep nesting, and numbers not finite.
+
+    Examples
+    --------
+    >>> parse_json('{"epochs": 3}')
+    {'epochs': 3}
+    """
+
+    def read_float(digits: str) -> float:
+        if not math.isfinite(number := float(digits)):
+            raise ValueError(f"{digits[:40]} is not a finite number")
+        return number
+
+    try:
+        return json.loads(text, parse_float=read_float, parse_constant=read_float)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path, error: type[MeidbenchError] = MeidbenchError) -> Table:
+    """Return the object in a JSON file of a run or of a result.
+
+    Raises
+    ------
+    error
+        The file cannot be read, is not JSON, is nested too deeply, has numbers that are not finite, or no object.
+    """
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror}") from None
+    except ValueError as problem:
+        raise error(f"{path} is damaged: {problem}") from None
+    if not isinstance(content, dict):
+        raise error(f"{path} is damaged: it holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def show(value: object) -> str:
+    """Return a value for a message: as Python writes it, cut where that is long.
+
+    Examples
+    --------
+    >>> show("abc"), show(10**5000)
+    ("'abc'", 'a whole number of about 5000 digits')
+    """
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a whole number of about {value.bit_length() * math.log10(2):.0f} digits"
+    if isinstance(value, int) and value.bit_length() > 63:
+        return f"{value}, which has more than 64 bits"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number in it has too many digits, or it is nested too deeply
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def parse_settings(
@@ -133,7 +195,7 @@ def parse_settings(
         key, equals, text = (part.strip() for part in setting.partition("="))
         *parents, last = key.split(".") if dotted else [key]
         if not equals or not all((*parents, last)) or not (text or dotted):
-            raise error(f"{setting!r} is not a setting; expected KEY=VALUE, such as {example}")
+            raise error(f"{show(setting)} is not a setting; expected KEY=VALUE, such as {example}")
         table: Any = tables
         for parent in parents:
             table = table.setdefault(parent, {})
@@ -165,8 +227,9 @@ def read_dataclass(
     Parameters
     ----------
     kind : type
-        A dataclass. It may name the least value of a field in ``_least``, a value that a field must exceed in
-        ``_above``, the known values of a field in ``_known``, and the fields that must be given in ``_required``.
+        A dataclass. It may name the least and the most of a field in ``_least`` and ``_most``, a value that a field
+        must exceed in ``_above``, the known values of a field in ``_known``, and the fields that must be given in
+        ``_required``.
     table : dict
         Field names and values; nested dataclasses are tables, tuples of dataclasses are lists of tables.
     problems : list of str
@@ -183,7 +246,7 @@ def read_dataclass(
     """
     where = prefix.rstrip(".")
     if not isinstance(table, dict):
-        problems.append(f"{where or 'it'} must be a table, got {table!r}")
+        problems.append(f"{where or 'it'} must be a table, got {show(table)}")
         return kind()
     hints = get_type_hints(kind)
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -208,9 +271,9 @@ def read_dataclass(
         else:
             fits, values[name] = convert(value, hint)
             if not fits:
-                problems.append(f"{prefix}{name} must be {describe_type(hint)}, got {value!r}")
+                problems.append(f"{prefix}{name} must be {describe_type(hint)}, got {show(value)}")
             elif bound := _broken_bound(kind, name, values[name]):
-                problems.append(f"{prefix}{name} must be {bound}, got {value!r}")
+                problems.append(f"{prefix}{name} must be {bound}, got {show(value)}")
     return kind() if problems else kind(**values)
 
 
@@ -221,6 +284,9 @@ def _broken_bound(kind: Any, name: str, value: Any) -> str:
     least, above = getattr(kind, "_least", {}).get(name), getattr(kind, "_above", {}).get(name)
     if least is not None and value is not None and not least <= value < math.inf:
         return f"at least {least}"
+    most = getattr(kind, "_most", {}).get(name)
+    if most is not None and value is not None and value > most:
+        return f"at most {most:,}"
     if above is not None and value is not None and not above < value < math.inf:
         return f"above {above}"
     return ""
@@ -233,12 +299,16 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 def convert(value: Any, hint: Any) -> tuple[bool, Any]:
     """Return whether a value fits an annotated type, and the value as that type; ``none`` is None.
 
+    A number of NumPy is the same number of Python. Whole numbers fit into 64 bits.
+
     Examples
     --------
     >>> convert(1, float), convert("none", int | None), convert([1, 2], tuple[int, ...]), convert("a", int)
     ((True, 1.0), (True, None), (True, (1, 2)), (False, 'a'))
     """
     alternatives = _alternatives(hint)
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        value = value.item()
     if type(None) in alternatives and value in (None, "none"):
         return True, None
     for kind in alternatives:
@@ -249,7 +319,7 @@ def convert(value: Any, hint: Any) -> tuple[bool, Any]:
                 return True, math.inf if value > 0 else -math.inf
         if kind in (bool, str) and isinstance(value, kind):
             return True, value
-        if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        if kind is int and isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63:
             return True, value
         if get_origin(kind) is tuple and isinstance(value, list | tuple):
             parts = [convert(part, get_args(kind)[0]) for part in value]

@@ -204,8 +204,8 @@ class Split:
         """Sentences that a reader of numbers on this split needs; none for a published split as it was released."""
         again = "Build it again: meidbench build-splits"
         notes = {
-            CHANGED: f"the split calls itself released, but its content or its thresholds are others. {again}",
-            UNVERIFIED: f"the split calls itself released, but it has no content digest to verify this. {again}",
+            CHANGED: f"the split calls itself the published one, but its content or thresholds are others. {again}",
+            UNVERIFIED: f"the split calls itself the published one, but has no content digest to verify it. {again}",
         }
         found = [notes[self.variant]] if self.metadata.variant == RELEASED != self.variant else []
         official = self.benchmark_thresholds

@@ -62,8 +62,12 @@ def _split_ids(split: str | None) -> list[str] | None:
 @_out(metavar="FILE.h5", help="The feature file.")
 @click.option("--split", type=SPLIT, help="Take only the videos of this split (a file, or a built benchmark's name).")
 @option_with_default("--backbone", type=click.Choice(BACKBONES), default="resnet101")
-@option_with_default("--frames", type=click.IntRange(1, 1_000_000), default=200, help="Rows per video (uniform).")
-@option_with_default("--sampling", default="uniform", metavar="uniform|all|fps=N", help="Which frames are taken.")
+@option_with_default(
+    "--frames", type=click.IntRange(1, 1_000_000), default=200, help="Rows per video (uniform, uniform-time)."
+)
+@option_with_default(
+    "--sampling", default="uniform", metavar="uniform|uniform-time|all|fps=N", help="Which frames are taken."
+)
 @option_with_default(
     "--weights",
     type=_WEIGHTS,
@@ -91,9 +95,10 @@ def extract_features(
 ) -> None:  # fmt: skip
     """Extract frame features of all videos below VIDEOS into one file.
 
-    VIDEOS is a folder of mp4, mkv, avi, webm or mov files, or of frame folders (ID/ID-000001.jpg); a video's id is
-    its name. Run the same command again and it continues where it stopped; a finished video is not decoded again. A
-    video that cannot be read is recorded with the reason, the others are extracted, and the exit code is 1.
+    VIDEOS is a folder of video files (mp4, mkv, avi, webm, mov, flv, wmv, ...), or of frame folders
+    (ID/ID-000001.jpg, ID/frame_000001.jpg, ...); a video's id is its name, and other files are counted. Run the same
+    command again and it continues where it stopped; a finished video is not decoded again. A video that cannot be read
+    is recorded with the reason, the others are extracted, and the exit code is 1.
 
     Started by torchrun, each process takes a shard and writes its part; 'merge-features' joins the parts.
     """
@@ -111,6 +116,8 @@ def extract_features(
     except MeidbenchError as error:
         raise click.UsageError(str(error)) from None
     found = find_videos(videos, _split_ids(split))
+    for line in found.describe_left_out():
+        report(line)
 
     from meidbench.extraction.encoders.extractor import Extractor
     from meidbench.extraction.extraction import extract_features as extract
@@ -156,12 +163,16 @@ def _conclude(
         if entries := [f"{name} ({why})" for name, kind, why in summary.troubles if kind == status]:
             report(f"{status}: {first_few(entries)}")
     problems = []
-    if summary.failed:
+    if summary.failed == summary.videos > 0:
+        kept = f"{summary.path} has no rows" if summary.path.exists() else "no file was written"
+        problems.append(f"all {summary.videos:,} videos failed; {kept}")
+    elif summary.failed:
         problems.append(f"{summary.failed:,} of {summary.videos:,} videos failed; --retry-failed tries them again")
     if missing:
         problems.append(f"{len(missing):,} videos of the split are not among the videos: {first_few(missing)}")
     if problems:
-        problems.append(f"all others are in {summary.path}")
+        if summary.failed < summary.videos:
+            problems.append(f"all others are in {summary.path}")
         if fail:
             raise MeidbenchError("\n".join(problems))
         report("\n".join(problems))

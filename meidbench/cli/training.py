@@ -1,6 +1,7 @@
 """``meidbench train``, ``predict``, ``reproduce`` and ``demo``: baselines, from features to scored predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,25 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
     """Make an option of train that is short for ``--set KEY=VALUE``."""
     _KEYS[option.removeprefix("--").replace("-", "_")] = key
     return click.option(option, **attributes)
+
+
+@contextmanager
+def _telling_of_memory() -> Iterator[None]:
+    """Make a plain error of memory that was not enough."""
+    from meidbench.baselines.reproduction.runs import is_out_of_memory
+    from meidbench.errors import MeidbenchError
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise MeidbenchError(
+            f"there is not enough memory: {reason}\n"
+            "  remedy: fewer frames (frames.train, frames.test), more micro-batches (schedule.accumulate), "
+            "--resident never, or a smaller model"
+        ) from None
 
 
 @command(
@@ -106,7 +126,8 @@ def train(
     """Train a baseline and score its best checkpoint on val and test.
 
     RUN/ holds config.json, log.jsonl, last.pt and best.pt, and the predictions and results of both subsets. Run the
-    same command again to resume after an interruption; on a CPU the result is the same to the bit.
+    same command again to resume after an interruption; on a CPU the result is the same to the bit for the same number
+    of threads (OMP_NUM_THREADS).
     """
     import os
     from dataclasses import asdict
@@ -123,7 +144,8 @@ def train(
     config = resolve(method, load_split(split), aggregator=aggregator, settings=settings)
     if out is None:
         out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator_name}-{config.seed}"
-    trained = train_run(split, features, config, out, first_stage=first_stage, progress=progress_bar, report=report)
+    with _telling_of_memory():
+        trained = train_run(split, features, config, out, first_stage=first_stage, progress=progress_bar, report=report)
     if os.environ.get("RANK", "0") != "0":
         return
     for warning in trained.warnings:
@@ -153,7 +175,8 @@ def predict(run: Path, out: Path, **options: Any) -> None:
 
     from meidbench.baselines.inference import predict as predict_run
 
-    path = predict_run(run, out, progress=progress_bar, report=report, **options)
+    with _telling_of_memory():
+        path = predict_run(run, out, progress=progress_bar, report=report, **options)
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"wrote {path}")
 

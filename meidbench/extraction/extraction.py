@@ -272,6 +272,10 @@ def extract_features(
     FeatureError
         There is no space, another process writes the same file, or an earlier run had other settings.
         Finished videos stay in ``OUT.partial``.
+
+    Notes
+    -----
+    Where every video failed, no file is left, except as a shard.
     """
     report = report or (lambda line: None)
     progress = progress or (lambda steps: None)
@@ -306,7 +310,10 @@ def extract_features(
             with _open_writing_thread(writer) as put, pool:
                 _encode_videos(pool, extractor, pending, put, progress)
         writer.finish()
-    return summarise(out, extracted=len(pending))
+    summary = summarise(out, extracted=len(pending))
+    if summary.failed == summary.videos and shard is None:
+        out.unlink()  # a file without rows would only stand in the way of the next try; a merge needs every part
+    return summary
 
 
 def default_workers(device: torch.device) -> int:

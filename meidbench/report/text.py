@@ -56,6 +56,17 @@ def format_percent(share: float, replicates: int) -> str:
     return f"{format_number(100 * share, 1)} %"
 
 
+def excludes_zero(low: float, high: float) -> bool:
+    """Return whether the digits that ``format_interval`` shows say that an interval does not contain 0.
+
+    Examples
+    --------
+    >>> excludes_zero(0.001, 0.2), excludes_zero(-0.01, -0.0004), format_interval(-0.01, -0.0004, with_sign=True)
+    (True, False, '[−0.010, 0.000]')
+    """
+    return round(low, 3) > 0 or round(high, 3) < 0
+
+
 def find_best(values: Sequence[float]) -> frozenset[int]:
     """Return the places of the highest value: several if equal in three decimals, none of a single value."""
     texts = {place: format_number(value) for place, value in enumerate(values) if not math.isnan(value)}

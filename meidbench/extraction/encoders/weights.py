@@ -327,6 +327,7 @@ def load_torch_file(file: IO[bytes]) -> Any:
         The file is damaged, of another kind, or holds objects that only unpickling would make.
     """
     try:
+        file.seek(0)
         # A tar archive may begin with any name; torch would unpack its own former format to disk.
         if tarfile.is_tarfile(file):
             raise TorchFileError("is a tar archive; unpack it, or save its weights again with torch.save", True)
