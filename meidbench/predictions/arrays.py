@@ -89,6 +89,7 @@ def _read_exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 _HDF5_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, MemoryError)
+_MOST_PER_STORED_BYTE = 1 << 14  # no numbers worth a score are packed more tightly
 _LARGEST_CHUNK = 1 << 28  # bytes of one compressed piece; sound writers make much smaller ones
 
 
@@ -132,6 +133,10 @@ class Hdf5File(PredictionFile):
         chunk = int(np.prod(found.chunks or (0,), dtype=object)) * found.dtype.itemsize
         if chunk > _LARGEST_CHUNK or (name == "video_ids" and found.dtype.itemsize > LONGEST_ID):
             raise self.refusal(f"{name} is kept in pieces of {max(chunk, found.dtype.itemsize):,} bytes: it is damaged")
+        # Rows that were never written take no space in the file, and all the memory that the shape asks for.
+        size, stored = int(np.prod(found.shape, dtype=object)) * found.dtype.itemsize, found.id.get_storage_size()
+        if size > _MOST_PER_STORED_BYTE * stored:
+            raise self.refusal(f"{name} of shape {found.shape} takes {size:,} bytes, the file has {stored:,}")
         return found
 
     def _read_ids(self) -> list[str]:
