@@ -316,8 +316,8 @@ def _label_pairs(rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
 
 def write_split(split: Split, path: Path) -> Path:
     """Write a split file; the same split gives the same bytes, and one that contradicts itself a ``SplitError``."""
-    facts = {"variant": split.variant, "content_digest": split.content_digest, "format_version": FORMAT_VERSION}
-    metadata = replace(split.metadata, **facts)
+    content, variant = split.content_digest, split.variant
+    metadata = replace(split.metadata, variant=variant, content_digest=content, format_version=FORMAT_VERSION)
     SplitMetadata.from_json(metadata.to_json())
     if problems := _unusable(split) or contradictions(split):
         raise SplitError(f"the split {split.dataset} contradicts itself:\n{bullet_list(problems)}")
