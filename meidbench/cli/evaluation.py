@@ -9,6 +9,7 @@ from meidbench.cli.parameters import (
     SEED,
     as_bytes,
     bootstrap_option,
+    echo,
     json_file,
     option_with_default,
     print_result,
@@ -17,6 +18,7 @@ from meidbench.cli.parameters import (
     subset_option,
     write_text,
 )
+from meidbench.errors import escape_controls
 from meidbench.names import PROTOCOLS
 
 _seed = option_with_default("--seed", type=SEED, default=0, help="Of the bootstrap.")
@@ -93,10 +95,10 @@ def evaluate(
             warnings=run_warnings(opened.metadata), advance=advance,
         )  # fmt: skip
     if per_class is not None:
-        click.echo(f"wrote {write_per_class(result, per_class)}", err=True)
+        echo(f"wrote {write_per_class(result, per_class)}", err=True)
     for warning in result.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    title = f"{result.dataset} ({result.variant}), {subset}: {result.diagnostics.videos:,} videos"
+        echo(f"warning: {warning}", err=True)
+    title = f"{escape_controls(result.dataset)} ({result.variant}), {subset}: {result.diagnostics.videos:,} videos"
     print_result(json_file, result.to_json(), f"{title}\n\n{evaluation_table(result)}")
 
 
@@ -149,6 +151,6 @@ def compare(
         write_text(html, comparison_html(comparison))
     for method in comparison.methods:
         for warning in method.warnings:
-            click.echo(f"warning: {method.name}: {warning}", err=True)
-    title = f"{comparison.dataset} ({comparison.variant}), {subset}: {comparison.videos:,} videos"
+            echo(f"warning: {escape_controls(method.name)}: {warning}", err=True)
+    title = f"{escape_controls(comparison.dataset)} ({comparison.variant}), {subset}: {comparison.videos:,} videos"
     print_result(json_file, comparison.to_json(), f"{title}\n\n{comparison_table(comparison)}")

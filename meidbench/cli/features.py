@@ -15,13 +15,15 @@ from meidbench.cli.parameters import (
     FILE,
     SEED,
     as_json,
+    echo,
+    echo_json,
     json_file,
     option_with_default,
     print_result,
     progress_bar,
     report,
 )
-from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
+from meidbench.errors import FeatureError, MeidbenchError, bullet_list, escape_controls, first_few
 from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS, STORED_DTYPES
 
 if TYPE_CHECKING:
@@ -140,9 +142,9 @@ def _conclude(
         troubles = [{"video_id": name, "status": status, "reason": why} for name, status, why in summary.troubles]
         counts = {key: getattr(summary, key) for key in ("videos", "extracted", "ok", "salvaged", "failed")}
         result = {"path": str(summary.path), **counts, "missing": list(missing), "troubles": troubles}
-        click.echo(json.dumps(result, indent=2))
+        echo_json(json.dumps(result, indent=2))
     else:
-        click.echo(
+        echo(
             f"{summary.path}: {summary.videos:,} videos, {summary.ok:,} ok, {summary.salvaged:,} salvaged, "
             f"{summary.failed:,} failed ({summary.extracted:,} extracted now)"
         )
@@ -216,9 +218,9 @@ def pack_features(
         progress=progress_bar, report=report,
     )  # fmt: skip
     if as_json:
-        click.echo(json.dumps({**asdict(summary), "path": str(summary.path)}, indent=2, sort_keys=True))
+        echo_json(json.dumps({**asdict(summary), "path": str(summary.path)}, indent=2, sort_keys=True))
     else:
-        click.echo(_describe_packing(summary))
+        echo(_describe_packing(summary))
     if not summary.is_complete:
         sys.exit(1)
 
@@ -337,7 +339,7 @@ def _describe_verification(verification: "Verification") -> str:
         ("videos", f"{verification.videos:,} ({statuses})"),
         ("rows", f"{verification.rows:,} of {verification.dim:,} {verification.dtype}"),
         *(
-            (key, value if isinstance(value, str) else json.dumps(value))
+            (escape_controls(key), escape_controls(value) if isinstance(value, str) else json.dumps(value))
             for key, value in sorted((verification.recipe or {}).items())
         ),
     ]

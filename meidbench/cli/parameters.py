@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from meidbench.errors import escape_controls, escape_json
 from meidbench.names import DATASETS, SUBSETS, Advance
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -55,9 +56,19 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
 DATASET_OR_MANIFEST = _DatasetOrManifest()
 
 
+def echo(text: str, err: bool = False) -> None:
+    """Print a text to stdout or stderr; every command prints through here, so that no control character gets out."""
+    click.echo(escape_controls(text, keep="\n"), err=err)
+
+
+def echo_json(text: str) -> None:
+    """Print a JSON text to stdout, with control characters as escapes of JSON."""
+    click.echo(escape_json(text.rstrip("\n")))
+
+
 def report(line: str) -> None:
     """Print a line to stderr."""
-    click.echo(line, err=True)
+    echo(line, err=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,17 +77,17 @@ def write_text(path: Path, text: str) -> None:
 
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    click.echo(f"wrote {path}", err=True)
+    echo(f"wrote {path}", err=True)
 
 
 def print_result(json_file: Path | None, json: str, table: str) -> None:
     """Write the JSON to its file or to stdout; print the table unless the JSON goes to stdout."""
     if str(json_file) == "-":
-        click.echo(json, nl=False)
+        echo_json(json)
         return
     if json_file is not None:
         write_text(json_file, json)
-    click.echo(table)
+    echo(table)
 
 
 _FIRST_LINE_AFTER = 5.0  # seconds
@@ -89,7 +100,7 @@ def progress_bar(what: str, total: int) -> Iterator[Advance]:
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=what, file=sys.stderr, delay=1.0, leave=False, disable=not total) as bar:
+        with tqdm(total=total, desc=escape_controls(what), file=sys.stderr, delay=1.0, leave=False, disable=not total) as bar:
 
             def move(steps: int) -> None:
                 bar.update(steps)
@@ -102,7 +113,7 @@ def progress_bar(what: str, total: int) -> Iterator[Advance]:
         nonlocal done, next_line
         done += steps
         if time.monotonic() >= next_line:
-            click.echo(f"{what}: {done:,} of {total:,}", err=True)
+            echo(f"{what}: {done:,} of {total:,}", err=True)
             next_line = time.monotonic() + _LINE_EVERY
 
     yield advance

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meidbench.cli.parameters import DATASET_OR_MANIFEST, FILE, FOLDER, SEED, as_json
+from meidbench.cli.parameters import DATASET_OR_MANIFEST, FILE, FOLDER, SEED, as_json, echo, echo_json
 from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few
 from meidbench.names import DATASETS, GROUP_KEYS, PLOT_FORMATS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
 
@@ -139,21 +139,21 @@ def _build_released(
     for path in written:
         if path.name in digests and file_sha256(path) != digests[path.name]:
             order = "the videos and classes of the released list in another order, that of the annotation files"
-            click.echo(f"warning: {path.name} has {order}; the split is the same", err=True)
+            echo(f"warning: {path.name} has {order}; the split is the same", err=True)
     statistics = split_statistics(split)
     if as_json:
         content = {"digest": split.digest, "files": [str(path) for path in written], "statistics": asdict(statistics)}
-        click.echo(json.dumps(content, indent=2))
+        echo_json(json.dumps(content, indent=2))
         return
     _print_result(table_1_comparison(statistics, manifest), written)
     for defect in manifest.defects:
-        click.echo(f"known defect: {defect}", err=True)
+        echo(f"known defect: {defect}", err=True)
 
 
 def _print_result(text: str, written: list[Path]) -> None:
-    click.echo(f"{text}\n")
+    echo(f"{text}\n")
     for path in written:
-        click.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 def _places(folder: Path, stem: str, lists: Mapping[str, str], formats: tuple[str, ...]) -> dict[str, Path]:
@@ -200,11 +200,11 @@ def _draw(
 
     read = read_videos(plan, annotations)
     if read.note:
-        click.echo(f"note: {read.note}", err=True)
+        echo(f"note: {read.note}", err=True)
     videos = len(read.annotations.video_ids)
     if plan.variant == "exact" or videos >= _MANY:
         most = ", at most a minute or two" if plan.variant == "exact" else ""
-        click.echo(f"drawing {plan.stem} from {videos:,} videos{most}", err=True)
+        echo(f"drawing {plan.stem} from {videos:,} videos{most}", err=True)
     made = make_split(plan, read.annotations)
     folder = out or split_path(plan.name).parent
     plan_path = folder / f"{plan.stem}{PLAN_SUFFIX}"
@@ -220,7 +220,7 @@ def _draw(
         temporary.write_text(render_plan(plan, made, folder), encoding="utf-8", newline="\n")
     written = [*_write(made.split, places), plan_path]
     for warning in construction_warnings(made):
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     if as_json:
         content = {
             **made.as_dict(),
@@ -231,7 +231,7 @@ def _draw(
             "distance_to_released": None if distance is None else asdict(distance),
             "paper": dict(plan.manifest.paper) if plan.manifest and plan.manifest.paper else None,
         }
-        click.echo(render_json(content), nl=False)
+        echo_json(render_json(content))
         return
     width = shutil.get_terminal_size((100, 24)).columns
     report = construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width)
@@ -250,7 +250,7 @@ def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
     except MeidbenchError:
         what = f"the released split of {manifest.title} cannot be built from these annotations"
         rest = "so the new split is not compared with it; build-splits without --variant says why"
-        click.echo(f"warning: {what}, {rest}", err=True)
+        echo(f"warning: {what}, {rest}", err=True)
         return None
 
 
@@ -289,8 +289,8 @@ def import_split(
     thresholds = {"head_above": head_above, "tail_up_to": tail_up_to}
     split = split_from_table(table, dataset=name or table.stem, class_names=class_names, **thresholds)
     write_split(split, out)
-    click.echo(statistics_table([split_statistics(split)]))
-    click.echo(f"\nwrote {out}")
+    echo(statistics_table([split_statistics(split)]))
+    echo(f"\nwrote {out}")
 
 
 @click.command(
@@ -314,13 +314,13 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     if as_json:
         # JSON has no NaN: a value that is not defined is null.
         rows = [{k: None if v != v else v for k, v in asdict(entry).items()} for entry in statistics]
-        click.echo(json.dumps(rows, indent=2))
+        echo_json(json.dumps(rows, indent=2))
     else:
-        click.echo(statistics_table(statistics))
+        echo(statistics_table(statistics))
     if plot is not None:
         from meidbench.report.plots import plot_class_frequencies
 
-        click.echo(f"wrote {plot_class_frequencies(loaded, plot)}", err=True)
+        echo(f"wrote {plot_class_frequencies(loaded, plot)}", err=True)
 
 
 @click.command(
@@ -341,14 +341,14 @@ def audit(split: str, strict: bool, as_json: bool) -> None:
 
     findings = audit_split(load_split(split, check=False))
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+        echo_json(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
         for finding in findings:
             rest = f": {first_few(finding.examples)}" if finding.examples else ""
             more = ", ..." if finding.count > len(finding.examples) > 0 else ""
-            click.echo(f"{finding.severity:<7}  {finding.check}: {finding.count:,} {finding.what}{rest}{more}")
+            echo(f"{finding.severity:<7}  {finding.check}: {finding.count:,} {finding.what}{rest}{more}")
         found = {finding.check for finding in findings}
         clean = [name for name in CHECKS if name not in found]
-        click.echo(f"nothing found by: {', '.join(clean) or 'none of the checks'}")
+        echo(f"nothing found by: {', '.join(clean) or 'none of the checks'}")
     if strict and findings:
         sys.exit(1)

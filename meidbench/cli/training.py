@@ -14,6 +14,8 @@ from meidbench.cli.parameters import (
     SEED,
     as_json,
     bootstrap_option,
+    echo,
+    echo_json,
     json_file,
     progress_bar,
     report,
@@ -124,11 +126,11 @@ def train(
         report(f"warning: {warning}")
     if as_json:
         content = {"run": str(trained.path), "mAP": {subset: asdict(means) for subset, means in trained.mAP.items()}}
-        click.echo(render_json(content), nl=False)
+        echo_json(render_json(content))
     else:
         rows = [(subset, *asdict(means).values()) for subset, means in trained.mAP.items()]
-        click.echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
-        click.echo(f"\n{trained.path}")
+        echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
+        echo(f"\n{trained.path}")
 
 
 @click.command(
@@ -149,7 +151,7 @@ def predict(run: Path, out: Path, **options: Any) -> None:
 
     path = predict_run(run, out, progress=progress_bar, report=report, **options)
     if os.environ.get("RANK", "0") == "0":
-        click.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 @click.command(
@@ -240,13 +242,13 @@ def reproduce(
         for ending, text in table.files.items():
             write_text(out / f"{table.name}.{ending}", text)
         if not on_stdout:
-            click.echo(f"\n{table.text}" if done else table.text)
+            echo(f"\n{table.text}" if done else table.text)
         for remark in table.remarks:
             report(remark)
         done.append(table)
     content = render_json(done[0].content if len(done) == 1 else [table.content for table in done])
     if on_stdout:
-        click.echo(content, nl=False)
+        echo_json(content)
     elif json_file is not None:
         write_text(json_file, content)
     if not all(table.succeeded for table in done):
@@ -280,7 +282,7 @@ def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     for method in comparison.methods:
         for warning in method.warnings:
             report(f"warning: {method.name}: {warning}")
-    click.echo(
+    echo(
         f"{comparison.dataset} ({comparison.variant}), test: {comparison.videos:,} videos, simulated features\n\n"
         f"{comparison_table(comparison)}"
     )
