@@ -100,7 +100,9 @@ def progress_bar(what: str, total: int) -> Iterator[Advance]:
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=escape_controls(what), file=sys.stderr, delay=1.0, leave=False, disable=not total) as bar:
+        with tqdm(
+            total=total, desc=escape_controls(what), file=sys.stderr, delay=1.0, leave=False, disable=not total
+        ) as bar:
 
             def move(steps: int) -> None:
                 bar.update(steps)
