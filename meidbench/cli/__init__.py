@@ -111,7 +111,7 @@ def _quoted() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = escape_controls(error.message or "", keep="\n")
+        error.message = escape_controls(error.message or "", keep="\n")  # type: ignore[misc, unused-ignore]
         raise
 
 

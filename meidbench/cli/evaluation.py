@@ -6,6 +6,7 @@ import click
 
 from meidbench.cli.parameters import (
     FILE,
+    INPUT_FILE,
     SEED,
     as_bytes,
     bootstrap_option,
@@ -18,7 +19,7 @@ from meidbench.cli.parameters import (
     subset_option,
     write_text,
 )
-from meidbench.errors import escape_controls
+from meidbench.errors import escape_controls, first_few
 from meidbench.names import PROTOCOLS
 
 _seed = option_with_default("--seed", type=SEED, default=0, help="Of the bootstrap.")
@@ -32,7 +33,7 @@ _allow_float16 = click.option(
     epilog="\b\nExample:\n"
     "  meidbench evaluate predictions.npz --split charadeslt \\\n      --bootstrap 1000 --json r.json",
 )
-@click.argument("predictions", type=FILE)
+@click.argument("predictions", type=INPUT_FILE)
 @split_option
 @subset_option
 @json_file
@@ -137,8 +138,10 @@ def compare(
     from meidbench.report.text import comparison_table
     from meidbench.splits.split import load_split
 
-    loaded = load_split(split)
     runs = [ComparedRun.from_argument(text) for text in predictions]
+    if missing := [run.path for run in runs if not run.path.exists()]:
+        raise click.UsageError(f"there is no prediction file {first_few(missing)}")
+    loaded = load_split(split)
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(runs)
     with progress_bar("bootstrap", steps) as advance:
         comparison = compare_runs(

@@ -10,17 +10,18 @@ from typing import Any
 
 import click
 
-from meidbench.errors import escape_controls, escape_json
+from meidbench.errors import MeidbenchError, escape_controls, escape_json
 from meidbench.names import DATASETS, SUBSETS, Advance
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
-ANY_PATH = click.Path(path_type=Path)
+INPUT = click.Path(path_type=Path, exists=True)
+INPUT_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+INPUT_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 SEED = click.IntRange(min=0)
 DATASET = click.Choice(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
-split_option = click.option("--split", required=True, help="A split file, or a built benchmark's name.")
 subset_option = option_with_default("--subset", type=SUBSET, default="test")
 bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
 json_file = click.option(
@@ -48,12 +49,37 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
-        if text not in DATASETS and not (text.endswith(".toml") and Path(text).is_file()):
+        if text.endswith(".toml") and not Path(text).is_file():
+            self.fail(f"the file {text!r} does not exist", param, ctx)
+        if text not in DATASETS and not text.endswith(".toml"):
             self.fail(f"{text!r} is neither one of {', '.join(DATASETS)} nor a manifest or a plan (.toml)", param, ctx)
         return text
 
 
+class _SplitName(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A benchmark's name, which may not be built yet, or the path of a split file."""
+
+    name = "split"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if text not in DATASETS and not Path(text).exists():
+            self.fail(f"{text!r} is neither a split file nor one of {', '.join(DATASETS)}", param, ctx)
+        return text
+
+
 DATASET_OR_MANIFEST = _DatasetOrManifest()
+SPLIT = _SplitName()
+split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
+
+
+@contextmanager
+def reading_options() -> Iterator[None]:
+    """Make a wrong call of an error in a block that depends on options alone."""
+    try:
+        yield
+    except MeidbenchError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def echo(text: str, err: bool = False) -> None:

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meidbench.cli.parameters import DATASET_OR_MANIFEST, FILE, FOLDER, SEED, as_json, echo, echo_json
+from meidbench.cli.parameters import (
+    DATASET_OR_MANIFEST,
+    FILE,
+    FOLDER,
+    INPUT_FILE,
+    INPUT_FOLDER,
+    SEED,
+    SPLIT,
+    as_json,
+    echo,
+    echo_json,
+)
 from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few
 from meidbench.names import DATASETS, GROUP_KEYS, PLOT_FORMATS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
 
@@ -32,7 +43,9 @@ _MANY = 50_000  # videos from which on a line tells the user what takes the time
     "  meidbench build-splits filmlt.toml --set alpha=6",
 )
 @click.argument("dataset", type=DATASET_OR_MANIFEST)
-@click.option("--annotations", type=FOLDER, help="Folder of the official files [default: where 'download' puts them].")
+@click.option(
+    "--annotations", type=INPUT_FOLDER, help="Folder of the official files [default: where 'download' puts them]."
+)
 @click.option(
     "--out", type=FOLDER, help="Folder to write to [default: where other commands look by name; a plan's own folder]."
 )
@@ -260,12 +273,14 @@ def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
     epilog="\b\nExample:\n  meidbench import-split videos.csv --out mine.parquet \\\n"
     "      --head-above 100 --tail-up-to 20",
 )
-@click.argument("table", type=FILE)
+@click.argument("table", type=INPUT_FILE)
 @click.option("--out", type=FILE, required=True, help="The split file to write (Parquet).")
 @click.option("--head-above", type=click.IntRange(min=0), required=True, help="Head: more training videos than this.")
 @click.option("--tail-up-to", type=click.IntRange(min=0), required=True, help="Tail: at most this many.")
 @click.option("--name", help="The benchmark's name [default: the table's file name without its ending].")
-@click.option("--class-names", type=FILE, help="One name per line, by class index; needed where labels are names.")
+@click.option(
+    "--class-names", type=INPUT_FILE, help="One name per line, by class index; needed where labels are names."
+)
 def import_split(
     table: Path, out: Path, head_above: int, tail_up_to: int, name: str | None, class_names: Path | None
 ) -> None:
@@ -297,7 +312,7 @@ def import_split(
     short_help="Print Table 1 for split files.",
     epilog="\b\nExample:\n  meidbench stats charadeslt charadesegolt --plot frequencies.svg",
 )
-@click.argument("splits", nargs=-1, required=True, metavar="SPLIT...")
+@click.argument("splits", nargs=-1, required=True, metavar="SPLIT...", type=SPLIT)
 @click.option("--plot", type=FILE, help="Draw the class frequency curves to FILE (.png, .svg or .pdf).")
 @as_json
 def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
@@ -327,7 +342,7 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     short_help="Look for leakage and inconsistencies in a split.",
     epilog="\b\nExample:\n  meidbench audit charadesegolt --strict",
 )
-@click.argument("split")
+@click.argument("split", type=SPLIT)
 @click.option("--strict", is_flag=True, help="End with exit code 1 if anything is found.")
 @as_json
 def audit(split: str, strict: bool, as_json: bool) -> None:

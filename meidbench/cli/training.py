@@ -8,16 +8,20 @@ from typing import Any
 import click
 
 from meidbench.cli.parameters import (
-    ANY_PATH,
     FILE,
     FOLDER,
+    INPUT,
+    INPUT_FILE,
+    INPUT_FOLDER,
     SEED,
+    SPLIT,
     as_json,
     bootstrap_option,
     echo,
     echo_json,
     json_file,
     progress_bar,
+    reading_options,
     report,
     split_option,
     subset_option,
@@ -49,7 +53,7 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
     "      --features videolt_r50.h5 --method eql",
 )
 @split_option
-@click.option("--features", required=True, type=ANY_PATH, help="A feature file, or a folder of VIDEO_ID.npy.")
+@click.option("--features", required=True, type=INPUT, help="A feature file, or a folder of VIDEO_ID.npy.")
 @click.option(
     "--method",
     required=True,
@@ -65,7 +69,7 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
 @_repeatable("--set", "settings", metavar="KEY=VALUE", help="Change a value, e.g. schedule.lr=2e-4; repeatable.")
 @click.option(
     "--first-stage",
-    type=FOLDER,
+    type=INPUT_FOLDER,
     metavar="RUN",
     help="For a method of two stages, a finished run of its first [default: trained in RUN/first-stage].",
 )
@@ -116,7 +120,9 @@ def train(
     from meidbench.splits.split import load_split
 
     settings += tuple(f"{_KEYS[name]}={value}" for name, value in short.items() if value is not None)
-    config = resolve(method, load_split(split), aggregator=aggregator, settings=settings)
+    loaded = load_split(split)
+    with reading_options():
+        config = resolve(method, loaded, aggregator=aggregator, settings=settings)
     if out is None:
         out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator_name}-{config.seed}"
     trained = train_run(split, features, config, out, first_stage=first_stage, progress=progress_bar, report=report)
@@ -137,11 +143,11 @@ def train(
     short_help="Write the predictions of a trained run.",
     epilog="\b\nExample:\n  meidbench predict runs/ldam --subset val --out predictions.parquet",
 )
-@click.argument("run", metavar="RUN", type=FOLDER)
+@click.argument("run", metavar="RUN", type=INPUT_FOLDER)
 @subset_option
 @click.option("--out", type=FILE, required=True, help="The prediction file to write (Parquet).")
-@click.option("--split", help="A split file, or a built benchmark's name [default: the run's].")
-@click.option("--features", type=ANY_PATH, help="A feature file or folder [default: the run's].")
+@click.option("--split", type=SPLIT, help="A split file, or a built benchmark's name [default: the run's].")
+@click.option("--features", type=INPUT, help="A feature file or folder [default: the run's].")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
 def predict(run: Path, out: Path, **options: Any) -> None:
     """Score SUBSET with the best checkpoint in RUN, a folder that 'meidbench train' made."""
@@ -174,8 +180,8 @@ def predict(run: Path, out: Path, **options: Any) -> None:
     metavar="ENCODER=PATH",
     help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable.",
 )
-@_repeatable("--split", "split_files", type=FILE, help="A split file that is not under MEIDBENCH_HOME.")
-@_repeatable("--annotations", type=FOLDER, help="Official annotations, from which missing splits are made.")
+@_repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
+@_repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")
 @click.option(
     "--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, or reproduction-simulated]."
 )
