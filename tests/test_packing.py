@@ -515,7 +515,7 @@ def test_the_command_offers_what_the_file_can_hold(tmp_path):
     assert outcome.exit_code == 0, outcome.output
     assert "60 rows of 33 int8, the same number of rows per video" in outcome.stdout
     assert invoke(tmp_path / "npy", "--out", tmp_path / "g.h5", "--dtype", "float8").exit_code == 2
-    assert isinstance(invoke(tmp_path / "nowhere", "--out", tmp_path / "g.h5").exception, FeatureError)
+    assert invoke(tmp_path / "nowhere", "--out", tmp_path / "g.h5").exit_code == 2
 
 
 def test_a_stale_file_in_the_making_does_not_spoil_a_whole_one(tmp_path):

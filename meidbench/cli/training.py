@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from meidbench.cli.parameters import (
-    ANY_PATH,
-    FILE,
     FOLDER,
+    INPUT,
+    INPUT_FILE,
     INPUT_FOLDER,
     NAMED_FILE,
     SEED,
@@ -20,8 +20,11 @@ from meidbench.cli.parameters import (
     as_json,
     bootstrap_option,
     command,
+    echo,
+    echo_json,
     json_file,
     progress_bar,
+    reading_options,
     refuse_unusable_outputs,
     report,
     split_option,
@@ -73,7 +76,7 @@ def _telling_of_memory() -> Iterator[None]:
     "      --features videolt_r50.h5 --method eql",
 )
 @split_option
-@click.option("--features", required=True, type=ANY_PATH, help="A feature file, or a folder of VIDEO_ID.npy.")
+@click.option("--features", required=True, type=INPUT, help="A feature file, or a folder of VIDEO_ID.npy.")
 @click.option(
     "--method",
     required=True,
@@ -141,7 +144,9 @@ def train(
     from meidbench.splits.split import load_split
 
     settings += tuple(f"{_KEYS[name]}={value}" for name, value in short.items() if value is not None)
-    config = resolve(method, load_split(split), aggregator=aggregator, settings=settings)
+    loaded = load_split(split)
+    with reading_options():
+        config = resolve(method, loaded, aggregator=aggregator, settings=settings)
     if out is None:
         out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator_name}-{config.seed}"
     with _telling_of_memory():
@@ -152,22 +157,22 @@ def train(
         report(f"warning: {warning}")
     if as_json:
         content = {"run": str(trained.path), "mAP": {subset: asdict(means) for subset, means in trained.mAP.items()}}
-        click.echo(render_json(content), nl=False)
+        echo_json(render_json(content))
     else:
         rows = [(subset, *asdict(means).values()) for subset, means in trained.mAP.items()]
-        click.echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
-        click.echo(f"\n{trained.path}")
+        echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
+        echo(f"\n{trained.path}")
 
 
 @command(
     short_help="Write the predictions of a trained run.",
     epilog="\b\nExample:\n  meidbench predict runs/ldam --subset val --out predictions.parquet",
 )
-@click.argument("run", metavar="RUN", type=FOLDER)
+@click.argument("run", metavar="RUN", type=INPUT_FOLDER)
 @subset_option
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The prediction file to write (Parquet).")
 @click.option("--split", type=SPLIT, help="A split file, or a built benchmark's name [default: the run's].")
-@click.option("--features", type=ANY_PATH, help="A feature file or folder [default: the run's].")
+@click.option("--features", type=INPUT, help="A feature file or folder [default: the run's].")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
 def predict(run: Path, out: Path, **options: Any) -> None:
     """Score SUBSET with the best checkpoint in RUN, a folder that 'meidbench train' made."""
@@ -178,7 +183,7 @@ def predict(run: Path, out: Path, **options: Any) -> None:
     with _telling_of_memory():
         path = predict_run(run, out, progress=progress_bar, report=report, **options)
     if os.environ.get("RANK", "0") == "0":
-        click.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 @command(
@@ -202,7 +207,7 @@ def predict(run: Path, out: Path, **options: Any) -> None:
     metavar="ENCODER=PATH",
     help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable.",
 )
-@_repeatable("--split", "split_files", type=FILE, help="A split file that is not under MEIDBENCH_HOME.")
+@_repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
 @_repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")
 @click.option(
     "--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, or reproduction-simulated]."
@@ -272,13 +277,13 @@ def reproduce(
         for ending, text in table.files.items():
             write_text(out / f"{table.name}.{ending}", text)
         if not on_stdout:
-            click.echo(f"\n{table.text}" if done else table.text)
+            echo(f"\n{table.text}" if done else table.text)
         for remark in table.remarks:
             report(remark)
         done.append(table)
     content = render_json(done[0].content if len(done) == 1 else [table.content for table in done])
     if on_stdout:
-        click.echo(content, nl=False)
+        echo_json(content)
     elif json_file is not None:
         write_text(json_file, content)
     if not all(table.succeeded for table in done):
@@ -313,7 +318,7 @@ def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     for method in comparison.methods:
         for warning in method.warnings:
             report(f"warning: {method.name}: {warning}")
-    click.echo(
+    echo(
         f"{comparison.dataset} ({comparison.variant}), test: {comparison.videos:,} videos, simulated features\n\n"
         f"{comparison_table(comparison)}"
     )

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 from tqdm import tqdm
 
-from meidbench.errors import FeatureError, bullet_list, first_few
+from meidbench.errors import FeatureError, bullet_list, escape_controls, first_few
 
 # The words for each problem, in the order in which a message lists them.
 PROBLEMS = {
@@ -121,7 +121,7 @@ class FeatureSource(ABC):
         present = self.ids()
         shapes: dict[str, tuple[int, int]] = {}
         offenders: dict[str, list[str]] = {problem: [] for problem in PROBLEMS}
-        title = f"checking {self.path.name}"
+        title = f"checking {escape_controls(self.path.name)}"
         unique = dict.fromkeys(asked)
         for video_id in tqdm(unique, desc=title, unit=" videos", disable=None, delay=1.0, leave=False):
             try:

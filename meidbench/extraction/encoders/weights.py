@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from meidbench.annotations.download import fetch
-from meidbench.errors import FeatureError, bullet_list, first_few
+from meidbench.errors import FeatureError, RequestError, bullet_list, first_few
 from meidbench.extraction.encoders.backbones import BACKBONES, Backbone
 from meidbench.files import file_sha256
 from meidbench.names import DownloadProgress, Report
@@ -108,7 +108,7 @@ def load_weights(
     path = Path(name)
     if not path.exists():
         known = ", ".join(["default", *owners, RANDOM])
-        raise FeatureError(f"there are no weights {name!r}: not a file, and not one of {known}")
+        raise RequestError(f"there are no weights {name!r}: not a file, and not one of {known}")
     return _load_file(model, backbone, path, path.name, "file")
 
 
