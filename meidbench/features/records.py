@@ -16,8 +16,7 @@ from meidbench.features.feature_file import (
     REASON_BYTES,
     STATUSES,
     Header,
-    is_feature_file,
-    read_header,
+    PackedFile,
     stored_checksums,
 )
 from meidbench.features.source import FeatureSource, NpyFolder, UnusableVideo, check_id
@@ -77,7 +76,7 @@ class StoredVideos:
 
     def __init__(self, source: FeatureSource) -> None:
         self.source = source
-        self.header = read_header(source.path) if is_feature_file(source.path) else None
+        self.header = source.header if isinstance(source, PackedFile) else None
         self._checksums = [] if self.header is None else stored_checksums(source.path)
         known = () if self.header is None else self.header.layout.video_ids
         self._positions = {video_id: position for position, video_id in enumerate(known)}

@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 from tqdm import tqdm
 
 from meidbench.errors import FeatureError, bullet_list, first_few
+from meidbench.files import irregular_kind, open_inside
 
 # The words for each problem, in the order in which a message lists them.
 PROBLEMS = {
@@ -275,12 +276,17 @@ class NpyFolder(FeatureSource):
     @contextmanager
     def _opened(self, video_id: str) -> Iterator[tuple[FileIO, "_Header"]]:
         try:
-            with (self.path / f"{video_id}.npy").open("rb", buffering=0) as stream:
+            # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+            with open(self.path / f"{video_id}.npy", "rb", buffering=0, opener=_open_at_once) as stream:
                 yield stream, _read_header(stream)
         except FileNotFoundError:
             raise UnusableVideo("missing") from None
         except OSError as error:
             raise UnusableVideo("unreadable", error.strerror or str(error)) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class _Header(NamedTuple):
@@ -292,6 +298,8 @@ class _Header(NamedTuple):
 
 def _read_header(stream: FileIO) -> _Header:
     """Read the header of a ``.npy`` file and check it against the size of the file."""
+    if kind := irregular_kind(stream.fileno()):
+        raise UnusableVideo("unreadable", f"{kind}, not a file")
     head = stream.read(_USUAL_HEADER)
     size = os.fstat(stream.fileno()).st_size
     try:
@@ -410,7 +418,7 @@ class GroupedFile(FeatureSource):
 
     def _group(self) -> Any:
         with self._handle.reading() as file:
-            group = file.get(HDF5_GROUP)
+            group = open_inside(file, HDF5_GROUP)
             if not isinstance(group, h5py.Group):
                 held = f"has no group /{HDF5_GROUP} (it holds {first_few(sorted(file)) or 'nothing'})"
                 raise FeatureError(f"{self.path} {held}; expected {self.expected}")
@@ -437,16 +445,15 @@ class GroupedFile(FeatureSource):
 
     def _dataset(self, video_id: str) -> Any:
         try:
-            dataset = self._group()[video_id]
+            dataset = open_inside(self._group(), video_id)
+            if dataset is None:
+                raise UnusableVideo("missing")
             if not isinstance(dataset, h5py.Dataset):
                 raise UnusableVideo("ndim", "a group, not a dataset")
             check_array(dataset.shape, dataset.dtype)
-        except KeyError:
-            # A link to a file that does not exist looks like no link.
-            raise UnusableVideo("missing") from None
         except FeatureError:
             raise
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UnusableVideo("unreadable", str(error)) from None
         except TypeError as error:  # numpy lacks some types of HDF5
             raise UnusableVideo("dtype", str(error)) from None
