@@ -55,6 +55,8 @@ def make_assignment(manifest: Manifest, annotations: Annotations, subset_of: dic
         "positives": {subset: split.positives(subset).tolist() for subset in SUBSETS},
         "id_sketch": RowSketch(released.id_rows(annotations)).cells(),
         "row_sketch": RowSketch(released.label_rows(split)).cells(),
+        "pool_digest": released.pool_digest(annotations),
+        "pool_sketch": RowSketch(released.pool_rows(annotations)).cells(),
     }
 
 

@@ -36,7 +36,8 @@ class Annotations:
     subsets; ``views`` is ``first``, ``third`` or empty; ``pair_ids`` is shared by the first- and third-person takes of
     one script and empty elsewhere. ``labels`` are class indices in the order of their first occurrence, each at most
     once. ``lengths`` are in seconds, NaN where the annotation has no length. ``segments`` are class index, start and
-    end in seconds, verbatim and in official order.
+    end in seconds, verbatim and in official order. ``other_annotations`` is set where a user accepted files of a
+    benchmark that are not the official ones; a split records it.
     """
 
     class_names: tuple[str, ...]
@@ -49,6 +50,7 @@ class Annotations:
     pair_ids: list[str] = field(default_factory=list)
     segments: list[tuple[Segment, ...]] = field(default_factory=list)
     files: list[FileRecord] = field(default_factory=list)
+    other_annotations: bool = False
 
     def append(
         self,

@@ -74,7 +74,7 @@ def evaluate(
     from meidbench.predictions import open_predictions
     from meidbench.predictions.align import align_predictions, run_warnings
     from meidbench.report.plots import write_per_class
-    from meidbench.report.text import evaluation_table
+    from meidbench.report.text import evaluation_table, title_lines
     from meidbench.splits.split import load_split
 
     if bootstrap and protocol != PROTOCOLS[0]:
@@ -96,7 +96,7 @@ def evaluate(
         click.echo(f"wrote {write_per_class(result, per_class)}", err=True)
     for warning in result.warnings:
         click.echo(f"warning: {warning}", err=True)
-    title = f"{result.dataset} ({result.variant}), {subset}: {result.diagnostics.videos:,} videos"
+    title = title_lines(result, result.diagnostics.videos)
     print_result(json_file, result.to_json(), f"{title}\n\n{evaluation_table(result)}")
 
 
@@ -132,7 +132,7 @@ def compare(
     from meidbench.evaluation.compare import compare as compare_runs
     from meidbench.report.html import comparison_html
     from meidbench.report.latex import comparison_latex
-    from meidbench.report.text import comparison_table
+    from meidbench.report.text import comparison_table, title_lines
     from meidbench.splits.split import load_split
 
     loaded = load_split(split)
@@ -150,5 +150,5 @@ def compare(
     for method in comparison.methods:
         for warning in method.warnings:
             click.echo(f"warning: {method.name}: {warning}", err=True)
-    title = f"{comparison.dataset} ({comparison.variant}), {subset}: {comparison.videos:,} videos"
+    title = title_lines(comparison, comparison.videos)
     print_result(json_file, comparison.to_json(), f"{title}\n\n{comparison_table(comparison)}")

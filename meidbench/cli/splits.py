@@ -59,6 +59,12 @@ _MANY = 50_000  # videos from which on a line tells the user what takes the time
     show_default=True,
     help="May be given several times. lst is the form that the VideoLT and MEID code reads, one list per subset.",
 )
+@click.option(
+    "--accept-other-annotations",
+    "accept_other",
+    is_flag=True,
+    help="Draw also from files of a benchmark that are not the official ones; the split records it.",
+)
 @as_json
 def build_splits(
     dataset: str,
@@ -69,6 +75,7 @@ def build_splits(
     group_by: tuple[str, ...],
     settings: tuple[str, ...],
     formats: tuple[str, ...],
+    accept_other: bool,
     as_json: bool,
 ) -> None:
     """Build the split of DATASET and write it.
@@ -84,7 +91,8 @@ def build_splits(
 
     given_plan = dataset not in DATASETS and is_plan(Path(dataset))
     if variant in (None, RELEASED) and not given_plan:
-        for what, value in (("--seed", seed), ("--group-by", group_by), ("--set", settings)):
+        drawn = (("--seed", seed), ("--group-by", group_by), ("--set", settings))
+        for what, value in (*drawn, ("--accept-other-annotations", accept_other or None)):
             if value not in (None, ()):
                 raise click.UsageError(f"the released split is not drawn: {what} has no meaning for it")
         _build_released(dataset, annotations, out, formats, as_json)
@@ -92,12 +100,13 @@ def build_splits(
     if variant == RELEASED:
         raise click.UsageError("a plan is of a new split, not of a released one")
     plan = read_plan(Path(dataset)) if given_plan else plan_for_benchmark(dataset, str(variant))
-    if annotations is not None and not plan.benchmark:
-        raise click.UsageError("the plan names its files: --annotations has no meaning for it")
+    for what, given in (("--annotations", annotations is not None), ("--accept-other-annotations", accept_other)):
+        if given and not plan.benchmark:
+            raise click.UsageError(f"the plan names its files: {what} has no meaning for it")
     plan = _changed_plan(plan, variant, seed, group_by, settings)
     if out is None and given_plan:
         out = Path(dataset).parent
-    _draw(plan, annotations, out, formats, as_json)
+    _draw(plan, annotations, out, formats, accept_other, as_json)
 
 
 def _changed_plan(
@@ -189,7 +198,12 @@ def _refuse_loss(plan: "SplitPlan", places: list[Path], plan_path: Path) -> None
 
 
 def _draw(
-    plan: "SplitPlan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool
+    plan: "SplitPlan",
+    annotations: Path | None,
+    out: Path | None,
+    formats: tuple[str, ...],
+    accept_other: bool,
+    as_json: bool,
 ) -> None:
     from meidbench.construction import distance_to
     from meidbench.construction.plans import PLAN_SUFFIX, check_same_split, make_split, read_videos, render_plan
@@ -198,7 +212,7 @@ def _draw(
     from meidbench.splits.manifests import split_path
     from meidbench.splits.statistics import split_statistics
 
-    read = read_videos(plan, annotations)
+    read = read_videos(plan, annotations, accept_other=accept_other)
     if read.note:
         click.echo(f"note: {read.note}", err=True)
     videos = len(read.annotations.video_ids)
@@ -226,6 +240,7 @@ def _draw(
             **made.as_dict(),
             "dataset": plan.name,
             "variant": plan.variant,
+            "other_annotations": read.annotations.other_annotations,
             "files": [str(path) for path in written],
             "released": None if released is None else asdict(split_statistics(released)),
             "distance_to_released": None if distance is None else asdict(distance),
@@ -309,7 +324,14 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     from meidbench.splits.split import load_split
     from meidbench.splits.statistics import split_statistics
 
-    loaded = [load_split(split) for split in splits]
+    loaded, problems = [], []
+    for split in splits:
+        try:
+            loaded.append(load_split(split))
+        except SplitError as error:
+            problems.append(str(error))
+    if problems:
+        raise SplitError("\n".join(problems))
     statistics = [split_statistics(split) for split in loaded]
     if as_json:
         # JSON has no NaN: a value that is not defined is null.
@@ -335,20 +357,32 @@ def audit(split: str, strict: bool, as_json: bool) -> None:
 
     Groups (takes of one script, parts of one film) or subjects in several subsets, ids that occur twice, classes
     missing from a subset, videos shorter than 200 frames at 24 frames per second, and contradictions within the file.
+    A check whose data the split lacks is named as not checked.
     """
     from meidbench.splits.split import load_split
     from meidbench.splits.statistics import CHECKS, audit_split
 
-    findings = audit_split(load_split(split, check=False))
+    loaded = load_split(split, check=False)
+    every = audit_split(loaded)
+    findings = [finding for finding in every if finding.severity != "not-checked"]
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+        click.echo(json.dumps([asdict(finding) for finding in every], indent=2, ensure_ascii=False))
     else:
         for finding in findings:
             rest = f": {first_few(finding.examples)}" if finding.examples else ""
             more = ", ..." if finding.count > len(finding.examples) > 0 else ""
             click.echo(f"{finding.severity:<7}  {finding.check}: {finding.count:,} {finding.what}{rest}{more}")
-        found = {finding.check for finding in findings}
+        videos, unchecked = len(loaded.table), {finding.check: finding.count for finding in every[len(findings) :]}
+        found = {finding.check for finding in findings} | {name for name, count in unchecked.items() if count == videos}
         clean = [name for name in CHECKS if name not in found]
         click.echo(f"nothing found by: {', '.join(clean) or 'none of the checks'}")
+        if unchecked:
+            texts = [
+                name if count == videos else f"{name} ({count:,} of {videos:,} videos)"
+                for name, count in unchecked.items()
+            ]
+            click.echo(f"not checked (no data): {', '.join(texts)}")
+    for note in loaded.notes:
+        click.echo(f"note: {note}", err=True)
     if strict and findings:
         sys.exit(1)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from meidbench.files import render_json
+from meidbench.splits.metadata import Thresholds
 from meidbench.splits.split import GROUP_NAMES
 
 FORMAT_VERSION = 1
@@ -137,13 +138,17 @@ class Intervals:
 class Result(Measures):
     """The evaluation of one prediction file on one subset of a split.
 
-    ``other_protocols`` has the means by every other protocol that gives a different value for a group.
+    ``other_protocols`` has the means by every other protocol that gives a different value for a group. ``notes`` are
+    the sentences of ``Split.notes``.
     """
 
     dataset: str
     variant: str
     subset: str
     split_digest: str
+    content_digest: str
+    thresholds: Thresholds
+    notes: tuple[str, ...]
     protocol: str
     mAP: MeanAP
     groups: dict[str, Group]

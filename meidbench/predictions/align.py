@@ -85,7 +85,7 @@ def write_predictions(
     scores : ndarray, (n, C)
         Finite real numbers. float32 is recommended: compact, and exact where a model computes in it.
     split, subset : Split and str, optional
-        Their digest and class names are written into the file and compared when it is scored.
+        Their digests and class names are written into the file and compared when it is scored.
     run : dict, optional
         Facts about the run, for JSON. With ``{"select_on": "test"}``, ``evaluate`` warns that its checkpoint was chosen
         on the test subset.
@@ -105,7 +105,8 @@ def write_predictions(
         raise PredictionError(f"scores of type {scores.dtype} must be finite real numbers")
     facts: dict[str, Any] = {"run": run or {}, "subset": subset}
     if split is not None:
-        facts |= {"dataset": split.dataset, "split_digest": split.digest, "class_names": list(split.class_names)}
+        facts |= {"dataset": split.dataset, "class_names": list(split.class_names)}
+        facts |= {"split_digest": split.digest, "content_digest": split.content_digest}
     values = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
     table = pa.table({"video_id": pa.array([str(video_id) for video_id in video_ids], pa.string()), "scores": values})
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts, sort_keys=True).encode()})
@@ -119,11 +120,15 @@ def write_predictions(
 
 def run_warnings(metadata: dict[str, Any]) -> list[str]:
     """Return warnings about the run that wrote a prediction file."""
+    warnings = []
     run = metadata.get("run")
-    if not isinstance(run, dict) or run.get("select_on") != "test":
-        return []
-    chosen = "the checkpoint was chosen on the test subset"
-    return [f"{chosen}: its test scores are too good, and not comparable with those of runs chosen on val"]
+    if isinstance(run, dict) and run.get("select_on") == "test":
+        chosen = "the checkpoint was chosen on the test subset"
+        warnings.append(f"{chosen}: its test scores are too good, and not comparable with those of runs chosen on val")
+    if metadata.get("split_digest") is not None and metadata.get("content_digest") is None:
+        old = "the file has the digest of ids, subsets and labels alone, as an older meidbench wrote it"
+        warnings.append(f"{old}: the groups of the classes were not compared with those of the split")
+    return warnings
 
 
 def align_predictions(
@@ -193,9 +198,12 @@ def _refusal(problems: list[str], split: Split, subset: str) -> PredictionError:
 
 def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, subset: str) -> list[str]:
     metadata, problems = predictions.metadata, []
-    for key, value in {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}.items():
+    expected = {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}
+    for key, value in {**expected, "content_digest": split.content_digest}.items():
         if metadata.get(key) not in (None, value):
-            problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}")
+            same = key == "content_digest" and metadata.get("split_digest") == split.digest
+            rest = "; the labels are the same, but the class names or the groups are others" if same else ""
+            problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}{rest}")
     for names in (metadata.get("class_names"), predictions.class_names):
         if names is None or names == list(split.class_names):
             continue

@@ -49,9 +49,10 @@ def _heading(comparison: Comparison) -> str:
 def _header(comparison: Comparison) -> str:
     facts = (
         f"{comparison.videos:,} videos · {len(comparison.classes):,} classes · "
-        f"protocol {escape(comparison.protocol)} · split digest <code>{escape(comparison.split_digest[:12])}</code>"
+        f"protocol {escape(comparison.protocol)} · content digest <code>{escape(comparison.content_digest[:12])}</code>"
     )
-    sentences = ["Values are mean average precision (mAP) over classes, from 0 to 1."]
+    sentences = [f"<b>{escape(note)}</b>." for note in comparison.notes]
+    sentences += ["Values are mean average precision (mAP) over classes, from 0 to 1."]
     without = sum(entry.positives == 0 for entry in comparison.classes)
     if without:
         sentences.append(f"{without:,} of the classes have no positive here and are left out of all means.")

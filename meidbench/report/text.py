@@ -80,7 +80,19 @@ _STATISTICS_ROWS = {
 def statistics_table(statistics: Sequence[Statistics]) -> str:
     """Lay out Table 1 with one column per split."""
     titles = [entry.dataset + ("" if entry.variant == RELEASED else f" {entry.variant}") for entry in statistics]
-    return _lay_out_columns(["", *titles], [_statistics_column(asdict(entry)) for entry in statistics])
+    table = _lay_out_columns(["", *titles], [_statistics_column(asdict(entry)) for entry in statistics])
+    return "\n".join([table, *_remarks(titles, statistics)])
+
+
+def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[str]:
+    """Return a line per fact that a reader of a column of Table 1 needs besides its numbers."""
+    lines = []
+    for title, entry in zip(titles, statistics, strict=True):
+        lines += [f"{title}: {note}" for note in entry.notes]
+        if entry.classes_without_videos:
+            what = "classes have no video in any subset and count in no group"
+            lines.append(f"{title}: {entry.classes_without_videos:,} of the {what}")
+    return lines
 
 
 def table_1_comparison(statistics: Statistics, manifest: Manifest) -> str:
@@ -127,6 +139,12 @@ def _right_aligned(header: list[str], rows: list[list[str]]) -> str:
     """Lay out a table with text in the first column and numbers in the others."""
     aligned = ["left", *["right"] * (len(header) - 1)]
     return tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=aligned)
+
+
+def title_lines(result: Result | Comparison, videos: int) -> str:
+    """Return the title of numbers on a split, and a line per note that belongs to them."""
+    title = f"{result.dataset} ({result.variant}), {result.subset}: {videos:,} videos"
+    return "\n".join([title, *result.notes])
 
 
 def evaluation_table(result: Result) -> str:
@@ -225,6 +243,9 @@ def construction_report(
         f"candidates: {made.candidates:,} video{'s' * (made.candidates != 1)} with a label{lasting}",
         _describe_deviation(made),
     ]
+    if empty := made.without_candidates:
+        names = first_few(f"{index} {split.class_names[index]!r}" for index in empty)
+        lines.append(f"classes without a candidate, which have no target and count in no group: {names}")
     if distance is not None:
         shared = ["-" if math.isnan(share) else f"{share:.0%}" for share in distance.shared_videos.values()]
         lines += [
@@ -262,7 +283,8 @@ def _describe_deviation(made: Construction) -> str:
 def construction_warnings(made: Construction) -> list[str]:
     """Return a sentence for each empty frequency group, and each subset in which classes have too few videos."""
     targets = made.targets
-    empty = [name for name in GROUP_NAMES if not len(getattr(made.split.groups, name))]
+    statistics = split_statistics(made.split)
+    empty = [name for name in GROUP_NAMES if not getattr(statistics, name)]
     warnings = []
     if empty:
         warnings.append(
