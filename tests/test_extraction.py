@@ -218,8 +218,14 @@ def test_frames_of_one_video_are_never_batched_with_others(clips, tmp_path):
 def test_features_that_are_not_finite_fail(clips, tmp_path):
     extractor = TinyExtractor(dtype="float16")
     extractor.encode = lambda crops: torch.full((len(crops), 2048), 1e6)
-    summary = extract_features(find_videos(clips, ["clip0"]).videos, tmp_path / "f.h5", extractor, workers=1)
-    assert summary.troubles == (("clip0", "failed", "the features are not finite in float16"),)
+    said = "none of the 1 videos can be extracted; no file is written:\n  - clip0: the features are not finite in "
+    with pytest.raises(FeatureError) as caught:
+        extract_features(find_videos(clips, ["clip0"]).videos, tmp_path / "f.h5", extractor, workers=1)
+    assert str(caught.value) == f"{said}float16; pass --dtype float32"
+    assert list(tmp_path.iterdir()) == [], "a file of failures alone would refuse the next try with float32"
+    part = Shard(1, 2)
+    extract_features(find_videos(clips, ["clip0", "clip2"]).videos, tmp_path / "f.h5", extractor, shard=part, workers=1)
+    assert part.part_path(tmp_path / "f.h5").is_file(), "a merge needs all parts"
 
 
 # --- decoding processes ------------------------------------------------------------------------------

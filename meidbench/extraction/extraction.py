@@ -256,8 +256,8 @@ def extract_features(
     Raises
     ------
     FeatureError
-        There is no space, another process writes the same file, or an earlier run had other settings.
-        Finished videos stay in ``OUT.partial``.
+        There is no space, another process writes the same file, an earlier run had other settings, or all videos
+        failed. Finished videos stay in ``OUT.partial``.
     """
     report = report or (lambda line: None)
     progress = progress or (lambda steps: None)
@@ -293,6 +293,8 @@ def extract_features(
             pool = make_pool([videos[position] for position in pending])
             with _open_writing_thread(writer) as put, pool:
                 _encode_videos(pool, extractor, pending, put, progress)
+        if shard is None:  # a merge needs all parts
+            writer.refuse_failures("extracted")
         writer.finish()
     return summarise(out, extracted=len(pending))
 

@@ -155,7 +155,8 @@ def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals 
     stored = _cast(rows, DTYPES["float16" if dtype == "float16" else "float32"])
     if not all_finite(stored):
         largest, limit = np.abs(rows).max(), np.finfo(stored.dtype).max
-        raise FeatureError(f"numbers up to {largest:.6g} do not fit {stored.dtype}, which ends at {limit:.6g}")
+        remedy = "; pass --dtype float32" if stored.dtype == np.float16 else ""
+        raise FeatureError(f"numbers up to {largest:.6g} do not fit {stored.dtype}, which ends at {limit:.6g}{remedy}")
     return _quantise(stored) if dtype == "int8" else (stored, None)
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from hashlib import sha256
 from io import BytesIO, FileIO
 from pathlib import Path
 from threading import Lock
@@ -183,6 +184,11 @@ class FeatureSource(ABC):
     def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
         """Return these rows or all as an array of its own, or raise ``UnusableVideo``."""
 
+    def stamp(self, video_ids: Iterable[str]) -> str:
+        """Return a text that changes where the size or the time of a file of these videos changes."""
+        facts = self.path.stat()
+        return f"{facts.st_size} {facts.st_mtime_ns}"
+
     def _version(self, video_id: str) -> object:
         """Return a value that changes with the file of a video; an HDF5 file does not change while it is read."""
         return None
@@ -244,6 +250,9 @@ class NpyFolder(FeatureSource):
                 return {entry.name[:-4] for entry in entries if entry.name.endswith(".npy")}
         except OSError as error:
             raise FeatureError(f"cannot list the folder {self.path}: {error.strerror}") from None
+
+    def stamp(self, video_ids: Iterable[str]) -> str:  # noqa: D102
+        return sha256("".join(f"{name} {self._version(name)}\n" for name in video_ids).encode()).hexdigest()
 
     def _version(self, video_id: str) -> object:
         try:
