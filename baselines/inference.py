@@ -234,9 +234,9 @@ def predict(
         ``train``, ``val`` or ``test``.
     split, features : optional
         Those of the run, at their old paths, where they are left out.
-    device, check : str
-    progress, report : callable
-        As for ``train``. A file records ``check`` where not all rows were read.
+    device : str
+    check, progress, report
+        As for ``train``. The prediction file records ``check`` where not all rows were read.
 
     Returns
     -------

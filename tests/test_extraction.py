@@ -25,7 +25,7 @@ from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, ResNet,
 from meidbench.extraction.encoders.extractor import Extractor, choose_device
 from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing
 from meidbench.extraction.encoders.weights import load_weights
-from meidbench.extraction.extraction import extract_features, summarise
+from meidbench.extraction.extraction import Shard, extract_features, summarise
 from meidbench.extraction.frames import FrameRule
 from meidbench.extraction.videos import find_videos
 from meidbench.features import open_features

@@ -512,7 +512,7 @@ def test_the_command_offers_what_the_file_can_hold(tmp_path):
     (offered,) = (option.type.choices for option in pack_features.params if option.name == "dtype")
     assert set(offered) == set(STORED_DTYPES) == set(DTYPES)
     make_folder(tmp_path / "npy", FIXED)
-    outcome = invoke(tmp_path / "npy", "--out", tmp_path / "f.h5", "--dtype", "int8", "--backbone", "resnet101")
+    outcome = invoke(tmp_path / "npy", "--out", tmp_path / "f.h5", "--dtype", "int8", "--backbone", "mine")
     assert outcome.exit_code == 0, outcome.output
     assert "60 rows of 33 int8, the same number of rows per video" in outcome.stdout
     assert invoke(tmp_path / "npy", "--out", tmp_path / "g.h5", "--dtype", "float8").exit_code == 2

@@ -219,6 +219,7 @@ def test_an_id_leads_out_of_no_folder_of_originals(tmp_path):
     path = store(tmp_path, arrays, "float32")
     (tmp_path / "npy" / "x").mkdir(parents=True)
     np.save(tmp_path / "outside.npy", arrays["x/../../outside"])
+    np.save(tmp_path / "npy" / "another.npy", arrays["x/../../outside"])
     verification = verify(path, npy=tmp_path / "npy")
     assert verification.similarities == ()
     assert "no usable id" in told(verification)["similarity"][0]
