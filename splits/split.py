@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from meidbench.annotations import Annotations
 from meidbench.checks import one_of
 from meidbench.errors import SplitError, bullet_list, first_few
-from meidbench.files import written_whole
+from meidbench.files import irregular_kind, written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
 from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, Thresholds, content_digest
@@ -336,6 +336,8 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     problems of a file that cannot be read, is of another format, or contradicts itself.
     """
     path = Path(path)
+    if kind := irregular_kind(path):
+        raise SplitError(f"{path} is {kind}, not a split file")
     if not path.is_file():
         raise SplitError(f"there is no split file {path}")
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meidbench.errors import PredictionError
+from meidbench.files import irregular_kind
 from meidbench.predictions.arrays import Hdf5File, NpzFile
 from meidbench.predictions.base import PredictionFile, TableFile
 from meidbench.predictions.parquet import ParquetFile
@@ -32,6 +33,8 @@ def open_predictions(path: Path) -> PredictionFile:
         The file does not exist, is empty, damaged, or of an unknown form.
     """
     path = Path(path)
+    if kind := irregular_kind(path):
+        raise PredictionError(f"{path} is {kind}, not a prediction file")
     if not path.is_file():
         raise PredictionError(f"there is no prediction file {path}")
     with path.open("rb") as stream:
