@@ -293,8 +293,7 @@ def extract_features(
             pool = make_pool([videos[position] for position in pending])
             with _open_writing_thread(writer) as put, pool:
                 _encode_videos(pool, extractor, pending, put, progress)
-        if shard is None:  # a merge needs all parts
-            writer.refuse_failures("extracted")
+        writer.refuse_failures("extracted")
         writer.finish()
     return summarise(out, extracted=len(pending))
 

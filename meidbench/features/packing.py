@@ -115,16 +115,7 @@ def pack(
     if out.absolute() == videos.source.path:
         raise FeatureError(f"{out} is the source itself; choose another name for the output")
     index = _read_index(videos, only, progress)
-    if (expected := BACKBONES.get(backbone, index.dim)) != index.dim:
-        raise FeatureError(
-            f"the features in {videos.source.path} have {index.dim:,} numbers per row, those of {backbone} have "
-            f"{expected:,}; name the network that made them with --backbone, or leave it out"
-        )
-    if index.fixed and len(index.video_ids) > 1 and index.rows[0] > index.dim:
-        report(
-            f"warning: all videos have {index.rows[0]:,} rows of {index.dim:,} numbers, more rows than numbers per "
-            "row: if they are C x T, transpose them"
-        )
+    _check_width(index, videos.source, backbone, report)
     timed = videos.header is not None and videos.header.layout.timed
     layout = Layout(index.video_ids, index.rows, index.fixed, index.dim, dtype, timed, index.sizes)
     recipe = _recipe(videos, dtype, backbone)
@@ -195,6 +186,20 @@ def _read_index(videos: StoredVideos, only: Iterable[str] | None, progress: Prog
     rows = [spare if at in refused or not shape else shape[0] for at, (shape, _, _) in enumerate(examined)]
     sizes = np.array([size for _, size, _ in examined], np.int64)
     return _SourceIndex(video_ids, np.array(rows, np.int64), sizes, refused, missing, dim, fixed)
+
+
+def _check_width(index: _SourceIndex, source: FeatureSource, backbone: str, report: Report) -> None:
+    """Refuse the width of another backbone; warn where all videos have the same number of rows, above the width."""
+    if (expected := BACKBONES.get(backbone, index.dim)) != index.dim:
+        raise FeatureError(
+            f"the features in {source.path} have {index.dim:,} numbers per row, those of {backbone} have "
+            f"{expected:,}; name the network that made them with --backbone, or leave it out"
+        )
+    if index.fixed and len(index.video_ids) > 1 and index.rows[0] > index.dim:
+        report(
+            f"warning: all videos have {index.rows[0]:,} rows of {index.dim:,} numbers, more rows than numbers per "
+            "row: if they are C x T, transpose them"
+        )
 
 
 def _choose(source: FeatureSource, only: Iterable[str] | None) -> tuple[set[str], tuple[str, ...]]:

@@ -173,13 +173,7 @@ def verify(
         found["extra"] += ids - wanted
     stored_recipe: Recipe | None = None if header is None else header.recipe
     found["recipe"] += _recipe_faults(stored_recipe, recipe or {})
-    if npy is not None:
-        originals = StoredVideos(open_features(npy))
-        if not originals.source.ids():
-            raise FeatureError(
-                f"there are no features in {originals.source.path}; expected {originals.source.expected}"
-            )
-        extract = originals.read
+    extract = extract if npy is None else _read_originals(npy)
     chosen = [] if extract is None else _draw([video_id for video_id in ready if video_id in wanted], sample, seed)
     similarities = [] if extract is None else _compare(stored, chosen, extract, found, progress)
     skipped = {"width", "dtype"} if header is not None else {"failed", "pending", "checksum", "salvaged"}
@@ -196,6 +190,13 @@ def verify(
         findings=_problems(found),
         similarities=tuple(similarities),
     )
+
+
+def _read_originals(npy: str | os.PathLike[str] | FeatureSource) -> Extract:
+    originals = open_features(npy)
+    if not originals.ids():
+        raise FeatureError(f"there are no features in {originals.path}; expected {originals.expected}")
+    return StoredVideos(originals).read
 
 
 def _draw(video_ids: list[str], sample: int | None, seed: int) -> list[str]:
