@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import h5py
 import numpy as np
@@ -20,11 +20,13 @@ import torch
 
 import meidbench
 from meidbench.baselines.configuration import Config, flatten
+from meidbench.checks import convert, is_whole_number, read_json, show
 from meidbench.errors import MeidbenchError, bullet_list
+from meidbench.extraction.encoders.weights import TorchFileError, load_torch_file
 from meidbench.features import FeatureSource, PackedFile
 from meidbench.features.feature_file import Header, stored_checksums
 from meidbench.files import locked, written_whole
-from meidbench.names import SUBSETS, Report
+from meidbench.names import SELECTION_SUBSETS, SUBSETS, Report
 from meidbench.splits.split import Split
 
 FORMAT_VERSION = 1
@@ -33,6 +35,7 @@ FIRST_STAGE = "first-stage"  # the folder of a first stage within its run
 
 # Temporary files of meidbench.files.written_whole, which a run that was killed leaves behind.
 _HALF_WRITTEN = re.compile(r"\.((config|result-\w+)\.json|(last|best)\.pt|predictions-\w+\.parquet)\.[0-9a-f]{12}")
+_CONFIG_REMEDY = "  remedy: put back a copy of this file, or train again in another folder"
 # Videos per subset whose rows go into the digest of features without checksums.
 _SAMPLED_VIDEOS = 16
 
@@ -85,6 +88,14 @@ class Inputs:
             differing.append("features_digest")
         return [texts[name] for name in dict.fromkeys(differing)]
 
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> "Inputs":
+        """Return the inputs in a table of JSON; raise ``TypeError`` or ``KeyError`` for other keys and types."""
+        kinds = get_type_hints(cls)
+        if wrong := [name for name, value in table.items() if not convert(value, kinds[name])[0]]:
+            raise TypeError(f"inputs.{wrong[0]} is {show(table[wrong[0]])}")
+        return cls(**table)
+
 
 class RunFolder:
     """``RUN/``: config.json, log.jsonl, last.pt, best.pt, predictions and results of val and test.
@@ -106,6 +117,12 @@ class RunFolder:
         """Return the path of the evaluation of a subset."""
         return self.path / f"result-{subset}.json"
 
+    def files(self) -> list[Path]:
+        """Return the paths of all files of the run and of its first stage, which may not exist yet."""
+        names = [self.config, self.last, self.best, self.path / "log.jsonl"]
+        names += [make(subset) for subset in SELECTION_SUBSETS for make in (self.predictions, self.result)]
+        return names + [path.parent / FIRST_STAGE / path.name for path in names]
+
     def open(self, config: Config, inputs: Inputs) -> None:
         """Begin a run, or make sure that the run in the folder may be resumed."""
         if self._holds(config, inputs):
@@ -115,6 +132,7 @@ class RunFolder:
             "config": config.to_tables(),
             "inputs": vars(inputs),
             "versions": list_versions(),
+            "threads": torch.get_num_threads(),
         }
         with written_whole(self.config) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -154,19 +172,28 @@ class RunFolder:
 
     def read(self) -> tuple[Config, Inputs]:
         """Return the configuration and the inputs that the run began with."""
+        content = self._read_config()
+        try:
+            return Config.from_tables(content["config"]), Inputs.from_table(content["inputs"])
+        except (MeidbenchError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = str(error) if isinstance(error, MeidbenchError) else repr(error)
+            raise MeidbenchError(f"{self.config} is damaged: {reason[:500]}\n{_CONFIG_REMEDY}") from None
+
+    def count_threads(self) -> int | None:
+        """Return the number of threads of torch that the run began with; None where it is not recorded."""
+        threads = self._read_config().get("threads")
+        return threads if is_whole_number(threads, 1) else None
+
+    def _read_config(self) -> dict[str, Any]:
         if not self.config.is_file():
             raise MeidbenchError(f"{self.path} holds no run (there is no config.json); 'meidbench train' makes one")
         try:
-            content = json.loads(self.config.read_text(encoding="utf-8"))
-            if content["format_version"] != FORMAT_VERSION:
-                raise MeidbenchError(
-                    f"{self.config} is of version {content['format_version']}; this is for {FORMAT_VERSION}"
-                )
-            return Config.from_tables(content["config"]), Inputs(**content["inputs"])
-        except MeidbenchError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise MeidbenchError(f"{self.config} is damaged: {error!r}; name another folder with --out") from None
+            content = read_json(self.config)
+        except MeidbenchError as error:
+            raise MeidbenchError(f"{error}\n{_CONFIG_REMEDY}") from None
+        if (version := content.get("format_version")) != FORMAT_VERSION:
+            raise MeidbenchError(f"{self.config} is of version {show(version)}; this is for {FORMAT_VERSION}")
+        return content
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -304,17 +331,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MeidbenchError(f"there is no checkpoint {path}; train the run first")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        version = int(content["format_version"])
-    except Exception as error:
-        # For damaged bytes torch raises errors of any type.
-        reason = (str(error) or repr(error)).splitlines()[0][:200]
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise TorchFileError("is empty")
+            content = load_torch_file(file)
+        if not isinstance(content, dict) or type(content.get("format_version")) is not int:
+            raise TorchFileError("has no format_version")
+    except OSError as error:
+        raise MeidbenchError(f"cannot read {path}: {error.strerror}") from None
+    except TorchFileError as error:
+        reason = str(error).splitlines()[0]
         raise MeidbenchError(
-            f"{path} is not a checkpoint of a run, or damaged: {reason}; remove it to start again"
+            f"{path} is not a checkpoint of a run, or damaged: it {reason}\n{checkpoint_remedy(path)}"
         ) from None
-    if version != CHECKPOINT_VERSION:
-        raise MeidbenchError(f"{path} is a checkpoint of version {version}; this is for {CHECKPOINT_VERSION}")
+    if (version := content["format_version"]) != CHECKPOINT_VERSION:
+        raise MeidbenchError(f"{path} is a checkpoint of version {show(version)}; this is for {CHECKPOINT_VERSION}")
     return dict(content)
+
+
+def checkpoint_remedy(path: Path) -> str:
+    """Return what to do about a checkpoint that cannot be used."""
+    again = "it to start again" if path.name == "last.pt" else "the run's folder to train it again"
+    return f"  remedy: put back a copy of the file, or remove {again}"
 
 
 def digest_weights(weights: Mapping[str, torch.Tensor]) -> str:

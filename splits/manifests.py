@@ -272,9 +272,12 @@ def home() -> Path:
     """Return the folder named by ``MEIDBENCH_HOME``, else the platform's cache folder; it may not exist yet."""
     if configured := os.environ.get("MEIDBENCH_HOME"):
         try:
-            return Path(configured).expanduser()
+            folder = Path(configured).expanduser()
         except RuntimeError as error:
             raise MeidbenchError(f"MEIDBENCH_HOME is {configured!r}: {error}") from None
+        if folder.exists() and not folder.is_dir():
+            raise MeidbenchError(f"MEIDBENCH_HOME is {configured!r}, which is a file; set it to a folder")
+        return folder
     from platformdirs import user_cache_path
 
     return user_cache_path("meidbench", appauthor=False)

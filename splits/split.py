@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from meidbench.annotations import Annotations
-from meidbench.checks import one_of
+from meidbench.checks import describe_missing, one_of
 from meidbench.errors import SplitError, bullet_list, first_few
-from meidbench.files import irregular_kind, written_whole
+from meidbench.files import written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
 from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, Thresholds, content_digest
@@ -204,8 +204,8 @@ class Split:
         """Sentences that a reader of numbers on this split needs; none for a published split as it was released."""
         again = "Build it again: meidbench build-splits"
         notes = {
-            CHANGED: f"the split calls itself released, but its content or its thresholds are others. {again}",
-            UNVERIFIED: f"the split calls itself released, but it has no content digest to verify this. {again}",
+            CHANGED: f"the split calls itself the published one, but its content or thresholds are others. {again}",
+            UNVERIFIED: f"the split calls itself the published one, but has no content digest to verify it. {again}",
         }
         found = [notes[self.variant]] if self.metadata.variant == RELEASED != self.variant else []
         official = self.benchmark_thresholds
@@ -316,8 +316,8 @@ def _label_pairs(rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
 
 def write_split(split: Split, path: Path) -> Path:
     """Write a split file; the same split gives the same bytes, and one that contradicts itself a ``SplitError``."""
-    facts = {"variant": split.variant, "content_digest": split.content_digest, "format_version": FORMAT_VERSION}
-    metadata = replace(split.metadata, **facts)
+    content, variant = split.content_digest, split.variant
+    metadata = replace(split.metadata, variant=variant, content_digest=content, format_version=FORMAT_VERSION)
     SplitMetadata.from_json(metadata.to_json())
     if problems := _unusable(split) or contradictions(split):
         raise SplitError(f"the split {split.dataset} contradicts itself:\n{bullet_list(problems)}")
@@ -336,10 +336,8 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     problems of a file that cannot be read, is of another format, or contradicts itself.
     """
     path = Path(path)
-    if kind := irregular_kind(path):
-        raise SplitError(f"{path} is {kind}, not a split file")
     if not path.is_file():
-        raise SplitError(f"there is no split file {path}")
+        raise SplitError(describe_missing("split file", path))
     try:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:

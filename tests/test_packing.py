@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from meidbench.cli.features import pack_features
-from meidbench.errors import FeatureError
+from meidbench.errors import FeatureError, OutputError
 from meidbench.features import open_features
 from meidbench.features.feature_file import DTYPES, STATUSES, Layout, read_header
 from meidbench.features.packing import pack
@@ -334,7 +334,7 @@ def test_an_output_is_not_overwritten_by_mistake(tmp_path):
     make_folder(tmp_path / "npy", FIXED)
     out = pack(tmp_path / "npy", tmp_path / "f.h5").path
     before = out.read_bytes()
-    with pytest.raises(FeatureError, match="is the source itself"):
+    with pytest.raises(OutputError, match="is the same file as the input"):
         pack(out, out)
     with pytest.raises(FeatureError, match=r"made with other settings(.|\n)*dtype: float16 there, int8 now"):
         pack(tmp_path / "npy", out, dtype="int8")

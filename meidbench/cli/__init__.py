@@ -8,6 +8,7 @@ from meidbench import __version__
 from meidbench.cli.benchmarks import datasets, download
 from meidbench.cli.evaluation import compare, evaluate
 from meidbench.cli.features import extract_features, merge_features, pack_features, verify_features
+from meidbench.cli.parameters import guarded_streams
 from meidbench.cli.splits import audit, build_splits, import_split, stats
 from meidbench.cli.training import demo, predict, reproduce, train
 from meidbench.errors import MeidbenchError
@@ -15,6 +16,10 @@ from meidbench.errors import MeidbenchError
 
 class _Group(click.Group):
     """Commands in the order of use; a problem with the data ends with exit code 1 and a message, not a traceback."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        with guarded_streams():
+            return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

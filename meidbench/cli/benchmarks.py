@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from meidbench.cli.parameters import DATASET, FOLDER, as_json
+from meidbench.cli.parameters import DATASET, FOLDER, as_json, command
 from meidbench.names import DATASETS
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-@click.command(
+@command(
     short_help="Show the files of each benchmark, and the missing ones.", epilog="\b\nExample:\n  meidbench datasets"
 )
 @as_json
@@ -60,7 +60,7 @@ def datasets(as_json: bool) -> None:
         click.echo(json.dumps(entries, indent=2, ensure_ascii=False))
 
 
-@click.command(epilog="\b\nExample:\n  meidbench download charadeslt --accept-licence")
+@command(epilog="\b\nExample:\n  meidbench download charadeslt --accept-licence")
 @click.argument("dataset", metavar="DATASET", type=DATASET)
 @click.option("--to", "folder", type=FOLDER, help="Folder to write to [default: where 'build-splits' looks for them].")
 @click.option("--accept-licence", is_flag=True, help="Accept the licence, which is shown in any case.")

@@ -6,9 +6,12 @@ import click
 
 from meidbench.cli.parameters import (
     FILE,
+    NAMED_FILE,
     SEED,
+    OutputFile,
     as_bytes,
     bootstrap_option,
+    command,
     json_file,
     option_with_default,
     print_result,
@@ -25,7 +28,7 @@ _allow_float16 = click.option(
 )
 
 
-@click.command(
+@command(
     short_help="Score predictions: overall, head, medium, tail mAP.",
     epilog="\b\nExample:\n"
     "  meidbench evaluate predictions.npz --split charadeslt \\\n      --bootstrap 1000 --json r.json",
@@ -34,7 +37,7 @@ _allow_float16 = click.option(
 @split_option
 @subset_option
 @json_file
-@click.option("--per-class", type=FILE, help="Write a CSV with the average precision of each class.")
+@click.option("--per-class", type=OutputFile(".csv"), help="Write a CSV with the average precision of each class.")
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
@@ -81,8 +84,6 @@ def evaluate(
         raise click.UsageError(
             "--bootstrap goes with --protocol tie-aware: the others give videos with the same score an arbitrary order"
         )
-    if per_class is not None and str(per_class) in ("-", str(json_file)):
-        raise click.UsageError("--per-class needs its own file")
     loaded = load_split(split)
     opened = open_predictions(predictions)
     scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
@@ -100,11 +101,11 @@ def evaluate(
     print_result(json_file, result.to_json(), f"{title}\n\n{evaluation_table(result)}")
 
 
-@click.command(
+@command(
     short_help="Compare runs: intervals, paired differences, wins and losses.",
     epilog="\b\nExample:\n  meidbench compare bce.npz meid@1.npz meid@2.npz \\\n      --split charadeslt --html r.html",
 )
-@click.argument("predictions", nargs=-1, required=True, metavar="PREDICTIONS...")
+@click.argument("predictions", nargs=-1, required=True, metavar="PREDICTIONS...", type=NAMED_FILE)
 @split_option
 @subset_option
 @click.option("--reference", help="The run that the others are compared with [default: the first].")
@@ -112,8 +113,10 @@ def evaluate(
 @_seed
 @_allow_float16
 @json_file
-@click.option("--latex", type=FILE, help="Write a table for a paper (booktabs).")
-@click.option("--html", type=FILE, help="Write one self-contained page: table, charts, per-class results.")
+@click.option("--latex", type=OutputFile(".tex"), help="Write a table for a paper (booktabs).")
+@click.option(
+    "--html", type=OutputFile(".html"), help="Write one self-contained page: table, charts, per-class results."
+)
 def compare(
     predictions: tuple[str, ...], split: str, subset: str, reference: str | None, bootstrap: int, seed: int,
     allow_float16: bool, json_file: Path | None, latex: Path | None, html: Path | None,
@@ -123,10 +126,6 @@ def compare(
     A run is a prediction file, or NAME=FILE; without a name, the run is named after its file. Runs named NAME@SEED are
     seeds of one method and are averaged. The spread over seeds is shown apart from the interval over videos.
     """
-    targets = [str(path) for path in (json_file, latex, html) if path is not None]
-    if len(set(targets)) < len(targets):
-        raise click.UsageError("--json, --latex and --html need a file each")
-
     from meidbench.evaluation.bootstrap import bootstrap_steps
     from meidbench.evaluation.compare import ComparedRun
     from meidbench.evaluation.compare import compare as compare_runs

@@ -3,25 +3,36 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from meidbench.cli.parameters import DATASET_OR_MANIFEST, FILE, FOLDER, SEED, as_json
+from meidbench.cli.parameters import (
+    DATASET_OR_MANIFEST,
+    FILE,
+    FOLDER,
+    INPUT_FOLDER,
+    SEED,
+    SPLIT,
+    OutputFile,
+    as_json,
+    command,
+)
 from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few
 from meidbench.names import DATASETS, GROUP_KEYS, PLOT_FORMATS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
 
 if TYPE_CHECKING:
     from meidbench.construction.plans import SplitPlan
+    from meidbench.splits.manifests import Manifest
     from meidbench.splits.split import Split
 
 _MANY = 50_000  # videos from which on a line tells the user what takes the time
 
 
-@click.command(
+@command(
     "build-splits",
     short_help="Build a benchmark's split, exactly as published, or draw a new one.",
     epilog="\b\nExamples:\n"
@@ -32,7 +43,9 @@ _MANY = 50_000  # videos from which on a line tells the user what takes the time
     "  meidbench build-splits filmlt.toml --set alpha=6",
 )
 @click.argument("dataset", type=DATASET_OR_MANIFEST)
-@click.option("--annotations", type=FOLDER, help="Folder of the official files [default: where 'download' puts them].")
+@click.option(
+    "--annotations", type=INPUT_FOLDER, help="Folder of the official files [default: where 'download' puts them]."
+)
 @click.option(
     "--out", type=FOLDER, help="Folder to write to [default: where other commands look by name; a plan's own folder]."
 )
@@ -143,7 +156,9 @@ def _build_released(
     split = build_released(dataset, annotations or annotations_folder(manifest.annotations))
     target = split_path(manifest.name)
     names = {subset: released.file for subset, released in manifest.released.items()}
-    written = _write(split, _places(out or target.parent, target.stem, names, formats))
+    places = _places(out or target.parent, target.stem, names, formats)
+    _refuse_lost_sources(places.values(), _annotation_files(manifest, annotations))
+    written = _write(split, places)
     digests = {released.file: released.sha256 for released in manifest.released.values()}
     for path in written:
         if path.name in digests and file_sha256(path) != digests[path.name]:
@@ -159,6 +174,16 @@ def _build_released(
         click.echo(f"known defect: {defect}", err=True)
 
 
+def _annotation_files(manifest: "Manifest | None", annotations: Path | None) -> list[Path]:
+    from meidbench.annotations import annotation_paths
+    from meidbench.splits.manifests import annotations_folder
+
+    if manifest is None:
+        return []
+    places = annotation_paths(manifest, annotations or annotations_folder(manifest.annotations))
+    return [path for paths in places.values() for path in paths]
+
+
 def _print_result(text: str, written: list[Path]) -> None:
     click.echo(f"{text}\n")
     for path in written:
@@ -169,6 +194,15 @@ def _places(folder: Path, stem: str, lists: Mapping[str, str], formats: tuple[st
     """Return the path of every file to write, by format or by the subset of a list."""
     places = {form: folder / f"{stem}.{form}" for form in ("parquet", "csv") if form in formats}
     return places | {subset: folder / lists[subset] for subset in SUBSETS if "lst" in formats}
+
+
+def _refuse_lost_sources(places: Iterable[Path], sources: Iterable[Path | None]) -> None:
+    """Refuse to replace a source of the split or a folder."""
+    from meidbench.checks import output_problems
+
+    inputs = [("the source", path) for path in sources if path is not None]
+    if problems := output_problems([("the output", path) for path in places], inputs):
+        raise SplitError(f"{bullet_list(problems)}\nChoose another --out.")
 
 
 def _write(split: "Split", places: dict[str, Path]) -> list[Path]:
@@ -185,14 +219,10 @@ def _write(split: "Split", places: dict[str, Path]) -> list[Path]:
     return list(places.values())
 
 
-def _refuse_loss(plan: "SplitPlan", places: list[Path], plan_path: Path) -> None:
+def _refuse_loss(sources: Iterable[Path | None], places: list[Path], plan_path: Path) -> None:
     """Refuse to replace a source of the split, a folder, or a split without a plan."""
-    inputs = [path.resolve() for path in (plan.table, plan.class_names, *plan.files) if path is not None]
-    for path in (*places, plan_path):
-        if path.resolve() in inputs:
-            raise SplitError(f"{path} is a source of the split; choose another --out")
-        if path.is_dir():
-            raise SplitError(f"{path} is a folder; choose another --out")
+    _refuse_lost_sources((*places, plan_path), sources)
+    for path in places:
         if path.exists() and not plan_path.exists():
             raise SplitError(f"{path} is there, without the plan that describes it; choose another --out, or remove it")
 
@@ -228,7 +258,8 @@ def _draw(
     ending = "lst" if plan.name == "videolt" else "txt"
     lists = {subset: f"{plan.stem}_{subset}.{ending}" for subset in SUBSETS}
     places = _places(folder, plan.stem, lists, formats)
-    _refuse_loss(plan, list(places.values()), plan_path)
+    sources = [plan.table, plan.class_names, *plan.files, *_annotation_files(plan.manifest, annotations)]
+    _refuse_loss(sources, list(places.values()), plan_path)
     # The plan comes first, so that the files beside it are known even if writing fails.
     with written_whole(plan_path) as temporary:
         temporary.write_text(render_plan(plan, made, folder), encoding="utf-8", newline="\n")
@@ -269,17 +300,23 @@ def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
         return None
 
 
-@click.command(
+def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (not value.strip() or not value.isprintable() or set("/\\") & set(value)):
+        raise click.BadParameter(f"{value!r} is no name: files are named after it, so it has no separator", ctx, param)
+    return value
+
+
+@command(
     "import-split",
     short_help="Make a split file from your own table.",
     epilog="\b\nExample:\n  meidbench import-split videos.csv --out mine.parquet \\\n"
     "      --head-above 100 --tail-up-to 20",
 )
 @click.argument("table", type=FILE)
-@click.option("--out", type=FILE, required=True, help="The split file to write (Parquet).")
+@click.option("--out", type=OutputFile(".parquet"), required=True, help="The split file to write (Parquet).")
 @click.option("--head-above", type=click.IntRange(min=0), required=True, help="Head: more training videos than this.")
 @click.option("--tail-up-to", type=click.IntRange(min=0), required=True, help="Tail: at most this many.")
-@click.option("--name", help="The benchmark's name [default: the table's file name without its ending].")
+@click.option("--name", callback=_read_name, help="The benchmark's name [default: that of the table's file].")
 @click.option("--class-names", type=FILE, help="One name per line, by class index; needed where labels are names.")
 def import_split(
     table: Path, out: Path, head_above: int, tail_up_to: int, name: str | None, class_names: Path | None
@@ -293,9 +330,6 @@ def import_split(
     """
     if tail_up_to > head_above:
         raise click.UsageError("--tail-up-to must not lie above --head-above")
-    for what, path in (("table", table), ("class names", class_names)):
-        if path is not None and out.absolute() == path.absolute():
-            raise click.UsageError(f"--out would overwrite the {what}")
     from meidbench.annotations.tables import split_from_table
     from meidbench.report.text import statistics_table
     from meidbench.splits.split import write_split
@@ -308,12 +342,14 @@ def import_split(
     click.echo(f"\nwrote {out}")
 
 
-@click.command(
+@command(
     short_help="Print Table 1 for split files.",
     epilog="\b\nExample:\n  meidbench stats charadeslt charadesegolt --plot frequencies.svg",
 )
-@click.argument("splits", nargs=-1, required=True, metavar="SPLIT...")
-@click.option("--plot", type=FILE, help="Draw the class frequency curves to FILE (.png, .svg or .pdf).")
+@click.argument("splits", nargs=-1, required=True, metavar="SPLIT...", type=SPLIT)
+@click.option(
+    "--plot", type=OutputFile(*PLOT_FORMATS), help="Draw the class frequency curves to FILE (.png, .svg or .pdf)."
+)
 @as_json
 def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     """Print the statistics of Table 1 for each SPLIT: a split file, or a built benchmark's name."""
@@ -345,11 +381,11 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
         click.echo(f"wrote {plot_class_frequencies(loaded, plot)}", err=True)
 
 
-@click.command(
+@command(
     short_help="Look for leakage and inconsistencies in a split.",
     epilog="\b\nExample:\n  meidbench audit charadesegolt --strict",
 )
-@click.argument("split")
+@click.argument("split", type=SPLIT)
 @click.option("--strict", is_flag=True, help="End with exit code 1 if anything is found.")
 @as_json
 def audit(split: str, strict: bool, as_json: bool) -> None:

@@ -109,9 +109,6 @@ class Comparison:
     variant: str
     subset: str
     split_digest: str
-    content_digest: str
-    thresholds: Thresholds
-    notes: tuple[str, ...]
     videos: int
     reference: str
     replicates: int
@@ -120,6 +117,9 @@ class Comparison:
     group_classes: dict[str, int]
     classes: tuple[ClassFacts, ...]
     methods: tuple[MethodResult, ...]
+    content_digest: str = ""
+    thresholds: Thresholds | None = None
+    notes: tuple[str, ...] = ()
     protocol: str = "tie-aware"
     format_version: int = 1
 

@@ -146,15 +146,15 @@ class Result(Measures):
     variant: str
     subset: str
     split_digest: str
-    content_digest: str
-    thresholds: Thresholds
-    notes: tuple[str, ...]
     protocol: str
     mAP: MeanAP
     groups: dict[str, Group]
     diagnostics: Diagnostics
     per_class: tuple[ClassResult, ...]
     other_protocols: dict[str, MeanAP]
+    content_digest: str = ""
+    thresholds: Thresholds | None = None
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     intervals: Intervals | None = None
     format_version: int = FORMAT_VERSION

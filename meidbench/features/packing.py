@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from meidbench import __version__
-from meidbench.checks import one_of
+from meidbench.checks import one_of, refuse_lost_inputs
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.features import NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import DTYPES, FAILED, READY, Layout, Recipe, read_header, stored_checksums
 from meidbench.features.records import StoredVideos, VideoRows, encode, is_faithful, read_rows
 from meidbench.features.source import FeatureSource, UnusableVideo, is_usable_id
 from meidbench.features.store import FeatureWriter, feature_writer
+from meidbench.files import resolve_output
 from meidbench.names import BACKBONES, ProgressBar, Report
 
 _Item = TypeVar("_Item")
@@ -90,9 +91,11 @@ def pack(
 
     Raises
     ------
+    OutputError
+        The output is the source, or no regular file.
     FeatureError
-        No video is usable (no file is written then), or they are C x T; the output is the source, is being written,
-        was made with other settings, or holds
+        No video is usable (no file is written then), or they are C x T; the output is being written, was made with
+        other settings, or holds
         videos that the source no longer has; the disk is full.
 
     Examples
@@ -109,11 +112,10 @@ def pack(
     one_of("dtype", dtype, tuple(DTYPES), FeatureError)
     if isinstance(only, str):
         raise FeatureError(f"only must be a collection of ids, got the text {only!r}")
-    out, report = Path(out), report or (lambda line: None)
+    out, report = resolve_output(Path(out), regular=True), report or (lambda line: None)
     progress = progress or (lambda title, total: nullcontext(lambda steps: None))
     videos = StoredVideos(open_features(source))
-    if out.absolute() == videos.source.path:
-        raise FeatureError(f"{out} is the source itself; choose another name for the output")
+    refuse_lost_inputs(out, [videos.source.path])
     index = _read_index(videos, only, progress)
     _check_width(index, videos.source, backbone, report)
     timed = videos.header is not None and videos.header.layout.timed

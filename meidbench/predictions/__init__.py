@@ -6,8 +6,8 @@ The sizes that a file announces are compared with the file before anything is al
 from collections.abc import Callable
 from pathlib import Path
 
+from meidbench.checks import describe_missing
 from meidbench.errors import PredictionError
-from meidbench.files import irregular_kind
 from meidbench.predictions.arrays import Hdf5File, NpzFile
 from meidbench.predictions.base import PredictionFile, TableFile
 from meidbench.predictions.parquet import ParquetFile
@@ -33,10 +33,8 @@ def open_predictions(path: Path) -> PredictionFile:
         The file does not exist, is empty, damaged, or of an unknown form.
     """
     path = Path(path)
-    if kind := irregular_kind(path):
-        raise PredictionError(f"{path} is {kind}, not a prediction file")
     if not path.is_file():
-        raise PredictionError(f"there is no prediction file {path}")
+        raise PredictionError(describe_missing("prediction file", path))
     with path.open("rb") as stream:
         start = stream.read(8)
     if not start:

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -54,6 +54,17 @@ def format_percent(share: float, replicates: int) -> str:
     if 100 * share > 100 - least:
         return f"> {format_number(100 - least, 1)} %"
     return f"{format_number(100 * share, 1)} %"
+
+
+def excludes_zero(low: float, high: float) -> bool:
+    """Return whether the digits that ``format_interval`` shows say that an interval does not contain 0.
+
+    Examples
+    --------
+    >>> excludes_zero(0.001, 0.2), excludes_zero(-0.01, -0.0004), format_interval(-0.01, -0.0004, with_sign=True)
+    (True, False, '[−0.010, 0.000]')
+    """
+    return round(low, 3) > 0 or round(high, 3) < 0
 
 
 def find_best(values: Sequence[float]) -> frozenset[int]:
@@ -176,6 +187,27 @@ def evaluation_table(result: Result) -> str:
 
 def _range(low: float, high: float) -> str:
     return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+
+
+def make_cells_safe(cells: Iterable[object]) -> list[object]:
+    """Return the cells of a CSV row for people: a text that a spreadsheet would run gets an apostrophe before it.
+
+    Numbers stay as they are, also as text. Source: OWASP, "CSV Injection".
+
+    Examples
+    --------
+    >>> make_cells_safe(["=1+1", "@home", "-0.25", -1, "to run"])
+    ["'=1+1", "'@home", '-0.25', -1, 'to run']
+    """
+    return [f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell for cell in cells]
+
+
+def _is_formula(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    return False
 
 
 def comparison_table(comparison: Comparison) -> str:

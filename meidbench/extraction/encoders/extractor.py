@@ -1,6 +1,7 @@
 """From decoded frames to rows of features: preprocessing and backbone, on one device."""
 
 import platform
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -30,10 +31,10 @@ def choose_device(name: str) -> torch.device:
     """Return the device of this name, or raise FeatureError; ``auto`` is the GPU, or the CPU without one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise FeatureError(f"{name!r} is no device that can be used; known: auto, cpu, cuda, cuda:N")
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("it is neither a CPU nor a CUDA device")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).partition("\n")[0]

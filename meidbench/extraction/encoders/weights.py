@@ -327,6 +327,7 @@ def load_torch_file(file: IO[bytes]) -> Any:
         The file is damaged, of another kind, or holds objects that only unpickling would make.
     """
     try:
+        file.seek(0)
         # A tar archive may begin with any name; torch would unpack its own former format to disk.
         if tarfile.is_tarfile(file):
             raise TorchFileError("is a tar archive; unpack it, or save its weights again with torch.save", True)
@@ -367,7 +368,7 @@ def _check_archive(file: IO[bytes]) -> Counter[int]:
     return Counter(member.file_size for member in members)
 
 
-def _keep_on_cpu(sizes: Counter[int] | None, storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+def _keep_on_cpu(sizes: Counter[int] | None, storage: Any, location: str) -> Any:
     """Refuse a storage that announces more bytes than the archive has for it, which torch would read beyond."""
     if sizes is not None:
         sizes[storage.nbytes()] -= 1
