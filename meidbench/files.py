@@ -218,17 +218,6 @@ def file_sha256(path: Path) -> str:
     return hash_file(path).hexdigest()
 
 
-def irregular_kind(path: Path | int) -> str:
-    """Return what is at a path, or behind a descriptor, if it is no regular file: reading it could last for ever.
-
-    Empty for a regular file, for a link to one, and where nothing exists.
-    """
-    if (found := find_stat(path)) is None or stat.S_ISREG(found.st_mode):
-        return ""
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(found.st_mode), "a device")
-
-
 @contextmanager
 def locked(target: Path, when_taken: Callable[[], None]) -> Iterator[None]:
     """Lock a file in an existing folder against other processes; wait while another process holds the lock.

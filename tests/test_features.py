@@ -707,12 +707,12 @@ def test_a_fifo_is_never_waited_for(tmp_path, run):
     os.mkfifo(tmp_path / "f.h5")
     (folder / "zero.npy").symlink_to("/dev/zero")
     message = refusal(open_features(folder), *LENGTHS, "pipe", "zero")
-    assert "  - 2 cannot be read: pipe (a FIFO, not a file), zero (a device, not a file)\n" in message
+    assert "  - 2 cannot be read: pipe (no regular file), zero (no regular file)\n" in message
     outcome = run("verify-features", folder)
-    assert outcome.exit_code == 1 and "a FIFO, not a file" in outcome.stdout
-    assert "a FIFO, not a file" in run("pack-features", folder, "--out", tmp_path / "packed.h5").stdout
+    assert outcome.exit_code == 1 and "pipe (cannot be read (no regular file))" in outcome.stdout
+    assert "no regular file" in run("pack-features", folder, "--out", tmp_path / "packed.h5").stdout
     for arguments in (("verify-features",), ("merge-features", "--out", tmp_path / "merged.h5")):
         outcome = run(*arguments, tmp_path / "f.h5")
-        assert (outcome.exit_code, "f.h5 is a FIFO; expected" in outcome.stderr) == (1, True)
+        assert (outcome.exit_code, "f.h5 is no regular file; expected" in outcome.stderr) == (1, True)
     outcome = run("merge-features", folder, "--out", tmp_path / "merged.h5")
     assert (outcome.exit_code, outcome.stderr) == (1, f"Error: {folder} is a folder; expected a feature file\n")

@@ -8,7 +8,7 @@ import h5py
 from meidbench.errors import FeatureError
 from meidbench.features.feature_file import PackedFile, is_feature_file
 from meidbench.features.source import HDF5_GROUP, PROBLEMS, FeatureSource, GroupedFile, Handle, NpyFolder
-from meidbench.files import irregular_kind, open_inside, rehearse
+from meidbench.files import open_inside, rehearse
 
 __all__ = ["PROBLEMS", "FeatureSource", "GroupedFile", "NpyFolder", "PackedFile", "open_features"]
 
@@ -47,8 +47,8 @@ def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource
     expected = f"expected a folder of VIDEO_ID.npy, or an HDF5 file with /{HDF5_GROUP}/VIDEO_ID"
     if not path.exists():
         raise FeatureError(f"there are no features at {path}; {expected}")
-    if kind := irregular_kind(path):
-        raise FeatureError(f"{path} is {kind}; {expected}")
+    if not path.is_file():
+        raise FeatureError(f"{path} is no regular file; {expected}")
     if not h5py.is_hdf5(path):
         raise FeatureError(f"{path} is not an HDF5 file; {expected}\nUnpack it first if it is an archive.")
     if not is_feature_file(path) and (problem := rehearse(path, _INDEX)):

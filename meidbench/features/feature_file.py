@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.checks import one_of
+from meidbench.checks import describe_missing, one_of
 from meidbench.errors import FeatureError
 from meidbench.features.source import Array, FeatureSource, Handle, UnusableVideo, check_array
-from meidbench.files import irregular_kind, open_inside
+from meidbench.files import open_inside
 
 FORMAT = "meidbench-features"
 FORMAT_VERSION = 1
@@ -134,8 +134,8 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read all except the rows of a file that ``create`` made; refuse a damaged one, and another version or file."""
-    if kind := irregular_kind(path):
-        raise FeatureError(f"{path} is {kind}; expected a feature file")
+    if not path.is_file():
+        raise FeatureError(describe_missing("feature file", path))
     try:
         with h5py.File(path, "r") as file:
             return _read_header(file)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import stat
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -21,7 +22,7 @@ from numpy.lib import format as npy
 from tqdm import tqdm
 
 from meidbench.errors import FeatureError, bullet_list, first_few
-from meidbench.files import irregular_kind, open_inside
+from meidbench.files import open_inside
 
 # The words for each problem, in the order in which a message lists them.
 PROBLEMS = {
@@ -307,10 +308,10 @@ class _Header(NamedTuple):
 
 def _read_header(stream: FileIO) -> _Header:
     """Read the header of a ``.npy`` file and check it against the size of the file."""
-    if kind := irregular_kind(stream.fileno()):
-        raise UnusableVideo("unreadable", f"{kind}, not a file")
-    head = stream.read(_USUAL_HEADER)
-    size = os.fstat(stream.fileno()).st_size
+    facts = os.fstat(stream.fileno())
+    if not stat.S_ISREG(facts.st_mode):
+        raise UnusableVideo("unreadable", "no regular file")
+    head, size = stream.read(_USUAL_HEADER), facts.st_size
     try:
         try:
             # Most videos of a dataset have the same header, and parsing costs more than reading.
