@@ -268,7 +268,8 @@ def _open_container(path: str) -> InputContainer:
         return av.open(path, container_options=options)
     except UnicodeDecodeError:
         replaced: dict[str, Any] = {"metadata_errors": "replace"}
-        return av.open(path, container_options=options, **replaced)
+        container: InputContainer = av.open(path, container_options=options, **replaced)
+        return container
 
 
 @contextmanager
