@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from meidbench.annotations import Annotations
-from meidbench.checks import one_of
+from meidbench.checks import describe_missing, one_of
 from meidbench.errors import SplitError, bullet_list, first_few
-from meidbench.files import describe_missing, written_whole
+from meidbench.files import written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
 from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, Thresholds, content_digest
