@@ -17,12 +17,12 @@ from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
 from meidbench.baselines.run_folder import RunFolder, digest_recipe
-from meidbench.checks import read_json
+from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.evaluate import average_precision, evaluate_scores, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
-from meidbench.files import refuse_lost_inputs, written_whole
+from meidbench.files import written_whole
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
@@ -200,6 +200,7 @@ def _check_predictions(folder: RunFolder, split: Split, subset: str, told: MeanA
     if not path.is_file():
         raise MeidbenchError(f"{path} is missing")
     scores = align_predictions(read_predictions(path), split, subset)
+    assert isinstance(scores, np.ndarray)  # no limit of memory was given
     measured = mean_by_group(average_precision(scores, split.labels(subset)), split)
     # Another machine may add up in another order.
     if not np.allclose(list(asdict(measured).values()), list(asdict(told).values()), rtol=0, atol=1e-9, equal_nan=True):

@@ -136,22 +136,22 @@ class Learner:
 
     def _list_problems(self, content: dict[str, Any]) -> list[str]:
         """Compare the types, shapes and ranges in a checkpoint with those that this learner would write."""
+        adam = self.optimiser.state_dict()
         expected = {
             "model": self.module.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": adam,
             "scaler": self.scaler.state_dict(),
             "position": self._position_table(),
             "log_position": 0,
         }
         if missing := [name for name in (*expected, "running_ap") if name not in content]:
             return [f"{first_few(missing)} is missing"]
-        optimiser = content["optimiser"]
-        state = optimiser.get("state") if isinstance(optimiser, dict) else None
-        if isinstance(state, dict):  # Adam has a state only for weights that have had a gradient
-            known = {index: weight for index, weight in enumerate(self.weights) if index in state}
-            expected["optimiser"]["state"] = {
+        stored = content["optimiser"].get("state") if isinstance(content["optimiser"], dict) else None
+        if isinstance(stored, dict):  # Adam has a state only for weights that have had a gradient
+            adam["state"] = {
                 index: {"step": torch.zeros(()), "exp_avg": weight.detach(), "exp_avg_sq": weight.detach()}
-                for index, weight in known.items()
+                for index, weight in enumerate(self.weights)
+                if index in stored
             }
         problems = _list_misfits({name: content[name] for name in expected}, expected)
         problems = problems or self._list_odd_numbers(content)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from material import TOY, TOY_MANIFEST
 
+from meidbench.checks import is_same_file, output_problems
 from meidbench.errors import OutputError
 from meidbench.features.packing import pack
-from meidbench.files import is_same_file, locked, output_problems, written_whole
+from meidbench.files import locked, written_whole
 
 PREDICTIONS = TOY / "predictions.npz"
 

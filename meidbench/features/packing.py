@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from meidbench import __version__
-from meidbench.checks import one_of
+from meidbench.checks import one_of, refuse_lost_inputs
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.features import NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import DTYPES, FAILED, READY, Layout, Recipe, read_header, stored_checksums
 from meidbench.features.records import StoredVideos, VideoRows, encode, is_faithful, read_rows
 from meidbench.features.source import FeatureSource, UnusableVideo, is_usable_id
 from meidbench.features.store import FeatureWriter, feature_writer
-from meidbench.files import refuse_lost_inputs, resolve_output
+from meidbench.files import resolve_output
 from meidbench.names import ProgressBar, Report
 
 _Item = TypeVar("_Item")

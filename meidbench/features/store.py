@@ -33,7 +33,7 @@ from meidbench.features.feature_file import (
     stored_checksums,
 )
 from meidbench.features.records import VideoRows, read_rows
-from meidbench.files import locked, replace_file, resolve_output, written_whole
+from meidbench.files import locked, make_parent, replace_file, resolve_output, written_whole
 from meidbench.names import Report
 
 _COMMIT_EVERY = 1.0  # seconds
@@ -93,7 +93,7 @@ def feature_writer(
         raise FeatureError(f"another process is writing {path}; wait for it, or choose another name for the output")
 
     path = resolve_output(path, regular=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     with locked(path, refuse):
         for left in path.parent.glob(f".{glob.escape(partial_path(path).name)}.*"):
             left.unlink()  # of a run that was killed before its file had a name
@@ -226,10 +226,10 @@ class FeatureWriter:
     def _out_of_space(self, error: OSError) -> FeatureError:
         reason = error.strerror or error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return FeatureError(f"cannot write {self.place}: {reason}; run the same command again to continue")
+            return FeatureError(f"cannot write {self.path}: {reason}; run the same command again to continue")
         safe = len(self.status) - len(self.pending) - len(self._uncommitted)
         return FeatureError(
-            f"no space is left for {self.place} ({reason}); {safe:,} of {len(self.status):,} videos are safe in it.\n"
+            f"no space is left for {self.path} ({reason}); {safe:,} of {len(self.status):,} videos are safe.\n"
             "Make room and run the same command again: it continues from there."
         )
 

@@ -368,7 +368,7 @@ def _check_archive(file: IO[bytes]) -> Counter[int]:
     return Counter(member.file_size for member in members)
 
 
-def _keep_on_cpu(sizes: Counter[int] | None, storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+def _keep_on_cpu(sizes: Counter[int] | None, storage: Any, location: str) -> Any:
     """Refuse a storage that announces more bytes than the archive has for it, which torch would read beyond."""
     if sizes is not None:
         sizes[storage.nbytes()] -= 1
