@@ -187,6 +187,28 @@ class FeatureWriter:
             replace_file(self.place, self.path)
             self.place = self.path
 
+    def refuse_failures(self, what: str) -> None:
+        """Raise ``FeatureError`` where all videos of a new file failed, and remove it: it would block other settings.
+
+        ``what`` is a verb for the message, such as ``packed``.
+        """
+        if len(self.pending) or np.isin(self.status, READY).any() or self.place == self.path:
+            return
+        self.commit()
+        header = read_header(self.place)
+        with self.place.open("rb") as stream:
+            reasons = [
+                f"{video_id}: {read_rows(stream, header, position).reason}"
+                for position, video_id in enumerate(self.layout.video_ids[:5])
+            ]
+        self._stream.close()
+        self.place.unlink()
+        number = len(self.status)
+        more = [f"and {number - 5:,} more"] if number > 5 else []
+        raise FeatureError(
+            f"none of the {number:,} videos can be {what}; no file is written:\n{bullet_list(reasons + more)}"
+        )
+
     def close(self) -> None:
         """Commit and close; the next run continues an unfinished file."""
         if not self._stream.closed:
