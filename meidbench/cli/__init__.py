@@ -22,7 +22,7 @@ from meidbench.errors import MeidbenchError, RequestError, escape_controls, miss
 # SIGHUP comes when a terminal is closed; Windows does not have it.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _GOES_ON = "the same command goes on"
-# What an interrupted command leaves; every other command leaves its outputs as they were.
+# The work that an interrupted command keeps; every other command leaves its outputs as they were.
 _KEPT = {
     "download": f"the bytes received so far are kept; {_GOES_ON}",
     "extract-features": f"the finished videos are kept; {_GOES_ON}",
