@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from meidbench.baselines.augmentation import AUGMENTATIONS, Augmentation
 from meidbench.baselines.losses import LOSSES, Loss
 from meidbench.baselines.models import MODELS, Model, ModelInputs
 from meidbench.baselines.samplers import SAMPLERS, VideoSampler
-from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass
+from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass, show
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.evaluation.evaluate import subset_positives
 from meidbench.loading.motion import STATIC, WHEN, Motion
@@ -19,6 +20,7 @@ from meidbench.names import PRECISIONS, RESIDENT, SAMPLINGS, SELECTION_SUBSETS
 from meidbench.splits.split import Split
 
 EXAMPLE_SETTING = "schedule.lr=0.001"
+MOST = 1_000_000  # epochs, videos per step, rows per video; no run needs more, and memory ends long before
 # The components of a run, by the key of the configuration that chooses one.
 FAMILIES: dict[str, Mapping[str, type]] = {
     "model": MODELS,
@@ -62,14 +64,14 @@ def _read_choice(family: str, table: Any, default: Choice, prefix: str, problems
     known = FAMILIES[family]
     name = table.get("name", default.name) if isinstance(table, dict) else None
     if not isinstance(name, str) or name not in known:
-        problems.append(f"unknown {prefix}{family}.name {name!r}; known: {', '.join(known)}")
+        problems.append(f"unknown {prefix}{family}.name {show(name)}; known: {', '.join(known)}")
         return default
     options, hints = {}, known_options(known[name])
     for key, value in table.items():
         if key in hints:
             valid, options[key] = convert(value, hints[key])
             if not valid:
-                problems.append(f"{prefix}{family}.{key} must be {describe_type(hints[key])}, got {value!r}")
+                problems.append(f"{prefix}{family}.{key} must be {describe_type(hints[key])}, got {show(value)}")
         elif key != "name":
             problems.append(f"unknown key {prefix}{family}.{key}; known of {name}: {', '.join(['name', *hints])}")
     return Choice(name, options)
@@ -80,7 +82,7 @@ def _read_epochs(key: str, value: Any, default: tuple[int, ...], prefix: str, pr
     if valid and list(epochs) == sorted(set(epochs)) and min(epochs, default=0) >= 0:
         return tuple(epochs)
     wanted = "rising epochs" if valid else describe_type(tuple[int, ...])
-    problems.append(f"{prefix}{key} must be {wanted}, got {value!r}")
+    problems.append(f"{prefix}{key} must be {wanted}, got {show(value)}")
     return default
 
 
@@ -105,16 +107,39 @@ class Schedule:
     precision: str = "fp32"
 
     _least: ClassVar[dict[str, float]] = {"epochs": 1, "batch_size": 1, "accumulate": 1, "decay": 0, "weight_decay": 0}
+    _most: ClassVar[dict[str, float]] = dict.fromkeys(("epochs", "batch_size", "accumulate"), MOST)
     _above: ClassVar[dict[str, float]] = {"lr": 0, "clip_norm": 0}
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"precision": PRECISIONS}
 
     def __post_init__(self) -> None:
-        if self.lr > 3.4e38:
-            raise MeidbenchError(f"schedule.lr={self.lr} is beyond float32")
+        try:
+            largest = max(self.lr, self.learning_rate(self.epochs))
+        except OverflowError:
+            largest = math.inf
+        if largest > 3.4e38:
+            raise MeidbenchError(f"the learning rate {largest} is beyond float32; lower schedule.lr or schedule.decay")
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""
         return self.lr * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+
+    def describe_late_milestones(self) -> str:
+        """Say which milestones lie beyond the last epoch; empty where none does.
+
+        Examples
+        --------
+        >>> Schedule(epochs=3).describe_late_milestones()
+        'the milestones 30, 60 lie beyond the 3 epochs: the learning rate never falls (set schedule.milestones)'
+        """
+        late = [str(milestone) for milestone in self.milestones if milestone >= self.epochs]
+        if not late:
+            return ""
+        is_one, falls = len(late) == 1, len(self.milestones) - len(late)
+        effect = f"falls {'once' if falls == 1 else f'{falls} times'} only" if falls else "never falls"
+        return (
+            f"the milestone{'' if is_one else 's'} {', '.join(late)} lie{'s' if is_one else ''} beyond the "
+            f"{self.epochs} epochs: the learning rate {effect} (set schedule.milestones)"
+        )
 
 
 @dataclass(frozen=True)
@@ -128,6 +153,7 @@ class Frames:
     replacement: bool = True
 
     _least: ClassVar[dict[str, float]] = {"train": 1, "test": 1}
+    _most: ClassVar[dict[str, float]] = {"train": MOST, "test": MOST}
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"train_sampling": SAMPLINGS, "test_sampling": SAMPLINGS}
 
 
@@ -170,6 +196,7 @@ class Execution:
     checkpoint_minutes: float | None = 10.0  # likewise; the clock is read every log_every steps
 
     _least: ClassVar[dict[str, float]] = {"prefetch": 0, "log_every": 1, "checkpoint_steps": 1}
+    _most: ClassVar[dict[str, float]] = {"prefetch": MOST}
     _above: ClassVar[dict[str, float]] = {"checkpoint_minutes": 0}
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"resident": RESIDENT}
 
@@ -200,6 +227,10 @@ class Config:
 
     _least: ClassVar[dict[str, float]] = {"seed": 0}
     _known: ClassVar[dict[str, tuple[str, ...]]] = {"running_ap": ("untouched", "second_pass")}
+
+    def __post_init__(self) -> None:
+        if self.first_stage is not None and self.first_stage.first_stage is not None:
+            raise MeidbenchError("a first stage has no first stage of its own")
 
     @classmethod
     def from_tables(cls, tables: Table) -> "Config":

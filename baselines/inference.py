@@ -1,11 +1,10 @@
 """Scoring with a trained model: raw logits, in evaluation mode and full precision; and reading a finished run."""
 
-import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,17 @@ from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
 from meidbench.baselines.run_folder import RunFolder, digest_recipe
-from meidbench.errors import FeatureError, MeidbenchError, first_few
-from meidbench.evaluation.evaluate import evaluate_scores
+from meidbench.checks import read_json, refuse_lost_inputs
+from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
+from meidbench.evaluation.evaluate import average_precision, evaluate_scores, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
+from meidbench.features.row_checks import RowCheck, check_rows
 from meidbench.files import written_whole
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
-from meidbench.predictions.align import run_warnings, write_predictions
+from meidbench.predictions.align import align_predictions, read_predictions, run_warnings, write_predictions
 from meidbench.splits.split import Split, load_split
 
 # VideoLT's batch in training; without gradients it always fits into memory.
@@ -107,6 +108,42 @@ def score_subset(
     return scores
 
 
+def check_together(
+    processes: ProcessGroup,
+    features: FeatureSource,
+    split: Split,
+    subsets: Sequence[str],
+    check: str,
+    seed: int,
+    progress: ProgressBar,
+    report: Report,
+) -> RowCheck:
+    """Check the rows of subsets in the first process (``check_rows``); a refusal ends all processes."""
+    refusal, rows = None, RowCheck("", 0, 0, "", False)
+    if processes.is_first:
+        try:
+            rows = check_rows(features, split, subsets, check=check, seed=seed, progress=progress)
+            report(str(rows))
+        except MeidbenchError as error:
+            refusal = error
+    processes.raise_together(refusal)
+    return rows
+
+
+def report_repeated_rows(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
+    """Report how many videos have fewer rows than a run takes of each, so that rows are repeated."""
+    for key, frames, subsets in (
+        ("frames.train", config.frames.train, ("train",)),
+        ("frames.test", config.frames.test, SELECTION_SUBSETS),
+    ):
+        counts = features.check([video_id for subset in subsets for video_id in split.video_ids(subset)])
+        if frames is not None and (few := int((counts < frames).sum())):
+            report(
+                f"warning: {few:,} of {len(counts):,} videos of {' and '.join(subsets)} have fewer rows than "
+                f"{key}={frames} (the shortest has {counts.min():,}): rows are repeated; --set {key}=N takes fewer"
+            )
+
+
 def describe_run(config: Config, epoch: int) -> dict[str, Any]:
     """Return the facts about a run that its prediction files hold; ``evaluate`` warns of ``select_on`` test."""
     subsets = {stage.selection.subset for stage in (config, config.first_stage) if stage is not None}
@@ -153,24 +190,58 @@ class Trained:
     was_finished: bool
 
 
-def read_trained(folder: RunFolder, split: Split, *, just_finished: bool = False) -> Trained | None:
-    """Return a finished run; None where it is not finished."""
+def read_trained(
+    folder: RunFolder, split: Split, *, just_finished: bool = False, report: Report = lambda line: None
+) -> Trained | None:
+    """Return a finished run; None where it is not finished, or its files are damaged, of which ``report`` tells.
+
+    Predictions are read and scored again, because a result has no checksum, unless the run has ``just_finished``.
+    """
     means: dict[str, MeanAP] = {}
     warnings: dict[str, None] = {}  # a set in order
+    problems = []
     for subset in SELECTION_SUBSETS:
         if not len(split.rows(subset)):
             continue
         file = folder.result(subset)
-        if not file.is_file() or not folder.predictions(subset).is_file():
+        if not file.is_file():
             return None
         try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-            values = {group: math.nan if value is None else value for group, value in result["mAP"].items()}
-            means[subset] = MeanAP(**values)
-            warnings |= dict.fromkeys(result["warnings"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MeidbenchError(f"{file} is damaged ({error}); remove it to score again") from None
+            result = _read_result(file)
+            if not just_finished:
+                _check_predictions(folder, split, subset, result[0])
+        except MeidbenchError as error:
+            problems.append(str(error))
+            continue
+        means[subset] = result[0]
+        warnings |= dict.fromkeys(result[1])
+    if problems:
+        report(f"{folder.path} was finished, and is scored again with {folder.best.name}:\n{bullet_list(problems)}")
+        return None
     return Trained(folder.path, means, tuple(warnings), not just_finished)
+
+
+def _read_result(file: Path) -> tuple[MeanAP, list[str]]:
+    """Return the mean AP and the warnings in a result of a run."""
+    content = read_json(file)
+    try:
+        values = {group: math.nan if value is None else float(value) for group, value in content["mAP"].items()}
+        return MeanAP(**values), [str(warning) for warning in content["warnings"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MeidbenchError(f"{file} is damaged ({error!r})") from None
+
+
+def _check_predictions(folder: RunFolder, split: Split, subset: str, told: MeanAP) -> None:
+    """Refuse predictions that are missing or damaged, or whose mean AP is not that of the result."""
+    path = folder.predictions(subset)
+    if not path.is_file():
+        raise MeidbenchError(f"{path} is missing")
+    scores = align_predictions(read_predictions(path), split, subset)
+    assert isinstance(scores, np.ndarray)  # no limit of memory was given
+    measured = mean_by_group(average_precision(scores, split.labels(subset)), split)
+    # Another machine may add up in another order.
+    if not np.allclose(list(asdict(measured).values()), list(asdict(told).values()), rtol=0, atol=1e-9, equal_nan=True):
+        raise MeidbenchError(f"{folder.result(subset)} is not the result of {path.name}")
 
 
 def predict(
@@ -181,6 +252,7 @@ def predict(
     split: Split | str | Path | None = None,
     features: FeatureSource | str | os.PathLike[str] | None = None,
     device: str = "auto",
+    check: str = "auto",
     progress: ProgressBar = show_no_progress,
     report: Report = lambda line: None,
 ) -> Path:
@@ -197,8 +269,8 @@ def predict(
     split, features : optional
         Those of the run, at their old paths, where they are left out.
     device : str
-    progress, report : callable
-        As for ``train``.
+    check, progress, report
+        As for ``train``. The prediction file records ``check`` where not all rows were read.
 
     Returns
     -------
@@ -208,10 +280,13 @@ def predict(
     Raises
     ------
     MeidbenchError
-        There is no run or checkpoint, or the split or the features do not fit it.
+        There is no run or checkpoint, the split or the features do not fit it, or the output is one of these files.
     """
     folder = RunFolder(Path(run))
     config, inputs = folder.read()
+    sources = (inputs.split_path, inputs.features_path, split, features)
+    paths = [Path(source) for source in sources if source and isinstance(source, str | os.PathLike)]
+    refuse_lost_inputs(Path(out), [*folder.files(), *paths])
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
         if given is None and not before:
             raise MeidbenchError(f"the run does not record the path of its {name}; give it with --{name}")
@@ -230,6 +305,7 @@ def predict(
             raise FeatureError(
                 f"{folder.path} was trained on features of width {inputs.dim}, {source.path} has {source.dim}"
             )
+        rows = check_together(processes, source, loaded, [subset], check, config.seed, progress, report)
         if digest_recipe(source) != inputs.recipe_digest:
             report("warning: these features were made by another recipe than those of the training")
         with processes.fork_random():
@@ -237,6 +313,7 @@ def predict(
             epoch = learner.load_weights(folder.best)
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
-            write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, describe_run(config, epoch))
+            facts = describe_run(config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
+            write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)
         processes.wait()
     return Path(out)

@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from meidbench.baselines.configuration import (
 )
 from meidbench.baselines.distributed import ProcessGroup
 from meidbench.baselines.models import Model, ModelInputs
-from meidbench.baselines.run_folder import load_checkpoint, save_checkpoint
+from meidbench.baselines.run_folder import checkpoint_remedy, load_checkpoint, save_checkpoint
 from meidbench.baselines.running_ap import RunningAveragePrecision
-from meidbench.errors import MeidbenchError, first_few
+from meidbench.checks import is_whole_number, parse_json, show
+from meidbench.errors import MeidbenchError, bullet_list, first_few
+from meidbench.extraction.encoders.weights import is_dense
 from meidbench.splits.split import Split
 
 WEIGHTS, NOISE, MIXING = range(3)
@@ -106,7 +109,7 @@ class Learner:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "running_ap": state,
-            "position": {_STORED_NAMES.get(name, name): value for name, value in asdict(self.position).items()},
+            "position": self._position_table(),
             "log_position": log_position,
         }
         save_checkpoint(path, content)
@@ -114,21 +117,64 @@ class Learner:
     def restore(self, path: Path) -> int:
         """Resume from a checkpoint of this model, and return the number of bytes of the log that belong to it."""
         content = load_checkpoint(path)
+        # All is checked before anything is taken over.
+        if problems := self._list_problems(content):
+            raise _make_mismatch_error(path, problems)
+        state, position = content["running_ap"], content["position"]
+        if not self.processes.is_first:
+            state = {**state, "scores": state["scores"][:0], "labels": state["labels"][:0]}
         try:
             self.module.load_state_dict(content["model"])
             self.optimiser.load_state_dict(content["optimiser"])
             self.scaler.load_state_dict(content["scaler"])
-            state = content["running_ap"]
-            if not self.processes.is_first:
-                state = {**state, "scores": state["scores"][:0], "labels": state["labels"][:0]}
             self.running.load_state_dict(state)
-            for entry in fields(Position):
-                # A checkpoint may be older than a field.
-                stored = content["position"].get(_STORED_NAMES.get(entry.name, entry.name), entry.default)
-                setattr(self.position, entry.name, stored)
-            return int(content["log_position"])
-        except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise _make_mismatch_error(path, error) from None
+        except (RuntimeError, ValueError, MeidbenchError) as error:
+            raise _make_mismatch_error(path, [str(error)]) from None
+        for name in asdict(self.position):
+            setattr(self.position, name, position[_STORED_NAMES.get(name, name)])
+        return int(content["log_position"])
+
+    def _list_problems(self, content: dict[str, Any]) -> list[str]:
+        """Compare the types, shapes and ranges in a checkpoint with those that this learner would write."""
+        adam = self.optimiser.state_dict()
+        expected = {
+            "model": self.module.state_dict(),
+            "optimiser": adam,
+            "scaler": self.scaler.state_dict(),
+            "position": self._position_table(),
+            "log_position": 0,
+        }
+        if missing := [name for name in (*expected, "running_ap") if name not in content]:
+            return [f"{first_few(missing)} is missing"]
+        stored = content["optimiser"].get("state") if isinstance(content["optimiser"], dict) else None
+        if isinstance(stored, dict):  # Adam has a state only for weights that have had a gradient
+            adam["state"] = {
+                index: {"step": torch.zeros(()), "exp_avg": weight.detach(), "exp_avg_sq": weight.detach()}
+                for index, weight in enumerate(self.weights)
+                if index in stored
+            }
+        problems = _list_misfits({name: content[name] for name in expected}, expected)
+        problems = problems or self._list_odd_numbers(content)
+        return problems + self.running.list_problems(content["running_ap"])
+
+    def _position_table(self) -> dict[str, Any]:
+        return {_STORED_NAMES.get(name, name): value for name, value in asdict(self.position).items()}
+
+    def _list_odd_numbers(self, content: dict[str, Any]) -> list[str]:
+        """Name numbers of the right type that no training gives."""
+        position, epochs = content["position"], self.config.schedule.epochs
+        adam, scaler = content["optimiser"]["state"], content["scaler"]
+        is_odd = {
+            f"position.epoch is {position['epoch']} of {epochs}": position["epoch"] > epochs,
+            f"position.best is {position['best']}": not -1 <= position["best"] <= 1,
+            f"position.best_epoch is {position['best_epoch']}": position["best_epoch"] > position["epoch"],
+            "optimiser.state is empty": bool(position["step"] and self.weights and not adam),
+            "optimiser.state has negative numbers": any(
+                bool((moments[name] < 0).any()) for moments in adam.values() for name in ("step", "exp_avg_sq")
+            ),
+            "scaler has negative numbers": any(value < 0 for value in scaler.values()),
+        }
+        return [text for text, odd in is_odd.items() if odd]
 
     def save_weights(self, path: Path, scores: dict[str, dict[str, float]]) -> None:
         """Write the weights alone, with the configuration and the mAP that they reached."""
@@ -142,17 +188,83 @@ class Learner:
 
     def load_weights(self, path: Path) -> int:
         """Load weights that ``save_weights`` wrote, and return the number of epochs that they were trained for."""
+        content = load_checkpoint(path)
+        expected = {"model": self.module.state_dict(), "config": "", "epoch": 1}
+        if missing := [name for name in expected if name not in content]:
+            raise _make_mismatch_error(path, [f"{first_few(missing)} is missing"])
+        if problems := _list_misfits({name: content[name] for name in expected}, expected):
+            raise _make_mismatch_error(path, problems)
+        # The file's checksums cover these values; config.json, which made this learner, has none.
         try:
-            content = load_checkpoint(path)
-            self.module.load_state_dict(content["model"])
-            return int(content["epoch"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise _make_mismatch_error(path, error) from None
+            trained_with = Config.from_tables(parse_json(content["config"]))
+        except (ValueError, RecursionError) as error:
+            raise _make_mismatch_error(path, [f"its configuration is damaged: {error}"]) from None
+        if differences := trained_with.differences(self.config):
+            raise _make_mismatch_error(path, differences)
+        self.module.load_state_dict(content["model"])
+        return int(content["epoch"])
 
 
-def _make_mismatch_error(path: Path, error: Exception) -> MeidbenchError:
-    reason = " ".join(str(error).split())[:200]
-    return MeidbenchError(f"{path} does not fit the run's configuration ({reason}); remove it to start again")
+def read_first_stage(path: Path) -> dict[str, torch.Tensor]:
+    """Return the weights in a checkpoint of a first stage; refuse what is no weights."""
+    weights = load_checkpoint(path).get("model")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise _make_mismatch_error(path, ["it holds no weights"])
+    if odd := [name for name, value in weights.items() if _describe_tensor_misfit(value, value)]:
+        raise _make_mismatch_error(path, [f"{first_few(odd)} holds no finite numbers"])
+    return weights
+
+
+def _list_misfits(found: Any, expected: Any, where: str = "") -> list[str]:
+    """Compare the types, keys and shapes of nested values; name the first few that are other ones."""
+    if isinstance(expected, torch.Tensor):
+        problem = _describe_tensor_misfit(found, expected)
+        return [f"{where} {problem}"] if problem else []
+    if isinstance(expected, dict):
+        if not isinstance(found, dict):
+            return [f"{where} is {show(found)}, expected a dictionary"]
+        inner = f"{where}." if where else ""
+        # The settings of Adam, which follow from the configuration, differ between versions of torch.
+        if where.startswith("optimiser.param_groups."):
+            expected = {key: value for key, value in expected.items() if key in found or key == "params"}
+            found = {key: value for key, value in found.items() if key in expected}
+        if found.keys() != expected.keys():
+            other = [f"{inner}{key}" for key in {**expected, **found} if (key in found) != (key in expected)]
+            return [f"{first_few(other)} is missing or unknown"]
+        return [line for key in expected for line in _list_misfits(found[key], expected[key], f"{inner}{key}")]
+    if isinstance(expected, list | tuple):
+        if type(found) is not type(expected) or len(found) != len(expected):
+            return [f"{where} is {show(found)}, expected {show(expected)}"]
+        pairs = zip(found, expected, strict=True)
+        return [line for place, pair in enumerate(pairs) for line in _list_misfits(*pair, f"{where}.{place}")]
+    if isinstance(expected, bool) or expected is None:
+        fits = found is expected
+    elif isinstance(expected, float):
+        fits = type(found) in (int, float) and math.isfinite(found)
+    elif isinstance(expected, int):
+        fits = is_whole_number(found, 0) and found < 1 << 53
+    else:
+        fits = type(found) is type(expected)
+    return [] if fits else [f"{where} is {show(found)}, expected a value like {show(expected)}"]
+
+
+def _describe_tensor_misfit(found: Any, expected: torch.Tensor) -> str:
+    """Say how a value differs from a tensor of a shape and a type; empty for such a tensor of finite numbers."""
+    if not is_dense(found):
+        return f"is {'a sparse or quantised tensor' if isinstance(found, torch.Tensor) else show(found)}"
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return f"is {tuple(found.shape)} {found.dtype}, expected {tuple(expected.shape)} {expected.dtype}"
+    if not bool(found.isfinite().all()):
+        return "holds NaN or infinity"
+    return ""
+
+
+def _make_mismatch_error(path: Path, problems: Sequence[str]) -> MeidbenchError:
+    shortened = [" ".join(problem.split())[:200] for problem in problems]
+    return MeidbenchError(
+        f"{path} does not fit the run's configuration, or is damaged:\n{bullet_list(shortened, 5)}\n"
+        f"{checkpoint_remedy(path)}"
+    )
 
 
 class DivergenceError(MeidbenchError):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import h5py
 import numpy as np
@@ -20,11 +20,13 @@ import torch
 
 import meidbench
 from meidbench.baselines.configuration import Config, flatten
-from meidbench.errors import FeatureError, MeidbenchError, bullet_list
-from meidbench.features import FeatureSource
-from meidbench.features.feature_file import Header, read_header, stored_checksums
+from meidbench.checks import convert, is_whole_number, read_json, show
+from meidbench.errors import MeidbenchError, bullet_list
+from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
+from meidbench.features import FeatureSource, PackedFile
+from meidbench.features.feature_file import Header, stored_checksums
 from meidbench.files import locked, written_whole
-from meidbench.names import SUBSETS, Report
+from meidbench.names import SELECTION_SUBSETS, SUBSETS, Report
 from meidbench.splits.split import Split
 
 FORMAT_VERSION = 1
@@ -33,6 +35,7 @@ FIRST_STAGE = "first-stage"  # the folder of a first stage within its run
 
 # Temporary files of meidbench.files.written_whole, which a run that was killed leaves behind.
 _HALF_WRITTEN = re.compile(r"\.((config|result-\w+)\.json|(last|best)\.pt|predictions-\w+\.parquet)\.[0-9a-f]{12}")
+_CONFIG_REMEDY = "  remedy: put back a copy of this file, or train again in another folder"
 # Videos per subset whose rows go into the digest of features without checksums.
 _SAMPLED_VIDEOS = 16
 
@@ -50,6 +53,8 @@ class Inputs:
     split_path: str = ""  # where it was; two runs that differ only in paths are the same run
     features_path: str = ""
     first_stage_digest: str = ""  # of the weights that the run begins with; empty for new weights
+    rows_check: str = ""  # full, sample or none: the rows that were read before the training
+    rows_digest: str = ""  # of all rows as they were read; empty where not all were
 
     @classmethod
     def from_sources(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
@@ -77,7 +82,19 @@ class Inputs:
             "recipe_digest": "the features were made by another recipe",
             "first_stage_digest": "the first stage has other weights",
         }
-        return [text for name, text in texts.items() if getattr(self, name) != getattr(other, name)]
+        differing = [name for name in texts if getattr(self, name) != getattr(other, name)]
+        # An earlier version recorded no digest of the rows, and a sample gives none: there is nothing to compare then.
+        if "" not in (self.rows_digest, other.rows_digest) and self.rows_digest != other.rows_digest:
+            differing.append("features_digest")
+        return [texts[name] for name in dict.fromkeys(differing)]
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> "Inputs":
+        """Return the inputs in a table of JSON; raise ``TypeError`` or ``KeyError`` for other keys and types."""
+        kinds = get_type_hints(cls)
+        if wrong := [name for name, value in table.items() if not convert(value, kinds[name])[0]]:
+            raise TypeError(f"inputs.{wrong[0]} is {show(table[wrong[0]])}")
+        return cls(**table)
 
 
 class RunFolder:
@@ -100,6 +117,12 @@ class RunFolder:
         """Return the path of the evaluation of a subset."""
         return self.path / f"result-{subset}.json"
 
+    def files(self) -> list[Path]:
+        """Return the paths of all files of the run and of its first stage, which may not exist yet."""
+        names = [self.config, self.last, self.best, self.path / "log.jsonl"]
+        names += [make(subset) for subset in SELECTION_SUBSETS for make in (self.predictions, self.result)]
+        return names + [path.parent / FIRST_STAGE / path.name for path in names]
+
     def open(self, config: Config, inputs: Inputs) -> None:
         """Begin a run, or make sure that the run in the folder may be resumed."""
         if self._holds(config, inputs):
@@ -109,6 +132,7 @@ class RunFolder:
             "config": config.to_tables(),
             "inputs": vars(inputs),
             "versions": list_versions(),
+            "threads": torch.get_num_threads(),
         }
         with written_whole(self.config) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -148,19 +172,28 @@ class RunFolder:
 
     def read(self) -> tuple[Config, Inputs]:
         """Return the configuration and the inputs that the run began with."""
+        content = self._read_config()
+        try:
+            return Config.from_tables(content["config"]), Inputs.from_table(content["inputs"])
+        except (MeidbenchError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = str(error) if isinstance(error, MeidbenchError) else repr(error)
+            raise MeidbenchError(f"{self.config} is damaged: {reason[:500]}\n{_CONFIG_REMEDY}") from None
+
+    def count_threads(self) -> int | None:
+        """Return the number of threads of torch that the run began with; None where it is not recorded."""
+        threads = self._read_config().get("threads")
+        return threads if is_whole_number(threads, 1) else None
+
+    def _read_config(self) -> dict[str, Any]:
         if not self.config.is_file():
             raise MeidbenchError(f"{self.path} holds no run (there is no config.json); 'meidbench train' makes one")
         try:
-            content = json.loads(self.config.read_text(encoding="utf-8"))
-            if content["format_version"] != FORMAT_VERSION:
-                raise MeidbenchError(
-                    f"{self.config} is of version {content['format_version']}; this is for {FORMAT_VERSION}"
-                )
-            return Config.from_tables(content["config"]), Inputs(**content["inputs"])
-        except MeidbenchError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise MeidbenchError(f"{self.config} is damaged: {error!r}; name another folder with --out") from None
+            content = read_json(self.config)
+        except MeidbenchError as error:
+            raise MeidbenchError(f"{error}\n{_CONFIG_REMEDY}") from None
+        if (version := content.get("format_version")) != FORMAT_VERSION:
+            raise MeidbenchError(f"{self.config} is of version {show(version)}; this is for {FORMAT_VERSION}")
+        return content
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -180,14 +213,16 @@ class RunFolder:
 def digest_features(split: Split, features: FeatureSource) -> str:
     """Return a sha256 that tells the features of a split from others.
 
-    For a feature file it covers the checksum of every video of the split. Other forms have no checksums: there it
-    covers the number of rows of each video, and the rows of a few videos per subset, which other features may share.
+    For a feature file it covers the stored checksum of every video of the split. Other forms have no checksums: there
+    it covers the number of rows of each video, and the rows of a few videos per subset, which other features may share.
+    ``check_rows`` reads all rows. Missing and malformed videos of all subsets are refused together.
     """
     digest = hashlib.sha256()
     header = read_feature_header(features)
     checksums = None
     if header is not None:
         checksums = dict(zip(header.layout.video_ids, stored_checksums(features.path), strict=True))
+    features.check(split.table.column("video_id").to_pylist())
     for subset in SUBSETS:
         video_ids = split.video_ids(subset)
         if not video_ids:
@@ -211,10 +246,7 @@ def digest_recipe(features: FeatureSource) -> str:
 
 def read_feature_header(features: FeatureSource) -> Header | None:
     """Return the header of a feature file, None for other forms of features."""
-    try:
-        return read_header(features.path) if features.path.is_file() else None
-    except FeatureError:  # an HDF5 file of another program
-        return None
+    return features.header if isinstance(features, PackedFile) else None
 
 
 def list_versions() -> dict[str, str]:
@@ -299,17 +331,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MeidbenchError(f"there is no checkpoint {path}; train the run first")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        version = int(content["format_version"])
-    except Exception as error:
-        # For damaged bytes torch raises errors of any type.
-        reason = (str(error) or repr(error)).splitlines()[0][:200]
+        with path.open("rb") as file:
+            if (start := file.read(len(ZIP))) != ZIP:  # torch's former format has no checksums
+                raise TorchFileError("is in a form that no run writes" if start else "is empty")
+            content = load_torch_file(file)
+        if not isinstance(content, dict) or type(content.get("format_version")) is not int:
+            raise TorchFileError("has no format_version")
+    except OSError as error:
+        raise MeidbenchError(f"cannot read {path}: {error.strerror}") from None
+    except TorchFileError as error:
+        reason = str(error).splitlines()[0]
         raise MeidbenchError(
-            f"{path} is not a checkpoint of a run, or damaged: {reason}; remove it to start again"
+            f"{path} is not a checkpoint of a run, or damaged: it {reason}\n{checkpoint_remedy(path)}"
         ) from None
-    if version != CHECKPOINT_VERSION:
-        raise MeidbenchError(f"{path} is a checkpoint of version {version}; this is for {CHECKPOINT_VERSION}")
+    if (version := content["format_version"]) != CHECKPOINT_VERSION:
+        raise MeidbenchError(f"{path} is a checkpoint of version {show(version)}; this is for {CHECKPOINT_VERSION}")
     return dict(content)
+
+
+def checkpoint_remedy(path: Path) -> str:
+    """Return what to do about a checkpoint that cannot be used."""
+    again = "it to start again" if path.name == "last.pt" else "the run's folder to train it again"
+    return f"  remedy: put back a copy of the file, or remove {again}"
 
 
 def digest_weights(weights: Mapping[str, torch.Tensor]) -> str:

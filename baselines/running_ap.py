@@ -10,6 +10,7 @@ import torch
 from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError, first_few
 from meidbench.evaluation.evaluate import average_precision
+from meidbench.extraction.encoders.weights import is_dense
 
 
 class RunningAveragePrecision:
@@ -116,6 +117,20 @@ class RunningAveragePrecision:
         scores, labels = self._concatenate()
         return {"class_ap": self.class_ap, "scores": scores, "labels": labels}
 
+    def list_problems(self, state: Any) -> list[str]:
+        """Name what in a state is not as ``state_dict`` gives it; nothing for a state that can be loaded."""
+        if not isinstance(state, dict) or not {"class_ap", "scores", "labels"} <= state.keys():
+            return ["running_ap has no class_ap, scores and labels"]
+        scores, labels, class_ap = state["scores"], state["labels"], state["class_ap"]
+        rows = len(scores) if isinstance(scores, torch.Tensor) and scores.ndim else 0
+        wanted = {"scores": (rows, torch.float32), "labels": (rows, torch.uint8)}
+        odd = [name for name, (n, kind) in wanted.items() if not _is_table(state[name], (n, self.num_classes), kind)]
+        if not odd and bool((labels > 1).any()):
+            odd.append("labels")
+        if class_ap is not None and not _is_table(class_ap, (self.num_classes,), torch.float32):
+            odd.append("class_ap")
+        return [f"running_ap.{name} is not that of {self.num_classes} classes" for name in odd]
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state of ``state_dict``."""
         class_ap, scores, labels = state["class_ap"], state["scores"], state["labels"]
@@ -137,3 +152,12 @@ class RunningAveragePrecision:
         labels = torch.cat([torch.empty(0, self.num_classes, dtype=torch.uint8), *self._labels])
         self._scores, self._labels = [scores], [labels]
         return scores, labels
+
+
+def _is_table(value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Return whether a value is a dense tensor of a shape and a type, and all its numbers are stored and finite."""
+    if not is_dense(value) or value.shape != shape or value.dtype != dtype:
+        return False
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return False
+    return bool(value.isfinite().all())

@@ -21,10 +21,12 @@ from meidbench.baselines.configuration import (
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.inference import (
     Trained,
+    check_together,
     describe_run,
     find_scored_subsets,
     make_subset_loader,
     read_trained,
+    report_repeated_rows,
     score_subset,
     show_no_progress,
     write_scores,
@@ -40,6 +42,7 @@ from meidbench.baselines.learner import (
     check_run,
     derive_seed,
     plan_epoch,
+    read_first_stage,
 )
 from meidbench.baselines.models import Outputs
 from meidbench.baselines.run_folder import (
@@ -49,7 +52,6 @@ from meidbench.baselines.run_folder import (
     RunLog,
     digest_weights,
     list_versions,
-    load_checkpoint,
 )
 from meidbench.baselines.samplers import label_mask
 from meidbench.errors import MeidbenchError
@@ -58,7 +60,7 @@ from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
 from meidbench.loading.batches import Batch, BatchLoader
 from meidbench.loading.datasets import FeatureDataset
-from meidbench.names import Advance, ProgressBar, Report
+from meidbench.names import SUBSETS, Advance, ProgressBar, Report
 from meidbench.splits.split import Split, load_split
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,12 +73,14 @@ def train(
     out: str | os.PathLike[str],
     *,
     first_stage: str | os.PathLike[str] | None = None,
+    check: str = "auto",
     progress: ProgressBar = show_no_progress,
     report: Report = lambda line: None,
 ) -> Trained:
     """Train a baseline, or resume a run that was interrupted, and score it on val and test.
 
-    On a CPU the same arguments give the same bits, no matter how often the run was killed. All processes that
+    On a CPU the same arguments and the same number of threads (``torch.get_num_threads()``) give the same bits, no
+    matter how often the run was killed; another number of threads may change the last bits. All processes that
     ``torchrun`` started train together; the first one writes.
 
     Parameters
@@ -88,10 +92,13 @@ def train(
     config : Config
         Of ``meidbench.baselines.recipes.resolve``, or made by hand.
     out : path
-        The folder of the run; see ``RunFolder``. A finished run stays as it is.
+        The folder of the run; see ``RunFolder``. A finished run stays as it is; where its predictions or results are
+        missing or damaged, they are written again from its best checkpoint.
     first_stage : path, optional
         For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
         run is trained in ``OUT/first-stage``.
+    check : str
+        The rows that are read before the training; see ``meidbench.features.row_checks.check_rows``.
     progress, report : callable
         See ``meidbench.names.ProgressBar`` and ``Report``.
 
@@ -114,13 +121,18 @@ def train(
     ['test', 'val']
     """
     loaded = load_split(split)
+    config = Config.from_tables(config.to_tables())  # one that was made by hand was never checked
     source = features if isinstance(features, FeatureSource) else open_features(features)
     with join_processes(config.execution.device) as processes:
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
-        context = _Context(loaded, source, processes, progress, report)
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
         folder = RunFolder(Path(out))
+        if read_trained(folder, loaded) is None:  # a finished run reads no rows
+            report_repeated_rows(loaded, source, config, report)
+            rows = check_together(processes, source, loaded, SUBSETS, check, config.seed, progress, report)
+            inputs = replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)
+        context = _Context(loaded, source, processes, progress, report, inputs.rows_check)
         if config.first_stage is None and first_stage is None:
             return _train_stage(context, config, inputs, folder)
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
@@ -136,6 +148,7 @@ class _Context:
     processes: ProcessGroup
     progress: ProgressBar
     report: Report
+    rows_check: str  # as in ``Inputs``, of this call
 
 
 @dataclass(frozen=True)
@@ -176,7 +189,7 @@ def _prepare_first_stage(
         raise MeidbenchError(
             f"{first.path} is finished, but its {first.best.name} is gone; remove the folder to train it again"
         )
-    return _FirstStageWeights(first.best, digest_weights(load_checkpoint(first.best)["model"]))
+    return _FirstStageWeights(first.best, digest_weights(read_first_stage(first.best)))
 
 
 def _train_stage(
@@ -193,7 +206,7 @@ def _train_stage(
             except MeidbenchError as error:
                 refusal = error
         processes.raise_together(refusal)
-        trained = read_trained(folder, context.split)
+        trained = read_trained(folder, context.split, report=context.report)
         if trained is not None:
             context.report(f"{folder.path} is finished")
             return trained
@@ -212,6 +225,7 @@ class _Run:
         split, features, processes = context.split, context.features, context.processes
         self.split, self.config, self.folder, self.processes = split, config, folder, processes
         self.progress, self.report, self.first_stage_weights = context.progress, context.report, weights
+        self.rows_check = context.rows_check
         # All subsets are opened now, so that missing test features are found before the training.
         self.scored = {
             subset: make_subset_loader(split, subset, features, config, processes)
@@ -250,16 +264,25 @@ class _Run:
         """Train to the end and score the best checkpoint."""
         position, epochs = self.learner.position, self.config.schedule.epochs
         written = 0
+        self._report_notes()
         if self.folder.last.is_file():
             written = self.learner.restore(self.folder.last)
             self.report(f"resuming after {position.epoch} epochs, {position.step} steps")
+        elif any(self.folder.result(subset).is_file() for subset in self.scored) and self.folder.best.is_file():
+            self._score()  # the run was finished once, and only its last checkpoint is gone
+            return
         elif self.first_stage_weights is not None:
-            self.learner.module.load_first_stage(load_checkpoint(self.first_stage_weights)["model"])
+            self.learner.module.load_first_stage(read_first_stage(self.first_stage_weights))
         self.log = RunLog(self.folder.path, self.report, written, position.step) if self.processes.is_first else None
         self.first_epoch, self.start = position.epoch + 1, time.monotonic()
         try:
             self._write_log(
-                "begun", device=str(self.processes.device), processes=self.processes.size, versions=list_versions()
+                "begun",
+                device=str(self.processes.device),
+                processes=self.processes.size,
+                threads=torch.get_num_threads(),
+                rows_check=self.rows_check,
+                versions=list_versions(),
             )
             with self.progress(f"training {self.config.method}", epochs * self._plan_epoch().steps) as advance:
                 advance(position.step)
@@ -274,6 +297,14 @@ class _Run:
         finally:
             if self.log is not None:
                 self.log.close()
+
+    def _report_notes(self) -> None:
+        """Tell what a user may not expect of the schedule, and of the number of threads in a resumed run."""
+        if late := self.config.schedule.describe_late_milestones():
+            self.report(f"note: {late}")
+        began, now = self.folder.count_threads(), torch.get_num_threads()
+        if self.processes.device.type == "cpu" and began not in (None, now):
+            self.report(f"note: the run began with {began} thread(s) and has {now} now: the last bits may differ")
 
     # --- the loop -----------------------------------------------------------------------------------------------
 

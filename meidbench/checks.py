@@ -1,16 +1,21 @@
-"""Checks of single values, and the one reader from tables (TOML files, KEY=VALUE settings, JSON) to dataclasses."""
+"""Checks of single values and of outputs; the one reader from tables (TOML, KEY=VALUE, JSON) to dataclasses."""
 
 import dataclasses
+import json
 import math
 import numbers
 import operator
+import os
+import stat
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from meidbench.errors import MeidbenchError
+from meidbench.errors import MeidbenchError, OutputError
+from meidbench.files import find_stat, is_written_through
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,7 +37,7 @@ def whole_number(name: str, value: int, least: int = 0, error: type[MeidbenchErr
     3
     """
     if not is_whole_number(value, least):
-        raise error(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise error(f"{name} must be a whole number of at least {least}, got {show(value)}")
     return operator.index(value)
 
 
@@ -65,7 +70,7 @@ def in_range(name: str, value: float, low: float, high: float = math.inf, *, ope
         number = math.inf
     if not math.isfinite(number) or not low <= value <= high or (open_end and value == high):
         bounds = f"at least {low}" if high == math.inf else f"in [{low}, {high}{')' if open_end else ']'}"
-        raise MeidbenchError(f"{name} must be a number {bounds}, got {value!r}")
+        raise MeidbenchError(f"{name} must be a number {bounds}, got {show(value)}")
     return number
 
 
@@ -78,13 +83,16 @@ def one_of(name: str, value: str, known: Sequence[str], error: type[MeidbenchErr
     'mean'
     """
     if value not in known:
-        raise error(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        raise error(f"unknown {name} {show(value)}; known: {', '.join(known)}")
     return value
 
 
 def parse_toml(text: str) -> Table:
     """Return the table of a TOML text; raise ``ValueError`` where it is damaged."""
-    table: Table = tomllib.loads(text)
+    try:
+        table: Table = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     return table
 
 
@@ -102,6 +110,64 @@ def read_toml(path: Path, error: type[MeidbenchError] = MeidbenchError) -> Table
         raise error(f"cannot read {path}: {problem.strerror}") from None
     except ValueError as problem:
         raise error(f"{path} is not a readable TOML file: {problem}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the content of a JSON text; raise ``ValueError`` for damage, deep nesting, and numbers not finite.
+
+    Examples
+    --------
+    >>> parse_json('{"epochs": 3}')
+    {'epochs': 3}
+    """
+
+    def read_float(digits: str) -> float:
+        if not math.isfinite(number := float(digits)):
+            raise ValueError(f"{digits[:40]} is not a finite number")
+        return number
+
+    try:
+        return json.loads(text, parse_float=read_float, parse_constant=read_float)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path, error: type[MeidbenchError] = MeidbenchError) -> Table:
+    """Return the object in a JSON file of a run or of a result.
+
+    Raises
+    ------
+    error
+        The file cannot be read, is not JSON, is nested too deeply, has numbers that are not finite, or no object.
+    """
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror}") from None
+    except ValueError as problem:
+        raise error(f"{path} is damaged: {problem}") from None
+    if not isinstance(content, dict):
+        raise error(f"{path} is damaged: it holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def show(value: object) -> str:
+    """Return a value for a message: as Python writes it, cut where that is long.
+
+    Examples
+    --------
+    >>> show("abc"), show(10**5000)
+    ("'abc'", 'a whole number of about 5000 digits')
+    """
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a whole number of about {value.bit_length() * math.log10(2):.0f} digits"
+    if isinstance(value, int) and value.bit_length() > 63:
+        return f"{value}, which has more than 64 bits"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number in it has too many digits, or it is nested too deeply
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def parse_settings(
@@ -129,7 +195,7 @@ def parse_settings(
         key, equals, text = (part.strip() for part in setting.partition("="))
         *parents, last = key.split(".") if dotted else [key]
         if not equals or not all((*parents, last)) or not (text or dotted):
-            raise error(f"{setting!r} is not a setting; expected KEY=VALUE, such as {example}")
+            raise error(f"{show(setting)} is not a setting; expected KEY=VALUE, such as {example}")
         table: Any = tables
         for parent in parents:
             table = table.setdefault(parent, {})
@@ -161,8 +227,9 @@ def read_dataclass(
     Parameters
     ----------
     kind : type
-        A dataclass. It may name the least value of a field in ``_least``, a value that a field must exceed in
-        ``_above``, the known values of a field in ``_known``, and the fields that must be given in ``_required``.
+        A dataclass. It may name the least and the most of a field in ``_least`` and ``_most``, a value that a field
+        must exceed in ``_above``, the known values of a field in ``_known``, and the fields that must be given in
+        ``_required``.
     table : dict
         Field names and values; nested dataclasses are tables, tuples of dataclasses are lists of tables.
     problems : list of str
@@ -179,7 +246,7 @@ def read_dataclass(
     """
     where = prefix.rstrip(".")
     if not isinstance(table, dict):
-        problems.append(f"{where or 'it'} must be a table, got {table!r}")
+        problems.append(f"{where or 'it'} must be a table, got {show(table)}")
         return kind()
     hints = get_type_hints(kind)
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -204,9 +271,9 @@ def read_dataclass(
         else:
             fits, values[name] = convert(value, hint)
             if not fits:
-                problems.append(f"{prefix}{name} must be {describe_type(hint)}, got {value!r}")
+                problems.append(f"{prefix}{name} must be {describe_type(hint)}, got {show(value)}")
             elif bound := _broken_bound(kind, name, values[name]):
-                problems.append(f"{prefix}{name} must be {bound}, got {value!r}")
+                problems.append(f"{prefix}{name} must be {bound}, got {show(value)}")
     return kind() if problems else kind(**values)
 
 
@@ -217,6 +284,9 @@ def _broken_bound(kind: Any, name: str, value: Any) -> str:
     least, above = getattr(kind, "_least", {}).get(name), getattr(kind, "_above", {}).get(name)
     if least is not None and value is not None and not least <= value < math.inf:
         return f"at least {least}"
+    most = getattr(kind, "_most", {}).get(name)
+    if most is not None and value is not None and value > most:
+        return f"at most {most:,}"
     if above is not None and value is not None and not above < value < math.inf:
         return f"above {above}"
     return ""
@@ -229,12 +299,16 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 def convert(value: Any, hint: Any) -> tuple[bool, Any]:
     """Return whether a value fits an annotated type, and the value as that type; ``none`` is None.
 
+    A number of NumPy is the same number of Python. Whole numbers fit into 64 bits.
+
     Examples
     --------
     >>> convert(1, float), convert("none", int | None), convert([1, 2], tuple[int, ...]), convert("a", int)
     ((True, 1.0), (True, None), (True, (1, 2)), (False, 'a'))
     """
     alternatives = _alternatives(hint)
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        value = value.item()
     if type(None) in alternatives and value in (None, "none"):
         return True, None
     for kind in alternatives:
@@ -245,7 +319,7 @@ def convert(value: Any, hint: Any) -> tuple[bool, Any]:
                 return True, math.inf if value > 0 else -math.inf
         if kind in (bool, str) and isinstance(value, kind):
             return True, value
-        if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        if kind is int and isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63:
             return True, value
         if get_origin(kind) is tuple and isinstance(value, list | tuple):
             parts = [convert(part, get_args(kind)[0]) for part in value]
@@ -269,3 +343,71 @@ def describe_type(hint: Any) -> str:
     if dataclasses.is_dataclass(item):
         return "a list of tables"
     return "a list of strings" if item is str else "a list of whole numbers, such as [30, 60]"
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+# In a folder of inputs (videos, frames, .npy files), an existing file is replaced only where it ends like a result.
+RESULT_ENDINGS = ("", ".json", ".csv", ".html", ".tex", ".parquet", ".h5", ".hdf5")
+
+
+def output_problems(outputs: Sequence[tuple[str, Path]], inputs: Sequence[tuple[str, Path]] = ()) -> list[str]:
+    """Return why outputs would destroy something: an input, another output, or the file that stdout goes to.
+
+    Each path has a name for the problems, such as ``--json``. A file is recognised through links and other spellings.
+    """
+    problems = []
+    for number, (name, path) in enumerate(outputs):
+        if is_written_through(path):
+            continue
+        found = find_stat(path)
+        if found and stat.S_ISDIR(found.st_mode):
+            problems.append(f"{name} {path} is a folder; name a file")
+        for other, source in inputs:
+            if is_same_file(path, source):
+                problems.append(f"{name} {path} is the same file as {other} {source}, which would be lost")
+            elif found and path.suffix.lower() not in RESULT_ENDINGS and _lies_in(path, source):
+                problems.append(f"{name} {path} is a file in {other} {source} and would be lost")
+        for other, earlier in outputs[:number]:
+            if is_same_file(path, earlier):
+                problems.append(f"{name} {path} is the same file as {other} {earlier}; each output needs its own file")
+        for other, descriptor in (("stdout", 1), ("stderr", 2)):
+            if found and (stream := find_stat(descriptor)) and os.path.samestat(found, stream):
+                problems.append(f"{name} {path} is the file that {other} is written to")
+    return problems
+
+
+def refuse_lost_inputs(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise ``OutputError`` where writing ``output`` would destroy one of the inputs, which are files or folders."""
+    if problems := output_problems([("the output", output)], [("the input", path) for path in inputs]):
+        raise OutputError(f"{problems[0]}; choose another output")
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to the same file, through any link or spelling.
+
+    Two files that do not exist yet are the same also where only the case of their names differs.
+
+    Examples
+    --------
+    >>> is_same_file(Path("a/../new.json"), Path("New.json")), is_same_file(Path("new.json"), Path("new.csv"))
+    (True, False)
+    """
+    found, there = find_stat(one), find_stat(other)
+    if found and there:
+        return os.path.samestat(found, there)
+    if found or there:
+        return False
+    first, second = (unicodedata.normalize("NFC", os.path.realpath(path)).casefold() for path in (one, other))
+    return first == second
+
+
+def describe_missing(what: str, path: Path) -> str:
+    """Return the problem with a path that is not a regular file: it does not exist, or is something else."""
+    if (found := find_stat(path)) is None:
+        return f"there is no {what} {path}"
+    return f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}; expected a {what}"
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents

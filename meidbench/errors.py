@@ -56,6 +56,10 @@ class FeatureError(MeidbenchError):
     """Features are missing, malformed, or of another shape than asked for."""
 
 
+class OutputError(MeidbenchError):
+    """An output cannot be written, or would destroy an input or another output."""
+
+
 class DownloadError(MeidbenchError):
     """A download failed, or what came is not what was expected."""
 

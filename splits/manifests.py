@@ -101,7 +101,8 @@ class Assignment:
     ``source_positives`` the videos per class; ``positives`` has the videos per class by subset.
 
     ``id_sketch`` and ``row_sketch`` are the cells of a ``RowSketch`` over (id, official subset) of all videos and (id,
-    labels) of the used ones, with which differing videos can be named.
+    labels) of the used ones, with which differing videos can be named. ``pool_digest`` and ``pool_sketch`` are those of
+    everything that is read of all videos; empty in assignments that were made before they existed.
     """
 
     symbols: str
@@ -114,6 +115,8 @@ class Assignment:
     positives: dict[str, tuple[int, ...]]
     id_sketch: tuple[tuple[int, str], ...]
     row_sketch: tuple[tuple[int, str], ...]
+    pool_digest: str = ""
+    pool_sketch: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ def load_assignment(dataset: str) -> Assignment:
         content = json.loads(text)
         for name in ("source_positives", "positives"):
             content[name] = {key: tuple(counts) for key, counts in content[name].items()}
-        for name in ("id_sketch", "row_sketch"):
+        for name in {"id_sketch", "row_sketch", *({"pool_sketch"} & set(content))}:
             content[name] = tuple((count, total) for count, total in content[name])
         assignment = Assignment(**{**content, "symbols": "".join(content["symbols"])})
         _check_assignment(assignment, load_manifest(dataset))
@@ -259,7 +262,8 @@ def _check_assignment(assignment: Assignment, manifest: Manifest) -> None:
     counts = [*assignment.positives.values(), *assignment.source_positives.values()]
     if any(len(row) != manifest.num_classes or not all(type(count) is int for count in row) for row in counts):
         raise ValueError(f"its counts must be integers for {manifest.num_classes} classes")
-    for cells in (assignment.id_sketch, assignment.row_sketch):
+    pool = (assignment.pool_sketch,) if assignment.pool_digest else ()
+    for cells in (assignment.id_sketch, assignment.row_sketch, *pool):
         if len(cells) != CELLS or not all(type(count) is int and int(total, 16) >= 0 for count, total in cells):
             raise ValueError(f"its sketches must have {CELLS} cells of a count and a hexadecimal sum")
 
@@ -268,9 +272,12 @@ def home() -> Path:
     """Return the folder named by ``MEIDBENCH_HOME``, else the platform's cache folder; it may not exist yet."""
     if configured := os.environ.get("MEIDBENCH_HOME"):
         try:
-            return Path(configured).expanduser()
+            folder = Path(configured).expanduser()
         except RuntimeError as error:
             raise MeidbenchError(f"MEIDBENCH_HOME is {configured!r}: {error}") from None
+        if folder.exists() and not folder.is_dir():
+            raise MeidbenchError(f"MEIDBENCH_HOME is {configured!r}, which is a file; set it to a folder")
+        return folder
     from platformdirs import user_cache_path
 
     return user_cache_path("meidbench", appauthor=False)
@@ -287,7 +294,7 @@ def split_path(dataset: str, variant: str = RELEASED, file_format: str = "parque
     return home() / "splits" / f"{stem}.{file_format}"
 
 
-# --- sketches of sets of videos -----------------------------------------------------------------------------------
+# --- digests, and sketches of sets of videos ------------------------------------------------------------------------
 
 ID_BYTES = 16
 _TAG_BYTES = 8
@@ -297,6 +304,11 @@ _THIRD = CELLS // 3
 _CELL_BYTES = ID_BYTES + _TAG_BYTES + _CHECK_BYTES
 
 Row = tuple[str, bytes]
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """Return the sha256 of lines, each ended by LF, in UTF-8."""
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 def row_tag(*fields: str) -> bytes:

@@ -5,9 +5,9 @@ in the released form.
 """
 
 import csv
-import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from meidbench.splits.manifests import (
     Manifest,
     Row,
     RowSketch,
+    lines_digest,
     load_assignment,
     load_manifest,
     row_tag,
@@ -49,7 +50,7 @@ def build_released(dataset: str, folder: Path) -> Split:
     subsets = [subset_of[video_id] or "" for video_id in annotations.video_ids]
     split = released_split(annotations, subsets, manifest)
     if lines_digest(annotations.class_names) != assignment.names_digest:
-        raise _mismatch(manifest, folder, [f"{manifest.class_file.name}: the class names are not the official ones"])
+        raise _mismatch(manifest, folder, [_other_names(manifest)])
     if split.digest != assignment.split_digest:
         raise _mismatch(manifest, folder, _differing_labels(annotations, split, manifest, assignment))
     if problems := deviations(split_statistics(split), manifest):
@@ -61,11 +62,6 @@ def released_split(annotations: Annotations, subsets: Sequence[str], manifest: M
     """Make a split of the variant ``released``, with the name and the thresholds of the manifest."""
     thresholds = {"head_above": manifest.head_above, "tail_up_to": manifest.tail_up_to}
     return Split.from_annotations(annotations, subsets, dataset=manifest.name, variant=RELEASED, **thresholds)
-
-
-def lines_digest(lines: Iterable[str]) -> str:
-    """Return the sha256 of lines, each ended by LF, in UTF-8."""
-    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 def source_digests(annotations: Annotations) -> dict[str, str]:
@@ -87,6 +83,51 @@ def id_rows(annotations: Annotations) -> list[Row]:
     """Return (id, tag of the official subset) of all videos, for a sketch."""
     pairs = zip(annotations.video_ids, annotations.sources, strict=True)
     return [(video_id, row_tag(video_id, source)) for video_id, source in pairs]
+
+
+def pool_lines(annotations: Annotations) -> Iterator[tuple[str, str]]:
+    """Yield the id of each video and, as a line of JSON, everything that is read of it."""
+    columns = ("video_ids", "sources", "labels", "lengths", "subjects", "views", "pair_ids", "segments")
+    for row in zip(*(getattr(annotations, column) for column in columns), strict=True):
+        yield row[0], json.dumps(row)
+
+
+def pool_digest(annotations: Annotations) -> str:
+    """Return the sha256 over all annotated videos: the digest of the class names, then the lines sorted by id."""
+    return lines_digest([lines_digest(annotations.class_names), *(line for _, line in sorted(pool_lines(annotations)))])
+
+
+def pool_rows(annotations: Annotations) -> list[Row]:
+    """Return (id, tag of everything that is read of it) of all videos, for a sketch."""
+    return [(video_id, row_tag(line)) for video_id, line in pool_lines(annotations)]
+
+
+def check_pool(dataset: str, annotations: Annotations, folder: Path) -> bool:
+    """Refuse annotations of a benchmark of which anything differs that a new split could depend on.
+
+    ``build_released`` needs only the videos of the released split to be the official ones; a draw depends on all. The
+    result is False where the assignment is too old to tell. An ``AnnotationError`` names the videos that differ.
+    """
+    manifest, assignment = load_manifest(dataset), load_assignment(dataset)
+    if not assignment.pool_digest or pool_digest(annotations) == assignment.pool_digest:
+        return bool(assignment.pool_digest)
+    problems = _differing_videos(annotations, manifest, assignment)
+    if lines_digest(annotations.class_names) != assignment.names_digest:
+        problems.append(_other_names(manifest))
+    if not problems:  # the ids are the official ones, so each fits into a sketch
+        file_of = {file.source: file.name for file in manifest.files}
+        source_of = dict(zip(annotations.video_ids, annotations.sources, strict=True))
+        _, other, complete = RowSketch.from_cells(assignment.pool_sketch).difference(RowSketch(pool_rows(annotations)))
+        what = "its labels, length, subject or segments are not the official ones"
+        problems = [f"video {video_id} ({file_of[source_of[video_id]]}): {what}" for video_id, _ in other]
+        if not complete:
+            problems.append("the rows of more videos differ than can be named one by one")
+    remedy = "If another printing of the files is intended, pass --accept-other-annotations; the split records it."
+    raise AnnotationError(f"{_mismatch(manifest, folder, problems)}\n{remedy}")
+
+
+def _other_names(manifest: Manifest) -> str:
+    return f"{manifest.class_file.name}: the class names are not the official ones"
 
 
 def label_rows(split: Split) -> list[Row]:

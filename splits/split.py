@@ -4,9 +4,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from meidbench.annotations import Annotations, FileRecord
-from meidbench.checks import one_of, read_dataclass
+from meidbench.annotations import Annotations
+from meidbench.checks import describe_missing, one_of
 from meidbench.errors import SplitError, bullet_list, escape_controls, first_few
 from meidbench.files import written_whole
-from meidbench.names import DATASETS, SUBSETS
-from meidbench.splits.manifests import split_path
+from meidbench.names import DATASETS, RELEASED, SUBSETS
+from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
+from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, Thresholds, content_digest
 
-FORMAT_VERSION = 1
+CHANGED, UNVERIFIED = "changed", "unverified"  # variants of what calls itself released
 METADATA_KEY = b"meidbench"
 GROUP_NAMES = ("head", "medium", "tail")
 
@@ -39,62 +39,6 @@ SCHEMA = pa.schema(
         ("segments", pa.list_(SEGMENT)),
     ]
 )
-
-
-@dataclass(frozen=True)
-class SplitMetadata:
-    """The facts that a split file holds about itself (schema metadata key ``meidbench``)."""
-
-    dataset: str = ""
-    variant: str = ""
-    seed: int | None = None
-    num_classes: int = 0
-    class_names: tuple[str, ...] = ()
-    head_above: int = 0
-    tail_up_to: int = 0
-    train_counts: tuple[int, ...] = ()
-    digest: str = ""
-    sources: tuple[FileRecord, ...] = ()
-    format_version: int = FORMAT_VERSION
-
-    _least: ClassVar = dict.fromkeys(("seed", "num_classes", "head_above", "tail_up_to", "format_version"), 0)
-    _required: ClassVar = (
-        *("dataset", "variant", "seed", "num_classes", "class_names", "head_above", "tail_up_to", "train_counts"),
-        *("digest", "sources"),
-    )
-
-    def to_json(self) -> str:
-        """Return the metadata as JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "SplitMetadata":
-        """Parse metadata; missing, unknown and mistyped keys raise ``SplitError``, all named at once."""
-        problems: list[str] = []
-        metadata = cls()
-        try:
-            facts = json.loads(text)
-            json.dumps(facts, ensure_ascii=False).encode()  # refuses a lone surrogate, which no file can hold
-            metadata = read_dataclass(cls, facts, problems)
-        except (ValueError, RecursionError) as error:
-            problems.append(str(error))
-        if problems := problems or metadata._contradictions():
-            raise SplitError(f"its metadata is not that of a split file: {'; '.join(problems)}")
-        if metadata.format_version > FORMAT_VERSION:
-            versions = f"format version {metadata.format_version}, this meidbench reads up to {FORMAT_VERSION}"
-            raise SplitError(f"it has {versions}: upgrade it")
-        return metadata
-
-    def _contradictions(self) -> list[str]:
-        problems = []
-        if not (names := len(self.class_names)) == (counts := len(self.train_counts)) == self.num_classes:
-            what = f"there are {names} class names and {counts} training counts"
-            problems.append(f"num_classes is {self.num_classes}, but {what}")
-        if min(self.train_counts, default=0) < 0:
-            problems.append("train_counts must not be negative")
-        if self.tail_up_to > self.head_above:
-            problems.append(f"tail_up_to {self.tail_up_to} is above head_above {self.head_above}")
-        return problems
 
 
 @dataclass(frozen=True)
@@ -138,6 +82,14 @@ def rows_digest(table: pa.Table) -> str:
         return hashlib.sha256().hexdigest()
     bounds = np.frombuffer(offsets, dtype=np.int32)[lines.offset : lines.offset + len(lines) + 1]
     return hashlib.sha256(memoryview(data)[bounds[0] : bounds[-1]]).hexdigest()
+
+
+@cache
+def released_content(dataset: str) -> str:
+    """Return the content digest of the published split of a benchmark, from its manifest and assignment."""
+    manifest, assignment = load_manifest(dataset), load_assignment(dataset)
+    groups = Groups.from_counts(assignment.positives["train"], manifest.head_above, manifest.tail_up_to)
+    return content_digest(assignment.split_digest, assignment.names_digest, groups.names(manifest.num_classes))
 
 
 class Split:
@@ -206,10 +158,12 @@ class Split:
             head_above=head_above,
             tail_up_to=tail_up_to,
             sources=tuple(annotations.files),
+            other_annotations=annotations.other_annotations,
         )
         split = cls(pa.Table.from_arrays(columns, schema=SCHEMA), metadata)
         counts = tuple(split.positives("train").tolist())
         split.metadata = replace(metadata, train_counts=counts, digest=split.computed_digest)
+        split.metadata = replace(split.metadata, content_digest=split.content_digest)
         return split
 
     @property
@@ -219,8 +173,48 @@ class Split:
 
     @property
     def variant(self) -> str:
-        """``released`` for the published split, else the way in which it was drawn."""
-        return self.metadata.variant
+        """``released`` for the published split, else the way in which it was drawn.
+
+        A split whose metadata call it released is ``changed`` where its content or its thresholds are others than those
+        of the published split, and ``unverified`` where they cannot be compared: in a file of format version 1 of a
+        benchmark that this package does not know.
+        """
+        stored = self.metadata.content_digest
+        if self.metadata.variant != RELEASED:
+            return self.metadata.variant
+        if self.dataset in DATASETS:
+            stored = released_content(self.dataset) if self.thresholds == self.benchmark_thresholds else "others"
+        return (RELEASED if stored == self.content_digest else CHANGED) if stored else UNVERIFIED
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The split's own thresholds of head and tail."""
+        return Thresholds(self.metadata.head_above, self.metadata.tail_up_to)
+
+    @property
+    def benchmark_thresholds(self) -> Thresholds | None:
+        """The thresholds of the benchmark, None for a benchmark that this package does not know."""
+        if self.dataset not in DATASETS:
+            return None
+        manifest = load_manifest(self.dataset)
+        return Thresholds(manifest.head_above, manifest.tail_up_to)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that a reader of numbers on this split needs; none for a published split as it was released."""
+        again = "Build it again: meidbench build-splits"
+        notes = {
+            CHANGED: f"the split calls itself the published one, but its content or thresholds are others. {again}",
+            UNVERIFIED: f"the split calls itself the published one, but has no content digest to verify it. {again}",
+        }
+        found = [notes[self.variant]] if self.metadata.variant == RELEASED != self.variant else []
+        official = self.benchmark_thresholds
+        if self.thresholds != official:
+            others = f" ({self.dataset} has {official})" if official else ""
+            found.append(f"groups: {self.thresholds}{others}")
+        if self.metadata.other_annotations:
+            found.append(f"the split was drawn from annotations that are not the official ones of {self.dataset}")
+        return tuple(found)
 
     @property
     def num_classes(self) -> int:
@@ -238,6 +232,11 @@ class Split:
         return self.metadata.digest
 
     @cached_property
+    def content_digest(self) -> str:
+        """sha256 over ids, subsets, labels, class names and the group of every class: see ``content_digest``."""
+        return content_digest(self.digest, lines_digest(self.class_names), self.groups.names(self.num_classes))
+
+    @cached_property
     def computed_digest(self) -> str:
         """The digest of the rows, equal to ``digest`` unless the rows were changed."""
         return rows_digest(self.table)
@@ -248,8 +247,10 @@ class Split:
 
         Unlike ``digest`` it also covers class names, thresholds, lengths, groups and segments. Plans record it.
         """
-        facts = asdict(self.metadata)
-        del facts["sources"]
+        # The facts of format version 1, so that plans that were made with it stay valid.
+        added = ("sources", "content_digest", "other_annotations")
+        facts = {name: fact for name, fact in asdict(self.metadata).items() if name not in added}
+        facts["format_version"] = 1
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for row in sorted(self.table.to_pylist(), key=lambda row: str(row["video_id"])):
             digest.update(json.dumps(row, sort_keys=True).encode())
@@ -315,12 +316,16 @@ def _label_pairs(rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
 
 def write_split(split: Split, path: Path) -> Path:
     """Write a split file; the same split gives the same bytes, and one that contradicts itself a ``SplitError``."""
-    SplitMetadata.from_json(split.metadata.to_json())
+    content, variant = split.content_digest, split.variant
+    metadata = replace(split.metadata, variant=variant, content_digest=content, format_version=FORMAT_VERSION)
+    SplitMetadata.from_json(metadata.to_json())
     if problems := _unusable(split) or contradictions(split):
         raise SplitError(f"the split {split.dataset} contradicts itself:\n{bullet_list(problems)}")
-    table = split.table.replace_schema_metadata({METADATA_KEY: split.metadata.to_json().encode()})
+    table = split.table.replace_schema_metadata({METADATA_KEY: metadata.to_json().encode()})
     with written_whole(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=3)
+        # With a checksum per page, a flipped bit is refused.
+        options = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+        pq.write_table(table, temporary, **options)
     return path
 
 
@@ -332,9 +337,9 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     """
     path = Path(path)
     if not path.is_file():
-        raise SplitError(f"there is no split file {path}")
+        raise SplitError(describe_missing("split file", path))
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise SplitError(f"{path} is not a readable Parquet file: {reason}") from None
@@ -397,6 +402,21 @@ def contradictions(split: Split) -> list[str]:
         problems.append(f"{len(repeated):,} video id(s) occur more than once: {first_few(repeated)}")
     if tuple(split.positives("train").tolist()) != split.metadata.train_counts:
         problems.append("the training counts in its metadata are not those of its rows")
+    stored = split.metadata.content_digest
+    if stored not in ("", split.content_digest):
+        digests = f"{split.content_digest[:12]}..., its metadata says {stored[:12]}..."
+        problems.append(f"the content digest is {digests}: class names, thresholds or training counts were changed")
+    lengths = split.table.column("length_s").to_numpy()
+    segments = split.table.column("segments").combine_chunks()
+    times = [np.asarray(segments.flatten().field(name)) for name in ("start_s", "end_s")]
+    wrong = (lengths < 0) | np.isinf(lengths)  # NaN stands for an unknown length
+    strange = ~np.isfinite(times).all(axis=0) | (np.min(times, axis=0, initial=0) < 0)
+    owners = np.repeat(np.arange(len(segments)), np.asarray(pc.list_value_length(segments)))
+    for what, rows in (("length_s", np.flatnonzero(wrong)), ("segments", np.unique(owners[strange]))):
+        if len(rows):
+            named = first_few(split.table.column("video_id")[int(row)].as_py() for row in rows)
+            what = f"negative or infinite times in {what}"
+            problems.append(f"{len(rows):,} video(s) have {what}: {named}")
     if split.computed_digest != split.digest:
         digests = f"{split.computed_digest[:12]}..., its metadata says {split.digest[:12]}..."
         problems.append(f"the digest of its rows is {digests}: rows were changed")

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from meidbench.names import SUBSETS
 from meidbench.splits.manifests import Manifest
-from meidbench.splits.split import Split, contradictions, repeated_ids
+from meidbench.splits.split import GROUP_NAMES, Split, contradictions, repeated_ids
 
 FRAMES_PER_SECOND = 24.0  # of the official Charades frame folders
 LEAST_FRAMES = 200  # frames per video that the MEID protocol samples
@@ -20,6 +20,8 @@ LEAST_FRAMES = 200  # frames per video that the MEID protocol samples
 class Statistics:
     """Statistics of a split; counts are of videos, averages are labels per video.
 
+    ``head``, ``medium``, ``tail`` and the least positives are of the classes that have a video in any subset;
+    ``classes_without_videos`` counts the others. ``head_above`` and ``tail_up_to`` are the thresholds of the groups.
     ``labels_per_video`` is over train and test together, as in Table 1 of the MEID paper. ``imbalance_ratio`` is
     that of the most to the least frequent class of the training subset (without classes that have no training video).
     """
@@ -43,6 +45,10 @@ class Statistics:
     least_positives_val: int
     least_positives_test: int
     classes_without_train: int
+    classes_without_videos: int
+    head_above: int
+    tail_up_to: int
+    notes: tuple[str, ...]
 
 
 def split_statistics(split: Split) -> Statistics:
@@ -50,6 +56,7 @@ def split_statistics(split: Split) -> Statistics:
     videos = {subset: len(split.rows(subset)) for subset in SUBSETS}
     present = split.train_counts[split.train_counts > 0]
     most, least = (int(present.max()), int(present.min())) if len(present) else (0, 0)
+    has_videos = np.sum([split.positives(subset) for subset in SUBSETS], axis=0) > 0
 
     def labels_per_video(*subsets: str) -> float:
         labels = sum(int(split.positives(subset).sum()) for subset in subsets)
@@ -60,9 +67,7 @@ def split_statistics(split: Split) -> Statistics:
         dataset=split.dataset,
         variant=split.variant,
         classes=split.num_classes,
-        head=len(split.groups.head),
-        medium=len(split.groups.medium),
-        tail=len(split.groups.tail),
+        **{name: int(has_videos[getattr(split.groups, name)].sum()) for name in GROUP_NAMES},
         **videos,
         most_frequent=most,
         least_frequent=least,
@@ -71,9 +76,13 @@ def split_statistics(split: Split) -> Statistics:
         labels_per_video_train=labels_per_video("train"),
         labels_per_video_val=labels_per_video("val"),
         labels_per_video_test=labels_per_video("test"),
-        least_positives_val=min(split.positives("val").tolist(), default=0),
-        least_positives_test=min(split.positives("test").tolist(), default=0),
+        least_positives_val=min(split.positives("val")[has_videos].tolist(), default=0),
+        least_positives_test=min(split.positives("test")[has_videos].tolist(), default=0),
         classes_without_train=int((split.train_counts == 0).sum()),
+        classes_without_videos=int((~has_videos).sum()),
+        head_above=split.metadata.head_above,
+        tail_up_to=split.metadata.tail_up_to,
+        notes=split.notes,
     )
 
 
@@ -93,8 +102,9 @@ class Finding:
     """One result of the audit.
 
     ``check`` is the check's name, for scripts. ``severity`` is ``error`` where the split contradicts itself or its
-    purpose, ``warning`` where results need care. ``count`` is the number of videos, classes, subjects or pairs that the
-    sentence ``what`` is about, and ``examples`` are the first few of them, sorted.
+    purpose, ``warning`` where results need care, ``not-checked`` where videos lack what the check needs. ``count`` is
+    the number of videos, classes, subjects or pairs that the sentence ``what`` is about, and ``examples`` are the first
+    few of them, sorted.
     """
 
     check: str
@@ -105,7 +115,7 @@ class Finding:
 
 
 def audit_split(split: Split) -> list[Finding]:
-    """Run every check on a split; the findings are errors first.
+    """Run every check on a split; the findings are errors first, and last what could not be checked.
 
     Read the split with ``check=False``, so that one that contradicts itself is examined too.
     """
@@ -117,7 +127,12 @@ def audit_split(split: Split) -> list[Finding]:
                 findings.append(Finding(check, severity, 1, what, ()))
             elif concerned:
                 findings.append(Finding(check, severity, len(concerned), what, tuple(sorted(concerned)[:5])))
-    return sorted(findings, key=lambda finding: finding.severity != "error")
+        if check in _NEEDS:
+            lacking, count_lacking = _NEEDS[check]
+            if count := count_lacking(split):
+                findings.append(Finding(check, "not-checked", count, lacking, ()))
+    order = ("error", "warning", "not-checked")
+    return sorted(findings, key=lambda finding: order.index(finding.severity))
 
 
 # Sentences, each with the videos, classes, subjects or pairs that it is about.
@@ -176,6 +191,26 @@ def _find_unlabelled(split: Split) -> _Findings:
     empty = pc.equal(pc.list_value_length(split.table.column("labels")), 0)
     return [("videos without a label", split.table.filter(empty).column("video_id").to_pylist())]
 
+
+def _without_pair(split: Split) -> int:
+    # A video may be on its own, so only a table without any pair lacks the data.
+    return len(split.table) if not any(_values(split, "pair_id").values()) else 0
+
+
+def _without_subject(split: Split) -> int:
+    return int(pc.sum(pc.equal(split.table.column("subject"), "")).as_py() or 0)
+
+
+def _without_length(split: Split) -> int:
+    return int(np.isnan(split.table.column("length_s").to_numpy()).sum())
+
+
+# The data that a check needs: a sentence about the videos that lack it, and their number.
+_NEEDS: dict[str, tuple[str, Callable[[Split], int]]] = {
+    "pair-leakage": ("videos, none with a pair_id", _without_pair),
+    "subject-overlap": ("videos without a subject", _without_subject),
+    "short-videos": ("videos of unknown length", _without_length),
+}
 
 CHECKS: dict[str, Callable[[Split], _Findings]] = {
     "consistency": _find_contradictions,

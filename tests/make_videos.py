@@ -48,12 +48,15 @@ def write_video(
     second: np.ndarray | None = None,
     container: dict[str, str] | None = None,
     container_format: str | None = None,
+    title: str | None = None,
 ) -> Path:
     """Encode images, times in units of 1/rate; with sound, a second video stream, a display matrix where asked."""
     options = X264_LONG_GOP if options is None and codec == "libx264" else options or {}
     if codec == "libx264":
         options = X264_REPEATABLE | options
     with av.open(str(path), "w", format=container_format, options=BIT_EXACT | (container or {})) as output:
+        if title is not None:
+            output.metadata["title"] = title
         streams = []
         for pictures_of_stream in [images] if second is None else [images, second]:
             stream = output.add_stream(codec, rate=rate, options=options)

@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -689,3 +690,49 @@ def test_batches_on_a_cuda_device_are_the_items(split, stored, resident, prefetc
         batches = list(loader)
         assert all(value.is_cuda for batch in batches for value in batch.values() if isinstance(value, torch.Tensor))
         assert_same([{**batch, "labels": batch["labels"].cpu()} for batch in batches], of_items(data, range(VIDEOS), 4))
+
+
+# --- other processes and threads with a half-read iterator ------------------------------------------------------------
+
+
+@forks
+@needs_fork
+def test_a_forked_child_with_a_half_read_iterator_of_its_parent_is_refused(split, packed):
+    loader = BatchLoader(dataset(split, packed), 1)
+    batches, result = iter(loader), os.pipe()
+    next(batches)
+    if (child := os.fork()) == 0:
+        try:
+            next(batches)
+            said = b"a batch"
+        except FeatureError as error:
+            said = str(error).encode()
+        os.write(result[1], said)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert b"belongs to the process that forked this one" in os.read(result[0], 1000)
+    assert len(list(batches)) == len(loader) - 1  # the parent's goes on
+    for descriptor in result:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_thread_that_asks_while_another_waits_is_refused_and_loses_nothing(ahead):
+    gate, begun, told = threading.Event(), threading.Event(), []
+
+    def work(job):
+        begun.set()
+        assert gate.wait(10)
+        return job
+
+    iterator = Prefetcher(range(5), work, str, ahead=ahead)
+    other = threading.Thread(target=lambda: told.extend(iterator))
+    other.start()
+    assert begun.wait(10)
+    while not iterator._is_asked.locked():
+        pass
+    with pytest.raises(FeatureError, match="another thread waits for the next item"):
+        next(iterator)
+    gate.set()
+    other.join(10)
+    assert told == ["0", "1", "2", "3", "4"]

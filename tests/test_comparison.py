@@ -180,4 +180,4 @@ def test_averaging_equal_seeds_is_a_tie_despite_rounding(runs, toy_split):
 def test_results_do_not_share_a_file(run, runs, toy_split_file, tmp_path):
     target = tmp_path / "o"
     outcome = run("compare", runs["weak"][0], "--split", toy_split_file, "--json", target, "--latex", target)
-    assert outcome.exit_code == 2 and "need a file each" in outcome.stderr and not target.exists()
+    assert outcome.exit_code == 2 and "needs its own file" in outcome.stderr and not target.exists()

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations
 
 import numpy as np
@@ -28,7 +28,7 @@ from meidbench.errors import SplitError
 from meidbench.names import SUBSETS
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.split import read_split, write_split
-from meidbench.splits.statistics import audit_split
+from meidbench.splits.statistics import audit_split, split_statistics
 
 SMALL = Targets(30, 3, alpha=4, head_above=20, tail_up_to=6, test_positives=5, val_positives=3)
 
@@ -158,6 +158,8 @@ def test_what_holds_of_every_draw(rows, seed, group_by, sizes, groups):
     counts = counted(split, labels_of)
     wanted = {"train": 1, "val": 1, "test": 2}
     short = {(subset, index) for subset in SUBSETS for index in range(5) if counts[subset][index] < wanted[subset]}
+    assert drawn.without_candidates == tuple(index for index in range(5) if not drawn.available[index])
+    short = {(subset, index) for subset, index in short if drawn.available[index]}
     assert {(entry.subset, entry.class_index) for entry in drawn.shortfalls} == short
     assert [counts["train"][index] for index in range(5)] == split.train_counts.tolist()
     assert drawn.total_deviation == sum(abs(counts["train"][index] - drawn.target_counts[index]) for index in range(5))
@@ -219,13 +221,28 @@ def test_the_draw_is_the_same_everywhere():
     """The digests are pinned, so that the test fails if another version of Python or NumPy draws otherwise."""
     plain = construct(invented_by_rule(), SMALL, dataset="pinned", seed=5).split
     grouped = construct(invented_by_rule(), replace(SMALL, group_by=("subject",)), dataset="pinned", seed=5).split
-    assert (plain.digest[:16], grouped.digest[:16]) == ("92e97574bb2b8960", "05cfe6a54f2e0a67")
+    assert (plain.digest[:16], grouped.digest[:16]) == ("5a0adca9f05974aa", "c2b39afbdbfab4fd")
 
 
-def invented_by_rule() -> Annotations:
-    """Annotations without a random number."""
-    labels = [{row % 3, 3 + row % 5, 8 + row * row % 7} for row in range(500)]
+def invented_by_rule(gap: int = 0) -> Annotations:
+    """Annotations without a random number; with a gap, no video has the classes before the last."""
+    labels = [{row % 3, 3 + row % 5, 8 + (0, 1, 2, 0, 3 + gap)[row * row % 7]} for row in range(500)]
     return table([sorted(row) for row in labels], subjects=[f"s{row % 37}" for row in range(500)])
+
+
+@pytest.mark.parametrize("group_by", [(), ("subject",)])
+def test_a_class_that_no_video_has_takes_no_rank(group_by):
+    dense, gaps = invented_by_rule(), invented_by_rule(gap=3)
+    assert default_targets(gaps) == default_targets(dense)
+    targets = replace(default_targets(dense), group_by=group_by)
+    drawn, there = (construct(each, targets, dataset="rank", seed=1) for each in (gaps, dense))
+    assert sets_of(drawn.split) == sets_of(there.split)
+    assert drawn.without_candidates == (11, 12, 13) and there.without_candidates == ()
+    assert drawn.target_counts == (*there.target_counts[:11], 0, 0, 0, *there.target_counts[11:])
+    assert drawn.total_deviation == there.total_deviation
+    assert not {entry.class_index for entry in drawn.shortfalls} & {11, 12, 13}
+    statistics = [asdict(split_statistics(made.split)) for made in (drawn, there)]
+    assert statistics[0] | {"classes": 12, "classes_without_videos": 0, "classes_without_train": 0} == statistics[1]
 
 
 def test_a_drawn_split_is_an_ordinary_split_file(tmp_path):
@@ -345,7 +362,7 @@ def test_distance_by_hand():
     )
     assert found.videos["test"] == (len(a.rows("test")), len(b.rows("test")))
     with pytest.raises(SplitError, match="different classes"):
-        distance_to(a, construct(invented_by_rule(), SMALL, dataset="other", seed=0).split)
+        distance_to(a, construct(invented_by_rule(gap=1), SMALL, dataset="other", seed=0).split)
 
 
 # --- the real annotations ---------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from meidbench.errors import FeatureError
 from meidbench.extraction import decoding as video_files
 from meidbench.extraction.decoding import count_rows, decoder_versions, read_frames
 from meidbench.extraction.frames import DecodingResult, FrameRule, Restart
-from meidbench.extraction.videos import Video
+from meidbench.extraction.videos import VIDEO_SUFFIXES, Video
 from meidbench.features.frame_sampling import uniform_indices
 
 RULES = ["uniform=200", "uniform=7", "all", "fps=4.5"]
@@ -76,7 +76,7 @@ class Shown(NamedTuple):
 def decode_everything(path: Path, stream_index: int = 0) -> list[Shown]:
     """The obvious script: decode one frame after another, skip what does not decode, sort by time."""
     shown, start = [], None
-    with av.open(str(path), metadata_errors="replace") as container:
+    with av.open(str(path)) as container:
         stream = container.streams.video[stream_index]
         stream.codec_context.thread_count = 1
         for packet in container.demux(stream):
@@ -100,6 +100,9 @@ def expected_indices(rule: str, shown: list[Shown]) -> list[int]:
         return uniform_indices(len(shown), int(value)).tolist()
     if kind == "all":
         return list(range(len(shown)))
+    if kind == "uniform-time":
+        asked = [shown[-1].seconds * k / max(1, int(value) - 1) for k in range(int(value))]
+        return [max(i for i, one in enumerate(shown) if one.seconds <= t + Fraction(1, 1000)) for t in asked]
     rate, chosen = Fraction(value), []
     while (asked := len(chosen) / rate) <= shown[-1].seconds + Fraction(1, 1000):
         chosen.append(max(i for i, one in enumerate(shown) if one.seconds <= asked + Fraction(1, 1000)))
@@ -154,6 +157,13 @@ KINDS = {
     "rotated_270.mov": {"matrix": (0, 1, -1, 0)},
     "variable_rate.mp4": {"pts": [n + n * n // 20 for n in range(40)]},
     "variable_rate.mkv": {"pts": [n + n * n // 20 for n in range(40)]},
+    "h264.flv": {},
+    "h264.m2ts": {"container_format": "mpegts"},
+    "h264.3gp": {},
+    "wmv2.wmv": {"codec": "wmv2"},
+    "vp8.ogv": {"codec": "libvpx", "options": {"cpu-used": "8"}},
+    "mpeg2.vob": {"codec": "mpeg2video", "options": {"bf": "2", "g": "12"}},
+    "palette.gif": {"codec": "gif", "pix_fmt": "rgb8", "rate": 25},
 }
 
 
@@ -161,7 +171,8 @@ KINDS = {
 def test_every_kind_of_file_gives_the_frames_of_the_obvious_script(tmp_path, name):
     needs_encoder(KINDS[name].get("codec", "libx264"))
     path = write_video(tmp_path / name, pictures(40), **KINDS[name])
-    for rule in RULES:
+    assert path.suffix in VIDEO_SUFFIXES
+    for rule in [*RULES, "uniform-time=9"]:
         got = assert_as_decoded(path, rule)
         assert (got.result.status, got.restarts) == ("ok", 0)
         assert got.rows == len(got.result.indices)
@@ -253,11 +264,59 @@ def test_cover_art_is_no_video(tmp_path):
 def test_times_that_are_missing_are_made_up_from_the_rate(tmp_path):
     path = write_video(tmp_path / "raw.mpg", pictures(40), container_format="h264")
     with av.open(str(path)) as container:
-        rate = container.streams.video[0].average_rate
+        # The reader assumes 25; the stream itself says 30, as it was made.
+        assert container.streams.video[0].average_rate == 25
         assert {packet.pts for packet in container.demux()} == {None}
     for rule in RULES:
-        got = assert_as_decoded(path, rule, seconds_per_frame=1 / rate)
+        got = assert_as_decoded(path, rule, seconds_per_frame=Fraction(1, 30))
         assert (got.result.status, got.result.num_frames, got.rows) == ("ok", 40, len(got.result.indices))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("options", [None, {"g": "20", "bf": "1"}, {"g": "20", "bf": "0"}], ids=["3 B", "1 B", "no B"])
+def test_times_of_h264_in_avi_are_those_of_its_frames(tmp_path, step, options):
+    """AVI numbers packets in the order of decoding, in fields where the encoder counts these (step 2).
+
+    The same pictures in Matroska, which keeps times of display, tell which frame is shown when.
+    """
+    writing = {"options": options, "pts": list(range(0, 90 * step, step)), "rate": 30 * step}
+    path = write_video(tmp_path / "a.avi", pictures(90), **writing)
+    images = [one.image for one in decode_everything(write_video(tmp_path / "a.mkv", pictures(90), **writing))]
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 30 * step
+    got = read(path, "all")
+    np.testing.assert_allclose(got.result.timestamps, np.arange(90) / 30, rtol=0, atol=1e-9)
+    for index, image in got.images.items():
+        np.testing.assert_array_equal(image, images[index])
+    assert (got.result.status, got.rows, got.result.num_frames) == ("ok", 90, 90)
+    for rate, rows in (("4", 12), ("30", 90)):
+        got = read(path, f"fps={rate}")
+        assert got.rows == rows
+        assert got.result.indices.tolist() == [n * 30 // int(rate) for n in range(rows)]
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["PyAV 19", "PyAV 18"])
+def test_metadata_in_another_encoding_is_read_by_every_version(tmp_path, monkeypatch, known):
+    """PyAV 19 knows no option for it; earlier versions raise without."""
+    path = write_video(tmp_path / "a.mkv", pictures(5), title="Caf+")
+    content = path.read_bytes()
+    assert content.count(b"Caf+") == 1
+    path.write_bytes(content.replace(b"Caf+", b"Caf\xe9"))
+    assert read(path, "all").result.status == "ok"  # as the installed version does it
+    path.write_bytes(content)
+    genuine, calls = av.open, []
+
+    def fake(file, mode="r", *, container_options, **others):
+        calls.append(others)
+        if not known and others:
+            raise TypeError(f"open() got an unexpected keyword argument {next(iter(others))!r}")
+        if known and not others:
+            raise UnicodeDecodeError("utf-8", b"Caf\xe9", 3, 4, "unexpected end of data")
+        return genuine(file, mode, container_options=container_options)
+
+    monkeypatch.setattr(video_files.av, "open", fake)
+    assert read(path, "uniform=3").result.status == "ok"
+    assert calls[0] == {} and (len(calls) > 1) and any(calls) == known
 
 
 def test_times_that_repeat_are_not_trusted(tmp_path, monkeypatch):
@@ -295,6 +354,24 @@ def test_room_is_kept_where_there_are_more_frames_than_packets(tmp_path, monkeyp
     got = read(path, "all")
     assert (got.restarts, got.rows, len(got.result.indices)) == (1, 39, 39)
     assert (got.result.status, got.result.reason) == ("salvaged", "more frames than packets, 1 rows left out")
+
+
+def test_a_frame_that_is_announced_and_does_not_come_is_told(tmp_path, monkeypatch):
+    """HEVC's and AV1's decoders leave out a damaged frame without an error."""
+    path = write_video(tmp_path / "a.avi", pictures(30), "mjpeg", pix_fmt="yuvj420p")
+    genuine, left_out = video_files._decode_frames, {0, 17}
+
+    def leave_out(*arguments):
+        return (frame for number, frame in enumerate(genuine(*arguments)) if number not in left_out)
+
+    monkeypatch.setattr(video_files, "_decode_frames", leave_out)
+    result = read(path, "all").result
+    assert (result.status, result.num_frames) == ("salvaged", 28)
+    assert result.reason == "1 frames that packets announce did not come"
+    left_out = {0, 1, 2}  # a part of a longer video may begin with frames that refer to earlier ones
+    assert read(path, "all").result.status == "ok"
+    left_out = set(range(1, 30, 2))  # two packets per frame
+    assert read(path, "all").result.status == "ok"
 
 
 def test_a_file_that_cannot_be_read_any_further_comes_to_an_end():

@@ -198,8 +198,10 @@ def test_the_json_has_the_documented_keys(toy_split):
     content = json.loads(text)
     assert set(content) == {
         "format_version", "dataset", "variant", "subset", "split_digest", "protocol", "mAP", "accuracy", "groups",
-        "diagnostics", "intervals", "per_class", "other_protocols", "warnings",
+        "diagnostics", "intervals", "per_class", "other_protocols", "warnings", "content_digest", "thresholds", "notes",
     }  # fmt: skip
+    assert content["content_digest"] == toy_split.content_digest
+    assert content["thresholds"] == {"head_above": 30, "tail_up_to": 12}
     assert set(content["mAP"]) == {"overall", "head", "medium", "tail"}
     assert set(content["accuracy"]) == {"top1", "top5"}
     assert set(content["groups"]["head"]) == {"classes", "positives"}
@@ -210,3 +212,30 @@ def test_the_json_has_the_documented_keys(toy_split):
     assert content["intervals"] is None and content["protocol"] == "tie-aware"
     assert text == json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     assert mb.evaluate(scores[::-1], ids[::-1], toy_split).to_json() == text
+
+
+# --- ties ----------------------------------------------------------------------------------------------------------
+
+
+def test_ties_with_other_videos_are_told(toy_split, toy_split_file, run, tmp_path):
+    """Sigmoids that are 1 in float32: the share is counted by a loop; logits have no warning."""
+    labels, ids = toy_split.labels("test"), toy_split.video_ids("test")
+    logits = (np.random.default_rng(0).normal(17, 8, labels.shape) + 6 * labels).astype(np.float32)
+    sigmoids = 1 / (1 + np.exp(-logits))
+    pairs = list(zip(*np.nonzero(labels), strict=True))
+    share = np.mean([(~labels[:, c] & (sigmoids[:, c] == sigmoids[row, c])).any() for row, c in pairs])
+    assert share > 0.3
+    warning = mb.evaluate(sigmoids, ids, toy_split).warnings[0]
+    assert warning.startswith(f"{share:.0%} of the positives") and "Write logits in float32" in warning
+    assert mb.evaluate(logits, ids, toy_split).warnings == ()
+    path = mb.write_predictions(tmp_path / "p.parquet", ids, sigmoids, toy_split, "test")
+    assert f"warning: {warning}" in run("evaluate", path, "--split", toy_split_file).stderr
+    page = tmp_path / "page.html"
+    outcome = run("compare", path, "--split", toy_split_file, "--bootstrap", 2, "--html", page)
+    assert f"warning: p: {warning}" in outcome.stderr and f"{share:.0%} of the positives" in page.read_text()
+
+
+def test_ties_among_positives_alone_change_nothing(toy_split):
+    labels, ids = toy_split.labels("test"), toy_split.video_ids("test")
+    perfect = mb.evaluate(np.where(labels, 2.0, np.random.default_rng(0).random(labels.shape)), ids, toy_split)
+    assert perfect.diagnostics.tied_score_fraction > 0.5 and perfect.warnings == ()

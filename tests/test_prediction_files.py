@@ -1,6 +1,7 @@
 """Every form of prediction file, well made and damaged."""
 
 import json
+import os
 import random
 import resource
 import struct
@@ -21,7 +22,7 @@ import meidbench as mb
 from meidbench import files
 from meidbench.errors import MeidbenchError, PredictionError
 from meidbench.predictions import open_predictions
-from meidbench.predictions.align import read_predictions, write_predictions
+from meidbench.predictions.align import read_predictions, run_warnings, write_predictions
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_what_is_written_says_what_it_belongs_to(given, toy_split, tmp_path):
     metadata = json.loads(pq.read_schema(path).metadata[b"meidbench"])
     assert metadata == {
         "dataset": "toylt", "subset": "test", "split_digest": toy_split.digest,
-        "class_names": list(toy_split.class_names), "run": {"method": "m"},
+        "content_digest": toy_split.content_digest, "class_names": list(toy_split.class_names), "run": {"method": "m"},
     }  # fmt: skip
     assert pq.read_schema(path).field("scores").type == pa.list_(pa.float32(), 12)
     again = mb.write_predictions(tmp_path / "q.parquet", *given, toy_split, "test", run={"method": "m"})
@@ -127,10 +128,17 @@ def test_a_run_chosen_on_the_test_subset_is_warned_of(given, toy_split, toy_spli
     assert "chosen on the test subset" in json.loads((tmp_path / "r.json").read_text())["warnings"][0]
     honest = mb.write_predictions(tmp_path / "q.parquet", *given, toy_split, "test", run={"select_on": "val"})
     assert "warning" not in run("evaluate", honest, "--split", toy_split_file).stderr
+    for value in ("tset", "Test", 3, ["test"]):
+        with pytest.raises(PredictionError, match=r"expected one of train, val, test"):
+            mb.write_predictions(tmp_path / "no.parquet", *given, toy_split, "test", run={"select_on": value})
+        (warning,) = run_warnings({"run": {"select_on": value}})  # of another program's file
+        assert f"select_on is {value!r}, which is no subset" in warning
+    assert not (tmp_path / "no.parquet").exists()
 
 
 @pytest.mark.parametrize(("scores", "complaint"), [
-    (np.zeros((3, 2)), "expected"), (np.full((49, 12), np.nan), "must be finite"), (np.array([["x"]] * 49), "finite"),
+    (np.zeros((3, 2)), "expected"), (np.full((49, 12), np.nan), "must be finite"),
+    (np.array([["x"]] * 49), "real numbers"),
 ])  # fmt: skip
 def test_what_could_not_be_scored_is_not_written(scores, complaint, given, tmp_path):
     with pytest.raises(PredictionError, match=complaint):
@@ -185,8 +193,8 @@ def test_data_kept_outside_an_hdf5_file_is_not_read(tmp_path):
     with h5py.File(tmp_path / "b", "w") as file:
         file["video_ids"] = [f"v{row}" for row in range(10)]
         file["scores"] = h5py.ExternalLink(str(tmp_path / "other"), "scores")
-    for name in "ab":
-        assert "scores is not a dataset kept in the file itself" in refusal(tmp_path / name)
+    assert "scores keeps its numbers in other files" in refusal(tmp_path / "a")
+    assert "scores is a link to another file" in refusal(tmp_path / "b")
 
 
 def test_other_hdf5_contents_are_refused(tmp_path):
@@ -285,6 +293,31 @@ def test_bombs_are_refused_in_little_memory(bomb, toy_split_file, tmp_path):
     outcome = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=60)
     assert outcome.returncode == 1, outcome.stderr
     assert outcome.stderr.startswith("Error: ") and "Traceback" not in outcome.stderr
+
+
+def test_lines_without_an_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("meidbench.predictions.base.LONGEST_LINE", 1000)
+    for start in ("video_id,", "v1 "):
+        (tmp_path / "p").write_text(start + "1," * 600)
+        with pytest.raises(PredictionError, match="a line has 1,000 characters or more"):
+            open_predictions(tmp_path / "p")
+
+
+def test_hdf5_rows_that_take_no_space_are_refused(tmp_path):
+    for shape, chunks in (((22_000_000,), (1000,)), ((22_000_000,), None)):
+        with h5py.File(tmp_path / "h", "w") as file:
+            file.create_dataset("video_ids", shape, "S1000", chunks=chunks)
+            file.create_dataset("scores", (*shape, 12), "f4", chunks=chunks and (1000, 12))
+        said = "needs 22,000 pieces, the file holds 0" if chunks else "takes 22,000,000,000 bytes, the file holds 0"
+        with pytest.raises(PredictionError, match=f"video_ids of shape .* {said}"):
+            open_predictions(tmp_path / "h")
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull), tmp_path):
+        with pytest.raises(PredictionError, match="is (no regular file|a folder); expected a prediction file"):
+            open_predictions(path)
 
 
 # --- a thousand damaged files -----------------------------------------------------------------------------------

@@ -1,14 +1,25 @@
 """Prediction files: every refusal of the contract, all problems in one message, nothing unpickled."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from sklearn.metrics import average_precision_score
 
+import meidbench as mb
 from meidbench.errors import PredictionError
-from meidbench.predictions.align import Predictions, align_predictions, read_predictions
+from meidbench.predictions.align import (
+    Predictions,
+    align_predictions,
+    read_predictions,
+    run_warnings,
+    write_predictions,
+)
+from meidbench.splits.split import Split
 
 
 @pytest.fixture
@@ -114,6 +125,7 @@ def test_float16_and_integers_are_scored_where_allowed(given, toy_split):
     ({"dataset": "videolt"}, "its dataset is 'videolt', expected 'toylt'"),
     ({"subset": "val"}, "its subset is 'val', expected 'test'"),
     ({"split_digest": "abc"}, "its split_digest is 'abc'"),
+    ({"content_digest": "abc"}, "its content_digest is 'abc'"),
     ({"class_names": ["x"]}, "its class names are not 12 names"),
     ({"class_names": ["Doing thing 1", "Doing thing 0", *(f"Doing thing {i}" for i in range(2, 12))]},
      "2 class name(s) are others: 0 'Doing thing 1' (expected 'Doing thing 0'), 1 'Doing thing 0'"),
@@ -128,6 +140,19 @@ def test_right_metadata_is_accepted(given, toy_split):
         "class_names": list(toy_split.class_names), "run": {"method": "any"},
     }  # fmt: skip
     align_predictions(Predictions(given.video_ids, given.scores, metadata), toy_split, "test")
+    (note,) = run_warnings(metadata)  # files of older versions have only the digest of the labels
+    assert "the groups of the classes were not compared" in note
+    metadata["content_digest"] = toy_split.content_digest
+    align_predictions(Predictions(given.video_ids, given.scores, metadata), toy_split, "test")
+    assert run_warnings(metadata) == [] == run_warnings({})
+
+
+def test_predictions_for_other_groups_are_refused(given, toy_split, tmp_path):
+    path = write_predictions(tmp_path / "p.parquet", given.video_ids, given.scores, toy_split, "test")
+    other = Split(toy_split.table, replace(toy_split.metadata, head_above=60, tail_up_to=8))
+    assert other.digest == toy_split.digest
+    with pytest.raises(PredictionError, match="the labels are the same, but the class names or the groups are others"):
+        align_predictions(read_predictions(path), other, "test")
 
 
 def test_files_of_another_kind_are_refused(tmp_path):
@@ -184,3 +209,72 @@ def test_npz_arrays_must_be_those_of_the_contract(tmp_path, arrays, complaint):
     np.savez(tmp_path / "n.npz", **arrays)
     with pytest.raises(PredictionError, match=complaint):
         read_predictions(tmp_path / "n.npz")
+
+
+# --- arrays of other libraries ----------------------------------------------------------------------------------
+
+
+def test_tensors_are_scored_as_their_numbers(toy_split, tmp_path):
+    """With gradients, of bfloat16, of big-endian numbers, of more than 64 bits, and as lists."""
+    labels, ids = toy_split.labels("test"), toy_split.video_ids("test")
+    scores = torch.from_numpy(np.random.default_rng(0).normal(size=labels.shape)).bfloat16().float()
+    expected = average_precision_score(labels, scores.numpy(), average=None)
+    plain = scores.numpy()
+    others = [
+        scores.clone().requires_grad_(), scores.bfloat16(), plain.astype(">f4"), plain.astype(np.longdouble),
+        plain.tolist(), list(scores), torch.nn.Parameter(scores),
+    ]  # fmt: skip
+    for given in others:
+        np.testing.assert_allclose(mb.average_precision(given, torch.from_numpy(labels)), expected, atol=1e-12)
+    mean = pytest.approx(expected.mean(), abs=1e-12)
+    assert mb.evaluate(others[0], ids, toy_split).mAP.overall == mean
+    assert mb.evaluate(others[1], ids, toy_split, allow_float16=True).mAP.overall == mean
+    with pytest.raises(PredictionError, match="the scores are bfloat16, .* float32"):
+        mb.evaluate(others[1], ids, toy_split)
+    for given in (others[0], others[2]):
+        mb.write_predictions(tmp_path / "p.parquet", ids, given, toy_split, "test")
+        assert np.array_equal(read_predictions(tmp_path / "p.parquet").scores, plain)
+
+
+@pytest.mark.parametrize(("scores", "remedy"), [
+    (lambda t: t.half(), "are float16, .* write float32"),
+    (lambda t: t.bfloat16(), "are bfloat16, .* write float32"),
+    (lambda t: t.numpy().astype(np.longdouble), "write scores.astype"),
+    (lambda t: t.numpy().astype(object), "of type object; .* an array of float32"),
+    (lambda t: [[0, 3], *[[1]] * (len(t) - 1)], "Lists of class indices must become rows of 0 and 1"),
+    (lambda t: [[1]] * len(t), "shape .*, 1.; expected .*, 12"),
+    (lambda t: list(t.requires_grad_()), "torch.stack a list of tensors"),
+    (lambda t: t.to("meta"), "no data"),
+    (lambda t: t.to_sparse(), "to_dense"),
+    (lambda t: t.bool(), "expected real numbers"),
+    (lambda t: np.ma.masked_array(t.numpy(), t.numpy() > 0.5), "some are masked"),
+    (lambda t: t[:, :0], "expected"),
+    (lambda t: None, "expected"),
+])  # fmt: skip
+def test_scores_of_a_wrong_kind_are_refused_with_what_to_write(scores, remedy, toy_split, tmp_path):
+    ids = toy_split.video_ids("test")
+    with pytest.raises(PredictionError, match=remedy):
+        mb.write_predictions(tmp_path / "p.parquet", ids, scores(torch.rand(len(ids), 12)), toy_split, "test")
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_as_class_indices_are_refused():
+    for labels in ([[0], [1], [0]], [[0], [0, 1], []], [[0, 2], [1, 2], [0, 1]]):
+        with pytest.raises(PredictionError, match="of both|class indices"):
+            mb.average_precision(np.eye(3)[:, :2], labels)
+
+
+def test_facts_about_a_run_may_be_numbers_of_numpy(toy_split, tmp_path):
+    ids, path = toy_split.video_ids("test"), tmp_path / "p.parquet"
+    run = {"epoch": np.int64(3), "lr": np.float32(0.5), "steps": np.arange(3), "select_on": "val"}
+    mb.write_predictions(path, ids, np.zeros((len(ids), 12)), toy_split, "test", run)
+    assert read_predictions(path).metadata["run"] == {"epoch": 3, "lr": 0.5, "steps": [0, 1, 2], "select_on": "val"}
+    path.unlink()
+    for wrong, complaint in (
+        ({"day": object()}, "run holds <object"), ({"select_on": "tset"}, "'tset'; expected one of train, val"),
+        ([1], "expected a dict"), ({(1, 2): 3}, "cannot be written as JSON"),
+    ):  # fmt: skip
+        with pytest.raises(PredictionError, match=complaint):
+            mb.write_predictions(path, ids, np.zeros((len(ids), 12)), toy_split, "test", wrong)
+    assert not path.exists()
+    assert "'tset', which is no subset" in run_warnings({"run": {"select_on": "tset"}})[0]

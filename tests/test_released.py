@@ -2,8 +2,10 @@
 
 import csv
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_annotations, real_data, released_split
 
+from meidbench.annotations import read_annotations
 from meidbench.errors import AnnotationError, MeidbenchError
 from meidbench.names import DATASETS, SUBSETS
 from meidbench.splits.manifests import load_assignment, load_manifest
-from meidbench.splits.released import build_released, write_lists
-from meidbench.splits.split import Split
+from meidbench.splits.released import build_released, check_pool, write_lists
+from meidbench.splits.split import Split, read_split
 from meidbench.splits.statistics import split_statistics
 
 TRAIN, TEST = "Toy_v1_train.csv", "Toy_v1_test.csv"
@@ -189,6 +192,103 @@ def test_a_label_of_an_unused_video_does_not_matter(toy_folder, toy_split):
 
     change_rows(toy_folder / TRAIN, flip)
     assert build_released(TOY_MANIFEST, toy_folder).digest == toy_split.digest
+
+
+# --- all annotated videos, from which new splits are drawn ------------------------------------------------------
+
+
+def change_cell(folder: Path, column: str, change, *, used: bool, split) -> str:
+    """Change a cell of the first video that the released split uses, or does not use; return its id."""
+    ids = {video_id for subset in SUBSETS for video_id in split.video_ids(subset)}
+    changed = []
+
+    def edit(rows: Rows) -> None:
+        row = next(row for row in rows[1:] if (row[0] in ids) == used)
+        place = rows[0].index(column)
+        row[place] = change(row[place])
+        changed.append(row[0])
+
+    change_rows(folder / TRAIN, edit)
+    return changed[0]
+
+
+@pytest.mark.parametrize(("column", "change", "used"), [
+    ("actions", lambda cell: "c003 1.00 2.00", False),
+    ("length", lambda cell: "1.25", False),
+    ("subject", lambda cell: "S999", False),
+    ("actions", lambda cell: cell.replace(".", ".1", 1), True),
+    ("length", lambda cell: "1.25", True),
+])  # fmt: skip
+def test_no_split_is_drawn_from_damage_that_the_released_videos_do_not_show(
+    toy_folder, toy_split, run, tmp_path, column, change, used
+):
+    video = change_cell(toy_folder, column, change, used=used, split=toy_split)
+    assert build_released(TOY_MANIFEST, toy_folder).digest == toy_split.digest
+    arguments = ("build-splits", TOY_MANIFEST, "--annotations", toy_folder, "--variant", "pareto")
+    outcome = run(*arguments, "--out", tmp_path / "out")
+    assert outcome.exit_code == 1 and not (tmp_path / "out").exists()
+    assert f"video {video} ({TRAIN}): its labels, length, subject or segments are not the official" in outcome.stderr
+    assert "--accept-other-annotations" in outcome.stderr
+
+
+def test_other_annotations_are_accepted_by_name_and_recorded(toy_folder, toy_split, run, tmp_path):
+    change_cell(toy_folder, "length", lambda cell: "1.25", used=False, split=toy_split)
+    arguments = ("build-splits", TOY_MANIFEST, "--variant", "pareto", "--accept-other-annotations")
+    outcome = run(*arguments, "--annotations", toy_folder, "--out", tmp_path / "other")
+    assert outcome.exit_code == 0 and "are not the official ones of ToyLT; the split records this" in outcome.stderr
+    split = read_split(tmp_path / "other" / "toylt-pareto-0.parquet")
+    assert split.metadata.other_annotations and "not the official ones of toylt" in split.notes[-1]
+    assert "not the official ones" in run("stats", tmp_path / "other" / "toylt-pareto-0.parquet").stdout
+    plain = run(*arguments, "--annotations", TOY, "--out", tmp_path / "plain")
+    assert plain.exit_code == 0 and "official" not in plain.stderr
+    assert not read_split(tmp_path / "plain" / "toylt-pareto-0.parquet").metadata.other_annotations
+    (tmp_path / "x.toml").write_text('name = "x"\ntable = "x.csv"\n')
+    for dataset in (TOY_MANIFEST, tmp_path / "x.toml"):  # the released split, and a plan of a table
+        assert run("build-splits", dataset, "--accept-other-annotations").exit_code == 2
+
+
+def test_columns_that_no_split_depends_on_may_differ(toy_folder, toy_split):
+    change_cell(toy_folder, "scene", lambda cell: "another room", used=False, split=toy_split)
+    change_rows(toy_folder / TEST, lambda rows: rows.__setitem__(slice(1, None), rows[:0:-1]))
+    annotations = read_annotations(load_manifest(TOY_MANIFEST), toy_folder)
+    assert check_pool(TOY_MANIFEST, annotations, toy_folder)
+
+
+def test_ids_and_class_names_of_the_whole_pool_are_compared(toy_folder, tmp_path):
+    def complaint(folder: Path) -> str:
+        with pytest.raises(AnnotationError) as caught:
+            check_pool(TOY_MANIFEST, read_annotations(load_manifest(TOY_MANIFEST), folder), folder)
+        return str(caught.value)
+
+    path = toy_folder / "Toy_v1_classes.txt"
+    path.write_text(path.read_text().replace("thing 3", "thing three"))
+    assert "the class names are not the official ones" in complaint(toy_folder)
+    path.write_text(path.read_text().replace("thing three", "thing 3"))
+    dropped = []
+    change_rows(toy_folder / TEST, lambda rows: dropped.append(rows.pop(5)[0]))
+    assert f"video {dropped[0]} is missing" in complaint(toy_folder)
+
+
+def test_an_assignment_without_a_digest_of_all_videos_is_told(toy_folder, run, tmp_path):
+    path = toy_folder / "toylt.assignment.json"
+    content = json.loads(path.read_text())
+    del content["pool_digest"], content["pool_sketch"]
+    path.write_text(json.dumps(content))
+    arguments = ("--annotations", toy_folder, "--variant", "pareto", "--out", tmp_path / "out")
+    outcome = run("build-splits", toy_folder / "toylt.toml", *arguments)
+    assert outcome.exit_code == 0 and "note: the assignment of the manifest was made before" in outcome.stderr
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_the_official_files_are_known_as_a_whole(name):
+    annotations = real_annotations(name)
+    assert check_pool(name, annotations, Path())
+    row = next(row for row, labels in enumerate(annotations.labels) if len(labels) > 1)
+    other = replace(annotations, labels=[*annotations.labels])
+    other.labels[row] = other.labels[row][:-1]
+    with pytest.raises(AnnotationError) as caught:
+        check_pool(name, other, Path())
+    assert f"video {annotations.video_ids[row]} (" in str(caught.value)
 
 
 def test_a_dropped_row_is_named(toy_folder, toy_split):

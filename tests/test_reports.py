@@ -30,6 +30,7 @@ from meidbench.report.plots import GROUP_COLOURS
 from meidbench.report.text import (
     DASH,
     MINUS,
+    excludes_zero,
     find_best,
     format_interval,
     format_number,
@@ -364,6 +365,21 @@ def test_the_highest_of_a_column_is_bold_and_so_are_ties():
     assert means.count("<b>") == 2 * 4 + 2
     alone = comparison_html(make_comparison(("bce",)))
     assert "<b>" not in alone[alone.index("<tbody>") : alone.index("</tbody>")]
+
+
+@pytest.mark.parametrize(("low", "high", "bold"), [
+    (-0.010, -0.0004, False), (-0.010, -0.0006, True), (0.0004, 0.02, False), (0.0005001, 0.02, True),
+    (-0.01, 0.01, False), (NAN, NAN, False),
+])  # fmt: skip
+def test_a_difference_is_bold_if_the_shown_digits_exclude_zero(low, high, bold):
+    comparison = make_comparison()
+    differences = {group: Difference(0.004, low, high, 0.9) for group in GROUPS_SHOWN}
+    methods = (comparison.methods[0], replace(comparison.methods[1], difference=differences))
+    text = comparison_html(replace(comparison, methods=methods))
+    table = text[text.index("Differences to the reference") :]
+    assert ("<b>+0.004</b>" in table) == bold == excludes_zero(low, high)
+    shown = format_interval(low, high, with_sign=True)
+    assert not bold or not (shown.startswith("[0.000") or shown.endswith(" 0.000]"))
 
 
 def test_page_of_real_runs(toy_split, tmp_path):

@@ -386,6 +386,8 @@ def test_table_1_lists_missing_splits_and_different_cells(run, toy_split, tmp_pa
     (["table7", "--row", "beta-0.5", "--simulate", "--set", "model.attention_hidden=1000000000000000000"], 1,
      "row beta-0.5: "),
     (["table2", "--features", "ResNet50=none.h5"], 1, "there are no features of ResNet50 at none.h5"),
+    (["table2", "--annotations", "nope"], 1, "nope holds all annotation files of none of videolt"),
+    (["table1", "--annotations", "nope"], 1, "nope holds all annotation files of none of videolt"),
     (["table2", "--row", "eql-resnet50", "--set", "schedule.epoch=3"], 1, "row eql-resnet50: 1 problem(s)"),
     (["table2", "--row", "eql-resnet50", "--gpu", "abacus"], 1, "unknown GPU 'abacus'"),
     (["table2", "--simulate", "--set", "simulation.frame=3"], 1, "unknown key simulation.frame"),
@@ -532,6 +534,15 @@ def test_damaged_features_fail_their_row(run, toy_videolt, tmp_path):
     (row,) = rows_of(out)
     assert row["status"] == "failed" and row["ours"] is None
     assert row["reason"] in outcome.stderr and "cannot be used from" in row["reason"]
+
+
+def test_features_that_cannot_be_opened_are_not_there(run, tmp_path):
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(b"no features")
+    for more in ((), ("--plan",)):
+        outcome = run("reproduce", "table2", "--features", f"ResNet50={damaged}", *more, "--out", tmp_path / "out")
+        assert outcome.exit_code == 1 and outcome.stdout == "" and not (tmp_path / "out").exists()
+        assert f"the features of ResNet50 cannot be read: {damaged} is not an HDF5 file" in outcome.stderr
 
 
 def test_protocol_and_notes_follow_the_configurations(run, toy_videolt, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from material import TOY, TOY_MANIFEST
 
-from meidbench.errors import SplitError
+from meidbench.errors import OutputError, SplitError
 from meidbench.names import SUBSETS
 from meidbench.splits.manifests import load_manifest, split_path
 from meidbench.splits.released import build_released, write_csv, write_lists
 from meidbench.splits.split import (
     GROUP_NAMES,
     METADATA_KEY,
+    SCHEMA,
     Groups,
     Split,
     SplitMetadata,
     load_split,
     read_split,
+    released_content,
     rows_digest,
     write_split,
 )
@@ -39,7 +42,7 @@ COLUMNS = {
 }
 KEYS = {
     "dataset", "variant", "seed", "num_classes", "class_names", "head_above", "tail_up_to", "train_counts", "digest",
-    "sources", "format_version",
+    "content_digest", "sources", "format_version",
 }  # fmt: skip
 
 
@@ -140,6 +143,119 @@ def test_the_lists_of_toylt_come_out_byte_for_byte(toy_split, tmp_path):
         assert path.read_bytes() == (TOY / path.name).read_bytes()
 
 
+# --- what numbers depend on -------------------------------------------------------------------------------------
+
+
+def naive_content_digest(split: Split) -> str:
+    """Digest by the words of docs/splits.md, from the rows and the thresholds alone."""
+    rows = split.table.to_pylist()
+    counts = [sum(index in row["labels"] for row in rows if row["subset"] == "train") for index in range(12)]
+    above, up_to = split.metadata.head_above, split.metadata.tail_up_to
+    groups = ["head" if count > above else "tail" if count <= up_to else "medium" for count in counts]
+    names = hashlib.sha256("".join(f"{name}\n" for name in split.metadata.class_names).encode()).hexdigest()
+    return hashlib.sha256("\n".join([naive_digest(split), names, *groups, ""]).encode()).hexdigest()
+
+
+def with_facts(split: Split, **facts) -> Split:
+    return Split(split.table, replace(split.metadata, **facts))
+
+
+def test_the_content_digest_covers_names_and_groups(toy_split, toy_split_file):
+    assert toy_split.content_digest == naive_content_digest(toy_split)
+    assert read_split(toy_split_file).metadata.content_digest == toy_split.content_digest
+    names = tuple(f"other {index}" for index in range(12))
+    others = (with_facts(toy_split, head_above=60), with_facts(toy_split, class_names=names))
+    assert all(other.digest == toy_split.digest for other in others)
+    assert len({split.content_digest for split in (toy_split, *others)}) == 3
+    for other in others:
+        assert other.content_digest == naive_content_digest(other)
+        assert other.variant == "changed" and "calls itself the published one" in other.notes[0]
+        with pytest.raises(SplitError, match="class names, thresholds or training counts were changed"):
+            write_split(other, toy_split_file.with_name("never.parquet"))
+
+
+def test_the_published_splits_are_known_by_their_content(real_split):
+    assert real_split.variant == "released" and real_split.notes == ()
+    assert real_split.content_digest == released_content(real_split.dataset)
+    official = real_split.thresholds
+    assert astuple(official) == ((500, 100) if real_split.dataset == "videolt" else (100, 20))
+    changed = with_facts(real_split, head_above=official.head_above + 60, content_digest="")
+    digest = changed.content_digest
+    changed = with_facts(changed, content_digest=digest)  # whoever changed it also changed its own digest
+    assert changed.variant == "changed" and f"({real_split.dataset} has head above" in changed.notes[1]
+    assert with_facts(real_split, head_above=official.head_above + 1).variant == "changed"
+
+
+def test_files_of_version_1_are_read_but_not_called_released(toy_split, tmp_path):
+    old = {"format_version": 1, "content_digest": "-"}
+    split = read_split(rewritten(toy_split, tmp_path / "old.parquet", **old))
+    assert split.content_digest == toy_split.content_digest and split.variant == "unverified"
+    assert "no content digest" in split.notes[0]
+    assert read_split(rewritten(toy_split, tmp_path / "mine.parquet", variant="table", **old)).variant == "table"
+    again = read_split(write_split(split, tmp_path / "again.parquet"))
+    assert (again.variant, again.metadata.format_version) == ("unverified", 2)
+
+
+def test_plans_keep_the_digest_that_they_had_before_version_2(toy_split):
+    assert toy_split.plan_digest[:16] == "7688923c1663732d"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "stats"])
+def test_other_thresholds_are_shown_with_every_number(toy_split, tmp_path, run, command):
+    other = {"head_above": 60, "tail_up_to": 8, "format_version": 1, "content_digest": "-"}
+    path = rewritten(toy_split, tmp_path / "other.parquet", **other)
+    ids = toy_split.video_ids("test")
+    np.savez(tmp_path / "p.npz", video_ids=np.array(ids), scores=np.random.default_rng(0).random((len(ids), 12)))
+    outputs = [] if command != "compare" else ["--html", tmp_path / "c.html", "--latex", tmp_path / "c.tex"]
+    arguments = [path] if command == "stats" else [tmp_path / "p.npz", "--split", path]
+    outcome = run(command, *arguments, *outputs)
+    assert outcome.exit_code == 0, outcome.stderr
+    texts = [outcome.stdout, *(file.read_text() for file in outputs[1::2])]
+    for text in texts:
+        assert "groups: head above 60 training videos, tail up to 8" in text and "released" not in text
+    content = json.loads(run(command, *arguments, "--json", *(["-"] if command != "stats" else [])).stdout)
+    facts = content[0] if command == "stats" else content
+    thresholds = facts if command == "stats" else facts["thresholds"]
+    assert (thresholds["head_above"], thresholds["tail_up_to"]) == (60, 8)
+    assert facts["variant"] == "unverified" and "groups: head above 60" in facts["notes"][1]
+
+
+def test_a_flipped_bit_in_a_split_file_is_refused(toy_split_file, tmp_path):
+    raw = bytearray(toy_split_file.read_bytes())
+    refused = 0
+    places = range(4, len(raw) - 8, max(len(raw) // 40, 1))
+    for place in places:
+        raw[place] ^= 1
+        (tmp_path / "flipped.parquet").write_bytes(raw)
+        raw[place] ^= 1
+        try:
+            again = read_split(tmp_path / "flipped.parquet")
+        except SplitError:
+            refused += 1
+        else:  # the footer has no checksum, and holds facts that nothing depends on
+            assert again.table.equals(read_split(toy_split_file).table)
+    assert refused > len(places) / 2
+
+
+def test_a_page_is_checked_by_its_checksum(toy_split, tmp_path):
+    """Lengths are in no digest, so only the checksum of their page finds a changed one."""
+    path = write_split(toy_split, tmp_path / "s.parquet")
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(SCHEMA.names.index("labels") + 2)
+    assert chunk.path_in_schema == "length_s"
+    raw = bytearray(path.read_bytes())
+    raw[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(SplitError, match="is not a readable Parquet file"):
+        read_split(path)
+
+
+def test_all_splits_that_cannot_be_read_are_named(run, tmp_path):
+    (tmp_path / "text.parquet").write_text("hello")
+    outcome = run("stats", "charadeslt", tmp_path / "none.parquet", tmp_path / "text.parquet")
+    assert outcome.exit_code == 1
+    assert all(name in outcome.stderr for name in ("charadeslt is not built", "none.parquet", "text.parquet"))
+
+
 # --- files that are not in order --------------------------------------------------------------------------------
 
 
@@ -176,7 +292,17 @@ def with_column(name: str, values: list) -> object:
     (lambda t: t, {"train_counts": [1] * 12}, "the training counts in its metadata are not those of its rows"),
     (lambda t: t, {"digest": "0" * 64}, "rows were changed"),
     (lambda t: t, {"tail_up_to": 99}, "tail_up_to 99 is above head_above 30"),
-    (lambda t: t, {"format_version": 2}, "format version 2, this meidbench reads up to 1: upgrade it"),
+    (lambda t: t, {"format_version": 3, "new": 1}, "format version 3, this meidbench reads 1 and 2: upgrade it"),
+    (lambda t: t, {"format_version": 0}, "format version 0, this meidbench reads 1 and 2"),
+    (lambda t: t, {"format_version": "-"}, "format_version is missing"),
+    (lambda t: t, {"content_digest": "-"}, "content_digest is missing"),
+    (lambda t: t, {"head_above": 60, "tail_up_to": 8}, "class names, thresholds or training counts were changed"),
+    (lambda t: t, {"class_names": [f"other {n}" for n in range(12)]}, "class names, thresholds or training counts"),
+    (lambda t: t, {"class_names": ["a\nb", *map(str, range(11))]}, "class names must be text in one line"),
+    (with_column("length_s", [-1.0]), {}, "1 video\\(s\\) have negative or infinite times in length_s: "),
+    (with_column("length_s", [float("inf")]), {}, "infinite times in length_s"),
+    (with_column("segments", [[{"label": 1, "start_s": -1, "end_s": 2}]]), {}, "infinite times in segments"),
+    (with_column("segments", [[{"label": 1, "start_s": 1, "end_s": float("nan")}]]), {}, "infinite times in segments"),
     (lambda t: t, {"class_names": "-"}, "its metadata is not that of a split file"),
     (lambda t: t, {"sources": "x"}, "sources must be a list of tables, got 'x'"),
     (lambda t: t, {"head_above": "many"}, "must be a (list of )?whole number"),
@@ -252,7 +378,7 @@ def test_a_failed_write_leaves_the_old_file(toy_split, tmp_path, monkeypatch):
     path = write_split(toy_split, tmp_path / "s.parquet")
     before = path.read_bytes()
     monkeypatch.setattr(pq, "write_table", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         write_split(toy_split, path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.parquet"]

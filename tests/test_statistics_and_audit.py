@@ -1,6 +1,9 @@
 """Statistics and audit against plain loops over the rows, and against the known facts about the released splits."""
 
+import json
+import math
 import re
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -11,8 +14,9 @@ from material import released_split
 from meidbench.errors import MeidbenchError
 from meidbench.names import SUBSETS
 from meidbench.report.plots import plot_class_frequencies
-from meidbench.splits.split import Split
-from meidbench.splits.statistics import audit_split, split_statistics
+from meidbench.report.text import statistics_table
+from meidbench.splits.split import Split, write_split
+from meidbench.splits.statistics import Finding, audit_split, split_statistics
 
 
 def test_statistics_equal_plain_counting(toy_split):
@@ -37,7 +41,15 @@ def test_an_empty_subset_has_no_average(toy_split):
 
 
 def counts_by_sentence(split: Split) -> dict[str, int]:
-    return {finding.what: finding.count for finding in audit_split(split)}
+    return {finding.what: finding.count for finding in found_by(split)}
+
+
+def found_by(split: Split) -> list[Finding]:
+    return [finding for finding in audit_split(split) if finding.severity != "not-checked"]
+
+
+def not_checked(split: Split) -> dict[str, int]:
+    return {finding.check: finding.count for finding in audit_split(split) if finding.severity == "not-checked"}
 
 
 def test_the_audit_finds_the_known_defects_of_charadesegolt():
@@ -59,9 +71,47 @@ def test_the_audit_finds_the_known_defects_of_charadeslt():
     assert found["subjects in both train (of 177) and test (of 139)"] == 124
     assert {what.split()[0] for what in found} == {"subjects"}
 
+    assert not_checked(split) == {"pair-leakage": 3694}
 
-def test_the_audit_finds_nothing_in_videolt():
-    assert audit_split(released_split("videolt")) == []
+
+def test_the_audit_finds_nothing_in_videolt_but_tells_what_it_could_not_check():
+    split = released_split("videolt")
+    assert found_by(split) == []
+    assert not_checked(split) == dict.fromkeys(("pair-leakage", "subject-overlap", "short-videos"), 256192)
+
+
+def test_what_lacks_its_data_is_not_called_clean(toy_split, tmp_path, run):
+    bare = changed(toy_split, "pair_id", lambda rows: [""] * len(rows))
+    bare = changed(bare, "length_s", lambda rows: [math.nan, *rows[1:]])
+    assert not_checked(toy_split) == {} and not_checked(bare) == {"pair-leakage": 213, "short-videos": 1}
+    bare = changed(bare, "subject", lambda rows: [f"s{row}" for row in range(len(rows))])
+    bare = changed(bare, "length_s", lambda rows: [math.nan, *[20.0] * (len(rows) - 1)])
+    path = write_split(bare, tmp_path / "bare.parquet")
+    outcome = run("audit", path)
+    lines = outcome.stdout.splitlines()
+    assert "not checked (no data): pair-leakage, short-videos (1 of 213 videos)" in lines
+    clean = next(line for line in lines if line.startswith("nothing found by:"))
+    assert "pair-leakage" not in clean and "short-videos" in clean and "subject-overlap" in clean
+    findings = json.loads(run("audit", path, "--json").stdout)
+    assert {entry["check"]: entry["count"] for entry in findings if entry["severity"] == "not-checked"} == {
+        "pair-leakage": 213, "short-videos": 1,
+    }  # fmt: skip
+    everywhere = changed(bare, "labels", lambda rows: [list(range(12))] * len(rows))
+    counts = tuple(everywhere.positives("train").tolist())
+    facts = replace(bare.metadata, train_counts=counts, digest=everywhere.computed_digest, content_digest="")
+    path = write_split(Split(everywhere.table, facts), tmp_path / "clean.parquet")
+    assert run("audit", path, "--strict").exit_code == 0  # what was not checked was not found
+
+
+def test_classes_without_a_video_are_told_from_the_tail(toy_split):
+    plain = split_statistics(toy_split)
+    names = (*toy_split.class_names, "nothing", "never")
+    facts = replace(toy_split.metadata, num_classes=14, class_names=names, content_digest="")
+    more = Split(toy_split.table, replace(facts, train_counts=(*facts.train_counts, 0, 0)))
+    got = split_statistics(more)
+    assert (got.classes, got.tail, got.classes_without_videos) == (14, plain.tail, 2)
+    assert plain.classes_without_videos == 0 and got.least_positives_test == plain.least_positives_test
+    assert "2 of the classes have no video" in statistics_table([got])
 
 
 def test_the_audit_of_toylt_equals_plain_loops(toy_split):

@@ -1,6 +1,7 @@
 """A plain table is read as it was written, in every form, or refused with the line."""
 
 import csv
+import decimal
 import hashlib
 import json
 import math
@@ -274,6 +275,135 @@ def test_a_table_that_cannot_be_meant_is_refused_with_the_place(tmp_path, name, 
     with pytest.raises(SplitError) as caught:
         read(tmp_path, text, name)
     assert complaint in str(caught.value)
+
+
+# --- lists in a cell ----------------------------------------------------------------------------------------------
+
+SPELLINGS = (
+    *("0;2;3", '"[0, 2, 3]"', "0 2 3", "0|2|3", '"(0, 2, 3)"', "[0 2 3]", '"0,2,3"', '"{0, 2, 3}"'),
+    "\"['0', '2', '3']\"",
+)
+
+
+@pytest.mark.parametrize("cell", SPELLINGS)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_list_of_indices_is_read_in_every_spelling(tmp_path, cell, named):
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\n")
+    content = read(tmp_path, f"video_id,labels\nx,{cell}\ny,1\n", class_names=names if named else None)
+    assert content.annotations.labels == [(0, 2, 3), (1,)]
+    assert content.annotations.class_names == (("a", "b", "c", "d") if named else ("c000", "c001", "c002", "c003"))
+    split = make(tmp_path, f"video_id,subset,labels\nx,train,{cell}\ny,test,1\n")
+    assert split.table.column("labels").to_pylist() == [[0, 2, 3], [1]]
+
+
+@pytest.mark.parametrize(("cell", "labels", "names"), [
+    ("\"['run', 'swim']\"", ["run", "swim"], None),
+    ('"[""run"", ""don\'t""]"', ["run", "don't"], None),
+    ("run fast;swim", ["run fast", "swim"], None),
+    ("(background);jump (high)", ["(background)", "jump (high)"], None),
+    ("[]", [], None),
+    ("run fast", ["run fast"], "run fast\nrun\nfast\nswim\n"),
+    ("run|fast", ["run|fast"], "run|fast\nrun\nfast\nswim\n"),
+    ("7 11", ["7 11"], "7 11\nswim\n"),
+    ('"[run]"', ["[run]"], "[run]\nswim\n"),
+    ("run|swim", ["run", "swim"], "run\nswim\n"),
+    ('"run, swim"', ["run", "swim"], "run\nswim\n"),
+    ("run swim", ["run", "swim"], "run\nswim\n"),
+])  # fmt: skip
+def test_names_are_read_where_they_are_unambiguous(tmp_path, cell, labels, names):
+    if names is not None:
+        (tmp_path / "names.txt").write_text(names)
+    options = {} if names is None else {"class_names": tmp_path / "names.txt"}
+    annotations = read(tmp_path, f"video_id,labels\na,{cell}\nb,swim\n", **options).annotations
+    assert [annotations.class_names[label] for label in annotations.labels[0]] == labels
+
+
+@pytest.mark.parametrize(("cell", "complaint"), [
+    ("run|swim", "line 2 (a): label 'run|swim' is not one of"),
+    ('"[run, swim]"', "label '[run, swim]' is not one of"),
+    ("\"'run', 'swim'\"", "it looks like a list, and labels are joined by semicolons; give class names"),
+    ("0/2/3", "label '0/2/3' is not one of"),
+    ("0-2", "label '0-2' is not one of"),
+    ('"[0.0, 1.0]"', "looks like a list"),
+    ('"[True, False]"', "looks like a list"),
+    ("\"{'run': 1}\"", "looks like a list"),
+    ('"[[0, 1], [2]]"', "looks like a list"),
+    ("0 1 0 0", "a label occurs twice in '0 1 0 0'; it looks like a 0 or 1 per class"),
+    ("1;0;0", "it looks like a 0 or 1 per class"),
+    ('"[0, 0, 1]"', "it looks like a 0 or 1 per class"),
+    ("[" * 5000 + "]", "line 2 (a): label '[[["),
+])  # fmt: skip
+def test_a_list_that_is_not_clear_is_refused_with_its_cell(tmp_path, cell, complaint):
+    with pytest.raises(SplitError) as caught:
+        read(tmp_path, f"video_id,labels\na,{cell}\n")
+    assert complaint in str(caught.value)
+
+
+def test_labels_that_are_lists_of_other_labels_are_refused(tmp_path):
+    for joined in ('"run, swim"', "run swim"):
+        with pytest.raises(SplitError, match="look like a list of other labels.*'run,? swim' \\(line 3\\)"):
+            read(tmp_path, f"video_id,labels\na,run\nb,{joined}\nc,swim\n")
+    with pytest.raises(SplitError, match="not a 0 or 1 per class"):
+        read(tmp_path, "video_id,labels\na,1;0\nb,0;1\n")
+
+
+def test_lists_in_parquet_and_json_cells_are_read_alike(tmp_path):
+    cells = ["[0, 2]", "0 2", "1"]
+    pq.write_table(pa.table({"video_id": ["a", "b", "c"], "labels": cells}), tmp_path / "t.parquet")
+    entries = [{"video_id": name, "labels": cell} for name, cell in zip("abc", cells, strict=True)]
+    for content in (read_table(tmp_path / "t.parquet"), read(tmp_path, json.dumps(entries), "t.json")):
+        assert content.annotations.labels == [(0, 2), (0, 2), (1,)]
+    with pytest.raises(SplitError, match=r"entry 1 \(a\): label '0 2' is not one of"):
+        read(tmp_path, '[{"video_id": "a", "labels": ["0 2"]}]', "t.json")
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("group", pa.array([2**31 - 1], pa.int32()).cast(pa.date32())),
+    ("subset", pa.array([2**62], pa.int64()).cast(pa.timestamp("ns"))),
+    ("video_id", pa.array([b"a"])),
+    ("video_id", pa.array([decimal.Decimal("1.5")])),
+    ("subject", pa.array([{"name": "x"}])),
+    ("labels", pa.array([[[0]]])),
+    ("labels", pa.array([[b"x"]])),
+    ("labels", pa.array([True])),
+    ("length_s", pa.array([2**62], pa.int64()).cast(pa.duration("ns"))),
+    ("pair_id", pa.array([2**62], pa.int64()).cast(pa.time64("ns"))),
+])  # fmt: skip
+def test_a_parquet_column_of_another_type_is_named(tmp_path, run, name, values):
+    columns = {"video_id": ["a"], "labels": [[0]], "subset": ["train"], name: values}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    arguments = ("--out", tmp_path / "s.parquet", "--head-above", 2, "--tail-up-to", 1)
+    outcome = run("import-split", tmp_path / "t.parquet", *arguments)
+    kind = str(values.type).replace("item:", "element:")  # Parquet's own name for what a list holds
+    assert outcome.exit_code == 1 and f"column '{name}' is of type {kind}; expected" in outcome.stderr
+
+
+def test_unusual_parquet_types_that_hold_text_and_numbers_are_read(tmp_path):
+    columns = {
+        "video_id": pa.array(["a", "b"]).dictionary_encode(),
+        "labels": pa.array([["run"], ["swim"]], pa.large_list(pa.string())),
+        "group": pa.array([3, 4], pa.int32()),
+        "length_s": pa.array([decimal.Decimal("1.5"), None]),
+        "subject": pa.nulls(2),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    annotations = read_table(tmp_path / "t.parquet").annotations
+    assert (annotations.video_ids, annotations.pair_ids, annotations.subjects) == (["a", "b"], ["3", "4"], ["", ""])
+    assert annotations.lengths[0] == 1.5 and math.isnan(annotations.lengths[1])
+
+
+@pytest.mark.parametrize(("raw", "kind"), [
+    (b"PK\x03\x04", "an archive such as NPZ"), (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x93NUMPY\x01", "a NumPy array"), (b"\x80\x04\x95", "a pickle"),
+    ("video_id,labels\n".encode("utf-16"), "text in UTF-16"),
+    (b"", "its columns are none; it is empty, and a table is CSV"),
+])  # fmt: skip
+def test_a_file_that_is_no_table_is_named_with_what_would_be_one(tmp_path, raw, kind):
+    (tmp_path / "p.npz").write_bytes(raw)
+    with pytest.raises(SplitError) as caught:
+        read_table(tmp_path / "p.npz")
+    assert kind in str(caught.value) and "Parquet, a JSON list or JSON lines" in str(caught.value)
 
 
 def test_all_problems_are_named_together_in_the_order_of_the_lines(tmp_path):

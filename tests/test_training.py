@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import shutil
+import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -14,7 +17,20 @@ from processes import start_two, train_and_kill, train_run
 from sklearn.metrics import average_precision_score
 
 from meidbench.baselines import AGGREGATORS, resolve, train
-from meidbench.baselines.learner import MIXING, NOISE, DivergenceError, EpochPlan, LossMonitor, StepTotals, derive_seed
+from meidbench.baselines.configuration import make_model_inputs
+from meidbench.baselines.distributed import join_processes
+from meidbench.baselines.inference import predict
+from meidbench.baselines.learner import (
+    MIXING,
+    NOISE,
+    DivergenceError,
+    EpochPlan,
+    Learner,
+    LossMonitor,
+    Position,
+    StepTotals,
+    derive_seed,
+)
 from meidbench.baselines.run_folder import (
     Inputs,
     RunFolder,
@@ -138,6 +154,233 @@ def test_a_damaged_last_checkpoint_is_refused_by_name(toy_split, features, tmp_p
     last.write_bytes(b"PK\x03\x04 no checkpoint")
     with pytest.raises(MeidbenchError, match=r"last\.pt is not a checkpoint"):
         train(toy_split, features, config, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished_run(toy_split_file, features, tmp_path_factory):
+    """A finished run of two epochs, and its configuration."""
+    config = config_of(load_split(toy_split_file), "schedule.milestones=[1]", method="framestack")
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(toy_split_file, features, config, folder)
+    return folder, config
+
+
+@pytest.fixture
+def finished(finished_run, tmp_path):
+    """A copy of this run, which a test may damage."""
+    folder, config = finished_run
+    return Path(shutil.copytree(folder, tmp_path / "run")), config
+
+
+def flip_last_bit(path, member):
+    """Flip the sign bit of the last number of a member of an archive."""
+    with zipfile.ZipFile(path) as archive:
+        entry = next(entry for entry in archive.infolist() if entry.filename.endswith(member))
+    raw = bytearray(path.read_bytes())
+    header = entry.header_offset
+    start = header + 30 + sum(int.from_bytes(raw[header + place : header + place + 2], "little") for place in (26, 28))
+    raw[start + entry.file_size - 1] ^= 0x80
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "data/0", "data/3"])
+def test_a_changed_bit_in_a_checkpoint_is_refused_and_its_member_named(finished, toy_split_file, features, member):
+    run, config = finished
+    flip_last_bit(run / "best.pt", member)
+    with pytest.raises(MeidbenchError, match=rf"best\.pt .* the checksum of \S+/{member}"):
+        predict(run, run / "again.parquet", device="cpu")
+    (run / "result-test.json").unlink()
+    flip_last_bit(run / "last.pt", member)
+    with pytest.raises(MeidbenchError, match=rf"last\.pt .* the checksum of \S+/{member}"):
+        train(toy_split_file, features, config, run)
+
+
+def changed(content, path, value):
+    """Return a checkpoint in which the entry at a dotted path has another value, or is gone."""
+    key, _, rest = path.partition(".")
+    key = int(key) if key.isdigit() else key
+    if isinstance(content, list):
+        return [changed(entry, rest, value) if place == key else entry for place, entry in enumerate(content)]
+    if rest:
+        return {**content, key: changed(content[key], rest, value)}
+    return {name: entry for name, entry in content.items() if name != key} | ({} if value is GONE else {key: value})
+
+
+GONE = object()
+HUGE = torch.zeros(()).expand(10**9, 1)
+
+
+WRONG = (
+    ("position", ["a", None, GONE, {}, [1]]),
+    ("position.epoch", ["1", None, GONE, -1, 3, 10**30, True, 1.0, float("nan"), torch.ones(2)]),
+    ("position.step", [GONE, 10**30, "5"]),
+    ("position.penalty_sum", [GONE, None, float("nan"), float("inf"), "0.5", False]),
+    ("position.best", ["0.5", float("nan"), 7.0]),
+    ("position.best_epoch", [2.5, 9]),
+    ("log_position", ["0", None, -1, True, GONE]),
+    ("model", [None, GONE, {}, "weights"]),
+    ("optimiser", ["adam", None, GONE, {}]),
+    ("optimiser.state", [{}, None, [], {"a": 1}]),
+    ("optimiser.state.0", [None, {}, "a"]),
+    ("optimiser.state.0.step", ["3", None, torch.tensor(-1.0), torch.tensor(float("nan")), torch.ones(2)]),
+    ("optimiser.state.0.exp_avg", [None, torch.zeros(1), HUGE, GONE]),
+    ("optimiser.param_groups", [[], None, "a"]),
+    ("optimiser.param_groups.0.params", ["a", [0], GONE]),
+    ("optimiser.param_groups.0.lr", ["0.1", None, float("nan")]),
+    ("scaler", [None, {"scale": "1"}, {"scale": 1.0}, GONE]),
+    ("running_ap", [None, GONE, {}, {"scores": 1}]),
+    ("running_ap.scores", ["a", torch.zeros(3), HUGE, torch.zeros(1, 2).to_sparse()]),
+    ("running_ap.labels", [None, torch.full((0, 2), 7, dtype=torch.uint8)]),
+    ("running_ap.class_ap", ["a", torch.full((2,), float("nan")), 0.5]),
+)  # fmt: skip
+
+
+def test_wrongly_typed_content_of_the_last_checkpoint_is_refused(finished, toy_split, toy_split_file, features):
+    run, config = finished
+    last = run / "last.pt"
+    (run / "result-test.json").unlink()
+    content, log = load_checkpoint(last), (run / "log.jsonl").read_bytes()
+    bias = next(name for name in content["model"] if name.endswith("bias"))
+    with join_processes("cpu") as processes:
+        learner = Learner(config, make_model_inputs(config, toy_split, 16), processes)
+        before = digest_weights(learner.module.state_dict())
+        for path, values in (*WRONG, (bias, [None, "a", GONE, torch.zeros(1), torch.zeros(()).expand(9)])):
+            for value in values:
+                if path == bias:
+                    damaged = {**content, "model": {**content["model"], bias: value}}
+                    if value is GONE:
+                        del damaged["model"][bias]
+                else:
+                    damaged = changed(content, path, value)
+                save_checkpoint(last, damaged)
+                with pytest.raises(MeidbenchError, match=r"last\.pt (does not fit|is not a checkpoint)") as refused:
+                    learner.restore(last)
+                assert "weights_only" not in str(refused.value) and len(str(refused.value)) < 2000, (path, value)
+        assert digest_weights(learner.module.state_dict()) == before and learner.position == Position()
+    with pytest.raises(MeidbenchError, match=r"last\.pt does not fit"):
+        train(toy_split_file, features, config, run)
+    assert (run / "log.jsonl").read_bytes() == log
+    save_checkpoint(last, content)
+    assert train(toy_split_file, features, config, run).mAP["test"].overall > 0
+
+
+@pytest.mark.parametrize(("path", "values"), [
+    ("epoch", ["2", None, GONE, -1, True]),
+    ("model", [None, GONE, {}, {"a": "b"}]),
+    ("config", [None, 3, "[" * 100_000, "{}", '{"schedule": {"epochs": 1e400}}']),
+    ("format_version", ["1", None, GONE, 2, True]),
+])  # fmt: skip
+def test_wrongly_typed_content_of_the_best_checkpoint_is_refused(finished, path, values):
+    run, _ = finished
+    content = load_checkpoint(run / "best.pt")
+    for value in values:
+        with (run / "best.pt").open("wb") as file:
+            torch.save(changed(content, path, value), file)
+        with pytest.raises(MeidbenchError, match=r"best\.pt (does not fit|is (not )?a checkpoint)"):
+            predict(run, run / "again.parquet", device="cpu")
+    (run / "best.pt").write_bytes(b"")
+    with pytest.raises(MeidbenchError, match=r"best\.pt is not a checkpoint of a run, or damaged: it is empty"):
+        predict(run, run / "again.parquet", device="cpu")
+
+
+@pytest.mark.parametrize("text", [
+    "", "[]", "null", "{", "[" * 100_000, '{"format_version": 1}', '{"format_version": 1, "config": [], "inputs": {}}',
+    '{"format_version": 1, "config": {"schedule": {"epochs": 1' + "0" * 30 + '}}, "inputs": {}}',
+    '{"format_version": 1, "config": {"schedule": {"lr": 1e400}}, "inputs": {}}',
+    '{"format_version": 1, "config": {"schedule": {"lr": NaN}}, "inputs": {}}',
+    '{"format_version": 1, "config": ' + '{"first_stage": ' * 500 + "{}" + "}" * 501,
+    '{"format_version": 1, "config": ' + '{"first_stage": ' * 3 + "{}" + "}" * 3 + ', "inputs": {}}',
+    '{"format_version": 1, "config": {}, "inputs": {"dim": "16"}}', '{"format_version": "1"}',
+    '{"format_version": 1, "config": {"seed": ' + "9" * 5000 + "}}",
+], ids=range(15))  # fmt: skip
+def test_a_damaged_configuration_of_a_run_is_refused(finished, text):
+    run, _ = finished
+    (run / "config.json").write_text(text)
+    with pytest.raises(MeidbenchError, match=r"config\.json is (damaged|of version)") as refused:
+        predict(run, run / "again.parquet")
+    assert "--out" not in str(refused.value) and len(str(refused.value)) < 1000
+
+
+def test_a_changed_value_in_the_configuration_does_not_change_predictions(finished):
+    run, _ = finished
+    text = (run / "config.json").read_text()
+    assert text.count('"test": 6') == 1
+    (run / "config.json").write_text(text.replace('"test": 6', '"test": 4'))
+    with pytest.raises(MeidbenchError, match=r"(?s)best\.pt does not fit.*frames\.test: 6 in the run, 4 asked for"):
+        predict(run, run / "again.parquet", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "damage", ["bit", "missing", "", "{}", "[1]", "[" * 100_000, "number", "no last.pt"], ids=range(8)
+)
+def test_a_finished_run_with_damaged_scores_is_scored_again(finished, toy_split_file, features, damage):
+    run, config = finished
+    names = ("predictions-test.parquet", "result-test.json", "predictions-val.parquet", "result-val.json", "best.pt")
+    before = {name: (run / name).read_bytes() for name in names}
+    path, result = run / "predictions-test.parquet", run / "result-test.json"
+    if damage in ("missing", "no last.pt"):
+        path.unlink()
+        if damage == "no last.pt":
+            (run / "last.pt").unlink()
+    elif damage == "bit":
+        raw = bytearray(before[path.name])
+        raw[len(raw) // 2] ^= 0x80
+        path.write_bytes(raw)
+    elif damage != "number":
+        result.write_text(damage)
+    else:
+        content = json.loads(before[result.name])
+        content["mAP"]["tail"] = 0.123
+        result.write_text(json.dumps(content))
+    said = []
+    trained = train(toy_split_file, features, config, run, report=said.append)
+    assert not trained.was_finished
+    assert any(f"{run} was finished, and is scored again with best.pt" in line for line in said), said
+    assert {name: (run / name).read_bytes() for name in names} == before
+    assert train(toy_split_file, features, config, run).was_finished
+
+
+# --- what a user may not expect ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("epochs", "milestones", "said"), [
+    (3, "[30, 60]", "the milestones 30, 60 lie beyond the 3 epochs: the learning rate never falls"),
+    (3, "[1, 60]", "the milestone 60 lies beyond the 3 epochs: the learning rate falls once only"),
+    (3, "[3]", "the milestone 3 lies beyond the 3 epochs: the learning rate never falls"),
+    (3, "[1, 2]", ""), (3, "[]", ""),
+])  # fmt: skip
+def test_milestones_beyond_the_last_epoch_are_told(toy_split, epochs, milestones, said):
+    config = config_of(toy_split, f"schedule.epochs={epochs}", f"schedule.milestones={milestones}")
+    told = config.schedule.describe_late_milestones()
+    assert told.startswith(said) and bool(told) == bool(said)
+
+
+def test_late_milestones_and_another_number_of_threads_are_told_once(toy_split, features, tmp_path, monkeypatch):
+    config, said = config_of(toy_split, "schedule.epochs=1"), []
+    train(toy_split, features, config, tmp_path / "run", report=said.append)
+    assert sum("note: the milestones 30, 60 lie beyond the 1 epochs" in line for line in said) == 1
+    threads = torch.get_num_threads()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["threads"] == threads
+    assert log_of(tmp_path / "run", "begun")[0]["threads"] == threads
+    assert not any("thread" in line for line in said)
+    (tmp_path / "run" / "result-test.json").unlink()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    said.clear()
+    train(toy_split, features, config, tmp_path / "run", report=said.append)
+    assert sum(f"began with {threads} thread(s) and has {threads + 1} now" in line for line in said) == 1
+
+
+def test_numbers_of_numpy_are_those_of_python(toy_split, features, tmp_path):
+    tables = {"schedule": {"epochs": np.int64(1), "lr": np.float32(0.25), "batch_size": np.uint8(16)},
+              "frames": {"train": np.int32(6), "test": 6, "replacement": np.bool_(True)},
+              "execution": {"device": "cpu"}}  # fmt: skip
+    config = resolve("bce", toy_split, tables=tables)
+    assert json.dumps(config.to_tables()["schedule"]["lr"]) == "0.25" and config.frames.replacement is True
+    by_hand = dataclasses.replace(config, seed=np.int64(5), schedule=dataclasses.replace(config.schedule, epochs=True))
+    with pytest.raises(MeidbenchError, match=r"schedule\.epochs must be a whole number, got True"):
+        train(toy_split, features, by_hand, tmp_path / "run")
+    train(toy_split, features, dataclasses.replace(config, seed=np.int64(5)), tmp_path / "run")
+    assert RunFolder(tmp_path / "run").read()[0].seed == 5
 
 
 # --- micro-batches and processes ------------------------------------------------------------------------------------
@@ -418,7 +661,8 @@ def test_the_label_mask_changes_the_weights_and_can_be_left_out(toy_split, featu
 
 def test_features_that_are_missing_are_refused_before_anything_is_trained(toy_split, tmp_path):
     half = simulate_features(toy_split, tmp_path / "train.h5", frames=6, dim=16, subset="train")
-    with pytest.raises(FeatureError, match="50 missing"):
+    missing = len(toy_split.video_ids("val")) + len(toy_split.video_ids("test"))
+    with pytest.raises(FeatureError, match=f"{missing} missing"):
         train(toy_split, half, config_of(toy_split), tmp_path / "run")
     assert not (tmp_path / "run" / "last.pt").exists()
 
@@ -430,13 +674,10 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
         load_checkpoint(tmp_path / "last.pt")
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]"])
-def test_a_damaged_result_is_refused(toy_split, features, tmp_path, content):
-    config = config_of(toy_split, "schedule.epochs=1")
-    train(toy_split, features, config, tmp_path / "run")
-    (tmp_path / "run" / "result-val.json").write_text(content)
-    with pytest.raises(MeidbenchError, match="damaged"):
-        train(toy_split, features, config, tmp_path / "run")
+def test_a_checkpoint_without_checksums_is_refused(tmp_path):
+    torch.save({"format_version": 1}, tmp_path / "last.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(MeidbenchError, match="in a form that no run writes"):
+        load_checkpoint(tmp_path / "last.pt")
 
 
 @pytest.mark.parametrize("setting", ["execution.device=meta", "schedule.lr=1e300", "method=ldam"])
@@ -459,3 +700,81 @@ def test_the_parts_of_a_run_do_what_they_say(tmp_path):
     save_checkpoint(tmp_path / "last.pt", {"epoch": 3})
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 3
     assert digest_weights({"bias": torch.zeros(2)}) == digest_weights({"bias": torch.zeros(2)})
+
+
+# --- features are read before they are believed ---------------------------------------------------------------------
+
+
+def copied(features, tmp_path):
+    return Path(shutil.copy(features, tmp_path / "copy.h5"))
+
+
+def inputs_of(folder):
+    return json.loads((folder / "config.json").read_text())["inputs"]
+
+
+def test_a_run_records_which_rows_were_checked(toy_split, features, tmp_path):
+    told = []
+    for kind, check in (("full", "auto"), ("none", "none")):
+        train(toy_split, features, config_of(toy_split), tmp_path / kind, check=check, report=told.append)
+        assert inputs_of(tmp_path / kind)["rows_check"] == kind
+        assert len(inputs_of(tmp_path / kind)["rows_digest"]) == (64 if kind == "full" else 0)
+        assert [line["rows_check"] for line in log_of(tmp_path / kind, "begun")] == [kind]
+    total = toy_split.table.num_rows
+    assert f"features: the rows of all {total} videos are checked: their checksums agree" in told
+    assert f"features: the rows of {total} videos are not checked (--check none)" in told
+    told.clear()
+    train(toy_split, features, config_of(toy_split), tmp_path / "full", report=told.append)
+    assert told == [f"{tmp_path / 'full'} is finished"], "a finished run reads no rows"
+    with pytest.raises(FeatureError, match="unknown check 'some'"):
+        train(toy_split, features, config_of(toy_split), tmp_path / "x", check="some")
+
+
+def test_rows_that_were_moved_between_videos_are_neither_trained_on_nor_scored(toy_split, features, tmp_path):
+    path, out = copied(features, tmp_path), tmp_path / "p.parquet"
+    train(toy_split, path, config_of(toy_split), tmp_path / "run")
+    with h5py.File(path, "r+") as file:
+        order = np.random.default_rng(0).permutation(len(file["features"]))
+        file["features"][:] = file["features"][:][order]
+    with pytest.raises(FeatureError, match="have other rows than were written"):
+        train(toy_split, path, config_of(toy_split), tmp_path / "moved")
+    assert not (tmp_path / "moved").exists()
+    with pytest.raises(FeatureError, match="or rows were moved between videos"):
+        predict(tmp_path / "run", out, split=toy_split, device="cpu")
+    assert not out.exists()
+    predict(tmp_path / "run", out, split=toy_split, device="cpu", check="none")
+    assert read_predictions(out).metadata["run"]["rows_check"] == "none"
+
+
+def test_a_run_of_an_earlier_version_is_resumed_and_other_rows_are_refused(toy_split, features, tmp_path):
+    folder, stored = tmp_path / "npy", open_features(features)
+    folder.mkdir()
+    for video_id in toy_split.table.column("video_id").to_pylist():
+        np.save(folder / f"{video_id}.npy", stored.read(video_id))
+    run = tmp_path / "run"
+    train(toy_split, folder, config_of(toy_split), run)
+    before = (run / "result-test.json").read_bytes()
+    (run / "result-test.json").unlink()
+    # Of features without checksums, the older digest covers 16 videos per subset: this one is none of them.
+    changed = folder / f"{toy_split.video_ids('train')[1]}.npy"
+    original = changed.read_bytes()
+    np.save(changed, np.load(changed) + 1)
+    with pytest.raises(MeidbenchError, match="the features have other values"):
+        train(toy_split, folder, config_of(toy_split), run)
+    changed.write_bytes(original)
+    content = json.loads((run / "config.json").read_text())
+    del content["inputs"]["rows_check"], content["inputs"]["rows_digest"]
+    (run / "config.json").write_text(json.dumps(content))
+    train(toy_split, folder, config_of(toy_split), run)
+    assert (run / "result-test.json").read_bytes() == before
+
+
+def test_rows_that_are_repeated_are_told_once(toy_split, features, tmp_path):
+    told = []
+    config = config_of(toy_split, "frames.train=9", "frames.test=6")
+    train(toy_split, features, config, tmp_path / "run", report=told.append)
+    number = len(toy_split.video_ids("train"))
+    assert [line for line in told if "fewer rows" in line] == [
+        f"warning: {number} of {number} videos of train have fewer rows than frames.train=9 (the shortest has 6): rows "
+        "are repeated; --set frames.train=N takes fewer"
+    ]

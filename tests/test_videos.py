@@ -12,7 +12,7 @@ from test_decoding import as_video, read
 
 from meidbench.errors import FeatureError
 from meidbench.extraction.decoding import count_rows, read_frames
-from meidbench.extraction.frame_folders import frame_number
+from meidbench.extraction.frame_folders import parse_frame_name
 from meidbench.extraction.frames import FrameRule
 from meidbench.extraction.videos import VIDEO_SUFFIXES, find_videos
 from meidbench.features.frame_sampling import uniform_indices
@@ -40,11 +40,15 @@ def test_files_and_folders_of_images_nested_in_any_case(tmp_path):
     assert listing.videos[1].path == tmp_path / "deep" / "er" / "a.mkv"
 
 
-@pytest.mark.parametrize("suffix", ["avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm"])
-def test_every_suffix(tmp_path, suffix):
-    touch(tmp_path, f"v.{suffix}")
-    assert f".{suffix}" in VIDEO_SUFFIXES
-    assert [video.video_id for video in find_videos(tmp_path).videos] == ["v"]
+SUFFIXES = (
+    "3g2 3gp asf avi divx f4v flv gif m2t m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf ogm ogv rm rmvb ts vob webm wmv"
+)
+
+
+def test_every_suffix(tmp_path):
+    touch(tmp_path, *(f"{suffix}.{suffix}" for suffix in SUFFIXES.split()))
+    assert [video.video_id for video in find_videos(tmp_path).videos] == SUFFIXES.split()
+    assert [suffix.strip(".") for suffix in VIDEO_SUFFIXES] == SUFFIXES.split()
 
 
 def test_only_the_wanted_ones_and_those_that_are_missing(tmp_path):
@@ -126,9 +130,57 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
 
 
 def test_names_of_frames():
-    assert frame_number("a-1", "a-1-000020.JPEG") == 20
-    for name in ("a-1.jpg", "a-1-000020.gif", "a-1-000020.jpg.part", "a-1--20.jpg", "a-1-²0.jpg", "b-000020.jpg"):
-        assert frame_number("a-1", name) is None
+    names = ("a-1-000020.JPEG", "a-1_20.png", "frame_000020.jpg", "img_00020.jpg", "image_20.jpg", "00020.jpg")
+    assert [parse_frame_name("a-1", name) for name in names] == [(kind, 20) for kind in range(6)]
+    refused = ("a-1.jpg", "a-1-000020.gif", "a-1-000020.jpg.part", "a-1--20.jpg", "a-1-²0.jpg", "b-000020.jpg")
+    for name in (*refused, "frame_.jpg", "my_frame_1.jpg", "frame_1_b.jpg", "20.txt"):
+        assert parse_frame_name("a-1", name) is None
+
+
+@pytest.mark.parametrize("form", ["v_{:06}.jpg", "frame_{:06}.jpg", "img_{:05}.png", "image_{}.jpeg", "{:04}.jpg"])
+def test_folders_of_frames_of_other_names(tmp_path, form):
+    (tmp_path / "deep" / "v").mkdir(parents=True)
+    images = pictures(12, 31, 21)
+    for number, image in enumerate(images, 1):
+        Image.fromarray(image).save(tmp_path / "deep" / "v" / form.format(number))
+    touch(tmp_path, "deep/v/preview.jpg", "deep/v/cover-000001.jpg", "deep/v/inside/x.mp4")
+    listing = find_videos(tmp_path)
+    assert [(video.video_id, video.is_folder, video.size) for video in listing.videos] == [("v", True, 12)]
+    assert listing.left_out == {".jpg": 2}
+    got = read(listing.videos[0].path, "uniform=3")
+    assert got.result.indices.tolist() == [0, 5, 11] and got.result.num_frames == 12
+    assert abs(got.images[5].astype(int) - images[5]).mean() < 12
+
+
+def test_of_several_kinds_of_names_one_is_the_video(tmp_path):
+    """Charades' names come first; other numbered images beside video files are no video."""
+    touch(tmp_path, "v/v-1.jpg", "v/v-2.jpg", "v/frame_1.jpg", "v/frame_2.jpg", "v/frame_3.jpg", "v/clip.mp4")
+    touch(tmp_path, "w/frame_1.jpg", "w/1.png", "w/2.png", "videos/a.mp4", "videos/0001.jpg", "videos/0002.jpg")
+    listing = find_videos(tmp_path)
+    assert [(video.video_id, video.size) for video in listing.videos] == [("a", 7), ("v", 2), ("w", 1)]
+    assert listing.left_out == {".jpg": 5, ".png": 2}
+    assert [video.video_id for video in find_videos(tmp_path, ["a", "w"]).videos] == ["a", "w"]
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path, run):
+    touch(tmp_path, "v/a.mp4", "v/a.srt", "v/deep/b.SRT", "v/b.mp4", "v/README", "v/.hidden.txt", "v/c.mp4.part")
+    os.mkfifo(tmp_path / "v" / "pipe.mp4")
+    for name in ("c.mp4", "d"):
+        (tmp_path / "v" / name).symlink_to(tmp_path / "nowhere")
+    listing = find_videos(tmp_path / "v")
+    assert [video.video_id for video in listing.videos] == ["a", "b"]
+    assert listing.left_out == {".srt": 2, "without an ending": 1, ".part": 1, "pipes and devices": 1}
+    assert listing.dangling == (str(tmp_path / "v" / "c.mp4"), str(tmp_path / "v" / "d"))
+    wanted = find_videos(tmp_path / "v", ["a", "c"])
+    assert (wanted.missing, wanted.dangling) == (("c",), (str(tmp_path / "v" / "c.mp4"),))
+    outcome = run("extract-features", tmp_path / "v", "--out", tmp_path / "f.h5", "--device", "toaster")
+    assert outcome.exit_code == 1
+    assert "left out: 5 files that are no videos (.srt 2, " in outcome.stderr
+    assert f"left out: 2 links whose target is missing: {tmp_path / 'v' / 'c.mp4'}, " in outcome.stderr
+    assert outcome.stderr.endswith("Error: 'toaster' is no device that can be used; known: auto, cpu, cuda, cuda:N\n")
+    with pytest.raises(FeatureError, match=r"no videos in .*\nleft out: 1 files that are no videos \(.srt 1\)"):
+        (tmp_path / "v" / "deep" / "b.SRT").rename(tmp_path / "v" / "deep" / "x.srt")
+        find_videos(tmp_path / "v" / "deep")
 
 
 NAMES = [f"v-{number:06}.jpg" for number in (*range(1, 8), 12, 100, 1000, 10000)] + ["v-0020000.png"]
@@ -195,7 +247,7 @@ def test_a_folder_begins_again_where_an_image_fails_on_the_way(frames):
 
 def test_folders_that_give_nothing(tmp_path):
     (tmp_path / "v").mkdir()
-    assert read(tmp_path / "v", "all").result.reason == "no images named after the folder"
+    assert read(tmp_path / "v", "all").result.reason == "no images that are numbered as frames"
     touch(tmp_path, "v/v-1.jpg", "v/v-2.jpg")
     assert read(tmp_path / "v", "all").result.reason.startswith("2 of 2 images cannot be read")
     touch(tmp_path, "v/v-02.png")

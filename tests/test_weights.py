@@ -22,7 +22,13 @@ from torch import nn
 
 from meidbench.errors import DownloadError, FeatureError, RequestError
 from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, Bottleneck, build
-from meidbench.extraction.encoders.weights import LoadedWeights, load_weights, read_checkpoint
+from meidbench.extraction.encoders.weights import (
+    LoadedWeights,
+    TorchFileError,
+    load_torch_file,
+    load_weights,
+    read_checkpoint,
+)
 from meidbench.splits.manifests import Download
 
 FORMS = ["zip", "former", "safetensors"]
@@ -469,3 +475,96 @@ def test_tensors_that_are_sparse_are_refused(tmp_path, good):
     state = {**good, "conv1.weight": good["conv1.weight"].to_sparse()}
     torch.save(state, tmp_path / "w.pth")
     assert "sparse, quantised or without data: conv1.weight" in refusal(tmp_path / "w.pth")
+
+
+# --- bits that changed, and numbers that are not there ---
+
+
+def archive_of(tmp_path, content):
+    raw = write(tmp_path / "archive.pt", content).read_bytes()
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        return bytearray(raw), archive.infolist()
+
+
+def test_a_changed_bit_in_any_member_is_refused_and_the_member_named(tmp_path, good):
+    raw, members = archive_of(tmp_path, {"conv1.weight": good["conv1.weight"], "bn1.bias": good["bn1.bias"]})
+    assert {"data.pkl", "0", "1", "version", "byteorder"} <= {entry.filename.rpartition("/")[2] for entry in members}
+    path = tmp_path / "changed.pt"
+    for entry in members:
+        names_and_extra = struct.unpack("<HH", raw[entry.header_offset + 26 : entry.header_offset + 30])
+        last = entry.header_offset + 30 + sum(names_and_extra) + entry.file_size - 1
+        changed = bytearray(raw)
+        changed[last] ^= 0x80  # the sign of a little-endian number
+        path.write_bytes(changed)
+        message = refusal(path)
+        assert "damaged" in message and entry.filename in message and "get the file again" in message
+
+
+def test_a_changed_bit_anywhere_is_refused_or_changes_no_number(tmp_path):
+    content = {"a": torch.arange(6.0), "b": torch.ones(2, 3), "epoch": 3}
+    raw, _ = archive_of(tmp_path, content)
+    generator, refused = np.random.default_rng(0), 0
+    for place, bit in zip(generator.integers(len(raw), size=400), generator.integers(8, size=400), strict=True):
+        changed = bytearray(raw)
+        changed[place] ^= 1 << int(bit)
+        try:
+            told = load_torch_file(io.BytesIO(changed))
+        except TorchFileError:
+            refused += 1
+            continue
+        assert told.keys() == content.keys() and told["epoch"] == 3, (place, bit)
+        assert all(torch.equal(told[name], content[name]) for name in "ab"), (place, bit)
+    assert refused > 200
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, "set_crc32_options"), reason="this torch writes all checksums")
+def test_an_archive_without_checksums_is_read(tmp_path, good):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = write(tmp_path / "w.pth", good)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    model = fresh()
+    assert load_weights(model, SMALL, path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert same(model, good)
+
+
+def test_a_packed_archive_is_refused(tmp_path, good):
+    raw, members = archive_of(tmp_path, good)
+    path = tmp_path / "packed.pt"
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in members:
+            packed.writestr(entry.filename, archive.read(entry))
+    assert "does not compress" in refusal(path)
+
+
+@pytest.mark.parametrize("form", ["zip", "former"])
+def test_a_number_repeated_beyond_all_memory_is_refused_by_its_name(tmp_path, good, form):
+    huge = torch.ones((), dtype=torch.float16).expand(10**12)
+    assert "not expected: zz" in refusal(write(tmp_path / "w.pth", {"zz": huge}, form))
+    assert "conv1.weight (1000000000000,)" in refusal(write(tmp_path / "w.pth", {**good, "conv1.weight": huge}, form))
+
+
+def test_a_tensor_that_announces_more_bytes_than_the_file_has_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "w.pth", {"a": torch.ones(100)})
+
+    def announce(file, map_location, weights_only):  # as in torch before it compared the sizes itself
+        return map_location(torch.UntypedStorage(4_000_000), "cpu")
+
+    monkeypatch.setattr(torch, "load", announce)
+    assert "announces a tensor of 4,000,000 bytes" in refusal(path)
+
+
+@pytest.mark.parametrize(("key", "make"), [
+    ("conv1.weight", lambda value: value.to(torch.complex64)),
+    ("bn1.num_batches_tracked", lambda value: torch.tensor(1j)),
+])  # fmt: skip
+def test_complex_numbers_are_refused(tmp_path, good, key, make):
+    state = {**good, key: make(good[key])}
+    assert f"of another type: {key} torch.complex64" in refusal(write(tmp_path / "w.pth", state))
+
+
+def test_a_backbone_of_the_user_with_a_known_name_and_no_weights(tmp_path):
+    own, published = replace(BACKBONES["resnet50"], weights={}), next(iter(BACKBONES["resnet50"].weights))
+    message = refusal(published, own, nn.Linear(1, 1))
+    assert f"the weights {published} are for another resnet50" in message and "none" in message

@@ -95,3 +95,58 @@ def test_a_clone_hides_the_installed_package_and_finds_its_own_folders(call, tmp
     assert "charadeslt" in call("python", "-m", "meidbench", "datasets", cwd=clone)
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", 1, "-m", "meidbench", "train", "--help"]
     assert "Usage: " in call("python", *launch, cwd=clone)
+
+
+# In this process, of the packages that setup.cfg needs, only those of docs/scoring-requirements.txt can be imported.
+SCORING = """
+import re, sys
+from configparser import ConfigParser
+from pathlib import Path
+
+def names(text):
+    return {re.match("[a-z0-9-]+", line)[0] for line in text.lower().splitlines() if line.strip() and line[0] != "#"}
+
+root, toy, out = map(Path, sys.argv[1:])
+setup = ConfigParser()
+setup.read(root / "setup.cfg")
+scoring = (root / "docs" / "scoring-requirements.txt").read_text()
+required = setup["options"]["install_requires"].strip()
+assert set(scoring.splitlines()[1:]) < set(required.splitlines())
+modules = {"pillow": "PIL", "scikit-learn": "sklearn"}
+refused = {modules.get(name, name) for name in names(required) - names(scoring)}
+assert {"torch", "av", "pandas"} <= refused
+
+class Refuse:
+    @staticmethod
+    def find_spec(name, *_):
+        if name.partition(".")[0] in refused:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse)
+
+from click.testing import CliRunner
+from meidbench.cli import main
+
+table = out / "table.csv"
+table.write_text("video_id,subset,labels\\na,train,0\\nb,val,0\\nc,test,0\\n")
+for command in [
+    f"build-splits {toy / 'toylt.toml'} --annotations {toy} --out {out}",
+    f"build-splits {toy / 'toylt.toml'} --annotations {toy} --out {out} --variant grouped --seed 1",
+    f"import-split {table} --out {out / 'mine.parquet'} --head-above 1 --tail-up-to 0",
+    f"stats {out / 'toylt.parquet'}",
+    f"audit {out / 'toylt.parquet'}",
+    f"evaluate {toy / 'predictions.npz'} --split {out / 'toylt.parquet'} --bootstrap 9 --json {out / 'r.json'}",
+    f"compare {toy / 'predictions.npz'} --split {out / 'toylt.parquet'} --bootstrap 9 --html {out / 'c.html'}",
+    "datasets",
+]:
+    outcome = CliRunner().invoke(main, command.split())
+    assert outcome.exit_code == 0, (command, outcome.output, outcome.exception)
+"""
+
+
+def test_scoring_needs_no_more_than_its_short_list_of_packages(tmp_path):
+    outcome = subprocess.run(
+        [sys.executable, "-c", SCORING, ROOT, TOY, tmp_path],
+        capture_output=True, text=True, env={**os.environ, "MEIDBENCH_HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stderr

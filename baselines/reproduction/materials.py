@@ -46,6 +46,10 @@ def parse_features(texts: Iterable[str]) -> dict[tuple[str, str], Path]:
             raise RequestError(f"features of {name} are named twice: {paths[key]} and {path}")
         if not Path(path).exists():
             raise RequestError(f"there are no features of {name} at {path}")
+        try:
+            open_features(path).close()  # what cannot be opened is not there; rows are read by the runs
+        except FeatureError as error:
+            raise MeidbenchError(f"the features of {name} cannot be read: {error}") from None
         paths[key] = Path(path)
     return paths
 
@@ -211,6 +215,9 @@ class InputFiles:
     ) -> None:
         self._annotations, self._feature_paths = annotations, features or {}
         self._simulation, self._out, self._progress = simulation, out, progress
+        for folder in annotations:
+            if not any(all(annotation_paths(load_manifest(name), folder).values()) for name in DATASETS):
+                raise MeidbenchError(f"{folder} holds all annotation files of none of {', '.join(DATASETS)}")
         self._splits: dict[str, tuple[Split | None, Path | None]] = {}
         self._materials: dict[tuple[str, str], Material] = {}
         for path in split_files:

@@ -18,9 +18,11 @@ from meidbench.baselines.reproduction.runs import RowOutcome, RunStore
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import render_json
 from meidbench.names import STATISTICS_TABLE
+from meidbench.report.text import make_cells_safe
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.statistics import split_statistics
 
+ENDINGS = ("md", "csv", "json")  # of the files that hold a table
 STATISTICS = ("classes", "head", "medium", "tail", "train", "val", "test", "labels_per_video", "imbalance_ratio")
 _RATIOS = STATISTICS[-2:]  # printed with one decimal
 _MARK = "SIMULATED"
@@ -346,5 +348,5 @@ def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], align
 
 def _csv(rows: Iterable[Sequence[str]]) -> str:
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
+    csv.writer(stream, lineterminator="\n").writerows(map(make_cells_safe, rows))
     return stream.getvalue()

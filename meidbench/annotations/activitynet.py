@@ -172,8 +172,8 @@ def _parse_annotations(entries: Any, index: dict[str, int]) -> tuple[tuple[int, 
 def _seconds(value: Any) -> float:
     """Return a number, which some files hold as text."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
-    if not is_number and not (isinstance(value, str) and _NUMBER.fullmatch(value)):
-        raise ValueError(f"{quote(value)} is not a number of seconds")
+    if (not is_number and not (isinstance(value, str) and _NUMBER.fullmatch(value))) or float(value) < 0:
+        raise ValueError(f"{quote(value)} is not a number of seconds from 0 on")
     return float(value)
 
 

@@ -36,7 +36,8 @@ class Annotations:
     subsets; ``views`` is ``first``, ``third`` or empty; ``pair_ids`` is shared by the first- and third-person takes of
     one script and empty elsewhere. ``labels`` are class indices in the order of their first occurrence, each at most
     once. ``lengths`` are in seconds, NaN where the annotation has no length. ``segments`` are class index, start and
-    end in seconds, verbatim and in official order.
+    end in seconds, verbatim and in official order. ``other_annotations`` is set where a user accepted files of a
+    benchmark that are not the official ones; a split records it.
     """
 
     class_names: tuple[str, ...]
@@ -49,6 +50,7 @@ class Annotations:
     pair_ids: list[str] = field(default_factory=list)
     segments: list[tuple[Segment, ...]] = field(default_factory=list)
     files: list[FileRecord] = field(default_factory=list)
+    other_annotations: bool = False
 
     def append(
         self,
@@ -207,6 +209,18 @@ def quote(value: object) -> str:
 
 # Text that looks like a number but is not an index is a slip, never a name: -1, 2.0, 1e3.
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d*)?(e[-+]?\d+)?", re.IGNORECASE)
+_BRACKETS = {"[": "]", "(": ")", "{": "}"}
+_ITEM = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")  # of a list as Python, NumPy or JSON print it
+_SEPARATORS = ("|", ",", None)  # in the place of semicolons; None for blanks
+_NUMBERS = re.compile(r"\d+(\W+\d+)+")
+
+
+def _looks_like_list(text: str) -> bool:
+    """Return whether text is probably several labels, which must not become one class name."""
+    bracketed = text[:1] in _BRACKETS and text.endswith(_BRACKETS[text[0]])
+    quoted = text[:1] in ("'", '"') and text.endswith(text[0]) and len(text) > 1
+    listed = bracketed and (text[0] != "(" or "," in text or bool(_ITEM.search(text)))
+    return listed or quoted or "|" in text or bool(_NUMBERS.fullmatch(text))
 
 
 @dataclass(frozen=True)
@@ -247,7 +261,8 @@ class LabelIndex:
         """Return a number for each label of a video, to be given to ``finish``; ``ValueError`` if one is wrong.
 
         A cell holds labels joined by semicolons, or a list of names or indices; it is empty or None for a video without
-        a label. In a cell that ``is_text`` a name cannot hold a semicolon.
+        a label. In a cell that ``is_text`` a name cannot hold a semicolon. Text such as ``[0, 2]``,
+        ``['run', 'swim']``, ``0 2``, ``0|2`` or ``0,2`` is read as a list where it cannot be a class name.
         """
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             return ()
@@ -257,10 +272,29 @@ class LabelIndex:
         try:
             labels = tuple([self._of_text[part] for part in parts])
         except (KeyError, TypeError):  # not seen before, with blanks around it, or not text
+            listed = self._listed(cell.strip()) if isinstance(cell, str) else None
+            parts = parts if listed is None else listed
             labels = tuple([self._number(part, row, is_text) for part in parts])
         if len(labels) > 1 and len(set(labels)) < len(labels):
-            raise ValueError(f"a label occurs twice in {quote(cell)}")
+            one_hot = len(parts) > 2 and {str(part).strip() for part in parts} <= {"0", "1"}
+            hint = "; it looks like a 0 or 1 per class, but labels are the indices of the classes" if one_hot else ""
+            raise ValueError(f"a label occurs twice in {quote(cell)}{hint}")
         return labels
+
+    def _listed(self, text: str) -> list[str] | None:
+        """Return the labels of text that can only be a list, None for other text."""
+        if text in self._of_text:
+            return None
+        if text[0] in _BRACKETS and text.endswith(_BRACKETS[text[0]]):
+            items = _ITEM.findall(text[1:-1])
+            if not _ITEM.sub("", text[1:-1]).strip(" ,;\t"):
+                return [item.strip("'\"") if item[0] in "'\"" else item for item in items]
+        names = self._names or ()
+        for separator in _SEPARATORS:
+            parts = [part.strip() for part in text.split(separator)]
+            if len(parts) > 1 and (all(map(_is_index, parts)) or all(part in names for part in parts)):
+                return parts
+        return None
 
     def _number(self, label: Any, row: int, is_text: bool) -> int:
         if not isinstance(label, str) and type(label) is not int:
@@ -268,23 +302,24 @@ class LabelIndex:
         text = str(label).strip()
         if text in self._of_text:
             return self._of_text[text]
-        is_index = text.isascii() and text.isdigit() and len(text) <= 18
+        is_index = _is_index(text)
+        hint = "; it looks like a list, and labels are joined by semicolons" if _looks_like_list(text) else ""
         if self._names is not None:
             if not is_index:
-                hint = ""
                 if is_text and any(";" in name for name in self._names):
                     hint = " (names that hold a semicolon need lists, as in JSON or Parquet, or indices)"
                 raise ValueError(f"label {quote(text)} is not one of the class names or indices{hint}")
             if int(text) >= len(self._names):
                 raise ValueError(f"label {text} is outside the {len(self._names):,} classes")
             number = int(text)
-        elif is_index or (self._allow_names and text and text.isprintable() and not _NUMBER.fullmatch(text)):
+        elif is_index or (self._allow_names and not hint and _can_be_name(text)):
             number = self._seen.setdefault(int(text) if is_index else text, len(self._seen))
             if number == len(self._rows):
                 self._rows.append(row)
         else:
             known = "class names or indices" if self._allow_names else "class indices; names need a list of class names"
-            raise ValueError(f"label {quote(text)} is not one of the {known}")
+            rest = f"{hint}; give class names if it is one" if hint and self._allow_names else hint
+            raise ValueError(f"label {quote(text)} is not one of the {known}{rest}")
         self._of_text[text] = number
         return number
 
@@ -298,6 +333,11 @@ class LabelIndex:
             problems = [f"labels are names in some rows and indices in others, which needs class names: {mixed}"]
         elif spellings := _spellings(names):
             problems = [f"names that differ only in case or spacing: {first_few(spellings)}; write them alike"]
+        elif joined := _joined(names):
+            what = "labels that look like a list of other labels, and are joined by semicolons then"
+            problems = [f"{what}: {self._placed(joined)}; give class names if they are class names"]
+        elif set(indices) == {0, 1} and len(labels) > 1 and all(len(row) == 2 for row in labels):
+            problems = ["every video has both labels 0 and 1: write the indices of its classes, not a 0 or 1 per class"]
         num_classes = len(self._names if self._names is not None else names) or max(indices, default=-1) + 1
         if num_classes > MOST_CLASSES:
             problems.append(f"{num_classes:,} classes are more than a split file can hold ({MOST_CLASSES:,})")
@@ -315,6 +355,21 @@ class LabelIndex:
 
     def _placed(self, labels: list[str] | list[int]) -> str:
         return first_few(f"{quote(label)} ({self._noun} {self._rows[self._seen[label]]:,})" for label in labels)
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
+def _can_be_name(text: str) -> bool:
+    return bool(text) and text.isprintable() and not _NUMBER.fullmatch(text)
+
+
+def _joined(names: list[str]) -> list[str]:
+    """Return the names that consist of several other names, separated by commas or blanks."""
+    known = set(names)
+    parts_of = {name: [[part.strip() for part in name.split(mark)] for mark in (",", None)] for name in names}
+    return [name for name, ways in parts_of.items() if any(len(way) > 1 and known.issuperset(way) for way in ways)]
 
 
 def _spellings(names: list[str]) -> list[str]:

@@ -64,7 +64,8 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
 
         - ``video_id``: text, no video twice.
         - ``labels``: class names or class indices, none twice; joined by ``;`` in text, also as a list in Parquet and
-          JSON, where names may hold semicolons; empty for a video without a label.
+          JSON, where names may hold semicolons; empty for a video without a label. Other forms of a list in text
+          (``[0, 2]``, ``['run', 'swim']``, ``0 2``, ``0|2``) are read where they cannot be a class name, else refused.
         - ``group`` (or ``pair_id``): videos with the same text must not be separated: takes of one script, pieces of
           one film. Empty for a video on its own.
         - ``subset``, ``subject``: the subset in which the dataset has it; the person in the video.
@@ -146,7 +147,7 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise SplitError(f"cannot read the class names in {path}: {error}") from None
     if names == [""]:
-        raise SplitError(f"{path} is empty")
+        raise SplitError(f"{path} is empty; write one class name per line, in the order of the indices")
     if wrong := [line for line, name in enumerate(names, start=1) if not name or not name.isprintable()]:
         raise SplitError(f"{path}: no class name in line {first_few(wrong)}; an index is the number of a line, from 0")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
@@ -163,7 +164,7 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
 def _check_header(rows: "_Rows", required: tuple[str, ...]) -> None:
     """Refuse a header that lacks a required column; JSON objects have no header, so each row is checked."""
     if rows.has_header and (missing := [name for name in required if name not in rows.columns]):
-        found = first_few(rows.columns) or "none"
+        found = first_few(rows.columns) or f"none; it is empty, and a table is {_TABLES} with a header"
         raise SplitError(f"{rows.path} has no column {', '.join(missing)}; its columns are {found}")
     twice = [name for name in (*COLUMNS, _PAIR) if rows.columns.count(name) > 1]
     if "group" in rows.columns and _PAIR in rows.columns:
@@ -350,6 +351,42 @@ class _JsonList(_JsonLines):
         yield from enumerate(json.load(self.source, object_pairs_hook=_unique), start=1)
 
 
+_TABLES = "CSV, tab-separated text (.tsv), Parquet, a JSON list or JSON lines"
+_FOREIGN = {
+    b"PK": "an archive such as NPZ or XLSX",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x80": "a pickle",
+    b"\x1f\x8b": "a gzip archive",
+    b"SQLite": "a database",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+}
+
+
+def _check_types(path: Path, schema: pa.Schema) -> None:
+    """Refuse a Parquet table with a known column of a type that it cannot have, before anything is read."""
+    types = pa.types
+    is_text = (types.is_string, types.is_large_string, types.is_integer, types.is_null)
+    is_number = (*is_text[:2], types.is_integer, types.is_floating, types.is_decimal, types.is_null)
+    is_list = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    problems = []
+    for name in (*COLUMNS, _PAIR):
+        for kind in [column.type for column in schema if column.name == name]:
+            plain, wanted = kind, "text"
+            if name == "labels":
+                wanted = "text or a list of text or whole numbers"
+                plain = kind.value_type if any(check(kind) for check in is_list) else kind
+            plain = plain.value_type if types.is_dictionary(plain) else plain
+            allowed, wanted = (is_number, "a number") if name == "length_s" else (is_text, wanted)
+            if name == "labels" and types.is_floating(plain):
+                continue  # the cells are refused one by one
+            if not any(check(plain) for check in allowed):
+                problems.append(f"column {name!r} is of type {kind}; expected {wanted}")
+    if problems:
+        raise SplitError(f"{len(problems):,} problem(s) with {path}:\n{bullet_list(problems)}")
+
+
 @contextmanager
 def _open_rows(path: Path) -> Iterator[_Rows]:
     """Open a table: Parquet by its first bytes, JSON by a ``[`` or ``{``, tab-separated by ``.tsv``, otherwise CSV."""
@@ -362,8 +399,11 @@ def _open_rows(path: Path) -> Iterator[_Rows]:
         with _readable(path, "Parquet"):
             file = pq.ParquetFile(path)
         with file:
+            _check_types(path, file.schema_arrow)
             yield _ParquetRows(path, tuple(file.schema_arrow.names), file)
         return
+    if kind := next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), ""):
+        raise SplitError(f"{path} is {kind}; a table is {_TABLES}, with the columns video_id and labels")
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     with path.open(encoding="utf-8-sig", newline="") as stream:
         if first in (b"[", b"{"):
@@ -394,5 +434,5 @@ def _readable(path: Path, form: str) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
         raise SplitError(f"{path} is not a readable {form} file: {reason}") from None
-    except (ValueError, csv.Error, RecursionError) as error:
+    except (ValueError, OverflowError, csv.Error, RecursionError) as error:
         raise SplitError(f"{path} is not a readable {form} file: {error}") from None

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from meidbench import __version__
 from meidbench.cli.benchmarks import datasets, download
 from meidbench.cli.evaluation import compare, evaluate
 from meidbench.cli.features import extract_features, merge_features, pack_features, verify_features
-from meidbench.cli.parameters import report
+from meidbench.cli.parameters import guarded_streams, report
 from meidbench.cli.splits import audit, build_splits, import_split, stats
 from meidbench.cli.training import demo, predict, reproduce, train
 from meidbench.errors import MeidbenchError, RequestError, escape_controls, missing_package
@@ -78,6 +78,10 @@ def _signals_raise() -> Iterator[None]:
 class _Group(click.Group):
     """Commands in the order of use; a problem with the data ends with exit code 1 and a message, not a traceback."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        with guarded_streams():
+            return super().main(*args, **extra)
+
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         with _quoted():
             return super().make_context(*args, **extra)
@@ -121,9 +125,8 @@ def _quoted() -> Iterator[None]:
 def _end_interrupted(ctx: click.Context, interrupt: KeyboardInterrupt) -> NoReturn:
     number = getattr(interrupt, "number", signal.SIGINT)
     if os.environ.get("RANK", "0") == "0":  # the processes of torchrun end with one line
-        with suppress(OSError):  # the terminal may be closed
-            name, kept = signal.Signals(number).name, _KEPT.get(ctx.invoked_subcommand or "", _NOTHING_KEPT)
-            report(f"interrupted by {name}: {kept}")
+        name, kept = signal.Signals(number).name, _KEPT.get(ctx.invoked_subcommand or "", _NOTHING_KEPT)
+        report(f"interrupted by {name}: {kept}")
     ctx.exit(128 + number)
 
 

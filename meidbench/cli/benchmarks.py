@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from meidbench.cli.parameters import DATASET, FOLDER, as_json, echo, echo_json
+from meidbench.cli.parameters import DATASET, FOLDER, as_json, command, echo, echo_json
 from meidbench.errors import escape_controls
 from meidbench.names import DATASETS
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-@click.command(
+@command(
     short_help="Show the files of each benchmark, and the missing ones.", epilog="\b\nExample:\n  meidbench datasets"
 )
 @as_json
@@ -61,7 +61,7 @@ def datasets(as_json: bool) -> None:
         echo_json(json.dumps(entries, indent=2, ensure_ascii=False))
 
 
-@click.command(epilog="\b\nExample:\n  meidbench download charadeslt --accept-licence")
+@command(epilog="\b\nExample:\n  meidbench download charadeslt --accept-licence")
 @click.argument("dataset", metavar="DATASET", type=DATASET)
 @click.option("--to", "folder", type=FOLDER, help="Folder to write to [default: where 'build-splits' looks for them].")
 @click.option("--accept-licence", is_flag=True, help="Accept the licence, which is shown in any case.")

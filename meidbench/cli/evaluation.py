@@ -6,10 +6,12 @@ import click
 
 from meidbench.cli.parameters import (
     FILE,
-    INPUT_FILE,
+    NAMED_FILE,
     SEED,
+    OutputFile,
     as_bytes,
     bootstrap_option,
+    command,
     echo,
     json_file,
     option_with_default,
@@ -28,16 +30,16 @@ _allow_float16 = click.option(
 )
 
 
-@click.command(
+@command(
     short_help="Score predictions: overall, head, medium, tail mAP.",
     epilog="\b\nExample:\n"
     "  meidbench evaluate predictions.npz --split charadeslt \\\n      --bootstrap 1000 --json r.json",
 )
-@click.argument("predictions", type=INPUT_FILE)
+@click.argument("predictions", type=FILE)
 @split_option
 @subset_option
 @json_file
-@click.option("--per-class", type=FILE, help="Write a CSV with the average precision of each class.")
+@click.option("--per-class", type=OutputFile(".csv"), help="Write a CSV with the average precision of each class.")
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
@@ -77,15 +79,13 @@ def evaluate(
     from meidbench.predictions import open_predictions
     from meidbench.predictions.align import align_predictions, run_warnings
     from meidbench.report.plots import write_per_class
-    from meidbench.report.text import evaluation_table
+    from meidbench.report.text import evaluation_table, title_lines
     from meidbench.splits.split import load_split
 
     if bootstrap and protocol != PROTOCOLS[0]:
         raise click.UsageError(
             "--bootstrap goes with --protocol tie-aware: the others give videos with the same score an arbitrary order"
         )
-    if per_class is not None and str(per_class) in ("-", str(json_file)):
-        raise click.UsageError("--per-class needs its own file")
     loaded = load_split(split)
     opened = open_predictions(predictions)
     scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
@@ -99,15 +99,15 @@ def evaluate(
         echo(f"wrote {write_per_class(result, per_class)}", err=True)
     for warning in result.warnings:
         echo(f"warning: {warning}", err=True)
-    title = f"{escape_controls(result.dataset)} ({result.variant}), {subset}: {result.diagnostics.videos:,} videos"
+    title = title_lines(result, result.diagnostics.videos)
     print_result(json_file, result.to_json(), f"{title}\n\n{evaluation_table(result)}")
 
 
-@click.command(
+@command(
     short_help="Compare runs: intervals, paired differences, wins and losses.",
     epilog="\b\nExample:\n  meidbench compare bce.npz meid@1.npz meid@2.npz \\\n      --split charadeslt --html r.html",
 )
-@click.argument("predictions", nargs=-1, required=True, metavar="PREDICTIONS...")
+@click.argument("predictions", nargs=-1, required=True, metavar="PREDICTIONS...", type=NAMED_FILE)
 @split_option
 @subset_option
 @click.option("--reference", help="The run that the others are compared with [default: the first].")
@@ -115,8 +115,10 @@ def evaluate(
 @_seed
 @_allow_float16
 @json_file
-@click.option("--latex", type=FILE, help="Write a table for a paper (booktabs).")
-@click.option("--html", type=FILE, help="Write one self-contained page: table, charts, per-class results.")
+@click.option("--latex", type=OutputFile(".tex"), help="Write a table for a paper (booktabs).")
+@click.option(
+    "--html", type=OutputFile(".html"), help="Write one self-contained page: table, charts, per-class results."
+)
 def compare(
     predictions: tuple[str, ...], split: str, subset: str, reference: str | None, bootstrap: int, seed: int,
     allow_float16: bool, json_file: Path | None, latex: Path | None, html: Path | None,
@@ -126,16 +128,12 @@ def compare(
     A run is a prediction file, or NAME=FILE; without a name, the run is named after its file. Runs named NAME@SEED are
     seeds of one method and are averaged. The spread over seeds is shown apart from the interval over videos.
     """
-    targets = [str(path) for path in (json_file, latex, html) if path is not None]
-    if len(set(targets)) < len(targets):
-        raise click.UsageError("--json, --latex and --html need a file each")
-
     from meidbench.evaluation.bootstrap import bootstrap_steps
     from meidbench.evaluation.compare import ComparedRun
     from meidbench.evaluation.compare import compare as compare_runs
     from meidbench.report.html import comparison_html
     from meidbench.report.latex import comparison_latex
-    from meidbench.report.text import comparison_table
+    from meidbench.report.text import comparison_table, title_lines
     from meidbench.splits.split import load_split
 
     runs = [ComparedRun.from_argument(text) for text in predictions]
@@ -155,5 +153,5 @@ def compare(
     for method in comparison.methods:
         for warning in method.warnings:
             echo(f"warning: {escape_controls(method.name)}: {warning}", err=True)
-    title = f"{escape_controls(comparison.dataset)} ({comparison.variant}), {subset}: {comparison.videos:,} videos"
+    title = title_lines(comparison, comparison.videos)
     print_result(json_file, comparison.to_json(), f"{title}\n\n{comparison_table(comparison)}")

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING
 import click
 
 from meidbench.cli.parameters import (
-    FILE,
-    INPUT,
-    INPUT_FOLDER,
+    ANY_PATH,
     SEED,
     SPLIT,
+    InputName,
+    InputPath,
+    OutputFile,
     as_json,
+    command,
     echo,
     echo_json,
     json_file,
     option_with_default,
     print_result,
     progress_bar,
-    reading_options,
     report,
 )
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, escape_controls, first_few
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
 
 _COUNT = click.IntRange(min=1)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
+_VIDEO_FOLDER = InputPath(exists=True, file_okay=False)
+_WEIGHTS = InputName(lambda value: [Path(value)])
 _device = partial(option_with_default, "--device", default="auto", metavar="auto|cpu|cuda[:N]")
-_out = partial(click.option, "--out", required=True, type=FILE)
+_out = partial(click.option, "--out", required=True, type=OutputFile(".h5", ".hdf5"))
 
 
 def _split_ids(split: str | None) -> list[str] | None:
@@ -47,7 +50,7 @@ def _split_ids(split: str | None) -> list[str] | None:
     return None if split is None else load_split(split).table.column("video_id").to_pylist()
 
 
-@click.command(
+@command(
     short_help="Extract frame features from videos or frame folders.",
     epilog="\b\nExamples:\n"
     "  meidbench extract-features Charades_v1_480/ --out charades_r101.h5 \\\n"
@@ -57,14 +60,19 @@ def _split_ids(split: str | None) -> list[str] | None:
     "  torchrun --nproc-per-node 8 -m meidbench \\\n"
     "      extract-features videos/ --out videos.h5",
 )
-@click.argument("videos", metavar="VIDEOS", type=INPUT_FOLDER)
+@click.argument("videos", metavar="VIDEOS", type=_VIDEO_FOLDER)
 @_out(metavar="FILE.h5", help="The feature file.")
 @click.option("--split", type=SPLIT, help="Take only the videos of this split (a file, or a built benchmark's name).")
-@option_with_default("--backbone", type=click.Choice(BACKBONES), default="resnet101")
-@option_with_default("--frames", type=click.IntRange(1, 1_000_000), default=200, help="Rows per video (uniform).")
-@option_with_default("--sampling", default="uniform", metavar="uniform|all|fps=N", help="Which frames are taken.")
+@option_with_default("--backbone", type=click.Choice(tuple(BACKBONES)), default="resnet101")
+@option_with_default(
+    "--frames", type=click.IntRange(1, 1_000_000), default=200, help="Rows per video (uniform, uniform-time)."
+)
+@option_with_default(
+    "--sampling", default="uniform", metavar="uniform|uniform-time|all|fps=N", help="Which frames are taken."
+)
 @option_with_default(
     "--weights",
+    type=_WEIGHTS,
     default="default",
     metavar="default|NAME|FILE|random",
     help="Published weights, which are downloaded, or a file with a state dict or safetensors.",
@@ -89,9 +97,10 @@ def extract_features(
 ) -> None:  # fmt: skip
     """Extract frame features of all videos below VIDEOS into one file.
 
-    VIDEOS is a folder of mp4, mkv, avi, webm or mov files, or of frame folders (ID/ID-000001.jpg); a video's id is
-    its name. Run the same command again and it continues where it stopped; a finished video is not decoded again. A
-    video that cannot be read is recorded with the reason, the others are extracted, and the exit code is 1.
+    VIDEOS is a folder of video files (mp4, mkv, avi, webm, mov, flv, wmv, ...), or of frame folders
+    (ID/ID-000001.jpg, ID/frame_000001.jpg, ...); a video's id is its name, and other files are counted. Run the same
+    command again and it continues where it stopped; a finished video is not decoded again. A video that cannot be read
+    is recorded with the reason, the others are extracted, and the exit code is 1.
 
     Started by torchrun, each process takes a shard and writes its part; 'merge-features' joins the parts.
     """
@@ -103,10 +112,14 @@ def extract_features(
     from meidbench.extraction.frames import FrameRule
     from meidbench.extraction.videos import find_videos
 
-    with reading_options():
+    try:
         rule = FrameRule.from_text(sampling, frames=frames)
         own = Shard.from_text(shard) if shard else Shard.from_environment()
+    except MeidbenchError as error:
+        raise click.UsageError(str(error)) from None
     found = find_videos(videos, _split_ids(split))
+    for line in found.describe_left_out():
+        report(line)
 
     from meidbench.extraction.encoders.extractor import Extractor
     from meidbench.extraction.extraction import extract_features as extract
@@ -152,22 +165,26 @@ def _conclude(
         if entries := [f"{name} ({why})" for name, kind, why in summary.troubles if kind == status]:
             report(f"{status}: {first_few(entries)}")
     problems = []
-    if summary.failed:
+    if summary.failed == summary.videos > 0:
+        kept = f"{summary.path} has no rows" if summary.path.exists() else "no file was written"
+        problems.append(f"all {summary.videos:,} videos failed; {kept}")
+    elif summary.failed:
         problems.append(f"{summary.failed:,} of {summary.videos:,} videos failed; --retry-failed tries them again")
     if missing:
         problems.append(f"{len(missing):,} videos of the split are not among the videos: {first_few(missing)}")
     if problems:
-        problems.append(f"all others are in {summary.path}")
+        if summary.failed < summary.videos:
+            problems.append(f"all others are in {summary.path}")
         if fail:
             raise MeidbenchError("\n".join(problems))
         report("\n".join(problems))
 
 
-@click.command(
+@command(
     short_help="Join the parts of a shared extraction.",
     epilog="\b\nExample:\n  meidbench merge-features videos.part-*-of-8.h5 --out videos.h5",
 )
-@click.argument("parts", nargs=-1, required=True, metavar="PART...", type=INPUT)
+@click.argument("parts", nargs=-1, required=True, metavar="PART...", type=InputPath(exists=True))
 @_out(metavar="FILE.h5", help="The whole file.")
 def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     """Join the PARTs that 'extract-features --shard' or torchrun wrote; all must be present and finished.
@@ -185,13 +202,13 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     _conclude(summarise(out))
 
 
-@click.command(
+@command(
     "pack-features",
     short_help="Put a folder of .npy features into one file.",
     epilog="\b\nExample:\n  meidbench pack-features VideoLT/feature/ResNet101/ \\\n"
     "      --out videolt_r101.h5 --backbone resnet101",
 )
-@click.argument("source", metavar="DIR", type=INPUT)
+@click.argument("source", metavar="DIR", type=ANY_PATH)
 @_out(help="The feature file to write (HDF5).")
 @option_with_default(
     "--dtype", type=click.Choice(STORED_DTYPES), default="float16", help="int8 has one scale per row: max|row| / 127."
@@ -248,13 +265,13 @@ def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str,
     return dict(entry.split("=", 1) for entry in entries)
 
 
-@click.command(
+@command(
     "verify-features",
     short_help="Check a feature file, alone and against a split.",
     epilog="\b\nExample:\n  meidbench verify-features videolt_r101.h5 --split videolt \\\n"
     "      --recipe backbone=resnet101",
 )
-@click.argument("file", type=INPUT)
+@click.argument("file", type=ANY_PATH)
 @click.option("--split", type=SPLIT, help="Its videos must all be there: a split file, or a built benchmark's name.")
 @click.option(
     "--recipe",
@@ -263,9 +280,11 @@ def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str,
     callback=_read_recipe,
     help="An expected entry of the recipe; a dot leads into an entry. May be given several times.",
 )
-@click.option("--npy", type=INPUT, help="The folder that was packed, to compare with.")
-@click.option("--videos", type=INPUT_FOLDER, help="The folder of videos; some are extracted again and compared.")
-@click.option("--weights", metavar="NAME|FILE|random", help="For --videos [default: those that the recipe names].")
+@click.option("--npy", type=ANY_PATH, help="The folder that was packed, to compare with.")
+@click.option("--videos", type=_VIDEO_FOLDER, help="The folder of videos; some are extracted again and compared.")
+@click.option(
+    "--weights", type=_WEIGHTS, metavar="NAME|FILE|random", help="For --videos [default: those that the recipe names]."
+)
 @click.option("--weights-seed", type=SEED, help="Of random weights.")
 @_device(help="For --videos.")
 @click.option("--sample", type=_COUNT, help="How many videos are compared [default: all of --npy, 3 of --videos].")

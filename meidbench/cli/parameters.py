@@ -1,35 +1,119 @@
-"""Parameters that several commands share."""
+"""Parameters, outputs and progress that several commands share.
 
+The type of a parameter says whether its files are read or written. ``Command`` compares the two before any work.
+"""
+
+import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
 
 from meidbench.errors import MeidbenchError, escape_controls, escape_json
 from meidbench.names import DATASETS, SUBSETS, Advance
 
-FILE = click.Path(path_type=Path, dir_okay=False)
+
+class InputPath(click.Path):
+    """A file or a folder that a command reads."""
+
+    def __init__(self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, exists=exists, file_okay=file_okay, dir_okay=dir_okay)
+
+    def files(self, value: Path) -> list[Path]:
+        """Return the paths that a value names."""
+        return [value]
+
+
+class InputName(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A text that may name a file that a command reads; ``files`` returns the paths that it may name."""
+
+    name = "text"
+
+    def __init__(self, files: Callable[[str], list[Path]]) -> None:
+        self.files = files
+
+
+class OutputFile(click.Path):
+    """A file that a command writes; ``endings`` are those of its format, others must not be those of another format."""
+
+    def __init__(self, *endings: str, allow_dash: bool = False) -> None:
+        super().__init__(path_type=Path, dir_okay=False, allow_dash=allow_dash)
+        self.endings = endings
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path; refuse the ending of another format."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if str(path) == "-" and not self.allow_dash:
+            self.fail("it needs its own file; - is stdout, which holds other text", param, ctx)
+        if path.suffix.lower() in _FORMAT_ENDINGS - set(self.endings):
+            self.fail(f"{str(path)!r}: the file is written as {' or '.join(self.endings)}; name it so", param, ctx)
+        return path
+
+
+class Command(click.Command):
+    """A command that is refused before any work where an output would destroy an input or another output."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Compare the outputs with the inputs, then run."""
+        outputs, inputs = [], []
+        for parameter in self.params:
+            value = ctx.params.get(str(parameter.name))
+            values = value if isinstance(value, tuple) else () if value is None else (value,)
+            name = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+            if isinstance(parameter.type, OutputFile):
+                outputs += [(name, path) for path in values if str(path) != "-"]
+            elif isinstance(parameter.type, InputPath | InputName):
+                inputs += [(name, path) for entry in values for path in parameter.type.files(entry)]
+        if outputs:
+            from meidbench.checks import output_problems
+
+            there = [(name, path) for name, path in inputs if os.path.lexists(path)]
+            if problems := output_problems(outputs, there):
+                raise click.UsageError("\n".join(problems))
+        return super().invoke(ctx)
+
+
+class _SplitName(InputName):
+    """A benchmark's name, which may not be built yet, or the path of a split file."""
+
+    name = "split"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if text not in DATASETS and not Path(text).exists():
+            self.fail(f"{text!r} is neither a split file nor one of {', '.join(DATASETS)}", param, ctx)
+        return text
+
+
+def _split_files(value: str) -> list[Path]:
+    from meidbench.splits.manifests import split_path
+
+    return [Path(value), *([split_path(value)] if value in DATASETS and not Path(value).is_file() else [])]
+
+
+_FORMAT_ENDINGS = {".csv", ".tsv", ".json", ".jsonl", ".html", ".tex", ".parquet", ".h5", ".hdf5", ".npy", ".npz"}
+command = partial(click.command, cls=Command)
+FILE = InputPath(exists=True, dir_okay=False)
+INPUT_FOLDER = InputPath(exists=True, file_okay=False)
+ANY_PATH = InputPath(exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
-INPUT = click.Path(path_type=Path, exists=True)
-INPUT_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-INPUT_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+SPLIT = _SplitName(_split_files)
+# NAME=FILE, or a name that is a file's or not.
+NAMED_FILE = InputName(lambda value: [Path(value), Path(value.partition("=")[2] or value)])
+JSON_FILE = OutputFile(".json", allow_dash=True)
 SEED = click.IntRange(min=0)
 DATASET = click.Choice(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
+split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
 subset_option = option_with_default("--subset", type=SUBSET, default="test")
 bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
-json_file = click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="Write the result as JSON; - is stdout.",
-)
+json_file = click.option("--json", "json_file", type=JSON_FILE, help="Write the result as JSON; - is stdout.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
@@ -56,21 +140,7 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
         return text
 
 
-class _SplitName(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A benchmark's name, which may not be built yet, or the path of a split file."""
-
-    name = "split"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
-        if text not in DATASETS and not Path(text).exists():
-            self.fail(f"{text!r} is neither a split file nor one of {', '.join(DATASETS)}", param, ctx)
-        return text
-
-
 DATASET_OR_MANIFEST = _DatasetOrManifest()
-SPLIT = _SplitName()
-split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
 
 
 @contextmanager
@@ -97,6 +167,14 @@ def report(line: str) -> None:
     echo(line, err=True)
 
 
+def refuse_unusable_outputs(*paths: Path | None) -> None:
+    """Refuse files that a command writes at its end where one is a folder, or two are the same file."""
+    from meidbench.checks import output_problems
+
+    if problems := output_problems([("the output", path) for path in paths if path is not None and str(path) != "-"]):
+        raise click.UsageError("\n".join(problems))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step, and print its path to stderr."""
     from meidbench.files import written_whole
@@ -114,6 +192,60 @@ def print_result(json_file: Path | None, json: str, table: str) -> None:
     if json_file is not None:
         write_text(json_file, json)
     echo(table)
+
+
+class _Stream:
+    """stdout or stderr of a command, whose failure does not end the work: it is kept, and later text is dropped."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.failure = ""
+        self._is_closed = stream is None
+        self._stream: TextIO = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text as far as the stream takes it."""
+        if self._is_closed:
+            self.failure = "it is closed"
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered as far as the stream takes it."""
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except OSError as error:
+            self.failure = self.failure or error.strerror or str(error)
+            # Python writes the rest of the buffer at its end, and would change the exit code where it cannot.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextmanager
+def guarded_streams() -> Iterator[None]:
+    """Let no failure of stdout or stderr cost a result: only at the end, stdout that failed makes the exit code 1."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # it is closed, and an output file must not get its number
+            os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)
+    before = sys.stdout, sys.stderr
+    out, err = _Stream(before[0]), _Stream(before[1])
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    try:
+        yield
+    except SystemExit as end:
+        if not out.failure:
+            raise
+        echo(f"Error: stdout cannot be written: {out.failure}", err=True)
+        raise SystemExit(end.code or 1) from None
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 _FIRST_LINE_AFTER = 5.0  # seconds

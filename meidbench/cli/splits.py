@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +14,12 @@ from meidbench.cli.parameters import (
     DATASET_OR_MANIFEST,
     FILE,
     FOLDER,
-    INPUT_FILE,
     INPUT_FOLDER,
     SEED,
     SPLIT,
+    OutputFile,
     as_json,
+    command,
     echo,
     echo_json,
 )
@@ -27,12 +28,13 @@ from meidbench.names import DATASETS, GROUP_KEYS, PLOT_FORMATS, RELEASED, SPLIT_
 
 if TYPE_CHECKING:
     from meidbench.construction.plans import SplitPlan
+    from meidbench.splits.manifests import Manifest
     from meidbench.splits.split import Split
 
 _MANY = 50_000  # videos from which on a line tells the user what takes the time
 
 
-@click.command(
+@command(
     "build-splits",
     short_help="Build a benchmark's split, exactly as published, or draw a new one.",
     epilog="\b\nExamples:\n"
@@ -72,6 +74,12 @@ _MANY = 50_000  # videos from which on a line tells the user what takes the time
     show_default=True,
     help="May be given several times. lst is the form that the VideoLT and MEID code reads, one list per subset.",
 )
+@click.option(
+    "--accept-other-annotations",
+    "accept_other",
+    is_flag=True,
+    help="Draw also from files of a benchmark that are not the official ones; the split records it.",
+)
 @as_json
 def build_splits(
     dataset: str,
@@ -82,6 +90,7 @@ def build_splits(
     group_by: tuple[str, ...],
     settings: tuple[str, ...],
     formats: tuple[str, ...],
+    accept_other: bool,
     as_json: bool,
 ) -> None:
     """Build the split of DATASET and write it.
@@ -97,7 +106,8 @@ def build_splits(
 
     given_plan = dataset not in DATASETS and is_plan(Path(dataset))
     if variant in (None, RELEASED) and not given_plan:
-        for what, value in (("--seed", seed), ("--group-by", group_by), ("--set", settings)):
+        drawn = (("--seed", seed), ("--group-by", group_by), ("--set", settings))
+        for what, value in (*drawn, ("--accept-other-annotations", accept_other or None)):
             if value not in (None, ()):
                 raise click.UsageError(f"the released split is not drawn: {what} has no meaning for it")
         _build_released(dataset, annotations, out, formats, as_json)
@@ -105,12 +115,13 @@ def build_splits(
     if variant == RELEASED:
         raise click.UsageError("a plan is of a new split, not of a released one")
     plan = read_plan(Path(dataset)) if given_plan else plan_for_benchmark(dataset, str(variant))
-    if annotations is not None and not plan.benchmark:
-        raise click.UsageError("the plan names its files: --annotations has no meaning for it")
+    for what, given in (("--annotations", annotations is not None), ("--accept-other-annotations", accept_other)):
+        if given and not plan.benchmark:
+            raise click.UsageError(f"the plan names its files: {what} has no meaning for it")
     plan = _changed_plan(plan, variant, seed, group_by, settings)
     if out is None and given_plan:
         out = Path(dataset).parent
-    _draw(plan, annotations, out, formats, as_json)
+    _draw(plan, annotations, out, formats, accept_other, as_json)
 
 
 def _changed_plan(
@@ -147,7 +158,9 @@ def _build_released(
     split = build_released(dataset, annotations or annotations_folder(manifest.annotations))
     target = split_path(manifest.name)
     names = {subset: released.file for subset, released in manifest.released.items()}
-    written = _write(split, _places(out or target.parent, target.stem, names, formats))
+    places = _places(out or target.parent, target.stem, names, formats)
+    _refuse_lost_sources(places.values(), _annotation_files(manifest, annotations))
+    written = _write(split, places)
     digests = {released.file: released.sha256 for released in manifest.released.values()}
     for path in written:
         if path.name in digests and file_sha256(path) != digests[path.name]:
@@ -163,6 +176,16 @@ def _build_released(
         echo(f"known defect: {defect}", err=True)
 
 
+def _annotation_files(manifest: "Manifest | None", annotations: Path | None) -> list[Path]:
+    from meidbench.annotations import annotation_paths
+    from meidbench.splits.manifests import annotations_folder
+
+    if manifest is None:
+        return []
+    places = annotation_paths(manifest, annotations or annotations_folder(manifest.annotations))
+    return [path for paths in places.values() for path in paths]
+
+
 def _print_result(text: str, written: list[Path]) -> None:
     echo(f"{text}\n")
     for path in written:
@@ -173,6 +196,15 @@ def _places(folder: Path, stem: str, lists: Mapping[str, str], formats: tuple[st
     """Return the path of every file to write, by format or by the subset of a list."""
     places = {form: folder / f"{stem}.{form}" for form in ("parquet", "csv") if form in formats}
     return places | {subset: folder / lists[subset] for subset in SUBSETS if "lst" in formats}
+
+
+def _refuse_lost_sources(places: Iterable[Path], sources: Iterable[Path | None]) -> None:
+    """Refuse to replace a source of the split or a folder."""
+    from meidbench.checks import output_problems
+
+    inputs = [("the source", path) for path in sources if path is not None]
+    if problems := output_problems([("the output", path) for path in places], inputs):
+        raise SplitError(f"{bullet_list(problems)}\nChoose another --out.")
 
 
 def _write(split: "Split", places: dict[str, Path]) -> list[Path]:
@@ -189,20 +221,21 @@ def _write(split: "Split", places: dict[str, Path]) -> list[Path]:
     return list(places.values())
 
 
-def _refuse_loss(plan: "SplitPlan", places: list[Path], plan_path: Path) -> None:
+def _refuse_loss(sources: Iterable[Path | None], places: list[Path], plan_path: Path) -> None:
     """Refuse to replace a source of the split, a folder, or a split without a plan."""
-    inputs = [path.resolve() for path in (plan.table, plan.class_names, *plan.files) if path is not None]
-    for path in (*places, plan_path):
-        if path.resolve() in inputs:
-            raise SplitError(f"{path} is a source of the split; choose another --out")
-        if path.is_dir():
-            raise SplitError(f"{path} is a folder; choose another --out")
+    _refuse_lost_sources((*places, plan_path), sources)
+    for path in places:
         if path.exists() and not plan_path.exists():
             raise SplitError(f"{path} is there, without the plan that describes it; choose another --out, or remove it")
 
 
 def _draw(
-    plan: "SplitPlan", annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool
+    plan: "SplitPlan",
+    annotations: Path | None,
+    out: Path | None,
+    formats: tuple[str, ...],
+    accept_other: bool,
+    as_json: bool,
 ) -> None:
     from meidbench.construction import distance_to
     from meidbench.construction.plans import PLAN_SUFFIX, check_same_split, make_split, read_videos, render_plan
@@ -211,7 +244,7 @@ def _draw(
     from meidbench.splits.manifests import split_path
     from meidbench.splits.statistics import split_statistics
 
-    read = read_videos(plan, annotations)
+    read = read_videos(plan, annotations, accept_other=accept_other)
     if read.note:
         echo(f"note: {read.note}", err=True)
     videos = len(read.annotations.video_ids)
@@ -227,7 +260,8 @@ def _draw(
     ending = "lst" if plan.name == "videolt" else "txt"
     lists = {subset: f"{plan.stem}_{subset}.{ending}" for subset in SUBSETS}
     places = _places(folder, plan.stem, lists, formats)
-    _refuse_loss(plan, list(places.values()), plan_path)
+    sources = [plan.table, plan.class_names, *plan.files, *_annotation_files(plan.manifest, annotations)]
+    _refuse_loss(sources, list(places.values()), plan_path)
     # The plan comes first, so that the files beside it are known even if writing fails.
     with written_whole(plan_path) as temporary:
         temporary.write_text(render_plan(plan, made, folder), encoding="utf-8", newline="\n")
@@ -239,6 +273,7 @@ def _draw(
             **made.as_dict(),
             "dataset": plan.name,
             "variant": plan.variant,
+            "other_annotations": read.annotations.other_annotations,
             "files": [str(path) for path in written],
             "released": None if released is None else asdict(split_statistics(released)),
             "distance_to_released": None if distance is None else asdict(distance),
@@ -267,20 +302,24 @@ def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
         return None
 
 
-@click.command(
+def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (not value.strip() or not value.isprintable() or set("/\\") & set(value)):
+        raise click.BadParameter(f"{value!r} is no name: files are named after it, so it has no separator", ctx, param)
+    return value
+
+
+@command(
     "import-split",
     short_help="Make a split file from your own table.",
     epilog="\b\nExample:\n  meidbench import-split videos.csv --out mine.parquet \\\n"
     "      --head-above 100 --tail-up-to 20",
 )
-@click.argument("table", type=INPUT_FILE)
-@click.option("--out", type=FILE, required=True, help="The split file to write (Parquet).")
+@click.argument("table", type=FILE)
+@click.option("--out", type=OutputFile(".parquet"), required=True, help="The split file to write (Parquet).")
 @click.option("--head-above", type=click.IntRange(min=0), required=True, help="Head: more training videos than this.")
 @click.option("--tail-up-to", type=click.IntRange(min=0), required=True, help="Tail: at most this many.")
-@click.option("--name", help="The benchmark's name [default: the table's file name without its ending].")
-@click.option(
-    "--class-names", type=INPUT_FILE, help="One name per line, by class index; needed where labels are names."
-)
+@click.option("--name", callback=_read_name, help="The benchmark's name [default: that of the table's file].")
+@click.option("--class-names", type=FILE, help="One name per line, by class index; needed where labels are names.")
 def import_split(
     table: Path, out: Path, head_above: int, tail_up_to: int, name: str | None, class_names: Path | None
 ) -> None:
@@ -293,9 +332,6 @@ def import_split(
     """
     if tail_up_to > head_above:
         raise click.UsageError("--tail-up-to must not lie above --head-above")
-    for what, path in (("table", table), ("class names", class_names)):
-        if path is not None and out.absolute() == path.absolute():
-            raise click.UsageError(f"--out would overwrite the {what}")
     from meidbench.annotations.tables import split_from_table
     from meidbench.report.text import statistics_table
     from meidbench.splits.split import write_split
@@ -308,12 +344,14 @@ def import_split(
     echo(f"\nwrote {out}")
 
 
-@click.command(
+@command(
     short_help="Print Table 1 for split files.",
     epilog="\b\nExample:\n  meidbench stats charadeslt charadesegolt --plot frequencies.svg",
 )
 @click.argument("splits", nargs=-1, required=True, metavar="SPLIT...", type=SPLIT)
-@click.option("--plot", type=FILE, help="Draw the class frequency curves to FILE (.png, .svg or .pdf).")
+@click.option(
+    "--plot", type=OutputFile(*PLOT_FORMATS), help="Draw the class frequency curves to FILE (.png, .svg or .pdf)."
+)
 @as_json
 def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     """Print the statistics of Table 1 for each SPLIT: a split file, or a built benchmark's name."""
@@ -324,7 +362,14 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     from meidbench.splits.split import load_split
     from meidbench.splits.statistics import split_statistics
 
-    loaded = [load_split(split) for split in splits]
+    loaded, problems = [], []
+    for split in splits:
+        try:
+            loaded.append(load_split(split))
+        except SplitError as error:
+            problems.append(str(error))
+    if problems:
+        raise SplitError("\n".join(problems))
     statistics = [split_statistics(split) for split in loaded]
     if as_json:
         # JSON has no NaN: a value that is not defined is null.
@@ -338,7 +383,7 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
         echo(f"wrote {plot_class_frequencies(loaded, plot)}", err=True)
 
 
-@click.command(
+@command(
     short_help="Look for leakage and inconsistencies in a split.",
     epilog="\b\nExample:\n  meidbench audit charadesegolt --strict",
 )
@@ -350,20 +395,32 @@ def audit(split: str, strict: bool, as_json: bool) -> None:
 
     Groups (takes of one script, parts of one film) or subjects in several subsets, ids that occur twice, classes
     missing from a subset, videos shorter than 200 frames at 24 frames per second, and contradictions within the file.
+    A check whose data the split lacks is named as not checked.
     """
     from meidbench.splits.split import load_split
     from meidbench.splits.statistics import CHECKS, audit_split
 
-    findings = audit_split(load_split(split, check=False))
+    loaded = load_split(split, check=False)
+    every = audit_split(loaded)
+    findings = [finding for finding in every if finding.severity != "not-checked"]
     if as_json:
-        echo_json(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+        echo_json(json.dumps([asdict(finding) for finding in every], indent=2, ensure_ascii=False))
     else:
         for finding in findings:
             rest = f": {first_few(finding.examples)}" if finding.examples else ""
             more = ", ..." if finding.count > len(finding.examples) > 0 else ""
             echo(f"{finding.severity:<7}  {finding.check}: {finding.count:,} {finding.what}{rest}{more}")
-        found = {finding.check for finding in findings}
+        videos, unchecked = len(loaded.table), {finding.check: finding.count for finding in every[len(findings) :]}
+        found = {finding.check for finding in findings} | {name for name, count in unchecked.items() if count == videos}
         clean = [name for name in CHECKS if name not in found]
         echo(f"nothing found by: {', '.join(clean) or 'none of the checks'}")
+        if unchecked:
+            texts = [
+                name if count == videos else f"{name} ({count:,} of {videos:,} videos)"
+                for name, count in unchecked.items()
+            ]
+            echo(f"not checked (no data): {', '.join(texts)}")
+    for note in loaded.notes:
+        echo(f"note: {note}", err=True)
     if strict and findings:
         sys.exit(1)

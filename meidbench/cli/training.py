@@ -1,6 +1,7 @@
 """``meidbench train``, ``predict``, ``reproduce`` and ``demo``: baselines, from features to scored predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,28 +9,39 @@ from typing import Any
 import click
 
 from meidbench.cli.parameters import (
+    ANY_PATH,
     FILE,
     FOLDER,
-    INPUT,
-    INPUT_FILE,
     INPUT_FOLDER,
+    NAMED_FILE,
     SEED,
     SPLIT,
+    OutputFile,
     as_json,
     bootstrap_option,
+    command,
     echo,
     echo_json,
     json_file,
     progress_bar,
     reading_options,
+    refuse_unusable_outputs,
     report,
     split_option,
     subset_option,
     write_text,
 )
-from meidbench.names import PRECISIONS, RESIDENT, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
+from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
 
 _repeatable = partial(click.option, multiple=True)
+_check = click.option(
+    "--check",
+    type=click.Choice(ROW_CHECKS),
+    default="auto",
+    show_default=True,
+    help="Whose rows are first compared with their checksums: all videos, 500 per subset, or none. auto: all, and 500 "
+    "of a subset of 20 GB and more that was read before and has not changed.",
+)
 # The key of the setting that an option of train stands for, by the option's parameter.
 _KEYS: dict[str, str] = {}
 
@@ -40,7 +52,26 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
     return click.option(option, **attributes)
 
 
-@click.command(
+@contextmanager
+def _telling_of_memory() -> Iterator[None]:
+    """Make a plain error of memory that was not enough."""
+    from meidbench.baselines.reproduction.runs import is_out_of_memory
+    from meidbench.errors import MeidbenchError
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise MeidbenchError(
+            f"there is not enough memory: {reason}\n"
+            "  remedy: fewer frames (frames.train, frames.test), more micro-batches (schedule.accumulate), "
+            "--resident never, or a smaller model"
+        ) from None
+
+
+@command(
     short_help="Train a baseline; resumable.",
     epilog="\b\nExamples:\n"
     "  meidbench train --split charadeslt --features charades_r101.h5 \\\n"
@@ -53,7 +84,7 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
     "      --features videolt_r50.h5 --method eql",
 )
 @split_option
-@click.option("--features", required=True, type=INPUT, help="A feature file, or a folder of VIDEO_ID.npy.")
+@click.option("--features", required=True, type=ANY_PATH, help="A feature file, or a folder of VIDEO_ID.npy.")
 @click.option(
     "--method",
     required=True,
@@ -73,6 +104,7 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
     metavar="RUN",
     help="For a method of two stages, a finished run of its first [default: trained in RUN/first-stage].",
 )
+@_check
 @_short_for("schedule.epochs", "--epochs", type=click.IntRange(min=1), help="Short for --set schedule.epochs=N.")
 @_short_for("seed", "--seed", type=SEED, help="Short for --set seed=N.")
 @_short_for("execution.device", "--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto].")
@@ -100,13 +132,15 @@ def train(
     out: Path | None,
     settings: tuple[str, ...],
     first_stage: Path | None,
+    check: str,
     as_json: bool,
     **short: Any,
 ) -> None:
     """Train a baseline and score its best checkpoint on val and test.
 
     RUN/ holds config.json, log.jsonl, last.pt and best.pt, and the predictions and results of both subsets. Run the
-    same command again to resume after an interruption; on a CPU the result is the same to the bit.
+    same command again to resume after an interruption; on a CPU the result is the same to the bit for the same number
+    of threads (OMP_NUM_THREADS).
     """
     import os
     from dataclasses import asdict
@@ -125,7 +159,10 @@ def train(
         config = resolve(method, loaded, aggregator=aggregator, settings=settings)
     if out is None:
         out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator_name}-{config.seed}"
-    trained = train_run(split, features, config, out, first_stage=first_stage, progress=progress_bar, report=report)
+    with _telling_of_memory():
+        trained = train_run(
+            split, features, config, out, first_stage=first_stage, check=check, progress=progress_bar, report=report
+        )
     if os.environ.get("RANK", "0") != "0":
         return
     for warning in trained.warnings:
@@ -139,28 +176,30 @@ def train(
         echo(f"\n{trained.path}")
 
 
-@click.command(
+@command(
     short_help="Write the predictions of a trained run.",
     epilog="\b\nExample:\n  meidbench predict runs/ldam --subset val --out predictions.parquet",
 )
 @click.argument("run", metavar="RUN", type=INPUT_FOLDER)
 @subset_option
-@click.option("--out", type=FILE, required=True, help="The prediction file to write (Parquet).")
+@click.option("--out", type=OutputFile(".parquet"), required=True, help="The prediction file to write (Parquet).")
 @click.option("--split", type=SPLIT, help="A split file, or a built benchmark's name [default: the run's].")
-@click.option("--features", type=INPUT, help="A feature file or folder [default: the run's].")
+@click.option("--features", type=ANY_PATH, help="A feature file or folder [default: the run's].")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
+@_check
 def predict(run: Path, out: Path, **options: Any) -> None:
     """Score SUBSET with the best checkpoint in RUN, a folder that 'meidbench train' made."""
     import os
 
     from meidbench.baselines.inference import predict as predict_run
 
-    path = predict_run(run, out, progress=progress_bar, report=report, **options)
+    with _telling_of_memory():
+        path = predict_run(run, out, progress=progress_bar, report=report, **options)
     if os.environ.get("RANK", "0") == "0":
         echo(f"wrote {path}")
 
 
-@click.command(
+@command(
     short_help="Reproduce the paper's tables, ours beside theirs.",
     epilog="\b\nExamples:\n"
     "  meidbench reproduce table1\n"
@@ -177,10 +216,11 @@ def predict(run: Path, out: Path, **options: Any) -> None:
 )
 @_repeatable(
     "--features",
+    type=NAMED_FILE,
     metavar="ENCODER=PATH",
     help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable.",
 )
-@_repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
+@_repeatable("--split", "split_files", type=FILE, help="A split file that is not under MEIDBENCH_HOME.")
 @_repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")
 @click.option(
     "--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, or reproduction-simulated]."
@@ -233,8 +273,10 @@ def reproduce(
     simulation, settings = materials.parse_simulation(settings) if simulate else (None, settings)
     out = out or Path("reproduction-simulated" if simulate else "reproduction")
     named = options["split_files"], options["annotations"], materials.parse_features(features)
+    chosen = choose_rows(tables, options["rows"])
+    refuse_unusable_outputs(json_file, *(out / f"{name}.{ending}" for name in chosen for ending in render.ENDINGS))
     rendered = render.render_tables(
-        choose_rows(tables, options["rows"]),
+        chosen,
         materials.InputFiles(*named, simulation, out, progress_bar),
         plan.Request(settings, seeds, options["device"] or "", options["faithful"], simulation),
         runs.RunStore(out, options["bootstrap"], progress_bar, report),
@@ -261,7 +303,7 @@ def reproduce(
         raise SystemExit(1)
 
 
-@click.command(
+@command(
     short_help="A small simulated benchmark from features to a comparison, offline, on a CPU.",
     epilog="\b\nExample:\n  meidbench demo --out demo-out",
 )
@@ -281,6 +323,7 @@ def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     from meidbench.report.html import comparison_html
     from meidbench.report.text import comparison_table
 
+    refuse_unusable_outputs(out / "report.html")
     made = run_demo(out, epochs=epochs, seed=seed, progress=progress_bar, report=report)
     runs = [ComparedRun(method, "", path) for method, path in made.predictions.items()]
     comparison = compare(runs, made.split, "test", replicates=bootstrap, seed=seed)

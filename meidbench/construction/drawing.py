@@ -55,8 +55,10 @@ def construct(
     check_seed(seed)
     pool = Pool.from_annotations(annotations, targets.least_seconds, targets.group_by)
     order = co_occurrence_rank(pool)
-    wanted = np.empty(pool.num_classes, dtype=np.int64)
-    wanted[order] = pareto_counts(pool.num_classes, targets.most_frequent, targets.least_frequent, targets.alpha)
+    # Classes without a candidate come last in the order, and take no rank of the curve.
+    wanted = np.zeros(pool.num_classes, dtype=np.int64)
+    curve = pareto_counts(pool.present, targets.most_frequent, targets.least_frequent, targets.alpha)
+    wanted[order[: pool.present]] = curve
     generator = np.random.Generator(np.random.PCG64(seed))
     caps = _training_caps(pool.available, targets)
     allowed = (np.ones(len(pool), dtype=bool),) * 3
@@ -363,7 +365,7 @@ def default_targets(
 
     Test, val and the rarest training classes share the videos of the rare classes in the proportion of the published
     splits, and have at most 20, 10 and 10. The most frequent class has the largest count with which nearly every class
-    reaches the Pareto curve with a third of its videos.
+    reaches the Pareto curve with a third of its videos. Classes without a candidate have no influence.
 
     ``alpha``, ``least_seconds`` and ``group_by`` are as in ``Targets``. The thresholds ``head_above`` and
     ``tail_up_to`` are, unless given, the ``customary`` ones where those leave no group empty, else the targets of the
@@ -378,13 +380,13 @@ def default_targets(
     together = _TEST + _VAL + _TRAIN
     test, val, least = (max(1, min(most, rare * most // together)) for most in (_TEST, _VAL, _TRAIN))
     # The height of the curve at each rank, between the least frequent (0) and the most frequent class (1).
-    shape = pareto_counts(pool.num_classes, 1_000_000, 0, alpha) / 1_000_000
-    ranked = pool.available[co_occurrence_rank(pool)]
+    shape = pareto_counts(pool.present, 1_000_000, 0, alpha) / 1_000_000
+    ranked = pool.available[co_occurrence_rank(pool)][: pool.present]
     # A rank near the lower end of the curve does not limit its height.
-    bound = (shape > _RARE) & (ranked > 0)
+    bound = shape > _RARE
     room = np.sort((np.minimum(ranked * _SHARE, ranked - test - val) - least)[bound] / shape[bound])
     most = least + max(int(room[int(_RARE * len(room))]) if len(room) else 0, 0)
-    curve = np.sort(pareto_counts(pool.num_classes, most, least, alpha))
+    curve = np.sort(pareto_counts(pool.present, most, least, alpha))
     high, low = customary
     if not (curve[-1] > high >= curve[len(curve) // 2] and curve[0] <= low):
         low, high = (int(curve[int(share * (len(curve) - 1))]) for share in (1 - _BORDERS[1], 1 - _BORDERS[0]))

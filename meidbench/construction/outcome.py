@@ -31,8 +31,8 @@ class Construction:
 
     ``target_counts`` are the (C,) training videos that the target gives to each class; for an exact construction,
     those that it has. ``available`` are the (C,) candidates of each class; ``candidates`` counts the labelled videos
-    that were long enough. ``shortfalls`` are the classes below the least positives of val or test, or without a
-    training video.
+    that were long enough. ``shortfalls`` are the classes with a candidate that are below the least positives of val or
+    test, or without a training video.
     """
 
     split: Split
@@ -42,6 +42,11 @@ class Construction:
     available: tuple[int, ...]
     candidates: int
     shortfalls: tuple[Shortfall, ...]
+
+    @property
+    def without_candidates(self) -> tuple[int, ...]:
+        """Indices of the classes that no candidate has; they have no target."""
+        return tuple(index for index, count in enumerate(self.available) if not count)
 
     @property
     def deviations(self) -> Integers:
@@ -72,18 +77,19 @@ class Construction:
             "target_counts": list(self.target_counts),
             "train_counts": self.split.train_counts.tolist(),
             "available": list(self.available),
+            "without_candidates": list(self.without_candidates),
             "shortfalls": [asdict(entry) for entry in self.shortfalls],
         }
 
 
 def find_shortfalls(split: Split, targets: Targets | ExactTargets, available: Integers) -> tuple[Shortfall, ...]:
-    """Return the classes that have too few videos in a subset, subset by subset."""
+    """Return the classes that have a candidate but too few videos in a subset, subset by subset."""
     wanted = {"train": 1, "val": targets.val_positives, "test": targets.test_positives}
     return tuple(
         Shortfall(subset, index, split.class_names[index], wanted[subset], int(count), int(available[index]))
         for subset in SUBSETS
         for index, count in enumerate(split.positives(subset))
-        if count < wanted[subset]
+        if count < wanted[subset] and available[index]
     )
 
 

@@ -14,9 +14,10 @@ from meidbench.checks import FieldReader, convert, describe_type, parse_toml, re
 from meidbench.construction import Construction, construct, construct_exactly
 from meidbench.construction.drawing import default_targets
 from meidbench.construction.targets import EXACT_PRESETS, PRESETS, ExactTargets, Targets
-from meidbench.errors import SplitError, bullet_list
+from meidbench.errors import AnnotationError, SplitError, bullet_list
 from meidbench.names import DATASETS, DRAWN_VARIANTS, GROUP_KEYS
 from meidbench.splits.manifests import Manifest, annotations_folder, load_manifest
+from meidbench.splits.released import check_pool
 
 PLAN_SUFFIX = ".plan.toml"
 _NONE = "none"  # a target that is not set, because TOML has no word for it
@@ -265,10 +266,11 @@ class PlanVideos:
     note: str = ""
 
 
-def read_videos(plan: SplitPlan, folder: Path | None = None) -> PlanVideos:
+def read_videos(plan: SplitPlan, folder: Path | None = None, *, accept_other: bool = False) -> PlanVideos:
     """Read the videos that a plan names; ``MeidbenchError`` if their files cannot be read.
 
-    ``folder`` has a benchmark's official files; without it they are where ``download`` writes them.
+    ``folder`` has a benchmark's official files; without it they are where ``download`` writes them. Files of which
+    anything differs that a split depends on are refused unless ``accept_other``; the split then records it.
     """
     if plan.table is not None:
         content = read_table(plan.table, class_names=plan.class_names)
@@ -276,7 +278,19 @@ def read_videos(plan: SplitPlan, folder: Path | None = None) -> PlanVideos:
     if plan.format:
         return PlanVideos(FORMATS[plan.format].read(plan.files))
     manifest = load_manifest(plan.benchmark)
-    return PlanVideos(read_annotations(manifest, folder or annotations_folder(manifest.annotations)))
+    folder = folder or annotations_folder(manifest.annotations)
+    annotations = read_annotations(manifest, folder)
+    note = ""
+    try:
+        if not check_pool(plan.benchmark, annotations, folder):
+            made = "the assignment of the manifest was made before digests of all videos existed"
+            note = f"{made}, so changes in the annotations may go unnoticed; make it again: meidbench.splits.make"
+    except AnnotationError:
+        if not accept_other:
+            raise
+        annotations.other_annotations = True
+        note = f"the annotations in {folder} are not the official ones of {manifest.title}; the split records this"
+    return PlanVideos(annotations, note)
 
 
 # --- drawing and writing ----------------------------------------------------------------------------------------

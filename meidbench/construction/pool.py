@@ -80,6 +80,11 @@ class Pool:
         """(C,) candidates of each class."""
         return np.bincount(self.classes, minlength=self.num_classes)
 
+    @property
+    def present(self) -> int:
+        """Number of classes that have a candidate."""
+        return int((self.available > 0).sum())
+
     @cached_property
     def _by_class(self) -> tuple[Integers, Integers]:
         order = np.argsort(self.classes, kind="stable")

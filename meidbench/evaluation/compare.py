@@ -15,6 +15,7 @@ from meidbench.files import render_json
 from meidbench.names import Advance
 from meidbench.predictions import open_predictions
 from meidbench.predictions.align import BlockScores, align_predictions, run_warnings
+from meidbench.splits.metadata import Thresholds
 from meidbench.splits.split import Split
 
 Reals = npt.NDArray[np.float64]
@@ -99,7 +100,10 @@ class MethodResult(Measures):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods side by side, in the given order; ``group_classes`` counts the classes with positives, per group."""
+    """Methods side by side, in the given order; ``group_classes`` counts the classes with positives, per group.
+
+    ``notes`` are the sentences of ``Split.notes``.
+    """
 
     dataset: str
     variant: str
@@ -113,6 +117,9 @@ class Comparison:
     group_classes: dict[str, int]
     classes: tuple[ClassFacts, ...]
     methods: tuple[MethodResult, ...]
+    content_digest: str = ""
+    thresholds: Thresholds | None = None
+    notes: tuple[str, ...] = ()
     protocol: str = "tie-aware"
     format_version: int = 1
 
@@ -190,6 +197,9 @@ def compare(
         variant=split.variant,
         subset=subset,
         split_digest=split.digest,
+        content_digest=split.content_digest,
+        thresholds=split.thresholds,
+        notes=split.notes,
         videos=first.diagnostics.videos,
         reference=reference,
         replicates=replicates,

@@ -22,11 +22,12 @@ from meidbench.evaluation.results import (
     Result,
 )
 from meidbench.names import Advance
-from meidbench.predictions.align import BlockScores, Predictions, align_predictions, not_finite
+from meidbench.predictions.align import BlockScores, Predictions, align_predictions, as_array, check_numbers, not_finite
 from meidbench.splits.split import GROUP_NAMES, Split, load_split
 
 _ROWS = 4096  # videos compared at a time in the top-k pass
 _TOP = (1, 5)
+_TIES_ALLOWED = 0.05  # share of the positives; more of them are worth a warning
 
 Scores = npt.NDArray[Any]
 Reals = npt.NDArray[np.float64]
@@ -61,9 +62,9 @@ def average_precision(scores: Scores, labels: Labels) -> Reals:
 
     Parameters
     ----------
-    scores : ndarray, (n, C)
+    scores : ndarray or tensor, (n, C)
         Finite real numbers of any type; a higher score is more likely.
-    labels : ndarray of bool, (n, C)
+    labels : ndarray or tensor of bool, (n, C)
 
     Returns
     -------
@@ -81,13 +82,12 @@ def average_precision(scores: Scores, labels: Labels) -> Reals:
     >>> average_precision(scores, np.array([[True], [False], [True], [False]]))
     array([0.83333333])
     """
-    scores, labels = np.asarray(scores), np.asarray(labels)
+    scores, labels = as_array("scores", scores), as_array("labels", labels)
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise PredictionError(f"scores have shape {scores.shape}, labels {labels.shape}; expected (n, C) of both")
-    if scores.dtype.kind not in "fiu":
-        raise PredictionError(f"the scores are of type {scores.dtype}; expected real numbers")
+    check_numbers(scores)
     if labels.dtype != bool and not np.isin(labels, (0, 1)).all():
-        raise PredictionError("labels must be true or false (or 1 or 0)")
+        raise PredictionError("labels must be true or false (or 1 or 0), one column per class, not class indices")
     if any(not_finite(scores[start : start + _ROWS]) for start in range(0, len(scores), _ROWS)):
         raise PredictionError("the scores hold NaN or infinity")
     # Several times faster than np.nonzero of a matrix.
@@ -249,6 +249,9 @@ def evaluate_scores(
         variant=split.variant,
         subset=subset,
         split_digest=split.digest,
+        content_digest=split.content_digest,
+        thresholds=split.thresholds,
+        notes=split.notes,
         protocol=protocol,
         mAP=means[protocol],
         groups={name: Group(len(index), int(positives[index].sum())) for name, index in present.items()},
@@ -261,9 +264,20 @@ def evaluate_scores(
         ),
         per_class=tuple(ClassResult(index, *fact) for index, fact in enumerate(facts)),
         other_protocols={name: other for name, other in means.items() if not _equal(other, means[protocol])},
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_tie_warnings(counts, labels)),
         intervals=intervals,
     )
+
+
+def _tie_warnings(counts: RankCounts, positives: Positives) -> list[str]:
+    share = _mean(counts.tied_with_negatives(positives))
+    if not share > _TIES_ALLOWED:
+        return []
+    return [
+        f"{share:.0%} of the positives have the same score as a video without their class, so their order is unknown "
+        "and the mAP may be far from the model's. Sigmoids in float32 are exactly 1 for all logits above 17; float16, "
+        "bfloat16 and rounded numbers make ties, too. Write logits in float32 instead of probabilities"
+    ]
 
 
 def _intervals(samples: Reals, split: Split, seed: int) -> Intervals:
@@ -293,7 +307,7 @@ def evaluate(
 
     Parameters
     ----------
-    scores : ndarray, (n, C)
+    scores : ndarray or tensor, (n, C)
         Real numbers; a higher score is more likely. Only the order within a class matters.
     video_ids : sequence of str
         n ids, in the order of the rows of ``scores``; the split may have another order.
@@ -306,7 +320,7 @@ def evaluate(
     bootstrap, seed : int
         Replicates and seed of the Bayesian bootstrap over videos, for the intervals; 0 replicates for no intervals.
     allow_float16 : bool
-        Accept half precision, in which rounding makes ties.
+        Accept half precision (float16, bfloat16), in which rounding makes ties.
 
     Returns
     -------
@@ -319,6 +333,6 @@ def evaluate(
         As ``meidbench.predictions.align.align_predictions``.
     """
     split = load_split(split)
-    given = Predictions([str(video_id) for video_id in video_ids], np.asarray(scores))
+    given = Predictions([str(video_id) for video_id in video_ids], as_array("scores", scores, half=allow_float16))
     aligned = align_predictions(given, split, subset, allow_float16=allow_float16)
     return evaluate_scores(aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed)

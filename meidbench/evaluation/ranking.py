@@ -69,6 +69,14 @@ class RankCounts:
         """(P,) whether a positive has the same score as another video."""
         return self.at_least - self.above > 1
 
+    def tied_with_negatives(self, positives: Positives) -> npt.NDArray[np.bool_]:
+        """(P,) whether a positive has the same score as a video without its class."""
+        # The positives of a class that share a score are those with the same number of videos at or above it.
+        score = positives.classes * (positives.videos + 1) + self.at_least
+        _, place, sharing = np.unique(score, return_inverse=True, return_counts=True)
+        negatives: npt.NDArray[np.bool_] = self.at_least - self.above > sharing[place]
+        return negatives
+
 
 def count_ranks(
     blocks: Callable[[], Iterable[Block]],

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from meidbench.files import render_json
+from meidbench.splits.metadata import Thresholds
 from meidbench.splits.split import GROUP_NAMES
 
 FORMAT_VERSION = 1
@@ -137,7 +138,8 @@ class Intervals:
 class Result(Measures):
     """The evaluation of one prediction file on one subset of a split.
 
-    ``other_protocols`` has the means by every other protocol that gives a different value for a group.
+    ``other_protocols`` has the means by every other protocol that gives a different value for a group. ``notes`` are
+    the sentences of ``Split.notes``.
     """
 
     dataset: str
@@ -150,6 +152,9 @@ class Result(Measures):
     diagnostics: Diagnostics
     per_class: tuple[ClassResult, ...]
     other_protocols: dict[str, MeanAP]
+    content_digest: str = ""
+    thresholds: Thresholds | None = None
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     intervals: Intervals | None = None
     format_version: int = FORMAT_VERSION

@@ -32,6 +32,10 @@ from meidbench.extraction.videos import Video
 _SKIPPABLE = frozenset({"h264"})
 # Containers whose duration is written down rather than estimated from the bit rate.
 _DURATION_IN_HEADER = frozenset({"matroska", "mov", "avi"})
+# Decoders that give a frame for every packet. Of others a packet can hold a hidden frame, or say that one is left out.
+_FRAME_PER_PACKET = frozenset({"h264", "hevc", "vp9", "libdav1d", "av1", "mjpeg"})
+# AVI counts packets in the order of decoding, and libav does not derive H.264's order of display from it.
+_NO_TIMES_OF_DISPLAY = ("avi", "h264")
 _ATTACHED_PICTURE = 0x400
 # A damaged header can put a frame years away; no video to be recognised is longer than three days.
 _LONGEST = 72 * 3600
@@ -97,7 +101,7 @@ def _read_announced(path: Path, scan: "_PacketScan", chosen: npt.NDArray[np.int6
 def _read_counted(path: Path, rule: FrameRule, scan: "_PacketScan", most_rows: int | None = None) -> FrameStream:
     """Decode everything, choose among the decoded frames, and decode everything again to take them."""
     damage = _Damage()
-    times = _count_frames(path, damage)
+    times = _count_frames(path, damage, scan)
     if not len(times):
         return DecodingResult.from_failure(f"no frame could be decoded: {damage.first or scan.doubt or 'none came'}")
     rows = rule.choose(times)
@@ -121,23 +125,31 @@ def _read_counted(path: Path, rule: FrameRule, scan: "_PacketScan", most_rows: i
     return DecodingResult(rows.astype(np.int32), times[rows], status, reason, len(times), damage.frames)
 
 
-def _count_frames(path: Path, damage: "_Damage") -> npt.NDArray[np.float64]:
+def _count_frames(path: Path, damage: "_Damage", scan: "_PacketScan") -> npt.NDArray[np.float64]:
     """Decode everything, and return the time of each frame in seconds since the first."""
     pts: list[int | None] = []
     with _open_file(path) as (container, stream):
+        complete = stream.codec_context.codec.name in _FRAME_PER_PACKET and not scan.doubt
         for frame in _decode_frames(container, stream, damage):
             pts.append(frame.pts)
             damage.frames += bool(frame.is_corrupt)
-        time_base = stream.time_base
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    assert time_base is not None
+        rates = [stream.average_rate, stream.guessed_rate]
     if not pts:
         return np.empty(0)
+    if scan.dts is not None and len(pts) == len(scan.dts):
+        return scan.times
     if None not in pts:
         known = np.array(pts, dtype=np.int64)
-        if (np.diff(known) > 0).all() and (known[-1] - known[0]) * time_base <= _LONGEST:
-            return _to_seconds(known, time_base)
-    return _to_seconds(np.arange(len(pts)), 1 / Fraction(rate))
+        if complete:
+            lost = np.setdiff1d(scan.pts[scan.pts > known[0]], known)
+            # Interlaced streams may have two packets per frame.
+            damage.lost = len(lost) if len(lost) < len(scan.pts) / 4 else 0
+        if (np.diff(known) > 0).all() and (known[-1] - known[0]) * scan.time_base <= _LONGEST:
+            return _to_seconds(known, scan.time_base)
+    if None in pts or scan.dts is not None:
+        # Without times the average is the reader's assumption, or it counts fields.
+        rates.reverse()
+    return _to_seconds(np.arange(len(pts)), 1 / _to_fraction(rates[0] or rates[1] or Fraction(25)))
 
 
 @dataclass
@@ -147,6 +159,7 @@ class _Damage:
     packets: int = 0
     reads: int = 0
     frames: int = 0
+    lost: int = 0  # frames that packets announced and that did not come
     first: str = ""
 
     def note(self, error: Exception) -> None:
@@ -158,6 +171,8 @@ class _Damage:
             what = "packets could not be decoded" if self.packets else "places could not be read"
             number = self.packets or self.reads
             parts.append(f"{number:,} {what} ({self.first}); frames taken from the {num_frames:,} that could")
+        if self.lost and not parts:
+            parts.append(f"{self.lost:,} frames that packets announce did not come")
         if self.frames:
             parts.append(f"{self.frames:,} of {num_frames:,} frames are damaged")
         return "; ".join(parts)
@@ -176,10 +191,16 @@ class _PacketScan:
     time_base: Fraction
     doubt: str  # why they cannot be trusted
     cut: str  # whether and where the file ends too early
+    dts: npt.NDArray[np.int64] | None = None  # times of decoding, where the container keeps none of display
 
     @property
     def times(self) -> npt.NDArray[np.float64]:
-        return _to_seconds(self.pts, self.time_base)
+        return _to_seconds(self.pts if self.dts is None else self.dts, self.time_base)
+
+
+def _to_fraction(rational: Any) -> Fraction:
+    """Convert a rate or time base, which PyAV 19 gives in a type of its own."""
+    return Fraction(rational.numerator, rational.denominator)
 
 
 def _to_seconds(pts: npt.NDArray[np.int64], time_base: Fraction) -> npt.NDArray[np.float64]:
@@ -190,24 +211,29 @@ def _to_seconds(pts: npt.NDArray[np.int64], time_base: Fraction) -> npt.NDArray[
 def _scan_packets(path: Path) -> _PacketScan:
     damage = _Damage()
     shown: list[int] = []
+    decoded: list[int | None] = []
     doubt = ""
     ends = 0.0
     with _open_file(path) as (container, stream):
         assert stream.time_base is not None
+        in_order_of_decoding = (container.format.name, stream.codec_context.codec.name) == _NO_TIMES_OF_DISPLAY
+        if in_order_of_decoding and stream.codec_context.has_b_frames:
+            doubt = "the container keeps no times of display"
         for packet in _read_packets(container, damage):
             if packet.pts is not None and packet.time_base is not None:
-                ends = max(ends, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                ends = max(ends, float((packet.pts + (packet.duration or 0)) * _to_fraction(packet.time_base)))
             if packet.stream_index != stream.index:
                 continue
             if packet.is_corrupt:
                 doubt = doubt or "a packet is damaged"
             if packet.is_discard:
                 continue
+            decoded.append(packet.dts)
             if packet.pts is None:
                 doubt = doubt or "a packet has no time"
             else:
                 shown.append(packet.pts)
-        time_base = stream.time_base
+        time_base = _to_fraction(stream.time_base)
         announced = _announced_end(container)
     pts = np.array(sorted(shown), dtype=np.int64)
     if damage.reads:
@@ -221,7 +247,10 @@ def _scan_packets(path: Path) -> _PacketScan:
     cut = ""
     if announced is not None and announced - ends > max(0.5, 0.02 * announced):
         cut = f"ends at {ends:.1f} s, its header says {announced:.1f} s"
-    return _PacketScan(pts, time_base, doubt, cut)
+    dts = np.array(decoded if in_order_of_decoding and None not in decoded else [], dtype=np.int64)
+    return _PacketScan(
+        pts, time_base, doubt, cut, dts if len(dts) == len(pts) > 0 and (np.diff(dts) > 0).all() else None
+    )
 
 
 def _announced_end(container: InputContainer) -> float | None:
@@ -229,6 +258,18 @@ def _announced_end(container: InputContainer) -> float | None:
     if _DURATION_IN_HEADER.isdisjoint(container.format.name.split(",")) or container.duration is None:
         return None
     return float(container.duration + (container.start_time or 0)) / av.time_base
+
+
+def _open_container(path: str) -> InputContainer:
+    """Open a file whatever bytes its metadata holds: PyAV 19 takes any, earlier versions where told to."""
+    # A playlist under the name of a video must not open other addresses.
+    options = {"protocol_whitelist": "file"}
+    try:
+        return av.open(path, container_options=options)
+    except UnicodeDecodeError:
+        replaced: dict[str, Any] = {"metadata_errors": "replace"}
+        container: InputContainer = av.open(path, container_options=options, **replaced)
+        return container
 
 
 @contextmanager
@@ -241,10 +282,7 @@ def _open_file(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise _UnusableError("empty file")
         # Python reports what libav does not: that a file may not be read.
         path.open("rb").close()
-        # A playlist under the name of a video must not open other addresses.
-        container = av.open(
-            os.fspath(path.absolute()), metadata_errors="replace", container_options={"protocol_whitelist": "file"}
-        )
+        container = _open_container(os.fspath(path.absolute()))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _UnusableError(f"cannot be opened: {_describe_error(error)}") from None
     with container:
@@ -378,7 +416,7 @@ def count_rows(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> in
                 return rule.fixed_rows
         else:
             scan = _scan_packets(video.path)
-            times = _count_frames(video.path, _Damage()) if scan.doubt else scan.times
+            times = _count_frames(video.path, _Damage(), scan) if scan.doubt else scan.times
         return len(rule.choose(times)) if len(times) else 0
     except _UnusableError:
         return 0

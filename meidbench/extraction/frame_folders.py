@@ -14,17 +14,26 @@ from PIL import Image
 from meidbench.extraction import frames
 from meidbench.extraction.frames import DecodingResult, Frame, FrameRule, FrameStream, Restart, join_lines
 
-_NUMBERED = re.compile(r"-([0-9]+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
+_NUMBERED = re.compile(r"([0-9]+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
+# What stands before the number. Of a folder with several kinds of names the first kind is the video.
+_PREFIXES = ("{}-", "{}_", "frame_", "img_", "image_", "")
 
 
 class _UnreadableError(Exception):
     """An image cannot be read, or a folder's images are ambiguous; the message says why."""
 
 
-def frame_number(folder_name: str, name: str) -> int | None:
-    """Return the number of a frame, or None where ``name`` is not an image of that folder's video."""
-    match = _NUMBERED.fullmatch(name, len(folder_name)) if name.startswith(folder_name) else None
-    return int(match[1]) if match else None
+def parse_frame_name(folder_name: str, name: str) -> tuple[int, int] | None:
+    """Return the kind of a frame's name and its number; None where ``name`` is not an image of that folder's video.
+
+    Kind 0, Charades' ``ID-000001.jpg``, is read wherever it is found, and the others where a folder holds no videos.
+    """
+    for kind, form in enumerate(_PREFIXES):
+        prefix = form.format(folder_name)
+        match = _NUMBERED.fullmatch(name, len(prefix)) if name.startswith(prefix) else None
+        if match:
+            return kind, int(match[1])
+    return None
 
 
 def count_images(folder: Path) -> int:
@@ -44,7 +53,7 @@ def read_images(folder: Path, rule: FrameRule, folder_fps: float) -> FrameStream
     except _UnreadableError as error:
         return DecodingResult.from_failure(str(error))
     if not names:
-        return DecodingResult.from_failure("no images named after the folder")
+        return DecodingResult.from_failure("no images that are numbered as frames")
     indices = np.arange(len(names))
     rows = rule.choose(indices / folder_fps)
     given = False
@@ -86,13 +95,13 @@ def _read_undamaged(folder: Path, names: list[str], rule: FrameRule, folder_fps:
 
 def _list_images(folder: Path) -> list[str]:
     """Return the names of the frames in the order of their numbers."""
-    numbered: list[tuple[int, str]] = []
+    kinds: dict[int, list[tuple[int, str]]] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            number = frame_number(folder.name, entry.name)
-            if number is not None and entry.is_file():
-                numbered.append((number, entry.name))
-    numbered.sort()
+            parsed = parse_frame_name(folder.name, entry.name)
+            if parsed is not None and entry.is_file():
+                kinds.setdefault(parsed[0], []).append((parsed[1], entry.name))
+    numbered = sorted(kinds[min(kinds)]) if kinds else []
     for (number, name), (next_number, next_name) in pairwise(numbered):
         if number == next_number:
             raise _UnreadableError(f"two images have the number {number}: {name} and {next_name}")

@@ -12,8 +12,9 @@ from meidbench.checks import is_whole_number
 from meidbench.errors import FeatureError
 from meidbench.features.frame_sampling import uniform_indices
 
-FRAME_RULES = ("uniform", "all", "fps")
-_FORMS = "uniform (or uniform=N), all, fps=RATE such as fps=2.5"
+FRAME_RULES = ("uniform", "uniform-time", "all", "fps")
+_FIXED = ("uniform", "uniform-time")
+_FORMS = "uniform or uniform-time (or with =N), all, fps=RATE such as fps=2.5"
 _HIGHEST_RATE = 1000.0
 # Matroska rounds times to whole milliseconds, the first frame's as well.
 _ROUNDING = 1e-3
@@ -29,10 +30,11 @@ class FrameRule:
     Attributes
     ----------
     kind : str
-        ``uniform`` takes ``frames`` evenly spaced frames, and repeats some where the video has fewer; ``all`` takes
-        every frame; ``fps`` takes ``rate`` frames per second, each time the frame that is shown then.
+        ``uniform`` takes ``frames`` evenly spaced frames, and repeats some where the video has fewer; ``uniform-time``
+        takes the frames shown at ``frames`` evenly spaced times; ``all`` takes every frame; ``fps`` takes ``rate``
+        frames per second, each time the frame that is shown then.
     frames : int
-        Number of frames for ``uniform``; 0 for the others.
+        Number of frames for ``uniform`` and ``uniform-time``; 0 for the others.
     rate : float
         Frames per second for ``fps``, at most 1000; 0 for the others.
 
@@ -52,9 +54,9 @@ class FrameRule:
     def __post_init__(self) -> None:
         if self.kind not in FRAME_RULES:
             raise FeatureError(f"unknown rule for frames: {self.kind!r}; known are {_FORMS}")
-        if self.kind == "uniform":
+        if self.kind in _FIXED:
             if not is_whole_number(self.frames, 1):
-                raise FeatureError(f"uniform needs a whole number of frames of at least 1, got {self.frames!r}")
+                raise FeatureError(f"{self.kind} needs a whole number of frames of at least 1, got {self.frames!r}")
         elif self.frames:
             raise FeatureError(f"{self.kind} takes no number of frames, got {self.frames!r}")
         if self.kind == "fps":
@@ -70,9 +72,9 @@ class FrameRule:
         Parameters
         ----------
         text : str
-            ``uniform``, ``uniform=N``, ``all`` or ``fps=RATE``.
+            ``uniform``, ``uniform=N``, ``uniform-time``, ``uniform-time=N``, ``all`` or ``fps=RATE``.
         frames : int
-            Number of frames for a plain ``uniform``; 200 is the number of the Charades protocol.
+            Number of frames where the text gives none; 200 is the number of the Charades protocol.
 
         Examples
         --------
@@ -83,8 +85,8 @@ class FrameRule:
         """
         kind, separator, value = text.partition("=")
         try:
-            if kind == "uniform":
-                return cls("uniform", frames=int(value) if separator else frames)
+            if kind in _FIXED:
+                return cls(kind, frames=int(value) if separator else frames)
             if kind == "all" and not separator:
                 return cls("all")
             if kind == "fps":
@@ -96,14 +98,14 @@ class FrameRule:
         raise FeatureError(f"cannot read {text!r} as a rule for frames; known are {_FORMS}")
 
     def __str__(self) -> str:
-        if self.kind == "uniform":
-            return f"uniform={self.frames}"
+        if self.kind in _FIXED:
+            return f"{self.kind}={self.frames}"
         return f"fps={repr(float(self.rate)).removesuffix('.0')}" if self.kind == "fps" else self.kind
 
     @property
     def fixed_rows(self) -> int | None:
         """Rows that every video gets, or None where that depends on the video."""
-        return self.frames if self.kind == "uniform" else None
+        return self.frames if self.kind in _FIXED else None
 
     def choose(self, timestamps: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Choose a frame for every row: (rows,) int64, ascending; some may repeat.
@@ -115,9 +117,12 @@ class FrameRule:
 
         Notes
         -----
-        ``uniform`` is VideoLT's rule (see ``meidbench.features.frame_sampling.uniform_indices``). ``fps`` takes the
-        frames that are shown at 0, 1/rate, 2/rate, ... seconds after the first frame, up to the time of the last. A
-        frame up to a millisecond late counts as shown, because containers round.
+        ``uniform`` is VideoLT's rule (see ``meidbench.features.frame_sampling.uniform_indices``): even in frames, and
+        in time only where the rate is constant. ``uniform-time`` takes the frames that are shown at k * D / (N - 1)
+        seconds after the first frame, k = 0 to N - 1, where the last frame comes D seconds after the first; a single
+        frame is the first one. ``fps`` takes the frames that are shown at 0, 1/rate, 2/rate, ... seconds after the
+        first frame, up to the time of the last. A frame up to a millisecond late counts as shown, because containers
+        round.
         """
         times = np.asarray(timestamps, dtype=np.float64)
         if times.ndim != 1 or not times.size:
@@ -126,10 +131,13 @@ class FrameRule:
             return uniform_indices(len(times), self.frames)
         if self.kind == "all":
             return np.arange(len(times))
-        last = times[-1] - times[0] + _ROUNDING
-        asked = np.arange(math.floor(last * self.rate) + 2) / self.rate
-        asked = asked[asked <= last]
-        return np.searchsorted(times - times[0], asked + _ROUNDING, side="right") - 1  # type: ignore[no-any-return]
+        if self.kind == "uniform-time":
+            asked = np.linspace(0, times[-1] - times[0], self.frames)
+        else:
+            last = times[-1] - times[0] + _ROUNDING
+            asked = np.arange(math.floor(last * self.rate) + 2) / self.rate
+            asked = asked[asked <= last]
+        return np.searchsorted(times - times[0], asked + _ROUNDING, side="right") - 1
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,20 @@
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from meidbench.errors import FeatureError, bullet_list, first_few
-from meidbench.extraction.frame_folders import frame_number
+from meidbench.extraction.frame_folders import parse_frame_name
 from meidbench.features.source import is_usable_id
 
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+VIDEO_SUFFIXES = (
+    *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov"),
+    *(".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
+)
 _MOST_OTHERS = 100
 
 
@@ -27,10 +31,25 @@ class Video:
 
 @dataclass(frozen=True)
 class VideoList:
-    """The videos that ``find_videos`` found, and the requested ids that it did not find, both in the order of ids."""
+    """The videos that ``find_videos`` found, the requested ids that it did not find, and what it left out.
+
+    Videos and ids are in the order of ids. Videos that are not requested are not left out.
+    """
 
     videos: tuple[Video, ...]
     missing: tuple[str, ...]
+    left_out: dict[str, int] = field(default_factory=dict)  # number of other files by ending, the most frequent first
+    dangling: tuple[str, ...] = ()  # links whose target is missing
+
+    def describe_left_out(self) -> list[str]:
+        """Return a line about the files, and one about the links; none where nothing was left out."""
+        lines = []
+        if self.left_out:
+            kinds = [f"{ending} {count:,}" for ending, count in self.left_out.items()]
+            lines.append(f"left out: {sum(self.left_out.values()):,} files that are no videos ({first_few(kinds)})")
+        if self.dangling:
+            lines.append(f"left out: {len(self.dangling):,} links whose target is missing: {first_few(self.dangling)}")
+        return lines
 
 
 def find_videos(folder: str | os.PathLike[str], only: Iterable[str] | None = None) -> VideoList:
@@ -39,9 +58,10 @@ def find_videos(folder: str | os.PathLike[str], only: Iterable[str] | None = Non
     Parameters
     ----------
     folder : path
-        A video is a file with one of ``VIDEO_SUFFIXES``, in capitals or not, or a folder of images that are
-        named after it (``ATOYW/ATOYW-000001.jpg``; jpg, jpeg or png). Hidden files and folders are left out,
-        links are followed.
+        A video is a file with one of ``VIDEO_SUFFIXES``, in capitals or not, or a folder of numbered images
+        (``ATOYW/ATOYW-000001.jpg``; jpg, jpeg or png). Before the number stands the name of the folder with ``-``
+        or ``_``, or, in a folder without video files, ``frame_``, ``img_``, ``image_`` or nothing. Hidden files and
+        folders are passed over, links are followed.
     only : iterable of str, optional
         Ids of the wanted videos; all by default.
 
@@ -72,26 +92,30 @@ def find_videos(folder: str | os.PathLike[str], only: Iterable[str] | None = Non
     if wanted is not None and not wanted:
         raise FeatureError("only names no video; leave it out to find all")
     found: dict[str, list[Video]] = {}
-    for video in _walk(root.absolute(), wanted):
+    others: Counter[str] = Counter()
+    dangling: list[str] = []
+    for video in _walk(root.absolute(), wanted, others, dangling):
         found.setdefault(video.video_id, []).append(video)
     _refuse_double_ids(root, found)
     _refuse_unusable_ids(root, found)
     if not found:
-        if wanted and (others := [video.video_id for video in islice(_walk(root.absolute(), None), _MOST_OTHERS)]):
+        if wanted and (there := [video.video_id for video in islice(_walk(root.absolute(), None), _MOST_OTHERS)]):
             raise FeatureError(
                 f"none of the {len(wanted):,} videos asked for is in {root}: asked for {first_few(sorted(wanted))}; "
-                f"there are others, such as {min(others)}\nName the folder of this dataset's videos."
+                f"there are others, such as {min(there)}\nName the folder of this dataset's videos."
             )
-        raise FeatureError(
-            f"there are no videos in {root}; expected files ending in {', '.join(VIDEO_SUFFIXES)}, or folders of "
-            "images named after the folder (ID/ID-000001.jpg)"
-        )
+        expected = f"files ending in {', '.join(VIDEO_SUFFIXES)}, or folders of images (ID/ID-000001.jpg)"
+        left_out = VideoList((), (), dict(others.most_common()), tuple(sorted(dangling))).describe_left_out()
+        raise FeatureError("\n".join([f"there are no videos in {root}; expected {expected}", *left_out]))
     videos = tuple(found[video_id][0] for video_id in sorted(found))
-    return VideoList(videos, tuple(sorted((wanted or set()).difference(found))))
+    missing = tuple(sorted((wanted or set()).difference(found)))
+    return VideoList(videos, missing, dict(others.most_common()), tuple(sorted(dangling)))
 
 
-def _walk(root: Path, wanted: set[str] | None) -> Iterator[Video]:
-    """Yield every wanted video below a folder; no folder is walked twice, links or not."""
+def _walk(
+    root: Path, wanted: set[str] | None, others: Counter[str] | None = None, dangling: list[str] | None = None
+) -> Iterator[Video]:
+    """Yield every wanted video below a folder, and note the other files; no folder is walked twice, links or not."""
     waiting, seen = [root], set()
     while waiting:
         folder = waiting.pop()
@@ -100,39 +124,67 @@ def _walk(root: Path, wanted: set[str] | None) -> Iterator[Video]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            videos, folders, num_images = _list_folder(folder, wanted)
+            listing = _list_folder(folder, wanted)
         except OSError as error:
             raise FeatureError(f"cannot list the folder {folder}: {error.strerror}") from None
-        if num_images:
+        if others is not None and dangling is not None:
+            others.update(listing.others)
+            dangling.extend(listing.dangling)
+        if listing.num_images:
             if wanted is None or folder.name in wanted:
-                yield Video(folder.name, folder, True, num_images)
+                yield Video(folder.name, folder, True, listing.num_images)
             continue
-        yield from videos
+        yield from listing.videos
         # Links last, so that a folder is named by where it is rather than by a link to it.
-        folders.sort(key=lambda entry: (not entry.is_symlink(), entry.name), reverse=True)
+        folders = sorted(listing.folders, key=lambda entry: (not entry.is_symlink(), entry.name), reverse=True)
         waiting[:0] = [Path(entry.path) for entry in folders if entry.is_symlink()]
         waiting.extend(Path(entry.path) for entry in folders if not entry.is_symlink())
 
 
-def _list_folder(folder: Path, wanted: set[str] | None) -> tuple[list[Video], list["os.DirEntry[str]"], int]:
-    """Return the video files of a folder, its folders, and the number of its images that are frames of one video."""
-    videos: list[Video] = []
-    folders: list[os.DirEntry[str]] = []
-    num_images = 0
+@dataclass
+class _Listing:
+    """What a folder holds; folders below a folder of frames are not looked into."""
+
+    videos: list[Video] = field(default_factory=list)
+    folders: list["os.DirEntry[str]"] = field(default_factory=list)
+    num_images: int = 0  # frames of one video
+    others: Counter[str] = field(default_factory=Counter)  # files by ending
+    dangling: list[str] = field(default_factory=list)
+
+
+def _list_folder(folder: Path, wanted: set[str] | None) -> _Listing:
+    listing = _Listing()
+    images: dict[int, Counter[str]] = {}
+    has_videos = False
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if frame_number(folder.name, entry.name) is not None:
-                num_images += entry.is_file()
+            stem, dot, ending = entry.name.rpartition(".")
+            ending = f".{ending.lower()}" if dot else "without an ending"
+            parsed = parse_frame_name(folder.name, entry.name)
+            if parsed is not None and entry.is_file():
+                images.setdefault(parsed[0], Counter())[ending] += 1
             elif entry.is_dir():
-                folders.append(entry)
-            elif entry.name.lower().endswith(VIDEO_SUFFIXES):
-                stem = entry.name.rpartition(".")[0]
+                listing.folders.append(entry)
+            elif entry.is_symlink() and not Path(entry.path).exists():
+                if wanted is None or not wanted.isdisjoint((stem, entry.name, folder.name)):
+                    listing.dangling.append(entry.path)
+            elif ending in VIDEO_SUFFIXES:
+                has_videos = True
                 # The size of others is not read: on a network file system that takes most of the time.
-                if (wanted is None or stem in wanted) and (size := _file_size(entry)) is not None:
-                    videos.append(Video(stem, Path(entry.path), False, size))
-    return videos, folders, num_images
+                if wanted is None or stem in wanted:
+                    if (size := _file_size(entry)) is None:
+                        listing.others["pipes and devices"] += 1
+                    else:
+                        listing.videos.append(Video(stem, Path(entry.path), False, size))
+            else:
+                listing.others[ending] += 1
+    if images and (0 in images or not has_videos):
+        listing.num_images = images.pop(min(images)).total()
+    for counts in images.values():
+        listing.others.update(counts)
+    return listing
 
 
 def _file_size(entry: "os.DirEntry[str]") -> int | None:

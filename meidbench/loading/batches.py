@@ -269,6 +269,9 @@ class Prefetcher(Generic[Result]):
     thread that iterates. ``ahead`` jobs are started before they are asked for; with 0 there is no thread. The threads
     end with the last job, with ``close``, when nothing refers to the iterator, and when Python exits. An exception in a
     job is raised in place of its item and ends the iteration.
+
+    FeatureError: a process that was forked asks the iterator of its parent, whose threads it does not have; or a
+    thread asks while another thread waits for an item. The iteration of the other one goes on.
     """
 
     def __init__(
@@ -279,12 +282,20 @@ class Prefetcher(Generic[Result]):
         self._started: deque[Future[Any]] = deque()
         self._threads = ThreadPoolExecutor(max(min(ahead, _THREADS), 1), "meidbench-prefetcher")
         self._owner = os.getpid()
+        self._is_asked = threading.Lock()
         self._end = weakref.finalize(self, _end, self._threads, self._owner)
 
     def __iter__(self) -> Iterator[Result]:
         return self
 
     def __next__(self) -> Result:
+        if self._ahead and self._owner != os.getpid():
+            raise FeatureError(
+                "this iterator belongs to the process that forked this one; make a new one here (iterate over the "
+                "loader), or use prefetch=0"
+            )
+        if not self._is_asked.acquire(blocking=False):
+            raise FeatureError("another thread waits for the next item of this iterator; make one iterator per thread")
         try:
             if self._ahead == 0:
                 return self._hand_over(self._work(next(self._jobs)))
@@ -297,6 +308,8 @@ class Prefetcher(Generic[Result]):
         except BaseException:
             self.close()
             raise
+        finally:
+            self._is_asked.release()
 
     def close(self) -> None:
         """End the threads and wait for them; the iterator is exhausted then."""

@@ -6,6 +6,7 @@ The sizes that a file announces are compared with the file before anything is al
 from collections.abc import Callable
 from pathlib import Path
 
+from meidbench.checks import describe_missing
 from meidbench.errors import PredictionError
 from meidbench.predictions.arrays import Hdf5File, NpzFile
 from meidbench.predictions.base import PredictionFile, TableFile
@@ -33,7 +34,7 @@ def open_predictions(path: Path) -> PredictionFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise PredictionError(f"there is no prediction file {path}")
+        raise PredictionError(describe_missing("prediction file", path))
     with path.open("rb") as stream:
         start = stream.read(8)
     if not start:

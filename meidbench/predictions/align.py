@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,64 @@ class BlockScores:
 def read_predictions(path: Path) -> Predictions:
     """Read a prediction file of any form into memory; see ``open_predictions``."""
     file = open_predictions(path)
-    scores = np.empty((file.num_videos, file.num_classes), dtype=file.dtype)
+    try:
+        scores = np.empty((file.num_videos, file.num_classes), dtype=file.dtype)
+    except (MemoryError, ValueError):
+        raise file.refusal(f"its {file.num_videos:,} x {file.num_classes:,} scores do not fit in memory") from None
     for start, block in file.blocks():
         scores[start : start + len(block)] = block
     return Predictions(file.video_ids, scores, file.metadata, file.class_names)
+
+
+def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
+    """Return scores or labels as an array: also of tensors on any device, with or without gradients.
+
+    bfloat16, which NumPy does not have, becomes float32; it is refused if ``half`` is false.
+
+    Raises
+    ------
+    PredictionError
+        The values are no rectangle of numbers; the message names what to pass instead.
+
+    Examples
+    --------
+    >>> as_array("scores", [[0.5, 1.0]])
+    array([[0.5, 1. ]])
+    """
+    try:
+        if hasattr(values, "detach"):  # a tensor; torch itself is not needed here
+            values = values.detach().cpu()
+            if str(values.dtype) == "torch.bfloat16":
+                if not half:
+                    raise PredictionError(_HALF.format(name, "bfloat16"))
+                values = values.float()
+            values = values.numpy()
+        if np.ma.is_masked(values):
+            raise ValueError("some are masked")
+        array: Scores = np.asarray(values)
+    except PredictionError:
+        raise
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PredictionError(f"the {name} are no (n, C) array of numbers ({reason}). {_REMEDY}") from None
+    return array
+
+
+_REMEDY = (
+    "Pass one row per video with one number per class: an array of float32, or a tensor (torch.stack a list of "
+    "tensors). Lists of class indices must become rows of 0 and 1 first"
+)
+_HALF = (
+    "the {} are {}, in which scores that differ become the same: compute and write float32 (in PyTorch "
+    "logits.float(), before a sigmoid)"
+)
+
+
+def check_numbers(scores: Scores) -> None:
+    """Refuse scores that are not real numbers."""
+    if scores.dtype.kind not in "fiu":
+        remedy = f". {_REMEDY}" if scores.dtype.kind == "O" else ""
+        raise PredictionError(f"the scores are of type {scores.dtype}; expected real numbers{remedy}")
 
 
 def write_predictions(
@@ -82,32 +136,44 @@ def write_predictions(
     Parameters
     ----------
     path, video_ids : Path, and sequence of n str
-    scores : ndarray, (n, C)
-        Finite real numbers. float32 is recommended: compact, and exact where a model computes in it.
+    scores : ndarray or tensor, (n, C)
+        Finite real numbers of at most 64 bits, not half precision. float32 is recommended: compact, and exact where a
+        model computes in it.
     split, subset : Split and str, optional
-        Their digest and class names are written into the file and compared when it is scored.
+        Their digests and class names are written into the file and compared when it is scored.
     run : dict, optional
-        Facts about the run, for JSON. With ``{"select_on": "test"}``, ``evaluate`` warns that its checkpoint was chosen
-        on the test subset.
+        Facts about the run, for JSON; numbers of NumPy are accepted. With ``{"select_on": "test"}``, ``evaluate`` warns
+        that its checkpoint was chosen on the test subset.
 
     Raises
     ------
     PredictionError
-        The shapes do not fit, or a score is NaN or infinite.
+        The shapes do not fit, a score is NaN, infinite or of a type that is not scored, or ``run`` cannot become JSON.
+        Nothing is written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    scores = np.ascontiguousarray(scores)
-    if scores.ndim != 2 or len(scores) != len(video_ids):
-        raise PredictionError(f"scores have shape {scores.shape}; expected ({len(video_ids):,}, C)")
-    if scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
-        raise PredictionError(f"scores of type {scores.dtype} must be finite real numbers")
-    facts: dict[str, Any] = {"run": run or {}, "subset": subset}
+    scores = np.ascontiguousarray(as_array("scores", scores, half=False))
+    ids = [str(video_id) for video_id in video_ids]
+    classes = scores.shape[-1] if split is None else split.num_classes
+    if scores.ndim != 2 or scores.shape != (len(ids), classes) or not classes:
+        expected = f"({len(ids):,}, {'C' if split is None else f'{classes:,}'})"
+        raise PredictionError(f"scores have shape {scores.shape}; expected {expected}")
+    check_numbers(scores)
+    if scores.dtype == np.float16:
+        raise PredictionError(_HALF.format("scores", "float16"))
+    if scores.dtype.itemsize > 8:
+        raise PredictionError(f"the scores are {scores.dtype}, more than 64 bits: write scores.astype(np.float64)")
+    if not np.isfinite(scores).all():
+        raise PredictionError("the scores hold NaN or infinity; they must be finite real numbers")
+    facts: dict[str, Any] = {"run": _check_run(run or {}), "subset": subset}
     if split is not None:
-        facts |= {"dataset": split.dataset, "split_digest": split.digest, "class_names": list(split.class_names)}
-    values = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
-    table = pa.table({"video_id": pa.array([str(video_id) for video_id in video_ids], pa.string()), "scores": values})
+        facts |= {"dataset": split.dataset, "class_names": list(split.class_names)}
+        facts |= {"split_digest": split.digest, "content_digest": split.content_digest}
+    native = scores.astype(scores.dtype.newbyteorder("="), copy=False)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(native.reshape(-1)), scores.shape[1])
+    table = pa.table({"video_id": _text_column(ids), "scores": values})
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts, sort_keys=True).encode()})
     encoding = {"scores.list.element": "BYTE_STREAM_SPLIT"} if scores.dtype in (np.float32, np.float64) else None
     with written_whole(Path(path)) as temporary:
@@ -117,13 +183,51 @@ def write_predictions(
     return Path(path)
 
 
+def _text_column(ids: list[str]) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.array(ids, pa.string())
+    except UnicodeEncodeError as error:
+        raise PredictionError(f"the video id {error.object!r} is no text: {error.reason}") from None
+
+
+def _check_run(run: Mapping[str, Any]) -> Any:
+    """Return facts about a run as JSON can hold them."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, np.generic | np.ndarray):
+            return value.tolist()
+        kind = type(value).__name__
+        raise PredictionError(f"run holds {repr(value)[:40]} of type {kind}; write text, numbers, lists or dicts")
+
+    if not isinstance(run, Mapping):
+        raise PredictionError(f"run is {repr(run)[:40]}; expected a dict")
+    if run.get("select_on") not in (None, *SUBSETS):
+        raise PredictionError(f"run has select_on {run['select_on']!r}; expected one of {', '.join(SUBSETS)}")
+    try:
+        return json.loads(json.dumps(run, default=convert))
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, PredictionError):
+            raise
+        raise PredictionError(f"run cannot be written as JSON: {error}") from None
+
+
 def run_warnings(metadata: dict[str, Any]) -> list[str]:
     """Return warnings about the run that wrote a prediction file."""
+    warnings = []
     run = metadata.get("run")
-    if not isinstance(run, dict) or run.get("select_on") != "test":
-        return []
-    chosen = "the checkpoint was chosen on the test subset"
-    return [f"{chosen}: its test scores are too good, and not comparable with those of runs chosen on val"]
+    chosen_on = run.get("select_on") if isinstance(run, dict) else None
+    if chosen_on is not None and chosen_on not in SUBSETS:
+        unknown = f"select_on is {chosen_on!r}, which is no subset"
+        warnings.append(f"{unknown}: the checkpoint may have been chosen on the test subset")
+    if chosen_on == "test":
+        chosen = "the checkpoint was chosen on the test subset"
+        warnings.append(f"{chosen}: its test scores are too good, and not comparable with those of runs chosen on val")
+    if metadata.get("split_digest") is not None and metadata.get("content_digest") is None:
+        old = "the file has the digest of ids, subsets and labels alone, as an older meidbench wrote it"
+        warnings.append(f"{old}: the groups of the classes were not compared with those of the split")
+    return warnings
 
 
 def align_predictions(
@@ -193,9 +297,12 @@ def _refusal(problems: list[str], split: Split, subset: str) -> PredictionError:
 
 def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, subset: str) -> list[str]:
     metadata, problems = predictions.metadata, []
-    for key, value in {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}.items():
+    expected = {"dataset": split.dataset, "subset": subset, "split_digest": split.digest}
+    for key, value in {**expected, "content_digest": split.content_digest}.items():
         if metadata.get(key) not in (None, value):
-            problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}")
+            same = key == "content_digest" and metadata.get("split_digest") == split.digest
+            rest = "; the labels are the same, but the class names or the groups are others" if same else ""
+            problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}{rest}")
     for names in (metadata.get("class_names"), predictions.class_names):
         if names is None or names == list(split.class_names):
             continue
@@ -236,8 +343,7 @@ def _named(video_ids: list[str]) -> str:
 def _shape_problems(predictions: Predictions | PredictionFile, split: Split, allow_float16: bool) -> list[str]:
     if isinstance(predictions, Predictions):
         shape = predictions.scores.shape
-        if predictions.dtype.kind not in "fiu":
-            raise PredictionError(f"the scores are of type {predictions.dtype}; expected real numbers")
+        check_numbers(predictions.scores)
         if len(shape) != 2 or shape[0] != len(predictions.video_ids):
             expected = f"({len(predictions.video_ids):,}, {split.num_classes:,})"
             raise PredictionError(f"the scores have shape {shape}; expected {expected}")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from meidbench.errors import PredictionError
 
 BLOCK_ROWS = 8192
 LONGEST_ID = 1 << 10  # bytes
+LONGEST_LINE = 1 << 24  # characters of a text file: the scores of some hundred thousand classes
 
 Scores = npt.NDArray[Any]
 
@@ -96,13 +97,21 @@ class TableFile(PredictionFile):
                 start = stream.readline(1 << 20)
                 stream.seek(0)
                 self.has_commas = "," in start
+                lines = self._limited(stream)
                 if self.has_commas:
-                    reader = csv.reader(stream, strict=True)
+                    reader = csv.reader(lines, strict=True)
                     yield from ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
                 else:
-                    yield from ((number, line.split()) for number, line in enumerate(stream, 1) if line.strip())
+                    yield from ((number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
         except (UnicodeDecodeError, csv.Error) as error:
             raise self.refusal(f"neither Parquet, NPZ or HDF5 nor readable text: {error}") from None
+
+    def _limited(self, stream: TextIO) -> Iterator[str]:
+        """Yield the lines of a file; refuse one that would fill the memory before its scores could be counted."""
+        while line := stream.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE:
+                raise self.refusal(f"a line has {LONGEST_LINE:,} characters or more: it is damaged")
+            yield line
 
     def _read_ids(self) -> list[str]:
         return self._ids

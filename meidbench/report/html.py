@@ -14,7 +14,15 @@ from importlib.resources import files
 from meidbench.evaluation.compare import Comparison, MethodResult
 from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, MEANINGS
 from meidbench.report.charts import MEDIAN_CLASSES, change_charts, frequency_charts, mean_chart
-from meidbench.report.text import DASH, find_best, format_interval, format_number, format_percent, format_signed
+from meidbench.report.text import (
+    DASH,
+    excludes_zero,
+    find_best,
+    format_interval,
+    format_number,
+    format_percent,
+    format_signed,
+)
 from meidbench.splits.split import GROUP_NAMES
 
 _MARKS = {"head": "●", "medium": "■", "tail": "▲"}
@@ -49,9 +57,11 @@ def _heading(comparison: Comparison) -> str:
 def _header(comparison: Comparison) -> str:
     facts = (
         f"{comparison.videos:,} videos · {len(comparison.classes):,} classes · "
-        f"protocol {escape(comparison.protocol)} · split digest <code>{escape(comparison.split_digest[:12])}</code>"
+        f"protocol {escape(comparison.protocol)} · split digest <code>{escape(comparison.split_digest[:12])}</code> · "
+        f"content digest <code>{escape(comparison.content_digest[:12])}</code>"
     )
-    sentences = ["Values are mean average precision (mAP) over classes, from 0 to 1."]
+    sentences = [f"<b>{escape(note)}</b>." for note in comparison.notes]
+    sentences += ["Values are mean average precision (mAP) over classes, from 0 to 1."]
     without = sum(entry.positives == 0 for entry in comparison.classes)
     if without:
         sentences.append(f"{without:,} of the classes have no positive here and are left out of all means.")
@@ -150,18 +160,18 @@ def _differences(comparison: Comparison) -> str:
                 notes.append(f"P {probability}" if probability[0] in "<>" else f"P = {probability}")
             notes.append(f"{tally.wins:,} / {tally.ties:,} / {tally.losses:,}")
             known = not math.isnan(entry.value)
-            apart = known and (entry.low > 0 or entry.high < 0)
-            cells.append(_cell(format_signed(entry.value), notes if known else (), bold=apart))
+            bold = known and excludes_zero(entry.low, entry.high)
+            cells.append(_cell(format_signed(entry.value), notes if known else (), bold=bold))
         rows.append(_row(_name(comparison, method), cells))
     if not rows:
         return ""
     reference, replicates = escape(comparison.reference), comparison.replicates
     around = "its interval over videos, the probability P of being better, and " if replicates else "and "
-    bold = " Bold: the interval does not contain\u00a00." if replicates else ""
+    key = " Bold: the interval, as shown, does not contain\u00a00." if replicates else ""
     table = _table(
         "Differences to the reference",
         f"Difference of the mAP to the reference, {around}the numbers of classes in which the method is better / equal "
-        f"/ worse.{bold}",
+        f"/ worse.{key}",
         map(_head, ["method", *_group_heads(comparison)]),
         rows,
     )

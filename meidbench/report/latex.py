@@ -40,6 +40,7 @@ def comparison_latex(comparison: Comparison) -> str:
     best = {group: find_best([method.mAP[group].value for method in comparison.methods]) for group in GROUPS_SHOWN}
     lines = [
         "% \\usepackage{booktabs}",
+        *(f"% {' '.join(note.split())}" for note in comparison.notes),
         f"\\begin{{{environment}}}[t]",
         "  \\centering",
         "  \\setlength{\\belowcaptionskip}{6pt}",

@@ -11,6 +11,7 @@ from meidbench.errors import MeidbenchError
 from meidbench.evaluation.results import Result
 from meidbench.files import written_whole
 from meidbench.names import PLOT_FORMATS, RELEASED
+from meidbench.report.text import make_cells_safe
 from meidbench.splits.split import GROUP_NAMES, Split
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -61,5 +62,6 @@ def write_per_class(result: Result, path: Path) -> Path:
         writer.writerow(("class", "name", "group", "train_count", "positives", "ap"))
         for entry in result.per_class:
             ap = "" if math.isnan(entry.ap) else repr(entry.ap)
-            writer.writerow((entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap))
+            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap)
+            writer.writerow(make_cells_safe(row))
     return path

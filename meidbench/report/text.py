@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -56,6 +56,17 @@ def format_percent(share: float, replicates: int) -> str:
     return f"{format_number(100 * share, 1)} %"
 
 
+def excludes_zero(low: float, high: float) -> bool:
+    """Return whether the digits that ``format_interval`` shows say that an interval does not contain 0.
+
+    Examples
+    --------
+    >>> excludes_zero(0.001, 0.2), excludes_zero(-0.01, -0.0004), format_interval(-0.01, -0.0004, with_sign=True)
+    (True, False, '[−0.010, 0.000]')
+    """
+    return round(low, 3) > 0 or round(high, 3) < 0
+
+
 def find_best(values: Sequence[float]) -> frozenset[int]:
     """Return the places of the highest value: several if equal in three decimals, none of a single value."""
     texts = {place: format_number(value) for place, value in enumerate(values) if not math.isnan(value)}
@@ -80,7 +91,19 @@ _STATISTICS_ROWS = {
 def statistics_table(statistics: Sequence[Statistics]) -> str:
     """Lay out Table 1 with one column per split."""
     titles = [entry.dataset + ("" if entry.variant == RELEASED else f" {entry.variant}") for entry in statistics]
-    return _lay_out_columns(["", *titles], [_statistics_column(asdict(entry)) for entry in statistics])
+    table = _lay_out_columns(["", *titles], [_statistics_column(asdict(entry)) for entry in statistics])
+    return "\n".join([table, *_remarks(titles, statistics)])
+
+
+def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[str]:
+    """Return a line per fact that a reader of a column of Table 1 needs besides its numbers."""
+    lines = []
+    for title, entry in zip(titles, statistics, strict=True):
+        lines += [f"{title}: {note}" for note in entry.notes]
+        if entry.classes_without_videos:
+            what = "classes have no video in any subset and count in no group"
+            lines.append(f"{title}: {entry.classes_without_videos:,} of the {what}")
+    return lines
 
 
 def table_1_comparison(statistics: Statistics, manifest: Manifest) -> str:
@@ -130,6 +153,12 @@ def _right_aligned(header: list[str], rows: list[list[str]]) -> str:
     return tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=aligned)
 
 
+def title_lines(result: Result | Comparison, videos: int) -> str:
+    """Return the title of numbers on a split, and a line per note that belongs to them."""
+    title = f"{escape_controls(result.dataset)} ({result.variant}), {result.subset}: {videos:,} videos"
+    return "\n".join([title, *result.notes])
+
+
 def evaluation_table(result: Result) -> str:
     """Lay out mAP and the other measures: overall, head, medium and tail, then the measures without groups."""
     header = ["group", "mAP"]
@@ -159,6 +188,27 @@ def evaluation_table(result: Result) -> str:
 
 def _range(low: float, high: float) -> str:
     return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+
+
+def make_cells_safe(cells: Iterable[object]) -> list[object]:
+    """Return the cells of a CSV row for people: a text that a spreadsheet would run gets an apostrophe before it.
+
+    Numbers stay as they are, also as text. Source: OWASP, "CSV Injection".
+
+    Examples
+    --------
+    >>> make_cells_safe(["=1+1", "@home", "-0.25", -1, "to run"])
+    ["'=1+1", "'@home", '-0.25', -1, 'to run']
+    """
+    return [f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell for cell in cells]
+
+
+def _is_formula(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    return False
 
 
 def comparison_table(comparison: Comparison) -> str:
@@ -226,6 +276,9 @@ def construction_report(
         f"candidates: {made.candidates:,} video{'s' * (made.candidates != 1)} with a label{lasting}",
         _describe_deviation(made),
     ]
+    if empty := made.without_candidates:
+        names = first_few(f"{index} {split.class_names[index]!r}" for index in empty)
+        lines.append(f"classes without a candidate, which have no target and count in no group: {names}")
     if distance is not None:
         shared = ["-" if math.isnan(share) else f"{share:.0%}" for share in distance.shared_videos.values()]
         lines += [
@@ -263,7 +316,8 @@ def _describe_deviation(made: Construction) -> str:
 def construction_warnings(made: Construction) -> list[str]:
     """Return a sentence for each empty frequency group, and each subset in which classes have too few videos."""
     targets = made.targets
-    empty = [name for name in GROUP_NAMES if not len(getattr(made.split.groups, name))]
+    statistics = split_statistics(made.split)
+    empty = [name for name in GROUP_NAMES if not getattr(statistics, name)]
     warnings = []
     if empty:
         warnings.append(

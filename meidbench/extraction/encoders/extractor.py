@@ -1,6 +1,7 @@
 """From decoded frames to rows of features: preprocessing and backbone, on one device."""
 
 import platform
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -30,10 +31,10 @@ def choose_device(name: str) -> torch.device:
     """Return the device of this name, or raise RequestError; ``auto`` is the GPU, or the CPU without one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise FeatureError(f"{name!r} is no device that can be used; known: auto, cpu, cuda, cuda:N")
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("it is neither a CPU nor a CUDA device")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).partition("\n")[0]
@@ -239,7 +240,8 @@ class VideoEncoding:
             if arrived is not None:
                 arrived.synchronize()
             if not finite:
-                return _failed_rows(extractor, result, f"the features are not finite in {extractor.dtype}")
+                remedy = "; pass --dtype float32" if extractor.dtype == "float16" else ""
+                return _failed_rows(extractor, result, f"the features are not finite in {extractor.dtype}{remedy}")
             return VideoRows(
                 rows=stored.numpy(),
                 status=result.status,

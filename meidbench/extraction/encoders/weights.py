@@ -8,8 +8,10 @@ import re
 import tarfile
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +26,7 @@ from meidbench.names import DownloadProgress, Report
 from meidbench.splits.manifests import Download, home
 
 RANDOM = "random"
-_ZIP = b"PK\x03\x04"
+ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
@@ -94,9 +96,11 @@ def load_weights(
         return _load_random(model, backbone, seed, report)
     owners = {known: owner for owner in (*BACKBONES.values(), backbone) for known in owner.weights}
     if name in owners:
-        if owners[name].name != backbone.name:
+        if name not in backbone.weights:  # a backbone of the user may have a known name, and no weights
+            of_another = owners[name].name != backbone.name
             raise FeatureError(
-                f"the weights {name} are for {owners[name].name}, not for {backbone.name}; "
+                f"the weights {name} are for {'' if of_another else 'another '}{owners[name].name}, not for "
+                f"{'' if of_another else 'this '}{backbone.name}; "
                 f"published for it: {first_few(backbone.weights) or 'none'}"
             )
         path = _fetch_published(name, backbone.weights[name], offline, progress, report)
@@ -161,25 +165,29 @@ def _load_file(model: nn.Module, backbone: Backbone, path: Path, name: str, sour
         if key.endswith(".num_batches_tracked"):
             # Without effect on inference; files from before torch 0.4.1 lack them.
             state.setdefault(key, torch.zeros_like(value))
-    _check_state(state, wanted, backbone, path)
+    # Names and shapes before any number is read or converted: a file may announce more numbers than memory holds.
+    _check_names_and_shapes(state, wanted, backbone, path)
+    state = {key: value.to(torch.float32) if value.is_floating_point() else value for key, value in state.items()}
+    _check_numbers(state, path)
     model.load_state_dict(state)
     return LoadedWeights(name, checkpoint.sha256, source)
 
 
 def _adapt_keys(state: Mapping[str, Tensor], backbone: Backbone, path: Path) -> dict[str, Tensor]:
-    """Bring a checkpoint to this package's keys and to float32, without the classifier."""
+    """Bring a checkpoint to this package's keys, without the classifier."""
     keys = {key: key for key in state}
     # DataParallel puts `module.` in front, the authors of TSM `base_model.`.
     for prefix in ("module.", "base_model."):
         keys = {key: short.removeprefix(prefix) for key, short in keys.items()}
     if len(set(keys.values())) < len(keys):
         raise FeatureError(f"{path} holds some weights twice, with and without a prefix")
-    kept = {short: state[key] for key, short in keys.items() if not short.startswith(backbone.classifier)}
-    return {key: value.to(torch.float32) if value.is_floating_point() else value for key, value in kept.items()}
+    return {short: state[key] for key, short in keys.items() if not short.startswith(backbone.classifier)}
 
 
-def _check_state(state: dict[str, Tensor], wanted: Mapping[str, Tensor], backbone: Backbone, path: Path) -> None:
-    """Refuse a state that is not the model's, or has numbers that no training gives."""
+def _check_names_and_shapes(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], backbone: Backbone, path: Path
+) -> None:
+    """Refuse a state that is not the model's."""
     shared = {key: (state[key], value) for key, value in wanted.items() if key in state}
     offenders = {
         "missing": [key for key in wanted if key not in state],
@@ -192,7 +200,7 @@ def _check_state(state: dict[str, Tensor], wanted: Mapping[str, Tensor], backbon
         "of another type": [
             f"{key} {own.dtype}"
             for key, (own, value) in shared.items()
-            if own.is_floating_point() != value.is_floating_point()
+            if own.is_floating_point() != value.is_floating_point() or own.is_complex()
         ],
     }
     if any(offenders.values()):
@@ -200,6 +208,10 @@ def _check_state(state: dict[str, Tensor], wanted: Mapping[str, Tensor], backbon
         hint = f"\n  it looks like {guess}" if guess and guess != backbone.name else ""
         problems = bullet_list(f"{what}: {first_few(keys)}" for what, keys in offenders.items() if keys)
         raise FeatureError(f"{path} does not hold weights for {backbone.name}\n{problems}{hint}")
+
+
+def _check_numbers(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse numbers that no training gives."""
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
         raise FeatureError(f"{path} holds NaN or infinity in {first_few(broken)}; get the file again")
     if broken := [key for key, value in state.items() if key.endswith("running_var") and (value < 0).any()]:
@@ -233,9 +245,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     The state dict may lie under ``state_dict``, ``model`` or ``model_state_dict``. FeatureError: the file cannot be
     read, has another format, is damaged, or holds objects that only unpickling would make.
-
-    ``torch.load(weights_only=True)`` makes tensors and plain containers only. Before torch 2.6 two kinds of file were
-    exceptions, tar archives and TorchScript, so both are refused before torch opens them.
     """
     digest = hashlib.sha256()
     try:
@@ -259,8 +268,8 @@ def _read_content(file: IO[bytes], path: Path) -> Any:
     # Eight bytes of header length, then the header, which is JSON.
     if start[8:9] == b"{" and (int.from_bytes(start[:8], "little") < 1 << 30 or size < 9):
         return _read_safetensors(file, path)
-    if start.startswith((_ZIP, _PICKLE)):
-        return _read_torch_file(file, path, start)
+    if start.startswith((ZIP, _PICKLE)):
+        return _read_torch_file(file, path)
     if start.lstrip()[:1] in (b"<", b"{"):
         kind = "a web page or text, probably the error message of a server"
     elif start[257:262] == b"ustar":
@@ -283,44 +292,103 @@ def _read_safetensors(file: IO[bytes], path: Path) -> Any:
     try:
         return safetensors.torch.load(file.read())
     except Exception as error:  # a damaged file makes the reader fail with any error
-        raise _damage_error(path, error) from None
+        raise FeatureError(f"{path} {_damage_error(error)}\n  remedy: get the file again") from None
 
 
-def _read_torch_file(file: IO[bytes], path: Path, start: bytes) -> Any:
+def _read_torch_file(file: IO[bytes], path: Path) -> Any:
     try:
+        return load_torch_file(file)
+    except TorchFileError as error:
+        remedy = "" if error.says_remedy else "\n  remedy: get the file again"
+        raise FeatureError(f"{path} {error}{remedy}") from None
+
+
+class TorchFileError(ValueError):
+    """Why a file is not read: what follows its name in a sentence. ``says_remedy`` tells whether it names a remedy."""
+
+    def __init__(self, reason: str, says_remedy: bool = False) -> None:
+        super().__init__(reason)
+        self.says_remedy = says_remedy
+
+
+def load_torch_file(file: IO[bytes]) -> Any:
+    """Return the content of an open file that ``torch.save`` wrote, with tensors on the CPU.
+
+    All files of torch are read here: weights, and the checkpoints of runs. torch does not compare the checksums in its
+    archives, so that is done first: a changed bit is refused with the name of its member. Files in torch's former
+    format have no checksums, and neither have archives of a torch that was told to write none.
+
+    ``torch.load(weights_only=True)`` makes tensors and plain containers only. Before torch 2.6 two kinds of file were
+    exceptions, tar archives and TorchScript, so both are refused before torch opens them.
+
+    Raises
+    ------
+    TorchFileError
+        The file is damaged, of another kind, or holds objects that only unpickling would make.
+    """
+    try:
+        file.seek(0)
         # A tar archive may begin with any name; torch would unpack its own former format to disk.
         if tarfile.is_tarfile(file):
-            raise FeatureError(f"{path} is a tar archive; unpack it, or save its weights again with torch.save")
+            raise TorchFileError("is a tar archive; unpack it, or save its weights again with torch.save", True)
         file.seek(0)
-        if start.startswith(_ZIP):
-            with zipfile.ZipFile(file) as archive:
-                members = archive.namelist()
-            if any(name.endswith("/constants.pkl") for name in members):
-                raise FeatureError(f"{path} is a TorchScript program; save the state dict of its model instead")
-            file.seek(0)
+        sizes = _check_archive(file) if file.read(len(ZIP)) == ZIP else None
+        file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols that torch was not tried with
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location=partial(_keep_on_cpu, sizes), weights_only=True)
+    except TorchFileError:
+        raise
     except pickle.UnpicklingError as error:
         # torch's own message recommends to load the file unsafely, so only the name of the object is repeated.
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         if not blocked:
             cause = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-            raise _damage_error(path, cause[1] if cause else "not a stream of tensors") from None
-        raise FeatureError(
-            f"{path} holds more than tensors, and reading it could run a program hidden in it; it was not read\n"
+            raise _damage_error(cause[1] if cause else "not a stream of tensors") from None
+        raise TorchFileError(
+            "holds more than tensors, and reading it could run a program hidden in it; it was not read\n"
             f"  got: a request for {blocked[1]}\n"
-            "  remedy: where the file is trusted, save the state dict alone, torch.save(model.state_dict(), path)"
+            "  remedy: where the file is trusted, save the state dict alone, torch.save(model.state_dict(), path)",
+            True,
         ) from None
-    except FeatureError:
-        raise
     except Exception as error:  # a damaged file makes the reader fail with any error
-        raise _damage_error(path, error) from None
+        raise _damage_error(error) from None
 
 
-def _damage_error(path: Path, reason: Exception | str) -> FeatureError:
+def _check_archive(file: IO[bytes]) -> Counter[int]:
+    """Compare the checksums of an archive; return the numbers of bytes of its tensors' data."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.filename.endswith("/constants.pkl") for member in members):
+            raise TorchFileError("is a TorchScript program; save the state dict of its model instead", True)
+        if packed := [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]:
+            raise _damage_error(f"torch does not compress its members, as {first_few(packed)} is")
+        if any(member.CRC for member in members) and (damaged := archive.testzip()):
+            raise _damage_error(f"the checksum of {damaged} in it is not that of its bytes")
+    return Counter(member.file_size for member in members)
+
+
+def _keep_on_cpu(sizes: Counter[int] | None, storage: Any, location: str) -> Any:
+    """Refuse a storage that announces more bytes than the archive has for it, which torch would read beyond."""
+    if sizes is not None:
+        sizes[storage.nbytes()] -= 1
+        if sizes[storage.nbytes()] < 0:
+            raise _damage_error(f"it announces a tensor of {storage.nbytes():,} bytes, and no member is of this size")
+    return storage
+
+
+def is_dense(value: object) -> bool:
+    """Return whether a value is a tensor with plain numbers on the CPU; its numbers may be one that is repeated."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+
+
+def _damage_error(reason: Exception | str) -> TorchFileError:
     text = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
-    return FeatureError(f"{path} is damaged or cut short: {text[:200]}\n  remedy: get the file again")
+    if "weights_only" in text:
+        text = "not a stream of tensors"
+    return TorchFileError(f"is damaged or cut short: {text[:200]}")
 
 
 def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
@@ -335,11 +403,7 @@ def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
         raise FeatureError(f"{path} holds {kind}; {expected}")
     if strange := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
         raise FeatureError(f"{path} holds entries that are not tensors: {first_few(strange)}; {expected}")
-    if odd := [
-        str(key)
-        for key, value in content.items()
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu"
-    ]:
+    if odd := [str(key) for key, value in content.items() if not is_dense(value)]:
         raise FeatureError(
             f"{path} holds tensors that are sparse, quantised or without data: {first_few(odd)}; {expected}"
         )
