@@ -271,3 +271,30 @@ def test_tables_fit_a_narrow_terminal(run, toy_split_file):
         [sys.executable, "-m", "meidbench", "evaluate", "--help"], env=narrow, capture_output=True, text=True
     )
     assert text.returncode == 0
+
+
+@pytest.mark.parametrize(("package", "arguments"), [
+    ("torch", ["train", "--split", "SPLIT", "--features", TOY, "--method", "bce"]),
+    ("torch", ["predict", TOY, "--out", "x.parquet"]),
+    ("torch", ["demo", "--out", "OUT"]),
+    ("torch", ["reproduce", "table1", "--out", "OUT"]),
+    ("torch", ["extract-features", TOY, "--out", "OUT"]),
+    ("torch", ["python", "import meidbench; meidbench.VideoLT"]),
+    ("matplotlib", ["stats", "SPLIT", "--plot", "OUT.svg"]),
+])  # fmt: skip
+def test_a_missing_package_gives_one_line(toy_split_file, tmp_path, package, arguments):
+    """None in sys.modules is what import finds of a package that is not installed."""
+    places = {"SPLIT": str(toy_split_file), "OUT": str(tmp_path / "out"), "OUT.svg": str(tmp_path / "out.svg")}
+    arguments = [places.get(argument, str(argument)) for argument in arguments]
+    code = arguments[1] if arguments[0] == "python" else f"from meidbench.cli import main; main({arguments})"
+    hide = f"import sys; sys.modules[{package!r}] = None; "
+    outcome = subprocess.run([sys.executable, "-c", hide + code], capture_output=True, text=True)
+    assert outcome.returncode == 1 and (outcome.stdout == "" or package == "matplotlib")
+    *_, last = outcome.stderr.splitlines()
+    assert package in last and "pip install" in last
+    if arguments[0] == "python":
+        assert last.startswith("meidbench.errors.MeidbenchError: ")
+    else:
+        assert last.startswith("Error: ") and "Traceback" not in outcome.stderr
+        assert len(outcome.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -40,7 +40,8 @@ def table(path, name=EVIL, label="0", **more):
 
 def evil_split(folder):
     """Write a split file with such ids, class names and a name."""
-    annotations = Annotations((f"swim{EVIL}", "run\n\x1b[1m"))
+    line = EVIL.replace("\r", "")
+    annotations = Annotations((f"swim{line}", "run\x1b[1m"))
     for subset, count in VIDEOS.items():
         for number in range(count):
             annotations.append(f"{EVIL}{subset}{number}", subset, (int(number == 0),), 1.0)

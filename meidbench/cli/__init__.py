@@ -1,10 +1,12 @@
 """The command line ``meidbench``. Nothing heavy is imported until a command runs."""
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -21,6 +23,7 @@ from meidbench.errors import MeidbenchError, RequestError, escape_controls, miss
 
 # SIGHUP comes when a terminal is closed; Windows does not have it.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_CLEAN_UP_S = 2.0
 _GOES_ON = "the same command goes on"
 # The work that an interrupted command keeps; every other command leaves its outputs as they were.
 _KEPT = {
@@ -45,19 +48,19 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Raise Interrupted at the first signal; the second one leaves time to clean up, and the third ends the process."""
+    """Raise Interrupted at a signal; further ones within seconds, as torchrun sends them, leave time to clean up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    owner, received = os.getpid(), 0
+    owner, last = os.getpid(), -math.inf
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        received += 1
-        if os.getpid() != owner or received > 2:  # a forked child ends without words
+        nonlocal last
+        if os.getpid() != owner:  # a forked child ends without words
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif received == 1:
+        if (now := time.monotonic()) - last > _CLEAN_UP_S:
+            last = now
             raise Interrupted(number)
 
     before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -122,9 +125,8 @@ def _quoted() -> Iterator[None]:
 def _end_interrupted(ctx: click.Context, interrupt: KeyboardInterrupt) -> NoReturn:
     number = getattr(interrupt, "number", signal.SIGINT)
     if os.environ.get("RANK", "0") == "0":  # the processes of torchrun end with one line
-        with suppress(OSError):  # the terminal may be closed
-            name, kept = signal.Signals(number).name, _KEPT.get(ctx.invoked_subcommand or "", _NOTHING_KEPT)
-            report(f"interrupted by {name}: {kept}")
+        name, kept = signal.Signals(number).name, _KEPT.get(ctx.invoked_subcommand or "", _NOTHING_KEPT)
+        report(f"interrupted by {name}: {kept}")
     ctx.exit(128 + number)
 
 

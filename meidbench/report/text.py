@@ -155,7 +155,7 @@ def _right_aligned(header: list[str], rows: list[list[str]]) -> str:
 
 def title_lines(result: Result | Comparison, videos: int) -> str:
     """Return the title of numbers on a split, and a line per note that belongs to them."""
-    title = f"{result.dataset} ({result.variant}), {result.subset}: {videos:,} videos"
+    title = f"{escape_controls(result.dataset)} ({result.variant}), {result.subset}: {videos:,} videos"
     return "\n".join([title, *result.notes])
 
 
