@@ -243,7 +243,7 @@ def extract_features(
     progress: Advance | None = None,
     report: Report | None = None,
 ) -> ExtractionSummary:
-    """Extract the features of videos into one feature file.
+    """Extract the features of videos into one feature file; where every video failed, no file is left but a shard's.
 
     Parameters
     ----------
@@ -272,10 +272,6 @@ def extract_features(
     FeatureError
         There is no space, another process writes the same file, or an earlier run had other settings.
         Finished videos stay in ``OUT.partial``.
-
-    Notes
-    -----
-    Where every video failed, no file is left, except as a shard.
     """
     report = report or (lambda line: None)
     progress = progress or (lambda steps: None)
