@@ -22,7 +22,7 @@ import meidbench
 from meidbench.baselines.configuration import Config, flatten
 from meidbench.checks import convert, is_whole_number, read_json, show
 from meidbench.errors import MeidbenchError, bullet_list
-from meidbench.extraction.encoders.weights import TorchFileError, load_torch_file
+from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
 from meidbench.features import FeatureSource, PackedFile
 from meidbench.features.feature_file import Header, stored_checksums
 from meidbench.files import locked, written_whole
@@ -332,8 +332,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise MeidbenchError(f"there is no checkpoint {path}; train the run first")
     try:
         with path.open("rb") as file:
-            if not file.read(1):
-                raise TorchFileError("is empty")
+            if (start := file.read(len(ZIP))) != ZIP:  # torch's former format has no checksums
+                raise TorchFileError("is in a form that no run writes" if start else "is empty")
             content = load_torch_file(file)
         if not isinstance(content, dict) or type(content.get("format_version")) is not int:
             raise TorchFileError("has no format_version")

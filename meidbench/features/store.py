@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -289,7 +290,12 @@ def _start(
     place = partial_path(path)
     # It gets its name with all videos that it takes over, or a kill in between would lose them. HDF5 locks it itself.
     with written_whole(place, hold=False) as temporary:
-        create(temporary, layout, recipe)
+        try:
+            create(temporary, layout, recipe)
+        except (OSError, RuntimeError) as error:  # of the HDF5 library, where the disk is full
+            told = re.search("error message = '([^']*)'", str(error))
+            reason = told[1] if told else str(error).partition("\n")[0]
+            raise FeatureError(f"cannot write {path}: {reason}; make room, or choose another place") from None
         with closing(FeatureWriter(path, temporary, read_header(temporary))) as writer:
             for source, header in headers.items():
                 if taken := _take_over(writer, source, header, retry_failed):
