@@ -1,17 +1,21 @@
-"""Checks of single values, and the one reader from tables (TOML files, KEY=VALUE settings, JSON) to dataclasses."""
+"""Checks of single values and of outputs; the one reader from tables (TOML, KEY=VALUE, JSON) to dataclasses."""
 
 import dataclasses
 import json
 import math
 import numbers
 import operator
+import os
+import stat
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from meidbench.errors import MeidbenchError
+from meidbench.errors import MeidbenchError, OutputError
+from meidbench.files import find_stat, is_written_through
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -339,3 +343,71 @@ def describe_type(hint: Any) -> str:
     if dataclasses.is_dataclass(item):
         return "a list of tables"
     return "a list of strings" if item is str else "a list of whole numbers, such as [30, 60]"
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+# In a folder of inputs (videos, frames, .npy files), an existing file is replaced only where it ends like a result.
+RESULT_ENDINGS = ("", ".json", ".csv", ".html", ".tex", ".parquet", ".h5", ".hdf5")
+
+
+def output_problems(outputs: Sequence[tuple[str, Path]], inputs: Sequence[tuple[str, Path]] = ()) -> list[str]:
+    """Return why outputs would destroy something: an input, another output, or the file that stdout goes to.
+
+    Each path has a name for the problems, such as ``--json``. A file is recognised through links and other spellings.
+    """
+    problems = []
+    for number, (name, path) in enumerate(outputs):
+        if is_written_through(path):
+            continue
+        found = find_stat(path)
+        if found and stat.S_ISDIR(found.st_mode):
+            problems.append(f"{name} {path} is a folder; name a file")
+        for other, source in inputs:
+            if is_same_file(path, source):
+                problems.append(f"{name} {path} is the same file as {other} {source}, which would be lost")
+            elif found and path.suffix.lower() not in RESULT_ENDINGS and _lies_in(path, source):
+                problems.append(f"{name} {path} is a file in {other} {source} and would be lost")
+        for other, earlier in outputs[:number]:
+            if is_same_file(path, earlier):
+                problems.append(f"{name} {path} is the same file as {other} {earlier}; each output needs its own file")
+        for other, descriptor in (("stdout", 1), ("stderr", 2)):
+            if found and (stream := find_stat(descriptor)) and os.path.samestat(found, stream):
+                problems.append(f"{name} {path} is the file that {other} is written to")
+    return problems
+
+
+def refuse_lost_inputs(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise ``OutputError`` where writing ``output`` would destroy one of the inputs, which are files or folders."""
+    if problems := output_problems([("the output", output)], [("the input", path) for path in inputs]):
+        raise OutputError(f"{problems[0]}; choose another output")
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to the same file, through any link or spelling.
+
+    Two files that do not exist yet are the same also where only the case of their names differs.
+
+    Examples
+    --------
+    >>> is_same_file(Path("a/../new.json"), Path("New.json")), is_same_file(Path("new.json"), Path("new.csv"))
+    (True, False)
+    """
+    found, there = find_stat(one), find_stat(other)
+    if found and there:
+        return os.path.samestat(found, there)
+    if found or there:
+        return False
+    first, second = (unicodedata.normalize("NFC", os.path.realpath(path)).casefold() for path in (one, other))
+    return first == second
+
+
+def describe_missing(what: str, path: Path) -> str:
+    """Return the problem with a path that is not a regular file: it does not exist, or is something else."""
+    if (found := find_stat(path)) is None:
+        return f"there is no {what} {path}"
+    return f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}; expected a {what}"
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents

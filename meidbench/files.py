@@ -19,8 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,6 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
-
-
-# In a folder of inputs (videos, frames, .npy files), an existing file is replaced only where it ends like a result.
-RESULT_ENDINGS = ("", ".json", ".csv", ".html", ".tex", ".parquet", ".h5", ".hdf5")
 
 
 @contextmanager
@@ -55,9 +50,9 @@ def written_whole(path: Path, *, hold: bool = True) -> Iterator[Path]:
     """
     target = place = path
     try:
-        target, through = resolve_output(path), _is_written_through(path)
+        target, through = resolve_output(path), is_written_through(path)
         place = Path(tempfile.gettempdir(), path.name) if through else target
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(place)
         _remove_stale(place)
         with _create_temporary(place, hold, private=through or place.exists()) as temporary:
             yield temporary
@@ -70,11 +65,9 @@ def written_whole(path: Path, *, hold: bool = True) -> Iterator[Path]:
     except OSError as error:
         named = None if error.filename is None else Path(os.fsdecode(error.filename))
         is_temporary = named is not None and _temporary_names(place).fullmatch(named.name)
-        if named in (None, path, target) or is_temporary:
-            raise _unwritable(path, error) from None
-        if named in target.parents:
-            raise _unwritable(path, error, named) from None
-        raise  # the block reads another file
+        if named not in (None, path, target) and not is_temporary:
+            raise  # the block reads another file
+        raise _unwritable(path, error) from None
 
 
 def resolve_output(path: Path, *, regular: bool = False) -> Path:
@@ -82,15 +75,23 @@ def resolve_output(path: Path, *, regular: bool = False) -> Path:
 
     ``OutputError`` for a folder, a read-only file and, with ``regular``, a device, a FIFO or a descriptor.
     """
-    if (found := _stat(path)) and stat.S_ISDIR(found.st_mode):
+    if (found := find_stat(path)) and stat.S_ISDIR(found.st_mode):
         raise OutputError(f"cannot write {path}: it is a folder; name a file")
     if found and not os.access(path, os.W_OK):
         raise OutputError(f"cannot write {path}: the file is read-only; name another file, or change its mode")
-    if _is_written_through(path):
+    if is_written_through(path):
         if regular:
             raise OutputError(f"cannot write {path}: it is no regular file, and an interrupted run could not resume it")
         return path
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder of an output; ``OutputError`` names the output where that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error, path.parent) from None
 
 
 def replace_file(temporary: Path, target: Path) -> None:
@@ -107,69 +108,7 @@ def replace_file(temporary: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-def output_problems(outputs: Sequence[tuple[str, Path]], inputs: Sequence[tuple[str, Path]] = ()) -> list[str]:
-    """Return why outputs would destroy something: an input, another output, or the file that stdout goes to.
-
-    Each path has a name for the problems, such as ``--json``. A file is recognised through links and other spellings.
-    """
-    problems = []
-    for number, (name, path) in enumerate(outputs):
-        if _is_written_through(path):
-            continue
-        found = _stat(path)
-        if found and stat.S_ISDIR(found.st_mode):
-            problems.append(f"{name} {path} is a folder; name a file")
-        for other, source in inputs:
-            if is_same_file(path, source):
-                problems.append(f"{name} {path} is the same file as {other} {source}, which would be lost")
-            elif found and path.suffix.lower() not in RESULT_ENDINGS and _lies_in(path, source):
-                problems.append(f"{name} {path} is a file in {other} {source} and would be lost")
-        for other, earlier in outputs[:number]:
-            if is_same_file(path, earlier):
-                problems.append(f"{name} {path} is the same file as {other} {earlier}; each output needs its own file")
-        for other, descriptor in (("stdout", 1), ("stderr", 2)):
-            if found and (stream := _stat(descriptor)) and os.path.samestat(found, stream):
-                problems.append(f"{name} {path} is the file that {other} is written to")
-    return problems
-
-
-def refuse_lost_inputs(output: Path, inputs: Iterable[Path]) -> None:
-    """Raise ``OutputError`` where writing ``output`` would destroy one of the inputs, which are files or folders."""
-    if problems := output_problems([("the output", output)], [("the input", path) for path in inputs]):
-        raise OutputError(f"{problems[0]}; choose another output")
-
-
-def is_same_file(one: Path, other: Path) -> bool:
-    """Return whether two paths lead to the same file, through any link or spelling.
-
-    Two files that do not exist yet are the same also where only the case of their names differs.
-
-    Examples
-    --------
-    >>> is_same_file(Path("a/../new.json"), Path("New.json")), is_same_file(Path("new.json"), Path("new.csv"))
-    (True, False)
-    """
-    found, there = _stat(one), _stat(other)
-    if found and there:
-        return os.path.samestat(found, there)
-    if found or there:
-        return False
-    first, second = (unicodedata.normalize("NFC", os.path.realpath(path)).casefold() for path in (one, other))
-    return first == second
-
-
-def describe_missing(what: str, path: Path) -> str:
-    """Return the problem with a path that is not a regular file: it does not exist, or is something else."""
-    if (found := _stat(path)) is None:
-        return f"there is no {what} {path}"
-    return f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}; expected a {what}"
-
-
-def _lies_in(path: Path, folder: Path) -> bool:
-    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
-
-
-def _stat(path: Path | int) -> os.stat_result | None:
+def find_stat(path: Path | int) -> os.stat_result | None:
     """Return the facts about a file or an open descriptor, None where there is no such file."""
     try:
         return os.stat(path)  # noqa: PTH116 - a descriptor is no path
@@ -177,9 +116,9 @@ def _stat(path: Path | int) -> os.stat_result | None:
         return None
 
 
-def _is_written_through(path: Path) -> bool:
+def is_written_through(path: Path) -> bool:
     """Return whether a path is a descriptor, or exists and is neither a regular file nor a folder."""
-    if (found := _stat(path)) is None or stat.S_ISDIR(found.st_mode):
+    if (found := find_stat(path)) is None or stat.S_ISDIR(found.st_mode):
         return False
     return not stat.S_ISREG(found.st_mode) or _find_descriptor(path) is not None
 
@@ -260,7 +199,7 @@ def _unwritable(path: Path, error: OSError, folder: Path | None = None) -> Outpu
         remedy = f": its folder {path.parent} cannot be written to; choose another place"
     else:
         remedy = ""
-    found = _stat(path)
+    found = find_stat(path)
     old = " (the old file is unchanged)" if found and stat.S_ISREG(found.st_mode) else ""
     return OutputError(f"cannot write {path}: {where}{remedy}{old}")
 
@@ -469,7 +408,7 @@ def _read_in_steps(path: str, datasets: list[str]) -> Iterator[None]:
                 for _ in _read_members(found):
                     yield
         for name in datasets:
-            dataset = file.get(name)
+            dataset = open_inside(file, name)
             if isinstance(dataset, h5py.Dataset) and dataset.shape:
                 width = max(dataset.dtype.itemsize * dataset.size // max(len(dataset), 1), 1)
                 rows = max(_BLOCK_BYTES // width, 1)
@@ -479,12 +418,72 @@ def _read_in_steps(path: str, datasets: list[str]) -> Iterator[None]:
 
 
 def _read_members(group: Any) -> Iterator[Any]:
-    """Yield the objects of a group after their attributes, shape and type were read."""
+    """Yield the objects of a group that lie in its file; their shapes and types are read."""
     for name in group:
         try:
-            found = group[name]
-            dict(found.attrs)
-            _ = [getattr(found, fact, None) for fact in ("shape", "dtype", "chunks")]
+            found = open_inside(group, name)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError):
             continue  # the parent refuses it, or never asks for it
         yield found
+
+
+LARGEST_CHUNK = 1 << 28  # bytes of one compressed piece of a dataset; sound writers make much smaller ones
+
+
+def open_inside(group: Any, name: str, hops: int = 8) -> Any:
+    """Return an object of an HDF5 group that lies in the group's file with all its bytes; None where it is absent.
+
+    No other file is opened on the way. Soft links are followed, up to ``hops`` of them, where they stay in the file.
+
+    Raises
+    ------
+    OSError
+        A link leads to another file; the numbers of a dataset lie in other files, or this file is too small for them.
+    """
+    import h5py
+
+    found = group.file if name.startswith("/") else group
+    for part in filter(None, name.split("/")):
+        key = part.encode(errors="surrogateescape")
+        if not isinstance(found, h5py.Group) or not found.id.links.exists(key):
+            return None
+        link = found.id.links.get_info(key).type
+        if link == h5py.h5l.TYPE_SOFT:
+            if not hops:
+                raise OSError(f"{name} is a link of too many steps")
+            found = open_inside(found, found.id.links.get_val(key).decode(errors="surrogateescape"), hops - 1)
+        elif link == h5py.h5l.TYPE_HARD:
+            opened = h5py.h5o.open(found.id, key)  # several times as fast as found[part]
+            if isinstance(opened, h5py.h5d.DatasetID):
+                _refuse_storage_elsewhere(opened, name)
+                found = h5py.Dataset(opened)
+            else:
+                found = h5py.Group(opened) if isinstance(opened, h5py.h5g.GroupID) else found[part]
+        else:
+            raise OSError(f"{name} is a link to another file; numbers are read from the file itself alone")
+    return found
+
+
+def _refuse_storage_elsewhere(dataset: Any, name: str) -> None:
+    from h5py import h5d, h5i
+
+    plan, shape = dataset.get_create_plist(), dataset.shape
+    layout = plan.get_layout()
+    if layout == h5d.VIRTUAL or plan.get_external_count():
+        raise OSError(f"{name} keeps its numbers in other files; copy them into the file itself")
+    itemsize = dataset.dtype.itemsize
+    needed = itemsize * math.prod(shape or (0,))
+    if not needed or layout == h5d.COMPACT:
+        return
+    if layout == h5d.CHUNKED:
+        chunk = plan.get_chunk()
+        if (size := itemsize * math.prod(chunk)) > LARGEST_CHUNK:
+            raise OSError(f"{name} is kept in pieces of {size:,} bytes: it is damaged")
+        expected = math.prod(-(-side // part) for side, part in zip(shape, chunk, strict=True))
+        if (there := dataset.get_num_chunks()) != expected:
+            raise OSError(f"{name} of shape {shape} needs {expected:,} pieces, the file holds {there:,} of them")
+        return
+    offset, size = dataset.get_offset(), h5i.get_file_id(dataset).get_filesize()
+    if offset is None or offset + needed > size:
+        held = 0 if offset is None else max(size - offset, 0)
+        raise OSError(f"{name} of shape {shape} takes {needed:,} bytes, the file holds {held:,} of them")

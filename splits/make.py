@@ -16,7 +16,7 @@ from meidbench.annotations import Annotations, read_annotations
 from meidbench.errors import MeidbenchError, SplitError, first_few
 from meidbench.names import SUBSETS
 from meidbench.splits import released
-from meidbench.splits.manifests import Manifest, RowSketch, load_manifest
+from meidbench.splits.manifests import Manifest, RowSketch, lines_digest, load_manifest
 
 _SYMBOL_OF = {subset: symbol for symbol, subset in released.SYMBOLS.items()}
 _WIDTH = 100
@@ -46,8 +46,8 @@ def make_assignment(manifest: Manifest, annotations: Annotations, subset_of: dic
     digests = released.source_digests(annotations)
     return {
         "symbols": [symbols[start : start + _WIDTH] for start in range(0, len(symbols), _WIDTH)],
-        "ids_digest": released.lines_digest(ids),
-        "names_digest": released.lines_digest(annotations.class_names),
+        "ids_digest": lines_digest(ids),
+        "names_digest": lines_digest(annotations.class_names),
         "split_digest": split.digest,
         "source_videos": {source: annotations.sources.count(source) for source in digests},
         "source_digests": digests,

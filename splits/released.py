@@ -87,9 +87,8 @@ def id_rows(annotations: Annotations) -> list[Row]:
 
 def pool_lines(annotations: Annotations) -> Iterator[tuple[str, str]]:
     """Yield the id of each video and, as a line of JSON, everything that is read of it."""
-    columns = (annotations.video_ids, annotations.sources, annotations.labels, annotations.lengths)
-    columns += (annotations.subjects, annotations.views, annotations.pair_ids, annotations.segments)
-    for row in zip(*columns, strict=True):
+    columns = ("video_ids", "sources", "labels", "lengths", "subjects", "views", "pair_ids", "segments")
+    for row in zip(*(getattr(annotations, column) for column in columns), strict=True):
         yield row[0], json.dumps(row)
 
 

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from meidbench.annotations import Annotations
-from meidbench.checks import one_of
+from meidbench.checks import describe_missing, one_of
 from meidbench.errors import SplitError, bullet_list, first_few
-from meidbench.files import describe_missing, written_whole
+from meidbench.files import written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
 from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, Thresholds, content_digest
@@ -316,8 +316,8 @@ def _label_pairs(rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
 
 def write_split(split: Split, path: Path) -> Path:
     """Write a split file; the same split gives the same bytes, and one that contradicts itself a ``SplitError``."""
-    facts = {"variant": split.variant, "content_digest": split.content_digest, "format_version": FORMAT_VERSION}
-    metadata = replace(split.metadata, **facts)
+    content, variant = split.content_digest, split.variant
+    metadata = replace(split.metadata, variant=variant, content_digest=content, format_version=FORMAT_VERSION)
     SplitMetadata.from_json(metadata.to_json())
     if problems := _unusable(split) or contradictions(split):
         raise SplitError(f"the split {split.dataset} contradicts itself:\n{bullet_list(problems)}")

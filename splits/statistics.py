@@ -56,7 +56,7 @@ def split_statistics(split: Split) -> Statistics:
     videos = {subset: len(split.rows(subset)) for subset in SUBSETS}
     present = split.train_counts[split.train_counts > 0]
     most, least = (int(present.max()), int(present.min())) if len(present) else (0, 0)
-    has_videos = sum(split.positives(subset) for subset in SUBSETS) > 0
+    has_videos = np.sum([split.positives(subset) for subset in SUBSETS], axis=0) > 0
 
     def labels_per_video(*subsets: str) -> float:
         labels = sum(int(split.positives(subset).sum()) for subset in subsets)

@@ -221,13 +221,14 @@ def run_command(arguments: list[str]) -> tuple[str, str]:
 
 
 def describe_output(path: Path) -> bytes:
-    """Return what counts of an output: the numbers of features, the content of a split without its sources, or all."""
+    """Return what counts of an output: the numbers of features, or rows in any order with facts but for the sources."""
     if path.suffix != ".h5":
         import pyarrow.parquet as pq
 
         table = pq.read_table(path)
         metadata = json.loads(table.schema.metadata[b"meidbench"])
-        return repr((table.to_pydict(), {key: metadata[key] for key in metadata if key != "sources"})).encode()
+        rows = sorted(map(repr, table.to_pylist()))
+        return repr((rows, {key: metadata[key] for key in metadata if key != "sources"})).encode()
     import h5py
 
     with h5py.File(path) as file:

@@ -25,7 +25,7 @@ names = ["av", "numpy", "pandas", "pyarrow", "scipy", "h5py", "pillow", "click",
 print("python", platform.python_version(), *(f"{name} {version(name)}" for name in names))
 assert int(av.__version__.split(".")[0]) >= 19, f"PyAV {av.__version__} is not the newest"
 CHECK
-meidbench demo --out demo-out > demo.txt
+meidbench demo --out demo-out > demo.txt 2>&1 || { cat demo.txt; exit 1; }
 mkdir clips
 python - <<'CLIP'
 import sys

@@ -356,6 +356,24 @@ def test_room_is_kept_where_there_are_more_frames_than_packets(tmp_path, monkeyp
     assert (got.result.status, got.result.reason) == ("salvaged", "more frames than packets, 1 rows left out")
 
 
+def test_a_frame_that_is_announced_and_does_not_come_is_told(tmp_path, monkeypatch):
+    """HEVC's and AV1's decoders leave out a damaged frame without an error."""
+    path = write_video(tmp_path / "a.avi", pictures(30), "mjpeg", pix_fmt="yuvj420p")
+    genuine, left_out = video_files._decode_frames, {0, 17}
+
+    def leave_out(*arguments):
+        return (frame for number, frame in enumerate(genuine(*arguments)) if number not in left_out)
+
+    monkeypatch.setattr(video_files, "_decode_frames", leave_out)
+    result = read(path, "all").result
+    assert (result.status, result.num_frames) == ("salvaged", 28)
+    assert result.reason == "1 frames that packets announce did not come"
+    left_out = {0, 1, 2}  # a part of a longer video may begin with frames that refer to earlier ones
+    assert read(path, "all").result.status == "ok"
+    left_out = set(range(1, 30, 2))  # two packets per frame
+    assert read(path, "all").result.status == "ok"
+
+
 def test_a_file_that_cannot_be_read_any_further_comes_to_an_end():
     class Broken:
         def demux(self, *_: object) -> object:

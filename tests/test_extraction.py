@@ -25,7 +25,7 @@ from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, ResNet,
 from meidbench.extraction.encoders.extractor import Extractor, choose_device
 from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing
 from meidbench.extraction.encoders.weights import load_weights
-from meidbench.extraction.extraction import extract_features, summarise
+from meidbench.extraction.extraction import Shard, extract_features, summarise
 from meidbench.extraction.frames import FrameRule
 from meidbench.extraction.videos import find_videos
 from meidbench.features import open_features
@@ -219,7 +219,12 @@ def test_features_that_are_not_finite_fail(clips, tmp_path):
     extractor = TinyExtractor(dtype="float16")
     extractor.encode = lambda crops: torch.full((len(crops), 2048), 1e6)
     summary = extract_features(find_videos(clips, ["clip0"]).videos, tmp_path / "f.h5", extractor, workers=1)
-    assert summary.troubles == (("clip0", "failed", "the features are not finite in float16"),)
+    said = "the features are not finite in float16; pass --dtype float32"
+    assert summary.troubles == (("clip0", "failed", said),)
+    assert list(tmp_path.iterdir()) == [], "a file of failures alone would refuse the next try with float32"
+    part = Shard(1, 2)
+    extract_features(find_videos(clips, ["clip0", "clip2"]).videos, tmp_path / "f.h5", extractor, shard=part, workers=1)
+    assert part.part_path(tmp_path / "f.h5").is_file(), "a merge needs all parts"
 
 
 # --- decoding processes ------------------------------------------------------------------------------
@@ -403,8 +408,12 @@ def test_extract_features_command(clips, run, tmp_path, toy_split_file, small_re
         (["--shard", "3/2"], 2, "a shard is I/N"),
         (["--frames", "10000000000000000000"], 2, "--frames"),
         (["--folder-fps", "inf", "--weights", "random", "--seed", "1"], 1, "positive number of frames per second"),
-        (["--device", "meta", "--weights", "random", "--seed", "1"], 1, "'meta' cannot be used"),
-        (["--device", "abacus", "--weights", "random", "--seed", "1"], 1, "'abacus' cannot be used"),
+        (["--device", "meta", "--weights", "random", "--seed", "1"], 1, "Error: 'meta' is no device that can be used"),
+        (
+            ["--device", "abacus", "--weights", "random", "--seed", "1"],
+            1,
+            "Error: 'abacus' is no device that can be used",
+        ),
         (["--weights", "nowhere.pth"], 1, "nowhere.pth"),
         (["--backbone", "tsm-resnet50"], 1, "no default weights"),
     ],
@@ -413,6 +422,21 @@ def test_invalid_calls_are_refused(clips, run, tmp_path, arguments, code, messag
     outcome = run("extract-features", clips, "--out", tmp_path / "f.h5", *arguments)
     assert outcome.exit_code == code and message in outcome.stderr and outcome.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_in_which_every_video_failed_leaves_no_file(clips, run, tmp_path, in_this_process, small_resnet50):
+    """The file used to stand in the way of the next try, and its message spoke of all others."""
+    folder, out = tmp_path / "videos", tmp_path / "f.h5"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes((clips / "noise.avi").read_bytes())
+    command = ["extract-features", folder, "--out", out, "--weights", "random", "--seed", 1, "--backbone", "resnet50"]
+    failed = run(*command)
+    assert failed.exit_code == 1
+    assert failed.stderr.endswith("failed: a (cannot be opened: Invalid data found when processing input)\n"
+                                  "Error: all 1 videos failed; no file was written\n")  # fmt: skip
+    assert list(tmp_path.iterdir()) == [folder]
+    shutil.copy(clips / "clip1.mp4", folder / "a.mp4")
+    assert run(*command, "--frames", 3).exit_code == 0 and read_header(out).layout.rows.tolist() == [3]
 
 
 def test_an_unknown_device_is_refused():
@@ -427,7 +451,12 @@ def test_verify_features_extracts_some_videos_again(clips, run, tmp_path, small_
         shutil.copy(clips / name, folder)
     out = tmp_path / "f.h5"
     common = ["--backbone", "resnet50", "--frames", 3, "--weights", "random", "--seed", 1]
-    assert run("extract-features", folder, "--out", out, *common).exit_code == 0
+    timed = [*common, "--sampling", "uniform-time"]
+    assert run("extract-features", folder, "--out", out, *timed).exit_code == 0
+    assert read_header(out).recipe["sampling"] == "uniform-time=3"
+    assert "(0 extracted now)" in run("extract-features", folder, "--out", out, *timed).stdout
+    other = run("extract-features", folder, "--out", out, *common)
+    assert other.exit_code == 1 and "uniform-time=3" in other.stderr and "uniform=3" in other.stderr
     weights = ["--weights", "random", "--weights-seed"]
     verified = run("verify-features", out, "--videos", folder, *weights, 1, "--sample", 2, "--json", "-")
     assert verified.exit_code == 0, verified.stderr

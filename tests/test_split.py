@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from material import TOY, TOY_MANIFEST
 
-from meidbench.errors import SplitError
+from meidbench.errors import OutputError, SplitError
 from meidbench.names import SUBSETS
 from meidbench.splits.manifests import load_manifest, split_path
 from meidbench.splits.released import build_released, write_csv, write_lists
@@ -378,7 +378,7 @@ def test_a_failed_write_leaves_the_old_file(toy_split, tmp_path, monkeypatch):
     path = write_split(toy_split, tmp_path / "s.parquet")
     before = path.read_bytes()
     monkeypatch.setattr(pq, "write_table", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         write_split(toy_split, path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.parquet"]

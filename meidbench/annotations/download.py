@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
-from meidbench.errors import DownloadError, first_few
+from meidbench.errors import DownloadError, OutputError, first_few
 from meidbench.files import file_sha256, hash_file, locked, written_whole
 from meidbench.names import DownloadProgress, Report
 from meidbench.splits.manifests import Download, Manifest
@@ -293,7 +293,7 @@ def unpack(archive: Path, folder: Path, *, report: Report | None = None, max_byt
         try:
             with written_whole(path) as temporary:
                 temporary.write_bytes(content)
-        except OSError as error:
+        except (OSError, OutputError) as error:
             remedy = f"make room and write access there, or unpack the archive into {folder} by hand"
             raise DownloadError(f"cannot unpack {archive} into {folder}: {error}\n  remedy: {remedy}") from error
     return paths

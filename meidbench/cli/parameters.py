@@ -69,7 +69,7 @@ class Command(click.Command):
             elif isinstance(parameter.type, InputPath | InputName):
                 inputs += [(name, path) for entry in values for path in parameter.type.files(entry)]
         if outputs:
-            from meidbench.files import output_problems
+            from meidbench.checks import output_problems
 
             there = [(name, path) for name, path in inputs if os.path.lexists(path)]
             if problems := output_problems(outputs, there):
@@ -135,7 +135,7 @@ def report(line: str) -> None:
 
 def refuse_unusable_outputs(*paths: Path | None) -> None:
     """Refuse files that a command writes at its end where one is a folder, or two are the same file."""
-    from meidbench.files import output_problems
+    from meidbench.checks import output_problems
 
     if problems := output_problems([("the output", path) for path in paths if path is not None and str(path) != "-"]):
         raise click.UsageError("\n".join(problems))

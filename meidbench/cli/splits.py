@@ -198,7 +198,7 @@ def _places(folder: Path, stem: str, lists: Mapping[str, str], formats: tuple[st
 
 def _refuse_lost_sources(places: Iterable[Path], sources: Iterable[Path | None]) -> None:
     """Refuse to replace a source of the split or a folder."""
-    from meidbench.files import output_problems
+    from meidbench.checks import output_problems
 
     inputs = [("the source", path) for path in sources if path is not None]
     if problems := output_problems([("the output", path) for path in places], inputs):

@@ -32,6 +32,8 @@ from meidbench.extraction.videos import Video
 _SKIPPABLE = frozenset({"h264"})
 # Containers whose duration is written down rather than estimated from the bit rate.
 _DURATION_IN_HEADER = frozenset({"matroska", "mov", "avi"})
+# Decoders that give a frame for every packet. Of others a packet can hold a hidden frame, or say that one is left out.
+_FRAME_PER_PACKET = frozenset({"h264", "hevc", "vp9", "libdav1d", "av1", "mjpeg"})
 # AVI counts packets in the order of decoding, and libav does not derive H.264's order of display from it.
 _NO_TIMES_OF_DISPLAY = ("avi", "h264")
 _ATTACHED_PICTURE = 0x400
@@ -127,6 +129,7 @@ def _count_frames(path: Path, damage: "_Damage", scan: "_PacketScan") -> npt.NDA
     """Decode everything, and return the time of each frame in seconds since the first."""
     pts: list[int | None] = []
     with _open_file(path) as (container, stream):
+        complete = stream.codec_context.codec.name in _FRAME_PER_PACKET and not scan.doubt
         for frame in _decode_frames(container, stream, damage):
             pts.append(frame.pts)
             damage.frames += bool(frame.is_corrupt)
@@ -137,6 +140,10 @@ def _count_frames(path: Path, damage: "_Damage", scan: "_PacketScan") -> npt.NDA
         return scan.times
     if None not in pts:
         known = np.array(pts, dtype=np.int64)
+        if complete:
+            lost = np.setdiff1d(scan.pts[scan.pts > known[0]], known)
+            # Interlaced streams may have two packets per frame.
+            damage.lost = len(lost) if len(lost) < len(scan.pts) / 4 else 0
         if (np.diff(known) > 0).all() and (known[-1] - known[0]) * scan.time_base <= _LONGEST:
             return _to_seconds(known, scan.time_base)
     if None in pts or scan.dts is not None:
@@ -152,6 +159,7 @@ class _Damage:
     packets: int = 0
     reads: int = 0
     frames: int = 0
+    lost: int = 0  # frames that packets announced and that did not come
     first: str = ""
 
     def note(self, error: Exception) -> None:
@@ -163,6 +171,8 @@ class _Damage:
             what = "packets could not be decoded" if self.packets else "places could not be read"
             number = self.packets or self.reads
             parts.append(f"{number:,} {what} ({self.first}); frames taken from the {num_frames:,} that could")
+        if self.lost and not parts:
+            parts.append(f"{self.lost:,} frames that packets announce did not come")
         if self.frames:
             parts.append(f"{self.frames:,} of {num_frames:,} frames are damaged")
         return "; ".join(parts)
@@ -258,7 +268,8 @@ def _open_container(path: str) -> InputContainer:
         return av.open(path, container_options=options)
     except UnicodeDecodeError:
         replaced: dict[str, Any] = {"metadata_errors": "replace"}
-        return av.open(path, container_options=options, **replaced)
+        container: InputContainer = av.open(path, container_options=options, **replaced)
+        return container
 
 
 @contextmanager
@@ -381,9 +392,10 @@ def read_frames(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> F
     and holds at most one frame.
 
     A file that was cut short is recognised where its header gives a duration and more than half a second and 2 % of
-    it are missing. Three kinds of damage are not recognised: a cut at the end of a file without such a header (a raw
+    it are missing. Four kinds of damage are not recognised: a cut at the end of a file without such a header (a raw
     stream, a fragmented or live recording); damage to frames that were not decoded; packets that the reader of a
-    damaged Matroska file passes over. The pixels of a damaged frame may depend on what the decoder's memory held, so
+    damaged Matroska or AVI file passes over; damage that the decoder conceals without a word, most often of HEVC, VP8
+    and VP9. The pixels of a damaged frame may depend on what the decoder's memory held, so
     that they, unlike all others, may differ when the file is read again.
     """
     folder_fps = check_folder_fps(folder_fps)

@@ -6,7 +6,7 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from meidbench.checks import refuse_lost_inputs
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.extraction.decoder_pool import (
     SLOT_BYTES,
@@ -42,7 +43,7 @@ from meidbench.features.feature_file import (
 )
 from meidbench.features.records import VideoRows, read_rows
 from meidbench.features.store import FeatureWriter, feature_writer, stored_headers
-from meidbench.files import refuse_lost_inputs, resolve_output
+from meidbench.files import make_parent, resolve_output
 from meidbench.names import Advance, Report
 
 # Finished videos that may wait to be written; more would only take memory.
@@ -124,8 +125,7 @@ def merge_features(
         A part is missing, given twice, not finished, damaged or made by another recipe or from another list of
         videos; nothing is written.
     """
-    out = resolve_output(out, regular=True)
-    refuse_lost_inputs(out, parts)
+    out = _prepare_output(out, parts)
     headers = {path: read_header(path) for path in parts}
     recipe = _check_parts(headers)
     entries = sorted(
@@ -157,6 +157,17 @@ def merge_features(
             if progress is not None:
                 progress(1)
         writer.finish()
+    return out
+
+
+def _prepare_output(out: Path, inputs: Iterable[Path]) -> Path:
+    """Return the file to write, in a folder that takes it; refuse one of the inputs."""
+    out = resolve_output(out, regular=True)
+    if out.exists():
+        refuse_lost_inputs(out, inputs)
+    make_parent(out)
+    if not os.access(out.parent, os.W_OK):
+        raise FeatureError(f"cannot write {out}: {out.parent} cannot be written to; choose another place")
     return out
 
 
@@ -232,14 +243,14 @@ def extract_features(
     progress: Advance | None = None,
     report: Report | None = None,
 ) -> ExtractionSummary:
-    """Extract the features of videos into one feature file.
+    """Extract the features of videos into one feature file; where every video failed, only a shard leaves a file.
 
     Parameters
     ----------
     videos : sequence of Video
         From ``find_videos``.
     out : Path
-        The feature file; a shard writes ``shard.part_path(out)``.
+        The feature file, of which nothing is left where every video failed; a shard writes ``shard.part_path(out)``.
     extractor : Extractor
     shard : Shard, optional
         The videos that this process takes.
@@ -261,10 +272,6 @@ def extract_features(
     FeatureError
         There is no space, another process writes the same file, or an earlier run had other settings.
         Finished videos stay in ``OUT.partial``.
-
-    Notes
-    -----
-    Where every video failed, no file is left, except as a shard.
     """
     report = report or (lambda line: None)
     progress = progress or (lambda steps: None)
@@ -277,12 +284,7 @@ def extract_features(
         if not videos:
             report(f"nothing is left for shard {shard}: there are fewer videos than processes")
             return ExtractionSummary(out)
-    out = resolve_output(out, regular=True)
-    if out.exists():
-        refuse_lost_inputs(out, (video.path for video in videos))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(out.parent, os.W_OK):
-        raise FeatureError(f"{out.parent} cannot be written to; choose another place for the output")
+    out = _prepare_output(out, (video.path for video in videos))
     resize, crop = extractor.backbone.preprocessing.resize, extractor.backbone.preprocessing.crop
     settings = DecodingSettings(extractor.rule, extractor.folder_fps, resize, crop, timeout, slot_bytes)
     make_pool = partial(DecoderPool, settings=settings, processes=workers or default_workers(extractor.device))
@@ -304,9 +306,14 @@ def extract_features(
             with _open_writing_thread(writer) as put, pool:
                 _encode_videos(pool, extractor, pending, put, progress)
         writer.finish()
-    summary = summarise(out, extracted=len(pending))
-    if summary.failed == summary.videos and shard is None:
-        out.unlink()  # a file without rows would only stand in the way of the next try; a merge needs every part
+    return _conclude(out, len(pending), is_part=shard is not None)
+
+
+def _conclude(out: Path, extracted: int, *, is_part: bool) -> ExtractionSummary:
+    """Summarise a finished run; a file without rows is removed, because it would prevent the next try."""
+    summary = summarise(out, extracted)
+    if summary.failed == summary.videos and not is_part:
+        out.unlink()
     return summary
 
 

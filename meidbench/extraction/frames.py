@@ -137,7 +137,7 @@ class FrameRule:
             last = times[-1] - times[0] + _ROUNDING
             asked = np.arange(math.floor(last * self.rate) + 2) / self.rate
             asked = asked[asked <= last]
-        return np.searchsorted(times - times[0], asked + _ROUNDING, side="right") - 1  # type: ignore[no-any-return]
+        return np.searchsorted(times - times[0], asked + _ROUNDING, side="right") - 1
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from meidbench.features.feature_file import (
     stored_checksums,
 )
 from meidbench.features.records import VideoRows, read_rows
-from meidbench.files import locked, replace_file, resolve_output, written_whole
+from meidbench.files import locked, make_parent, replace_file, resolve_output, written_whole
 from meidbench.names import Report
 
 _COMMIT_EVERY = 1.0  # seconds
@@ -93,7 +94,7 @@ def feature_writer(
         raise FeatureError(f"another process is writing {path}; wait for it, or choose another name for the output")
 
     path = resolve_output(path, regular=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     with locked(path, refuse):
         for left in path.parent.glob(f".{glob.escape(partial_path(path).name)}.*"):
             left.unlink()  # of a run that was killed before its file had a name
@@ -186,6 +187,28 @@ class FeatureWriter:
             replace_file(self.place, self.path)
             self.place = self.path
 
+    def refuse_failures(self, what: str) -> None:
+        """Raise ``FeatureError`` where all videos of a new file failed, and remove it: it would block other settings.
+
+        ``what`` is a verb for the message, such as ``packed``.
+        """
+        if len(self.pending) or np.isin(self.status, READY).any() or self.place == self.path:
+            return
+        self.commit()
+        header = read_header(self.place)
+        with self.place.open("rb") as stream:
+            reasons = [
+                f"{video_id}: {read_rows(stream, header, position).reason}"
+                for position, video_id in enumerate(self.layout.video_ids[:5])
+            ]
+        self._stream.close()
+        self.place.unlink()
+        number = len(self.status)
+        more = [f"and {number - 5:,} more"] if number > 5 else []
+        raise FeatureError(
+            f"none of the {number:,} videos can be {what}; no file is written:\n{bullet_list(reasons + more)}"
+        )
+
     def close(self) -> None:
         """Commit and close; the next run continues an unfinished file."""
         if not self._stream.closed:
@@ -226,10 +249,10 @@ class FeatureWriter:
     def _out_of_space(self, error: OSError) -> FeatureError:
         reason = error.strerror or error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return FeatureError(f"cannot write {self.place}: {reason}; run the same command again to continue")
+            return FeatureError(f"cannot write {self.path}: {reason}; run the same command again to continue")
         safe = len(self.status) - len(self.pending) - len(self._uncommitted)
         return FeatureError(
-            f"no space is left for {self.place} ({reason}); {safe:,} of {len(self.status):,} videos are safe in it.\n"
+            f"no space is left for {self.path} ({reason}); {safe:,} of {len(self.status):,} videos are safe.\n"
             "Make room and run the same command again: it continues from there."
         )
 
@@ -267,7 +290,12 @@ def _start(
     place = partial_path(path)
     # It gets its name with all videos that it takes over, or a kill in between would lose them. HDF5 locks it itself.
     with written_whole(place, hold=False) as temporary:
-        create(temporary, layout, recipe)
+        try:
+            create(temporary, layout, recipe)
+        except (OSError, RuntimeError) as error:  # of the HDF5 library, where the disk is full
+            told = re.search("error message = '([^']*)'", str(error))
+            reason = told[1] if told else str(error).partition("\n")[0]
+            raise FeatureError(f"cannot write {path}: {reason}; make room, or choose another place") from None
         with closing(FeatureWriter(path, temporary, read_header(temporary))) as writer:
             for source, header in headers.items():
                 if taken := _take_over(writer, source, header, retry_failed):

@@ -6,8 +6,8 @@ The sizes that a file announces are compared with the file before anything is al
 from collections.abc import Callable
 from pathlib import Path
 
+from meidbench.checks import describe_missing
 from meidbench.errors import PredictionError
-from meidbench.files import describe_missing
 from meidbench.predictions.arrays import Hdf5File, NpzFile
 from meidbench.predictions.base import PredictionFile, TableFile
 from meidbench.predictions.parquet import ParquetFile
