@@ -15,7 +15,7 @@ import pytest
 from material import TOY, TOY_MANIFEST
 
 from meidbench.checks import is_same_file, output_problems
-from meidbench.errors import OutputError
+from meidbench.errors import FeatureError, OutputError
 from meidbench.features.packing import pack
 from meidbench.files import locked, written_whole
 
@@ -320,7 +320,9 @@ def test_a_full_device_names_the_output(run, predictions, toy_split_file):
     assert outcome.exit_code == 1 and "Error: cannot write /dev/full: No space left on device" in outcome.stderr
 
 
-def test_parquet_that_meets_a_full_disk_names_the_output(tmp_path, toy_split):
+def test_libraries_that_meet_a_full_disk_name_the_output(tmp_path, toy_split, monkeypatch):
+    import numpy as np
+
     from meidbench.splits.split import write_split
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -331,6 +333,16 @@ def test_parquet_that_meets_a_full_disk_names_the_output(tmp_path, toy_split):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+    def create(path: Path, *arguments: object) -> None:  # the words of the HDF5 library
+        raise RuntimeError(f"Can't close (write failed, filename = '{path}', errno = 28, error message = 'No space')")
+
+    (tmp_path / "npy").mkdir()
+    np.save(tmp_path / "npy" / "a.npy", np.ones((2, 3), np.float32))
+    monkeypatch.setattr("meidbench.features.store.create", create)
+    with pytest.raises(FeatureError, match=rf"cannot write {tmp_path}/f.h5: No space; make room"):
+        pack(tmp_path / "npy", tmp_path / "f.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["npy"]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def _split_ids(split: str | None) -> list[str] | None:
 @click.argument("videos", metavar="VIDEOS", type=_VIDEO_FOLDER)
 @_out(metavar="FILE.h5", help="The feature file.")
 @click.option("--split", type=SPLIT, help="Take only the videos of this split (a file, or a built benchmark's name).")
-@option_with_default("--backbone", type=click.Choice(BACKBONES), default="resnet101")
+@option_with_default("--backbone", type=click.Choice(tuple(BACKBONES)), default="resnet101")
 @option_with_default(
     "--frames", type=click.IntRange(1, 1_000_000), default=200, help="Rows per video (uniform, uniform-time)."
 )

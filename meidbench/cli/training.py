@@ -28,9 +28,17 @@ from meidbench.cli.parameters import (
     subset_option,
     write_text,
 )
-from meidbench.names import PRECISIONS, RESIDENT, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
+from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
 
 _repeatable = partial(click.option, multiple=True)
+_check = click.option(
+    "--check",
+    type=click.Choice(ROW_CHECKS),
+    default="auto",
+    show_default=True,
+    help="Whose rows are first compared with their checksums: all videos, 500 per subset, or none. auto: all, and 500 "
+    "of a subset of 20 GB and more that was read before and has not changed.",
+)
 # The key of the setting that an option of train stands for, by the option's parameter.
 _KEYS: dict[str, str] = {}
 
@@ -93,6 +101,7 @@ def _telling_of_memory() -> Iterator[None]:
     metavar="RUN",
     help="For a method of two stages, a finished run of its first [default: trained in RUN/first-stage].",
 )
+@_check
 @_short_for("schedule.epochs", "--epochs", type=click.IntRange(min=1), help="Short for --set schedule.epochs=N.")
 @_short_for("seed", "--seed", type=SEED, help="Short for --set seed=N.")
 @_short_for("execution.device", "--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto].")
@@ -120,6 +129,7 @@ def train(
     out: Path | None,
     settings: tuple[str, ...],
     first_stage: Path | None,
+    check: str,
     as_json: bool,
     **short: Any,
 ) -> None:
@@ -145,7 +155,9 @@ def train(
     if out is None:
         out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator_name}-{config.seed}"
     with _telling_of_memory():
-        trained = train_run(split, features, config, out, first_stage=first_stage, progress=progress_bar, report=report)
+        trained = train_run(
+            split, features, config, out, first_stage=first_stage, check=check, progress=progress_bar, report=report
+        )
     if os.environ.get("RANK", "0") != "0":
         return
     for warning in trained.warnings:
@@ -169,6 +181,7 @@ def train(
 @click.option("--split", type=SPLIT, help="A split file, or a built benchmark's name [default: the run's].")
 @click.option("--features", type=ANY_PATH, help="A feature file or folder [default: the run's].")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
+@_check
 def predict(run: Path, out: Path, **options: Any) -> None:
     """Score SUBSET with the best checkpoint in RUN, a folder that 'meidbench train' made."""
     import os

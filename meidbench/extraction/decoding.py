@@ -392,9 +392,10 @@ def read_frames(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> F
     and holds at most one frame.
 
     A file that was cut short is recognised where its header gives a duration and more than half a second and 2 % of
-    it are missing. Three kinds of damage are not recognised: a cut at the end of a file without such a header (a raw
+    it are missing. Four kinds of damage are not recognised: a cut at the end of a file without such a header (a raw
     stream, a fragmented or live recording); damage to frames that were not decoded; packets that the reader of a
-    damaged Matroska file passes over. The pixels of a damaged frame may depend on what the decoder's memory held, so
+    damaged Matroska or AVI file passes over; damage that the decoder conceals without a word, most often of HEVC, VP8
+    and VP9. The pixels of a damaged frame may depend on what the decoder's memory held, so
     that they, unlike all others, may differ when the file is read again.
     """
     folder_fps = check_folder_fps(folder_fps)

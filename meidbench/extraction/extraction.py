@@ -243,14 +243,14 @@ def extract_features(
     progress: Advance | None = None,
     report: Report | None = None,
 ) -> ExtractionSummary:
-    """Extract the features of videos into one feature file.
+    """Extract the features of videos into one feature file; where every video failed, only a shard leaves a file.
 
     Parameters
     ----------
     videos : sequence of Video
         From ``find_videos``.
     out : Path
-        The feature file; a shard writes ``shard.part_path(out)``.
+        The feature file, of which nothing is left where every video failed; a shard writes ``shard.part_path(out)``.
     extractor : Extractor
     shard : Shard, optional
         The videos that this process takes.
@@ -272,10 +272,6 @@ def extract_features(
     FeatureError
         There is no space, another process writes the same file, or an earlier run had other settings.
         Finished videos stay in ``OUT.partial``.
-
-    Notes
-    -----
-    Where every video failed, no file is left, except as a shard.
     """
     report = report or (lambda line: None)
     progress = progress or (lambda steps: None)
@@ -310,9 +306,14 @@ def extract_features(
             with _open_writing_thread(writer) as put, pool:
                 _encode_videos(pool, extractor, pending, put, progress)
         writer.finish()
-    summary = summarise(out, extracted=len(pending))
-    if summary.failed == summary.videos and shard is None:
-        out.unlink()  # a file without rows would only stand in the way of the next try; a merge needs every part
+    return _conclude(out, len(pending), is_part=shard is not None)
+
+
+def _conclude(out: Path, extracted: int, *, is_part: bool) -> ExtractionSummary:
+    """Summarise a finished run; a file without rows is removed, because it would prevent the next try."""
+    summary = summarise(out, extracted)
+    if summary.failed == summary.videos and not is_part:
+        out.unlink()
     return summary
 
 

@@ -15,7 +15,7 @@ from meidbench.extraction import frames
 from meidbench.extraction.frames import DecodingResult, Frame, FrameRule, FrameStream, Restart, join_lines
 
 _NUMBERED = re.compile(r"([0-9]+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
-# What stands before the number. Of a folder with several kinds of names the first kind is the video.
+# Text before the number. Of a folder with several kinds of names the first kind is the video.
 _PREFIXES = ("{}-", "{}_", "frame_", "img_", "image_", "")
 
 

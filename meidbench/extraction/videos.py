@@ -143,7 +143,7 @@ def _walk(
 
 @dataclass
 class _Listing:
-    """What a folder holds; folders below a folder of frames are not looked into."""
+    """The content of a folder; folders below a folder of frames are not looked into."""
 
     videos: list[Video] = field(default_factory=list)
     folders: list["os.DirEntry[str]"] = field(default_factory=list)

@@ -240,7 +240,8 @@ class VideoEncoding:
             if arrived is not None:
                 arrived.synchronize()
             if not finite:
-                return _failed_rows(extractor, result, f"the features are not finite in {extractor.dtype}")
+                remedy = "; pass --dtype float32" if extractor.dtype == "float16" else ""
+                return _failed_rows(extractor, result, f"the features are not finite in {extractor.dtype}{remedy}")
             return VideoRows(
                 rows=stored.numpy(),
                 status=result.status,
