@@ -72,7 +72,7 @@ def evaluate(
 
     PREDICTIONS is Parquet (video_id, scores), NPZ or HDF5 (video_ids, scores), CSV (video_id, then the classes) or the
     official Charades text form, rows in any order. Scores are real numbers; a higher score is more likely. Logits and
-    probabilities are both accepted.
+    probabilities are both accepted; logits have no ties, which float32 probabilities near 1 have.
     """
     from meidbench.evaluation.bootstrap import bootstrap_steps
     from meidbench.evaluation.evaluate import evaluate_scores
