@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from meidbench.errors import MeidbenchError
+from meidbench.errors import MeidbenchError, RequestError
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ def _choose_device(name: str, local_rank: int) -> torch.device:
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError
     except RuntimeError:
-        raise MeidbenchError(f"unknown device {name!r}; known are auto, cpu, cuda and cuda:N") from None
+        raise RequestError(f"unknown device {name!r}; known are auto, cpu, cuda and cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise MeidbenchError(f"torch finds no CUDA device for {name!r}; use --device cpu")
+            raise RequestError(f"torch finds no CUDA device for {name!r}; use --device cpu")
         index = local_rank if device.index is None else device.index
         if index >= torch.cuda.device_count():
-            raise MeidbenchError(f"there is no cuda:{index}; torch finds {torch.cuda.device_count()} CUDA device(s)")
+            raise RequestError(f"there is no cuda:{index}; torch finds {torch.cuda.device_count()} CUDA device(s)")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     return device

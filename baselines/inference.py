@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_fe
 from meidbench.evaluation.evaluate import average_precision, evaluate_scores, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
+from meidbench.features.row_checks import RowCheck, check_rows
 from meidbench.files import written_whole
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
@@ -105,6 +106,42 @@ def score_subset(
             "their features are damaged (check them with 'meidbench verify-features')"
         )
     return scores
+
+
+def check_together(
+    processes: ProcessGroup,
+    features: FeatureSource,
+    split: Split,
+    subsets: Sequence[str],
+    check: str,
+    seed: int,
+    progress: ProgressBar,
+    report: Report,
+) -> RowCheck:
+    """Check the rows of subsets in the first process (``check_rows``); a refusal ends all processes."""
+    refusal, rows = None, RowCheck("", 0, 0, "", False)
+    if processes.is_first:
+        try:
+            rows = check_rows(features, split, subsets, check=check, seed=seed, progress=progress)
+            report(str(rows))
+        except MeidbenchError as error:
+            refusal = error
+    processes.raise_together(refusal)
+    return rows
+
+
+def report_repeated_rows(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
+    """Report how many videos have fewer rows than a run takes of each, so that rows are repeated."""
+    for key, frames, subsets in (
+        ("frames.train", config.frames.train, ("train",)),
+        ("frames.test", config.frames.test, SELECTION_SUBSETS),
+    ):
+        counts = features.check([video_id for subset in subsets for video_id in split.video_ids(subset)])
+        if frames is not None and (few := int((counts < frames).sum())):
+            report(
+                f"warning: {few:,} of {len(counts):,} videos of {' and '.join(subsets)} have fewer rows than "
+                f"{key}={frames} (the shortest has {counts.min():,}): rows are repeated; --set {key}=N takes fewer"
+            )
 
 
 def describe_run(config: Config, epoch: int) -> dict[str, Any]:
@@ -215,6 +252,7 @@ def predict(
     split: Split | str | Path | None = None,
     features: FeatureSource | str | os.PathLike[str] | None = None,
     device: str = "auto",
+    check: str = "auto",
     progress: ProgressBar = show_no_progress,
     report: Report = lambda line: None,
 ) -> Path:
@@ -231,8 +269,8 @@ def predict(
     split, features : optional
         Those of the run, at their old paths, where they are left out.
     device : str
-    progress, report : callable
-        As for ``train``.
+    check, progress, report
+        As for ``train``. The prediction file records ``check`` where not all rows were read.
 
     Returns
     -------
@@ -267,6 +305,7 @@ def predict(
             raise FeatureError(
                 f"{folder.path} was trained on features of width {inputs.dim}, {source.path} has {source.dim}"
             )
+        rows = check_together(processes, source, loaded, [subset], check, config.seed, progress, report)
         if digest_recipe(source) != inputs.recipe_digest:
             report("warning: these features were made by another recipe than those of the training")
         with processes.fork_random():
@@ -274,6 +313,7 @@ def predict(
             epoch = learner.load_weights(folder.best)
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
-            write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, describe_run(config, epoch))
+            facts = describe_run(config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
+            write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)
         processes.wait()
     return Path(out)

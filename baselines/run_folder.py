@@ -21,10 +21,10 @@ import torch
 import meidbench
 from meidbench.baselines.configuration import Config, flatten
 from meidbench.checks import convert, is_whole_number, read_json, show
-from meidbench.errors import FeatureError, MeidbenchError, bullet_list
-from meidbench.extraction.encoders.weights import TorchFileError, load_torch_file
-from meidbench.features import FeatureSource
-from meidbench.features.feature_file import Header, read_header, stored_checksums
+from meidbench.errors import MeidbenchError, bullet_list
+from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
+from meidbench.features import FeatureSource, PackedFile
+from meidbench.features.feature_file import Header, stored_checksums
 from meidbench.files import locked, written_whole
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Report
 from meidbench.splits.split import Split
@@ -53,6 +53,8 @@ class Inputs:
     split_path: str = ""  # where it was; two runs that differ only in paths are the same run
     features_path: str = ""
     first_stage_digest: str = ""  # of the weights that the run begins with; empty for new weights
+    rows_check: str = ""  # full, sample or none: the rows that were read before the training
+    rows_digest: str = ""  # of all rows as they were read; empty where not all were
 
     @classmethod
     def from_sources(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
@@ -80,7 +82,11 @@ class Inputs:
             "recipe_digest": "the features were made by another recipe",
             "first_stage_digest": "the first stage has other weights",
         }
-        return [text for name, text in texts.items() if getattr(self, name) != getattr(other, name)]
+        differing = [name for name in texts if getattr(self, name) != getattr(other, name)]
+        # An earlier version recorded no digest of the rows, and a sample gives none: there is nothing to compare then.
+        if "" not in (self.rows_digest, other.rows_digest) and self.rows_digest != other.rows_digest:
+            differing.append("features_digest")
+        return [texts[name] for name in dict.fromkeys(differing)]
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> "Inputs":
@@ -207,14 +213,16 @@ class RunFolder:
 def digest_features(split: Split, features: FeatureSource) -> str:
     """Return a sha256 that tells the features of a split from others.
 
-    For a feature file it covers the checksum of every video of the split. Other forms have no checksums: there it
-    covers the number of rows of each video, and the rows of a few videos per subset, which other features may share.
+    For a feature file it covers the stored checksum of every video of the split. Other forms have no checksums: there
+    it covers the number of rows of each video, and the rows of a few videos per subset, which other features may share.
+    ``check_rows`` reads all rows. Missing and malformed videos of all subsets are refused together.
     """
     digest = hashlib.sha256()
     header = read_feature_header(features)
     checksums = None
     if header is not None:
         checksums = dict(zip(header.layout.video_ids, stored_checksums(features.path), strict=True))
+    features.check(split.table.column("video_id").to_pylist())
     for subset in SUBSETS:
         video_ids = split.video_ids(subset)
         if not video_ids:
@@ -238,10 +246,7 @@ def digest_recipe(features: FeatureSource) -> str:
 
 def read_feature_header(features: FeatureSource) -> Header | None:
     """Return the header of a feature file, None for other forms of features."""
-    try:
-        return read_header(features.path) if features.path.is_file() else None
-    except FeatureError:  # an HDF5 file of another program
-        return None
+    return features.header if isinstance(features, PackedFile) else None
 
 
 def list_versions() -> dict[str, str]:
@@ -327,8 +332,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise MeidbenchError(f"there is no checkpoint {path}; train the run first")
     try:
         with path.open("rb") as file:
-            if not file.read(1):
-                raise TorchFileError("is empty")
+            if (start := file.read(len(ZIP))) != ZIP:  # torch's former format has no checksums
+                raise TorchFileError("is in a form that no run writes" if start else "is empty")
             content = load_torch_file(file)
         if not isinstance(content, dict) or type(content.get("format_version")) is not int:
             raise TorchFileError("has no format_version")

@@ -21,10 +21,12 @@ from meidbench.baselines.configuration import (
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.inference import (
     Trained,
+    check_together,
     describe_run,
     find_scored_subsets,
     make_subset_loader,
     read_trained,
+    report_repeated_rows,
     score_subset,
     show_no_progress,
     write_scores,
@@ -58,7 +60,7 @@ from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
 from meidbench.loading.batches import Batch, BatchLoader
 from meidbench.loading.datasets import FeatureDataset
-from meidbench.names import Advance, ProgressBar, Report
+from meidbench.names import SUBSETS, Advance, ProgressBar, Report
 from meidbench.splits.split import Split, load_split
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,6 +73,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     first_stage: str | os.PathLike[str] | None = None,
+    check: str = "auto",
     progress: ProgressBar = show_no_progress,
     report: Report = lambda line: None,
 ) -> Trained:
@@ -94,6 +97,8 @@ def train(
     first_stage : path, optional
         For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
         run is trained in ``OUT/first-stage``.
+    check : str
+        The rows that are read before the training; see ``meidbench.features.row_checks.check_rows``.
     progress, report : callable
         See ``meidbench.names.ProgressBar`` and ``Report``.
 
@@ -121,9 +126,13 @@ def train(
     with join_processes(config.execution.device) as processes:
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
-        context = _Context(loaded, source, processes, progress, report)
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
         folder = RunFolder(Path(out))
+        if read_trained(folder, loaded) is None:  # a finished run reads no rows
+            report_repeated_rows(loaded, source, config, report)
+            rows = check_together(processes, source, loaded, SUBSETS, check, config.seed, progress, report)
+            inputs = replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)
+        context = _Context(loaded, source, processes, progress, report, inputs.rows_check)
         if config.first_stage is None and first_stage is None:
             return _train_stage(context, config, inputs, folder)
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
@@ -139,6 +148,7 @@ class _Context:
     processes: ProcessGroup
     progress: ProgressBar
     report: Report
+    rows_check: str  # as in ``Inputs``, of this call
 
 
 @dataclass(frozen=True)
@@ -215,6 +225,7 @@ class _Run:
         split, features, processes = context.split, context.features, context.processes
         self.split, self.config, self.folder, self.processes = split, config, folder, processes
         self.progress, self.report, self.first_stage_weights = context.progress, context.report, weights
+        self.rows_check = context.rows_check
         # All subsets are opened now, so that missing test features are found before the training.
         self.scored = {
             subset: make_subset_loader(split, subset, features, config, processes)
@@ -270,6 +281,7 @@ class _Run:
                 device=str(self.processes.device),
                 processes=self.processes.size,
                 threads=torch.get_num_threads(),
+                rows_check=self.rows_check,
                 versions=list_versions(),
             )
             with self.progress(f"training {self.config.method}", epochs * self._plan_epoch().steps) as advance:

@@ -28,7 +28,12 @@ __all__ = ["__version__", *_MODULES]
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use, so that ``import meidbench`` stays light."""
     if name in _MODULES:
-        return getattr(import_module(f"meidbench.{_MODULES[name]}"), name)
+        try:
+            return getattr(import_module(f"meidbench.{_MODULES[name]}"), name)
+        except ModuleNotFoundError as error:
+            from meidbench.errors import missing_package
+
+            raise missing_package(error) from None
     raise AttributeError(f"module 'meidbench' has no attribute {name!r}")
 
 

@@ -408,7 +408,7 @@ def _read_in_steps(path: str, datasets: list[str]) -> Iterator[None]:
                 for _ in _read_members(found):
                     yield
         for name in datasets:
-            dataset = file.get(name)
+            dataset = open_inside(file, name)
             if isinstance(dataset, h5py.Dataset) and dataset.shape:
                 width = max(dataset.dtype.itemsize * dataset.size // max(len(dataset), 1), 1)
                 rows = max(_BLOCK_BYTES // width, 1)
@@ -418,12 +418,72 @@ def _read_in_steps(path: str, datasets: list[str]) -> Iterator[None]:
 
 
 def _read_members(group: Any) -> Iterator[Any]:
-    """Yield the objects of a group after their attributes, shape and type were read."""
+    """Yield the objects of a group that lie in its file; their shapes and types are read."""
     for name in group:
         try:
-            found = group[name]
-            dict(found.attrs)
-            _ = [getattr(found, fact, None) for fact in ("shape", "dtype", "chunks")]
+            found = open_inside(group, name)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError):
             continue  # the parent refuses it, or never asks for it
         yield found
+
+
+LARGEST_CHUNK = 1 << 28  # bytes of one compressed piece of a dataset; sound writers make much smaller ones
+
+
+def open_inside(group: Any, name: str, hops: int = 8) -> Any:
+    """Return an object of an HDF5 group that lies in the group's file with all its bytes; None where it is absent.
+
+    No other file is opened on the way. Soft links are followed, up to ``hops`` of them, where they stay in the file.
+
+    Raises
+    ------
+    OSError
+        A link leads to another file; the numbers of a dataset lie in other files, or this file is too small for them.
+    """
+    import h5py
+
+    found = group.file if name.startswith("/") else group
+    for part in filter(None, name.split("/")):
+        key = part.encode(errors="surrogateescape")
+        if not isinstance(found, h5py.Group) or not found.id.links.exists(key):
+            return None
+        link = found.id.links.get_info(key).type
+        if link == h5py.h5l.TYPE_SOFT:
+            if not hops:
+                raise OSError(f"{name} is a link of too many steps")
+            found = open_inside(found, found.id.links.get_val(key).decode(errors="surrogateescape"), hops - 1)
+        elif link == h5py.h5l.TYPE_HARD:
+            opened = h5py.h5o.open(found.id, key)  # several times as fast as found[part]
+            if isinstance(opened, h5py.h5d.DatasetID):
+                _refuse_storage_elsewhere(opened, name)
+                found = h5py.Dataset(opened)
+            else:
+                found = h5py.Group(opened) if isinstance(opened, h5py.h5g.GroupID) else found[part]
+        else:
+            raise OSError(f"{name} is a link to another file; numbers are read from the file itself alone")
+    return found
+
+
+def _refuse_storage_elsewhere(dataset: Any, name: str) -> None:
+    from h5py import h5d, h5i
+
+    plan, shape = dataset.get_create_plist(), dataset.shape
+    layout = plan.get_layout()
+    if layout == h5d.VIRTUAL or plan.get_external_count():
+        raise OSError(f"{name} keeps its numbers in other files; copy them into the file itself")
+    itemsize = dataset.dtype.itemsize
+    needed = itemsize * math.prod(shape or (0,))
+    if not needed or layout == h5d.COMPACT:
+        return
+    if layout == h5d.CHUNKED:
+        chunk = plan.get_chunk()
+        if (size := itemsize * math.prod(chunk)) > LARGEST_CHUNK:
+            raise OSError(f"{name} is kept in pieces of {size:,} bytes: it is damaged")
+        expected = math.prod(-(-side // part) for side, part in zip(shape, chunk, strict=True))
+        if (there := dataset.get_num_chunks()) != expected:
+            raise OSError(f"{name} of shape {shape} needs {expected:,} pieces, the file holds {there:,} of them")
+        return
+    offset, size = dataset.get_offset(), h5i.get_file_id(dataset).get_filesize()
+    if offset is None or offset + needed > size:
+        held = 0 if offset is None else max(size - offset, 0)
+        raise OSError(f"{name} of shape {shape} takes {needed:,} bytes, the file holds {held:,} of them")

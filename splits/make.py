@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from meidbench.annotations import Annotations, read_annotations
-from meidbench.errors import MeidbenchError, SplitError, first_few
+from meidbench.errors import MeidbenchError, SplitError, escape_controls, first_few
 from meidbench.names import SUBSETS
 from meidbench.splits import released
 from meidbench.splits.manifests import Manifest, RowSketch, lines_digest, load_manifest
@@ -95,7 +95,7 @@ def main(dataset: str, annotations_folder: Path, lists: Path, out: Path) -> None
         raise click.ClickException(f"ids of the lists that the annotations lack: {first_few(sorted(unknown))}")
     path = out / f"{manifest.name}.assignment.json"
     path.write_text(to_json(make_assignment(manifest, annotations, subset_of)), encoding="utf-8")
-    click.echo(path)
+    click.echo(escape_controls(str(path)))
 
 
 if __name__ == "__main__":

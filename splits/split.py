@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from meidbench.annotations import Annotations
 from meidbench.checks import describe_missing, one_of
-from meidbench.errors import SplitError, bullet_list, first_few
+from meidbench.errors import SplitError, bullet_list, escape_controls, first_few
 from meidbench.files import written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
@@ -113,7 +113,7 @@ class Split:
 
     def __repr__(self) -> str:
         sizes = " / ".join(f"{len(self.video_ids(subset)):,}" for subset in SUBSETS)
-        return f"<Split {self.dataset} ({self.variant}): {sizes} videos, {self.num_classes} classes>"
+        return f"<Split {escape_controls(self.dataset)} ({self.variant}): {sizes} videos, {self.num_classes} classes>"
 
     @classmethod
     def from_annotations(
@@ -342,7 +342,8 @@ def read_split(path: Path, *, check: bool = True) -> Split:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), "")
-        raise SplitError(f"{path} is not a readable Parquet file: {reason}") from None
+        remedy = "A split file is made by meidbench build-splits, or of a table by meidbench import-split"
+        raise SplitError(f"{path} is not a readable Parquet file: {reason}\n{remedy}") from None
     try:
         raw = (table.schema.metadata or {}).get(METADATA_KEY)
         if raw is None:

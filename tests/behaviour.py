@@ -129,12 +129,12 @@ extract-2: {EXTRACT} --shard 2/2 --out extract-2/clips.h5
 merge: merge-features extract-1/clips.part-1-of-2.h5 extract-2/clips.part-2-of-2.h5 --out merge/clips.h5
 verify-videos: verify-features extract/clips.h5 --videos clips --weights random --weights-seed 0 \
     --device cpu --sample 2 --recipe backbone=resnet50
-pack: pack-features npy {TOY} --out pack/toy.h5 --backbone resnet50
+pack: pack-features npy {TOY} --out pack/toy.h5 --backbone toynet
 pack-float32: pack-features npy --dtype float32 --out pack-float32.h5 --json
 pack-int8: pack-features npy {TOY} --dtype int8 --out pack-int8.h5
 pack-holes: pack-features holes {TOY} --out pack-holes/holes.h5
 pack-packed: pack-features pack/toy.h5 --dtype int8 --out pack-packed.h5
-verify: verify-features pack/toy.h5 {TOY} --npy npy --recipe backbone=resnet50 --json -
+verify: verify-features pack/toy.h5 {TOY} --npy npy --recipe backbone=toynet --json -
 verify-holes: verify-features pack-holes/holes.h5 {TOY} --json verify-holes.json
 verify-folder: verify-features holes
 train-bce: {TRAIN} --epochs 2 --method bce --out train-bce

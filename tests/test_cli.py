@@ -95,6 +95,24 @@ def test_a_refused_build_writes_nothing(run, tmp_path, toy_folder):
     ["evaluate", "x.npz", "--split", "s", "--subset", "dev"],
     ["stats"],
     ["nonsense"],
+    ["audit", "nowhere.parquet"],
+    ["stats", "nowhere"],
+    ["evaluate", "nowhere.npz", "--split", "charadeslt"],
+    ["compare", "a=nowhere.npz", "--split", "charadeslt"],
+    ["build-splits", "charadeslt", "--annotations", "nowhere"],
+    ["build-splits", "nowhere.toml"],
+    ["import-split", "nowhere.csv", "--out", "x.parquet", "--head-above", "2", "--tail-up-to", "1"],
+    ["pack-features", "nowhere", "--out", "x.h5"],
+    ["verify-features", "nowhere.h5"],
+    ["merge-features", "nowhere.h5", "--out", "x.h5"],
+    ["extract-features", "nowhere", "--out", "x.h5"],
+    ["train", "--split", "charadeslt", "--features", "nowhere.h5", "--method", "bce"],
+    ["predict", "nowhere", "--out", "x.parquet"],
+    ["reproduce", "table2", "--features", "ResNet50=nowhere.h5"],
+    ["reproduce", "table2", "--split", "nowhere.parquet"],
+    ["reproduce", "table2", "--row", "nonsense"],
+    ["reproduce", "table2", "--plan", "--gpu", "nonsense"],
+    ["reproduce", "table2", "--simulate", "--set", "simulation.nonsense=1"],
 ])  # fmt: skip
 def test_a_wrong_call_ends_with_2(run, arguments):
     outcome = run(*arguments)
@@ -103,15 +121,41 @@ def test_a_wrong_call_ends_with_2(run, arguments):
 
 @pytest.mark.parametrize("arguments", [
     ["stats", "charadeslt"],
-    ["audit", "nowhere.parquet"],
-    ["evaluate", "nowhere.npz", "--split", "charadeslt"],
-    ["build-splits", "charadeslt", "--annotations", "nowhere"],
+    ["evaluate", TOY / "predictions.npz", "--split", "charadeslt"],
     ["build-splits", "charadeslt"],
 ])  # fmt: skip
 def test_missing_data_ends_with_1_and_a_message(run, arguments):
     outcome = run(*arguments)
     assert outcome.exit_code == 1 and outcome.stdout == ""
     assert outcome.stderr.startswith("Error: ") and "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize(("options", "what"), [
+    (["--method", "nonsense"], "unknown method 'nonsense'"),
+    (["--method", "bce", "--set", "nonsense=1"], "unknown key nonsense"),
+    (["--method", "bce", "--set", "schedule.epochs"], "is not a setting"),
+    (["--method", "bce", "--aggregator", "nonsense"], "nonsense"),
+    (["--method", "bce", "--device", "nonsense"], "unknown device 'nonsense'"),
+])  # fmt: skip
+def test_a_wrong_value_of_an_option_ends_with_2(run, toy_split_file, tmp_path, options, what):
+    (tmp_path / "features").mkdir()
+    files = ["--split", toy_split_file, "--features", tmp_path / "features", "--out", tmp_path / "run"]
+    outcome = run("train", *files, *options)
+    assert outcome.exit_code == 2 and outcome.stdout == "" and what in outcome.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_wrong_values_of_evaluate_and_compare_end_with_2(run, toy_split_file):
+    files = [TOY / "predictions.npz", "--split", toy_split_file]
+    for arguments, what in (
+        (["compare", *files, "--reference", "nonsense"], "the reference 'nonsense' is not one of the runs"),
+        (["compare", TOY / "predictions.npz", *files], "two runs have the same name"),
+        (["evaluate", *files, "--bootstrap", 1], "at least 2 replicates"),
+    ):
+        outcome = run(*arguments)
+        assert outcome.exit_code == 2 and outcome.stdout == "" and what in outcome.stderr
+    missing = run("build-splits", "nowhere.toml").stderr
+    assert "the file 'nowhere.toml' does not exist" in missing
 
 
 def test_a_folder_that_cannot_be_written_ends_with_1(run, tmp_path):
@@ -227,3 +271,30 @@ def test_tables_fit_a_narrow_terminal(run, toy_split_file):
         [sys.executable, "-m", "meidbench", "evaluate", "--help"], env=narrow, capture_output=True, text=True
     )
     assert text.returncode == 0
+
+
+@pytest.mark.parametrize(("package", "arguments"), [
+    ("torch", ["train", "--split", "SPLIT", "--features", TOY, "--method", "bce"]),
+    ("torch", ["predict", TOY, "--out", "x.parquet"]),
+    ("torch", ["demo", "--out", "OUT"]),
+    ("torch", ["reproduce", "table1", "--out", "OUT"]),
+    ("torch", ["extract-features", TOY, "--out", "OUT"]),
+    ("torch", ["python", "import meidbench; meidbench.VideoLT"]),
+    ("matplotlib", ["stats", "SPLIT", "--plot", "OUT.svg"]),
+])  # fmt: skip
+def test_a_missing_package_gives_one_line(toy_split_file, tmp_path, package, arguments):
+    """None in sys.modules is what import finds of a package that is not installed."""
+    places = {"SPLIT": str(toy_split_file), "OUT": str(tmp_path / "out"), "OUT.svg": str(tmp_path / "out.svg")}
+    arguments = [places.get(argument, str(argument)) for argument in arguments]
+    code = arguments[1] if arguments[0] == "python" else f"from meidbench.cli import main; main({arguments})"
+    hide = f"import sys; sys.modules[{package!r}] = None; "
+    outcome = subprocess.run([sys.executable, "-c", hide + code], capture_output=True, text=True)
+    assert outcome.returncode == 1 and (outcome.stdout == "" or package == "matplotlib")
+    *_, last = outcome.stderr.splitlines()
+    assert package in last and "pip install" in last
+    if arguments[0] == "python":
+        assert last.startswith("meidbench.errors.MeidbenchError: ")
+    else:
+        assert last.startswith("Error: ") and "Traceback" not in outcome.stderr
+        assert len(outcome.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -2,13 +2,18 @@
 
 import hashlib
 import io
+import pickle
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections import defaultdict
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from inspect import signature
 from pathlib import Path
@@ -441,6 +446,56 @@ def test_trouble_of_the_server_has_an_end(site, target):
     assert len(site.seen) == 3
 
 
+def test_retries_are_counted_from_the_last_progress(site, target):
+    """Six attempts fail with 2 retries allowed, but each one brings bytes; then two bring none."""
+    pieces = [1 << 14, *(n << 14 for n in range(2, 7))]
+
+    def piece(length):
+        def answer(handler):
+            asked = int((handler.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            content_range = f"bytes {asked}-{len(BODY) - 1}/{len(BODY)}"
+            send(handler, 206, BODY[asked:length], Content_Length=len(BODY) - asked, Content_Range=content_range)
+
+        return answer
+
+    site.answers["/list.lst"] = [cut(pieces[0]), *(piece(length) for length in pieces[1:]), status(500), whole()]
+    fetch(described(f"{site.url}/list.lst"), target, retries=2)
+    assert target.read_bytes() == BODY and len(site.seen) == 8
+    target.unlink()
+    site.answers["/list.lst"] = [cut(), status(500)]
+    refused(site, target, retries=2)
+    assert len(site.seen) == 11
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_obeyed(site, target, monkeypatch, form):
+    date = datetime.now(timezone.utc) + timedelta(seconds=100)
+    value = "100" if form == "seconds" else format_datetime(date, usegmt=True)
+    site.answers["/list.lst"] = [status(503, Retry_After=value), status(429, Retry_After="soon"), whole()]
+    pauses, told = [], []
+    monkeypatch.setattr("meidbench.annotations.download.time.sleep", pauses.append)
+    fetch(described(f"{site.url}/list.lst"), target, report=told.append)
+    assert target.read_bytes() == BODY
+    assert 98 < pauses[0] <= 100 and pauses[1] < 1
+    assert "s, as the server asks (1 of 3)" in told[0] and "asks" not in told[1]
+
+
+@pytest.mark.parametrize("value", ["301", "999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_pause_that_is_too_long_ends_the_download(site, target, monkeypatch, value):
+    monkeypatch.setattr("meidbench.annotations.download.time.sleep", lambda seconds: pytest.fail("it waits"))
+    site.answers["/list.lst"] = [status(503, Retry_After=value)]
+    assert "with the request to wait" in refused(site, target)
+    assert len(site.seen) == 1
+
+
+@pytest.mark.parametrize("value", ["", "-5", "9" * 400, "1e9", "Mon, 01 Jan 1990 00:00:00 GMT", "x\x1b[2J"])
+def test_a_pause_without_sense_is_as_none(site, target, value):
+    site.answers["/list.lst"] = [status(503, Retry_After=value), whole()]
+    told = []
+    fetch(described(f"{site.url}/list.lst"), target, report=told.append)
+    assert target.read_bytes() == BODY and "asks" not in told[0]
+
+
 def test_connection_refused(tmp_path):
     with socket.socket() as bound:  # not listening
         bound.bind(("127.0.0.1", 0))
@@ -857,6 +912,51 @@ def test_command_shows_bars_on_a_terminal(site, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "train.lst: 100%" in result.stderr and "test.lst: the answer 500" in result.stderr
     assert len(result.stdout.splitlines()) == 4
+
+
+# Runs the command in a process of its own, with the manifest of a server on this machine.
+COMMAND = """
+import pickle, sys
+import meidbench.splits.manifests
+manifest = pickle.loads(bytes.fromhex(sys.argv.pop(1)))
+meidbench.splits.manifests.load_manifest = lambda name: manifest
+from meidbench.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_an_interrupted_download_is_kept_and_the_same_command_goes_on(site, tmp_path, number):
+    manifest = offer(site, "videolt")
+    first = replace(manifest.downloads[0], **vars(described(manifest.downloads[0].url)))
+    manifest = replace(manifest, downloads=(first, *manifest.downloads[1:]))
+    path = first.url.removeprefix(site.url)
+    part = part_of(tmp_path / path[1:])
+
+    def hold(handler):
+        send(handler, 200, BODY[:HALF], Content_Length=len(BODY), ETag='"1"')
+        site.over.wait(30)
+
+    site.answers[path] = [hold, whole()]
+    arguments = ["download", "videolt", "--to", tmp_path, "--accept-licence"]
+    command = [sys.executable, "-c", COMMAND, pickle.dumps(manifest).hex(), *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (part.exists() and part.stat().st_size) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    site.over.set()
+    kept = part.stat().st_size
+    assert stdout == "" and 0 < kept <= HALF and not (tmp_path / path[1:]).exists()
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        line = f"interrupted by {number.name}: the bytes received so far are kept; the same command goes on"
+        assert process.returncode == 128 + number and stderr.splitlines()[-1] == line and "Traceback" not in stderr
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / path[1:]).read_bytes() == BODY and not part.exists()
+    assert f"bytes={kept}-" in site.ranges()
 
 
 def test_help_is_light_and_ends_with_an_example():

@@ -25,7 +25,7 @@ from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, ResNet,
 from meidbench.extraction.encoders.extractor import Extractor, choose_device
 from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing
 from meidbench.extraction.encoders.weights import load_weights
-from meidbench.extraction.extraction import extract_features, summarise
+from meidbench.extraction.extraction import Shard, extract_features, summarise
 from meidbench.extraction.frames import FrameRule
 from meidbench.extraction.videos import find_videos
 from meidbench.features import open_features
@@ -219,7 +219,12 @@ def test_features_that_are_not_finite_fail(clips, tmp_path):
     extractor = TinyExtractor(dtype="float16")
     extractor.encode = lambda crops: torch.full((len(crops), 2048), 1e6)
     summary = extract_features(find_videos(clips, ["clip0"]).videos, tmp_path / "f.h5", extractor, workers=1)
-    assert summary.troubles == (("clip0", "failed", "the features are not finite in float16"),)
+    said = "the features are not finite in float16; pass --dtype float32"
+    assert summary.troubles == (("clip0", "failed", said),)
+    assert list(tmp_path.iterdir()) == [], "a file of failures alone would refuse the next try with float32"
+    part = Shard(1, 2)
+    extract_features(find_videos(clips, ["clip0", "clip2"]).videos, tmp_path / "f.h5", extractor, shard=part, workers=1)
+    assert part.part_path(tmp_path / "f.h5").is_file(), "a merge needs all parts"
 
 
 # --- decoding processes ------------------------------------------------------------------------------

@@ -230,8 +230,10 @@ def test_every_problem_of_an_hdf5_file_is_told_at_once(tmp_path):
     message = refusal(open_features(path), *asked)
     assert message.splitlines()[:-2] == [
         f"13 of 17 videos cannot be used from {path}:",
-        "  - 3 missing: gone, dangling, elsewhere",
+        "  - 2 missing: gone, dangling",
         "  - 2 no usable id (empty, a dot, with a path separator, or not UTF-8): 'folder/inside', '.'",
+        "  - 1 cannot be read: elsewhere (elsewhere is a link to another file; numbers are read from the file itself "
+        "alone)",
         "  - 2 not float16, float32 or float64: bytes (uint8), text (object)",
         "  - 4 not 2-D: flat (shape (8,)), scalar (shape ()), null (shape None), folder (a group, not a dataset)",
         "  - 1 empty: rowless (shape (0, 6))",
@@ -580,3 +582,137 @@ def test_neither_reading_nor_sampling_imports_torch():
     program = "import sys, meidbench.features, meidbench.features.frame_sampling; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+# --- structures that lie --------------------------------------------------------------------------
+
+
+def write_packed(path, **changes):
+    """Write a packed file as another program would; ``changes`` replace or add datasets, None leaves one out."""
+    content = {"features": np.ones((2, 3, WIDTH), np.float32), "video_ids": ["a", "b"], **changes}
+    with h5py.File(path, "w") as file:
+        for name, value in content.items():
+            if callable(value):
+                value(file)
+            elif value is not None:
+                file[name] = value
+    return path
+
+
+def declare(name, shape, dtype, **options):
+    """Declare a dataset and write nothing into it."""
+    return lambda file: file.create_dataset(name, shape, dtype, **options)
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((2, 3, WIDTH), "f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", (2, 3, WIDTH))
+    file.create_virtual_dataset("features", layout)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"features": declare("features", (2, 3, WIDTH), "f4", external=[("/etc/passwd", 0, 144)])}, "in other files"),
+    ({"features": virtual}, "in other files"),
+    ({"features": h5py.ExternalLink("/etc/passwd", "/features")}, "a link to another file"),
+    ({"away": h5py.ExternalLink("x.h5", "/"), "features": h5py.SoftLink("/away/features")}, "a link to another file"),
+    ({"features": h5py.SoftLink("features")}, "a link of too many steps"),
+    ({"video_ids": declare("video_ids", (100_000_000,), "S220")}, "takes 22,000,000,000 bytes, the file holds 0"),
+    ({"video_ids": declare("video_ids", (100_000_000,), "S220", chunks=(1000,))}, "needs 100,000 pieces"),
+    ({"video_ids": declare("video_ids", (2, 2**27), "S8", chunks=(2, 2**27))}, "pieces of 2,147,483,648 bytes"),
+    ({"status": declare("status", (2**40,), "u1")}, "status of shape"),
+    ({"features": declare("features", (2, 3, WIDTH), "f4", chunks=(1, 3, WIDTH))}, "the file holds 0 of them"),
+])  # fmt: skip
+def test_packed_files_whose_numbers_lie_elsewhere_or_nowhere_are_refused(tmp_path, changes, said):
+    with pytest.raises(FeatureError, match=said):
+        open_features(write_packed(tmp_path / "f.h5", **changes))
+
+
+def test_videos_whose_numbers_lie_elsewhere_are_refused(tmp_path):
+    path = store(make_arrays(), tmp_path, "hdf5")
+    with h5py.File(path, "r+") as file:
+        group = file["features"]
+        group.create_dataset("passwd", (2, WIDTH), "f4", external=[("/etc/passwd", 0, 48)])
+        group.create_dataset("unwritten", (1000, WIDTH), "f4")
+        group["alias"] = h5py.SoftLink("/features/ATOYW")
+    source = open_features(path)
+    message = refusal(source, *LENGTHS, "passwd", "unwritten")
+    assert "passwd keeps its numbers in other files; copy them into the file itself" in message
+    assert "unwritten of shape (1000, 6) takes 24,000 bytes, the file holds 0 of them" in message
+    assert source.read("alias").tolist() == make_arrays()["ATOYW"].tolist(), "a link within the file is sound"
+
+
+def test_a_group_of_features_in_another_file_is_not_opened(tmp_path):
+    other = store(make_arrays(), tmp_path, "hdf5")
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["features"] = h5py.ExternalLink(str(other), "/features")
+    with pytest.raises(FeatureError, match="features is a link to another file"):
+        open_features(tmp_path / "f.h5")
+
+
+def ours(path):
+    layout = Layout(("a", "b", "c"), np.array([1, 2, 1]), False, WIDTH, "float16", False, np.zeros(3, np.int64))
+    create(path, layout, {"frames": 2})
+    return path
+
+
+def replace_dataset(name, value):
+    def change(file):
+        del file[name]
+        value(file) if callable(value) else file.create_dataset(name, data=value)
+
+    return change
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda file: file["video_ids"].__setitem__(slice(None), [b"c", b"b", b"a"]), "must be ascending, each once"),
+    (lambda file: file["video_ids"].__setitem__(slice(None), [b"a", b"a", b"b"]), "must be ascending, each once"),
+    (lambda file: file["row_starts"].__setitem__(0, 1), "row_starts are not those of videos end to end"),
+    (lambda file: file["row_starts"].__setitem__(1, 9), "no room for"),
+    (lambda file: file.attrs.__setitem__("format_version", 2), "of version 2; this is for 1"),
+    (lambda file: file.attrs.__setitem__("format", np.arange(3)), "is not a feature file of meidbench"),
+    (lambda file: file.attrs.__setitem__("recipe", "[1, 2]"), "recipe is not a table"),
+    (lambda file: file.attrs.__setitem__("recipe", "[" * 100_000), "is damaged"),
+    (replace_dataset("checksums", np.zeros(2, "<u4")), "checksums is uint32 of (2,), expected uint32 of (3,)"),
+    (replace_dataset("features", declare("features", (4, WIDTH), "<f2", external=[("/etc/passwd", 0, 48)])), "other"),
+    (replace_dataset("features", declare("features", (4, WIDTH), "<f2")), "the file holds 0 of them"),
+    (lambda file: file.create_dataset("scales", data=np.ones(4, "<f4")), "float16 rows need none"),
+    (
+        replace_dataset("features", lambda file: file.create_dataset(
+            "features", data=np.ones((4, WIDTH), "<f2"), chunks=(1, WIDTH))),
+        "h5repack -l CONTI",
+    ),
+])  # fmt: skip
+def test_one_check_of_structures_serves_all_who_read_feature_files(tmp_path, change, said, run, toy_split_file):
+    path = ours(tmp_path / "f.h5")
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(FeatureError) as caught:
+        open_features(path)
+    assert said in str(caught.value)
+    outcome = run("verify-features", path)
+    assert (outcome.exit_code, outcome.stderr) == (1, f"Error: {caught.value}\n")
+    arguments = ("--method", "bce", "--out", tmp_path / "run", "--device", "cpu")
+    trained = run("train", "--split", toy_split_file, "--features", path, *arguments)
+    assert (trained.exit_code, trained.stderr) == (1, f"Error: {caught.value}\n")
+    assert not (tmp_path / "run").exists()
+
+
+# --- what is no regular file ----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_is_never_waited_for(tmp_path, run):
+    folder = store(make_arrays(), tmp_path, "npy")
+    os.mkfifo(folder / "pipe.npy")
+    os.mkfifo(tmp_path / "f.h5")
+    (folder / "zero.npy").symlink_to("/dev/zero")
+    message = refusal(open_features(folder), *LENGTHS, "pipe", "zero")
+    assert "  - 2 cannot be read: pipe (no regular file), zero (no regular file)\n" in message
+    outcome = run("verify-features", folder)
+    assert outcome.exit_code == 1 and "pipe (cannot be read (no regular file))" in outcome.stdout
+    assert "no regular file" in run("pack-features", folder, "--out", tmp_path / "packed.h5").stdout
+    for arguments in (("verify-features",), ("merge-features", "--out", tmp_path / "merged.h5")):
+        outcome = run(*arguments, tmp_path / "f.h5")
+        assert (outcome.exit_code, "f.h5 is no regular file; expected" in outcome.stderr) == (1, True)
+    outcome = run("merge-features", folder, "--out", tmp_path / "merged.h5")
+    assert (outcome.exit_code, outcome.stderr) == (1, f"Error: {folder} is a folder; expected a feature file\n")

@@ -193,8 +193,8 @@ def test_data_kept_outside_an_hdf5_file_is_not_read(tmp_path):
     with h5py.File(tmp_path / "b", "w") as file:
         file["video_ids"] = [f"v{row}" for row in range(10)]
         file["scores"] = h5py.ExternalLink(str(tmp_path / "other"), "scores")
-    for name in "ab":
-        assert "scores is not a dataset kept in the file itself" in refusal(tmp_path / name)
+    assert "scores keeps its numbers in other files" in refusal(tmp_path / "a")
+    assert "scores is a link to another file" in refusal(tmp_path / "b")
 
 
 def test_other_hdf5_contents_are_refused(tmp_path):
@@ -308,14 +308,15 @@ def test_hdf5_rows_that_take_no_space_are_refused(tmp_path):
         with h5py.File(tmp_path / "h", "w") as file:
             file.create_dataset("video_ids", shape, "S1000", chunks=chunks)
             file.create_dataset("scores", (*shape, 12), "f4", chunks=chunks and (1000, 12))
-        with pytest.raises(PredictionError, match="video_ids of shape .* takes 22,000,000,000 bytes, the file has 0"):
+        said = "needs 22,000 pieces, the file holds 0" if chunks else "takes 22,000,000,000 bytes, the file holds 0"
+        with pytest.raises(PredictionError, match=f"video_ids of shape .* {said}"):
             open_predictions(tmp_path / "h")
 
 
 def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path(os.devnull), tmp_path):
-        with pytest.raises(PredictionError, match="is (no regular file|a folder); expected a prediction file"):
+        with pytest.raises(PredictionError, match="is (no regular file|a folder|a FIFO|a device)"):
             open_predictions(path)
 
 

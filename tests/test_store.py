@@ -190,23 +190,44 @@ def test_a_packed_file_goes_to_other_processes(tmp_path, options):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "ours", "theirs"),
     [
-        (lambda file: file.__delitem__("video_ids"), "no /video_ids"),
-        (lambda file: file["row_counts"].__setitem__(0, 5), "outside /features"),
-        (lambda file: file["row_counts"].__setitem__(0, -1), "outside /features"),
-        (lambda file: file.move("status", "other") or file.__setitem__("status", [1, 1]), "contradicts itself"),
-        (lambda file: file.__delitem__("features") or file.__setitem__("features", np.ones((3, 4))), "cannot be used"),
-        (lambda file: file.__delitem__("features") or file.__setitem__("features", np.ones(4)), "has shape"),
-        (lambda file: file.__delitem__("features") or file.__setitem__("features", np.ones((3, 4, 6), int)), "int64"),
+        (lambda file: file.__delitem__("video_ids"), "it lacks video_ids", "no /video_ids"),
+        (lambda file: file["row_counts"].__setitem__(0, 5), "a number of rows that cannot be", "outside /features"),
+        (lambda file: file["row_counts"].__setitem__(0, -1), "a number of rows that cannot be", "outside /features"),
+        (
+            lambda file: file.move("status", "other") or file.__setitem__("status", [1, 1]),
+            r"status is int64 of \(2,\), expected uint8 of \(3,\)",
+            "contradicts itself",
+        ),
+        (
+            lambda file: file.__delitem__("features") or file.__setitem__("features", np.ones((3, 4))),
+            "it lacks row_starts",
+            "cannot be used",
+        ),
+        (
+            lambda file: file.__delitem__("features") or file.__setitem__("features", np.ones(4)),
+            r"features has shape \(4,\)",
+            "has shape",
+        ),
+        (
+            lambda file: file.__delitem__("features") or file.__setitem__("features", np.ones((3, 4, 6), int)),
+            "int64",
+            "int64",
+        ),
     ],
 )
-def test_a_packed_file_that_contradicts_itself_is_refused(tmp_path, damage, message):
+def test_a_packed_file_that_contradicts_itself_is_refused(tmp_path, damage, ours, theirs):
     path = write(tmp_path / "f.h5", make_layout(), VIDEOS)
-    with h5py.File(path, "r+") as file:
+    with h5py.File(path, "r+") as file, h5py.File(tmp_path / "theirs.h5", "w") as other:
+        for name in file:
+            file.copy(name, other)
         damage(file)
-    with pytest.raises(FeatureError, match=message):
+        damage(other)
+    with pytest.raises(FeatureError, match=ours):
         open_features(path)
+    with pytest.raises(FeatureError, match=theirs):
+        open_features(tmp_path / "theirs.h5")
 
 
 # --- going on --------------------------------------------------------------------------------------

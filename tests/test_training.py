@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -291,7 +292,7 @@ def test_wrongly_typed_content_of_the_best_checkpoint_is_refused(finished, path,
     '{"format_version": 1, "config": ' + '{"first_stage": ' * 3 + "{}" + "}" * 3 + ', "inputs": {}}',
     '{"format_version": 1, "config": {}, "inputs": {"dim": "16"}}', '{"format_version": "1"}',
     '{"format_version": 1, "config": {"seed": ' + "9" * 5000 + "}}",
-])  # fmt: skip
+], ids=range(15))  # fmt: skip
 def test_a_damaged_configuration_of_a_run_is_refused(finished, text):
     run, _ = finished
     (run / "config.json").write_text(text)
@@ -309,7 +310,9 @@ def test_a_changed_value_in_the_configuration_does_not_change_predictions(finish
         predict(run, run / "again.parquet", device="cpu")
 
 
-@pytest.mark.parametrize("damage", ["bit", "missing", "result", "number", "no last.pt"])
+@pytest.mark.parametrize(
+    "damage", ["bit", "missing", "", "{}", "[1]", "[" * 100_000, "number", "no last.pt"], ids=range(8)
+)
 def test_a_finished_run_with_damaged_scores_is_scored_again(finished, toy_split_file, features, damage):
     run, config = finished
     names = ("predictions-test.parquet", "result-test.json", "predictions-val.parquet", "result-val.json", "best.pt")
@@ -323,8 +326,8 @@ def test_a_finished_run_with_damaged_scores_is_scored_again(finished, toy_split_
         raw = bytearray(before[path.name])
         raw[len(raw) // 2] ^= 0x80
         path.write_bytes(raw)
-    elif damage == "result":
-        result.write_text("[" * 100_000)
+    elif damage != "number":
+        result.write_text(damage)
     else:
         content = json.loads(before[result.name])
         content["mAP"]["tail"] = 0.123
@@ -658,7 +661,8 @@ def test_the_label_mask_changes_the_weights_and_can_be_left_out(toy_split, featu
 
 def test_features_that_are_missing_are_refused_before_anything_is_trained(toy_split, tmp_path):
     half = simulate_features(toy_split, tmp_path / "train.h5", frames=6, dim=16, subset="train")
-    with pytest.raises(FeatureError, match="50 missing"):
+    missing = len(toy_split.video_ids("val")) + len(toy_split.video_ids("test"))
+    with pytest.raises(FeatureError, match=f"{missing} missing"):
         train(toy_split, half, config_of(toy_split), tmp_path / "run")
     assert not (tmp_path / "run" / "last.pt").exists()
 
@@ -670,13 +674,10 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
         load_checkpoint(tmp_path / "last.pt")
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]"])
-def test_a_damaged_result_is_refused(toy_split, features, tmp_path, content):
-    config = config_of(toy_split, "schedule.epochs=1")
-    train(toy_split, features, config, tmp_path / "run")
-    (tmp_path / "run" / "result-val.json").write_text(content)
-    with pytest.raises(MeidbenchError, match="damaged"):
-        train(toy_split, features, config, tmp_path / "run")
+def test_a_checkpoint_without_checksums_is_refused(tmp_path):
+    torch.save({"format_version": 1}, tmp_path / "last.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(MeidbenchError, match="in a form that no run writes"):
+        load_checkpoint(tmp_path / "last.pt")
 
 
 @pytest.mark.parametrize("setting", ["execution.device=meta", "schedule.lr=1e300", "method=ldam"])
@@ -699,3 +700,81 @@ def test_the_parts_of_a_run_do_what_they_say(tmp_path):
     save_checkpoint(tmp_path / "last.pt", {"epoch": 3})
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 3
     assert digest_weights({"bias": torch.zeros(2)}) == digest_weights({"bias": torch.zeros(2)})
+
+
+# --- features are read before they are believed ---------------------------------------------------------------------
+
+
+def copied(features, tmp_path):
+    return Path(shutil.copy(features, tmp_path / "copy.h5"))
+
+
+def inputs_of(folder):
+    return json.loads((folder / "config.json").read_text())["inputs"]
+
+
+def test_a_run_records_which_rows_were_checked(toy_split, features, tmp_path):
+    told = []
+    for kind, check in (("full", "auto"), ("none", "none")):
+        train(toy_split, features, config_of(toy_split), tmp_path / kind, check=check, report=told.append)
+        assert inputs_of(tmp_path / kind)["rows_check"] == kind
+        assert len(inputs_of(tmp_path / kind)["rows_digest"]) == (64 if kind == "full" else 0)
+        assert [line["rows_check"] for line in log_of(tmp_path / kind, "begun")] == [kind]
+    total = toy_split.table.num_rows
+    assert f"features: the rows of all {total} videos are checked: their checksums agree" in told
+    assert f"features: the rows of {total} videos are not checked (--check none)" in told
+    told.clear()
+    train(toy_split, features, config_of(toy_split), tmp_path / "full", report=told.append)
+    assert told == [f"{tmp_path / 'full'} is finished"], "a finished run reads no rows"
+    with pytest.raises(FeatureError, match="unknown check 'some'"):
+        train(toy_split, features, config_of(toy_split), tmp_path / "x", check="some")
+
+
+def test_rows_that_were_moved_between_videos_are_neither_trained_on_nor_scored(toy_split, features, tmp_path):
+    path, out = copied(features, tmp_path), tmp_path / "p.parquet"
+    train(toy_split, path, config_of(toy_split), tmp_path / "run")
+    with h5py.File(path, "r+") as file:
+        order = np.random.default_rng(0).permutation(len(file["features"]))
+        file["features"][:] = file["features"][:][order]
+    with pytest.raises(FeatureError, match="have other rows than were written"):
+        train(toy_split, path, config_of(toy_split), tmp_path / "moved")
+    assert not (tmp_path / "moved").exists()
+    with pytest.raises(FeatureError, match="or rows were moved between videos"):
+        predict(tmp_path / "run", out, split=toy_split, device="cpu")
+    assert not out.exists()
+    predict(tmp_path / "run", out, split=toy_split, device="cpu", check="none")
+    assert read_predictions(out).metadata["run"]["rows_check"] == "none"
+
+
+def test_a_run_of_an_earlier_version_is_resumed_and_other_rows_are_refused(toy_split, features, tmp_path):
+    folder, stored = tmp_path / "npy", open_features(features)
+    folder.mkdir()
+    for video_id in toy_split.table.column("video_id").to_pylist():
+        np.save(folder / f"{video_id}.npy", stored.read(video_id))
+    run = tmp_path / "run"
+    train(toy_split, folder, config_of(toy_split), run)
+    before = (run / "result-test.json").read_bytes()
+    (run / "result-test.json").unlink()
+    # Of features without checksums, the older digest covers 16 videos per subset: this one is none of them.
+    changed = folder / f"{toy_split.video_ids('train')[1]}.npy"
+    original = changed.read_bytes()
+    np.save(changed, np.load(changed) + 1)
+    with pytest.raises(MeidbenchError, match="the features have other values"):
+        train(toy_split, folder, config_of(toy_split), run)
+    changed.write_bytes(original)
+    content = json.loads((run / "config.json").read_text())
+    del content["inputs"]["rows_check"], content["inputs"]["rows_digest"]
+    (run / "config.json").write_text(json.dumps(content))
+    train(toy_split, folder, config_of(toy_split), run)
+    assert (run / "result-test.json").read_bytes() == before
+
+
+def test_rows_that_are_repeated_are_told_once(toy_split, features, tmp_path):
+    told = []
+    config = config_of(toy_split, "frames.train=9", "frames.test=6")
+    train(toy_split, features, config, tmp_path / "run", report=told.append)
+    number = len(toy_split.video_ids("train"))
+    assert [line for line in told if "fewer rows" in line] == [
+        f"warning: {number} of {number} videos of train have fewer rows than frames.train=9 (the shortest has 6): rows "
+        "are repeated; --set frames.train=N takes fewer"
+    ]

@@ -1,6 +1,9 @@
 """Verification against files that were spoilt on purpose: each fault is found, named, and nothing else is."""
 
+import hashlib
 import json
+import os
+import zlib
 from dataclasses import replace
 
 import h5py
@@ -10,10 +13,11 @@ from click.testing import CliRunner
 
 from meidbench.cli.features import verify_features
 from meidbench.errors import FeatureError
-from meidbench.features import open_features
+from meidbench.features import open_features, row_checks
 from meidbench.features.feature_file import Layout
 from meidbench.features.packing import pack
-from meidbench.features.records import VideoRows, encode
+from meidbench.features.records import StoredVideos, VideoRows, encode
+from meidbench.features.row_checks import check_rows
 from meidbench.features.store import feature_writer, partial_path
 from meidbench.features.verification import CHECKS, cosine_similarity, verify
 
@@ -215,6 +219,7 @@ def test_an_id_leads_out_of_no_folder_of_originals(tmp_path):
     path = store(tmp_path, arrays, "float32")
     (tmp_path / "npy" / "x").mkdir(parents=True)
     np.save(tmp_path / "outside.npy", arrays["x/../../outside"])
+    np.save(tmp_path / "npy" / "another.npy", arrays["x/../../outside"])
     verification = verify(path, npy=tmp_path / "npy")
     assert verification.similarities == ()
     assert "no usable id" in told(verification)["similarity"][0]
@@ -328,3 +333,97 @@ def test_a_file_of_others_is_verified(tmp_path):
     verification = verify(open_features(tmp_path / "theirs.h5"))
     assert verification.findings == () and verification.rows == 8 * ROWS
     assert "checksum" not in verification.checks and set(verification.checks) < set(CHECKS)
+
+
+def test_an_empty_folder_is_no_folder_that_was_packed(tmp_path):
+    path = store(tmp_path, make_arrays(2), "float32")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FeatureError, match=r"there are no features in .*empty; expected a folder"):
+        verify(path, npy=tmp_path / "empty")
+
+
+# --- rows before a training -----------------------------------------------------------------------
+
+
+def features_of(split, folder, form):
+    """Write random features of a split's videos in one of the forms."""
+    ids, generator = split.table.column("video_id").to_pylist(), np.random.default_rng(0)
+    return store(folder, {name: generator.standard_normal((2, WIDTH)).astype(np.float32) for name in ids}, form)
+
+
+def swap_rows(path, whole=False):
+    """Exchange the rows of the first two videos of a feature file; ``whole`` exchanges their checksums, too."""
+    with h5py.File(path, "r+") as file:
+        for name in ("features", "scales", "checksums") if whole else ("features", "scales"):
+            if name in file:
+                file[name][:2] = file[name][:2][::-1]
+        return [name.decode() for name in file["video_ids"][:2]]
+
+
+@pytest.mark.parametrize("form", ["float16", "int8"])
+def test_rows_that_were_moved_between_videos_are_refused(tmp_path, toy_split, form):
+    path = features_of(toy_split, tmp_path, form)
+    before = check_rows(open_features(path), toy_split)
+    total = toy_split.table.num_rows
+    assert (before.kind, before.read, before.videos, before.has_checksums) == ("full", total, total, True)
+    assert str(before) == f"features: the rows of all {total} videos are checked: their checksums agree"
+    moved = swap_rows(path)
+    with pytest.raises(FeatureError, match="have other rows than were written") as caught:
+        for subset in ("train", "val", "test"):
+            check_rows(open_features(path), toy_split, [subset])
+    assert any(video_id in str(caught.value) for video_id in moved)
+    assert check_rows(open_features(path), toy_split, check="none").kind == "none"
+    # With their checksums, these are other features: no check of one file can tell, but the digest does.
+    swap_rows(path)
+    swap_rows(path, whole=True)
+    after = check_rows(open_features(path), toy_split)
+    assert after.kind == "full" and after.digest != before.digest
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_digest_of_rows_is_computed_from_the_rows(tmp_path, toy_split, form):
+    path = features_of(toy_split, tmp_path, form)
+    found = check_rows(open_features(path), toy_split)
+    source, expected = open_features(path), []
+    for subset in ("train", "val", "test"):
+        ids = toy_split.video_ids(subset)
+        sums = []
+        for video_id in ids:
+            if form == "int8":
+                rows, scales = source.load_stored(video_id)
+                sums.append(zlib.crc32(rows.tobytes() + scales.tobytes()))
+            else:
+                sums.append(zlib.crc32(source.read(video_id).tobytes()))
+        content = np.full(len(ids), 2, "<i8").tobytes() + np.array(sums, "<u4").tobytes()
+        expected.append(hashlib.sha256(content).hexdigest())
+    assert found.digest == hashlib.sha256(" ".join(expected).encode()).hexdigest()
+    assert found.has_checksums == (form in ("float16", "float32", "int8"))
+
+
+@pytest.mark.parametrize("form", ["npy", "float16"])
+def test_a_large_subset_is_read_whole_once_and_then_sampled_until_it_changes(tmp_path, toy_split, form, monkeypatch):
+    monkeypatch.setattr(row_checks, "LARGE_SUBSET", 1)
+    monkeypatch.setattr(row_checks, "SAMPLED_VIDEOS", 3)
+    path = features_of(toy_split, tmp_path, form)
+
+    def check(kind="auto"):
+        row_checks._checked_here.clear()  # as another process
+        return check_rows(open_features(path), toy_split, ["val"], check=kind)
+
+    whole, total = check(), len(toy_split.video_ids("val"))
+    assert (whole.kind, whole.read) == ("full", total)
+    assert (check().kind, check().read, check().digest) == ("sample", 3, whole.digest)
+    assert check("full") == whole and check("sample").read == 3 and check("none").read == 0
+    changed = path / f"{toy_split.video_ids('val')[0]}.npy" if form == "npy" else path
+    os.utime(changed, ns=(1, 1))
+    assert (check().kind, check().kind) == ("full", "sample")
+    memory = next((row_checks.home() / "checked-features").iterdir())
+    memory.write_text("[1")
+    assert check() == whole
+
+
+def test_runs_of_one_process_read_the_rows_once(tmp_path, toy_split, monkeypatch):
+    source = open_features(features_of(toy_split, tmp_path, "float16"))
+    first = check_rows(source, toy_split)
+    monkeypatch.setattr(StoredVideos, "read_stored", lambda self, video_id: pytest.fail("read again"))
+    assert check_rows(source, toy_split) == first

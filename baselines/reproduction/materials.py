@@ -15,7 +15,7 @@ from meidbench.baselines.configuration import known_options
 from meidbench.baselines.reproduction import table_content
 from meidbench.baselines.run_folder import Inputs, read_feature_header
 from meidbench.checks import parse_settings, read_dataclass
-from meidbench.errors import FeatureError, MeidbenchError, bullet_list
+from meidbench.errors import FeatureError, MeidbenchError, RequestError, bullet_list
 from meidbench.features import FeatureSource, open_features
 from meidbench.features.simulation import simulate_features, simulate_split
 from meidbench.names import DATASETS, RELEASED, ProgressBar
@@ -35,17 +35,17 @@ def parse_features(texts: Iterable[str]) -> dict[tuple[str, str], Path]:
         name, equals, path = text.partition("=")
         dataset, colon, encoder = name.rpartition(":")
         if not equals or not path or (colon and dataset not in DATASETS):
-            raise MeidbenchError(
+            raise RequestError(
                 f"{text!r} names no features; expected ENCODER=PATH or DATASET:ENCODER=PATH with one of {known} and "
                 f"one of {', '.join(DATASETS)}"
             )
         if encoder.lower() not in encoders:
-            raise MeidbenchError(f"unknown encoder {encoder!r}; known: {known}")
+            raise RequestError(f"unknown encoder {encoder!r}; known: {known}")
         key = (dataset, encoders[encoder.lower()])
         if key in paths:
-            raise MeidbenchError(f"features of {name} are named twice: {paths[key]} and {path}")
+            raise RequestError(f"features of {name} are named twice: {paths[key]} and {path}")
         if not Path(path).exists():
-            raise MeidbenchError(f"there are no features of {name} at {path}")
+            raise RequestError(f"there are no features of {name} at {path}")
         try:
             open_features(path).close()  # what cannot be opened is not there; rows are read by the runs
         except FeatureError as error:
@@ -103,11 +103,11 @@ class Simulation:
 def parse_simulation(settings: Sequence[str]) -> tuple[Simulation, tuple[str, ...]]:
     """Read ``simulation.KEY=VALUE`` from settings; return the simulation and the other settings."""
     own = [setting for setting in settings if setting.startswith("simulation.")]
-    table = parse_settings(own, "simulation.frames=8").get("simulation", {})
+    table = parse_settings(own, "simulation.frames=8", error=RequestError).get("simulation", {})
     problems: list[str] = []
     simulation = read_dataclass(Simulation, table, problems, "simulation.")
     if problems:
-        raise MeidbenchError(f"{len(problems)} problem(s) with the simulation:\n{bullet_list(problems)}")
+        raise RequestError(f"{len(problems)} problem(s) with the simulation:\n{bullet_list(problems)}")
     return simulation, tuple(setting for setting in settings if setting not in own)
 
 

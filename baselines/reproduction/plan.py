@@ -16,7 +16,7 @@ from meidbench.baselines.recipes import COMPAT_ENDING, METHODS, resolve
 from meidbench.baselines.reproduction import PaperTable, Row, table_content
 from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, renamed, stand_in
 from meidbench.checks import one_of, parse_settings
-from meidbench.errors import MeidbenchError
+from meidbench.errors import MeidbenchError, RequestError
 from meidbench.names import SUBSETS
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.split import Split
@@ -88,7 +88,7 @@ def make_jobs(table: PaperTable, request: Request, files: InputFiles, names: Col
             jobs.append(job if row.is_quoted else _resolve_job(job, request))
         except MeidbenchError as error:
             if asked:
-                raise MeidbenchError(f"row {row.name}: {error}") from None
+                raise RequestError(f"row {row.name}: {error}") from None
             jobs.append(job)  # the settings for other rows do not fit this row
     return jobs
 
@@ -109,7 +109,7 @@ def _resolve_job(job: Job, request: Request) -> Job:
         for switch in row.switches:  # the switches of a method of two stages are those of its second
             if stage != "stage1" and f"{key}.".startswith(f"{switch}."):
                 it = "it" if key == switch and not stage else f"{stage}{'.' if stage else ''}{key}"
-                raise MeidbenchError(f"{job.table} ablates {switch}; leave {it} out of --set")
+                raise RequestError(f"{job.table} ablates {switch}; leave {it} out of --set")
     device = (f"execution.device={request.device}",) if request.device else ()
 
     def resolve_with(simulated: tuple[str, ...], *seed: str) -> Config:
@@ -204,7 +204,7 @@ def _count_flops(parts: str, split: Split, dim: int, frames: int) -> float:
 def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A100") -> Cost:
     """Estimate the cost of a run without its first stage; the numbers of videos are the benchmark's own."""
     assumed, gpus = (table_content("needs")[name] for name in ("assumed", "gpus"))
-    peak = gpus[one_of("GPU", gpu, tuple(gpus))][config.schedule.precision] * 1e12
+    peak = gpus[one_of("GPU", gpu, tuple(gpus), RequestError)][config.schedule.precision] * 1e12
     sizes, schedule, frames = load_manifest(dataset).paper, config.schedule, config.frames
     trained = -(-sizes["train"] // schedule.batch_size) * schedule.epochs * schedule.batch_size
     selected = schedule.epochs // config.selection.every * sizes[config.selection.subset]
@@ -257,7 +257,11 @@ def make_plan(table: PaperTable, jobs: Iterable[Job], gpu: str) -> CostPlan:
         named = material.features_path is not None and not material.simulated
         place = (row.dataset, list(needs["encoders"]).index(row.encoder))
         features[place] = feature_need(row.dataset, row.encoder, named=named)
-    facts = {**needs["assumed"], "gpu": gpu, "peak": needs["gpus"][one_of("GPU", gpu, tuple(needs["gpus"]))]["fp32"]}
+    facts = {
+        **needs["assumed"],
+        "gpu": gpu,
+        "peak": needs["gpus"][one_of("GPU", gpu, tuple(needs["gpus"]), RequestError)]["fp32"],
+    }
     counted: set[str] = set()
     return CostPlan(
         table=table.name,

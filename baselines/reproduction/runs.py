@@ -17,6 +17,7 @@ from meidbench.baselines.reproduction.materials import Material
 from meidbench.baselines.reproduction.plan import Job
 from meidbench.baselines.run_folder import Inputs, RunFolder
 from meidbench.baselines.training import train
+from meidbench.checks import parse_json
 from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.evaluation.bootstrap import bootstrap_steps
 from meidbench.evaluation.compare import ComparedRun, Estimate, SeedSpread, compare
@@ -155,7 +156,7 @@ class RunStore:
 
 
 def _parse_intervals(text: str) -> tuple[dict[str, Estimate], dict[str, SeedSpread] | None]:
-    content = json.loads(text)
+    content = parse_json(text)
     means, spread = content["mAP"], content["seed_spread"]
     estimates = {group: Estimate(**means[group]) for group in GROUPS_SHOWN}
     return estimates, spread and {group: SeedSpread(**spread[group]) for group in GROUPS_SHOWN}

@@ -8,6 +8,8 @@ import time
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,7 +22,8 @@ from meidbench.names import DownloadProgress, Report
 from meidbench.splits.manifests import Download, Manifest
 
 TIMEOUT_S = (10.0, 30.0)  # to connect, and between two pieces of the body
-BACK_OFF_S = 0.5  # doubled at every attempt
+BACK_OFF_S = 0.5  # doubled at every attempt without progress
+MAX_WAIT_S = 300.0  # where a server asks for a longer pause, the download ends
 MAX_REDIRECTS = 5
 MAX_BYTES = 1 << 28  # of an unpacked archive
 _CHUNK = 1 << 14  # small, because a piece that was cut off is lost
@@ -38,6 +41,7 @@ class _FailedError(Exception):
     got: str
     again: bool
     other: bool = False
+    wait: float = 0.0  # seconds that the server asks for
 
 
 def download_annotations(
@@ -94,7 +98,8 @@ def fetch(
     kept, and the remedy.
 
     ``progress`` is called with the bytes so far, which fall when a file starts again; ``report`` with lines of text on
-    retries and waits. ``retries`` are attempts after the first one; ``timeout`` has the seconds to connect, and those
+    retries and waits. ``retries`` are attempts after a failed one, counted anew when more bytes have arrived than
+    before. A server's Retry-After is obeyed up to ``MAX_WAIT_S``. ``timeout`` has the seconds to connect, and those
     between two pieces of the body.
     """
     shortest = 8 if download.bytes is None else 64  # a pinned size comes with a whole digest
@@ -112,13 +117,14 @@ def fetch(
                     return target
                 report(f"{target} is another file (sha256 {digest}); it is replaced when the right one is here")
             transfer = _Transfer(download, part, progress or (lambda name, done, total: None), timeout)
-            for attempt in range(retries + 1):
-                if (failed := transfer.attempt()) is None:
-                    break
-                if not failed.again or attempt == retries:
+            failures, most = 0, transfer.most
+            while (failed := transfer.attempt()) is not None:
+                failures, most = (failures if transfer.most == most else 0) + 1, transfer.most
+                if not failed.again or failures > retries:
                     raise failed
-                report(f"{target.name}: {failed.got}; trying again ({attempt + 1} of {retries})")
-                time.sleep(BACK_OFF_S * 2**attempt)
+                pause = f" in {failed.wait:,.0f} s, as the server asks" if failed.wait else ""
+                report(f"{target.name}: {failed.got}; trying again{pause} ({failures} of {retries})")
+                time.sleep(max(failed.wait, BACK_OFF_S * 2 ** (failures - 1)))
             part.replace(target)
     except _FailedError as failed:
         remedy = f"try again, or fetch it by hand, as {target}, and try again"
@@ -166,6 +172,10 @@ class _Transfer:
     progress: DownloadProgress
     timeout: tuple[float, float]
     etag: str = ""
+    most: int = 0  # bytes that any attempt or earlier call has had
+
+    def __post_init__(self) -> None:
+        self.most = self.part.stat().st_size if self.part.exists() else 0
 
     def attempt(self) -> _FailedError | None:
         """Bring the part file to its full size and check its digest; return the failure, None on success."""
@@ -209,6 +219,7 @@ class _Transfer:
                             break
                         file.write(chunk)
                         digest.update(chunk)
+                        self.most = max(self.most, have)
                         self.progress(name, have, total)
                     # Or a power cut after the rename could leave an empty file under the final name.
                     file.flush()
@@ -228,7 +239,10 @@ class _Transfer:
             self.part.unlink()
             raise _FailedError("416, the server cannot resume from this part; starting again", again=True)
         if status not in (200, 206):
-            raise _FailedError(f"the answer {status} {response.reason}", again=status in _PASSING)
+            got, wait = f"the answer {status} {response.reason}", _retry_after(headers.get("Retry-After", ""))
+            if wait > MAX_WAIT_S:
+                raise _FailedError(f"{got}, with the request to wait {wait:,.0f} s", again=False)
+            raise _FailedError(got, again=status in _PASSING, wait=wait)
         size = None if "Content-Encoding" in headers else headers.get("Content-Length")
         if status == 206:
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
@@ -246,6 +260,18 @@ class _Transfer:
         etag = headers.get("ETag", "")
         self.etag = "" if etag.startswith("W/") else etag  # a weak one is not valid with a range
         return total
+
+
+def _retry_after(value: str) -> float:
+    """Return the seconds of a Retry-After header, which holds a number or a date; 0 where it is neither."""
+    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
+    return max((date - datetime.now(timezone.utc)).total_seconds(), 0.0)
 
 
 def _message(download: Download, target: Path, got: str, remedy: str) -> str:

@@ -1,6 +1,14 @@
 """The command line ``meidbench``. Nothing heavy is imported until a command runs."""
 
-from typing import Any
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -8,10 +16,63 @@ from meidbench import __version__
 from meidbench.cli.benchmarks import datasets, download
 from meidbench.cli.evaluation import compare, evaluate
 from meidbench.cli.features import extract_features, merge_features, pack_features, verify_features
-from meidbench.cli.parameters import guarded_streams
+from meidbench.cli.parameters import guarded_streams, report
 from meidbench.cli.splits import audit, build_splits, import_split, stats
 from meidbench.cli.training import demo, predict, reproduce, train
-from meidbench.errors import MeidbenchError
+from meidbench.errors import MeidbenchError, RequestError, escape_controls, missing_package
+
+# SIGHUP comes when a terminal is closed; Windows does not have it.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_CLEAN_UP_S = 2.0
+_GOES_ON = "the same command goes on"
+# The work that an interrupted command keeps; every other command leaves its outputs as they were.
+_KEPT = {
+    "download": f"the bytes received so far are kept; {_GOES_ON}",
+    "extract-features": f"the finished videos are kept; {_GOES_ON}",
+    "merge-features": f"the videos copied so far are kept; {_GOES_ON}",
+    "pack-features": f"the packed videos are kept; {_GOES_ON}",
+    "train": f"the run is kept as it was last saved; {_GOES_ON}",
+    "reproduce": f"the runs are kept as they were last saved; {_GOES_ON}",
+    "demo": f"the runs are kept as they were last saved; {_GOES_ON}",
+}
+_NOTHING_KEPT = "no half-written file is left; the same command starts from the beginning"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end. Code that cleans up after Ctrl-C cleans up after every signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Raise Interrupted at a signal; further ones within seconds, as torchrun sends them, leave time to clean up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner, last = os.getpid(), -math.inf
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if os.getpid() != owner:  # a forked child ends without words
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if (now := time.monotonic()) - last > _CLEAN_UP_S:
+            last = now
+            raise Interrupted(number)
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    # A signal that the caller ignores, as nohup does, stays ignored; None is a handler of another library.
+    taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    try:
+        for number in taken:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
 
 
 class _Group(click.Group):
@@ -21,19 +82,52 @@ class _Group(click.Group):
         with guarded_streams():
             return super().main(*args, **extra)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _quoted():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _signals_raise(), _quoted():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            _end_interrupted(ctx, interrupt)
+        except RequestError as error:
+            raise click.UsageError(str(error)) from None
         except MeidbenchError as error:
             raise click.ClickException(str(error)) from None
+        except ModuleNotFoundError as error:
+            raise click.ClickException(str(missing_package(error))) from None
+        except MemoryError as error:
+            raise click.ClickException(escape_controls(f"the memory is not enough: {error}")) from None
+        except RecursionError:
+            raise click.ClickException("an input is nested too deeply to be read") from None
         except BrokenPipeError:
             raise
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{where}{error.strerror or error}") from None
+            raise click.ClickException(escape_controls(f"{where}{error.strerror or error}")) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+@contextmanager
+def _quoted() -> Iterator[None]:
+    """Quote the control characters in messages about wrong calls, which repeat the caller's words."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = escape_controls(error.message or "", keep="\n")  # type: ignore[misc, unused-ignore]
+        raise
+
+
+def _end_interrupted(ctx: click.Context, interrupt: KeyboardInterrupt) -> NoReturn:
+    number = getattr(interrupt, "number", signal.SIGINT)
+    if os.environ.get("RANK", "0") == "0":  # the processes of torchrun end with one line
+        name, kept = signal.Signals(number).name, _KEPT.get(ctx.invoked_subcommand or "", _NOTHING_KEPT)
+        report(f"interrupted by {name}: {kept}")
+    ctx.exit(128 + number)
 
 
 @click.group(
@@ -50,7 +144,7 @@ def main() -> None:
     """Long-tailed multi-label video recognition: exact splits, features, baselines and one evaluator.
 
     A first run, offline, is 'meidbench demo'. Results go to stdout, everything else to stderr. Exit code 0: success; 1:
-    a problem with the data; 2: a wrong call.
+    a problem with the data; 2: a wrong call; 130, 143 or 129: interrupted by Ctrl-C, SIGTERM or SIGHUP.
     """
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from meidbench.cli.parameters import DATASET, FOLDER, as_json, command
+from meidbench.cli.parameters import DATASET, FOLDER, as_json, command, echo, echo_json
+from meidbench.errors import escape_controls
 from meidbench.names import DATASETS
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ def datasets(as_json: bool) -> None:
         lines += [f"  licence      {manifest.licence.name}", f"               {manifest.licence.url}"]
         lines += [f"  known defect {defect}" for defect in manifest.defects]
         if not as_json:
-            click.echo("\n".join([*lines, ""]))
+            echo("\n".join([*lines, ""]))
     if as_json:
-        click.echo(json.dumps(entries, indent=2, ensure_ascii=False))
+        echo_json(json.dumps(entries, indent=2, ensure_ascii=False))
 
 
 @command(epilog="\b\nExample:\n  meidbench download charadeslt --accept-licence")
@@ -75,7 +76,7 @@ def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
     from meidbench.splits.manifests import annotations_folder, load_manifest
 
     manifest = load_manifest(dataset)
-    click.echo(manifest.licence_text, err=True)
+    echo(manifest.licence_text, err=True)
     if not accept_licence:
         raise click.UsageError("nothing was fetched; to accept the licence above, add --accept-licence")
 
@@ -88,10 +89,10 @@ def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
     finally:
         display.close()
     for path in paths:
-        click.echo(path)
+        echo(str(path))
     if dataset == "videolt":
         note = "These are the labels. The authors send the features by e-mail on request, see"
-        click.echo(f"{note}\n{manifest.licence.url}", err=True)
+        echo(f"{note}\n{manifest.licence.url}", err=True)
 
 
 def _on_terminal() -> bool:
@@ -114,7 +115,7 @@ class Display:
             if self.on_terminal:
                 from tqdm import tqdm
 
-                self.bar = tqdm(desc=name, total=total, unit="B", unit_scale=True, file=sys.stderr)
+                self.bar = tqdm(desc=escape_controls(name), total=total, unit="B", unit_scale=True, file=sys.stderr)
             else:
                 self.say(f"{name}: {total:,} bytes" + (f", of which {done:,} are here" if done else ""))
         if self.bar is not None:
@@ -125,9 +126,9 @@ class Display:
     def say(self, message: str) -> None:
         """Print a line, above the bar where there is one."""
         if self.bar is not None:
-            self.bar.write(message, file=sys.stderr)
+            self.bar.write(escape_controls(message, keep="\n"), file=sys.stderr)
         else:
-            click.echo(message, err=True)
+            echo(message, err=True)
 
     def close(self) -> None:
         """End the bar."""

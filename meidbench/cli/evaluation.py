@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 
 from meidbench.cli.parameters import (
-    FILE,
+    INPUT_FILE,
     NAMED_FILE,
     SEED,
     OutputFile,
     as_bytes,
     bootstrap_option,
     command,
+    echo,
     json_file,
     option_with_default,
     print_result,
@@ -20,6 +21,7 @@ from meidbench.cli.parameters import (
     subset_option,
     write_text,
 )
+from meidbench.errors import escape_controls, first_few
 from meidbench.names import PROTOCOLS
 
 _seed = option_with_default("--seed", type=SEED, default=0, help="Of the bootstrap.")
@@ -33,7 +35,7 @@ _allow_float16 = click.option(
     epilog="\b\nExample:\n"
     "  meidbench evaluate predictions.npz --split charadeslt \\\n      --bootstrap 1000 --json r.json",
 )
-@click.argument("predictions", type=FILE)
+@click.argument("predictions", type=INPUT_FILE)
 @split_option
 @subset_option
 @json_file
@@ -70,7 +72,7 @@ def evaluate(
 
     PREDICTIONS is Parquet (video_id, scores), NPZ or HDF5 (video_ids, scores), CSV (video_id, then the classes) or the
     official Charades text form, rows in any order. Scores are real numbers; a higher score is more likely. Logits and
-    probabilities are both accepted.
+    probabilities are both accepted; logits have no ties, which float32 probabilities near 1 have.
     """
     from meidbench.evaluation.bootstrap import bootstrap_steps
     from meidbench.evaluation.evaluate import evaluate_scores
@@ -94,9 +96,9 @@ def evaluate(
             warnings=run_warnings(opened.metadata), advance=advance,
         )  # fmt: skip
     if per_class is not None:
-        click.echo(f"wrote {write_per_class(result, per_class)}", err=True)
+        echo(f"wrote {write_per_class(result, per_class)}", err=True)
     for warning in result.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     title = title_lines(result, result.diagnostics.videos)
     print_result(json_file, result.to_json(), f"{title}\n\n{evaluation_table(result)}")
 
@@ -134,8 +136,10 @@ def compare(
     from meidbench.report.text import comparison_table, title_lines
     from meidbench.splits.split import load_split
 
-    loaded = load_split(split)
     runs = [ComparedRun.from_argument(text) for text in predictions]
+    if missing := [run.path for run in runs if not run.path.exists()]:
+        raise click.UsageError(f"there is no prediction file {first_few(missing)}")
+    loaded = load_split(split)
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(runs)
     with progress_bar("bootstrap", steps) as advance:
         comparison = compare_runs(
@@ -148,6 +152,6 @@ def compare(
         write_text(html, comparison_html(comparison))
     for method in comparison.methods:
         for warning in method.warnings:
-            click.echo(f"warning: {method.name}: {warning}", err=True)
+            echo(f"warning: {escape_controls(method.name)}: {warning}", err=True)
     title = title_lines(comparison, comparison.videos)
     print_result(json_file, comparison.to_json(), f"{title}\n\n{comparison_table(comparison)}")

@@ -14,14 +14,15 @@ from typing import Any, TextIO, cast
 
 import click
 
+from meidbench.errors import MeidbenchError, escape_controls, escape_json
 from meidbench.names import DATASETS, SUBSETS, Advance
 
 
 class InputPath(click.Path):
     """A file or a folder that a command reads."""
 
-    def __init__(self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True) -> None:
-        super().__init__(path_type=Path, exists=exists, file_okay=file_okay, dir_okay=dir_okay)
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, exists=True, file_okay=file_okay, dir_okay=dir_okay)
 
     def files(self, value: Path) -> list[Path]:
         """Return the paths that a value names."""
@@ -85,11 +86,10 @@ def _split_files(value: str) -> list[Path]:
 
 _FORMAT_ENDINGS = {".csv", ".tsv", ".json", ".jsonl", ".html", ".tex", ".parquet", ".h5", ".hdf5", ".npy", ".npz"}
 command = partial(click.command, cls=Command)
-FILE = InputPath(dir_okay=False)
-INPUT_FOLDER = InputPath(file_okay=False)
-ANY_PATH = InputPath()
 FOLDER = click.Path(path_type=Path, file_okay=False)
-SPLIT = InputName(_split_files)
+INPUT = InputPath()
+INPUT_FILE = InputPath(dir_okay=False)
+INPUT_FOLDER = InputPath(file_okay=False)
 # NAME=FILE, or a name that is a file's or not.
 NAMED_FILE = InputName(lambda value: [Path(value), Path(value.partition("=")[2] or value)])
 JSON_FILE = OutputFile(".json", allow_dash=True)
@@ -97,7 +97,6 @@ SEED = click.IntRange(min=0)
 DATASET = click.Choice(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
-split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
 subset_option = option_with_default("--subset", type=SUBSET, default="test")
 bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
 json_file = click.option("--json", "json_file", type=JSON_FILE, help="Write the result as JSON; - is stdout.")
@@ -120,17 +119,52 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
-        if text not in DATASETS and not (text.endswith(".toml") and Path(text).is_file()):
+        if text.endswith(".toml") and not Path(text).is_file():
+            self.fail(f"the file {text!r} does not exist", param, ctx)
+        if text not in DATASETS and not text.endswith(".toml"):
             self.fail(f"{text!r} is neither one of {', '.join(DATASETS)} nor a manifest or a plan (.toml)", param, ctx)
         return text
 
 
+class _SplitName(InputName):
+    """A benchmark's name, which may not be built yet, or the path of a split file."""
+
+    name = "split"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if text not in DATASETS and not Path(text).exists():
+            self.fail(f"{text!r} is neither a split file nor one of {', '.join(DATASETS)}", param, ctx)
+        return text
+
+
 DATASET_OR_MANIFEST = _DatasetOrManifest()
+SPLIT = _SplitName(_split_files)
+split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
+
+
+@contextmanager
+def reading_options() -> Iterator[None]:
+    """Make a wrong call of an error in a block that depends on options alone."""
+    try:
+        yield
+    except MeidbenchError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def echo(text: str, err: bool = False) -> None:
+    """Print a text to stdout or stderr; every command prints through here, so that no control character gets out."""
+    click.echo(escape_controls(text, keep="\n"), err=err)
+
+
+def echo_json(text: str) -> None:
+    """Print a JSON text to stdout, with control characters as escapes of JSON."""
+    click.echo(escape_json(text.rstrip("\n")))
 
 
 def report(line: str) -> None:
     """Print a line to stderr."""
-    click.echo(line, err=True)
+    echo(line, err=True)
 
 
 def refuse_unusable_outputs(*paths: Path | None) -> None:
@@ -147,17 +181,17 @@ def write_text(path: Path, text: str) -> None:
 
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    click.echo(f"wrote {path}", err=True)
+    echo(f"wrote {path}", err=True)
 
 
 def print_result(json_file: Path | None, json: str, table: str) -> None:
     """Write the JSON to its file or to stdout; print the table unless the JSON goes to stdout."""
     if str(json_file) == "-":
-        click.echo(json, nl=False)
+        echo_json(json)
         return
     if json_file is not None:
         write_text(json_file, json)
-    click.echo(table)
+    echo(table)
 
 
 class _Stream:
@@ -224,7 +258,9 @@ def progress_bar(what: str, total: int) -> Iterator[Advance]:
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=what, file=sys.stderr, delay=1.0, leave=False, disable=not total) as bar:
+        with tqdm(
+            total=total, desc=escape_controls(what), file=sys.stderr, delay=1.0, leave=False, disable=not total
+        ) as bar:
 
             def move(steps: int) -> None:
                 bar.update(steps)
@@ -237,7 +273,7 @@ def progress_bar(what: str, total: int) -> Iterator[Advance]:
         nonlocal done, next_line
         done += steps
         if time.monotonic() >= next_line:
-            click.echo(f"{what}: {done:,} of {total:,}", err=True)
+            echo(f"{what}: {done:,} of {total:,}", err=True)
             next_line = time.monotonic() + _LINE_EVERY
 
     yield advance

@@ -12,14 +12,16 @@ import click
 
 from meidbench.cli.parameters import (
     DATASET_OR_MANIFEST,
-    FILE,
     FOLDER,
+    INPUT_FILE,
     INPUT_FOLDER,
     SEED,
     SPLIT,
     OutputFile,
     as_json,
     command,
+    echo,
+    echo_json,
 )
 from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few
 from meidbench.names import DATASETS, GROUP_KEYS, PLOT_FORMATS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
@@ -163,15 +165,15 @@ def _build_released(
     for path in written:
         if path.name in digests and file_sha256(path) != digests[path.name]:
             order = "the videos and classes of the released list in another order, that of the annotation files"
-            click.echo(f"warning: {path.name} has {order}; the split is the same", err=True)
+            echo(f"warning: {path.name} has {order}; the split is the same", err=True)
     statistics = split_statistics(split)
     if as_json:
         content = {"digest": split.digest, "files": [str(path) for path in written], "statistics": asdict(statistics)}
-        click.echo(json.dumps(content, indent=2))
+        echo_json(json.dumps(content, indent=2))
         return
     _print_result(table_1_comparison(statistics, manifest), written)
     for defect in manifest.defects:
-        click.echo(f"known defect: {defect}", err=True)
+        echo(f"known defect: {defect}", err=True)
 
 
 def _annotation_files(manifest: "Manifest | None", annotations: Path | None) -> list[Path]:
@@ -185,9 +187,9 @@ def _annotation_files(manifest: "Manifest | None", annotations: Path | None) -> 
 
 
 def _print_result(text: str, written: list[Path]) -> None:
-    click.echo(f"{text}\n")
+    echo(f"{text}\n")
     for path in written:
-        click.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 def _places(folder: Path, stem: str, lists: Mapping[str, str], formats: tuple[str, ...]) -> dict[str, Path]:
@@ -244,11 +246,11 @@ def _draw(
 
     read = read_videos(plan, annotations, accept_other=accept_other)
     if read.note:
-        click.echo(f"note: {read.note}", err=True)
+        echo(f"note: {read.note}", err=True)
     videos = len(read.annotations.video_ids)
     if plan.variant == "exact" or videos >= _MANY:
         most = ", at most a minute or two" if plan.variant == "exact" else ""
-        click.echo(f"drawing {plan.stem} from {videos:,} videos{most}", err=True)
+        echo(f"drawing {plan.stem} from {videos:,} videos{most}", err=True)
     made = make_split(plan, read.annotations)
     folder = out or split_path(plan.name).parent
     plan_path = folder / f"{plan.stem}{PLAN_SUFFIX}"
@@ -265,7 +267,7 @@ def _draw(
         temporary.write_text(render_plan(plan, made, folder), encoding="utf-8", newline="\n")
     written = [*_write(made.split, places), plan_path]
     for warning in construction_warnings(made):
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     if as_json:
         content = {
             **made.as_dict(),
@@ -277,7 +279,7 @@ def _draw(
             "distance_to_released": None if distance is None else asdict(distance),
             "paper": dict(plan.manifest.paper) if plan.manifest and plan.manifest.paper else None,
         }
-        click.echo(render_json(content), nl=False)
+        echo_json(render_json(content))
         return
     width = shutil.get_terminal_size((100, 24)).columns
     report = construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width)
@@ -296,7 +298,7 @@ def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
     except MeidbenchError:
         what = f"the released split of {manifest.title} cannot be built from these annotations"
         rest = "so the new split is not compared with it; build-splits without --variant says why"
-        click.echo(f"warning: {what}, {rest}", err=True)
+        echo(f"warning: {what}, {rest}", err=True)
         return None
 
 
@@ -312,12 +314,14 @@ def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
     epilog="\b\nExample:\n  meidbench import-split videos.csv --out mine.parquet \\\n"
     "      --head-above 100 --tail-up-to 20",
 )
-@click.argument("table", type=FILE)
+@click.argument("table", type=INPUT_FILE)
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The split file to write (Parquet).")
 @click.option("--head-above", type=click.IntRange(min=0), required=True, help="Head: more training videos than this.")
 @click.option("--tail-up-to", type=click.IntRange(min=0), required=True, help="Tail: at most this many.")
 @click.option("--name", callback=_read_name, help="The benchmark's name [default: that of the table's file].")
-@click.option("--class-names", type=FILE, help="One name per line, by class index; needed where labels are names.")
+@click.option(
+    "--class-names", type=INPUT_FILE, help="One name per line, by class index; needed where labels are names."
+)
 def import_split(
     table: Path, out: Path, head_above: int, tail_up_to: int, name: str | None, class_names: Path | None
 ) -> None:
@@ -338,8 +342,8 @@ def import_split(
     thresholds = {"head_above": head_above, "tail_up_to": tail_up_to}
     split = split_from_table(table, dataset=name or table.stem, class_names=class_names, **thresholds)
     write_split(split, out)
-    click.echo(statistics_table([split_statistics(split)]))
-    click.echo(f"\nwrote {out}")
+    echo(statistics_table([split_statistics(split)]))
+    echo(f"\nwrote {out}")
 
 
 @command(
@@ -372,13 +376,13 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
     if as_json:
         # JSON has no NaN: a value that is not defined is null.
         rows = [{k: None if v != v else v for k, v in asdict(entry).items()} for entry in statistics]
-        click.echo(json.dumps(rows, indent=2))
+        echo_json(json.dumps(rows, indent=2))
     else:
-        click.echo(statistics_table(statistics))
+        echo(statistics_table(statistics))
     if plot is not None:
         from meidbench.report.plots import plot_class_frequencies
 
-        click.echo(f"wrote {plot_class_frequencies(loaded, plot)}", err=True)
+        echo(f"wrote {plot_class_frequencies(loaded, plot)}", err=True)
 
 
 @command(
@@ -402,23 +406,23 @@ def audit(split: str, strict: bool, as_json: bool) -> None:
     every = audit_split(loaded)
     findings = [finding for finding in every if finding.severity != "not-checked"]
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in every], indent=2, ensure_ascii=False))
+        echo_json(json.dumps([asdict(finding) for finding in every], indent=2, ensure_ascii=False))
     else:
         for finding in findings:
             rest = f": {first_few(finding.examples)}" if finding.examples else ""
             more = ", ..." if finding.count > len(finding.examples) > 0 else ""
-            click.echo(f"{finding.severity:<7}  {finding.check}: {finding.count:,} {finding.what}{rest}{more}")
+            echo(f"{finding.severity:<7}  {finding.check}: {finding.count:,} {finding.what}{rest}{more}")
         videos, unchecked = len(loaded.table), {finding.check: finding.count for finding in every[len(findings) :]}
         found = {finding.check for finding in findings} | {name for name, count in unchecked.items() if count == videos}
         clean = [name for name in CHECKS if name not in found]
-        click.echo(f"nothing found by: {', '.join(clean) or 'none of the checks'}")
+        echo(f"nothing found by: {', '.join(clean) or 'none of the checks'}")
         if unchecked:
             texts = [
                 name if count == videos else f"{name} ({count:,} of {videos:,} videos)"
                 for name, count in unchecked.items()
             ]
-            click.echo(f"not checked (no data): {', '.join(texts)}")
+            echo(f"not checked (no data): {', '.join(texts)}")
     for note in loaded.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if strict and findings:
         sys.exit(1)

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from meidbench.cli.parameters import (
-    ANY_PATH,
-    FILE,
     FOLDER,
+    INPUT,
+    INPUT_FILE,
     INPUT_FOLDER,
     NAMED_FILE,
     SEED,
@@ -20,17 +20,28 @@ from meidbench.cli.parameters import (
     as_json,
     bootstrap_option,
     command,
+    echo,
+    echo_json,
     json_file,
     progress_bar,
+    reading_options,
     refuse_unusable_outputs,
     report,
     split_option,
     subset_option,
     write_text,
 )
-from meidbench.names import PRECISIONS, RESIDENT, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
+from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
 
 _repeatable = partial(click.option, multiple=True)
+_check = click.option(
+    "--check",
+    type=click.Choice(ROW_CHECKS),
+    default="auto",
+    show_default=True,
+    help="Whose rows are first compared with their checksums: all videos, 500 per subset, or none. auto: all, and 500 "
+    "of a subset of 20 GB and more that was read before and has not changed.",
+)
 # The key of the setting that an option of train stands for, by the option's parameter.
 _KEYS: dict[str, str] = {}
 
@@ -73,7 +84,7 @@ def _telling_of_memory() -> Iterator[None]:
     "      --features videolt_r50.h5 --method eql",
 )
 @split_option
-@click.option("--features", required=True, type=ANY_PATH, help="A feature file, or a folder of VIDEO_ID.npy.")
+@click.option("--features", required=True, type=INPUT, help="A feature file, or a folder of VIDEO_ID.npy.")
 @click.option(
     "--method",
     required=True,
@@ -93,6 +104,7 @@ def _telling_of_memory() -> Iterator[None]:
     metavar="RUN",
     help="For a method of two stages, a finished run of its first [default: trained in RUN/first-stage].",
 )
+@_check
 @_short_for("schedule.epochs", "--epochs", type=click.IntRange(min=1), help="Short for --set schedule.epochs=N.")
 @_short_for("seed", "--seed", type=SEED, help="Short for --set seed=N.")
 @_short_for("execution.device", "--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto].")
@@ -120,6 +132,7 @@ def train(
     out: Path | None,
     settings: tuple[str, ...],
     first_stage: Path | None,
+    check: str,
     as_json: bool,
     **short: Any,
 ) -> None:
@@ -141,34 +154,39 @@ def train(
     from meidbench.splits.split import load_split
 
     settings += tuple(f"{_KEYS[name]}={value}" for name, value in short.items() if value is not None)
-    config = resolve(method, load_split(split), aggregator=aggregator, settings=settings)
+    loaded = load_split(split)
+    with reading_options():
+        config = resolve(method, loaded, aggregator=aggregator, settings=settings)
     if out is None:
         out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator_name}-{config.seed}"
     with _telling_of_memory():
-        trained = train_run(split, features, config, out, first_stage=first_stage, progress=progress_bar, report=report)
+        trained = train_run(
+            split, features, config, out, first_stage=first_stage, check=check, progress=progress_bar, report=report
+        )
     if os.environ.get("RANK", "0") != "0":
         return
     for warning in trained.warnings:
         report(f"warning: {warning}")
     if as_json:
         content = {"run": str(trained.path), "mAP": {subset: asdict(means) for subset, means in trained.mAP.items()}}
-        click.echo(render_json(content), nl=False)
+        echo_json(render_json(content))
     else:
         rows = [(subset, *asdict(means).values()) for subset, means in trained.mAP.items()]
-        click.echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
-        click.echo(f"\n{trained.path}")
+        echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
+        echo(f"\n{trained.path}")
 
 
 @command(
     short_help="Write the predictions of a trained run.",
     epilog="\b\nExample:\n  meidbench predict runs/ldam --subset val --out predictions.parquet",
 )
-@click.argument("run", metavar="RUN", type=FOLDER)
+@click.argument("run", metavar="RUN", type=INPUT_FOLDER)
 @subset_option
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The prediction file to write (Parquet).")
 @click.option("--split", type=SPLIT, help="A split file, or a built benchmark's name [default: the run's].")
-@click.option("--features", type=ANY_PATH, help="A feature file or folder [default: the run's].")
+@click.option("--features", type=INPUT, help="A feature file or folder [default: the run's].")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
+@_check
 def predict(run: Path, out: Path, **options: Any) -> None:
     """Score SUBSET with the best checkpoint in RUN, a folder that 'meidbench train' made."""
     import os
@@ -178,7 +196,7 @@ def predict(run: Path, out: Path, **options: Any) -> None:
     with _telling_of_memory():
         path = predict_run(run, out, progress=progress_bar, report=report, **options)
     if os.environ.get("RANK", "0") == "0":
-        click.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 @command(
@@ -202,7 +220,7 @@ def predict(run: Path, out: Path, **options: Any) -> None:
     metavar="ENCODER=PATH",
     help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable.",
 )
-@_repeatable("--split", "split_files", type=FILE, help="A split file that is not under MEIDBENCH_HOME.")
+@_repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
 @_repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")
 @click.option(
     "--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, or reproduction-simulated]."
@@ -272,13 +290,13 @@ def reproduce(
         for ending, text in table.files.items():
             write_text(out / f"{table.name}.{ending}", text)
         if not on_stdout:
-            click.echo(f"\n{table.text}" if done else table.text)
+            echo(f"\n{table.text}" if done else table.text)
         for remark in table.remarks:
             report(remark)
         done.append(table)
     content = render_json(done[0].content if len(done) == 1 else [table.content for table in done])
     if on_stdout:
-        click.echo(content, nl=False)
+        echo_json(content)
     elif json_file is not None:
         write_text(json_file, content)
     if not all(table.succeeded for table in done):
@@ -313,7 +331,7 @@ def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     for method in comparison.methods:
         for warning in method.warnings:
             report(f"warning: {method.name}: {warning}")
-    click.echo(
+    echo(
         f"{comparison.dataset} ({comparison.variant}), test: {comparison.videos:,} videos, simulated features\n\n"
         f"{comparison_table(comparison)}"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.errors import MeidbenchError
+from meidbench.errors import MeidbenchError, RequestError
 from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
 from meidbench.evaluation.evaluate import bootstrap_means, evaluate_scores, group_members, subset_positives
 from meidbench.evaluation.results import GROUPS_SHOWN, ClassFacts, Measures, Result, average_measures
@@ -39,7 +39,7 @@ class ComparedRun:
         # A file name may contain bytes that are not text; tables, pages and JSON need text.
         method, _, seed = name.encode("utf-8", "replace").decode().partition("@")
         if not method:
-            raise MeidbenchError(f"{text!r} has no name: expected PATH or NAME=PATH")
+            raise RequestError(f"{text!r} has no name: expected PATH or NAME=PATH")
         return cls(method, seed, Path(path))
 
 
@@ -220,13 +220,13 @@ def compare(
 def _check_names(runs: Sequence[ComparedRun], names: Sequence[str], reference: str) -> None:
     seeded = {run.method for run in runs if run.seed}
     if mixed := [run.method for run in runs if not run.seed and run.method in seeded]:
-        raise MeidbenchError(
+        raise RequestError(
             f"{mixed[0]} has runs with and without a seed: name all of them NAME@SEED, or give them different names"
         )
     if reference not in names:
-        raise MeidbenchError(f"the reference {reference!r} is not one of the runs: {', '.join(names)}")
+        raise RequestError(f"the reference {reference!r} is not one of the runs: {', '.join(names)}")
     if len({(run.method, run.seed) for run in runs}) < len(runs):
-        raise MeidbenchError(
+        raise RequestError(
             "two runs have the same name; tell them apart by NAME=PATH, seeds of a method by NAME@SEED=PATH"
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meidbench.checks import one_of
-from meidbench.errors import PredictionError
+from meidbench.errors import PredictionError, RequestError
 from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
 from meidbench.evaluation.ranking import Positives, RankCounts, concatenate_ranges, count_ranks, precision_from_counts
 from meidbench.evaluation.results import (
@@ -224,6 +224,8 @@ def evaluate_scores(
     one_of("protocol", protocol, tuple(PROTOCOLS), PredictionError)
     if bootstrap < 0 or seed < 0:
         raise PredictionError(f"bootstrap ({bootstrap}) and seed ({seed}) must not be negative")
+    if bootstrap == 1:
+        raise RequestError("an interval needs at least 2 replicates of the bootstrap, got 1; 0 makes no intervals")
     if bootstrap and isinstance(scores, BlockScores):
         raise PredictionError("intervals need the scores in memory: raise --memory, or leave out --bootstrap")
     if bootstrap and protocol != "tie-aware":
@@ -268,8 +270,10 @@ def evaluate_scores(
 
 
 def _tie_warnings(counts: RankCounts, positives: Positives) -> list[str]:
+    if not _mean(counts.tied) > _TIES_ALLOWED:  # ties with any video, which are counted faster
+        return []
     share = _mean(counts.tied_with_negatives(positives))
-    if not share > _TIES_ALLOWED:
+    if share <= _TIES_ALLOWED:
         return []
     return [
         f"{share:.0%} of the positives have the same score as a video without their class, so their order is unknown "

@@ -230,22 +230,29 @@ class DecoderPool:
         decoder.process.join()
 
 
+# A terminal sends them to all processes. The decoders end with their parent; one that ended before it would be taken
+# for one that crashed on its video.
+_INTERRUPTS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 @contextmanager
 def _ignored_interrupts() -> Iterator[None]:
-    """Let a new process inherit that Ctrl-C is ignored: all processes receive it, and only the parent acts on it."""
+    """Let a new process inherit that interrupts are ignored, so that only the parent acts on them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = [signal.signal(number, signal.SIG_IGN) for number in _INTERRUPTS]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(_INTERRUPTS, before, strict=True):
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _run_worker(connection: Connection, memory: Any, settings: DecodingSettings, counting: bool) -> None:
     """Decode in this process until the parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
     worker = _Worker(connection, np.frombuffer(memory, np.uint8), settings)
     frames.heartbeat = worker.heartbeat
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended

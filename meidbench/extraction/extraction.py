@@ -243,7 +243,7 @@ def extract_features(
     progress: Advance | None = None,
     report: Report | None = None,
 ) -> ExtractionSummary:
-    """Extract the features of videos into one feature file.
+    """Extract the features of videos into one feature file; where every video failed, only a shard leaves a file.
 
     Parameters
     ----------

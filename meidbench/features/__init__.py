@@ -8,7 +8,7 @@ import h5py
 from meidbench.errors import FeatureError
 from meidbench.features.feature_file import PackedFile, is_feature_file
 from meidbench.features.source import HDF5_GROUP, PROBLEMS, FeatureSource, GroupedFile, Handle, NpyFolder
-from meidbench.files import rehearse
+from meidbench.files import open_inside, rehearse
 
 __all__ = ["PROBLEMS", "FeatureSource", "GroupedFile", "NpyFolder", "PackedFile", "open_features"]
 
@@ -20,12 +20,14 @@ def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource
     """Open a folder of ``VIDEO_ID.npy`` (as VideoLT's authors publish them), or an HDF5 file; a source stays as it is.
 
     An HDF5 file is one that ``meidbench`` wrote, or one with ``/features/VIDEO_ID``. Another process reads the index of
-    other programs' files first.
+    other programs' files first. The structure is checked, and all numbers must lie in the file itself; ``verify`` and
+    ``check_rows`` in ``meidbench.features.verification`` also read the rows.
 
     Raises
     ------
     FeatureError
-        Nothing exists there, it is another kind of file, or the HDF5 library hangs or crashes on it.
+        Nothing exists there, it is another kind of file or no regular file, its structure contradicts itself, it is of
+        another format version, or the HDF5 library hangs or crashes on it.
 
     Examples
     --------
@@ -45,6 +47,8 @@ def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource
     expected = f"expected a folder of VIDEO_ID.npy, or an HDF5 file with /{HDF5_GROUP}/VIDEO_ID"
     if not path.exists():
         raise FeatureError(f"there are no features at {path}; {expected}")
+    if not path.is_file():
+        raise FeatureError(f"{path} is no regular file; {expected}")
     if not h5py.is_hdf5(path):
         raise FeatureError(f"{path} is not an HDF5 file; {expected}\nUnpack it first if it is an archive.")
     if not is_feature_file(path) and (problem := rehearse(path, _INDEX)):
@@ -52,7 +56,7 @@ def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource
     handle = Handle(path.absolute())
     try:
         with handle.reading() as file:
-            packed = isinstance(file.get(HDF5_GROUP), h5py.Dataset)
+            packed = isinstance(open_inside(file, HDF5_GROUP), h5py.Dataset)
     finally:
         handle.close()
     return PackedFile(path) if packed else GroupedFile(path)

@@ -11,9 +11,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.checks import one_of
+from meidbench.checks import describe_missing, one_of
 from meidbench.errors import FeatureError
 from meidbench.features.source import Array, FeatureSource, Handle, UnusableVideo, check_array
+from meidbench.files import open_inside
 
 FORMAT = "meidbench-features"
 FORMAT_VERSION = 1
@@ -133,37 +134,90 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read all except the rows of a file that ``create`` made; refuse a damaged one, and another version or file."""
+    if not path.is_file():
+        raise FeatureError(describe_missing("feature file", path))
     try:
         with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise FeatureError(f"{path} is not a feature file of meidbench; choose another name for the output")
-            if (version := int(file.attrs["format_version"])) != FORMAT_VERSION:
-                raise FeatureError(f"{path} is a feature file of version {version}; this is for {FORMAT_VERSION}")
-            shape, dtype = file["features"].shape, file["features"].dtype
-            fixed = len(shape) == 3
-            ids = tuple(raw.decode() for raw in file["video_ids"][:].tolist())
-            starts = None if fixed else file["row_starts"][:]
-            rows = np.full(len(ids), shape[1]) if starts is None else np.diff(np.append(starts, shape[0]))
-            layout = Layout(
-                video_ids=ids,
-                rows=rows.astype(np.int64),
-                fixed=fixed,
-                dim=int(shape[-1]),
-                dtype=next(name for name, known in DTYPES.items() if known == dtype),
-                timed="timestamps" in file,
-                source_sizes=file["source_sizes"][:].astype(np.int64),
-            )
-            offsets = {name: int(file[name].id.get_offset() or 0) for name in file}  # an empty dataset has no offset
-            recipe = json.loads(file.attrs["recipe"])
-            status = file["status"][:].astype(np.uint8)
-            counts = file["row_counts"][:].astype(np.int64)
-    except FeatureError:
-        raise
-    except (OSError, KeyError, StopIteration, TypeError, ValueError, RuntimeError) as error:
-        raise FeatureError(f"{path} is damaged, or not a feature file: {error}") from None
+            return _read_header(file)
+    except FeatureError as error:
+        raise FeatureError(f"{path} {error}") from None
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, MemoryError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FeatureError(f"{path} is damaged, or not a feature file: {reason}") from None
+
+
+def is_marked(file: h5py.File) -> bool:
+    """Return whether an open HDF5 file has the mark of a feature file of this package."""
+    return bool(np.array_equal(file.attrs.get("format"), FORMAT))
+
+
+def _read_header(file: h5py.File) -> Header:
+    if not is_marked(file):
+        raise FeatureError("is not a feature file of meidbench; choose another name for the output")
+    if not np.array_equal(version := file.attrs["format_version"], FORMAT_VERSION):
+        raise FeatureError(f"is a feature file of version {version}; this is for {FORMAT_VERSION}")
+    recipe = json.loads(file.attrs["recipe"])
+    if not isinstance(recipe, dict):
+        raise FeatureError("is damaged: its recipe is not a table of names and values")
+    datasets = {name: found for name in file if isinstance(found := open_inside(file, name), h5py.Dataset)}
+    needed = ["features", "video_ids", "status", "reasons", *PER_VIDEO]
+    if lacking := [name for name in needed if name not in datasets]:
+        raise FeatureError(f"is damaged: it lacks {', '.join(lacking)}")
+    shape, dtype = datasets["features"].shape, datasets["features"].dtype
+    if len(shape) not in (2, 3) or (len(shape) == 2) != ("row_starts" in datasets):
+        has = "has" if "row_starts" in datasets else "lacks"
+        raise FeatureError(f"is damaged: features has shape {shape}, and it {has} row_starts")
+    fixed = len(shape) == 3
+    ids = tuple(raw.decode() for raw in datasets["video_ids"][:].tolist())
+    starts = None if fixed else datasets["row_starts"][:]
+    rows = np.full(len(ids), shape[1]) if starts is None else np.diff(np.append(starts, shape[0]))
+    try:
+        layout = Layout(
+            video_ids=ids,
+            rows=rows.astype(np.int64),
+            fixed=fixed,
+            dim=int(shape[-1]),
+            dtype=next((name for name, known in DTYPES.items() if known == dtype), str(dtype)),
+            timed="timestamps" in datasets,
+            source_sizes=datasets["source_sizes"][:].astype(np.int64),
+        )
+    except FeatureError as error:
+        raise FeatureError(f"is damaged: {error}") from None
+    if starts is not None and not np.array_equal(starts, layout.starts):
+        raise FeatureError("is damaged: its row_starts are not those of videos end to end")
+    _check_datasets(datasets, layout)
+    status = datasets["status"][:].astype(np.uint8)
+    counts = datasets["row_counts"][:].astype(np.int64)
     if status.max(initial=0) >= len(STATUSES) or (counts < 0).any() or (counts > layout.rows).any():
-        raise FeatureError(f"{path} is damaged: a status or a number of rows that cannot be")
-    return Header(layout, recipe, status, counts, offsets)
+        raise FeatureError("is damaged: a status or a number of rows that cannot be")
+    # An empty dataset has no offset.
+    return Header(layout, recipe, status, counts, {name: int(datasets[name].id.get_offset() or 0) for name in datasets})
+
+
+def _check_datasets(datasets: Mapping[str, Any], layout: Layout) -> None:
+    """Check shape, type and place of each dataset; the rows are read at their offsets, without the HDF5 library."""
+    videos, fixed = len(layout.video_ids), layout.fixed
+    rows = (videos, int(layout.rows[0])) if fixed else (int(layout.rows.sum()),)
+    per_row = [name for name in PER_ROW if (layout.dtype == "int8" if name == "scales" else layout.timed)]
+    expected: dict[str, tuple[tuple[int, ...], Any]] = {
+        "status": ((videos,), "u1"),
+        "reasons": ((videos,), f"S{REASON_BYTES}"),
+        **{name: ((videos,), code) for name, code in PER_VIDEO.items()},
+        **{name: (rows, PER_ROW[name]) for name in per_row},
+        "features": ((*rows, layout.dim), DTYPES[layout.dtype]),
+    }
+    if stray := [name for name in PER_ROW if name in datasets and name not in expected]:
+        raise FeatureError(f"is damaged: it has {', '.join(stray)}, and {layout.dtype} rows need none")
+    for name, (shape, dtype) in expected.items():
+        dataset = datasets.get(name)
+        if dataset is None or dataset.shape != shape or dataset.dtype != np.dtype(dtype):
+            there = "missing" if dataset is None else f"{dataset.dtype} of {dataset.shape}"
+            raise FeatureError(f"is damaged: {name} is {there}, expected {np.dtype(dtype)} of {shape}")
+        if dataset.chunks or (dataset.size and dataset.id.get_offset() is None):
+            raise FeatureError(
+                f"was rewritten by another program: {name} is not contiguous; restore the original, or try "
+                "'h5repack -l CONTI -f NONE' on it"
+            )
 
 
 def stored_checksums(path: Path) -> list[int]:
@@ -196,7 +250,7 @@ class PackedFile(FeatureSource):
 
     The files that ``meidbench`` writes are contiguous and ``mapped``: rows are read straight from the file's pages.
     Chunked or compressed files of other programs are read by h5py, which is slower. ``read`` converts int8 rows to
-    float32; ``dtype`` is that of the stored rows.
+    float32; ``dtype`` is that of the stored rows. ``header`` is that of a feature file; None for files of others.
     """
 
     expected = "an HDF5 file with the rows of all videos in /features and their ids in /video_ids"
@@ -206,6 +260,7 @@ class PackedFile(FeatureSource):
         self._handle = Handle(self.path)
         self._map: npt.NDArray[Any] | None = None
         self._scale_map: npt.NDArray[Any] | None = None
+        self.header: Header | None = None
         try:
             self._read_index(self._handle.opened())
         except FeatureError:
@@ -237,30 +292,22 @@ class PackedFile(FeatureSource):
         return self._scale_map
 
     def _read_index(self, file: h5py.File) -> None:
-        if "video_ids" not in file:
-            raise FeatureError(f"{self.path} has /features but no /video_ids; expected {self.expected}")
-        features = file["features"]
+        if is_feature_file(self.path) or is_marked(file):
+            self.header = read_header(self.path)
+        features = open_inside(file, "features")
         shape, self.dtype = features.shape, features.dtype
-        self._scaled = self.dtype == np.int8 and "scales" in file
         if len(shape) not in (2, 3):
             raise FeatureError(f"/features of {self.path} has shape {shape}; expected {self.expected}")
-        try:
-            check_array((1, shape[-1]), np.dtype(np.float16) if self._scaled else self.dtype)
-        except UnusableVideo as error:
-            expected = "expected float16, float32 or float64"
-            raise FeatureError(f"/features of {self.path} is {error.detail}; {expected}") from None
-        ids = [name if isinstance(name, str) else name.decode() for name in file["video_ids"][()].tolist()]
-        self._index = {video_id: position for position, video_id in enumerate(ids)}
         fixed = self._fixed = len(shape) == 3
         joint = shape[0] * shape[1] if fixed else shape[0]
-        if fixed:
-            self._starts = np.arange(len(ids), dtype=np.int64) * shape[1]
-            self._counts = np.full(len(ids), shape[1], np.int64)
+        if self.header is not None:
+            layout = self.header.layout
+            ids: Sequence[str] = layout.video_ids
+            self._scaled = layout.dtype == "int8"
+            self._starts, self._counts, self._status = layout.starts, self.header.row_counts, self.header.status
         else:
-            self._starts = file["row_starts"][()].astype(np.int64)
-        if "row_counts" in file or not fixed:
-            self._counts = file["row_counts"][()].astype(np.int64)
-        self._status = file["status"][()].astype(np.uint8) if "status" in file else np.ones(len(ids), np.uint8)
+            ids = self._read_index_of_others(file, shape)
+        self._index = {video_id: position for position, video_id in enumerate(ids)}
         sizes = {len(self._index), len(self._starts), len(self._counts), len(self._status)}
         if sizes != {len(ids)} or (fixed and shape[0] != len(ids)):
             raise FeatureError(f"{self.path} contradicts itself: {len(ids):,} ids, not one for each video's rows")
@@ -268,10 +315,32 @@ class PackedFile(FeatureSource):
         if (np.minimum(self._starts, self._counts) < 0).any() or outside.any():
             raise FeatureError(f"{self.path} contradicts itself: rows of a video lie outside /features")
         self._width, self._joint = int(shape[-1]), int(joint)
-        # None where the rows are not contiguous in this file.
-        external = features.id.get_create_plist().get_external_count()
-        self._offset: int | None = None if external or not features.size else features.id.get_offset()
+        # None where the rows are not contiguous.
+        self._offset: int | None = features.id.get_offset() if features.size else None
         self.mapped = self._offset is not None and self._maps_right(features)
+
+    def _read_index_of_others(self, file: h5py.File, shape: tuple[int, ...]) -> list[str]:
+        """Read where the rows of each video are, from a file of another program; return the ids."""
+        names = ("video_ids", "row_starts", "row_counts", "status", "scales")
+        found = {name: dataset for name in names if (dataset := open_inside(file, name)) is not None}
+        if "video_ids" not in found:
+            raise FeatureError(f"{self.path} has /features but no /video_ids; expected {self.expected}")
+        self._scaled = self.dtype == np.int8 and "scales" in found
+        try:
+            check_array((1, shape[-1]), np.dtype(np.float16) if self._scaled else self.dtype)
+        except UnusableVideo as error:
+            expected = "expected float16, float32 or float64"
+            raise FeatureError(f"/features of {self.path} is {error.detail}; {expected}") from None
+        ids = [name if isinstance(name, str) else name.decode() for name in found["video_ids"][()].tolist()]
+        if len(shape) == 3:
+            self._starts = np.arange(len(ids), dtype=np.int64) * shape[1]
+            self._counts = np.full(len(ids), shape[1], np.int64)
+        else:
+            self._starts = found["row_starts"][()].astype(np.int64)
+        if "row_counts" in found or len(shape) == 2:
+            self._counts = found["row_counts"][()].astype(np.int64)
+        self._status = found["status"][()].astype(np.uint8) if "status" in found else np.ones(len(ids), np.uint8)
+        return ids
 
     def _maps_right(self, features: h5py.Dataset) -> bool:
         """Return whether map and h5py agree on the first and last row; some file systems cannot map."""

@@ -22,7 +22,7 @@ from meidbench.features.records import StoredVideos, VideoRows, encode, is_faith
 from meidbench.features.source import FeatureSource, UnusableVideo, is_usable_id
 from meidbench.features.store import FeatureWriter, feature_writer
 from meidbench.files import resolve_output
-from meidbench.names import ProgressBar, Report
+from meidbench.names import BACKBONES, ProgressBar, Report
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -82,7 +82,8 @@ def pack(
     out : path
         The feature file, with a fixed or a varying number of rows, as the videos have.
     dtype, backbone : str
-        ``float16``, ``float32`` or ``int8`` with one scale per row; the backbone is only recorded in the recipe.
+        ``float16``, ``float32`` or ``int8`` with one scale per row; the backbone is recorded in the recipe, and refused
+        where its rows have another width (``meidbench.names.BACKBONES``).
     only : iterable of str, optional
         Ids of the videos that are wanted; all by default.
     retry_failed, report : bool, and Report, optional
@@ -93,7 +94,8 @@ def pack(
     OutputError
         The output is the source, or no regular file.
     FeatureError
-        No video is usable; the output is being written, was made with other settings, or holds
+        No video is usable (no file is written then), or they are C x T; the output is being written, was made with
+        other settings, or holds
         videos that the source no longer has; the disk is full.
 
     Examples
@@ -115,6 +117,7 @@ def pack(
     videos = StoredVideos(open_features(source))
     refuse_lost_inputs(out, [videos.source.path])
     index = _read_index(videos, only, progress)
+    _check_width(index, videos.source, backbone, report)
     timed = videos.header is not None and videos.header.layout.timed
     layout = Layout(index.video_ids, index.rows, index.fixed, index.dim, dtype, timed, index.sizes)
     recipe = _recipe(videos, dtype, backbone)
@@ -124,6 +127,7 @@ def pack(
         if writer.place != out:
             writer.commit()
             _read_back(writer, writer.place, progress)
+        writer.refuse_failures("packed")
         writer.finish()
     return _summarise(out, index, pending)
 
@@ -166,7 +170,15 @@ def _read_index(videos: StoredVideos, only: Iterable[str] | None, progress: Prog
             f"none of the {len(video_ids):,} videos in {videos.source.path} can be packed:\n{bullet_list(named)}\n"
             f"Expected {videos.source.expected}: T x D, T at least 1, one D for all, float16, float32 or float64."
         )
-    dim = widths.most_common(1)[0][0]
+    dim, number = widths.most_common(1)[0]
+    shapes = [shape for shape, _, _ in examined if shape]
+    if len(shapes) > 1 and len({rows for rows, _ in shapes}) == 1 and 2 * number <= len(shapes):
+        named = [f"{name}: {shape}" for name, (shape, _, _) in zip(video_ids, examined, strict=True) if shape]
+        raise FeatureError(
+            f"all {len(shapes):,} videos in {videos.source.path} have {shapes[0][0]:,} rows and different widths: "
+            f"{first_few(named)}\nAre they C x T? Transpose them: expected {videos.source.expected}, T x D, one D "
+            "for all."
+        )
     for position, (shape, _, _) in enumerate(examined):
         if shape and shape[1] != dim:
             refused[position] = f"{shape[1]} numbers per row, most videos have {dim}"
@@ -176,6 +188,20 @@ def _read_index(videos: StoredVideos, only: Iterable[str] | None, progress: Prog
     rows = [spare if at in refused or not shape else shape[0] for at, (shape, _, _) in enumerate(examined)]
     sizes = np.array([size for _, size, _ in examined], np.int64)
     return _SourceIndex(video_ids, np.array(rows, np.int64), sizes, refused, missing, dim, fixed)
+
+
+def _check_width(index: _SourceIndex, source: FeatureSource, backbone: str, report: Report) -> None:
+    """Refuse the width of another backbone; warn where all videos have the same number of rows, above the width."""
+    if (expected := BACKBONES.get(backbone, index.dim)) != index.dim:
+        raise FeatureError(
+            f"the features in {source.path} have {index.dim:,} numbers per row, those of {backbone} have "
+            f"{expected:,}; name the network that made them with --backbone, or leave it out"
+        )
+    if index.fixed and len(index.video_ids) > 1 and index.rows[0] > index.dim:
+        report(
+            f"warning: all videos have {index.rows[0]:,} rows of {index.dim:,} numbers, more rows than numbers per "
+            "row: if they are C x T, transpose them"
+        )
 
 
 def _choose(source: FeatureSource, only: Iterable[str] | None) -> tuple[set[str], tuple[str, ...]]:

@@ -16,8 +16,7 @@ from meidbench.features.feature_file import (
     REASON_BYTES,
     STATUSES,
     Header,
-    is_feature_file,
-    read_header,
+    PackedFile,
     stored_checksums,
 )
 from meidbench.features.source import FeatureSource, NpyFolder, UnusableVideo, check_id
@@ -77,7 +76,7 @@ class StoredVideos:
 
     def __init__(self, source: FeatureSource) -> None:
         self.source = source
-        self.header = read_header(source.path) if is_feature_file(source.path) else None
+        self.header = source.header if isinstance(source, PackedFile) else None
         self._checksums = [] if self.header is None else stored_checksums(source.path)
         known = () if self.header is None else self.header.layout.video_ids
         self._positions = {video_id: position for position, video_id in enumerate(known)}
@@ -156,7 +155,8 @@ def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals 
     stored = _cast(rows, DTYPES["float16" if dtype == "float16" else "float32"])
     if not all_finite(stored):
         largest, limit = np.abs(rows).max(), np.finfo(stored.dtype).max
-        raise FeatureError(f"numbers up to {largest:.6g} do not fit {stored.dtype}, which ends at {limit:.6g}")
+        remedy = "; pass --dtype float32" if stored.dtype == np.float16 else ""
+        raise FeatureError(f"numbers up to {largest:.6g} do not fit {stored.dtype}, which ends at {limit:.6g}{remedy}")
     return _quantise(stored) if dtype == "int8" else (stored, None)
 
 

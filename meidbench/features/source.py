@@ -2,12 +2,14 @@
 
 import math
 import os
+import stat
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from hashlib import sha256
 from io import BytesIO, FileIO
 from pathlib import Path
 from threading import Lock
@@ -19,7 +21,8 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 from tqdm import tqdm
 
-from meidbench.errors import FeatureError, bullet_list, first_few
+from meidbench.errors import FeatureError, bullet_list, escape_controls, first_few
+from meidbench.files import open_inside
 
 # The words for each problem, in the order in which a message lists them.
 PROBLEMS = {
@@ -121,7 +124,7 @@ class FeatureSource(ABC):
         present = self.ids()
         shapes: dict[str, tuple[int, int]] = {}
         offenders: dict[str, list[str]] = {problem: [] for problem in PROBLEMS}
-        title = f"checking {self.path.name}"
+        title = f"checking {escape_controls(self.path.name)}"
         unique = dict.fromkeys(asked)
         for video_id in tqdm(unique, desc=title, unit=" videos", disable=None, delay=1.0, leave=False):
             try:
@@ -181,6 +184,11 @@ class FeatureSource(ABC):
     @abstractmethod
     def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:
         """Return these rows or all as an array of its own, or raise ``UnusableVideo``."""
+
+    def stamp(self, video_ids: Iterable[str]) -> str:
+        """Return a text that changes where the size or the time of a file of these videos changes."""
+        facts = self.path.stat()
+        return f"{facts.st_size} {facts.st_mtime_ns}"
 
     def _version(self, video_id: str) -> object:
         """Return a value that changes with the file of a video; an HDF5 file does not change while it is read."""
@@ -244,6 +252,9 @@ class NpyFolder(FeatureSource):
         except OSError as error:
             raise FeatureError(f"cannot list the folder {self.path}: {error.strerror}") from None
 
+    def stamp(self, video_ids: Iterable[str]) -> str:  # noqa: D102
+        return sha256("".join(f"{name} {self._version(name)}\n" for name in video_ids).encode()).hexdigest()
+
     def _version(self, video_id: str) -> object:
         try:
             facts = (self.path / f"{video_id}.npy").stat()
@@ -275,12 +286,17 @@ class NpyFolder(FeatureSource):
     @contextmanager
     def _opened(self, video_id: str) -> Iterator[tuple[FileIO, "_Header"]]:
         try:
-            with (self.path / f"{video_id}.npy").open("rb", buffering=0) as stream:
+            # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+            with open(self.path / f"{video_id}.npy", "rb", buffering=0, opener=_open_at_once) as stream:
                 yield stream, _read_header(stream)
         except FileNotFoundError:
             raise UnusableVideo("missing") from None
         except OSError as error:
             raise UnusableVideo("unreadable", error.strerror or str(error)) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class _Header(NamedTuple):
@@ -292,8 +308,10 @@ class _Header(NamedTuple):
 
 def _read_header(stream: FileIO) -> _Header:
     """Read the header of a ``.npy`` file and check it against the size of the file."""
-    head = stream.read(_USUAL_HEADER)
-    size = os.fstat(stream.fileno()).st_size
+    facts = os.fstat(stream.fileno())
+    if not stat.S_ISREG(facts.st_mode):
+        raise UnusableVideo("unreadable", "no regular file")
+    head, size = stream.read(_USUAL_HEADER), facts.st_size
     try:
         try:
             # Most videos of a dataset have the same header, and parsing costs more than reading.
@@ -410,7 +428,7 @@ class GroupedFile(FeatureSource):
 
     def _group(self) -> Any:
         with self._handle.reading() as file:
-            group = file.get(HDF5_GROUP)
+            group = open_inside(file, HDF5_GROUP)
             if not isinstance(group, h5py.Group):
                 held = f"has no group /{HDF5_GROUP} (it holds {first_few(sorted(file)) or 'nothing'})"
                 raise FeatureError(f"{self.path} {held}; expected {self.expected}")
@@ -437,16 +455,15 @@ class GroupedFile(FeatureSource):
 
     def _dataset(self, video_id: str) -> Any:
         try:
-            dataset = self._group()[video_id]
+            dataset = open_inside(self._group(), video_id)
+            if dataset is None:
+                raise UnusableVideo("missing")
             if not isinstance(dataset, h5py.Dataset):
                 raise UnusableVideo("ndim", "a group, not a dataset")
             check_array(dataset.shape, dataset.dtype)
-        except KeyError:
-            # A link to a file that does not exist looks like no link.
-            raise UnusableVideo("missing") from None
         except FeatureError:
             raise
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UnusableVideo("unreadable", str(error)) from None
         except TypeError as error:  # numpy lacks some types of HDF5
             raise UnusableVideo("dtype", str(error)) from None

@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -186,6 +187,28 @@ class FeatureWriter:
             replace_file(self.place, self.path)
             self.place = self.path
 
+    def refuse_failures(self, what: str) -> None:
+        """Raise ``FeatureError`` where all videos of a new file failed, and remove it: it would block other settings.
+
+        ``what`` is a verb for the message, such as ``packed``.
+        """
+        if len(self.pending) or np.isin(self.status, READY).any() or self.place == self.path:
+            return
+        self.commit()
+        header = read_header(self.place)
+        with self.place.open("rb") as stream:
+            reasons = [
+                f"{video_id}: {read_rows(stream, header, position).reason}"
+                for position, video_id in enumerate(self.layout.video_ids[:5])
+            ]
+        self._stream.close()
+        self.place.unlink()
+        number = len(self.status)
+        more = [f"and {number - 5:,} more"] if number > 5 else []
+        raise FeatureError(
+            f"none of the {number:,} videos can be {what}; no file is written:\n{bullet_list(reasons + more)}"
+        )
+
     def close(self) -> None:
         """Commit and close; the next run continues an unfinished file."""
         if not self._stream.closed:
@@ -267,7 +290,12 @@ def _start(
     place = partial_path(path)
     # It gets its name with all videos that it takes over, or a kill in between would lose them. HDF5 locks it itself.
     with written_whole(place, hold=False) as temporary:
-        create(temporary, layout, recipe)
+        try:
+            create(temporary, layout, recipe)
+        except (OSError, RuntimeError) as error:  # of the HDF5 library, where the disk is full
+            told = re.search("error message = '([^']*)'", str(error))
+            reason = told[1] if told else str(error).partition("\n")[0]
+            raise FeatureError(f"cannot write {path}: {reason}; make room, or choose another place") from None
         with closing(FeatureWriter(path, temporary, read_header(temporary))) as writer:
             for source, header in headers.items():
                 if taken := _take_over(writer, source, header, retry_failed):

@@ -40,6 +40,7 @@ CHECKS = {
     "similarity": ("error", f"videos differ when they are made again (cosine below {LEAST_SIMILARITY})"),
     "zero-rows": ("warning", "videos have rows of zeros"),
     "frozen": ("warning", "videos have the same row throughout"),
+    "transposed": ("warning", "all videos have the same number of rows, more than numbers per row: C x T, not T x C?"),
     "duplicates": ("warning", "groups of videos have the same rows"),
     "salvaged": ("warning", "videos were made from the readable part of a damaged file"),
     "dtype": ("warning", "videos are not of the dtype of most"),
@@ -172,8 +173,7 @@ def verify(
         found["extra"] += ids - wanted
     stored_recipe: Recipe | None = None if header is None else header.recipe
     found["recipe"] += _recipe_faults(stored_recipe, recipe or {})
-    if npy is not None:
-        extract = StoredVideos(open_features(npy)).read
+    extract = extract if npy is None else _read_originals(npy)
     chosen = [] if extract is None else _draw([video_id for video_id in ready if video_id in wanted], sample, seed)
     similarities = [] if extract is None else _compare(stored, chosen, extract, found, progress)
     skipped = {"width", "dtype"} if header is not None else {"failed", "pending", "checksum", "salvaged"}
@@ -190,6 +190,13 @@ def verify(
         findings=_problems(found),
         similarities=tuple(similarities),
     )
+
+
+def _read_originals(npy: str | os.PathLike[str] | FeatureSource) -> Extract:
+    originals = open_features(npy)
+    if not originals.ids():
+        raise FeatureError(f"there are no features in {originals.path}; expected {originals.expected}")
+    return StoredVideos(originals).read
 
 
 def _draw(video_ids: list[str], sample: int | None, seed: int) -> list[str]:
@@ -252,6 +259,9 @@ def _check_all(
             found["width"].append(with_detail(video_id, str(check.shape[1])))
         if check.dtype != dtype:
             found["dtype"].append(with_detail(video_id, check.dtype))
+    counts = {check.shape[0] for check in ready.values()}
+    if len(ready) > 1 and len(counts) == 1 and max(check.shape[1] for check in ready.values()) < min(counts):
+        found["transposed"].append(f"{min(counts):,} rows of {dim}")
     found["duplicates"] += _duplicates(stored, ready)
     return checked
 

@@ -3,6 +3,7 @@ r"""A comparison as a LaTeX table: one row of values per method and, below it, o
 import re
 from collections.abc import Sequence
 
+from meidbench.errors import escape_controls
 from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, SeedSpread
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.report.text import DASH, MINUS, find_best, format_interval, format_number, format_signed
@@ -22,8 +23,8 @@ _ESCAPES = str.maketrans(
 
 
 def escape_latex(text: str) -> str:
-    r"""Escape text for LaTeX; white space becomes single spaces, other characters stay."""
-    return " ".join(text.split()).translate(_ESCAPES)
+    r"""Escape text for LaTeX; white space becomes single spaces, control characters become escapes."""
+    return escape_controls(" ".join(text.split())).translate(_ESCAPES)
 
 
 def comparison_latex(comparison: Comparison) -> str:

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
-from meidbench.errors import first_few
+from meidbench.errors import escape_controls, first_few
 from meidbench.evaluation.compare import Comparison, Difference, Estimate
 from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, Result
 from meidbench.names import RELEASED, SUBSETS
@@ -135,7 +135,8 @@ def _lay_out_columns(header: list[str], columns: list[list[str]], width: float =
     tight = [[cell.replace(" / ", "/") for cell in column] for column in columns]
     for cells in (columns, tight):
         rows = [list(row) for row in zip(_STATISTICS_ROWS, *cells, strict=True)]
-        text = tabulate(rows, header, tablefmt="simple", disable_numparse=True, preserve_whitespace=True)
+        titles = list(map(escape_controls, header))
+        text = tabulate(rows, titles, tablefmt="simple", disable_numparse=True, preserve_whitespace=True)
         if max(map(len, text.splitlines())) <= width:
             return text
     tables = [_lay_out_columns([header[0], title], [column]) for title, column in zip(header[1:], tight, strict=True)]
@@ -154,7 +155,7 @@ def _right_aligned(header: list[str], rows: list[list[str]]) -> str:
 
 def title_lines(result: Result | Comparison, videos: int) -> str:
     """Return the title of numbers on a split, and a line per note that belongs to them."""
-    title = f"{result.dataset} ({result.variant}), {result.subset}: {videos:,} videos"
+    title = f"{escape_controls(result.dataset)} ({result.variant}), {result.subset}: {videos:,} videos"
     return "\n".join([title, *result.notes])
 
 
@@ -220,7 +221,7 @@ def comparison_table(comparison: Comparison) -> str:
     for group in GROUPS_SHOWN:
         rows = []
         for method in comparison.methods:
-            row = [method.name, _with_interval(method.mAP[group])]
+            row = [escape_controls(method.name), _with_interval(method.mAP[group])]
             if seeds:
                 spread = method.seed_spread[group] if method.seed_spread else None
                 known = spread is not None and not math.isnan(spread.low)

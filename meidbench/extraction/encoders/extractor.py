@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from meidbench.checks import one_of
-from meidbench.errors import FeatureError
+from meidbench.errors import FeatureError, RequestError
 from meidbench.extraction.decoding import check_folder_fps, decoder_versions, read_frames
 from meidbench.extraction.encoders.backbones import build, find_backbone, for_inference
 from meidbench.extraction.encoders.preprocessing import Preprocessor, normalise
@@ -28,7 +28,7 @@ _BATCH_CPU, _BATCH_GPU = 8, 256
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of this name, or raise FeatureError; ``auto`` is the GPU, or the CPU without one."""
+    """Return the device of this name, or raise RequestError; ``auto`` is the GPU, or the CPU without one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).partition("\n")[0]
-        raise FeatureError(f"the device {name!r} cannot be used: {first}; known: auto, cpu, cuda, cuda:N") from None
+        raise RequestError(f"the device {name!r} cannot be used: {first}; known: auto, cpu, cuda, cuda:N") from None
     return device
 
 
@@ -240,7 +240,8 @@ class VideoEncoding:
             if arrived is not None:
                 arrived.synchronize()
             if not finite:
-                return _failed_rows(extractor, result, f"the features are not finite in {extractor.dtype}")
+                remedy = "; pass --dtype float32" if extractor.dtype == "float16" else ""
+                return _failed_rows(extractor, result, f"the features are not finite in {extractor.dtype}{remedy}")
             return VideoRows(
                 rows=stored.numpy(),
                 status=result.status,

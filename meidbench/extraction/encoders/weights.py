@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from meidbench.annotations.download import fetch
-from meidbench.errors import FeatureError, bullet_list, first_few
+from meidbench.errors import FeatureError, RequestError, bullet_list, first_few
 from meidbench.extraction.encoders.backbones import BACKBONES, Backbone
 from meidbench.files import file_sha256
 from meidbench.names import DownloadProgress, Report
 from meidbench.splits.manifests import Download, home
 
 RANDOM = "random"
-_ZIP = b"PK\x03\x04"
+ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
@@ -108,7 +108,7 @@ def load_weights(
     path = Path(name)
     if not path.exists():
         known = ", ".join(["default", *owners, RANDOM])
-        raise FeatureError(f"there are no weights {name!r}: not a file, and not one of {known}")
+        raise RequestError(f"there are no weights {name!r}: not a file, and not one of {known}")
     return _load_file(model, backbone, path, path.name, "file")
 
 
@@ -268,7 +268,7 @@ def _read_content(file: IO[bytes], path: Path) -> Any:
     # Eight bytes of header length, then the header, which is JSON.
     if start[8:9] == b"{" and (int.from_bytes(start[:8], "little") < 1 << 30 or size < 9):
         return _read_safetensors(file, path)
-    if start.startswith((_ZIP, _PICKLE)):
+    if start.startswith((ZIP, _PICKLE)):
         return _read_torch_file(file, path)
     if start.lstrip()[:1] in (b"<", b"{"):
         kind = "a web page or text, probably the error message of a server"
@@ -332,7 +332,7 @@ def load_torch_file(file: IO[bytes]) -> Any:
         if tarfile.is_tarfile(file):
             raise TorchFileError("is a tar archive; unpack it, or save its weights again with torch.save", True)
         file.seek(0)
-        sizes = _check_archive(file) if file.read(len(_ZIP)) == _ZIP else None
+        sizes = _check_archive(file) if file.read(len(ZIP)) == ZIP else None
         file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols that torch was not tried with
