@@ -342,7 +342,8 @@ def read_split(path: Path, *, check: bool = True) -> Split:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), "")
-        raise SplitError(f"{path} is not a readable Parquet file: {reason}") from None
+        remedy = "A split file is made by meidbench build-splits, or of a table by meidbench import-split"
+        raise SplitError(f"{path} is not a readable Parquet file: {reason}\n{remedy}") from None
     try:
         raw = (table.schema.metadata or {}).get(METADATA_KEY)
         if raw is None:

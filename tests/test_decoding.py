@@ -331,7 +331,8 @@ def test_times_that_repeat_are_not_trusted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(video_files, "_scan_packets", confused)
     got = assert_as_decoded(path, "uniform=41")
-    assert (got.restarts, got.result.status) == (1, "ok")
+    assert (got.restarts, got.result.status) == (1, "salvaged")
+    assert got.result.reason == "1 frames that packets announce did not come"
 
 
 def test_times_beyond_belief_are_not_trusted(tmp_path):

@@ -82,12 +82,13 @@ def commands(folder: Path) -> list[list[object]]:
     """One wrong call per command that writes files: the output is the file ``f`` or ``f.h5``, an input."""
     f, h5, run_folder = folder / "f", folder / "f.h5", folder / "run"
     run_folder.mkdir()
-    for path in (f, h5):
+    other = folder / "other"
+    for path in (f, h5, other):
         path.write_text("an input")
     return [
-        ["compare", f"a={f}", "b=other", "--split", "s", "--json", f],
-        ["compare", f"a={f}", "--split", "s", "--html", f],
-        ["compare", "a=other", "--split", f, "--latex", f],
+        ["compare", f"a={f}", f"b={other}", "--split", "charadeslt", "--json", f],
+        ["compare", f"a={f}", "--split", "charadeslt", "--html", f],
+        ["compare", f"a={other}", "--split", f, "--latex", f],
         ["predict", run_folder, "--features", f, "--out", f],
         ["predict", run_folder, "--split", f, "--out", f],
         ["extract-features", run_folder, "--out", f, "--split", f],
@@ -120,7 +121,7 @@ def test_a_file_in_a_folder_of_inputs_is_not_replaced_by_a_result(run, tmp_path)
     outcome = run("verify-features", folder, "--json", folder / "a.npy")
     assert outcome.exit_code == 2 and ".json" in outcome.stderr
     (folder / "clip.mp4").write_text("")
-    outcome = run("verify-features", "f.h5", "--videos", folder, "--json", folder / "clip.mp4")
+    outcome = run("verify-features", folder, "--videos", folder, "--json", folder / "clip.mp4")
     assert outcome.exit_code == 2 and "is a file in --videos" in outcome.stderr
     assert not output_problems([("--json", folder / "old.json"), ("--html", folder / "new.html")], [("DIR", folder)])
 
@@ -180,11 +181,11 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(run, tmp_path)
 
 
 @pytest.mark.parametrize("arguments", [
-    ["import-split", "t.csv", "--out", "o.csv", "--head-above", "3", "--tail-up-to", "1"],
-    ["predict", "run", "--out", "p.csv"],
-    ["evaluate", "p.npz", "--split", "s", "--json", "r.parquet"],
-    ["pack-features", "npy", "--out", "f.npz"],
-    ["import-split", "t.csv", "--out", "o.parquet", "--head-above", "3", "--tail-up-to", "1", "--name", "a/b"],
+    ["import-split", PREDICTIONS, "--out", "o.csv", "--head-above", "3", "--tail-up-to", "1"],
+    ["predict", TOY, "--out", "p.csv"],
+    ["evaluate", PREDICTIONS, "--split", "videolt", "--json", "r.parquet"],
+    ["pack-features", TOY, "--out", "f.npz"],
+    ["import-split", PREDICTIONS, "--out", "o.parquet", "--head-above", "3", "--tail-up-to", "1", "--name", "a/b"],
 ])  # fmt: skip
 def test_a_name_that_promises_something_else_is_a_wrong_call(run, arguments):
     outcome = run(*arguments)

@@ -150,6 +150,7 @@ def test_a_split_made_of_it_is_written_and_read_back(tmp_path):
     ({"database": {"a": {"annotations": [{"label": "\ud800"}]}}}, "has no label"),
     ({"database": {"a": {"annotations": [{"label": "x", "segment": [1]}]}}}, "segment [1] is not a start and an end"),
     ({"database": {"a": {"annotations": [{"label": "x", "segment": [1, True]}]}}}, "True is not a number of seconds"),
+    ({"database": {"a": {"annotations": [{"label": "x", "segment": [-1, 2]}]}}}, "-1 is not a number of seconds"),
     ({"database": {str(n): 3 for n in range(8)}}, "... and 3 more"),
     ({"database": {"a": ONE}, "taxonomy": {"x": 1}}, "the taxonomy is not a list of nodes"),
     ({"database": {"a": {"annotations": [{"label": f"x{n}"} for n in range(32_768)]}}}, "32,768 classes are more"),

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -277,6 +278,32 @@ def test_an_assignment_without_a_digest_of_all_videos_is_told(toy_folder, run, t
     arguments = ("--annotations", toy_folder, "--variant", "pareto", "--out", tmp_path / "out")
     outcome = run("build-splits", toy_folder / "toylt.toml", *arguments)
     assert outcome.exit_code == 0 and "note: the assignment of the manifest was made before" in outcome.stderr
+
+
+@pytest.mark.parametrize("name", ["charadeslt", "charadesegolt"])
+def test_flipped_bytes_in_the_real_files_draw_no_other_split(tmp_path, name, run):
+    """Digits of classes, of videos that the released split does not use."""
+    folder = shutil.copytree(real_data(REAL[name]), tmp_path / "files")
+    make_writable(folder)
+    used = set(released_split(name).table.column("video_id").to_pylist())
+    path = folder / load_manifest(name).files[0].name
+    with path.open(newline="", encoding="utf-8") as stream:
+        unused = [
+            row["id"]
+            for row in csv.DictReader(stream)
+            if row["id"] not in used and re.search("c[01][0-4]", row["actions"])
+        ][:5]
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for video_id in unused:
+        place = next(place for place, line in enumerate(lines) if line.startswith(f"{video_id},"))
+        lines[place] = re.sub(
+            r"c([01][0-4])(\d) ", lambda found: f"c{found[1]}{int(found[2]) ^ 1} ", lines[place], count=1
+        )
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert build_released(name, folder).digest == released_split(name).digest
+    outcome = run("build-splits", name, "--annotations", folder, "--variant", "pareto", "--out", tmp_path / "out")
+    assert outcome.exit_code == 1 and not (tmp_path / "out").exists()
+    assert all(f"video {video_id} (" in outcome.stderr for video_id in unused)
 
 
 @pytest.mark.parametrize("name", list(REAL))

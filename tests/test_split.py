@@ -366,9 +366,12 @@ def test_home_and_split_paths(monkeypatch, tmp_path):
 def test_files_of_another_kind_are_refused(tmp_path, toy_split):
     with pytest.raises(SplitError, match="there is no split file"):
         read_split(tmp_path / "none.parquet")
-    (tmp_path / "text.parquet").write_text("hello")
-    with pytest.raises(SplitError, match="is not a readable Parquet file"):
-        read_split(tmp_path / "text.parquet")
+    for text in ("", "hello", "video_id,labels\n"):
+        (tmp_path / "text.parquet").write_text(text)
+        with pytest.raises(
+            SplitError, match="is not a readable Parquet file.*\n.*of a table by meidbench import-split"
+        ):
+            read_split(tmp_path / "text.parquet")
     pq.write_table(toy_split.table, tmp_path / "plain.parquet")
     with pytest.raises(SplitError, match="lacks the metadata 'meidbench'"):
         read_split(tmp_path / "plain.parquet")

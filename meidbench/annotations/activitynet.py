@@ -36,7 +36,7 @@ def read_activitynet(paths: Sequence[Path]) -> Annotations:
     ``nodeId`` and ``parentId``. Without a taxonomy, the classes are the labels that occur. They are sorted by code
     points, because the official evaluation numbers them only by their first occurrence. Take a label that is not a
     class, such as THUMOS14's ``Ambiguous``, out of the file before. Segments are kept verbatim and in order, also those
-    that end before they start or after the video.
+    that end before they start or after the video; negative times are refused.
 
     Videos of several files are pooled, in the order of the files; their taxonomies must be equal. An
     ``AnnotationError`` names the first five problems.

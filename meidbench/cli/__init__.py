@@ -25,7 +25,7 @@ from meidbench.errors import MeidbenchError, RequestError, escape_controls, miss
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _CLEAN_UP_S = 2.0
 _GOES_ON = "the same command goes on"
-# The work that an interrupted command keeps; other commands keep none.
+# The work that an interrupted command keeps; every other command leaves its outputs as they were.
 _KEPT = {
     "download": f"the bytes received so far are kept; {_GOES_ON}",
     "extract-features": f"the finished videos are kept; {_GOES_ON}",

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from meidbench.cli.parameters import (
-    FILE,
+    INPUT_FILE,
     NAMED_FILE,
     SEED,
     OutputFile,
@@ -35,7 +35,7 @@ _allow_float16 = click.option(
     epilog="\b\nExample:\n"
     "  meidbench evaluate predictions.npz --split charadeslt \\\n      --bootstrap 1000 --json r.json",
 )
-@click.argument("predictions", type=FILE)
+@click.argument("predictions", type=INPUT_FILE)
 @split_option
 @subset_option
 @json_file
@@ -72,7 +72,7 @@ def evaluate(
 
     PREDICTIONS is Parquet (video_id, scores), NPZ or HDF5 (video_ids, scores), CSV (video_id, then the classes) or the
     official Charades text form, rows in any order. Scores are real numbers; a higher score is more likely. Logits and
-    probabilities are both accepted.
+    probabilities are both accepted; logits have no ties, which float32 probabilities near 1 have.
     """
     from meidbench.evaluation.bootstrap import bootstrap_steps
     from meidbench.evaluation.evaluate import evaluate_scores

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from meidbench.cli.parameters import (
-    ANY_PATH,
+    INPUT,
+    INPUT_FOLDER,
     SEED,
     SPLIT,
     InputName,
-    InputPath,
     OutputFile,
     as_json,
     command,
@@ -25,6 +25,7 @@ from meidbench.cli.parameters import (
     option_with_default,
     print_result,
     progress_bar,
+    reading_options,
     report,
 )
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, escape_controls, first_few
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 _COUNT = click.IntRange(min=1)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
-_VIDEO_FOLDER = InputPath(exists=True, file_okay=False)
 _WEIGHTS = InputName(lambda value: [Path(value)])
 _device = partial(option_with_default, "--device", default="auto", metavar="auto|cpu|cuda[:N]")
 _out = partial(click.option, "--out", required=True, type=OutputFile(".h5", ".hdf5"))
@@ -60,7 +60,7 @@ def _split_ids(split: str | None) -> list[str] | None:
     "  torchrun --nproc-per-node 8 -m meidbench \\\n"
     "      extract-features videos/ --out videos.h5",
 )
-@click.argument("videos", metavar="VIDEOS", type=_VIDEO_FOLDER)
+@click.argument("videos", metavar="VIDEOS", type=INPUT_FOLDER)
 @_out(metavar="FILE.h5", help="The feature file.")
 @click.option("--split", type=SPLIT, help="Take only the videos of this split (a file, or a built benchmark's name).")
 @option_with_default("--backbone", type=click.Choice(tuple(BACKBONES)), default="resnet101")
@@ -112,11 +112,9 @@ def extract_features(
     from meidbench.extraction.frames import FrameRule
     from meidbench.extraction.videos import find_videos
 
-    try:
+    with reading_options():
         rule = FrameRule.from_text(sampling, frames=frames)
         own = Shard.from_text(shard) if shard else Shard.from_environment()
-    except MeidbenchError as error:
-        raise click.UsageError(str(error)) from None
     found = find_videos(videos, _split_ids(split))
     for line in found.describe_left_out():
         report(line)
@@ -184,7 +182,7 @@ def _conclude(
     short_help="Join the parts of a shared extraction.",
     epilog="\b\nExample:\n  meidbench merge-features videos.part-*-of-8.h5 --out videos.h5",
 )
-@click.argument("parts", nargs=-1, required=True, metavar="PART...", type=InputPath(exists=True))
+@click.argument("parts", nargs=-1, required=True, metavar="PART...", type=INPUT)
 @_out(metavar="FILE.h5", help="The whole file.")
 def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     """Join the PARTs that 'extract-features --shard' or torchrun wrote; all must be present and finished.
@@ -208,7 +206,7 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
     epilog="\b\nExample:\n  meidbench pack-features VideoLT/feature/ResNet101/ \\\n"
     "      --out videolt_r101.h5 --backbone resnet101",
 )
-@click.argument("source", metavar="DIR", type=ANY_PATH)
+@click.argument("source", metavar="DIR", type=INPUT)
 @_out(help="The feature file to write (HDF5).")
 @option_with_default(
     "--dtype", type=click.Choice(STORED_DTYPES), default="float16", help="int8 has one scale per row: max|row| / 127."
@@ -271,7 +269,7 @@ def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str,
     epilog="\b\nExample:\n  meidbench verify-features videolt_r101.h5 --split videolt \\\n"
     "      --recipe backbone=resnet101",
 )
-@click.argument("file", type=ANY_PATH)
+@click.argument("file", type=INPUT)
 @click.option("--split", type=SPLIT, help="Its videos must all be there: a split file, or a built benchmark's name.")
 @click.option(
     "--recipe",
@@ -280,8 +278,8 @@ def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str,
     callback=_read_recipe,
     help="An expected entry of the recipe; a dot leads into an entry. May be given several times.",
 )
-@click.option("--npy", type=ANY_PATH, help="The folder that was packed, to compare with.")
-@click.option("--videos", type=_VIDEO_FOLDER, help="The folder of videos; some are extracted again and compared.")
+@click.option("--npy", type=INPUT, help="The folder that was packed, to compare with.")
+@click.option("--videos", type=INPUT_FOLDER, help="The folder of videos; some are extracted again and compared.")
 @click.option(
     "--weights", type=_WEIGHTS, metavar="NAME|FILE|random", help="For --videos [default: those that the recipe names]."
 )

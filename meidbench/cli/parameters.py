@@ -21,8 +21,8 @@ from meidbench.names import DATASETS, SUBSETS, Advance
 class InputPath(click.Path):
     """A file or a folder that a command reads."""
 
-    def __init__(self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True) -> None:
-        super().__init__(path_type=Path, exists=exists, file_okay=file_okay, dir_okay=dir_okay)
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, exists=True, file_okay=file_okay, dir_okay=dir_okay)
 
     def files(self, value: Path) -> list[Path]:
         """Return the paths that a value names."""
@@ -78,18 +78,6 @@ class Command(click.Command):
         return super().invoke(ctx)
 
 
-class _SplitName(InputName):
-    """A benchmark's name, which may not be built yet, or the path of a split file."""
-
-    name = "split"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
-        if text not in DATASETS and not Path(text).exists():
-            self.fail(f"{text!r} is neither a split file nor one of {', '.join(DATASETS)}", param, ctx)
-        return text
-
-
 def _split_files(value: str) -> list[Path]:
     from meidbench.splits.manifests import split_path
 
@@ -98,11 +86,10 @@ def _split_files(value: str) -> list[Path]:
 
 _FORMAT_ENDINGS = {".csv", ".tsv", ".json", ".jsonl", ".html", ".tex", ".parquet", ".h5", ".hdf5", ".npy", ".npz"}
 command = partial(click.command, cls=Command)
-FILE = InputPath(exists=True, dir_okay=False)
-INPUT_FOLDER = InputPath(exists=True, file_okay=False)
-ANY_PATH = InputPath(exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
-SPLIT = _SplitName(_split_files)
+INPUT = InputPath()
+INPUT_FILE = InputPath(dir_okay=False)
+INPUT_FOLDER = InputPath(file_okay=False)
 # NAME=FILE, or a name that is a file's or not.
 NAMED_FILE = InputName(lambda value: [Path(value), Path(value.partition("=")[2] or value)])
 JSON_FILE = OutputFile(".json", allow_dash=True)
@@ -110,7 +97,6 @@ SEED = click.IntRange(min=0)
 DATASET = click.Choice(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
-split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
 subset_option = option_with_default("--subset", type=SUBSET, default="test")
 bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
 json_file = click.option("--json", "json_file", type=JSON_FILE, help="Write the result as JSON; - is stdout.")
@@ -140,7 +126,21 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
         return text
 
 
+class _SplitName(InputName):
+    """A benchmark's name, which may not be built yet, or the path of a split file."""
+
+    name = "split"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if text not in DATASETS and not Path(text).exists():
+            self.fail(f"{text!r} is neither a split file nor one of {', '.join(DATASETS)}", param, ctx)
+        return text
+
+
 DATASET_OR_MANIFEST = _DatasetOrManifest()
+SPLIT = _SplitName(_split_files)
+split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
 
 
 @contextmanager
@@ -242,7 +242,7 @@ def guarded_streams() -> Iterator[None]:
     except SystemExit as end:
         if not out.failure:
             raise
-        echo(f"Error: stdout cannot be written: {out.failure}", err=True)
+        click.echo(f"Error: stdout cannot be written: {out.failure}", err=True)
         raise SystemExit(end.code or 1) from None
     finally:
         sys.stdout, sys.stderr = before

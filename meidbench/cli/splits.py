@@ -12,8 +12,8 @@ import click
 
 from meidbench.cli.parameters import (
     DATASET_OR_MANIFEST,
-    FILE,
     FOLDER,
+    INPUT_FILE,
     INPUT_FOLDER,
     SEED,
     SPLIT,
@@ -314,12 +314,14 @@ def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
     epilog="\b\nExample:\n  meidbench import-split videos.csv --out mine.parquet \\\n"
     "      --head-above 100 --tail-up-to 20",
 )
-@click.argument("table", type=FILE)
+@click.argument("table", type=INPUT_FILE)
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The split file to write (Parquet).")
 @click.option("--head-above", type=click.IntRange(min=0), required=True, help="Head: more training videos than this.")
 @click.option("--tail-up-to", type=click.IntRange(min=0), required=True, help="Tail: at most this many.")
 @click.option("--name", callback=_read_name, help="The benchmark's name [default: that of the table's file].")
-@click.option("--class-names", type=FILE, help="One name per line, by class index; needed where labels are names.")
+@click.option(
+    "--class-names", type=INPUT_FILE, help="One name per line, by class index; needed where labels are names."
+)
 def import_split(
     table: Path, out: Path, head_above: int, tail_up_to: int, name: str | None, class_names: Path | None
 ) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from meidbench.cli.parameters import (
-    ANY_PATH,
-    FILE,
     FOLDER,
+    INPUT,
+    INPUT_FILE,
     INPUT_FOLDER,
     NAMED_FILE,
     SEED,
@@ -84,7 +84,7 @@ def _telling_of_memory() -> Iterator[None]:
     "      --features videolt_r50.h5 --method eql",
 )
 @split_option
-@click.option("--features", required=True, type=ANY_PATH, help="A feature file, or a folder of VIDEO_ID.npy.")
+@click.option("--features", required=True, type=INPUT, help="A feature file, or a folder of VIDEO_ID.npy.")
 @click.option(
     "--method",
     required=True,
@@ -184,7 +184,7 @@ def train(
 @subset_option
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The prediction file to write (Parquet).")
 @click.option("--split", type=SPLIT, help="A split file, or a built benchmark's name [default: the run's].")
-@click.option("--features", type=ANY_PATH, help="A feature file or folder [default: the run's].")
+@click.option("--features", type=INPUT, help="A feature file or folder [default: the run's].")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
 @_check
 def predict(run: Path, out: Path, **options: Any) -> None:
@@ -220,7 +220,7 @@ def predict(run: Path, out: Path, **options: Any) -> None:
     metavar="ENCODER=PATH",
     help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable.",
 )
-@_repeatable("--split", "split_files", type=FILE, help="A split file that is not under MEIDBENCH_HOME.")
+@_repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
 @_repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")
 @click.option(
     "--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, or reproduction-simulated]."
