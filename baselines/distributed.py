@@ -1,15 +1,20 @@
 """The processes that train together, and the messages between them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
 
 from meidbench.errors import MeidbenchError, RequestError
+
+# The first process may read hundreds of gigabytes while the others wait; torch's own limit is half an hour.
+_LONGEST_WAIT = timedelta(days=2)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,20 @@ class ProcessGroup:
         distributed.broadcast(message, src=0, group=self.cpu_group)
         return bool(message.item())
 
-    def raise_together(self, refusal: MeidbenchError | None) -> None:
-        """Raise the refusal of the first process in every process, so that no process waits for the others in vain."""
+    def ask_first(self, work: Callable[[], Result], otherwise: Result) -> Result:
+        """Return the result of ``work`` in the first process, and ``otherwise`` in the others.
+
+        A refusal of the first process is raised in every process, so that no process waits for the others in vain.
+        """
+        result, refusal = otherwise, None
+        if self.is_first:
+            try:
+                result = work()
+            except MeidbenchError as error:
+                refusal = error
         if not self.broadcast(refusal is None):
             raise refusal or MeidbenchError("the first process refused the run; its message says why")
+        return result
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -86,7 +101,7 @@ def join_processes(device: str = "auto") -> Iterator[ProcessGroup]:
     if is_new:
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        group = distributed.new_group(backend="gloo")
+        group = distributed.new_group(timeout=_LONGEST_WAIT, backend="gloo")
         yield ProcessGroup(distributed.get_rank(), distributed.get_world_size(), chosen, group)
     finally:
         if is_new:

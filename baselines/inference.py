@@ -119,15 +119,13 @@ def check_together(
     report: Report,
 ) -> RowCheck:
     """Check the rows of subsets in the first process (``check_rows``); a refusal ends all processes."""
-    refusal, rows = None, RowCheck("", 0, 0, "", False)
-    if processes.is_first:
-        try:
-            rows = check_rows(features, split, subsets, check=check, seed=seed, progress=progress)
-            report(str(rows))
-        except MeidbenchError as error:
-            refusal = error
-    processes.raise_together(refusal)
-    return rows
+
+    def read() -> RowCheck:
+        rows = check_rows(features, split, subsets, check=check, seed=seed, progress=progress)
+        report(str(rows))
+        return rows
+
+    return processes.ask_first(read, RowCheck("", 0, 0, "", False))
 
 
 def report_repeated_rows(split: Split, features: FeatureSource, config: Config, report: Report) -> None:

@@ -128,15 +128,18 @@ def train(
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
         folder = RunFolder(Path(out))
-        if read_trained(folder, loaded) is None:  # a finished run reads no rows
+        finished = read_trained(folder, loaded)
+        if not processes.broadcast(finished is not None):  # a finished run reads no rows
+            finished = None
             report_repeated_rows(loaded, source, config, report)
             rows = check_together(processes, source, loaded, SUBSETS, check, config.seed, progress, report)
             inputs = replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)
         context = _Context(loaded, source, processes, progress, report, inputs.rows_check)
         if config.first_stage is None and first_stage is None:
-            return _train_stage(context, config, inputs, folder)
+            return _train_stage(context, config, inputs, folder, finished=finished)
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
-        return _train_stage(context, config, replace(inputs, first_stage_digest=start.digest), folder, start.weights)
+        inputs = replace(inputs, first_stage_digest=start.digest)
+        return _train_stage(context, config, inputs, folder, start.weights, finished)
 
 
 @dataclass(frozen=True)
@@ -168,16 +171,10 @@ def _prepare_first_stage(
         raise MeidbenchError(f"{config.method} is trained in one stage; leave out the first")
     # A mistake in the second stage must show before the first has been trained.
     check_run(config, context.split, context.features.dim, processes=processes.size)
-    refusal, digest = None, ""
-    if processes.is_first:
-        try:
-            digest = folder.find_first_stage_digest(config, inputs)
-        except MeidbenchError as error:
-            refusal = error
-    processes.raise_together(refusal)
+    digest = processes.ask_first(lambda: folder.find_first_stage_digest(config, inputs), "")
     if given is not None:
         first = RunFolder(Path(given))
-        first.check_first_stage(wanted, inputs)
+        processes.ask_first(lambda: first.check_first_stage(wanted, inputs), None)
     elif processes.broadcast(bool(digest)):
         return _FirstStageWeights(None, digest or folder.read()[1].first_stage_digest)
     else:
@@ -193,20 +190,23 @@ def _prepare_first_stage(
 
 
 def _train_stage(
-    context: _Context, config: Config, inputs: Inputs, folder: RunFolder, weights: Path | None = None
+    context: _Context,
+    config: Config,
+    inputs: Inputs,
+    folder: RunFolder,
+    weights: Path | None = None,
+    finished: Trained | None = None,
 ) -> Trained:
-    """Train one run, with the first stage's weights if given, unless it is finished."""
+    """Train one run, with the first stage's weights if given, unless it is ``finished``, or another process did it."""
     processes = context.processes
     with ExitStack() as stack:
-        refusal = None
-        if processes.is_first:
-            try:
-                stack.enter_context(folder.lock())
-                folder.open(config, inputs)
-            except MeidbenchError as error:
-                refusal = error
-        processes.raise_together(refusal)
-        trained = read_trained(folder, context.split, report=context.report)
+
+        def open_folder() -> None:
+            stack.enter_context(folder.lock())
+            folder.open(config, inputs)
+
+        processes.ask_first(open_folder, None)
+        trained = finished or read_trained(folder, context.split, report=context.report)
         if trained is not None:
             context.report(f"{folder.path} is finished")
             return trained

@@ -672,6 +672,7 @@ def replace_dataset(name, value):
     (lambda file: file.attrs.__setitem__("format", np.arange(3)), "is not a feature file of meidbench"),
     (lambda file: file.attrs.__setitem__("recipe", "[1, 2]"), "recipe is not a table"),
     (lambda file: file.attrs.__setitem__("recipe", "[" * 100_000), "is damaged"),
+    (lambda file: file.attrs.__setitem__("recipe", '{"frames": 1e400}'), "1e400 is not a finite number"),
     (replace_dataset("checksums", np.zeros(2, "<u4")), "checksums is uint32 of (2,), expected uint32 of (3,)"),
     (replace_dataset("features", declare("features", (4, WIDTH), "<f2", external=[("/etc/passwd", 0, 48)])), "other"),
     (replace_dataset("features", declare("features", (4, WIDTH), "<f2")), "the file holds 0 of them"),

@@ -5,6 +5,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 from processes import start_two, train_and_kill, train_run
 from sklearn.metrics import average_precision_score
 
-from meidbench.baselines import AGGREGATORS, resolve, train
+from meidbench.baselines import AGGREGATORS, inference, resolve, train
 from meidbench.baselines.configuration import make_model_inputs
-from meidbench.baselines.distributed import join_processes
+from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.inference import predict
 from meidbench.baselines.learner import (
     MIXING,
@@ -120,9 +121,28 @@ def test_a_finished_run_stays_as_it_is(toy_split, features, tmp_path):
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     # The execution may change.
     changed = dataclasses.replace(config, execution=dataclasses.replace(config.execution, log_every=1))
-    again = train(toy_split, features, changed, tmp_path / "run")
+    with mock.patch.object(inference, "read_predictions", wraps=inference.read_predictions) as reading:
+        again = train(toy_split, features, changed, tmp_path / "run")
+    assert [call.args[0].name for call in reading.call_args_list] == [
+        "predictions-val.parquet",
+        "predictions-test.parquet",
+    ]
     assert not first.was_finished and again.was_finished and again.mAP == first.mAP
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == times
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_refusal_of_the_first_process_ends_all(rank, monkeypatch):
+    told = []
+    monkeypatch.setattr(ProcessGroup, "broadcast", lambda self, value: told.append(value) or (value and rank == 0))
+
+    def refuse():
+        raise MeidbenchError("damaged rows")
+
+    processes = ProcessGroup(rank, 2, torch.device("cpu"))
+    with pytest.raises(MeidbenchError, match="damaged rows" if rank == 0 else "its message says why"):
+        processes.ask_first(refuse, None)
+    assert told == [rank == 1]
 
 
 def test_another_run_in_the_same_folder_is_refused_and_its_differences_named(toy_split, features, tmp_path):

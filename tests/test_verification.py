@@ -1,8 +1,10 @@
 """Verification against files that were spoilt on purpose: each fault is found, named, and nothing else is."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import zlib
 from dataclasses import replace
 
@@ -417,9 +419,47 @@ def test_a_large_subset_is_read_whole_once_and_then_sampled_until_it_changes(tmp
     changed = path / f"{toy_split.video_ids('val')[0]}.npy" if form == "npy" else path
     os.utime(changed, ns=(1, 1))
     assert (check().kind, check().kind) == ("full", "sample")
-    memory = next((row_checks.home() / "checked-features").iterdir())
+    (memory,) = (row_checks.home() / "checked-features").iterdir()
     memory.write_text("[1")
     assert check() == whole
+    # The subsets of a folder are remembered beside each other.
+    subsets = ("train", "val", "test")
+    for kind in ("full", "sample"):
+        row_checks._checked_here.clear()
+        assert {check_rows(open_features(path), toy_split, [name]).kind for name in subsets[::2]} == {kind}
+    assert check().kind == "sample"
+    # Another file of the same size and time, as rsync writes it.
+    copy = changed.with_name("copy")
+    shutil.copy2(changed, copy)
+    copy.replace(changed)
+    assert check().kind == "full"
+    # A folder that cannot be written costs a second reading only.
+    shutil.rmtree(memory.parent)
+    memory.parent.write_text("no folder")
+    assert [check().kind, check().kind] == ["full", "full"]
+
+
+def test_rows_that_cannot_be_read_are_refused_with_their_video(tmp_path, toy_split, monkeypatch):
+    ids = sorted(toy_split.table.column("video_id").to_pylist())
+    rows = np.random.default_rng(0).random((len(ids), 2, 8), np.float32)
+    path = tmp_path / "foreign.h5"
+    with h5py.File(path, "w") as file:
+        file["video_ids"] = ids
+        dataset = file.create_dataset("features", data=rows, chunks=(1, 2, 8), fletcher32=True)
+        place = dataset.id.get_chunk_info(ids.index(toy_split.video_ids("val")[0])).byte_offset
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(FeatureError, match=rf"cannot be read: {toy_split.video_ids('val')[0]} \("):
+        check_rows(open_features(path), toy_split)
+
+    def fail(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    source = open_features(features_of(toy_split, tmp_path, "float16"))
+    monkeypatch.setattr(StoredVideos, "read_stored", fail)
+    with pytest.raises(FeatureError, match=r"cannot be read: .* \(.*Input/output error\)"):
+        check_rows(source, toy_split)
 
 
 def test_runs_of_one_process_read_the_rows_once(tmp_path, toy_split, monkeypatch):

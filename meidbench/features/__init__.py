@@ -20,8 +20,8 @@ def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource
     """Open a folder of ``VIDEO_ID.npy`` (as VideoLT's authors publish them), or an HDF5 file; a source stays as it is.
 
     An HDF5 file is one that ``meidbench`` wrote, or one with ``/features/VIDEO_ID``. Another process reads the index of
-    other programs' files first. The structure is checked, and all numbers must lie in the file itself; ``verify`` and
-    ``check_rows`` in ``meidbench.features.verification`` also read the rows.
+    other programs' files first. The structure is checked, and all numbers must lie in the file itself; ``verify`` in
+    ``meidbench.features.verification`` and ``check_rows`` in ``meidbench.features.row_checks`` also read the rows.
 
     Raises
     ------

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.checks import describe_missing, one_of
+from meidbench.checks import describe_missing, one_of, parse_json
 from meidbench.errors import FeatureError
 from meidbench.features.source import Array, FeatureSource, Handle, UnusableVideo, check_array
 from meidbench.files import open_inside
@@ -156,7 +156,7 @@ def _read_header(file: h5py.File) -> Header:
         raise FeatureError("is not a feature file of meidbench; choose another name for the output")
     if not np.array_equal(version := file.attrs["format_version"], FORMAT_VERSION):
         raise FeatureError(f"is a feature file of version {version}; this is for {FORMAT_VERSION}")
-    recipe = json.loads(file.attrs["recipe"])
+    recipe = parse_json(file.attrs["recipe"])
     if not isinstance(recipe, dict):
         raise FeatureError("is damaged: its recipe is not a table of names and values")
     datasets = {name: found for name in file if isinstance(found := open_inside(file, name), h5py.Dataset)}

@@ -1,6 +1,5 @@
 """Checks before a training or a prediction: rows are compared with the checksums that they had when written."""
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from meidbench.checks import one_of
-from meidbench.errors import FeatureError, first_few
+from meidbench.checks import one_of, parse_json
+from meidbench.errors import FeatureError, OutputError, first_few
 from meidbench.features import PackedFile
 from meidbench.features.packing import map_ahead
 from meidbench.features.records import StoredVideos
@@ -137,8 +136,8 @@ def _compute_checksums(stored: StoredVideos, video_ids: list[str], progress: Pro
     def read(video_id: str) -> tuple[int, int | None, str]:
         try:
             video, expected = stored.read_stored(video_id)
-        except UnusableVideo as error:
-            return 0, None, str(error)
+        except (UnusableVideo, FeatureError, OSError) as error:
+            return 0, None, str(error).partition("\n")[0]
         return video.checksum(), expected, ""
 
     checksums, damaged, unreadable = [], [], []
@@ -170,22 +169,23 @@ def _memory(path: str) -> Path:
 
 
 def _read_memory(path: str) -> dict[str, str]:
-    """Return what is remembered of a source: digests by stamp and ids; nothing where the file is absent or damaged."""
+    """Return what is remembered of a source: stamps and digests by ids; nothing where the file is absent or damaged."""
     try:
-        content = json.loads(_memory(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(_memory(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     texts = content.items() if isinstance(content, dict) else ()
-    return {key: digest for key, digest in texts if isinstance(digest, str)}
+    return {ids: found for ids, found in texts if isinstance(found, str)}
 
 
 def _recall(path: str, stamp: str, ids: str) -> str:
     """Return the digest of rows that were all read since their files changed; empty where they were not."""
-    return _read_memory(path).get(f"{stamp} {ids}", "")
+    before, _, digest = _read_memory(path).get(ids, "").rpartition(" ")
+    return digest if before == stamp else ""
 
 
 def _remember(path: str, stamp: str, ids: str, digest: str) -> None:
-    # An older stamp of a folder with other ids looks like an older one of these; both are then read again.
-    known = {key: value for key, value in _read_memory(path).items() if key.startswith(f"{stamp} ")}
-    with suppress(OSError), written_whole(_memory(path)) as temporary:  # the next check then reads all rows again
-        temporary.write_text(render_json({**known, f"{stamp} {ids}": digest}), encoding="utf-8")
+    known = {**_read_memory(path), ids: f"{stamp} {digest}"}
+    # Where the folder cannot be written, the next check reads all rows again.
+    with suppress(OSError, OutputError), written_whole(_memory(path)) as temporary:
+        temporary.write_text(render_json(known), encoding="utf-8")

@@ -188,7 +188,7 @@ class FeatureSource(ABC):
     def stamp(self, video_ids: Iterable[str]) -> str:
         """Return a text that changes where the size or the time of a file of these videos changes."""
         facts = self.path.stat()
-        return f"{facts.st_size} {facts.st_mtime_ns}"
+        return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
 
     def _version(self, video_id: str) -> object:
         """Return a value that changes with the file of a video; an HDF5 file does not change while it is read."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from meidbench.checks import parse_json
 from meidbench.errors import FeatureError
 from meidbench.features import open_features
 from meidbench.features.feature_file import STATUSES, Recipe
@@ -301,7 +302,7 @@ def _means(text: str, value: object) -> bool:
     if text == value:
         return True
     try:
-        parsed = json.loads(text)
+        parsed = parse_json(text)
     except ValueError:
         return False
     # For Python, true equals 1.
