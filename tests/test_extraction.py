@@ -414,7 +414,7 @@ def test_extract_features_command(clips, run, tmp_path, toy_split_file, small_re
             1,
             "Error: 'abacus' is no device that can be used",
         ),
-        (["--weights", "nowhere.pth"], 1, "nowhere.pth"),
+        (["--weights", "nowhere.pth"], 2, "nowhere.pth"),
         (["--backbone", "tsm-resnet50"], 1, "no default weights"),
     ],
 )

@@ -92,13 +92,13 @@ def test_a_selection_on_test_gives_a_warning_at_every_scoring(invoke, toy_split_
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
-    (["--method", "adlm"], 1, "unknown method 'adlm'; known: bce"),
-    (["--method", "bce", "--set", "schedule.epoch=3"], 1, "unknown key schedule.epoch"),
-    (["--method", "bce", "--aggregator", "vlad"], 1, "unknown aggregator.name 'vlad'"),
+    (["--method", "adlm"], 2, "unknown method 'adlm'; known: bce"),
+    (["--method", "bce", "--set", "schedule.epoch=3"], 2, "unknown key schedule.epoch"),
+    (["--method", "bce", "--aggregator", "vlad"], 2, "unknown aggregator.name 'vlad'"),
     (["--method", "bce", "--epochs", "0"], 2, "--epochs"),
     (["--method", "bce", "--precision", "fp8"], 2, "--precision"),
-    (["--method", "bce", "--device", "abacus"], 1, "unknown device 'abacus'"),
-    (["--method", "bce", "--epochs", "3", "--set", "schedule.epochs=4"], 1, "schedule.epochs is set twice"),
+    (["--method", "bce", "--device", "abacus"], 2, "unknown device 'abacus'"),
+    (["--method", "bce", "--epochs", "3", "--set", "schedule.epochs=4"], 2, "schedule.epochs is set twice"),
     ([], 2, "--method"),
 ])  # fmt: skip
 def test_invalid_calls_are_refused(invoke, toy_split_file, features, tmp_path, arguments, code, said):

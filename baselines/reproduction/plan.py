@@ -16,7 +16,7 @@ from meidbench.baselines.recipes import COMPAT_ENDING, METHODS, resolve
 from meidbench.baselines.reproduction import PaperTable, Row, table_content
 from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, renamed, stand_in
 from meidbench.checks import one_of, parse_settings
-from meidbench.errors import MeidbenchError, RequestError
+from meidbench.errors import MeidbenchError, RequestError, SplitError
 from meidbench.names import SUBSETS
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.split import Split
@@ -88,7 +88,8 @@ def make_jobs(table: PaperTable, request: Request, files: InputFiles, names: Col
             jobs.append(job if row.is_quoted else _resolve_job(job, request))
         except MeidbenchError as error:
             if asked:
-                raise RequestError(f"row {row.name}: {error}") from None
+                kind = SplitError if isinstance(error, SplitError) else RequestError
+                raise kind(f"row {row.name}: {error}") from None
             jobs.append(job)  # the settings for other rows do not fit this row
     return jobs
 
@@ -96,7 +97,7 @@ def make_jobs(table: PaperTable, request: Request, files: InputFiles, names: Col
 def _resolve_job(job: Job, request: Request) -> Job:
     row, split = job.row, renamed(job.material.split, job.row.dataset)  # recipes go by the benchmark's name
     if request.simulation is not None and not job.material.has_split:
-        raise MeidbenchError(
+        raise SplitError(
             f"the split of {row.dataset} is not built, but simulation.split=own needs it; run 'meidbench build-splits "
             f"{row.dataset}', or leave simulation.split out"
         )

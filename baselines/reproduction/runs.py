@@ -18,7 +18,7 @@ from meidbench.baselines.reproduction.plan import Job
 from meidbench.baselines.run_folder import Inputs, RunFolder
 from meidbench.baselines.training import train
 from meidbench.checks import parse_json
-from meidbench.errors import FeatureError, MeidbenchError
+from meidbench.errors import FeatureError, MeidbenchError, RequestError
 from meidbench.evaluation.bootstrap import bootstrap_steps
 from meidbench.evaluation.compare import ComparedRun, Estimate, SeedSpread, compare
 from meidbench.evaluation.results import GROUPS_SHOWN
@@ -172,11 +172,11 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         except FeatureError:
             continue  # the row will fail, and the others are run
         except MeidbenchError as error:
-            raise MeidbenchError(f"row {job.row.name}: {error}") from None
+            raise RequestError(f"row {job.row.name}: {error}") from None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise MeidbenchError(f"row {job.row.name}: no memory holds such a model ({error})") from None
+            raise RequestError(f"row {job.row.name}: no memory holds such a model ({error})") from None
 
 
 def run_jobs(jobs: Sequence[Job], store: RunStore) -> list[RowOutcome]:
