@@ -242,7 +242,7 @@ def guarded_streams() -> Iterator[None]:
     except SystemExit as end:
         if not out.failure:
             raise
-        click.echo(f"Error: stdout cannot be written: {out.failure}", err=True)
+        echo(f"Error: stdout cannot be written: {out.failure}", err=True)
         raise SystemExit(end.code or 1) from None
     finally:
         sys.stdout, sys.stderr = before
