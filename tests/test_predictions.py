@@ -272,7 +272,7 @@ def test_facts_about_a_run_may_be_numbers_of_numpy(toy_split, tmp_path):
     path.unlink()
     for wrong, complaint in (
         ({"day": object()}, "run holds <object"), ({"select_on": "tset"}, "'tset'; expected one of train, val"),
-        ([1], "expected a dict"), ({(1, 2): 3}, "cannot be written as JSON"),
+        ([1], "expected a dict"), ({(1, 2): 3}, "cannot be written as JSON"), ({"loss": np.nan}, "as JSON"),
     ):  # fmt: skip
         with pytest.raises(PredictionError, match=complaint):
             mb.write_predictions(path, ids, np.zeros((len(ids), 12)), toy_split, "test", wrong)

@@ -206,7 +206,7 @@ def _check_run(run: Mapping[str, Any]) -> Any:
     if run.get("select_on") not in (None, *SUBSETS):
         raise PredictionError(f"run has select_on {run['select_on']!r}; expected one of {', '.join(SUBSETS)}")
     try:
-        return json.loads(json.dumps(run, default=convert))
+        return json.loads(json.dumps(run, default=convert, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, PredictionError):
             raise
