@@ -259,6 +259,9 @@ def _check_assignment(assignment: Assignment, manifest: Manifest) -> None:
     by_source = (assignment.source_videos, assignment.source_digests, assignment.source_positives)
     if any(set(facts) != sources for facts in by_source) or set(assignment.positives) != set(SUBSETS):
         raise ValueError(f"its sources must be {', '.join(sorted(sources))} and its subsets {', '.join(SUBSETS)}")
+    digests = (assignment.ids_digest, assignment.names_digest, assignment.split_digest, assignment.pool_digest)
+    if not all(isinstance(digest, str) for digest in (*digests, *assignment.source_digests.values())):
+        raise ValueError("its digests must be text")
     counts = [*assignment.positives.values(), *assignment.source_positives.values()]
     if any(len(row) != manifest.num_classes or not all(type(count) is int for count in row) for row in counts):
         raise ValueError(f"its counts must be integers for {manifest.num_classes} classes")

@@ -7,7 +7,7 @@ import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_annotations
 
 from meidbench.annotations import Annotations, read_annotations
-from meidbench.errors import AnnotationError
+from meidbench.errors import AnnotationError, escape_controls
 from meidbench.splits.manifests import load_manifest
 
 TRAIN = "Toy_v1_train.csv"
@@ -130,7 +130,7 @@ def edit_cell(folder: Path, line: int, column: str, value: str) -> str:
 def test_a_wrong_cell_is_named_with_file_line_and_column(toy_folder, column, value, complaint):
     video_id = edit_cell(toy_folder, 7, column, value)
     message = refusal(toy_folder)
-    assert f"{TRAIN}, line 7 ({video_id}), column {column}: " in message
+    assert f"{TRAIN}, line 7 ({escape_controls(video_id)}), column {column}: " in message
     assert complaint in message
 
 

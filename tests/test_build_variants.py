@@ -452,10 +452,15 @@ def test_a_place_that_is_taken_is_told_before_anything_is_written(run, films, th
 
 
 @pytest.mark.parametrize("setting", ["most_frequent=9223372036854775807", f"alpha=1{'0' * 400}",
-                                     f"least_seconds=1{'0' * 400}", f"test_positives=1{'0' * 30}"])  # fmt: skip
+                                     f"least_seconds=1{'0' * 400}"])  # fmt: skip
 def test_numbers_beyond_all_datasets_are_refused(run, films, setting):
     outcome = run("build-splits", films / "filmlt.toml", "--set", setting)
     assert outcome.exit_code == 1 and "1,000,000,000" in outcome.stderr
+
+
+def test_a_whole_number_of_more_than_64_bits_is_a_wrong_call(run, films):
+    outcome = run("build-splits", films / "filmlt.toml", "--set", f"test_positives=1{'0' * 30}")
+    assert outcome.exit_code == 2 and "test_positives must be a whole number" in outcome.stderr
 
 
 def test_sizes_that_were_not_reached_are_told(run, films):

@@ -925,6 +925,7 @@ main()
 """
 
 
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
 def test_an_interrupted_download_is_kept_and_the_same_command_goes_on(site, tmp_path, number):
     manifest = offer(site, "videolt")

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from tiny_extractor import SMALL_RESNET, TinyExtractor, extract_on_full_disk, extract_until
 
-from meidbench.errors import FeatureError
+from meidbench.errors import RequestError
 from meidbench.extraction.decoder_pool import DecoderPool, DecodingSettings, FrameBatch, RowsCounted, VideoFinished
 from meidbench.extraction.encoders.backbones import BACKBONES, Backbone, ResNet, build
 from meidbench.extraction.encoders.extractor import Extractor, choose_device
@@ -414,7 +414,7 @@ def test_extract_features_command(clips, run, tmp_path, toy_split_file, small_re
             1,
             "Error: 'abacus' is no device that can be used",
         ),
-        (["--weights", "nowhere.pth"], 1, "nowhere.pth"),
+        (["--weights", "nowhere.pth"], 2, "nowhere.pth"),
         (["--backbone", "tsm-resnet50"], 1, "no default weights"),
     ],
 )
@@ -440,7 +440,7 @@ def test_a_run_in_which_every_video_failed_leaves_no_file(clips, run, tmp_path, 
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(FeatureError, match="known: auto, cpu"):
+    with pytest.raises(RequestError, match="known: auto, cpu"):
         choose_device("cuda:99")
 
 

@@ -19,6 +19,7 @@ from meidbench.extraction.decoder_pool import DecoderPool, DecodingSettings, Vid
 from meidbench.extraction.frames import FrameRule
 from meidbench.extraction.videos import find_videos
 
+pytestmark = pytest.mark.usefixtures("heard_signals")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 KEEPING = ("download", "extract-features", "merge-features", "pack-features", "train", "reproduce", "demo")

@@ -295,12 +295,15 @@ def commands(text: str) -> list[list[str]]:
 
 
 @every_page
-def test_the_commands_of_a_page_are_valid(page, resolved):
+def test_the_commands_of_a_page_are_valid(page, resolved, tmp_path, monkeypatch):
     found = commands(page_sections(page)["Recipe"])
     assert found
+    monkeypatch.chdir(tmp_path)
     trained = set()
     for words in found:
         arguments = words[words.index("train") + 1 :]
+        for option in {"--features", "--first-stage"} & set(words):
+            Path(words[words.index(option) + 1]).mkdir(parents=True, exist_ok=True)
         said = train.make_context("train", list(arguments)).params
         settings = [*said["settings"], *([f"schedule.epochs={said['epochs']}"] if said["epochs"] else [])]
         resolve(said["method"], resolved.splits[said["split"]], aggregator=said["aggregator"], settings=settings)

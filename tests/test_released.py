@@ -528,6 +528,7 @@ def test_a_manifest_of_ones_own_is_checked(toy_folder, run, old, new, complaint)
     ('"id_sketch": [\n', '"id_sketch": [\n  [1, "0"],\n'),
     ('"row_sketch": [\n  [', '"row_sketch": [\n  [null, "0"],\n  ['),
     ('  "train": 1', '  "trian": 1'),
+    ('"source_positives": {', '"source_digests": {"train": [], "test": "x"},\n"source_positives": {'),
 ])  # fmt: skip
 def test_an_assignment_of_ones_own_is_checked(toy_folder, old, new):
     path = toy_folder / "toylt.assignment.json"

@@ -244,7 +244,7 @@ def guarded_streams() -> Iterator[None]:
         if not out.failure:
             raise
         if out.failure != os.strerror(errno.EPIPE):  # the reader has what it wanted, as with | head
-            click.echo(f"Error: stdout cannot be written: {out.failure}", err=True)
+            echo(f"Error: stdout cannot be written: {out.failure}", err=True)
         raise SystemExit(end.code or 1) from None
     finally:
         sys.stdout, sys.stderr = before
