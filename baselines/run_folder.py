@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
 from meidbench.features import FeatureSource, PackedFile
 from meidbench.features.feature_file import Header, stored_checksums
-from meidbench.files import locked, written_whole
+from meidbench.files import locked, remove_stale, written_whole
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Report
 from meidbench.splits.split import Split
 
@@ -33,8 +32,6 @@ FORMAT_VERSION = 1
 CHECKPOINT_VERSION = 1
 FIRST_STAGE = "first-stage"  # the folder of a first stage within its run
 
-# Temporary files of meidbench.files.written_whole, which a run that was killed leaves behind.
-_HALF_WRITTEN = re.compile(r"\.((config|result-\w+)\.json|(last|best)\.pt|predictions-\w+\.parquet)\.[0-9a-f]{12}")
 _CONFIG_REMEDY = "  remedy: put back a copy of this file, or train again in another folder"
 # Videos per subset whose rows go into the digest of features without checksums.
 _SAMPLED_VIDEOS = 16
@@ -204,9 +201,8 @@ class RunFolder:
 
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.last, refuse):
-            for entry in self.path.iterdir():
-                if _HALF_WRITTEN.fullmatch(entry.name):
-                    entry.unlink()
+            for path in self.files():
+                remove_stale(path)
             yield
 
 

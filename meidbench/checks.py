@@ -358,16 +358,18 @@ def output_problems(outputs: Sequence[tuple[str, Path]], inputs: Sequence[tuple[
     """
     problems = []
     for number, (name, path) in enumerate(outputs):
-        if is_written_through(path):
+        found, through = find_stat(path), is_written_through(path)
+        if through and found and not stat.S_ISREG(found.st_mode):
             continue
-        found = find_stat(path)
         if found and stat.S_ISDIR(found.st_mode):
             problems.append(f"{name} {path} is a folder; name a file")
         for other, source in inputs:
             if is_same_file(path, source):
                 problems.append(f"{name} {path} is the same file as {other} {source}, which would be lost")
-            elif found and path.suffix.lower() not in RESULT_ENDINGS and _lies_in(path, source):
+            elif found and not through and path.suffix.lower() not in RESULT_ENDINGS and _lies_in(path, source):
                 problems.append(f"{name} {path} is a file in {other} {source} and would be lost")
+        if through:  # a descriptor of a file, to which all outputs and texts are appended
+            continue
         for other, earlier in outputs[:number]:
             if is_same_file(path, earlier):
                 problems.append(f"{name} {path} is the same file as {other} {earlier}; each output needs its own file")

@@ -53,7 +53,7 @@ def written_whole(path: Path, *, hold: bool = True) -> Iterator[Path]:
         target, through = resolve_output(path), is_written_through(path)
         place = Path(tempfile.gettempdir(), path.name) if through else target
         make_parent(place)
-        _remove_stale(place)
+        remove_stale(place)
         with _create_temporary(place, hold, private=through or place.exists()) as temporary:
             yield temporary
             if through:
@@ -77,12 +77,12 @@ def resolve_output(path: Path, *, regular: bool = False) -> Path:
     """
     if (found := find_stat(path)) and stat.S_ISDIR(found.st_mode):
         raise OutputError(f"cannot write {path}: it is a folder; name a file")
-    if found and not os.access(path, os.W_OK):
-        raise OutputError(f"cannot write {path}: the file is read-only; name another file, or change its mode")
     if is_written_through(path):
         if regular:
             raise OutputError(f"cannot write {path}: it is no regular file, and an interrupted run could not resume it")
         return path
+    if found and not os.access(path, os.W_OK):
+        raise OutputError(f"cannot write {path}: the file is read-only; name another file, or change its mode")
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
@@ -104,7 +104,9 @@ def replace_file(temporary: Path, target: Path) -> None:
             except PermissionError:  # only root gives files away, but the group may be one of the user's
                 with suppress(PermissionError):
                     os.chown(temporary, -1, old.st_gid)
-        temporary.chmod(stat.S_IMODE(old.st_mode))  # last, because a new owner resets a part of the mode
+        if (mode := stat.S_IMODE(old.st_mode)) != stat.S_IMODE(temporary.stat().st_mode):
+            with suppress(PermissionError):  # of a file system without modes, which must not cost the result
+                temporary.chmod(mode)  # last, because a new owner resets a part of the mode
     temporary.replace(target)
 
 
@@ -150,7 +152,7 @@ def _temporary_names(place: Path) -> re.Pattern[str]:
     return re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{12}}")
 
 
-def _remove_stale(place: Path) -> None:
+def remove_stale(place: Path) -> None:
     """Remove the temporary files of an output whose processes were killed; a living process holds a lock."""
     form = _temporary_names(place)
     with suppress(OSError):

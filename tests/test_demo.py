@@ -32,6 +32,13 @@ def test_demo_runs_to_its_report_and_resumes(run, tmp_path):
     assert (out / "simulatedlt.parquet").read_bytes() == before
 
 
+def test_a_page_of_others_is_not_replaced(run, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    outcome = run("demo", "--out", tmp_path, "--epochs", 2)
+    assert outcome.exit_code == 2 and "not of a demonstration" in outcome.stderr
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
 def test_an_invented_split_is_long_tailed_and_whole(tmp_path):
     split = simulate_split((500, 60, 90), num_classes=40, head_above=60, tail_up_to=15, seed=3)
     counts = split.train_counts

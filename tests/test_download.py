@@ -480,7 +480,7 @@ def test_retry_after_is_obeyed(site, target, monkeypatch, form):
     assert "s, as the server asks (1 of 3)" in told[0] and "asks" not in told[1]
 
 
-@pytest.mark.parametrize("value", ["301", "999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize("value", ["301", "9" * 10, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_pause_that_is_too_long_ends_the_download(site, target, monkeypatch, value):
     monkeypatch.setattr("meidbench.annotations.download.time.sleep", lambda seconds: pytest.fail("it waits"))
     site.answers["/list.lst"] = [status(503, Retry_After=value)]

@@ -15,6 +15,7 @@ import pytest
 from material import TOY, TOY_MANIFEST
 
 from meidbench.checks import is_same_file, output_problems
+from meidbench.cli.parameters import OutputFile
 from meidbench.errors import FeatureError, OutputError
 from meidbench.features.packing import pack
 from meidbench.files import locked, written_whole
@@ -241,6 +242,25 @@ def test_a_read_only_file_is_not_replaced(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
+def test_a_file_that_cannot_be_read_is_an_output(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    path.touch()
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.R_OK)  # mode 200, for everyone but root
+    assert OutputFile(".json").convert(str(path), None, None) == path
+
+
+def test_a_file_system_without_modes_costs_no_result(tmp_path, monkeypatch):
+    path = tmp_path / "r"
+    path.touch(mode=0o640)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    write(path)
+    assert path.read_text() == "new"
+
+
 def test_a_feature_file_behind_a_link_stays_behind_it(tmp_path):
     import numpy as np
 
@@ -280,6 +300,18 @@ def test_a_fifo_gets_the_bytes_also_of_a_form_that_needs_seeking(tmp_path, toy_s
     write_split(toy_split, fifo)
     reader.join()
     assert stat.S_ISFIFO(fifo.stat().st_mode) and read_split(received).digest == toy_split.digest
+
+
+def test_a_descriptor_needs_no_permission_and_is_no_input(run, predictions, toy_split_file, tmp_path, monkeypatch):
+    with (tmp_path / "out").open("wb") as out, monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: False)  # as where root redirects the stdout of another user
+        write(Path(f"/dev/fd/{out.fileno()}"))
+    assert (tmp_path / "out").read_text() == "new"
+    before = predictions.read_bytes()
+    with predictions.open("rb+") as given:
+        outcome = run("evaluate", predictions, "--split", toy_split_file, "--json", f"/dev/fd/{given.fileno()}")
+    assert outcome.exit_code == 2 and "which would be lost" in outcome.stderr
+    assert predictions.read_bytes() == before
 
 
 def meidbench(*arguments: object, closed: str = "", **streams: object) -> subprocess.CompletedProcess:
@@ -413,7 +445,8 @@ def test_streams_that_fail_cost_no_result(predictions, toy_split_file, tmp_path,
     if closed.startswith("2"):
         assert outcome.returncode == 0 and "overall" in outcome.stdout
     else:
-        assert outcome.returncode == 1 and "Error: stdout cannot be written" in outcome.stderr
+        assert outcome.returncode == 1
+        assert ("Error: stdout cannot be written" in outcome.stderr) == (not closed.startswith("|"))
     assert "Traceback" not in outcome.stderr and "Exception ignored" not in outcome.stderr
 
 

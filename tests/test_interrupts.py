@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import click
 import pytest
 from material import TOY
 from processes import PATIENCE, start
@@ -64,6 +65,24 @@ def test_an_interrupted_command_ends_with_one_line(run, toy_split_file, tmp_path
     assert "Traceback" not in outcome.output and "Aborted" not in outcome.output and outcome.stdout == ""
     assert [signal.getsignal(each) for each in SIGNALS] == before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_signal_does_not_take_the_line(run, monkeypatch):
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def report_interrupted(line: str) -> None:
+        interrupt()
+        click.echo(line, err=True)
+
+    monkeypatch.setattr("meidbench.annotations.annotation_paths", interrupt)
+    monkeypatch.setattr("meidbench.cli.report", report_interrupted)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        outcome = run("datasets")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert outcome.exit_code == 143 and outcome.stderr.startswith("interrupted by SIGTERM: ")
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

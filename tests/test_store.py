@@ -317,9 +317,11 @@ def test_two_writers_of_one_file_are_kept_apart(tmp_path):
 
 def test_leftovers_of_a_killed_run_are_cleared_away(tmp_path):
     (tmp_path / ".f.h5.partial.0123456789ab").write_bytes(b"half a skeleton")
-    (tmp_path / ".f.h5.other").write_bytes(b"not ours")
+    others = [".f.h5.other", ".f.h5.partial.json.0123456789ab", ".f.h5.partial.lock"]  # of other outputs
+    for name in others:
+        (tmp_path / name).write_bytes(b"not ours")
     write(tmp_path / "f.h5", make_layout(), VIDEOS)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".f.h5.other", "f.h5"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [*others, "f.h5"]
 
 
 def test_a_full_disk_leaves_what_is_there(tmp_path, monkeypatch):

@@ -264,7 +264,7 @@ class _Transfer:
 
 def _retry_after(value: str) -> float:
     """Return the seconds of a Retry-After header, which holds a number or a date; 0 where it is neither."""
-    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
+    if re.fullmatch(r"[0-9]{1,20}", value.strip()):
         return float(value)
     try:
         date = parsedate_to_datetime(value)

@@ -89,9 +89,10 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with _signals_raise(), _quoted():
-                return super().invoke(ctx)
-        except KeyboardInterrupt as interrupt:
-            _end_interrupted(ctx, interrupt)
+                try:
+                    return super().invoke(ctx)
+                except KeyboardInterrupt as interrupt:
+                    _end_interrupted(ctx, interrupt)
         except RequestError as error:
             raise click.UsageError(str(error)) from None
         except MeidbenchError as error:
@@ -102,8 +103,6 @@ class _Group(click.Group):
             raise click.ClickException(escape_controls(f"the memory is not enough: {error}")) from None
         except RecursionError:
             raise click.ClickException("an input is nested too deeply to be read") from None
-        except BrokenPipeError:
-            raise
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(escape_controls(f"{where}{error.strerror or error}")) from None

@@ -3,6 +3,7 @@
 The type of a parameter says whether its files are read or written. ``Command`` compares the two before any work.
 """
 
+import errno
 import os
 import sys
 import time
@@ -42,7 +43,7 @@ class OutputFile(click.Path):
     """A file that a command writes; ``endings`` are those of its format, others must not be those of another format."""
 
     def __init__(self, *endings: str, allow_dash: bool = False) -> None:
-        super().__init__(path_type=Path, dir_okay=False, allow_dash=allow_dash)
+        super().__init__(path_type=Path, dir_okay=False, readable=False, allow_dash=allow_dash)
         self.endings = endings
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
@@ -242,7 +243,8 @@ def guarded_streams() -> Iterator[None]:
     except SystemExit as end:
         if not out.failure:
             raise
-        echo(f"Error: stdout cannot be written: {out.failure}", err=True)
+        if out.failure != os.strerror(errno.EPIPE):  # the reader has what it wanted, as with | head
+            echo(f"Error: stdout cannot be written: {out.failure}", err=True)
         raise SystemExit(end.code or 1) from None
     finally:
         sys.stdout, sys.stderr = before

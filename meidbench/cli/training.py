@@ -324,6 +324,8 @@ def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     from meidbench.report.text import comparison_table
 
     refuse_unusable_outputs(out / "report.html")
+    if (out / "report.html").exists() and not (out / "simulatedlt.parquet").exists():
+        raise click.UsageError(f"{out} holds a report.html that is not of a demonstration; choose another --out")
     made = run_demo(out, epochs=epochs, seed=seed, progress=progress_bar, report=report)
     runs = [ComparedRun(method, "", path) for method, path in made.predictions.items()]
     comparison = compare(runs, made.split, "test", replicates=bootstrap, seed=seed)

@@ -1,7 +1,6 @@
 """Writing a feature file: in place, resumable, and under its final name only when every video has a status."""
 
 import errno
-import glob
 import os
 import re
 import shutil
@@ -34,7 +33,7 @@ from meidbench.features.feature_file import (
     stored_checksums,
 )
 from meidbench.features.records import VideoRows, read_rows
-from meidbench.files import locked, make_parent, replace_file, resolve_output, written_whole
+from meidbench.files import locked, make_parent, remove_stale, replace_file, resolve_output, written_whole
 from meidbench.names import Report
 
 _COMMIT_EVERY = 1.0  # seconds
@@ -96,8 +95,7 @@ def feature_writer(
     path = resolve_output(path, regular=True)
     make_parent(path)
     with locked(path, refuse):
-        for left in path.parent.glob(f".{glob.escape(partial_path(path).name)}.*"):
-            left.unlink()  # of a run that was killed before its file had a name
+        remove_stale(partial_path(path))
         headers = stored_headers(path, recipe)
         if fresh:
             headers = {}
