@@ -194,6 +194,7 @@ def test_files_of_version_1_are_read_but_not_called_released(toy_split, tmp_path
     assert read_split(rewritten(toy_split, tmp_path / "mine.parquet", variant="table", **old)).variant == "table"
     again = read_split(write_split(split, tmp_path / "again.parquet"))
     assert (again.variant, again.metadata.format_version) == ("unverified", 2)
+    assert again.notes[:1] == split.notes[:1]
 
 
 def test_plans_keep_the_digest_that_they_had_before_version_2(toy_split):
