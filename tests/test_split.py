@@ -285,6 +285,7 @@ def with_column(name: str, values: list) -> object:
     (with_column("labels", [[99]]), {}, "1 video\\(s\\) have labels outside the classes: "),
     (with_column("labels", [[3, 2]]), {}, "labels not ascending"),
     (with_column("labels", [[3, 3]]), {}, "labels not ascending"),
+    (with_column("video_id", ["a\ttrain\t0\nb"]), {}, "an id with a tab or newline"),
     (with_column("video_id", ["A", "A"]), {}, "1 video id\\(s\\) occur more than once: A"),
     (with_column("video_id", [None]), {}, "column 'video_id' has empty cells"),
     (with_column("video_id", ["renamed"]), {}, "rows were changed"),
