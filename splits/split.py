@@ -207,7 +207,7 @@ class Split:
             CHANGED: f"the split calls itself the published one, but its content or thresholds are others. {again}",
             UNVERIFIED: f"the split calls itself the published one, but has no content digest to verify it. {again}",
         }
-        found = [notes[self.variant]] if self.metadata.variant == RELEASED != self.variant else []
+        found = [notes[self.variant]] if self.variant in notes else []
         official = self.benchmark_thresholds
         if self.thresholds != official:
             others = f" ({self.dataset} has {official})" if official else ""
@@ -389,7 +389,13 @@ def _unusable(split: Split) -> list[str]:
     ids = split.table.column("video_id")
     outside = np.unique(rows[(classes < 0) | (classes >= split.num_classes)])
     unsorted = np.unique(rows[1:][(np.diff(rows) == 0) & (np.diff(classes.astype(np.int32)) <= 0)])
-    for what, where in (("labels outside the classes", outside), ("labels not ascending", unsorted)):
+    joined = np.flatnonzero(pc.match_substring_regex(ids, "[\t\n]"))  # which the digest has between ids
+    kinds = {
+        "labels outside the classes": outside,
+        "labels not ascending": unsorted,
+        "an id with a tab or newline": joined,
+    }
+    for what, where in kinds.items():
         if len(where):
             named = first_few(ids[int(row)].as_py() for row in where)
             problems.append(f"{len(where):,} video(s) have {what}: {named}")

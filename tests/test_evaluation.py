@@ -226,7 +226,9 @@ def test_ties_with_other_videos_are_told(toy_split, toy_split_file, run, tmp_pat
     share = np.mean([(~labels[:, c] & (sigmoids[:, c] == sigmoids[row, c])).any() for row, c in pairs])
     assert share > 0.3
     warning = mb.evaluate(sigmoids, ids, toy_split).warnings[0]
-    assert warning.startswith(f"{share:.0%} of the positives") and "Write logits in float32" in warning
+    assert (
+        warning.startswith(f"{share:.0%} of the positives") and "Write the logits of all classes in float32" in warning
+    )
     assert mb.evaluate(logits, ids, toy_split).warnings == ()
     path = mb.write_predictions(tmp_path / "p.parquet", ids, sigmoids, toy_split, "test")
     assert f"warning: {warning}" in run("evaluate", path, "--split", toy_split_file).stderr

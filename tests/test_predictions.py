@@ -167,6 +167,7 @@ def test_files_of_another_kind_are_refused(tmp_path):
     assert "is empty" in complaint("empty", b"")
     assert "neither a CSV header (video_id, then the classes) nor 'ID s1 ... sC'" in complaint("text", b"hello, world")
     assert "nor readable text" in complaint("noise", b"\x00\xff\xfe\x80")
+    assert "meidbench.write_predictions" in complaint("r.pkl", b"\x80\x05]\x94.")
     assert "holds no line" in complaint("blank", b"\n \n")
     assert "not a readable Parquet file" in complaint("cut.parquet", b"PAR1 and no more")
     assert "not a readable NPZ archive" in complaint("cut.npz", b"PK\x03\x04 and no more")
@@ -184,8 +185,8 @@ def test_pickled_objects_are_never_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(("columns", "complaint"), [
-    ({"id": ["a"], "scores": [1.0]}, "has the columns id, scores; expected video_id and scores"),
-    ({"video_id": ["a"], "scores": [1.0]}, "scores is of type double; expected fixed_size_list"),
+    ({"id": ["a"], "scores": [1.0]}, "id, scores; expected video_id and scores. Write .*write_predictions.* as CSV"),
+    ({"video_id": ["a"], "scores": [1.0]}, "is of type double; expected fixed_size_list.*write_predictions"),
     ({"video_id": ["a"], "scores": pa.array([[1.0, 2.0]])}, "expected fixed_size_list of a real number"),
     ({"video_id": ["a"], "scores": pa.array([["x"]], pa.list_(pa.string(), 1))}, "fixed_size_list of a real number"),
     ({"video_id": [1], "scores": pa.array([[1.0]], pa.list_(pa.float32(), 1))}, "video_id is of type int64"),

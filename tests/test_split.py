@@ -194,6 +194,7 @@ def test_files_of_version_1_are_read_but_not_called_released(toy_split, tmp_path
     assert read_split(rewritten(toy_split, tmp_path / "mine.parquet", variant="table", **old)).variant == "table"
     again = read_split(write_split(split, tmp_path / "again.parquet"))
     assert (again.variant, again.metadata.format_version) == ("unverified", 2)
+    assert again.notes[:1] == split.notes[:1]
 
 
 def test_plans_keep_the_digest_that_they_had_before_version_2(toy_split):
@@ -284,6 +285,7 @@ def with_column(name: str, values: list) -> object:
     (with_column("labels", [[99]]), {}, "1 video\\(s\\) have labels outside the classes: "),
     (with_column("labels", [[3, 2]]), {}, "labels not ascending"),
     (with_column("labels", [[3, 3]]), {}, "labels not ascending"),
+    (with_column("video_id", ["a\ttrain\t0\nb"]), {}, "an id with a tab or newline"),
     (with_column("video_id", ["A", "A"]), {}, "1 video id\\(s\\) occur more than once: A"),
     (with_column("video_id", [None]), {}, "column 'video_id' has empty cells"),
     (with_column("video_id", ["renamed"]), {}, "rows were changed"),

@@ -328,6 +328,8 @@ def test_names_are_read_where_they_are_unambiguous(tmp_path, cell, labels, names
     ('"[0.0, 1.0]"', "looks like a list"),
     ('"[True, False]"', "looks like a list"),
     ("\"{'run': 1}\"", "looks like a list"),
+    ('"array([0, 2])"', "looks like a list"),
+    ('"0, 2,"', "looks like a list"),
     ('"[[0, 1], [2]]"', "looks like a list"),
     ("0 1 0 0", "a label occurs twice in '0 1 0 0'; it looks like a 0 or 1 per class"),
     ("1;0;0", "it looks like a 0 or 1 per class"),

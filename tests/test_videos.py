@@ -143,7 +143,7 @@ def test_folders_of_frames_of_other_names(tmp_path, form):
     images = pictures(12, 31, 21)
     for number, image in enumerate(images, 1):
         Image.fromarray(image).save(tmp_path / "deep" / "v" / form.format(number))
-    touch(tmp_path, "deep/v/preview.jpg", "deep/v/cover-000001.jpg", "deep/v/inside/x.mp4")
+    touch(tmp_path, "deep/v/preview.jpg", "deep/v/cover-000001.jpg")
     listing = find_videos(tmp_path)
     assert [(video.video_id, video.is_folder, video.size) for video in listing.videos] == [("v", True, 12)]
     assert listing.left_out == {".jpg": 2}
@@ -162,11 +162,20 @@ def test_of_several_kinds_of_names_one_is_the_video(tmp_path):
     assert [video.video_id for video in find_videos(tmp_path, ["a", "w"]).videos] == ["a", "w"]
 
 
+@pytest.mark.parametrize("stray", ["0001.jpg", "img_1.png", "frame_000001.jpg"])
+def test_a_numbered_picture_does_not_hide_the_videos_below(tmp_path, stray):
+    touch(tmp_path, stray, "x/a.mp4", "y/frame_1.jpg", "z/z-1.jpg", "z/inside/b.mp4")
+    listing = find_videos(tmp_path)
+    assert [video.video_id for video in listing.videos] == ["a", "y", "z"]
+    assert list(listing.left_out.values()) == [1]
+    assert [video.video_id for video in find_videos(tmp_path, ["a"]).videos] == ["a"]
+
+
 def test_what_is_left_out_is_counted_and_named(tmp_path, run):
     touch(tmp_path, "v/a.mp4", "v/a.srt", "v/deep/b.SRT", "v/b.mp4", "v/README", "v/.hidden.txt", "v/c.mp4.part")
     os.mkfifo(tmp_path / "v" / "pipe.mp4")
-    for name in ("c.mp4", "d"):
-        (tmp_path / "v" / name).symlink_to(tmp_path / "nowhere")
+    (tmp_path / "v" / "c.mp4").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "v" / "d").symlink_to(tmp_path / "v" / "d")
     listing = find_videos(tmp_path / "v")
     assert [video.video_id for video in listing.videos] == ["a", "b"]
     assert listing.left_out == {".srt": 2, "without an ending": 1, ".part": 1, "pipes and devices": 1}

@@ -212,7 +212,7 @@ _NUMBER = re.compile(r"[-+]?\d+([.,]\d*)?(e[-+]?\d+)?", re.IGNORECASE)
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _ITEM = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")  # of a list as Python, NumPy or JSON print it
 _SEPARATORS = ("|", ",", None)  # in the place of semicolons; None for blanks
-_NUMBERS = re.compile(r"\d+(\W+\d+)+")
+_NUMBERS = re.compile(r"\W*\d+(\W+\d+)+\W*|\d+\s*,")
 
 
 def _looks_like_list(text: str) -> bool:
@@ -220,7 +220,8 @@ def _looks_like_list(text: str) -> bool:
     bracketed = text[:1] in _BRACKETS and text.endswith(_BRACKETS[text[0]])
     quoted = text[:1] in ("'", '"') and text.endswith(text[0]) and len(text) > 1
     listed = bracketed and (text[0] != "(" or "," in text or bool(_ITEM.search(text)))
-    return listed or quoted or "|" in text or bool(_NUMBERS.fullmatch(text))
+    printed = text.endswith("])")  # array([0, 2]), tensor([0, 2])
+    return listed or quoted or printed or "|" in text or bool(_NUMBERS.fullmatch(text))
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,8 @@ def _tie_warnings(counts: RankCounts, positives: Positives) -> list[str]:
     return [
         f"{share:.0%} of the positives have the same score as a video without their class, so their order is unknown "
         "and the mAP may be far from the model's. Sigmoids in float32 are exactly 1 for all logits above 17; float16, "
-        "bfloat16 and rounded numbers make ties, too. Write logits in float32 instead of probabilities"
+        "bfloat16, rounded numbers and one score for all classes that were left out make ties, too. Write the logits "
+        "of all classes in float32 instead of probabilities"
     ]
 
 

@@ -1,7 +1,6 @@
 """Videos that are stored as folders of images, one per frame, as Charades publishes them at 24 frames per second."""
 
 import os
-import re
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +13,9 @@ from PIL import Image
 from meidbench.extraction import frames
 from meidbench.extraction.frames import DecodingResult, Frame, FrameRule, FrameStream, Restart, join_lines
 
-_NUMBERED = re.compile(r"([0-9]+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
-# Text before the number. Of a folder with several kinds of names the first kind is the video.
-_PREFIXES = ("{}-", "{}_", "frame_", "img_", "image_", "")
+_IMAGES = frozenset({"jpg", "jpeg", "png"})
+# Text before the number, besides the folder's name. Of a folder with several kinds of names the first is the video.
+_PREFIXES = ("frame_", "img_", "image_", "")
 
 
 class _UnreadableError(Exception):
@@ -26,14 +25,17 @@ class _UnreadableError(Exception):
 def parse_frame_name(folder_name: str, name: str) -> tuple[int, int] | None:
     """Return the kind of a frame's name and its number; None where ``name`` is not an image of that folder's video.
 
-    Kind 0, Charades' ``ID-000001.jpg``, is read wherever it is found, and the others where a folder holds no videos.
+    Kind 0, Charades' ``ID-000001.jpg``, is read wherever it is found. The others are frames only where a folder holds
+    no videos and no folders, because a single numbered picture would hide them.
     """
-    for kind, form in enumerate(_PREFIXES):
-        prefix = form.format(folder_name)
-        match = _NUMBERED.fullmatch(name, len(prefix)) if name.startswith(prefix) else None
-        if match:
-            return kind, int(match[1])
-    return None
+    stem, _, ending = name.rpartition(".")
+    if ending.lower() not in _IMAGES:
+        return None
+    prefix = stem.rstrip("0123456789")
+    prefixes = (f"{folder_name}-", f"{folder_name}_", *_PREFIXES)
+    if prefix == stem or prefix not in prefixes:
+        return None
+    return prefixes.index(prefix), int(stem[len(prefix) :])
 
 
 def count_images(folder: Path) -> int:

@@ -59,9 +59,9 @@ def find_videos(folder: str | os.PathLike[str], only: Iterable[str] | None = Non
     ----------
     folder : path
         A video is a file with one of ``VIDEO_SUFFIXES``, in capitals or not, or a folder of numbered images
-        (``ATOYW/ATOYW-000001.jpg``; jpg, jpeg or png). Before the number stands the name of the folder with ``-``
-        or ``_``, or, in a folder without video files, ``frame_``, ``img_``, ``image_`` or nothing. Hidden files and
-        folders are passed over, links are followed.
+        (``ATOYW/ATOYW-000001.jpg``; jpg, jpeg or png). In a folder that holds no video files and no folders, the
+        number may also come after ``ATOYW_``, ``frame_``, ``img_``, ``image_`` or nothing. Hidden files and folders
+        are passed over, links are followed.
     only : iterable of str, optional
         Ids of the wanted videos; all by default.
 
@@ -163,11 +163,15 @@ def _list_folder(folder: Path, wanted: set[str] | None) -> _Listing:
             stem, dot, ending = entry.name.rpartition(".")
             ending = f".{ending.lower()}" if dot else "without an ending"
             parsed = parse_frame_name(folder.name, entry.name)
-            if parsed is not None and entry.is_file():
+            try:
+                is_file, is_folder = entry.is_file(), entry.is_dir()
+            except OSError:  # a link to itself
+                is_file = is_folder = False
+            if parsed is not None and is_file:
                 images.setdefault(parsed[0], Counter())[ending] += 1
-            elif entry.is_dir():
+            elif is_folder:
                 listing.folders.append(entry)
-            elif entry.is_symlink() and not Path(entry.path).exists():
+            elif not is_file and entry.is_symlink() and not Path(entry.path).exists():
                 if wanted is None or not wanted.isdisjoint((stem, entry.name, folder.name)):
                     listing.dangling.append(entry.path)
             elif ending in VIDEO_SUFFIXES:
@@ -180,7 +184,7 @@ def _list_folder(folder: Path, wanted: set[str] | None) -> _Listing:
                         listing.videos.append(Video(stem, Path(entry.path), False, size))
             else:
                 listing.others[ending] += 1
-    if images and (0 in images or not has_videos):
+    if images and (0 in images or not (has_videos or listing.folders)):
         listing.num_images = images.pop(min(images)).total()
     for counts in images.values():
         listing.others.update(counts)

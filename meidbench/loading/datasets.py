@@ -122,9 +122,9 @@ class FeatureDataset(Dataset[Sample]):
         split = load_split(self.dataset if split is None else split)
         if self.dataset not in ("", split.dataset):
             fitting = DATASET_CLASSES.get(split.dataset)
+            use = f"meidbench.{fitting.__name__}" if fitting else "meidbench.loading.datasets.FeatureDataset"
             raise SplitError(
-                f"{type(self).__name__} needs a split of {self.dataset}, got one of {split.dataset}"
-                + (f": use meidbench.{fitting.__name__}" if fitting else "")
+                f"{type(self).__name__} needs a split of {self.dataset}, got one of {split.dataset}: use {use}"
             )
         self.subset = subset
         self.video_ids = split.video_ids(subset)

@@ -104,7 +104,8 @@ class TableFile(PredictionFile):
                 else:
                     yield from ((number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
         except (UnicodeDecodeError, csv.Error) as error:
-            raise self.refusal(f"neither Parquet, NPZ or HDF5 nor readable text: {error}") from None
+            remedy = "Of a pickle or a .npy, write a file with meidbench.write_predictions(path, video_ids, scores)"
+            raise self.refusal(f"neither Parquet, NPZ or HDF5 nor readable text: {error}. {remedy}") from None
 
     def _limited(self, stream: TextIO) -> Iterator[str]:
         """Yield the lines of a file; refuse one that would fill the memory before its scores could be counted."""

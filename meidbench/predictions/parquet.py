@@ -17,6 +17,8 @@ from meidbench.splits.split import METADATA_KEY
 _DECODERS = 2
 _GROUP_READ_AHEAD = 1 << 26  # bytes; larger row groups are not decoded ahead
 
+_REMEDY = "Write the file with meidbench.write_predictions(path, video_ids, scores)"
+
 
 class ParquetFile(PredictionFile):
     """Columns ``video_id`` string and ``scores`` fixed_size_list, with optional JSON metadata ``meidbench``.
@@ -34,11 +36,13 @@ class ParquetFile(PredictionFile):
             schema = file.schema_arrow
             names = schema.names
             if not {"video_id", "scores"} <= set(names) or len(set(names)) < len(names):
-                raise self.refusal(f"it has the columns {first_few(names) or 'none'}; expected video_id and scores")
+                expected = f"expected video_id and scores. {_REMEDY}, or a column per class as CSV"
+                raise self.refusal(f"it has the columns {first_few(names) or 'none'}; {expected}")
             kind, id_kind, types = schema.field("scores").type, schema.field("video_id").type, pa.types
             is_list = types.is_fixed_size_list(kind)
             if not is_list or not (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)):
-                raise self.refusal(f"the column scores is of type {kind}; expected fixed_size_list of a real number")
+                expected = f"expected fixed_size_list of a real number. {_REMEDY}"
+                raise self.refusal(f"the column scores is of type {kind}; {expected}")
             if not (types.is_string(id_kind) or types.is_large_string(id_kind)):
                 raise self.refusal(f"the column video_id is of type {id_kind}; expected string")
             self.num_videos, self.num_classes = file.metadata.num_rows, kind.list_size
