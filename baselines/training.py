@@ -131,6 +131,8 @@ def train(
         finished = read_trained(folder, loaded)
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None
+            # A folder of others is refused before rows are read, which may take long.
+            processes.ask_first(lambda: folder.find_first_stage_digest(config, inputs), "")
             report_repeated_rows(loaded, source, config, report)
             rows = check_together(processes, source, loaded, SUBSETS, check, config.seed, progress, report)
             inputs = replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)
