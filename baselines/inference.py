@@ -294,6 +294,10 @@ def predict(
             f"{folder.path} was trained on {inputs.dataset} with the digest {inputs.split_digest[:12]}..., this split "
             f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own with --split"
         )
+    if inputs.has_other_content(loaded.content_digest):
+        raise MeidbenchError(
+            f"{folder.path} was trained on a split with other class names or groups; name the run's own with --split"
+        )
     if not len(loaded.rows(subset)):
         raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}")
     source = features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)

@@ -52,6 +52,7 @@ class Inputs:
     first_stage_digest: str = ""  # of the weights that the run begins with; empty for new weights
     rows_check: str = ""  # full, sample or none: the rows that were read before the training
     rows_digest: str = ""  # of all rows as they were read; empty where not all were
+    content_digest: str = ""  # of the split, with class names and groups; empty in runs of an earlier version
 
     @classmethod
     def from_sources(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
@@ -68,6 +69,7 @@ class Inputs:
             digest_recipe(features),
             split_path,
             str(features.path),
+            content_digest=split.content_digest,
         )
 
     def differences(self, other: "Inputs") -> list[str]:
@@ -83,7 +85,14 @@ class Inputs:
         # An earlier version recorded no digest of the rows, and a sample gives none: there is nothing to compare then.
         if "" not in (self.rows_digest, other.rows_digest) and self.rows_digest != other.rows_digest:
             differing.append("features_digest")
-        return [texts[name] for name in dict.fromkeys(differing)]
+        found = [texts[name] for name in dict.fromkeys(differing)]
+        if self.split_digest == other.split_digest and self.has_other_content(other.content_digest):
+            found.append("the split has other class names or groups")
+        return found
+
+    def has_other_content(self, digest: str) -> bool:
+        """Return whether the content digest of a split is another one; unknown ones are not."""
+        return "" not in (self.content_digest, digest) and self.content_digest != digest
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> "Inputs":

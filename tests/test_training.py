@@ -792,6 +792,24 @@ def test_a_run_of_an_earlier_version_is_resumed_and_other_rows_are_refused(toy_s
     assert (run / "result-test.json").read_bytes() == before
 
 
+def test_a_split_with_other_groups_is_another_one_for_a_run(toy_split, features, tmp_path):
+    """The labels are the same, but distillation and scores depend on the groups."""
+    run, other = (
+        tmp_path / "run",
+        Split(toy_split.table, dataclasses.replace(toy_split.metadata, head_above=60, content_digest="")),
+    )
+    train(toy_split, features, config_of(toy_split), run)
+    assert inputs_of(run)["content_digest"] == toy_split.content_digest
+    with pytest.raises(MeidbenchError, match="the split has other class names or groups"):
+        train(other, features, config_of(toy_split), run)
+    with pytest.raises(MeidbenchError, match="a split with other class names or groups"):
+        predict(run, tmp_path / "p.parquet", split=other, device="cpu")
+    content = json.loads((run / "config.json").read_text())
+    del content["inputs"]["content_digest"]  # as an earlier version wrote it
+    (run / "config.json").write_text(json.dumps(content))
+    predict(run, tmp_path / "p.parquet", split=toy_split, device="cpu")
+
+
 def test_rows_that_are_repeated_are_told_once(toy_split, features, tmp_path):
     told = []
     config = config_of(toy_split, "frames.train=9", "frames.test=6")
