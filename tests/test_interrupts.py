@@ -154,6 +154,7 @@ def run_demo(folder: Path, call: int, number: int) -> None:
     """Run the demo and send this process a signal at a step of training or a write of a file; write the exit code."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server of processes may have been told to ignore it
     calls = 0
 
     def count(*_: object) -> None:

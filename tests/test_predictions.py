@@ -246,7 +246,7 @@ def test_tensors_are_scored_as_their_numbers(toy_split, tmp_path):
     (lambda t: [[1]] * len(t), "shape .*, 1.; expected .*, 12"),
     (lambda t: list(t.requires_grad_()), "torch.stack a list of tensors"),
     (lambda t: t.to("meta"), "no data"),
-    (lambda t: t.to_sparse(), "to_dense"),
+    (lambda t: t.to_sparse(), "dense"),
     (lambda t: t.bool(), "expected real numbers"),
     (lambda t: np.ma.masked_array(t.numpy(), t.numpy() > 0.5), "some are masked"),
     (lambda t: t[:, :0], "expected"),
