@@ -227,14 +227,15 @@ def test_a_file_that_the_library_hangs_or_crashes_on_is_refused(
     assert read_predictions(path).video_ids == given[0]
 
 
-def test_a_parquet_file_is_opened_once_and_once_more_to_decode(given, toy_split, tmp_path, monkeypatch):
+def test_a_parquet_file_is_opened_once_and_at_most_once_more_to_decode(given, toy_split, tmp_path, monkeypatch):
     opened, parquet_file = [], pq.ParquetFile
     monkeypatch.setattr(pq, "ParquetFile", lambda path, **options: opened.append(path) or parquet_file(path, **options))
     path = write_form("parquet", tmp_path / "p", *given, toy_split)
     assert read_predictions(path).video_ids == given[0] and len(opened) == 1
     pq.write_table(pq.read_table(path), tmp_path / "q", row_group_size=7)
     opened.clear()
-    assert read_predictions(tmp_path / "q").video_ids == given[0] and len(opened) == 2
+    # Of the two threads that decode seven row groups, the first may end before the second needs a reader.
+    assert read_predictions(tmp_path / "q").video_ids == given[0] and len(opened) in (1, 2)
 
 
 # --- bombs: files that unpack to far more than they are ---------------------------------------------------------
