@@ -145,7 +145,7 @@ def test_a_wrong_value_of_an_option_ends_with_2(run, toy_split_file, tmp_path, o
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_wrong_values_of_evaluate_and_compare_end_with_2(run, toy_split_file):
+def test_wrong_values_of_evaluate_and_compare_end_with_2(run, toy_split_file, tmp_path):
     files = [TOY / "predictions.npz", "--split", toy_split_file]
     for arguments, what in (
         (["compare", *files, "--reference", "nonsense"], "the reference 'nonsense' is not one of the runs"),
@@ -156,6 +156,8 @@ def test_wrong_values_of_evaluate_and_compare_end_with_2(run, toy_split_file):
         assert outcome.exit_code == 2 and outcome.stdout == "" and what in outcome.stderr
     missing = run("build-splits", "nowhere.toml").stderr
     assert "the file 'nowhere.toml' does not exist" in missing
+    (tmp_path / "folder.toml").mkdir()
+    assert "folder.toml' is a folder; expected a manifest" in run("build-splits", tmp_path / "folder.toml").stderr
 
 
 def test_a_folder_that_cannot_be_written_ends_with_1(run, tmp_path):

@@ -217,7 +217,9 @@ class InputFiles:
         self._simulation, self._out, self._progress = simulation, out, progress
         for folder in annotations:
             if not any(all(annotation_paths(load_manifest(name), folder).values()) for name in DATASETS):
-                raise MeidbenchError(f"{folder} holds all annotation files of none of {', '.join(DATASETS)}")
+                raise MeidbenchError(
+                    f"{folder} lacks annotation files; expected all files of one of {', '.join(DATASETS)}"
+                )
         self._splits: dict[str, tuple[Split | None, Path | None]] = {}
         self._materials: dict[tuple[str, str], Material] = {}
         for path in split_files:

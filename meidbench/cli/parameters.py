@@ -121,7 +121,8 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
         if text.endswith(".toml") and not Path(text).is_file():
-            self.fail(f"the file {text!r} does not exist", param, ctx)
+            problem = f"{text!r} is a folder" if Path(text).is_dir() else f"the file {text!r} does not exist"
+            self.fail(f"{problem}; expected a manifest or a plan", param, ctx)
         if text not in DATASETS and not text.endswith(".toml"):
             self.fail(f"{text!r} is neither one of {', '.join(DATASETS)} nor a manifest or a plan (.toml)", param, ctx)
         return text

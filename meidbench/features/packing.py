@@ -95,8 +95,7 @@ def pack(
         The output is the source, or no regular file.
     FeatureError
         No video is usable (no file is written then), or they are C x T; the output is being written, was made with
-        other settings, or holds
-        videos that the source no longer has; the disk is full.
+        other settings, or holds videos that the source no longer has; the disk is full.
 
     Examples
     --------

@@ -60,8 +60,7 @@ def _header(comparison: Comparison) -> str:
         f"protocol {escape(comparison.protocol)} · split digest <code>{escape(comparison.split_digest[:12])}</code> · "
         f"content digest <code>{escape(comparison.content_digest[:12])}</code>"
     )
-    sentences = [f"<b>{escape(note)}</b>." for note in comparison.notes]
-    sentences += ["Values are mean average precision (mAP) over classes, from 0 to 1."]
+    sentences = ["Values are mean average precision (mAP) over classes, from 0 to 1."]
     without = sum(entry.positives == 0 for entry in comparison.classes)
     if without:
         sentences.append(f"{without:,} of the classes have no positive here and are left out of all means.")
@@ -76,9 +75,10 @@ def _header(comparison: Comparison) -> str:
     if len(comparison.methods) > 1:
         reference = escape(comparison.reference)
         sentences.append(f"Differences are to <b>{reference}</b> under the same weights of the videos.")
+    notes = "".join(f"<p><b>{escape(note)}</b></p>\n" for note in comparison.notes)
     return (
         f"<header><h1>{escape(_heading(comparison))}</h1>\n"
-        f'<p class="soft">{facts}</p>\n<p>{" ".join(sentences)}</p></header>'
+        f'<p class="soft">{facts}</p>\n{notes}<p>{" ".join(sentences)}</p></header>'
     )
 
 
