@@ -266,6 +266,11 @@ class Split:
         """Head, medium and tail classes by the split's own thresholds."""
         return Groups.from_counts(self.metadata.train_counts, self.metadata.head_above, self.metadata.tail_up_to)
 
+    @property
+    def default_subset(self) -> str:
+        """``test``, or ``val`` in a split without test videos."""
+        return "test" if self.video_ids("test") or not self.video_ids("val") else "val"
+
     def rows(self, subset: str) -> pa.Table:
         """Return the rows of one subset, in official order."""
         if one_of("subset", subset, SUBSETS, SplitError) not in self._rows:
