@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.errors import PredictionError, bullet_list, first_few
+from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few
 from meidbench.files import written_whole
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
@@ -328,6 +328,8 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
     if unknown := [video_id for video_id in dict.fromkeys(video_ids) if video_id not in known]:
         elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]
         hint = f"; it holds videos of {' and '.join(elsewhere)}" if elsewhere and elsewhere != [subset] else ""
+        if rule := find_id_rule(unknown, missing):
+            hint = f"; {rule}"
         problems.append(f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")
     return problems
 
