@@ -300,7 +300,7 @@ def predict(
         )
     if not len(loaded.rows(subset)):
         raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}")
-    source = features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)
+    source = inputs.open_features() if features is None else open_features(features)
     with join_processes(device) as processes:
         loader = make_subset_loader(loaded, subset, source, config, processes)
         if source.dim != inputs.dim:

@@ -16,6 +16,10 @@ BACKBONES = {"resnet101": 2048, "resnet50": 2048, "tsm-resnet50": 2048}  # with 
 EXTRACTED_DTYPES = ("float16", "float32")
 STORED_DTYPES = (*EXTRACTED_DTYPES, "int8")
 PRECISIONS = ("fp32", "bf16", "fp16")
+VIDEO_SUFFIXES = (
+    *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov"),
+    *(".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
+)
 SAMPLINGS = ("uniform", "random")
 ROW_CHECKS = ("auto", "full", "sample", "none")
 SELECTION_SUBSETS = ("val", "test")

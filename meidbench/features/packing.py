@@ -19,7 +19,7 @@ from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.features import NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import DTYPES, FAILED, READY, Layout, Recipe, read_header, stored_checksums
 from meidbench.features.records import StoredVideos, VideoRows, encode, is_faithful, read_rows
-from meidbench.features.source import FeatureSource, UnusableVideo, is_usable_id
+from meidbench.features.source import TYPES, FeatureSource, UnusableVideo, is_usable_id
 from meidbench.features.store import FeatureWriter, feature_writer
 from meidbench.files import resolve_output
 from meidbench.names import BACKBONES, ProgressBar, Report
@@ -77,8 +77,8 @@ def pack(
     Parameters
     ----------
     source : path or FeatureSource
-        A folder of ``VIDEO_ID.npy``, or another source that ``open_features`` takes. Names that begin with a dot are
-        left out unless ``only`` names them. Frame indices, times and the recipe of a feature file are kept.
+        A folder of ``VIDEO_ID.npy``, or another source of ``open_features``. Names that begin with a dot are left out
+        unless ``only`` names them. Frame indices, times and the recipe of a feature file are kept.
     out : path
         The feature file, with a fixed or a varying number of rows, as the videos have.
     dtype, backbone : str
@@ -116,6 +116,8 @@ def pack(
     videos = StoredVideos(open_features(source))
     refuse_lost_inputs(out, [videos.source.path])
     index = _read_index(videos, only, progress)
+    for note in videos.source.take_notes():
+        report(note)
     _check_width(index, videos.source, backbone, report)
     timed = videos.header is not None and videos.header.layout.timed
     layout = Layout(index.video_ids, index.rows, index.fixed, index.dim, dtype, timed, index.sizes)
@@ -167,7 +169,7 @@ def _read_index(videos: StoredVideos, only: Iterable[str] | None, progress: Prog
         named = [f"{video_ids[position]}: {why}" for position, why in list(refused.items())[:5]]
         raise FeatureError(
             f"none of the {len(video_ids):,} videos in {videos.source.path} can be packed:\n{bullet_list(named)}\n"
-            f"Expected {videos.source.expected}: T x D, T at least 1, one D for all, float16, float32 or float64."
+            f"Expected {videos.source.expected}: {TYPES}."
         )
     dim, number = widths.most_common(1)[0]
     shapes = [shape for shape, _, _ in examined if shape]
@@ -207,6 +209,8 @@ def _choose(source: FeatureSource, only: Iterable[str] | None) -> tuple[set[str]
     """Return the ids to pack, and those that are wanted and missing."""
     present, wanted = source.ids(), None if only is None else set(only)
     # Some systems put "._VIDEO_ID.npy" beside each file that they copy.
+    if not present:
+        raise source.refuse_empty()
     chosen = {name for name in present if not name.startswith(".")} if wanted is None else present & wanted
     missing = tuple(sorted(wanted - present)) if wanted is not None else ()
     if not chosen:

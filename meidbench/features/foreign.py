@@ -1,0 +1,112 @@
+"""Features in forms that are not read: what they are, and the command or the lines of Python that make a form of them.
+
+Nothing of such a file is loaded.
+"""
+
+import os
+import shlex
+import zipfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from meidbench.errors import describe_content
+from meidbench.features.source import Naming
+from meidbench.names import VIDEO_SUFFIXES
+
+_MOST_FILES = 10_000
+_IMAGES = (".jpg", ".jpeg", ".png")
+# For each kind of file, by the words of ``describe_content``: the module that loads it, how, and its rows as an array.
+_LOADED = {
+    "a pickle": ("pickle", 'pickle.load(open({path}, "rb"))', 'np.asarray({rows}, "float32")'),
+    "a file of torch.save": ("torch", 'torch.load({path}, map_location="cpu")', "{rows}.detach().float().numpy()"),
+    "a NumPy array of Python objects": ("", "np.load({path}, allow_pickle=True).item()", "np.stack(list({rows}))"),
+    "a NumPy archive": ("", "np.load({path})", "{rows}"),
+}
+_PICKLES = ("a pickle", "a NumPy array of Python objects")
+_TRUST = "It is never loaded here, because that can run a program. If you trust it, two lines of Python make a folder:"
+_LINES = "Two lines of Python make a folder of .npy files:"
+
+
+def is_pickle(start: bytes) -> bool:
+    """Return whether the first bytes of a file are those of a pickle of protocol 2 or later."""
+    return start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+
+
+def describe_file(path: Path) -> str:
+    """Return what a file is that is no HDF5 file, and what to do with it, as the end of a message."""
+    kind, loaded = describe_content(path), repr(str(path))
+    if path.suffix.lower() in VIDEO_SUFFIXES and kind in ("", "a video file"):
+        return f"is a video\n{_extract(path.parent)} makes the features of all videos in its folder."
+    if kind == "a NumPy array":
+        return f"is a NumPy array without ids\n{_LINES}\n{_lines('', f'zip(video_ids, np.load({loaded}))', 'rows')}"
+    if kind in _LOADED:
+        module, load, array = _LOADED[kind]
+        load, remedy = load.format(path=loaded), _TRUST if kind in _PICKLES else _LINES
+        entries = f"{load}.items()"
+        if kind == "a NumPy archive" and (keys := _find_joint_arrays(path)):
+            entries = f"zip({load}[{keys[0]!r}], {load}[{keys[1]!r}])"
+        return f"is {kind}\n{remedy}\n{_lines(module, entries, array.format(rows='rows'))}"
+    return f"is {kind or 'not an HDF5 file'}" + ("\nUnpack it, and name the folder." if "archive" in kind else "")
+
+
+def describe_folder(folder: Path, naming: Naming) -> str:
+    """Return what a folder holds in the place of features, and what to do; empty for an empty folder."""
+    endings: dict[str, list[Path]] = {}
+    for path in islice(_walk(folder), _MOST_FILES):
+        endings.setdefault(path.suffix.lower(), []).append(path)
+    if arrays := endings.get(".npy", []) + endings.get(".npz", []):
+        return f"It holds {arrays[0].name}, but no name has the form {naming.stored('VIDEO_ID')}{arrays[0].suffix}."
+    for suffixes, what in ((VIDEO_SUFFIXES, "videos"), (_IMAGES, "frames of videos")):
+        if there := [path for ending in suffixes for path in endings.get(ending, [])]:
+            return f"These are {what} ({there[0].name}): {_extract(folder)} makes their features."
+    for ending in (".h5", ".hdf5", ".hdf"):
+        if ending in endings:
+            return f"It holds {endings[ending][0].name}: name that file, not its folder."
+    if not endings:
+        return ""
+    ending, paths = max(endings.items(), key=lambda entry: len(entry[1]))
+    kind = describe_content(paths[0]) if paths[0].is_file() else ""
+    if kind in _LOADED:
+        module, load, array = _LOADED[kind]
+        told = f"Each file is {kind}. {_TRUST}" if kind in _PICKLES else f"Each file is {kind}. {_LINES}"
+        return f"{told}\n{_lines_per_file(folder, ending, module, array.format(rows=load.format(path='path')))}"
+    return f"It holds {len(paths):,} files such as {paths[0].name}."
+
+
+def describe_objects(folder: Path) -> str:
+    """Return the lines of Python that make arrays of numbers of ``.npy`` files with pickled objects."""
+    array = 'np.stack(list(np.load(path, allow_pickle=True))).astype("float32")'
+    return f"{_TRUST}\n{_lines_per_file(folder, '.npy', '', array)}"
+
+
+def _extract(folder: Path) -> str:
+    return f"'meidbench extract-features {shlex.quote(str(folder))} --out features.h5'"
+
+
+def _lines(module: str, entries: str, array: str) -> str:
+    return f'{_imports(module)}\n  for name, rows in {entries}: np.save(f"npy/{{name}}.npy", {array})'
+
+
+def _lines_per_file(folder: Path, ending: str, module: str, array: str) -> str:
+    files = f'pathlib.Path({str(folder)!r}).rglob("*{ending}")'
+    return f'{_imports("pathlib", module)}\n  for path in {files}: np.save(f"npy/{{path.stem}}.npy", {array})'
+
+
+def _imports(*modules: str) -> str:
+    return f'  import {", ".join(filter(None, ("os", *modules)))}, numpy as np; os.makedirs("npy")'
+
+
+def _find_joint_arrays(path: Path) -> tuple[str, str] | None:
+    """Return the names of the ids and of the features of all videos in an archive; None without ids."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+    ids = [name for name in ("video_ids", "ids") if name in names]
+    others = sorted(set(names) - set(ids), key=lambda name: (name != "features", name))
+    return (ids[0], others[0]) if ids and others else None
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(path, name) for name in sorted(names) if not name.startswith("."))
