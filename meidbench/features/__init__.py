@@ -72,10 +72,10 @@ def open_features(
     if not path.is_file():
         raise FeatureError(f"{path} is no regular file; expected {EXPECTED}")
     if not h5py.is_hdf5(path):
-        told, _, remedy = describe_file(path).partition("\n")
-        raise FeatureError(f"{path} {told}; expected {EXPECTED}\n{remedy}".rstrip())
+        raise FeatureError(f"{path} is {describe_file(path)}")
     name = naming.dataset.strip("/")
-    index = [*INDEX, *ID_NAMES, *([f"{name}/", *(f"{name.rpartition('/')[0]}/{ids}" for ids in ID_NAMES)] if name else [])]
+    beside = [f"{name}/", *(f"{name.rpartition('/')[0]}/{ids}" for ids in ID_NAMES)] if name else []
+    index = [*INDEX, *ID_NAMES, *beside]
     if not is_feature_file(path) and (problem := rehearse(path, index)):
         raise FeatureError(f"cannot open {path}: {problem}; copy or extract it again")
     handle = Handle(path.absolute())
@@ -107,7 +107,7 @@ def _find_form(file: h5py.File, name: str) -> tuple[str, ...] | None:
             return "", name
         return (f"neither /{name} nor /VIDEO_ID/{name} {held}",)
     if _holds(file, "scores", h5py.Dataset):
-        return (f"no /{HDF5_GROUP}: it is a file of predictions {held}",)
+        return (f"no /{HDF5_GROUP} {held}: it has predictions",)
     if any(_holds(file, ids, h5py.Dataset) for ids in ID_NAMES):
         return (f"ids but no /{HDF5_GROUP}: name the array of the features, dataset='NAME' {held}",)
     groups = [name for name in file if _holds(file, name, h5py.Group)]

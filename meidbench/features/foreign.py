@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from meidbench.errors import describe_content
-from meidbench.features.source import Naming
+from meidbench.features.source import EXPECTED, Naming
 from meidbench.names import VIDEO_SUFFIXES
 
 _MOST_FILES = 10_000
@@ -24,8 +24,15 @@ _LOADED = {
     "a NumPy archive": ("", "np.load({path})", "{rows}"),
 }
 _PICKLES = ("a pickle", "a NumPy array of Python objects")
-_TRUST = "It is never loaded here, because that can run a program. If you trust it, two lines of Python make a folder:"
-_LINES = "Two lines of Python make a folder of .npy files:"
+_TRUST = "which is never loaded, because that can run a program. If you trust it, two lines of Python make a folder of it:"
+_LINES = "which two lines of Python make a folder of:"
+# For files without features, by a word of ``describe_content``.
+_REMEDIES = {
+    "damaged": "Get the file again.",
+    "archive": "Unpack it, and name the folder.",
+    "prediction file": "Predictions have no features; they are scored by 'meidbench evaluate'.",
+    "split file": "Name it with --split.",
+}
 
 
 def is_pickle(start: bytes) -> bool:
@@ -36,18 +43,19 @@ def is_pickle(start: bytes) -> bool:
 def describe_file(path: Path) -> str:
     """Return what a file is that is no HDF5 file, and what to do with it, as the end of a message."""
     kind, loaded = describe_content(path), repr(str(path))
-    if path.suffix.lower() in VIDEO_SUFFIXES and kind in ("", "a video file"):
-        return f"is a video\n{_extract(path.parent)} makes the features of all videos in its folder."
+    if kind == "a video file" or (not kind and path.suffix.lower() in VIDEO_SUFFIXES):
+        return f"a video file; {_extract(path.absolute().parent)} makes the features of all videos in its folder"
     if kind == "a NumPy array":
-        return f"is a NumPy array without ids\n{_LINES}\n{_lines('', f'zip(video_ids, np.load({loaded}))', 'rows')}"
+        return f"a NumPy array without ids, {_LINES}\n{_lines('', f'zip(video_ids, np.load({loaded}))', 'rows')}"
     if kind in _LOADED:
         module, load, array = _LOADED[kind]
         load, remedy = load.format(path=loaded), _TRUST if kind in _PICKLES else _LINES
         entries = f"{load}.items()"
         if kind == "a NumPy archive" and (keys := _find_joint_arrays(path)):
             entries = f"zip({load}[{keys[0]!r}], {load}[{keys[1]!r}])"
-        return f"is {kind}\n{remedy}\n{_lines(module, entries, array.format(rows='rows'))}"
-    return f"is {kind or 'not an HDF5 file'}" + ("\nUnpack it, and name the folder." if "archive" in kind else "")
+        return f"{kind}, {remedy}\n{_lines(module, entries, array.format(rows='rows'))}"
+    remedy = next((text for word, text in _REMEDIES.items() if word in kind), "")
+    return f"{kind or 'not an HDF5 file'}; expected {EXPECTED}\n{remedy}".rstrip()
 
 
 def describe_folder(folder: Path, naming: Naming) -> str:
@@ -69,15 +77,14 @@ def describe_folder(folder: Path, naming: Naming) -> str:
     kind = describe_content(paths[0]) if paths[0].is_file() else ""
     if kind in _LOADED:
         module, load, array = _LOADED[kind]
-        told = f"Each file is {kind}. {_TRUST}" if kind in _PICKLES else f"Each file is {kind}. {_LINES}"
-        return f"{told}\n{_lines_per_file(folder, ending, module, array.format(rows=load.format(path='path')))}"
+        return f"Each {ending} file is {kind}, {_TRUST if kind in _PICKLES else _LINES}\n{_lines_per_file(folder, ending, module, array.format(rows=load.format(path='path')))}"
     return f"It holds {len(paths):,} files such as {paths[0].name}."
 
 
 def describe_objects(folder: Path) -> str:
     """Return the lines of Python that make arrays of numbers of ``.npy`` files with pickled objects."""
     array = 'np.stack(list(np.load(path, allow_pickle=True))).astype("float32")'
-    return f"{_TRUST}\n{_lines_per_file(folder, '.npy', '', array)}"
+    return f"Pickled objects are data {_TRUST}\n{_lines_per_file(folder, '.npy', '', array)}"
 
 
 def _extract(folder: Path) -> str:
