@@ -301,7 +301,12 @@ def predict(
     if not len(loaded.rows(subset)):
         raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}")
     source = inputs.open_features() if features is None else open_features(features)
+    source.check(loaded.video_ids(subset))
+    notes = source.take_notes()
     with join_processes(device) as processes:
+        if processes.is_first:
+            for note in notes:
+                report(note)
         loader = make_subset_loader(loaded, subset, source, config, processes)
         if source.dim != inputs.dim:
             raise FeatureError(

@@ -243,7 +243,9 @@ def digest_features(split: Split, features: FeatureSource) -> str:
             continue
         digest.update(features.check(video_ids).tobytes())
         if checksums is not None:
-            digest.update(np.array([checksums[features.naming.stored(video_id)] for video_id in video_ids], "<u4").tobytes())
+            digest.update(
+                np.array([checksums[features.naming.stored(video_id)] for video_id in video_ids], "<u4").tobytes()
+            )
             continue
         sampled = np.linspace(0, len(video_ids) - 1, min(_SAMPLED_VIDEOS, len(video_ids))).astype(int)
         for position in np.unique(sampled):

@@ -293,7 +293,7 @@ _rehearser: "subprocess.Popen[bytes] | None" = None
 
 
 def rehearse(path: Path, datasets: Sequence[str] = ()) -> str:
-    """Let another process read the index of an HDF5 file, and some datasets whole; a name that ends in ``/`` is a group's.
+    """Let another process read the index of an HDF5 file, and some datasets whole; ``NAME/`` is the index of a group.
 
     Return why the file or a dataset cannot be read; empty where it can. Datasets that the file does not have, and
     objects of the index that cannot be read, are not reported: they may not be needed.

@@ -16,8 +16,8 @@ from meidbench.extraction import decoding as video_files
 from meidbench.extraction.decoding import count_rows, decoder_versions, read_frames
 from meidbench.extraction.frames import DecodingResult, FrameRule, Restart
 from meidbench.extraction.videos import Video
-from meidbench.names import VIDEO_SUFFIXES
 from meidbench.features.frame_sampling import uniform_indices
+from meidbench.names import VIDEO_SUFFIXES
 
 RULES = ["uniform=200", "uniform=7", "all", "fps=4.5"]
 

@@ -15,8 +15,8 @@ from meidbench.extraction.decoding import count_rows, read_frames
 from meidbench.extraction.frame_folders import parse_frame_name
 from meidbench.extraction.frames import FrameRule
 from meidbench.extraction.videos import find_videos
-from meidbench.names import VIDEO_SUFFIXES
 from meidbench.features.frame_sampling import uniform_indices
+from meidbench.names import VIDEO_SUFFIXES
 
 
 def touch(folder: Path, *names: str) -> None:

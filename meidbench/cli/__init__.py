@@ -16,7 +16,7 @@ from meidbench import __version__
 from meidbench.cli.benchmarks import datasets, download
 from meidbench.cli.evaluation import compare, evaluate
 from meidbench.cli.features import extract_features, merge_features, pack_features, verify_features
-from meidbench.cli.parameters import guarded_streams, report
+from meidbench.cli.parameters import guarded_streams, name_options, report
 from meidbench.cli.splits import audit, build_splits, import_split, stats
 from meidbench.cli.training import demo, predict, reproduce, train
 from meidbench.errors import MeidbenchError, RequestError, escape_controls, missing_package
@@ -94,9 +94,9 @@ class _Group(click.Group):
                 except KeyboardInterrupt as interrupt:
                     _end_interrupted(ctx, interrupt)
         except RequestError as error:
-            raise click.UsageError(str(error)) from None
+            raise click.UsageError(name_options(str(error))) from None
         except MeidbenchError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(name_options(str(error))) from None
         except ModuleNotFoundError as error:
             raise click.ClickException(str(missing_package(error))) from None
         except MemoryError as error:

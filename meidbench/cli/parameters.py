@@ -5,6 +5,8 @@ The type of a parameter says whether its files are read or written. ``Command`` 
 
 import errno
 import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -100,6 +102,27 @@ SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
 subset_option = option_with_default("--subset", type=SUBSET, default="test")
 bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
+_NAMING = ("prefix", "suffix", "dataset")
+_NAMED = re.compile(rf"\b({'|'.join(_NAMING)})='([^'\n]*)'(, )?")
+
+
+def naming_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of ``open_features``, by which other programs' names of files and datasets are understood."""
+    helps = (
+        ("--prefix", "TEXT", "What the names of files or datasets have before the id, such as v_ of v_VIDEO_ID.npy."),
+        ("--suffix", "TEXT", "What they have after the id, such as _clip of VIDEO_ID_clip.npy."),
+        ("--dataset", "PATH", "Of HDF5, NAME of /NAME/VIDEO_ID, /VIDEO_ID/NAME or an array; of .npz, the array."),
+    )
+    for option, metavar, text in reversed(helps):
+        function = click.option(option, default="", metavar=metavar, help=text)(function)
+    return function
+
+
+def name_options(message: str) -> str:
+    """Return a message to Python callers as one to users of the command line: ``suffix='_a'`` becomes --suffix _a."""
+    return _NAMED.sub(lambda found: f"--{found[1]} {shlex.quote(found[2])}{' ' if found[3] else ''}", message)
+
+
 json_file = click.option("--json", "json_file", type=JSON_FILE, help="Write the result as JSON; - is stdout.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 

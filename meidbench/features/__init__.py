@@ -14,6 +14,7 @@ from meidbench.files import open_inside, rehearse
 
 __all__ = ["PROBLEMS", "FeatureSource", "GroupedFile", "NpyFolder", "PackedFile", "open_features"]
 
+
 def open_features(
     path: str | os.PathLike[str] | FeatureSource, *, prefix: str = "", suffix: str = "", dataset: str | None = None
 ) -> FeatureSource:
@@ -21,8 +22,8 @@ def open_features(
 
     - A folder of ``VIDEO_ID.npy`` (as VideoLT's authors publish them) or, where it has none, of ``VIDEO_ID.npz``. Where
       the folder itself holds no such file, the folders below it are looked through (``train/VIDEO_ID.npy``).
-    - A feature file of ``meidbench``, or an HDF5 file with the rows of all videos in ``/features``, (n, T, D) or (n, D),
-      and their ids in ``/video_ids`` or ``/ids``.
+    - A feature file of ``meidbench``, or an HDF5 file with the rows of all videos in ``/features``, (n, T, D) or
+      (n, D), and their ids in ``/video_ids`` or ``/ids``.
     - An HDF5 file with one dataset per video: ``/features/VIDEO_ID``, or ``/VIDEO_ID`` in a file without these names.
 
     The rows of a video are T x D. (D,) is one row; of more than two axes, those of size 1 are left out, and where one

@@ -339,7 +339,9 @@ class PackedFile(FeatureSource):
         if stored is None:
             raise FeatureError(f"{self.path} has /{self._name} but no /video_ids; expected {self.expected}")
         if stored.dtype.kind not in "OS" or len(stored.shape) != 1:
-            raise FeatureError(f"the ids of {self.path} are {stored.dtype} of shape {stored.shape}; expected texts (n,)")
+            raise FeatureError(
+                f"the ids of {self.path} are {stored.dtype} of shape {stored.shape}; expected texts (n,)"
+            )
         ids = [name if isinstance(name, str) else name.decode() for name in stored[()].tolist()]
         self._scaled = self.dtype == np.int8 and "scales" in found
         dtype = np.dtype(np.float16) if self._scaled else self.dtype

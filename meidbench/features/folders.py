@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
-from io import BytesIO, FileIO
+from io import BufferedIOBase, BytesIO, FileIO
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +73,7 @@ class NpyFolder(FeatureSource):
         return set(found[ending])
 
     def _select(self, stored: Iterable[str]) -> set[str]:
-        """Return the ids of stored names that have the prefix and the suffix; names that begin with a dot are left out."""
+        """Return the ids of stored names with the prefix and the suffix, which do not begin with a dot."""
         return {video_id for name in stored if name[:1] != "." and (video_id := self.naming.video_id(name)) is not None}
 
     def _list(self, folder: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -151,7 +151,7 @@ class NpyFolder(FeatureSource):
             if isinstance(stream, FileIO):
                 stream.seek(header.offset)
             space = whole.view(np.uint8).data
-            while space and (count := stream.readinto(space)):  # type: ignore[attr-defined]
+            while space and (count := stream.readinto(space)):
                 space = space[count:]
             if space:
                 raise UnusableVideo("truncated", "while it was read")
@@ -161,7 +161,7 @@ class NpyFolder(FeatureSource):
             return array if rows is None else array[rows.astype(np.intp)]
 
     @contextmanager
-    def _opened(self, video_id: str) -> Iterator[tuple[IO[bytes] | FileIO, "_Header"]]:
+    def _opened(self, video_id: str) -> Iterator[tuple[BufferedIOBase | FileIO, "_Header"]]:
         """Give a stream and the header of its array; that of a ``.npy`` file is a file, to be read from an offset."""
         try:
             # Without O_NONBLOCK, opening a FIFO would wait for a writer.
@@ -179,11 +179,9 @@ class NpyFolder(FeatureSource):
         except OSError as error:
             raise UnusableVideo("unreadable", error.strerror or str(error)) from None
 
-
-    def _read_header(self, video_id: str, stream: IO[bytes] | FileIO, size: int) -> "_Header":
+    def _read_header(self, video_id: str, stream: BufferedIOBase | FileIO, size: int) -> "_Header":
         """Read the header of an array and compare it with the size of its file."""
-        is_file = isinstance(stream, FileIO)
-        head = stream.read(_USUAL_HEADER) if is_file else _read_exact_header(stream)
+        head = stream.read(_USUAL_HEADER) if isinstance(stream, FileIO) else _read_exact_header(stream)
         try:
             try:
                 # Most videos of a dataset have the same header, and parsing costs more than reading.
@@ -198,7 +196,7 @@ class NpyFolder(FeatureSource):
             raise UnusableVideo("objects")
         rows, width = self._squeeze(video_id, shape, dtype)
         needed = offset + rows * width * dtype.itemsize
-        if size < needed or (size > needed and not is_file):
+        if size < needed or (size > needed and not isinstance(stream, FileIO)):
             raise UnusableVideo("truncated", f"{size:,} of {needed:,} bytes")
         # Without axes of size 1, the same numbers lie in the same order, by row and by column.
         return _Header((rows, width), by_column, dtype, offset)
@@ -244,7 +242,7 @@ def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], in
 _parse_usual_header = lru_cache(maxsize=256)(_parse_header)
 
 
-def _read_exact_header(stream: IO[bytes]) -> bytes:
+def _read_exact_header(stream: BufferedIOBase) -> bytes:
     """Read a header and nothing after it, because an archive is read in one direction."""
     head = stream.read(10)
     if head[:6] == npy.MAGIC_PREFIX and head[6:7] == b"\x02":
@@ -254,7 +252,7 @@ def _read_exact_header(stream: IO[bytes]) -> bytes:
 
 
 @contextmanager
-def _opened_array(stream: IO[bytes], file_size: int, key: str) -> Iterator[tuple[IO[bytes], int]]:
+def _opened_array(stream: FileIO, file_size: int, key: str) -> Iterator[tuple[BufferedIOBase, int]]:
     """Open the array of features in an archive; give its stream and its size."""
     try:
         with zipfile.ZipFile(stream) as archive:
@@ -267,7 +265,7 @@ def _opened_array(stream: IO[bytes], file_size: int, key: str) -> Iterator[tuple
             if entry.compress_size > file_size or entry.file_size > ratio * entry.compress_size:
                 raise zipfile.BadZipFile(f"{key} of {entry.file_size:,} bytes is not stored as numpy stores arrays")
             with archive.open(entry) as member:
-                yield member, entry.file_size
+                yield cast(BufferedIOBase, member), entry.file_size
     except _ZIP_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UnusableVideo("unreadable", f"no readable .npz file: {reason}") from None

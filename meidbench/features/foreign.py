@@ -24,7 +24,7 @@ _LOADED = {
     "a NumPy archive": ("", "np.load({path})", "{rows}"),
 }
 _PICKLES = ("a pickle", "a NumPy array of Python objects")
-_TRUST = "which is never loaded, because that can run a program. If you trust it, two lines of Python make a folder of it:"
+_TRUST = "which is never loaded: that can run a program. If you trust it, two lines of Python make a folder of it:"
 _LINES = "which two lines of Python make a folder of:"
 # For files without features, by a word of ``describe_content``.
 _REMEDIES = {
@@ -77,7 +77,8 @@ def describe_folder(folder: Path, naming: Naming) -> str:
     kind = describe_content(paths[0]) if paths[0].is_file() else ""
     if kind in _LOADED:
         module, load, array = _LOADED[kind]
-        return f"Each {ending} file is {kind}, {_TRUST if kind in _PICKLES else _LINES}\n{_lines_per_file(folder, ending, module, array.format(rows=load.format(path='path')))}"
+        lines = _lines_per_file(folder, ending, module, array.format(rows=load.format(path="path")))
+        return f"Each {ending} file is {kind}, {_TRUST if kind in _PICKLES else _LINES}\n{lines}"
     return f"It holds {len(paths):,} files such as {paths[0].name}."
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from meidbench.errors import FeatureError, bullet_list, escape_controls, find_id_rule, first_few
+from meidbench.errors import FeatureError, RequestError, bullet_list, escape_controls, find_id_rule, first_few
 from meidbench.files import open_inside
 
 # The words for each problem, in the order in which a message lists them.
@@ -91,11 +91,9 @@ class Naming:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not isinstance(value, str):
-                raise FeatureError(f"{name} must be a text, got {value!r}")
+                raise RequestError(f"{name} must be a text, got {value!r}")
             if name != "dataset" and not _FORBIDDEN_IN_IDS.isdisjoint(value):
-                raise FeatureError(
-                    f"{name} is a part of a file's name, got {value!r}; folders below a folder are found without it"
-                )
+                raise RequestError(f"{name}={value!r} is no part of a file's name; folders are searched without it")
 
     def stored(self, video_id: str) -> str:
         """Return the stored name of a video."""
@@ -118,7 +116,7 @@ class FeatureSource(ABC):
 
     expected: str
 
-    def __init__(self, path: Path, naming: Naming = Naming()) -> None:  # noqa: B008 - immutable
+    def __init__(self, path: Path, naming: Naming = Naming()) -> None:
         self.path, self.naming = path.absolute(), naming
         self._dim: int | None = None
         self._checked: dict[str, tuple[object, tuple[int, int]]] = {}
@@ -387,7 +385,12 @@ class GroupedFile(FeatureSource):
     """An HDF5 file with one dataset per video: ``/GROUP/VIDEO_ID``, or ``/GROUP/VIDEO_ID/MEMBER`` with a ``member``."""
 
     def __init__(
-        self, path: Path, naming: Naming = Naming(), *, group: str = HDF5_GROUP, member: str = ""  # noqa: B008
+        self,
+        path: Path,
+        naming: Naming = Naming(),
+        *,
+        group: str = HDF5_GROUP,
+        member: str = "",
     ) -> None:
         super().__init__(path, naming)
         self._group_name, self._member = group, member
