@@ -282,11 +282,12 @@ def predict(
     """
     folder = RunFolder(Path(run))
     config, inputs = folder.read()
-    sources = (inputs.split_path, inputs.features_path, split, features)
+    given = features.path if isinstance(features, FeatureSource) else features
+    sources = (inputs.split_path, inputs.features_path, split, given)
     paths = [Path(source) for source in sources if source and isinstance(source, str | os.PathLike)]
     refuse_lost_inputs(Path(out), [*folder.files(), *paths])
-    for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
-        if given is None and not before:
+    for name, new, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
+        if new is None and not before:
             raise MeidbenchError(f"the run does not record the path of its {name}; give it with --{name}")
     loaded = load_split(inputs.split_path if split is None else split)
     if loaded.digest != inputs.split_digest:

@@ -114,10 +114,12 @@ def _find_form(file: h5py.File, name: str) -> tuple[str, ...] | None:
     groups = [name for name in file if _holds(file, name, h5py.Group)]
     if len(groups) < len(file):
         return "", ""
-    inner = [first_few(sorted(file[name])) for name in groups[:2]]
-    names = inner[0] if len(inner) == 2 and inner[0] == inner[1] else first_few(groups)
-    remedy = f"; name the features of each video, or the group of all videos: dataset='NAME', of {names}"
-    return (f"no /{HDF5_GROUP} {held}{remedy if groups else ''}",)
+    if not groups:
+        return (f"no /{HDF5_GROUP} {held}",)
+    inner = sorted(open_inside(file, groups[0]))
+    # Many groups are videos with a few datasets each; a few groups have datasets of many videos.
+    choice = first_few(inner if len(inner) < len(groups) else groups)
+    return (f"no /{HDF5_GROUP} {held}; choose one of {choice}: dataset='NAME'",)
 
 
 def _holds(file: h5py.File, name: str, kind: type) -> bool:

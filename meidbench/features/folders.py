@@ -8,7 +8,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
@@ -105,18 +105,27 @@ class NpyFolder(FeatureSource):
                 "Name one of these folders as the features, or keep one file of each video."
             )
 
-    def _path(self, video_id: str) -> str:
+    def _find_places(self) -> tuple[str, dict[str, str]]:
         if self._places is None:
             self.ids()
         assert self._places is not None
-        ending, places = self._places
+        return self._places
+
+    @property
+    def ending(self) -> str:
+        """The ending of all files, ``.npy`` or ``.npz``."""
+        return self._find_places()[0]
+
+    def _path(self, video_id: str) -> str:
+        ending, places = self._find_places()
         return os.path.join(self.path, places.get(video_id, ""), f"{self.naming.stored(video_id)}{ending}")  # noqa: PTH118
 
     def refuse_empty(self) -> FeatureError:  # noqa: D102
-        return FeatureError(f"{super().refuse_empty()}\n{describe_folder(self.path, self.naming)}".rstrip())
+        content = describe_folder(self.path, self.naming)
+        return FeatureError(f"there are no features in {self.path}: {content}") if content else super().refuse_empty()
 
-    def _remedy(self, problem: str, offenders: list[str], asked: list[str]) -> str:
-        return describe_objects(self.path) if problem == "objects" else super()._remedy(problem, offenders, asked)
+    def find_remedy(self, problem: str, asked: Collection[str] = ()) -> str:  # noqa: D102
+        return describe_objects(self.path) if problem == "objects" else super().find_remedy(problem, asked)
 
     def stamp(self, video_ids: Iterable[str]) -> str:  # noqa: D102
         return sha256("".join(f"{name} {self._version(name)}\n" for name in video_ids).encode()).hexdigest()

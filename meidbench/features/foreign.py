@@ -24,8 +24,8 @@ _LOADED = {
     "a NumPy archive": ("", "np.load({path})", "{rows}"),
 }
 _PICKLES = ("a pickle", "a NumPy array of Python objects")
-_TRUST = "which is never loaded: that can run a program. If you trust it, two lines of Python make a folder of it:"
-_LINES = "which two lines of Python make a folder of:"
+_LINES = "two lines of Python make a folder of it:"
+_TRUST = f"which is never loaded: that can run a program. If you trust it, {_LINES}"
 # For files without features, by a word of ``describe_content``.
 _REMEDIES = {
     "damaged": "Get the file again.",
@@ -46,31 +46,31 @@ def describe_file(path: Path) -> str:
     if kind == "a video file" or (not kind and path.suffix.lower() in VIDEO_SUFFIXES):
         return f"a video file; {_extract(path.absolute().parent)} makes the features of all videos in its folder"
     if kind == "a NumPy array":
-        return f"a NumPy array without ids, {_LINES}\n{_lines('', f'zip(video_ids, np.load({loaded}))', 'rows')}"
+        return f"a NumPy array without ids; {_LINES}\n{_lines('', f'zip(video_ids, np.load({loaded}))', 'rows')}"
     if kind in _LOADED:
         module, load, array = _LOADED[kind]
-        load, remedy = load.format(path=loaded), _TRUST if kind in _PICKLES else _LINES
+        load = load.format(path=loaded)
         entries = f"{load}.items()"
         if kind == "a NumPy archive" and (keys := _find_joint_arrays(path)):
             entries = f"zip({load}[{keys[0]!r}], {load}[{keys[1]!r}])"
-        return f"{kind}, {remedy}\n{_lines(module, entries, array.format(rows='rows'))}"
+        return f"{_with_lines(kind)}\n{_lines(module, entries, array.format(rows='rows'))}"
     remedy = next((text for word, text in _REMEDIES.items() if word in kind), "")
     return f"{kind or 'not an HDF5 file'}; expected {EXPECTED}\n{remedy}".rstrip()
 
 
 def describe_folder(folder: Path, naming: Naming) -> str:
-    """Return what a folder holds in the place of features, and what to do; empty for an empty folder."""
+    """Return what a folder holds in the place of features, and what to do; empty where nothing is recognised."""
     endings: dict[str, list[Path]] = {}
     for path in islice(_walk(folder), _MOST_FILES):
         endings.setdefault(path.suffix.lower(), []).append(path)
     if arrays := endings.get(".npy", []) + endings.get(".npz", []):
-        return f"It holds {arrays[0].name}, but no name has the form {naming.stored('VIDEO_ID')}{arrays[0].suffix}."
+        return f"it holds {arrays[0].name}, but no name has the form {naming.stored('VIDEO_ID')}{arrays[0].suffix}."
     for suffixes, what in ((VIDEO_SUFFIXES, "videos"), (_IMAGES, "frames of videos")):
         if there := [path for ending in suffixes for path in endings.get(ending, [])]:
-            return f"These are {what} ({there[0].name}): {_extract(folder)} makes their features."
+            return f"it holds {what} ({there[0].name})\n{_extract(folder)} makes their features."
     for ending in (".h5", ".hdf5", ".hdf"):
         if ending in endings:
-            return f"It holds {endings[ending][0].name}: name that file, not its folder."
+            return f"it holds {endings[ending][0].name}; name that file, not its folder"
     if not endings:
         return ""
     ending, paths = max(endings.items(), key=lambda entry: len(entry[1]))
@@ -78,14 +78,18 @@ def describe_folder(folder: Path, naming: Naming) -> str:
     if kind in _LOADED:
         module, load, array = _LOADED[kind]
         lines = _lines_per_file(folder, ending, module, array.format(rows=load.format(path="path")))
-        return f"Each {ending} file is {kind}, {_TRUST if kind in _PICKLES else _LINES}\n{lines}"
-    return f"It holds {len(paths):,} files such as {paths[0].name}."
+        return f"{paths[0].name} is {_with_lines(kind)}\n{lines}"
+    return ""
+
+
+def _with_lines(kind: str) -> str:
+    return f"{kind}, {_TRUST}" if kind in _PICKLES else f"{kind}; {_LINES}"
 
 
 def describe_objects(folder: Path) -> str:
     """Return the lines of Python that make arrays of numbers of ``.npy`` files with pickled objects."""
     array = 'np.stack(list(np.load(path, allow_pickle=True))).astype("float32")'
-    return f"Pickled objects are data {_TRUST}\n{_lines_per_file(folder, '.npy', '', array)}"
+    return f"A pickle is data {_TRUST}\n{_lines_per_file(folder, '.npy', '', array)}"
 
 
 def _extract(folder: Path) -> str:

@@ -151,25 +151,27 @@ def _read_index(videos: StoredVideos, only: Iterable[str] | None, progress: Prog
     chosen, missing = _choose(videos.source, only)
     video_ids = tuple(sorted(chosen))
 
-    def examine(video_id: str) -> tuple[tuple[int, int] | None, int, str]:
+    def examine(video_id: str) -> tuple[tuple[int, int] | None, int, UnusableVideo | None]:
         size = videos.size(video_id)
         try:
-            return videos.source.shape(video_id), size, ""
+            return videos.source.shape(video_id), size, None
         except UnusableVideo as error:
-            return None, size, str(error)
+            return None, size, error
 
     examined = []
     with progress("reading headers", len(video_ids)) as advance:
         for facts in map_ahead(examine, video_ids, videos.threads):
             examined.append(facts)
             advance(1)
-    refused = {position: why for position, (_, _, why) in enumerate(examined) if why}
+    refused = {position: str(error) for position, (_, _, error) in enumerate(examined) if error}
     widths = Counter(shape[1] for shape, _, _ in examined if shape)
     if not widths:
         named = [f"{video_ids[position]}: {why}" for position, why in list(refused.items())[:5]]
+        problems = dict.fromkeys(error.problem for _, _, error in examined if error)
+        remedies = dict.fromkeys(videos.source.find_remedy(problem) for problem in problems)
         raise FeatureError(
             f"none of the {len(video_ids):,} videos in {videos.source.path} can be packed:\n{bullet_list(named)}\n"
-            f"Expected {videos.source.expected}: {TYPES}."
+            f"Expected {videos.source.expected}: {TYPES}.\n" + "\n".join(remedies)
         )
     dim, number = widths.most_common(1)[0]
     shapes = [shape for shape, _, _ in examined if shape]
@@ -215,8 +217,8 @@ def _choose(source: FeatureSource, only: Iterable[str] | None) -> tuple[set[str]
     missing = tuple(sorted(wanted - present)) if wanted is not None else ()
     if not chosen:
         asked = f"; asked for {first_few(missing)}" if missing else ""
-        example = f", there is {min(present)}" if missing and present else ""
-        raise FeatureError(f"there is no video to pack in {source.path}{asked}{example}\nExpected {source.expected}.")
+        remedy = source.find_remedy("missing", missing) if missing else ""
+        raise FeatureError(f"there is no video to pack in {source.path}{asked}\n{remedy}".rstrip())
     if unusable := [ascii(video_id) for video_id in chosen if not is_usable_id(video_id)]:
         reasons = f"(a dot, a path separator, or not Unicode): {first_few(sorted(unusable))}"
         raise FeatureError(
@@ -233,13 +235,14 @@ def _recipe(videos: StoredVideos, dtype: str, backbone: str) -> Recipe:
     if header is not None:
         kind = f"feature file of {header.layout.dtype}"
     elif isinstance(source, NpyFolder):
-        kind = "VIDEO_ID.npy folder"
+        kind = f"VIDEO_ID{source.ending} folder"
     earlier: Recipe = {} if header is None else dict(header.recipe)
     if backbone != "unknown" or "backbone" not in earlier:
         earlier["backbone"] = backbone
     libraries = {"h5py": h5py.__version__, "meidbench": __version__, "numpy": np.__version__}
     return {
         **earlier,
+        **{f"source_{name}": value for name, value in vars(source.naming).items() if value},
         "made_by": "pack-features",
         "source": kind,
         "dtype": dtype,

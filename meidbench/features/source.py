@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,22 +217,27 @@ class FeatureSource(ABC):
         words = {**PROBLEMS, "width": f"{PROBLEMS['width']} ({width})"}
         found = {kind: names for kind, names in offenders.items() if names}
         listed = [f"{len(names):,} {words[kind]}: {first_few(names)}" for kind, names in found.items()]
-        remedies = [self._remedy(kind, names, asked) for kind, names in found.items()]
+        remedies = [self.find_remedy(kind, asked) for kind in found]
         return FeatureError(
             f"{sum(map(len, found.values())):,} of {len(asked):,} videos cannot be used from {self.path}:\n"
             f"{bullet_list(listed)}\nExpected {self.expected}: {TYPES}.\n" + "\n".join(dict.fromkeys(remedies))
         )
 
-    def _remedy(self, problem: str, offenders: list[str], asked: list[str]) -> str:
-        if problem != "missing":
-            return _REMEDIES[problem]
+    def find_remedy(self, problem: str, asked: Collection[str] = ()) -> str:
+        """Return what to do about a problem, a key of ``PROBLEMS``, with videos that are asked for."""
+        return self._find_missing(asked) if problem == "missing" else _REMEDIES[problem]
+
+    def _find_missing(self, asked: Collection[str]) -> str:
+        """Return what to do where videos are missing; their names may only have more than the ids."""
         ids = self.ids()
         if (rule := find_id_rule(ids, asked)) and not (rule.prefix or rule.suffix):
             return f"Rename these videos, or mend the ids of the split: {rule}."
         if rule:
             whole = Naming(self.naming.prefix + rule.prefix, rule.suffix + self.naming.suffix)
             named = [f"{name}={part!r}" for name, part in vars(whole).items() if part]
-            return f"Open these features with {', '.join(named)}: {whole.stored(min(asked))} is of {min(asked)}."
+            return (
+                f"Open these features with {', '.join(named)}: {whole.stored(min(asked))} is the name of {min(asked)}."
+            )
         there = f"These are features of {len(ids):,} videos, such as {min(ids)}" if ids else "There are no features"
         return f"{there}: name those of this dataset, or make them of its videos: {_COMMAND}."
 
