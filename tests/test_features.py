@@ -211,7 +211,7 @@ def test_every_problem_of_a_folder_is_told_at_once(tmp_path):
         "A pickle is data which is never loaded: that can run a program. If you trust it, two lines of Python make a "
         "folder of it:",
         '  import os, pathlib, numpy as np; os.makedirs("npy")',
-        f"  for path in pathlib.Path({str(folder)!r}).rglob(\"*.npy\"): np.save(f\"npy/{{path.stem}}.npy\", "
+        f'  for path in pathlib.Path({str(folder)!r}).rglob("*.npy"): np.save(f"npy/{{path.stem}}.npy", '
         'np.stack(list(np.load(path, allow_pickle=True))).astype("float32"))',
         'Convert numbers of other types: np.save(path, np.load(path).astype("float32")).',
         "Store one row per frame: average over other axes, such as those of a 7 x 7 grid; axes of size 1 may stay.",

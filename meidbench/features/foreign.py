@@ -16,9 +16,9 @@ from meidbench.names import VIDEO_SUFFIXES
 
 _MOST_FILES = 10_000
 _IMAGES = (".jpg", ".jpeg", ".png")
-# For each kind of file, by the words of ``describe_content``: the module that loads it, how, and its rows as an array.
+# For each kind of file, by the words of ``describe_content``: the modules that load it, how, and its rows as an array.
 _LOADED = {
-    "a pickle": ("pickle", 'pickle.load(open({path}, "rb"))', 'np.asarray({rows}, "float32")'),
+    "a pickle": ("pathlib pickle", "pickle.loads(pathlib.Path({path}).read_bytes())", 'np.asarray({rows}, "float32")'),
     "a file of torch.save": ("torch", 'torch.load({path}, map_location="cpu")', "{rows}.detach().float().numpy()"),
     "a NumPy array of Python objects": ("", "np.load({path}, allow_pickle=True).item()", "np.stack(list({rows}))"),
     "a NumPy archive": ("", "np.load({path})", "{rows}"),
@@ -64,7 +64,7 @@ def describe_folder(folder: Path, naming: Naming) -> str:
     for path in islice(_walk(folder), _MOST_FILES):
         endings.setdefault(path.suffix.lower(), []).append(path)
     if arrays := endings.get(".npy", []) + endings.get(".npz", []):
-        return f"it holds {arrays[0].name}, but no name has the form {naming.stored('VIDEO_ID')}{arrays[0].suffix}."
+        return f"it holds {arrays[0].name}, but no name has the form {naming.stored('VIDEO_ID')}{arrays[0].suffix}"
     for suffixes, what in ((VIDEO_SUFFIXES, "videos"), (_IMAGES, "frames of videos")):
         if there := [path for ending in suffixes for path in endings.get(ending, [])]:
             return f"it holds {what} ({there[0].name})\n{_extract(folder)} makes their features."
@@ -106,7 +106,8 @@ def _lines_per_file(folder: Path, ending: str, module: str, array: str) -> str:
 
 
 def _imports(*modules: str) -> str:
-    return f'  import {", ".join(filter(None, ("os", *modules)))}, numpy as np; os.makedirs("npy")'
+    names = dict.fromkeys(" ".join(("os", *modules)).split())
+    return f'  import {", ".join(names)}, numpy as np; os.makedirs("npy")'
 
 
 def _find_joint_arrays(path: Path) -> tuple[str, str] | None:
