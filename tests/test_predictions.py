@@ -17,8 +17,8 @@ from meidbench.predictions.align import (
     align_predictions,
     read_predictions,
     run_warnings,
-    write_predictions,
 )
+from meidbench.predictions.values import write_predictions
 from meidbench.splits.split import Split
 
 

@@ -22,7 +22,8 @@ from meidbench.evaluation.results import (
     Result,
 )
 from meidbench.names import Advance
-from meidbench.predictions.align import BlockScores, Predictions, align_predictions, as_array, check_numbers, not_finite
+from meidbench.predictions.align import BlockScores, Predictions, align_predictions, not_finite
+from meidbench.predictions.values import as_array, check_numbers
 from meidbench.splits.split import GROUP_NAMES, Split, load_split
 
 _ROWS = 4096  # videos compared at a time in the top-k pass
