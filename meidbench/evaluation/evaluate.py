@@ -15,6 +15,7 @@ from meidbench.evaluation.results import (
     GROUPS_SHOWN,
     Accuracy,
     ClassResult,
+    CrossCheck,
     Diagnostics,
     Group,
     Intervals,
@@ -28,6 +29,8 @@ from meidbench.splits.split import GROUP_NAMES, Split, load_split
 
 _ROWS = 4096  # videos compared at a time in the top-k pass
 _TOP = (1, 5)
+_CHECKED_BYTES = 1 << 28  # bytes of scores that are gathered at a time for a cross-check
+_DIFFERENCE_ALLOWED = 1e-9  # of scikit-learn's average precision, which is summed up in another order
 _TIES_ALLOWED = 0.05  # share of the positives; more of them are worth a warning
 
 Scores = npt.NDArray[Any]
@@ -218,11 +221,14 @@ def evaluate_scores(
     protocol: str = "tie-aware",
     bootstrap: int = 0,
     seed: int = 0,
+    cross_check: bool = False,
     warnings: Sequence[str] = (),
     advance: Advance | None = None,
 ) -> Result:
     """Score predictions that are checked and in the order of ``split.video_ids(subset)``; see ``evaluate``."""
     one_of("protocol", protocol, tuple(PROTOCOLS), PredictionError)
+    if cross_check and protocol != "tie-aware":
+        raise RequestError("the cross-check needs the protocol tie-aware: scikit-learn knows no other")
     if bootstrap < 0 or seed < 0:
         raise PredictionError(f"bootstrap ({bootstrap}) and seed ({seed}) must not be negative")
     if bootstrap == 1:
@@ -267,7 +273,36 @@ def evaluate_scores(
         other_protocols={name: other for name, other in means.items() if not _equal(other, means[protocol])},
         warnings=(*warnings, *_tie_warnings(counts, labels)),
         intervals=intervals,
+        cross_check=cross_check_precisions(blocks, labels, precisions[protocol]) if cross_check else None,
     )
+
+
+def cross_check_precisions(scores: BlockScores, positives: Positives, ap: Reals) -> CrossCheck:
+    """Compute every average precision again with scikit-learn, and refuse values that are others.
+
+    The scores of some classes are gathered at a time, with one pass over the blocks for each.
+    """
+    from sklearn.metrics import average_precision_score
+
+    again = np.full(len(ap), np.nan)
+    step = max(1, _CHECKED_BYTES // (scores.dtype.itemsize * max(scores.videos, 1)))
+    for start in range(0, len(ap), step):
+        columns = np.empty((min(step, len(ap) - start), scores.videos), scores.dtype)
+        for rows, block in scores.blocks():
+            columns[:, rows] = block[:, start : start + step].T
+        for index, column in enumerate(columns, start):
+            labels = np.zeros(scores.videos, bool)
+            labels[positives.rows[positives.class_slice(index)]] = True
+            if labels.any():
+                again[index] = average_precision_score(labels, column)
+    differences = np.nan_to_num(np.abs(again - ap))
+    worst = int(differences.argmax())
+    if differences[worst] > _DIFFERENCE_ALLOWED:
+        raise PredictionError(
+            f"the average precision of class {worst} is {ap[worst]!r}, and {again[worst]!r} by scikit-learn: this is a "
+            "fault of meidbench or of scikit-learn, please report it"
+        )
+    return CrossCheck(int((~np.isnan(again)).sum()), float(differences[worst]), worst)
 
 
 def _tie_warnings(counts: RankCounts, positives: Positives) -> list[str]:
@@ -306,6 +341,7 @@ def evaluate(
     bootstrap: int = 0,
     seed: int = 0,
     allow_float16: bool = False,
+    cross_check: bool = False,
 ) -> Result:
     """Score predictions on a subset of a split.
 
@@ -325,6 +361,8 @@ def evaluate(
         Replicates and seed of the Bayesian bootstrap over videos, for the intervals; 0 replicates for no intervals.
     allow_float16 : bool
         Accept half precision (float16, bfloat16), in which rounding makes ties.
+    cross_check : bool
+        Compute every average precision again with scikit-learn; ``Result.cross_check`` has the largest difference.
 
     Returns
     -------
@@ -339,4 +377,6 @@ def evaluate(
     split = load_split(split)
     given = Predictions([str(video_id) for video_id in video_ids], as_array("scores", scores, half=allow_float16))
     aligned = align_predictions(given, split, subset, allow_float16=allow_float16)
-    return evaluate_scores(aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed)
+    return evaluate_scores(
+        aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed, cross_check=cross_check
+    )

@@ -134,12 +134,25 @@ class Intervals:
     per_class: tuple[Interval, ...]
 
 
+@dataclass(frozen=True)
+class CrossCheck:
+    """Average precisions computed again with scikit-learn: how many, the largest difference, and its class."""
+
+    classes: int
+    largest_difference: float
+    class_index: int
+
+    def __str__(self) -> str:
+        largest = f"largest difference {self.largest_difference:.1e} (class {self.class_index})"
+        return f"scikit-learn gives the same average precision for {self.classes:,} classes: {largest}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result(Measures):
     """The evaluation of one prediction file on one subset of a split.
 
     ``other_protocols`` has the means by every other protocol that gives a different value for a group. ``notes`` are
-    the sentences of ``Split.notes``.
+    the sentences of ``Split.notes``. ``cross_check`` is not in the JSON, which has the same bytes without it.
     """
 
     dataset: str
@@ -157,11 +170,13 @@ class Result(Measures):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     intervals: Intervals | None = None
+    cross_check: CrossCheck | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """Return the result as JSON: sorted keys, no time or host, null for undefined numbers."""
         content = asdict(self)
+        del content["cross_check"]
         for entry in content["per_class"]:
             entry["class"] = entry.pop("index")
         return render_json(content)
