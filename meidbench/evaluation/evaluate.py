@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.checks import one_of
+from meidbench.checks import one_of, whole_number
 from meidbench.errors import PredictionError, RequestError
 from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
 from meidbench.evaluation.ranking import Positives, RankCounts, concatenate_ranges, count_ranks, precision_from_counts
@@ -23,8 +24,8 @@ from meidbench.evaluation.results import (
     Result,
 )
 from meidbench.names import Advance
-from meidbench.predictions.align import BlockScores, Predictions, align_predictions, not_finite
-from meidbench.predictions.values import as_array, check_numbers
+from meidbench.predictions.align import BlockScores, align_predictions, not_finite, run_warnings
+from meidbench.predictions.values import as_array, as_predictions, check_numbers
 from meidbench.splits.split import GROUP_NAMES, Split, load_split
 
 _ROWS = 4096  # videos compared at a time in the top-k pass
@@ -229,8 +230,8 @@ def evaluate_scores(
     one_of("protocol", protocol, tuple(PROTOCOLS), PredictionError)
     if cross_check and protocol != "tie-aware":
         raise RequestError("the cross-check needs the protocol tie-aware: scikit-learn knows no other")
-    if bootstrap < 0 or seed < 0:
-        raise PredictionError(f"bootstrap ({bootstrap}) and seed ({seed}) must not be negative")
+    whole_number("bootstrap", bootstrap, 0, PredictionError)
+    whole_number("seed", seed, 0, PredictionError)
     if bootstrap == 1:
         raise RequestError("an interval needs at least 2 replicates of the bootstrap, got 1; 0 makes no intervals")
     if bootstrap and isinstance(scores, BlockScores):
@@ -332,10 +333,10 @@ def _intervals(samples: Reals, split: Split, seed: int) -> Intervals:
 
 
 def evaluate(
-    scores: Scores,
-    video_ids: Sequence[str],
-    split: Any,
-    subset: str = "test",
+    scores: Any,
+    video_ids: Any = None,
+    split: Split | str | Path | None = None,
+    subset: str | None = None,
     *,
     protocol: str = "tie-aware",
     bootstrap: int = 0,
@@ -347,14 +348,16 @@ def evaluate(
 
     Parameters
     ----------
-    scores : ndarray or tensor, (n, C)
-        Real numbers; a higher score is more likely. Only the order within a class matters.
+    scores : array, tensor or list, (n, C); or DataFrame, path, list of paths, Predictions
+        Real numbers; a higher score is more likely. Only the order within a class matters. A DataFrame has one row per
+        video and one column per class. A path is that of a prediction file or of a folder of them.
     video_ids : sequence of str
-        n ids, in the order of the rows of ``scores``; the split may have another order.
+        n ids, in the order of the rows of ``scores``; the split may have another order. Left out for a DataFrame that
+        has the ids as index or as column ``video_id``, and for files.
     split : Split, str or Path
         As for ``load_split``.
-    subset : str
-        ``train``, ``val`` or ``test``.
+    subset : str, optional
+        ``train``, ``val`` or ``test``; by default ``split.default_subset``: test, or val where there is no test.
     protocol : str
         A key of ``PROTOCOLS``.
     bootstrap, seed : int
@@ -367,16 +370,34 @@ def evaluate(
     Returns
     -------
     Result
-        E.g. ``evaluate(...).mAP.tail``.
+        E.g. ``evaluate(...).mAP.tail``, ``evaluate(...).to_pandas()``.
 
     Raises
     ------
     PredictionError
-        As ``meidbench.predictions.align.align_predictions``.
+        As ``meidbench.predictions.align.align_predictions``; an argument makes no sense.
+    SplitError
+        The split does not exist, or has no such subset.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from meidbench.features.simulation import simulate_split
+    >>> split = simulate_split((30, 9, 9), num_classes=4)
+    >>> ids, labels = split.video_ids("test"), split.labels("test")
+    >>> evaluate(labels.astype(float), ids, split).mAP.overall
+    1.0
+    >>> frame = pd.DataFrame(labels.astype(float), index=ids, columns=split.class_names)
+    >>> evaluate(frame, split=split, subset="test").mAP.overall
+    1.0
     """
-    split = load_split(split)
-    given = Predictions([str(video_id) for video_id in video_ids], as_array("scores", scores, half=allow_float16))
+    if isinstance(video_ids, Split):
+        raise RequestError("the split is given as video_ids: pass it by name, evaluate(scores, split=split)")
+    split = load_split(split)  # type: ignore[arg-type]
+    subset = split.default_subset if subset is None else subset
+    given = as_predictions(scores, video_ids, half=allow_float16)
     aligned = align_predictions(given, split, subset, allow_float16=allow_float16)
     return evaluate_scores(
-        aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed, cross_check=cross_check
-    )
+        aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed, cross_check=cross_check,
+        warnings=run_warnings(given.metadata),
+    )  # fmt: skip

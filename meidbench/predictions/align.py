@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +12,11 @@ import numpy.typing as npt
 from meidbench.errors import PredictionError, bullet_list, first_few
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
-from meidbench.predictions.base import BLOCK_ROWS, Scores
-from meidbench.predictions.values import check_numbers
+from meidbench.predictions.base import Scores
+from meidbench.predictions.values import Predictions, check_numbers
 from meidbench.splits.split import Split
 
 Block = tuple[npt.NDArray[np.int64], Scores]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Scores (n, C) of n videos in memory, in the order of their file; the rest is as in ``PredictionFile``."""
-
-    video_ids: list[str]
-    scores: Scores
-    metadata: dict[str, Any] = field(default_factory=dict)
-    class_names: list[str] | None = None
-
-    @property
-    def num_videos(self) -> int:
-        """Number of rows n."""
-        return len(self.video_ids)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of columns C."""
-        return int(self.scores.shape[1])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the scores."""
-        return self.scores.dtype
-
-    def blocks(self) -> Iterator[tuple[int, Scores]]:
-        """Yield the first row of each block and its scores."""
-        for start in range(0, len(self.scores), BLOCK_ROWS):
-            yield start, self.scores[start : start + BLOCK_ROWS]
 
 
 @dataclass(frozen=True)
@@ -207,7 +177,8 @@ def _shape_problems(predictions: Predictions | PredictionFile, split: Split, all
             raise PredictionError(f"the scores have shape {shape}; expected {expected}")
     problems = []
     if predictions.dtype.kind == "f" and predictions.dtype.itemsize == 2 and not allow_float16:
-        problems.append("the scores are float16, which makes ties: write float32, or pass --allow-float16")
+        allowing = "allow it (--allow-float16; in Python allow_float16=True)"
+        problems.append(f"the scores are float16, which makes ties: write float32, or {allowing}")
     if predictions.num_classes != split.num_classes:
         problems.append(
             f"there are scores for {predictions.num_classes:,} classes, the split has {split.num_classes:,}"
