@@ -65,10 +65,10 @@ class Predictions:
         import pandas as pd
 
         names = self.class_names or self.metadata.get("class_names")
-        known = isinstance(names, list) and len(names) == self.num_classes
-        return pd.DataFrame(
-            self.scores, index=pd.Index(self.video_ids, name="video_id"), columns=names if known else None
-        )
+        columns = names if isinstance(names, list) and len(names) == self.num_classes else None
+        index = pd.Index(self.video_ids, name="video_id")
+        frame: pd.DataFrame = pd.DataFrame(self.scores, index=index, columns=columns)
+        return frame
 
 
 def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> "Predictions | PredictionFile":
@@ -129,7 +129,9 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
             f"{len(wrong):,} column(s) of the DataFrame are no numbers: {first_few(wrong)}; expected the ids as index "
             "or as column video_id, and one column of scores per class"
         )
-    scores = frame.to_numpy(dtype=np.result_type(*kinds) if kinds else np.float32, na_value=np.nan)
+    if not kinds or frame.isna().any(axis=None):
+        kinds.append(np.dtype(np.float32))  # whole numbers have no NaN, which is refused later
+    scores = frame.to_numpy(dtype=np.result_type(*kinds), na_value=np.nan)
     return Predictions(ids, scores, class_names=find_class_names(list(map(str, frame))))
 
 
