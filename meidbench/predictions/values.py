@@ -195,7 +195,7 @@ def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
         if hasattr(values, "detach"):  # a tensor; torch itself is not needed here
             values = values.detach().cpu()
             if str(values.dtype) == "torch.bfloat16":
-                _refuse_half(name, "bfloat16", half)
+                refuse_half(name, "bfloat16", half)
                 values = values.float()
             values = values.numpy()
         elif hasattr(values, "__cuda_array_interface__"):  # CuPy copies to the host only where asked
@@ -204,7 +204,7 @@ def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
             raise ValueError("some are masked")
         array: Scores = np.asarray(values)
         if array.dtype.name == "bfloat16":  # of JAX and TensorFlow
-            _refuse_half(name, "bfloat16", half)
+            refuse_half(name, "bfloat16", half)
             array = array.astype(np.float32)
     except PredictionError:
         raise
@@ -214,7 +214,8 @@ def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
     return array
 
 
-def _refuse_half(name: str, dtype: str, allowed: bool = False) -> None:
+def refuse_half(name: str, dtype: str, allowed: bool = False) -> None:
+    """Refuse half precision unless it is allowed."""
     if not allowed:
         raise PredictionError(
             f"the {name} are {dtype}, in which scores that differ become the same: compute and write float32 (in "
@@ -277,7 +278,7 @@ def write_predictions(
         raise PredictionError(f"scores have shape {scores.shape}; expected {expected}")
     check_numbers(scores)
     if scores.dtype == np.float16:
-        _refuse_half("scores", "float16")
+        refuse_half("scores", "float16")
     if scores.dtype.itemsize > 8:
         raise PredictionError(f"the scores are {scores.dtype}, more than 64 bits: write scores.astype(np.float64)")
     if not np.isfinite(scores).all():
