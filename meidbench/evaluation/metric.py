@@ -75,7 +75,8 @@ class MeanAveragePrecision:
         self.split.rows(self.subset)  # refuses an unknown subset now, not after an epoch
         self._options: dict[str, Any] = {"protocol": protocol, "bootstrap": bootstrap, "seed": seed}
         self._options["allow_float16"] = allow_float16
-        self.reset()
+        self._video_ids: list[str] = []
+        self._scores: list[Scores] = []
 
     def update(self, video_ids: Iterable[Any], scores: Any) -> None:
         """Add the scores of a batch.
@@ -149,8 +150,7 @@ class MeanAveragePrecision:
 
     def reset(self) -> None:
         """Forget all scores, for the next epoch."""
-        self._video_ids: list[str] = []
-        self._scores: list[Scores] = []
+        self._video_ids, self._scores = [], []
 
     def __repr__(self) -> str:
         known = set(self.split.video_ids(self.subset))
