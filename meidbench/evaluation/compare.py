@@ -14,7 +14,7 @@ from meidbench.evaluation.results import GROUPS_SHOWN, ClassFacts, Measures, Res
 from meidbench.files import render_json
 from meidbench.names import Advance
 from meidbench.predictions import open_predictions
-from meidbench.predictions.align import BlockScores, align_predictions, run_warnings
+from meidbench.predictions.align import BlockScores, align_predictions, reading_warnings
 from meidbench.splits.metadata import Thresholds
 from meidbench.splits.split import Split
 
@@ -240,7 +240,7 @@ def _score(
     except MeidbenchError as error:
         raise type(error)(f"run {run.method} ({run.path}): {error}") from None
     assert not isinstance(scores, BlockScores)  # only a memory limit makes them blocks
-    result = evaluate_scores(scores, split, subset, warnings=run_warnings(opened.metadata))
+    result = evaluate_scores(scores, split, subset, warnings=reading_warnings(opened, split))
     ap = np.array([entry.ap for entry in result.per_class])
     return result, bootstrap_samples(scores, subset_positives(split, subset), ap, replicates, seed, advance)
 

@@ -22,7 +22,15 @@ from meidbench.evaluation.results import (
     Result,
 )
 from meidbench.names import Advance
-from meidbench.predictions.align import BlockScores, Predictions, align_predictions, as_array, check_numbers, not_finite
+from meidbench.predictions.align import (
+    BlockScores,
+    Predictions,
+    align_predictions,
+    as_array,
+    check_numbers,
+    not_finite,
+    reading_warnings,
+)
 from meidbench.splits.split import GROUP_NAMES, Split, load_split
 
 _ROWS = 4096  # videos compared at a time in the top-k pass
@@ -338,4 +346,5 @@ def evaluate(
     split = load_split(split)
     given = Predictions([str(video_id) for video_id in video_ids], as_array("scores", scores, half=allow_float16))
     aligned = align_predictions(given, split, subset, allow_float16=allow_float16)
-    return evaluate_scores(aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed)
+    warnings = reading_warnings(given, split)
+    return evaluate_scores(aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed, warnings=warnings)
