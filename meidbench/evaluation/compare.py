@@ -27,7 +27,7 @@ from meidbench.evaluation.results import (
 )
 from meidbench.files import render_json
 from meidbench.names import Advance
-from meidbench.predictions.align import BlockScores, align_predictions, run_warnings
+from meidbench.predictions.align import BlockScores, align_predictions, reading_warnings
 from meidbench.predictions.values import as_predictions
 from meidbench.splits.metadata import Thresholds
 from meidbench.splits.split import Split, load_split
@@ -366,7 +366,7 @@ def _score(
     except MeidbenchError as error:
         raise type(error)(f"run {run}: {error}") from None
     assert not isinstance(scores, BlockScores)  # only a memory limit makes them blocks
-    result = evaluate_scores(scores, split, subset, warnings=run_warnings(given.metadata))
+    result = evaluate_scores(scores, split, subset, warnings=reading_warnings(given, split))
     ap = np.array([entry.ap for entry in result.per_class])
     return result, bootstrap_samples(scores, subset_positives(split, subset), ap, replicates, seed, advance)
 

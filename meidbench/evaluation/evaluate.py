@@ -24,7 +24,7 @@ from meidbench.evaluation.results import (
     Result,
 )
 from meidbench.names import Advance
-from meidbench.predictions.align import BlockScores, align_predictions, not_finite, run_warnings
+from meidbench.predictions.align import BlockScores, align_predictions, not_finite, reading_warnings
 from meidbench.predictions.values import as_array, as_predictions, check_numbers
 from meidbench.splits.split import GROUP_NAMES, Split, load_split
 
@@ -399,5 +399,5 @@ def evaluate(
     aligned = align_predictions(given, split, subset, allow_float16=allow_float16)
     return evaluate_scores(
         aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed, cross_check=cross_check,
-        warnings=run_warnings(given.metadata),
+        warnings=reading_warnings(given, split),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from meidbench.errors import PredictionError, RequestError
 from meidbench.evaluation.evaluate import evaluate
 from meidbench.evaluation.results import Result
 from meidbench.predictions.base import Scores
-from meidbench.predictions.values import Predictions, as_predictions, refuse_half
+from meidbench.predictions.values import Predictions, as_predictions, check_class_order, refuse_half
 from meidbench.splits.split import Split, load_split
 
 
@@ -103,8 +103,7 @@ class MeanAveragePrecision:
             raise PredictionError(f"the scores of the batch have shape {given.scores.shape}; expected {expected}")
         if given.scores.dtype == np.float16:
             refuse_half("scores", "float16", half)
-        if given.class_names not in (None, list(self.split.class_names)):
-            raise PredictionError("the columns are others than split.class_names, or in another order")
+        check_class_order(given, self.split)
         self._video_ids += given.video_ids
         self._scores.append(np.array(given.scores))
 

@@ -1,8 +1,10 @@
 """Score matrices: predictions are read, and refused or brought into the order of a split."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import numpy.typing as npt
 from meidbench.errors import PredictionError, bullet_list, first_few
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
-from meidbench.predictions.base import Scores
+from meidbench.predictions.base import Scores, number_classes
 from meidbench.predictions.values import Predictions, check_numbers
 from meidbench.splits.split import Split
 
-Block = tuple[npt.NDArray[np.int64], Scores]
+Places = npt.NDArray[np.int64]
+Block = tuple[Places, Scores]
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,9 @@ class BlockScores:
     blocks: Callable[[], Iterable[Block]]
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Read a prediction file of any form into memory; see ``open_predictions``."""
-    file = open_predictions(path)
+def read_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> Predictions:
+    """Read the prediction file or files of a run, of any form, into memory; see ``open_predictions``."""
+    file = open_predictions(paths, ids)
     try:
         scores = np.empty((file.num_videos, file.num_classes), dtype=file.dtype)
     except (MemoryError, ValueError):
@@ -58,6 +61,25 @@ def run_warnings(metadata: dict[str, Any]) -> list[str]:
     return warnings
 
 
+def reading_warnings(predictions: Predictions | PredictionFile, split: Split) -> list[str]:
+    """Return warnings about the run that wrote aligned predictions, and about rows and columns that were put right."""
+    warnings = run_warnings(predictions.metadata)
+    names = _column_names(predictions)
+    if _class_order(names, split) is not None:
+        by = "name" if set(names or ()) == set(split.class_names) else "number"
+        other = "the class columns are in another order than the classes of the split"
+        warnings.append(f"{other}; each was put in its place by its {by}")
+    if repeated := _find_repeated(predictions.video_ids):
+        equal = f"{len(repeated):,} video(s) occur more than once, always with the same scores, and count once"
+        warnings.append(f"{equal}: {_named(list(repeated))}. {_PADDING}")
+    return warnings
+
+
+_PADDING = "torch's DistributedSampler repeats videos until all processes have the same number of them"
+_AVERAGE = "average the scores of a video first, e.g. pandas.DataFrame(scores, index=video_ids).groupby(level=0).mean()"
+_MOST_VIEWS = 64  # per video, in a file whose ids are read
+
+
 def align_predictions(
     predictions: Predictions | PredictionFile,
     split: Split,
@@ -69,7 +91,8 @@ def align_predictions(
     """Check predictions, in any order, against a subset; return their (n, C) scores as in ``split.video_ids(subset)``.
 
     Half precision makes ties between scores that differ, so it is refused unless allowed. Matrices of more than
-    ``memory_limit`` bytes are read block by block, as ``BlockScores``.
+    ``memory_limit`` bytes are read block by block, as ``BlockScores``. Class columns in another order are put in
+    the split's, and rows that repeat a video with the same scores are left out; ``reading_warnings`` names both.
 
     Raises
     ------
@@ -81,29 +104,26 @@ def align_predictions(
     if not wanted:
         raise PredictionError(f"the split {split.dataset} has no video in {subset}")
     problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, split, allow_float16)
-    sensible = predictions.num_videos <= 2 * len(wanted) + 1000
-    if sensible:
+    can_read = predictions.num_videos <= 2 * len(wanted) + 1000
+    can_read = can_read and predictions.num_classes <= 2 * split.num_classes + 1000
+    if predictions.num_videos <= _MOST_VIEWS * len(wanted) + 1000:
+        problems += _repeat_problems(predictions, can_read)
         problems += _id_problems(predictions.video_ids, wanted, split, subset)
     else:
         problems.append(f"there are {predictions.num_videos:,} rows, {subset} has {len(wanted):,} videos")
     if problems:
-        if sensible and predictions.num_classes <= 2 * split.num_classes + 1000:
-            problems += _number_problems(predictions)
-        raise _refusal(problems, split, subset)
-    row_of = {video_id: row for row, video_id in enumerate(wanted)}
-    rows = np.array([row_of[video_id] for video_id in predictions.video_ids], dtype=np.int64)
+        raise _refusal(problems + (_number_problems(predictions) if can_read else []), split, subset)
+    rows = _target_rows(predictions.video_ids, wanted)
+    order = _class_order(_column_names(predictions), split)
     dtype = predictions.dtype.newbyteorder("=")
     size = dtype.itemsize * len(wanted) * split.num_classes
     if memory_limit is not None and size > memory_limit:
         if problems := _number_problems(predictions):
             raise _refusal(problems, split, subset)
-
-        def blocks() -> Iterator[Block]:
-            for start, block in predictions.blocks():
-                yield rows[start : start + len(block)], block.astype(dtype, copy=False)
-
+        blocks = partial(_aligned_blocks, predictions, rows, order, dtype)
         return BlockScores(len(wanted), split.num_classes, dtype, blocks)
-    if isinstance(predictions, Predictions) and predictions.dtype == dtype and (rows == np.arange(len(rows))).all():
+    in_order = order is None and len(rows) == len(wanted) and bool((rows == np.arange(len(rows))).all())
+    if isinstance(predictions, Predictions) and predictions.dtype == dtype and in_order:
         if problems := _number_problems(predictions):
             raise _refusal(problems, split, subset)
         return predictions.scores
@@ -111,10 +131,37 @@ def align_predictions(
     bad: list[int] = []
     for start, block in predictions.blocks():
         bad += [start + row for row in not_finite(block)]
-        aligned[rows[start : start + len(block)]] = block
+        targets, scores = _place_block(rows[start : start + len(block)], block, order)
+        aligned[targets] = scores
     if problems := _bad_numbers(bad, predictions.video_ids):
         raise _refusal(problems, split, subset)
     return aligned
+
+
+def _target_rows(video_ids: list[str], wanted: list[str]) -> Places:
+    """Return the row in ``wanted`` of each id; -1 where an id is repeated."""
+    row_of = {video_id: row for row, video_id in enumerate(wanted)}
+    rows = np.array([row_of[video_id] for video_id in video_ids], dtype=np.int64)
+    if len(rows) > len(wanted):
+        is_first = np.zeros(len(rows), dtype=bool)
+        is_first[np.unique(rows, return_index=True)[1]] = True
+        rows[~is_first] = -1
+    return rows
+
+
+def _place_block(targets: Places, block: Scores, order: Places | None) -> Block:
+    """Return the rows of a block that are kept, and their scores by the split's classes."""
+    if (kept := targets >= 0).all():
+        return targets, block if order is None else block[:, order]
+    return targets[kept], block[kept] if order is None else block[np.ix_(kept, order)]
+
+
+def _aligned_blocks(
+    predictions: Predictions | PredictionFile, rows: Places, order: Places | None, dtype: np.dtype[Any]
+) -> Iterator[Block]:
+    for start, block in predictions.blocks():
+        targets, scores = _place_block(rows[start : start + len(block)], block, order)
+        yield targets, scores.astype(dtype, copy=False)
 
 
 def _refusal(problems: list[str], split: Split, subset: str) -> PredictionError:
@@ -131,8 +178,9 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
             same = key == "content_digest" and metadata.get("split_digest") == split.digest
             rest = "; the labels are the same, but the class names or the groups are others" if same else ""
             problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}{rest}")
+    columns = _column_names(predictions)
     for names in (metadata.get("class_names"), predictions.class_names):
-        if names is None or names == list(split.class_names):
+        if names in (None, list(split.class_names)) or (names == columns and _class_order(columns, split) is not None):
             continue
         if not isinstance(names, list) or len(names) != split.num_classes:
             problems.append(f"its class names are not {split.num_classes:,} names")
@@ -143,19 +191,70 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
     return problems
 
 
+def _column_names(predictions: Predictions | PredictionFile) -> list[str] | None:
+    """Return the names of the columns, or else those that the metadata give them; None without names."""
+    names = predictions.class_names or predictions.metadata.get("class_names")
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list else None
+
+
+def _class_order(names: list[str] | None, split: Split) -> Places | None:
+    """Return the column of each class of the split, from names or numbers of the columns in another order.
+
+    None where the columns are in the split's order, or their names are not those of the classes.
+    """
+    wanted = list(split.class_names)
+    if names is None or names == wanted or len(names) != len(wanted):
+        return None
+    if set(names) == set(wanted):
+        place = {name: column for column, name in enumerate(names)}
+        return np.array([place[name] for name in wanted]) if len(place) == len(wanted) else None
+    numbers = number_classes(names)
+    return None if numbers is None else np.argsort(numbers)
+
+
+def _find_repeated(video_ids: list[str]) -> dict[str, int]:
+    """Return the ids that occur more than once, with their numbers of rows."""
+    if len(set(video_ids)) == len(video_ids):
+        return {}
+    return {video_id: count for video_id, count in Counter(video_ids).items() if count > 1}
+
+
+def _repeat_problems(predictions: Predictions | PredictionFile, can_read: bool) -> list[str]:
+    """Return the problem with videos of several rows; rows with the same scores are none."""
+    video_ids = predictions.video_ids
+    if not (repeated := _find_repeated(video_ids)):
+        return []
+    found: dict[str, bytes] = {}
+    differing = {} if can_read else dict.fromkeys(repeated)
+    for start, block in predictions.blocks() if can_read else ():
+        for video_id, row in zip(video_ids[start : start + len(block)], block, strict=True):
+            if video_id in repeated:
+                content = hashlib.sha256((row + 0).tobytes()).digest()  # + 0: of -0.0 and 0.0, neither is higher
+                if found.setdefault(video_id, content) != content:
+                    differing[video_id] = None
+    if not differing:
+        return []
+    remedy = f"If these are several views (clips, crops) of one video, {_AVERAGE}"
+    if len(video_ids) < 2 * len(set(video_ids)):
+        remedy += f". If the rows are repeated because {_PADDING}, keep the first of each video"
+    return [
+        f"{len(differing):,} video(s) occur more than once, with different scores: {_named(list(differing))}. {remedy}"
+    ]
+
+
 def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: str) -> list[str]:
     if video_ids == wanted:
         return []
     problems = []
     given, known = set(video_ids), set(wanted)
-    if len(given) < len(video_ids):
-        repeated = [video_id for video_id, count in Counter(video_ids).items() if count > 1]
-        problems.append(f"{len(repeated):,} video(s) occur more than once: {_named(repeated)}")
     if missing := [video_id for video_id in wanted if video_id not in given]:
         problems.append(f"{len(missing):,} of {len(wanted):,} videos are missing: {first_few(missing)}")
     if unknown := [video_id for video_id in dict.fromkeys(video_ids) if video_id not in known]:
         elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]
         hint = f"; it holds videos of {' and '.join(elsewhere)}" if elsewhere and elsewhere != [subset] else ""
+        if len(elsewhere) == 1 and given <= set(split.video_ids(elsewhere[0])):
+            hint += f' alone: score them with --subset {elsewhere[0]} (subset="{elsewhere[0]}" in Python)'
         problems.append(f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")
     return problems
 

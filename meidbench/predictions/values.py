@@ -15,7 +15,7 @@ from meidbench.errors import PredictionError, first_few
 from meidbench.files import written_whole
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
-from meidbench.predictions.base import BLOCK_ROWS, Scores
+from meidbench.predictions.base import BLOCK_ROWS, Scores, name_classes
 from meidbench.splits.split import METADATA_KEY, Split, load_split
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> 
     ----------
     scores, video_ids
         An (n, C) array, tensor or list, and its n ids; or, without ``video_ids``, a DataFrame (one row per video, the
-        ids as index or as column ``video_id``, one column per class), a pair (video_ids, scores), the path of a
-        prediction file, or ``Predictions``.
+        ids as index or as column ``video_id``, one column per class), a pair (video_ids, scores), ``Predictions``, the
+        path of a prediction file or of a folder of them, or a list of paths, which together are one run.
     half : bool
         Whether bfloat16 is accepted, as float32.
 
@@ -92,6 +92,8 @@ def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> 
         return scores
     if video_ids is None and isinstance(scores, str | os.PathLike):
         return open_predictions(Path(scores))
+    if video_ids is None and isinstance(scores, list) and all(isinstance(path, str | os.PathLike) for path in scores):
+        return open_predictions([Path(path) for path in scores])
     if video_ids is None and isinstance(scores, tuple) and len(scores) == 2:
         return as_predictions(scores[1], scores[0], half=half)
     if hasattr(scores, "iloc") and hasattr(scores, "columns"):
@@ -132,13 +134,15 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
     if not kinds or frame.isna().any(axis=None):
         kinds.append(np.dtype(np.float32))  # whole numbers have no NaN, which is refused later
     scores = frame.to_numpy(dtype=np.result_type(*kinds), na_value=np.nan)
-    return Predictions(ids, scores, class_names=find_class_names(list(map(str, frame))))
+    return Predictions(ids, scores, class_names=name_classes(list(map(str, frame))))
 
 
-def find_class_names(header: list[str]) -> list[str] | None:
-    """Return the names of columns, or None where they are only numbered: ``c000`` or ``0`` onwards."""
-    numbered = ([f"c{index:03d}" for index in range(len(header))], [str(index) for index in range(len(header))])
-    return None if header in numbered else header
+def check_class_order(predictions: Predictions, split: Split) -> None:
+    """Refuse named columns that are not the classes of the split in its order."""
+    if predictions.class_names not in (None, list(split.class_names)):
+        raise PredictionError(
+            "the columns are not split.class_names in this order: pass frame[list(split.class_names)]"
+        )
 
 
 def as_ids(video_ids: Iterable[Any]) -> list[str]:
@@ -267,9 +271,12 @@ def write_predictions(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    scores = np.ascontiguousarray(as_array("scores", scores, half=False))
-    ids = as_ids(video_ids)
     split = None if split is None else load_split(split)
+    given = as_predictions(scores, as_ids(video_ids), half=False)
+    assert isinstance(given, Predictions)  # scores with ids are no file
+    if split is not None:
+        check_class_order(given, split)
+    ids, scores = given.video_ids, np.ascontiguousarray(given.scores)
     if subset is not None:
         one_of("subset", subset, SUBSETS, PredictionError)
     classes = scores.shape[-1] if split is None else split.num_classes
