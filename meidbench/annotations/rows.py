@@ -154,32 +154,34 @@ class ListRows(Rows):
         return []
 
 
+@dataclass
 class _Mmaction2Rows(ListRows):
     """Lines of a path and its labels; for a folder of frames, their number stands between the two."""
 
-    id_remedy = "; an id is the last name of a path without its ending, so write a table with ids of your own"
+    are_videos: bool | None = None  # None before the first line
+    lengths: set[int] = field(default_factory=set)  # how many numbers a line has
 
-    def __post_init__(self) -> None:
-        self._are_videos: bool | None = None
-        self._lengths: set[int] = set()  # how many numbers a line has
+    id_remedy: ClassVar[str] = (
+        "; an id is the last name of a path without its ending, so write a table with ids of your own"
+    )
 
     def parse(self, line: str) -> tuple[str, list[str]]:
         path, *numbers = line.split()
         is_video = _is_video(path)
-        if self._are_videos is None:
-            self._are_videos = is_video
-        if is_video != self._are_videos:
+        if self.are_videos is None:
+            self.are_videos = is_video
+        if is_video != self.are_videos:
             raise ValueError("a list is of videos (with an ending such as .mp4) or of folders of frames, not of both")
         if wrong := [text for text in numbers if not text.isascii() or not text.isdigit()]:
             raise ValueError(f"{wrong[0]!r} is not a number; a line is {ROW_FORMATS['mmaction2'].description}")
         if not is_video and len(numbers) < 2:
             raise ValueError("a folder of frames needs the number of frames and a label")
-        self._lengths.add(len(numbers))
+        self.lengths.add(len(numbers))
         name = _last_name(path)
         return (name[: name.rindex(".")], numbers) if is_video else (name, numbers[1:])
 
     def find_problems(self) -> list[str]:
-        if self._are_videos or self._lengths != {3}:
+        if self.are_videos or self.lengths != {3}:
             return []
         two = "the number of frames and two labels, or a first frame, the number of frames and one label"
         return [f"{self.path.name}: every line has three numbers ({two}); write a table with video_id and labels"]
@@ -212,6 +214,9 @@ def read_frame(frame: "pd.DataFrame", class_names: Sequence[str] | None) -> tupl
     if "video_id" not in columns and index.nlevels == 1 and (index.name == "video_id" or is_text):
         columns.append("video_id")
         source["video_id"] = _plain(index.to_series())
+    shown = first_few(str(name) for name in frame.columns) or "none"
+    if "video_id" not in columns:
+        raise SplitError(f"frame has no column video_id, and no index of texts; its columns are {shown}")
     if "labels" in columns:
         source["labels"] = [_plain_labels(cell) for cell in source.get("labels", ())]
     elif class_columns := _find_class_columns(frame, columns, class_names):
@@ -219,6 +224,10 @@ def read_frame(frame: "pd.DataFrame", class_names: Sequence[str] | None) -> tupl
         values = np.column_stack([frame.iloc[:, place].to_numpy(bool) for place in class_columns.values()])
         source["labels"] = [[class_names[index] for index in np.flatnonzero(row)] for row in values]
         columns.append("labels")
+    else:
+        raise SplitError(
+            f"frame has neither a column labels nor a column of 0 and 1 per class; its columns are {shown}"
+        )
     return FrameRows(Path("frame"), tuple(columns), source), class_names
 
 
@@ -375,7 +384,7 @@ def _fits_mmaction2(line: str) -> bool:
 
 
 ROW_FORMATS: dict[str, RowFormat] = {
-    "table": RowFormat(f"{TABLES}, with a column video_id", open_table, lambda line: False),
+    "table": RowFormat("rows with video_id and labels", open_table, lambda line: False),
     "lists": RowFormat(
         "VIDEO_ID and labels, joined by commas or blanks", partial(_open_list, kind=ListRows), _fits_list
     ),
@@ -399,7 +408,7 @@ def guess_format(paths: Sequence[Path]) -> str:
         shares = {name: sum(map(form.fits, lines)) / max(1, len(lines)) for name, form in ROW_FORMATS.items()}
         most = max(shares.values())
         # A few damaged lines are named by the reader.
-        found[path.name] = {name for name, share in shares.items() if share == most} if most > 0.5 else {"table"}
+        found[path.name] = {name for name, share in shares.items() if share == most} if most >= 0.5 else {"table"}
         if not lines:
             del found[path.name]
     common = set.intersection(set(ROW_FORMATS), *found.values()) if found else {"table"}

@@ -224,7 +224,7 @@ def split_from_pandas(
         names = check_class_names(list(class_names), "class_names", "entry")
     rows, found = read_frame(frame, names)
     if names is None and found is not None:
-        names = check_class_names(list(found), "the columns of frame", "class")
+        names = check_class_names(list(found), "the columns of frame", "column")
     return _make_split(_read([nullcontext(rows)], names, _FileSubsets([""])), dataset, variant, head_above, tail_up_to)
 
 
@@ -372,6 +372,7 @@ def _check_header(rows: Rows, required: tuple[str, ...]) -> None:
         found = first_few(rows.columns) or f"none; it is empty, and a table is {TABLES} with a header"
         remedies: dict[tuple[str, ...], str] = {
             ("subset",): f"; add it, or name the subset of the file, as in train={rows.path.name}",
+            ("video_id", "labels"): "; a list without a header is read with --format lists",
             ("labels",): "; meidbench.split_from_pandas also reads one column of 0 and 1 per class",
         }
         remedy = "" if isinstance(rows, FrameRows) else remedies.get(tuple(missing), "")
