@@ -1,7 +1,7 @@
 """Prediction files as people write them: each gives the reference number, or two lines of a refusal that mend it.
 
 Each form is written by a few lines of PyTorch, NumPy or pandas, as in the script of a person who has not read the
-documentation. scikit-learn gives the reference number. Where a form is refused, the test applies the remedy of the message.
+documentation. scikit-learn gives the reference number. Where a form is refused, the test does as the message says.
 """
 
 import gzip
@@ -50,9 +50,9 @@ FORMS = []
 def form(outcome, says="", mend=None, stored=None):
     """Register a form.
 
-    outcome is what the documentation promises, EITHER where it promises nothing. says is a pattern: of the output where
-    the form is read, of the first two lines where it is refused. mend applies the remedy, and stored gives the scores as
-    the form keeps them.
+    outcome is what the documentation promises, EITHER where it promises nothing. says is a pattern: of the output
+    where the form is read, of the first two lines where it is refused. mend applies the remedy; stored gives the scores
+    as the form keeps them.
     """
 
     def register(write):
