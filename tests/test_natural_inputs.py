@@ -215,7 +215,7 @@ def moved_up():
     return ["flat"]
 
 
-@form(FEATURES, REFUSED, r"np\.save|\.npy|\.numpy\(\)", lambda rows: tensors_to_npy())
+@form(FEATURES, REFUSED, r"np\.save", lambda rows: tensors_to_npy())
 def pt_per_video(rows):
     Path("features").mkdir()
     for video, array in rows.items():
@@ -226,19 +226,19 @@ def tensors_to_npy():
     return saved({path.stem: torch.load(path).numpy() for path in Path("features").glob("*.pt")}, folder="mended")
 
 
-@form(FEATURES, REFUSED, r"np\.save|\.npy|h5py", lambda rows: saved(pickle.loads(Path("features.pkl").read_bytes())))
+@form(FEATURES, REFUSED, r"np\.save|h5py", lambda rows: saved(pickle.loads(Path("features.pkl").read_bytes())))
 def pickled_dict(rows):
     with Path("features.pkl").open("wb") as f:
         pickle.dump(rows, f, protocol=4)
     return ["features.pkl"]
 
 
-@form(FEATURES, REFUSED, r"np\.save|\.npy|h5py", lambda rows: saved(torch.load("features.pt", weights_only=False)))
+@form(FEATURES, REFUSED, r"np\.save|h5py", lambda rows: saved(torch.load("features.pt", weights_only=False)))
 def torch_dict(rows):
     torch.save({video: torch.from_numpy(array) for video, array in rows.items()}, "features.pt")
 
 
-@form(FEATURES, REFUSED, r"np\.save|VIDEO_ID\.npy", lambda rows: saved(np.load("f.npy", allow_pickle=True).item()))
+@form(FEATURES, REFUSED, r"np\.save", lambda rows: saved(np.load("f.npy", allow_pickle=True).item()))
 def npy_dict(rows):
     np.save("f.npy", rows)
 
@@ -261,7 +261,7 @@ def arrays_to_files():
     return saved(dict(np.load("features.npz")))
 
 
-@form(FEATURES, EITHER, r"np\.save|\.npy", lambda rows: text_to_npy())
+@form(FEATURES, EITHER, r"np\.save", lambda rows: text_to_npy())
 def csv_per_video(rows):
     Path("features").mkdir()
     for video, array in rows.items():
