@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
@@ -453,6 +454,8 @@ def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     """
     if isinstance(split, Split):
         return split
+    if not isinstance(split, str | os.PathLike):
+        raise SplitError(f"split is of type {type(split).__name__}; expected a Split, its path, or a benchmark's name")
     path = Path(split)
     if str(split) in DATASETS and not path.is_file():
         path = split_path(str(split))
