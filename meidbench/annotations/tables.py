@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex, quote
-from meidbench.errors import SplitError, bullet_list, first_few
+from meidbench.errors import SplitError, bullet_list, describe_content, first_few
 from meidbench.files import file_sha256
 from meidbench.names import SUBSETS
 from meidbench.splits.split import Split
@@ -352,16 +352,6 @@ class _JsonList(_JsonLines):
 
 
 _TABLES = "CSV, tab-separated text (.tsv), Parquet, a JSON list or JSON lines"
-_FOREIGN = {
-    b"PK": "an archive such as NPZ or XLSX",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
-    b"\x93NUMPY": "a NumPy array",
-    b"\x80": "a pickle",
-    b"\x1f\x8b": "a gzip archive",
-    b"SQLite": "a database",
-    b"\xff\xfe": "text in UTF-16",
-    b"\xfe\xff": "text in UTF-16",
-}
 
 
 def _check_types(path: Path, schema: pa.Schema) -> None:
@@ -402,7 +392,7 @@ def _open_rows(path: Path) -> Iterator[_Rows]:
             _check_types(path, file.schema_arrow)
             yield _ParquetRows(path, tuple(file.schema_arrow.names), file)
         return
-    if kind := next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), ""):
+    if (kind := describe_content(path)) not in ("", "JSON", "empty"):
         raise SplitError(f"{path} is {kind}; a table is {_TABLES}, with the columns video_id and labels")
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     with path.open(encoding="utf-8-sig", newline="") as stream:

@@ -145,7 +145,8 @@ def _read_header(stream: IO[bytes], name: str, announced: int) -> tuple[tuple[in
         raise ValueError(f"format version {version} of array {name} is unknown")
     shape, by_column, dtype = read(stream)
     if dtype.hasobject:
-        raise ValueError(f"{name} holds pickled objects, which are never loaded")
+        values = "np.array(video_ids, dtype=str)" if name == "video_ids" else "np.array(scores.tolist(), np.float32)"
+        raise ValueError(f"{name} holds pickled objects, which are never loaded; save {name}={values}")
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize + stream.tell()
     if size != announced:
         raise ValueError(f"{name} of shape {shape} takes {size:,} bytes, the archive has {announced:,}")
@@ -197,7 +198,9 @@ class Hdf5File(PredictionFile):
 
         found = open_inside(file, name)
         if found is None:
-            raise self.refusal(f"it lacks {name}; it holds {first_few(file) or 'nothing'}")
+            features = "; features are given to 'meidbench train' and 'predict' with --features"
+            rest = features if "features" in file else ""
+            raise self.refusal(f"it lacks {name}; it holds {first_few(file) or 'nothing'}{rest}")
         if not isinstance(found, h5py.Dataset):
             raise self.refusal(f"{name} is not a dataset")
         if name == self._ids_name and found.dtype.itemsize > LONGEST_ID:
