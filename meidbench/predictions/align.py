@@ -102,7 +102,9 @@ def align_predictions(
     """
     wanted = split.video_ids(subset)
     if not wanted:
-        raise PredictionError(f"the split {split.dataset} has no video in {subset}")
+        others = [name for name in SUBSETS if split.video_ids(name)]
+        remedy = f"name one of {', '.join(others) or 'none'} with --subset (subset=... in Python)"
+        raise PredictionError(f"the split {split.dataset} has no video in {subset}; {remedy}")
     problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, split, allow_float16)
     can_read = predictions.num_videos <= 2 * len(wanted) + 1000
     can_read = can_read and predictions.num_classes <= 2 * split.num_classes + 1000

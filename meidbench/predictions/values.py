@@ -15,7 +15,7 @@ from meidbench.errors import PredictionError, first_few
 from meidbench.files import written_whole
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
-from meidbench.predictions.base import BLOCK_ROWS, Scores
+from meidbench.predictions.base import BLOCK_ROWS, Scores, name_classes
 from meidbench.splits.split import METADATA_KEY, Split, load_split
 
 if TYPE_CHECKING:
@@ -132,13 +132,7 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
     if not kinds or frame.isna().any(axis=None):
         kinds.append(np.dtype(np.float32))  # whole numbers have no NaN, which is refused later
     scores = frame.to_numpy(dtype=np.result_type(*kinds), na_value=np.nan)
-    return Predictions(ids, scores, class_names=find_class_names(list(map(str, frame))))
-
-
-def find_class_names(header: list[str]) -> list[str] | None:
-    """Return the names of columns, or None where they are only numbered: ``c000`` or ``0`` onwards."""
-    numbered = ([f"c{index:03d}" for index in range(len(header))], [str(index) for index in range(len(header))])
-    return None if header in numbered else header
+    return Predictions(ids, scores, class_names=name_classes(list(map(str, frame))))
 
 
 def as_ids(video_ids: Iterable[Any]) -> list[str]:
