@@ -20,7 +20,7 @@ _MODULES = {
     "evaluate": "evaluation.evaluate",
     "Result": "evaluation.results",
     "read_predictions": "predictions.align",
-    "write_predictions": "predictions.align",
+    "write_predictions": "predictions.values",
 }
 __all__ = ["__version__", *_MODULES]
 
