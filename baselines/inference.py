@@ -43,16 +43,18 @@ def show_no_progress(title: str, total: int) -> AbstractContextManager[Advance]:
 def find_scored_subsets(split: Split, select_on: str) -> list[str]:
     """Return those of val and test that have videos; refuse a split without videos to train on or to select on."""
     present = [subset for subset in SUBSETS if len(split.rows(subset))]
-    for subset, use in (("train", "to train on"), (select_on, "to choose the checkpoint on")):
+    for subset in ("train", select_on):
         if subset not in present:
-            others = [other for other in SELECTION_SUBSETS if other in present and subset != "train"]
-            remedy = (
-                f"; selection.subset (--select-on) may be {others[0]}, whose scores are then too good" if others else ""
-            )
             found = ", ".join(present) or "none"
-            raise MeidbenchError(
-                f"the split {split.dataset} has no video in {subset} {use}; it has some in {found}{remedy}"
-            )
+            problem = f"the split {split.dataset} has no video in {subset}; it has some in {found}"
+            if subset == "val" and "test" in present:
+                problem += (
+                    "\nval chooses the checkpoint. --select-on test (selection.subset) makes test choose it, and "
+                )
+                problem += "test scores too good; or take a val subset out of train"
+            elif subset == "test" and "val" in present:
+                problem += "\n--select-on val (selection.subset) makes val choose the checkpoint"
+            raise MeidbenchError(problem)
         if not split.positives(subset).any():
             raise MeidbenchError(f"no video in {subset} of the split {split.dataset} has a label")
     return [subset for subset in present if subset != "train"]

@@ -92,14 +92,14 @@ def describe_missing_subsets(videos: Mapping[str, int]) -> list[str]:
     >>> describe_missing_subsets({"train": 3, "val": 0, "test": 2})
     ['no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good']
     """
-    takes_val = "no videos in test: evaluate, compare and predict take val by default; train chooses its checkpoint on "
-    notes = {
-        "train": "no videos in train: every class is in the tail, and nothing can be trained",
-        "val": "no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good",
-        "test": f"{takes_val}val and scores val alone, so these scores are too good",
-    }
+    if not videos["train"]:
+        return ["no videos in train: every class is in the tail, and nothing can be trained"]
     if not videos["val"] and not videos["test"]:
         return ["no videos in val and test: nothing can be scored"]
+    notes = {
+        "val": "no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good",
+        "test": "no videos in test: evaluate, compare and predict take val, which also chooses the checkpoint of a run",
+    }
     return [note for subset, note in notes.items() if not videos[subset]]
 
 
