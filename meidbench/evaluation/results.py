@@ -158,7 +158,7 @@ class CrossCheck:
 
 @dataclass(frozen=True)
 class PrintedTable:
-    """What is printed of a result: a title, a table of text and numbers, lines below it."""
+    """The printed form of a result: a title, a table of text and numbers, lines below it."""
 
     title: str
     header: list[str]
