@@ -1,6 +1,7 @@
 """The data of the tests: the invented ToyLT, and the real annotations where their files are available."""
 
 import os
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,4 +51,7 @@ def first_two_lines(outcome: Result) -> str:
 def run_code_of(outcome: Result, names: dict[str, Any]) -> None:
     """Run the Python code of an error: its lines that are indented and no entry of a list."""
     lines = outcome.stderr[outcome.stderr.index("Error:") :].splitlines()
-    exec("\n".join(line.strip() for line in lines if line.startswith("  ") and not line.startswith("  - ")), names)
+    code = [line.strip() for line in lines if line.startswith("  ") and not line.startswith("  - ")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # one line of code leaves a file open
+        exec("\n".join(code), names)

@@ -94,7 +94,8 @@ def test_features(write, promised, says, mend, facts, rows, split_file, run, tmp
         assert outcome.exit_code == 0, outcome.stderr
     want = facts.get("want", lambda array: array)
     for features in [pack[-1]] if options else [pack[-1], path]:
-        with warnings.catch_warnings(action="ignore"):  # the axes that pack-features tells above
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the axes of which pack-features tells, too
             data = mb.FeatureDataset(mb.load_split(split_file), "train", features=features, frames=3)
         assert [sample["video_id"] for sample in data] == list(SUBSETS["train"])
         for sample in data:

@@ -51,8 +51,8 @@ def form(outcome, says="", mend=None, stored=None):
     """Register a form.
 
     outcome is what the documentation promises, EITHER where it promises nothing. says is a pattern: of the output
-    where the form is read, of the first two lines where it is refused. mend applies the remedy and returns the new arguments,
-    or the names with which the code of the message is run. stored gives the scores as the form keeps them.
+    where the form is read, of the first two lines where it is refused. mend applies the remedy and returns the new
+    arguments, or the names with which the code of the message runs. stored gives the scores as the form keeps them.
     """
 
     def register(write):
