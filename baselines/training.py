@@ -130,6 +130,8 @@ def train(
         for note in source.take_notes():
             report(note)
         folder = RunFolder(Path(out))
+        if find_scored_subsets(loaded, config.selection.subset) == ["val"]:
+            report(f"note: {loaded.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
         finished = read_trained(folder, loaded)
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None

@@ -5,11 +5,16 @@ from contextlib import AbstractContextManager
 
 DATASETS = ("videolt", "charadeslt", "charadesegolt")
 SUBSETS = ("train", "val", "test")
+# Other names of subsets, in tables and in names of files.
+SUBSET_NAMES = {name: name for name in SUBSETS} | {
+    **{"training": "train", "validate": "val", "validation": "val", "valid": "val", "testing": "test"},
+}
 RELEASED = "released"
 DRAWN_VARIANTS = ("pareto", "grouped", "exact")
 VARIANTS = (RELEASED, *DRAWN_VARIANTS)
 GROUP_KEYS = ("pair", "subject")
 SPLIT_FORMATS = ("parquet", "csv", "lst")
+IMPORT_FORMATS = ("table", "lists", "mmaction2")
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 PROTOCOLS = ("tie-aware", "apmeter", "charades")
 BACKBONES = {"resnet101": 2048, "resnet50": 2048, "tsm-resnet50": 2048}  # with the numbers per row

@@ -17,8 +17,8 @@ from meidbench.predictions.align import (
     align_predictions,
     read_predictions,
     run_warnings,
-    write_predictions,
 )
+from meidbench.predictions.values import write_predictions
 from meidbench.splits.split import Split
 
 
@@ -252,7 +252,7 @@ def test_tensors_are_scored_as_their_numbers(toy_split, tmp_path):
     plain = scores.numpy()
     others = [
         scores.clone().requires_grad_(), scores.bfloat16(), plain.astype(">f4"), plain.astype(np.longdouble),
-        plain.tolist(), list(scores), torch.nn.Parameter(scores),
+        plain.tolist(), list(scores), torch.nn.Parameter(scores), list(scores.clone().requires_grad_()),
     ]  # fmt: skip
     for given in others:
         np.testing.assert_allclose(mb.average_precision(given, torch.from_numpy(labels)), expected, atol=1e-12)
@@ -273,7 +273,7 @@ def test_tensors_are_scored_as_their_numbers(toy_split, tmp_path):
     (lambda t: t.numpy().astype(object), "of type object; .* an array of float32"),
     (lambda t: [[0, 3], *[[1]] * (len(t) - 1)], "Lists of class indices must become rows of 0 and 1"),
     (lambda t: [[1]] * len(t), "shape .*, 1.; expected .*, 12"),
-    (lambda t: list(t.requires_grad_()), "torch.stack a list of tensors"),
+    (lambda t: [t[:2], t[2:]], "torch.cat a list of batches"),
     (lambda t: t.to("meta"), "no data"),
     (lambda t: t.to_sparse(), "dense"),
     (lambda t: t.bool(), "expected real numbers"),
