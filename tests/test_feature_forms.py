@@ -18,6 +18,7 @@ from meidbench.features import open_features
 from meidbench.features.folders import NpyFolder
 from meidbench.features.packing import pack
 from meidbench.features.row_checks import check_rows
+from meidbench.features.source import EXPECTED
 from meidbench.features.verification import verify
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
@@ -272,9 +273,9 @@ def test_ids_in_two_folders_are_refused_and_named(tmp_path, arrays):
     with pytest.raises(FeatureError) as caught:
         open_features(tmp_path).check(arrays)
     assert str(caught.value).splitlines() == [
-        f"2 ids are in more than one folder of {tmp_path}:",
+        f"2 ids are in more than one folder of {tmp_path}; an id is the name of one file, VIDEO_ID.npy:",
         *(f"  - {name}: train/{name}.npy, val/{name}.npy" for name in (first, second)),
-        "Name one of these folders as the features, or keep one file of each video.",
+        "Name one of these folders as the features, or keep one file of each video under its id.",
     ]
     np.savez(tmp_path / "val" / "third.npz", np.zeros((2, 2)))
     with pytest.raises(FeatureError, match="2 ids are in more than one folder"):
@@ -599,12 +600,13 @@ def test_the_lines_of_a_refusal_make_features_that_are_read(
     ("class/b.AVI", "it holds videos (b.AVI)\n'meidbench extract-features"),
     ("v/v-000001.jpg", "it holds frames of videos (v-000001.jpg)\n'meidbench extract-features"),
     ("all.h5", "it holds all.h5; name that file, not its folder"),
+    ("a.csv", f"expected {EXPECTED}\nIt holds files such as a.csv."),
 ])  # fmt: skip
 def test_a_folder_of_something_else_is_told_as_what_it_is(name, said, tmp_path, run, toy_split_file):
     given = tmp_path / "my videos"
     (given / name).parent.mkdir(parents=True)
     (given / name).write_bytes(b"\0")
-    said = f"there are no features in {given}: {said.format(repr(str(given)))}"
+    said = f"there are no features in {given}; {said.format(repr(str(given)))}"
     for command in (("verify-features",), ("pack-features", "--out", tmp_path / "f.h5")):
         outcome = run(*command, given)
         assert outcome.exit_code == 1 and f"Error: {said}" in outcome.stderr

@@ -101,8 +101,9 @@ class NpyFolder(FeatureSource):
             named.append(f"{video_id}: {first_few(files)}")
         if doubled:
             raise FeatureError(
-                f"{len(doubled):,} ids are in more than one folder of {self.path}:\n{bullet_list(named)}\n"
-                "Name one of these folders as the features, or keep one file of each video."
+                f"{len(doubled):,} ids are in more than one folder of {self.path}; an id is the name of one file, "
+                f"VIDEO_ID{ending}:\n{bullet_list(named)}\n"
+                "Name one of these folders as the features, or keep one file of each video under its id."
             )
 
     def _find_places(self) -> tuple[str, dict[str, str]]:
@@ -121,8 +122,7 @@ class NpyFolder(FeatureSource):
         return os.path.join(self.path, places.get(video_id, ""), f"{self.naming.stored(video_id)}{ending}")  # noqa: PTH118
 
     def refuse_empty(self) -> FeatureError:  # noqa: D102
-        content = describe_folder(self.path, self.naming)
-        return FeatureError(f"there are no features in {self.path}: {content}") if content else super().refuse_empty()
+        return FeatureError(f"there are no features in {self.path}; {describe_folder(self.path, self.naming)}")
 
     def find_remedy(self, problem: str, asked: Collection[str] = ()) -> str:  # noqa: D102
         return describe_objects(self.path) if problem == "objects" else super().find_remedy(problem, asked)

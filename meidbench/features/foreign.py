@@ -59,7 +59,7 @@ def describe_file(path: Path) -> str:
 
 
 def describe_folder(folder: Path, naming: Naming) -> str:
-    """Return what a folder holds in the place of features, and what to do; empty where nothing is recognised."""
+    """Return what a folder without features holds, and what to do, as the end of a message."""
     endings: dict[str, list[Path]] = {}
     for path in islice(_walk(folder), _MOST_FILES):
         endings.setdefault(path.suffix.lower(), []).append(path)
@@ -72,14 +72,14 @@ def describe_folder(folder: Path, naming: Naming) -> str:
         if ending in endings:
             return f"it holds {endings[ending][0].name}; name that file, not its folder"
     if not endings:
-        return ""
+        return f"expected {EXPECTED}"
     ending, paths = max(endings.items(), key=lambda entry: len(entry[1]))
     kind = describe_content(paths[0]) if paths[0].is_file() else ""
     if kind in _LOADED:
         module, load, array = _LOADED[kind]
         lines = _lines_per_file(folder, ending, module, array.format(rows=load.format(path="path")))
         return f"{paths[0].name} is {_with_lines(kind)}\n{lines}"
-    return ""
+    return f"expected {EXPECTED}\nIt holds files such as {paths[0].name}."
 
 
 def _with_lines(kind: str) -> str:
