@@ -188,6 +188,11 @@ class Trained:
     warnings: tuple[str, ...]
     was_finished: bool
 
+    @property
+    def predictions(self) -> dict[str, Path]:
+        """The prediction file of each subset that was scored."""
+        return {subset: RunFolder(self.path).predictions(subset) for subset in self.mAP}
+
 
 def read_trained(
     folder: RunFolder, split: Split, *, just_finished: bool = False, report: Report = lambda line: None
