@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from meidbench.annotations import Annotations
 from meidbench.checks import describe_missing, one_of
-from meidbench.errors import SplitError, bullet_list, escape_controls, first_few
+from meidbench.errors import SplitError, bullet_list, describe_content, escape_controls, first_few
 from meidbench.files import written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
@@ -349,6 +349,9 @@ def write_split(split: Split, path: Path) -> Path:
     return path
 
 
+_ORIGIN = "A split file is made by meidbench build-splits, or of a table by meidbench import-split"
+
+
 def read_split(path: Path, *, check: bool = True) -> Split:
     """Read a split file, a Parquet file in the format of ``SCHEMA``.
 
@@ -358,16 +361,18 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     path = Path(path)
     if not path.is_file():
         raise SplitError(describe_missing("split file", path))
+    if (kind := describe_content(path)) not in ("a split file", "a Parquet file"):
+        remedy = "Name the split file in its place (--split)" if kind == "a prediction file" else _ORIGIN
+        raise SplitError(f"{path} is {kind or 'text, or of an unknown kind'}; expected a split file\n{remedy}")
     try:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), "")
-        remedy = "A split file is made by meidbench build-splits, or of a table by meidbench import-split"
-        raise SplitError(f"{path} is not a readable Parquet file: {reason}\n{remedy}") from None
+        raise SplitError(f"{path} is not a readable Parquet file: {reason}\n{_ORIGIN}") from None
+    raw = (table.schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise SplitError(f"{path} lacks the metadata 'meidbench', so it is not a split file\n{_ORIGIN}")
     try:
-        raw = (table.schema.metadata or {}).get(METADATA_KEY)
-        if raw is None:
-            raise SplitError("it lacks the metadata 'meidbench', so it is not a split file")
         metadata = SplitMetadata.from_json(raw.decode(errors="replace"))
         split = Split(_with_schema(table), metadata)
         if problems := _unusable(split) or (check and contradictions(split)):

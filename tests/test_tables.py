@@ -396,7 +396,7 @@ def test_unusual_parquet_types_that_hold_text_and_numbers_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(("raw", "kind"), [
-    (b"PK\x03\x04", "an archive such as NPZ"), (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"PK\x05\x06" + bytes(18), "a zip archive"), (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (b"\x93NUMPY\x01", "a NumPy array"), (b"\x80\x04\x95", "a pickle"),
     ("video_id,labels\n".encode("utf-16"), "text in UTF-16"),
     (b"", "its columns are none; it is empty, and a table is CSV"),

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from meidbench.errors import SplitError, bullet_list, first_few
+from meidbench.errors import SplitError, bullet_list, describe_content, first_few
 from meidbench.names import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
@@ -269,16 +269,6 @@ def _plain_labels(cell: Any) -> Any:
 
 
 TABLES = "CSV, tab-separated text (.tsv), Parquet, a JSON list or JSON lines"
-_FOREIGN = {
-    b"PK": "an archive such as NPZ or XLSX",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
-    b"\x93NUMPY": "a NumPy array",
-    b"\x80": "a pickle",
-    b"\x1f\x8b": "a gzip archive",
-    b"SQLite": "a database",
-    b"\xff\xfe": "text in UTF-16",
-    b"\xfe\xff": "text in UTF-16",
-}
 
 
 def _check_types(path: Path, schema: pa.Schema) -> None:
@@ -308,6 +298,8 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
 def open_table(path: Path) -> Iterator[Rows]:
     """Open a table: Parquet by its first bytes, JSON by a ``[`` or ``{``, tab-separated by ``.tsv``, otherwise CSV."""
     start = _read_start(path, 1 << 10)
+    if (kind := describe_content(path)) == "a prediction file":
+        raise SplitError(f"{path} is a prediction file; a table has the columns video_id and labels")
     if start.startswith(b"PAR1"):
         with _readable(path, "Parquet"):
             file = pq.ParquetFile(path)
@@ -315,7 +307,8 @@ def open_table(path: Path) -> Iterator[Rows]:
             _check_types(path, file.schema_arrow)
             yield _ParquetRows(path, tuple(file.schema_arrow.names), file)
         return
-    _refuse_foreign(path, start, f"a table is {TABLES}, with the columns video_id and labels")
+    if kind not in ("", "JSON", "empty"):
+        raise SplitError(f"{path} is {kind}; a table is {TABLES}, with the columns video_id and labels")
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     with path.open(encoding="utf-8-sig", newline="") as stream:
         if first in (b"[", b"{"):
@@ -329,8 +322,9 @@ def open_table(path: Path) -> Iterator[Rows]:
 
 @contextmanager
 def _open_list(path: Path, kind: type[ListRows]) -> Iterator[Rows]:
-    start = _read_start(path, 1 << 10)
-    _refuse_foreign(path, start, "a list is text, one line per video", {b"PAR1": "a Parquet file"})
+    _read_start(path, 1)  # names a file that cannot be read
+    if (content := describe_content(path)) not in ("", "empty"):
+        raise SplitError(f"{path} is {content}; a list is text, one line per video")
     with path.open(encoding="utf-8-sig") as stream:
         yield kind(path, ("video_id", "labels"), stream)
 
@@ -341,12 +335,6 @@ def _read_start(path: Path, size: int) -> bytes:
             return stream.read(size)
     except (OSError, ValueError) as error:  # a path may hold a zero byte
         raise SplitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _refuse_foreign(path: Path, start: bytes, expected: str, others: Mapping[bytes, str] | None = None) -> None:
-    kinds = {**_FOREIGN, **(others or {})}
-    if kind := next((kind for magic, kind in kinds.items() if start.startswith(magic)), ""):
-        raise SplitError(f"{path} is {kind}; {expected}")
 
 
 # --- which form a file has --------------------------------------------------------------------------------------

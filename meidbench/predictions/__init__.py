@@ -3,6 +3,7 @@
 The sizes that a file announces are compared with the file before anything is allocated.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
@@ -10,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from meidbench.checks import describe_missing
-from meidbench.errors import PredictionError, first_few
+from meidbench.errors import PredictionError, describe_content, first_few
 from meidbench.predictions.arrays import Hdf5File, NpyFile, NpzFile
-from meidbench.predictions.base import JsonLinesFile, PredictionFile, Scores, TableFile
+from meidbench.predictions.base import (
+    ID_NAMES,
+    SCORE_NAMES,
+    JsonLinesFile,
+    PredictionFile,
+    Scores,
+    TableFile,
+)
 from meidbench.predictions.parquet import ParquetFile
 
 __all__ = ["FORMS", "PredictionFile", "open_predictions"]
@@ -26,6 +34,62 @@ FORMS: dict[bytes, Callable[[Path], PredictionFile]] = {
 _MATRIX = b"\x93NUMPY"
 # A folder of files of one run may also hold logs.
 _ENDINGS = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv", ".txt", ".jsonl", ".json")
+
+_WRITE = 'meidbench.write_predictions("run.parquet", video_ids, {})'
+_NUMBERS = f"\n  {_WRITE.format('np.array(scores, np.float32)')}"
+_UNPACK = ". Unpack it, and name the file in it"
+_NO_SCORES = f". It has no scores; those of a model are written by meidbench predict, or by a script:{_NUMBERS}"
+# The remedy for each kind of file that is not read, by the words of ``describe_content``.
+REMEDIES = {
+    "a pickle": ", which is never loaded: that could run a program. If you trust it, load it in Python and write its "
+    f"scores:{_NUMBERS}\nThe scores in mmaction2's result.pkl are in the order of its annotation file.",
+    "a file of torch.save": ", which is not loaded. If it holds scores, torch.load it in Python and write them:\n  "
+    f"{_WRITE.format('scores')}\nA checkpoint has no scores; meidbench predict RUN --out run.parquet writes those of "
+    "a run.",
+    "a NumPy array of Python objects": ", pickled and never loaded. Where you have the array, write its numbers:\n  "
+    f"{_WRITE.format('np.array(scores.tolist(), np.float32)')}",
+    **dict.fromkeys(("a zip archive", "a compressed archive", "a tar archive"), _UNPACK),
+    "an Excel workbook": '. Save the sheet as CSV:\n  pandas.read_excel({name!r}).to_csv("run.csv", index=False)',
+    "an Arrow file": '. Write it as Parquet:\n  pandas.read_feather({name!r}).to_parquet("run.parquet")',
+    **dict.fromkeys(("a database", "a MATLAB file"), f". Read it in Python, and write its scores:{_NUMBERS}"),
+    "text in UTF-16": ". Save the text in UTF-8",
+    "a web page": ", sent by a server in the place of the file. Download the file again",
+    "a pointer of Git LFS in the place of the file": ". Fetch the file: git lfs pull",
+    "a split file": ". Name the prediction file in its place, and this file with --split",
+    **dict.fromkeys(("an image", "a video file", "a PDF document"), _NO_SCORES),
+}
+# JSON lines: an object with a key that names ids or scores.
+_OBJECT = re.compile(rf'\{{.*"({"|".join((*ID_NAMES, *SCORE_NAMES))})"\s*:', re.IGNORECASE | re.DOTALL)
+# Forms of JSON by their beginning: the words, and the ids and the scores in what json.load returns.
+_JSON = (
+    (r'\{\s*"[^"]*"\s*:\s*\[\s*-?\d', "scores by video id", "list(found)", "list(found.values())"),
+    (r"\[\s*\[", "a list of scores without video ids", "video_ids", "found"),
+    (
+        r'\[\s*\{[^}]*"video_id"',
+        "a list of objects",
+        *(f'[e["{key}"] for e in found]' for key in ("video_id", "scores")),
+    ),
+)
+
+
+def refuse_foreign(path: Path, start: bytes) -> None:
+    """Refuse a file of a kind that is not read, by its content and its first bytes; the message names the remedy."""
+    kind, name = describe_content(path), str(path)
+    if kind == "a file of torch.save" and path.with_name("config.json").is_file():
+        command = f"meidbench predict {path.parent} --out run.parquet"
+        raise PredictionError(f"{path} is a checkpoint of a run, which has no scores. Write them:\n  {command}")
+    if kind in REMEDIES:
+        raise PredictionError(f"{path} is {kind}{REMEDIES[kind].replace('{name!r}', repr(name))}")
+    text = start.decode("utf-8-sig", errors="replace").lstrip()
+    if kind == "JSON" and not _OBJECT.match(text):
+        for form, words, ids, scores in _JSON:
+            if re.match(form, text):
+                write = _WRITE.format(scores).replace("video_ids", ids, 1)
+                raise PredictionError(
+                    f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  "
+                    f"found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
+                )
+        raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")
 
 
 def open_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> PredictionFile:
@@ -58,12 +122,11 @@ def open_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> P
 def _open_file(path: Path, ids: Path | None) -> PredictionFile:
     if not path.is_file():
         raise PredictionError(describe_missing("prediction file", path))
-    if path.name in ("best.pt", "last.pt") and (path.parent / "config.json").is_file():
-        raise PredictionError(f"{path} is a checkpoint of a run. {_describe_run(path.parent)}")
     with path.open("rb") as stream:
-        start = stream.read(8)
+        start = stream.read(1 << 12)
     if not start:
         raise PredictionError(f"{path} is empty")
+    refuse_foreign(path, start)
     if start.startswith(_MATRIX):
         file: PredictionFile = NpyFile(path, ids)
     elif ids is not None:
@@ -77,8 +140,11 @@ def _open_file(path: Path, ids: Path | None) -> PredictionFile:
 
 def _list_folder(folder: Path) -> list[Path]:
     """Return the files of a run in a folder, which have one ending."""
-    if (folder / "config.json").is_file() and (folder / "log.jsonl").is_file():
-        raise PredictionError(f"{folder} is a run of meidbench train. {_describe_run(folder)}")
+    if (folder / "config.json").is_file() and any((folder / name).is_file() for name in ("log.jsonl", "best.pt")):
+        if made := sorted(folder.glob("predictions-*.parquet")):
+            raise PredictionError(f"{folder} is the folder of a run; name a file of scores in it: {first_few(made)}")
+        command = f"meidbench predict {folder} --out run.parquet"
+        raise PredictionError(f"{folder} is the folder of a run, which has no scores. Write them:\n  {command}")
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     found = [path for path in files if path.suffix.lower() in _ENDINGS]
     if not found:
@@ -88,13 +154,6 @@ def _list_folder(folder: Path) -> list[Path]:
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
         raise PredictionError(f"{folder} holds files of several forms ({kinds}); name the files of one run")
     return found
-
-
-def _describe_run(folder: Path) -> str:
-    """Return the remedy where a run of ``meidbench train`` is given in the place of predictions."""
-    held = sorted(folder.glob("predictions-*.parquet"))
-    predict = f"meidbench predict {folder} --subset SUBSET --out FILE"
-    return f"Its predictions: {first_few(held)}; {predict} writes others" if held else f"{predict} writes predictions"
 
 
 class JoinedFiles(PredictionFile):

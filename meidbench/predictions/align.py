@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.errors import PredictionError, bullet_list, first_few
+from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
 from meidbench.predictions.base import Scores, number_classes
@@ -102,7 +102,9 @@ def align_predictions(
     """
     wanted = split.video_ids(subset)
     if not wanted:
-        raise PredictionError(f"the split {split.dataset} has no video in {subset}")
+        others = [name for name in SUBSETS if split.video_ids(name)]
+        remedy = f"name one of {', '.join(others) or 'none'} with --subset (subset=... in Python)"
+        raise PredictionError(f"the split {split.dataset} has no video in {subset}; {remedy}")
     problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, split, allow_float16)
     can_read = predictions.num_videos <= 2 * len(wanted) + 1000
     can_read = can_read and predictions.num_classes <= 2 * split.num_classes + 1000
@@ -255,6 +257,8 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
         hint = f"; it holds videos of {' and '.join(elsewhere)}" if elsewhere and elsewhere != [subset] else ""
         if len(elsewhere) == 1 and given <= set(split.video_ids(elsewhere[0])):
             hint += f' alone: score them with --subset {elsewhere[0]} (subset="{elsewhere[0]}" in Python)'
+        elif rule := find_id_rule(unknown, missing):
+            hint = f"; {rule}"
         problems.append(f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")
     return problems
 

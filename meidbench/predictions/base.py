@@ -95,7 +95,7 @@ class PredictionFile(ABC):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self.refusal(f"not a readable {form}: {reason}") from None
 
-    def find_scores(self, names: Iterable[str], what: str) -> str:
+    def find_scores(self, names: Iterable[str], what: str, remedy: str = "") -> str:
         """Return the name of the scores among the names of columns, arrays or keys; refuse none and several."""
         held = list(names)
         found = find_names(held, SCORE_NAMES)
@@ -103,7 +103,7 @@ class PredictionFile(ABC):
             return found[0]
         if found:
             raise self.refusal(f"it has the {what} {first_few(found)}; name the one to score {SCORE_NAMES[0]}")
-        raise self.refusal(f"it lacks {SCORE_NAMES[0]}; it holds {first_few(held) or 'nothing'}")
+        raise self.refusal(f"it lacks {SCORE_NAMES[0]}; it holds {first_few(held) or 'nothing'}{remedy}")
 
     @cached_property
     def video_ids(self) -> list[str]:
