@@ -317,6 +317,12 @@ def compare(
         method.seeds.append(run.seed)
         method.results.append(result)
         method.summed = method.summed + samples
+    return _make_comparison(methods, split, subset, reference, replicates, seed)
+
+
+def _make_comparison(
+    methods: dict[str, _SeedResults], split: Split, subset: str, reference: str, replicates: int, seed: int
+) -> Comparison:
     first = next(iter(methods.values())).results[0]
     return Comparison(
         dataset=split.dataset,

@@ -158,7 +158,7 @@ class CrossCheck:
 
 @dataclass(frozen=True)
 class PrintedTable:
-    """What is printed of a result: a title, a table of text and numbers, lines below it."""
+    """The printed form of a result: a title, a table of text and numbers, lines below it."""
 
     title: str
     header: list[str]
@@ -174,7 +174,11 @@ class Printed:
 
     def __repr__(self) -> str:
         shown = self._printed()
-        lines = [shown.title, _lay_out(shown, "simple"), *(f"  {textwrap.shorten(line, _LINE)}" for line in shown.lines)]
+        lines = [
+            shown.title,
+            _lay_out(shown, "simple"),
+            *(f"  {textwrap.shorten(line, _LINE)}" for line in shown.lines),
+        ]
         return escape_controls("\n".join([f"<{type(self).__name__} of {lines[0]}", *lines[1:]]), keep="\n") + ">"
 
     def _repr_html_(self) -> str:

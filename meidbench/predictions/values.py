@@ -78,8 +78,8 @@ def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> 
     ----------
     scores, video_ids
         An (n, C) array, tensor or list, and its n ids; or, without ``video_ids``, a DataFrame (one row per video, the
-        ids as index or as column ``video_id``, one column per class), a pair (video_ids, scores), the path of a
-        prediction file, or ``Predictions``.
+        ids as index or as column ``video_id``, one column per class), a pair (video_ids, scores), ``Predictions``, the
+        path of a prediction file or of a folder of them, or a list of paths, which together are one run.
     half : bool
         Whether bfloat16 is accepted, as float32.
 
@@ -92,6 +92,8 @@ def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> 
         return scores
     if video_ids is None and isinstance(scores, str | os.PathLike):
         return open_predictions(Path(scores))
+    if video_ids is None and isinstance(scores, list) and all(isinstance(path, str | os.PathLike) for path in scores):
+        return open_predictions([Path(path) for path in scores])
     if video_ids is None and isinstance(scores, tuple) and len(scores) == 2:
         return as_predictions(scores[1], scores[0], half=half)
     if hasattr(scores, "iloc") and hasattr(scores, "columns"):
@@ -133,6 +135,14 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
         kinds.append(np.dtype(np.float32))  # whole numbers have no NaN, which is refused later
     scores = frame.to_numpy(dtype=np.result_type(*kinds), na_value=np.nan)
     return Predictions(ids, scores, class_names=name_classes(list(map(str, frame))))
+
+
+def check_class_order(predictions: Predictions, split: Split) -> None:
+    """Refuse named columns that are not the classes of the split in its order."""
+    if predictions.class_names not in (None, list(split.class_names)):
+        raise PredictionError(
+            "the columns are not split.class_names in this order: pass frame[list(split.class_names)]"
+        )
 
 
 def as_ids(video_ids: Iterable[Any]) -> list[str]:
@@ -189,7 +199,7 @@ def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
         if hasattr(values, "detach"):  # a tensor; torch itself is not needed here
             values = values.detach().cpu()
             if str(values.dtype) == "torch.bfloat16":
-                _refuse_half(name, "bfloat16", half)
+                refuse_half(name, "bfloat16", half)
                 values = values.float()
             values = values.numpy()
         elif hasattr(values, "__cuda_array_interface__"):  # CuPy copies to the host only where asked
@@ -197,9 +207,6 @@ def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
         if np.ma.is_masked(values):
             raise ValueError("some are masked")
         array: Scores = np.asarray(values)
-        if array.dtype.name == "bfloat16":  # of JAX and TensorFlow
-            _refuse_half(name, "bfloat16", half)
-            array = array.astype(np.float32)
     except PredictionError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -208,7 +215,8 @@ def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
     return array
 
 
-def _refuse_half(name: str, dtype: str, allowed: bool = False) -> None:
+def refuse_half(name: str, dtype: str, allowed: bool = False) -> None:
+    """Refuse half precision unless it is allowed."""
     if not allowed:
         raise PredictionError(
             f"the {name} are {dtype}, in which scores that differ become the same: compute and write float32 (in "
@@ -225,7 +233,7 @@ _REMEDY = (
 def check_numbers(scores: Scores) -> None:
     """Refuse scores that are not real numbers."""
     if scores.dtype.kind not in "fiu":
-        remedy = f". {_REMEDY}" if scores.dtype.kind == "O" else ""
+        remedy = f". {_REMEDY}" if scores.dtype.kind in "OV" else ""
         raise PredictionError(f"the scores are of type {scores.dtype}; expected real numbers{remedy}")
 
 
@@ -260,9 +268,12 @@ def write_predictions(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    scores = np.ascontiguousarray(as_array("scores", scores, half=False))
-    ids = as_ids(video_ids)
     split = None if split is None else load_split(split)
+    given = as_predictions(scores, as_ids(video_ids), half=False)
+    assert isinstance(given, Predictions)  # scores with ids are no file
+    if split is not None:
+        check_class_order(given, split)
+    ids, scores = given.video_ids, np.ascontiguousarray(given.scores)
     if subset is not None:
         one_of("subset", subset, SUBSETS, PredictionError)
     classes = scores.shape[-1] if split is None else split.num_classes
@@ -271,7 +282,7 @@ def write_predictions(
         raise PredictionError(f"scores have shape {scores.shape}; expected {expected}")
     check_numbers(scores)
     if scores.dtype == np.float16:
-        _refuse_half("scores", "float16")
+        refuse_half("scores", "float16")
     if scores.dtype.itemsize > 8:
         raise PredictionError(f"the scores are {scores.dtype}, more than 64 bits: write scores.astype(np.float64)")
     if not np.isfinite(scores).all():
