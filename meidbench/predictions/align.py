@@ -185,7 +185,10 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
         if names in (None, list(split.class_names)) or (names == columns and _class_order(columns, split) is not None):
             continue
         if not isinstance(names, list) or len(names) != split.num_classes:
-            problems.append(f"its class names are not {split.num_classes:,} names")
+            given = filter(lambda name: isinstance(name, str), names if isinstance(names, list) else ())
+            other = first_few(name for name in given if name not in split.class_names)
+            rest = f"; others are {other}" if other else ""
+            problems.append(f"its class names are not {split.num_classes:,} names{rest}")
         else:
             pairs = enumerate(zip(names, split.class_names, strict=True))
             other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
@@ -259,7 +262,11 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
             hint += f' alone: score them with --subset {elsewhere[0]} (subset="{elsewhere[0]}" in Python)'
         elif rule := find_id_rule(unknown, missing):
             hint = f"; {rule}"
-        problems.append(f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")
+        elif {"0", "1"} <= set(unknown) <= set(map(str, range(len(video_ids)))):
+            hint = "; these are row numbers, such as the index of a DataFrame: write the ids of the videos"
+        # A hint is in the first lines of a message, because it mends the rest.
+        place = 0 if hint else len(problems)
+        problems.insert(place, f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")
     return problems
 
 
