@@ -186,8 +186,8 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
             continue
         if not isinstance(names, list) or len(names) != split.num_classes:
             given = filter(lambda name: isinstance(name, str), names if isinstance(names, list) else ())
-            other = first_few(name for name in given if name not in split.class_names)
-            rest = f"; others are {other}" if other else ""
+            strange = first_few(name for name in given if name not in split.class_names)
+            rest = f"; others are {strange}" if strange else ""
             problems.append(f"its class names are not {split.num_classes:,} names{rest}")
         else:
             pairs = enumerate(zip(names, split.class_names, strict=True))
