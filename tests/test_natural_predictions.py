@@ -649,6 +649,37 @@ def test_bfloat16_from_python(given, toy_split):
     assert result.mAP.overall == pytest.approx(reference(tensor.float().numpy(), labels), abs=1e-12)
 
 
+def as_matrix(scores, ids, split):
+    np.save("scores.npy", scores)
+    return mb.evaluate("scores.npy", split=split)
+
+
+@pytest.mark.parametrize(("call", "argument"), [
+    (as_matrix, r"\b(video_)?ids\b"),
+    (lambda scores, ids, split: mb.evaluate(torch.tensor(scores).half(), ids, split), "allow_float16|float32"),
+    (lambda scores, ids, split: mb.evaluate(scores, ids, split, subset="val"), 'subset="test"'),
+    (lambda scores, ids, split: mb.evaluate(scores, [f"{video}.mp4" for video in ids], split), r"\.mp4"),
+])  # fmt: skip
+def test_messages_to_python_name_arguments(call, argument, given, toy_split):
+    ids, scores, _ = given
+    with pytest.raises(mb.MeidbenchError) as caught:
+        call(scores, ids, toy_split)
+    text = "\n".join(str(caught.value).splitlines()[:2])
+    assert re.search(argument, text) and not re.search(r"(?<!\w)--\w", str(caught.value)), caught.value
+
+
+def test_runs_of_several_forms_are_compared(given, toy_split_file, run):
+    ids, scores, labels = given
+    write_ranks(ids, scores, 7)
+    pd.DataFrame(-scores, index=ids).to_csv("worse.csv")
+    outcome = run("compare", "ranks=run", "worse.csv", "--split", toy_split_file, "--bootstrap", 2)
+    assert outcome.exit_code == 0, outcome.stderr
+    overall = re.findall(r"^(ranks|worse) +([\d.]+)", outcome.stdout, re.MULTILINE)[:2]
+    want = [reference(scores, labels), reference(-scores, labels)]
+    assert [name for name, _ in overall] == ["ranks", "worse"]
+    assert [float(value) for _, value in overall] == pytest.approx(want, abs=1e-4)
+
+
 def test_a_folder_is_left_as_it_was(given, toy_split_file, run):
     """Reading writes nothing beside the files of the run."""
     write_ranks(*given[:2], 7)
