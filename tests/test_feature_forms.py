@@ -113,6 +113,7 @@ FORMS = {
     "named group": (hdf5("rgb/{}", other="flow/{}"), {"dataset": "/rgb"}),
     "named group below a group": (hdf5("i3d/rgb/{}", other="i3d/flow/{}"), {"dataset": "i3d/rgb"}),
     "one dataset per video group": (hdf5("{}/rgb", other="{}/flow"), {"dataset": "rgb"}),
+    "one dataset per video group in features": (hdf5("features/{}/rgb", other="features/{}/flow"), {"dataset": "rgb"}),
     "ids": (packed(), {}),
     "ids with a prefix": (
         lambda path, arrays: packed()(path, {f"v_{video_id}": array for video_id, array in arrays.items()}),
@@ -258,6 +259,7 @@ def test_nested_folders_are_listed_once_and_links_to_above_do_not_matter(tmp_pat
     for number, video_id in enumerate(names):
         folder()(tmp_path / "f" / f"class{number % 7}", {video_id: arrays[video_id]})
     (tmp_path / "f" / "class0" / "up").symlink_to(tmp_path / "f")
+    (tmp_path / "f" / "itself").symlink_to(tmp_path / "f" / "itself")
     (tmp_path / "f" / "again").symlink_to(tmp_path / "f" / "class1")
     folder()(tmp_path / "f" / ".hidden", {names[0]: np.zeros((9, 9))})
     (tmp_path / "f" / "class2" / "._a.npy").write_bytes(b"of a file manager")
@@ -313,16 +315,19 @@ def test_names_with_more_than_the_id_are_told_in_the_words_of_the_caller(
     with pytest.raises(FeatureError) as caught:
         FeatureDataset(toy_split, "test", features=tmp_path / "f")
     stored = name[:-4].format(first)
-    assert str(caught.value).splitlines()[-1] == f"Open these features with {python}: {stored} is the name of {first}."
+    told = f"from {tmp_path / 'f'}; open these features with {python}: {stored} is the name of {first}"
+    assert str(caught.value).splitlines()[0].endswith(told)
     for command in (("train", "--features"), ("pack-features",)):
         more = ("--method", "bce") if "train" in command else ()
         outcome = run(*command, tmp_path / "f", "--split", toy_split_file, "--out", tmp_path / "out", *more)
-        assert outcome.exit_code == 1 and f"Open these features with {options}: " in outcome.stderr
+        assert outcome.exit_code == 1 and f"pen these features with {options}: " in outcome.stderr
+    outcome = run("verify-features", tmp_path / "f", "--split", toy_split_file)
+    assert outcome.exit_code == 1 and f"\nOpen these features with {options}: " in outcome.stdout
 
 
 def test_ids_that_differ_otherwise_are_told_with_their_rule(tmp_path, arrays):
     folder()(tmp_path, {video_id.lower(): array for video_id, array in arrays.items()})
-    with pytest.raises(FeatureError, match="Rename these videos, or mend the ids of the split: .* lower case"):
+    with pytest.raises(FeatureError, match="; rename these videos, or mend the ids of the split: .* lower case"):
         open_features(tmp_path).check(arrays)
 
 
@@ -396,6 +401,7 @@ def test_damaged_archives_are_refused(tmp_path):
 @pytest.mark.parametrize(("form", "naming", "said"), [
     ("named group", {}, "has no /features (it holds flow, rgb); choose one of flow, rgb: dataset='NAME'"),
     ("one dataset per video group", {}, "; choose one of flow, rgb: dataset='NAME'"),
+    ("one dataset per video group in features", {"dataset": "pose"}, "has neither /pose nor /VIDEO_ID/pose (it holds"),
     ("named group", {"dataset": "pose"}, "has neither /pose nor /VIDEO_ID/pose (it holds flow, rgb)"),
     ("named group below a group", {"dataset": "i3d/pose"}, "has neither /i3d/pose nor /VIDEO_ID/i3d/pose"),
     ("ids with other axes", {}, "has ids but no /features: name the array of the features, dataset='NAME' (it holds"),

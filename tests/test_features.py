@@ -213,7 +213,7 @@ def test_every_problem_of_a_folder_is_told_at_once(tmp_path):
         '  import os, pathlib, numpy as np; os.makedirs("npy")',
         f'  for path in pathlib.Path({str(folder)!r}).rglob("*.npy"): np.save(f"npy/{{path.stem}}.npy", '
         'np.stack(list(np.load(path, allow_pickle=True))).astype("float32"))',
-        'Convert numbers of other types: np.save(path, np.load(path).astype("float32")).',
+        'Store numbers of other types as array.astype("float32").',
         "Store one row per frame: average over other axes, such as those of a 7 x 7 grid; axes of size 1 may stay.",
         "Take the features of one network; where all have one number of rows, transpose them (C x T to T x C).",
     ]
@@ -246,8 +246,9 @@ def test_every_problem_of_an_hdf5_file_is_told_at_once(tmp_path):
         "  - 2 no usable id (empty, a dot, with a path separator, or not UTF-8): 'folder/inside', '.'",
         "  - 1 cannot be read: elsewhere (elsewhere is a link to another file; numbers are read from the file itself "
         "alone)",
+        "  - 1 without one array that must be the features: folder (a group of inside)",
         "  - 2 not float16, float32 or float64: bytes (uint8), text (object)",
-        "  - 4 not 2-D: cube (shape (2, 2, 2)), scalar (shape ()), null (shape None), folder (a group, not a dataset)",
+        "  - 3 not 2-D: cube (shape (2, 2, 2)), scalar (shape ()), null (shape None)",
         "  - 1 empty: rowless (shape (0, 6))",
         "  - 1 not of the width of most (6): narrow (5)",
     ]

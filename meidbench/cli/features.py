@@ -22,6 +22,7 @@ from meidbench.cli.parameters import (
     echo,
     echo_json,
     json_file,
+    name_options,
     naming_options,
     option_with_default,
     print_result,
@@ -326,7 +327,9 @@ def verify_features(
         extract=None if videos is None else _make_extract(source, videos, weights, weights_seed, device),
         sample=3 if sample is None and videos is not None else sample, progress=progress_bar,
     )  # fmt: skip
-    print_result(json_file, verification.to_json(), _describe_verification(verification))
+    missing = next((found.concerned for found in verification.findings if found.check == "missing"), ())
+    hint = name_options(source.find_remedy("missing", missing)) if missing else ""
+    print_result(json_file, verification.to_json(), _describe_verification(verification, hint))
     if not verification.is_sound:
         sys.exit(1)
 
@@ -357,7 +360,7 @@ def _make_extract(
     return extract
 
 
-def _describe_verification(verification: "Verification") -> str:
+def _describe_verification(verification: "Verification", hint: str) -> str:
     from tabulate import tabulate
 
     statuses = ", ".join(f"{count:,} {status}" for status, count in verification.statuses.items() if count)
@@ -384,6 +387,8 @@ def _describe_verification(verification: "Verification") -> str:
         ]
         header = ["severity", "check", "count", "what"]
         lines += ["", in_columns(found, header, maxcolwidths=[None, None, None, 80])]
+    if hint:
+        lines += ["", hint]
     names = {entry.check for entry in verification.findings}
     lines += ["", f"nothing found by: {', '.join(check for check in verification.checks if check not in names)}"]
     return "\n".join(lines)

@@ -245,7 +245,8 @@ def predict(
     "--features",
     type=NAMED_FILE,
     metavar="ENCODER=PATH",
-    help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable.",
+    help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable. Where names have more "
+    "than the id, 'pack-features' makes a file of them.",
 )
 @_repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
 @_repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")

@@ -41,8 +41,8 @@ def open_features(
         Videos with other names are left out.
     dataset : str, optional
         For HDF5, a group (``rgb`` of ``/rgb/VIDEO_ID``), an array of all videos, or the dataset in the group of each
-        video (``rgb`` of ``/VIDEO_ID/rgb``). For ``.npz``, the name of the array; by default the only one, or
-        ``features``.
+        video (``rgb`` of ``/VIDEO_ID/rgb`` or ``/features/VIDEO_ID/rgb``). For ``.npz``, the name of the array; by
+        default the only one, or ``features``.
 
     Raises
     ------
@@ -104,8 +104,10 @@ def _find_form(file: h5py.File, name: str) -> tuple[str, ...] | None:
         return name or HDF5_GROUP, ""
     held = f"(it holds {first_few(sorted(file)) or 'nothing'})"
     if name:
-        if "/" not in name and any(_holds(file, f"{video_id}/{name}", h5py.Dataset) for video_id in file):
-            return "", name
+        for place in ("", HDF5_GROUP) if "/" not in name else ():
+            group = open_inside(file, place)
+            if isinstance(group, h5py.Group) and any(_holds(group, f"{each}/{name}", h5py.Dataset) for each in group):
+                return place, name
         return (f"neither /{name} nor /VIDEO_ID/{name} {held}",)
     if _holds(file, "scores", h5py.Dataset):
         return (f"no /{HDF5_GROUP} {held}: it has predictions",)

@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.features.foreign import describe_folder, describe_objects, is_pickle
 from meidbench.features.source import Array, FeatureSource, Naming, UnusableVideo
+from meidbench.files import find_stat
 
 # Bytes that numpy writes before the data of an ordinary array, and more than it accepts (10,000 bytes).
 _USUAL_HEADER = 128
@@ -58,8 +59,9 @@ class NpyFolder(FeatureSource):
         waiting, seen = below, set()
         while waiting:
             folder = waiting.pop()
-            facts = (self.path / folder).stat()
-            if (facts.st_dev, facts.st_ino) in seen:  # a link to a folder above, or a second one to the same folder
+            facts = find_stat(self.path / folder)
+            # A link to a folder above, or a second one to the same folder.
+            if facts is None or (facts.st_dev, facts.st_ino) in seen:
                 continue
             seen.add((facts.st_dev, facts.st_ino))
             names, below = self._list(folder)
@@ -88,7 +90,7 @@ class NpyFolder(FeatureSource):
                         arrays.append(name[:-4])
                     elif name.endswith(".npz"):
                         archives.append(name[:-4])
-                    elif not name.startswith(".") and entry.is_dir():
+                    elif not name.startswith(".") and _is_folder(entry):
                         folders.append(name)
         except OSError as error:
             raise FeatureError(f"cannot list the folder {self.path / folder}: {error.strerror}") from None
@@ -209,6 +211,13 @@ class NpyFolder(FeatureSource):
             raise UnusableVideo("truncated", f"{size:,} of {needed:,} bytes")
         # Without axes of size 1, the same numbers lie in the same order, by row and by column.
         return _Header((rows, width), by_column, dtype, offset)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -43,7 +43,7 @@ _REMEDIES = {
     "unreadable": _AGAIN,
     "format": _AGAIN,
     "array": "Name the array that holds the features: dataset='NAME'.",
-    "dtype": 'Convert numbers of other types: np.save(path, np.load(path).astype("float32")).',
+    "dtype": 'Store numbers of other types as array.astype("float32").',
     "ndim": "Store one row per frame: average over other axes, such as those of a 7 x 7 grid; axes of size 1 may stay.",
     "empty": _AGAIN,
     "truncated": _AGAIN,
@@ -120,7 +120,7 @@ class FeatureSource(ABC):
         self.path, self.naming = path.absolute(), naming
         self._dim: int | None = None
         self._checked: dict[str, tuple[object, tuple[int, int]]] = {}
-        self.squeezed: dict[str, str] = {}  # how the array of a video was read that is not 2-D
+        self.squeezed: dict[str, tuple[int, ...]] = {}  # the stored shape of videos that are read as T x D, and are not
         self._has_told = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -217,29 +217,34 @@ class FeatureSource(ABC):
         words = {**PROBLEMS, "width": f"{PROBLEMS['width']} ({width})"}
         found = {kind: names for kind, names in offenders.items() if names}
         listed = [f"{len(names):,} {words[kind]}: {first_few(names)}" for kind, names in found.items()]
-        remedies = [self.find_remedy(kind, asked) for kind in found]
-        return FeatureError(
-            f"{sum(map(len, found.values())):,} of {len(asked):,} videos cannot be used from {self.path}:\n"
-            f"{bullet_list(listed)}\nExpected {self.expected}: {TYPES}.\n" + "\n".join(dict.fromkeys(remedies))
-        )
+        naming = self.find_naming(asked) if "missing" in found else ""
+        remedies = [self.find_remedy(kind, asked) for kind in found if kind != "missing" or not naming]
+        head = f"{sum(map(len, found.values())):,} of {len(asked):,} videos cannot be used from {self.path}"
+        lines = [f"{head}; {naming}" if naming else f"{head}:", bullet_list(listed)]
+        lines += [f"Expected {self.expected}: {TYPES}.", *dict.fromkeys(remedies)]
+        return FeatureError("\n".join(lines))
 
     def find_remedy(self, problem: str, asked: Collection[str] = ()) -> str:
         """Return what to do about a problem, a key of ``PROBLEMS``, with videos that are asked for."""
-        return self._find_missing(asked) if problem == "missing" else _REMEDIES[problem]
-
-    def _find_missing(self, asked: Collection[str]) -> str:
-        """Return what to do where videos are missing; their names may only have more than the ids."""
+        if problem != "missing":
+            return _REMEDIES[problem]
+        if naming := self.find_naming(asked):
+            return f"{naming[0].upper()}{naming[1:]}."
         ids = self.ids()
-        if (rule := find_id_rule(ids, asked)) and not (rule.prefix or rule.suffix):
-            return f"Rename these videos, or mend the ids of the split: {rule}."
-        if rule:
-            whole = Naming(self.naming.prefix + rule.prefix, rule.suffix + self.naming.suffix)
-            named = [f"{name}={part!r}" for name, part in vars(whole).items() if part]
-            return (
-                f"Open these features with {', '.join(named)}: {whole.stored(min(asked))} is the name of {min(asked)}."
-            )
         there = f"These are features of {len(ids):,} videos, such as {min(ids)}" if ids else "There are no features"
         return f"{there}: name those of this dataset, or make them of its videos: {_COMMAND}."
+
+    def find_naming(self, asked: Collection[str]) -> str:
+        """Return the one rule by which names in the source become ids that are asked for; empty without one."""
+        ids = self.ids()
+        if (rule := find_id_rule(ids, asked)) is None:
+            return ""
+        if not (rule.prefix or rule.suffix):
+            return f"rename these videos, or mend the ids of the split: {rule}"
+        whole = Naming(self.naming.prefix + rule.prefix, rule.suffix + self.naming.suffix)
+        named = [f"{name}={part!r}" for name, part in vars(whole).items() if part]
+        first = next(name for name in sorted(asked) if f"{rule.prefix}{name}{rule.suffix}" in ids)
+        return f"open these features with {', '.join(named)}: {whole.stored(first)} is the name of {first}"
 
     def refuse_empty(self) -> FeatureError:
         """Return the error for a source without any video."""
@@ -250,8 +255,10 @@ class FeatureSource(ABC):
         if self._has_told or not self.squeezed:
             return []
         self._has_told = True
-        video_id, how = next(iter(self.squeezed.items()))
-        return [f"note: {len(self.squeezed):,} videos in {self.path} are not stored as T x D: {video_id} {how}"]
+        video_id, shape = next(iter(self.squeezed.items()))
+        rows, width = check_array(shape, np.dtype(np.float16))
+        read = f"{video_id} of shape {shape} is read as {rows:,} x {width:,}"
+        return [f"note: {len(self.squeezed):,} videos in {self.path} are not stored as T x D: {read}"]
 
     @abstractmethod
     def ids(self) -> set[str]:
@@ -275,10 +282,10 @@ class FeatureSource(ABC):
         return self.path.stat().st_size
 
     def _squeeze(self, video_id: str, shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> tuple[int, int]:
-        """Return T x D of a stored array as ``check_array`` does, and keep a remark on other than 2-D arrays."""
+        """Return T x D of a stored array as ``check_array`` does, and keep the shape where it is another."""
         found = check_array(shape, dtype)
         if shape is not None and len(shape) != 2:
-            self.squeezed[video_id] = f"of shape {shape} is read as {found[0]:,} x {found[1]:,}"
+            self.squeezed[video_id] = shape
         return found
 
     def _version(self, video_id: str) -> object:
@@ -435,7 +442,8 @@ class GroupedFile(FeatureSource):
             if dataset is None:
                 raise UnusableVideo("missing")
             if not isinstance(dataset, h5py.Dataset):
-                raise UnusableVideo("ndim", "a group, not a dataset")
+                held = first_few(sorted(dataset)) if isinstance(dataset, h5py.Group) else ""
+                raise UnusableVideo("array", f"a group of {held or 'nothing'}")
             return dataset, self._squeeze(video_id, dataset.shape, dataset.dtype)
         except FeatureError:
             raise
