@@ -16,7 +16,7 @@ from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
-from meidbench.baselines.run_folder import RunFolder, digest_recipe
+from meidbench.baselines.run_folder import Inputs, RunFolder, digest_recipe
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.evaluate import average_precision, evaluate_scores, mean_by_group
@@ -134,6 +134,13 @@ def check_together(
         return rows
 
     return processes.ask_first(read, RowCheck("", 0, 0, "", False))
+
+
+def report_notes(features: FeatureSource, video_ids: list[str], report: Report) -> None:
+    """Check these videos, and tell what users should know of their arrays."""
+    features.check(video_ids)
+    for note in features.take_notes():
+        report(note)
 
 
 def report_repeated_rows(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
@@ -255,6 +262,17 @@ def _check_predictions(folder: RunFolder, split: Split, subset: str, told: MeanA
         raise MeidbenchError(f"{folder.result(subset)} is not the result of {path.name}")
 
 
+def _refuse_other_split(folder: RunFolder, inputs: Inputs, loaded: Split) -> None:
+    if loaded.digest != inputs.split_digest:
+        raise MeidbenchError(
+            f"{folder.path} was trained on {inputs.dataset} with the digest {inputs.split_digest[:12]}..., this split "
+            f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own as split (--split)"
+        )
+    if inputs.has_other_content(loaded.content_digest):
+        others = "was trained on a split with other class names or groups"
+        raise MeidbenchError(f"{folder.path} {others}; name its own as split (--split)")
+
+
 def predict(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -295,22 +313,14 @@ def predict(
     """
     folder = RunFolder(Path(run))
     config, inputs = folder.read()
-    given = features.path if isinstance(features, FeatureSource) else features
-    sources = (inputs.split_path, inputs.features_path, split, given)
+    sources = (inputs.split_path, inputs.features_path, split, getattr(features, "path", features))
     paths = [Path(source) for source in sources if source and isinstance(source, str | os.PathLike)]
     refuse_lost_inputs(Path(out), [*folder.files(), *paths])
     for name, new, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
         if new is None and not before:
             raise MeidbenchError(f"the run does not record the path of its {name}; give it as {name} (--{name})")
     loaded = load_split(inputs.split_path if split is None else split)
-    if loaded.digest != inputs.split_digest:
-        raise MeidbenchError(
-            f"{folder.path} was trained on {inputs.dataset} with the digest {inputs.split_digest[:12]}..., this split "
-            f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own as split (--split)"
-        )
-    if inputs.has_other_content(loaded.content_digest):
-        others = "was trained on a split with other class names or groups"
-        raise MeidbenchError(f"{folder.path} {others}; name its own as split (--split)")
+    _refuse_other_split(folder, inputs, loaded)
     if subset is None and loaded.default_subset != "test":
         report(f"note: {loaded.dataset} has no test videos, so its {loaded.default_subset} is scored")
     subset = subset or loaded.default_subset
@@ -318,12 +328,8 @@ def predict(
         present = ", ".join(name for name in SUBSETS if len(loaded.rows(name)))
         raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}; it has some in {present}")
     source = inputs.open_features() if features is None else open_features(features)
-    source.check(loaded.video_ids(subset))
-    notes = source.take_notes()
     with join_processes(device) as processes:
-        if processes.is_first:
-            for note in notes:
-                report(note)
+        report_notes(source, loaded.video_ids(subset), report if processes.is_first else lambda line: None)
         loader = make_subset_loader(loaded, subset, source, config, processes)
         if source.dim != inputs.dim:
             raise FeatureError(

@@ -75,7 +75,7 @@ class UnusableVideo(Exception):
 
 @dataclass(frozen=True)
 class Naming:
-    """What stands before and after the id in the name of stored features, and the HDF5 path or the array of ``.npz``.
+    """The text before and after the id in the names of stored features, and the HDF5 path or the array of ``.npz``.
 
     Examples
     --------
