@@ -159,7 +159,7 @@ class _Mmaction2Rows(ListRows):
     """Lines of a path and its labels; for a folder of frames, their number stands between the two."""
 
     are_videos: bool | None = None  # None before the first line
-    lengths: set[int] = field(default_factory=set)  # numbers of a line
+    lengths: set[int] = field(default_factory=set)  # how many numbers the lines have
 
     id_remedy: ClassVar[str] = (
         "; an id is the last name of a path without its ending, so write a table with ids of your own"
@@ -263,7 +263,9 @@ def _plain(column: "pd.Series[Any]") -> list[Any]:
 
 
 def _plain_labels(cell: Any) -> Any:
-    if isinstance(cell, tuple | set | frozenset | np.ndarray):
+    if isinstance(cell, np.ndarray | np.generic):
+        return cell.tolist()
+    if isinstance(cell, tuple | set | frozenset):
         cell = list(cell)
     return [part.item() if isinstance(part, np.generic) else part for part in cell] if isinstance(cell, list) else cell
 
