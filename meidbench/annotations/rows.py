@@ -270,7 +270,7 @@ def _plain_labels(cell: Any) -> Any:
     return [part.item() if isinstance(part, np.generic) else part for part in cell] if isinstance(cell, list) else cell
 
 
-TABLES = "CSV, tab-separated text (.tsv), Parquet, a JSON list or JSON lines"
+TABLES = "CSV, tab-separated text, Parquet, a JSON list or JSON lines"
 
 
 def _check_types(path: Path, schema: pa.Schema) -> None:
@@ -298,7 +298,7 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[Rows]:
-    """Open a table: Parquet by its first bytes, JSON by a ``[`` or ``{``, tab-separated by ``.tsv``, otherwise CSV."""
+    """Open a table: Parquet or JSON by its first bytes, tab-separated by its header or ``.tsv``, otherwise CSV."""
     start = _read_start(path, 1 << 10)
     if (kind := describe_content(path)) == "a prediction file":
         raise SplitError(f"{path} is a prediction file; a table has the columns video_id and labels")
@@ -317,7 +317,9 @@ def open_table(path: Path) -> Iterator[Rows]:
             yield (_JsonList if first == b"[" else _JsonLines)(path, (), stream)
             return
         with _readable(path, "CSV"):
-            reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            line = start.partition(b"\n")[0]
+            has_tabs = path.suffix.lower() == ".tsv" or (b"\t" in line and b"," not in line)
+            reader = csv.reader(stream, delimiter="\t" if has_tabs else ",", strict=True)
             header = tuple(name.strip() for name in next(reader, []))
         yield Rows(path, header, reader)
 
