@@ -16,7 +16,7 @@ from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
-from meidbench.baselines.run_folder import Inputs, RunFolder, digest_recipe
+from meidbench.baselines.run_folder import RunFolder, digest_recipe
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.evaluate import average_precision, evaluate_scores, mean_by_group
@@ -262,15 +262,15 @@ def _check_predictions(folder: RunFolder, split: Split, subset: str, told: MeanA
         raise MeidbenchError(f"{folder.result(subset)} is not the result of {path.name}")
 
 
-def _refuse_other_split(folder: RunFolder, inputs: Inputs, loaded: Split) -> None:
-    if loaded.digest != inputs.split_digest:
-        raise MeidbenchError(
-            f"{folder.path} was trained on {inputs.dataset} with the digest {inputs.split_digest[:12]}..., this split "
-            f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own as split (--split)"
-        )
-    if inputs.has_other_content(loaded.content_digest):
-        others = "was trained on a split with other class names or groups"
-        raise MeidbenchError(f"{folder.path} {others}; name its own as split (--split)")
+def _choose_subset(split: Split, subset: str | None, report: Report) -> str:
+    """Return the subset to score, by default the split's; refuse one without videos."""
+    if subset is None and split.default_subset != "test":
+        report(f"note: {split.dataset} has no test videos, so its {split.default_subset} is scored")
+    subset = subset or split.default_subset
+    if not len(split.rows(subset)):
+        present = ", ".join(name for name in SUBSETS if len(split.rows(name)))
+        raise MeidbenchError(f"the split {split.dataset} has no video in {subset}; it has some in {present}")
+    return subset
 
 
 def predict(
@@ -316,17 +316,19 @@ def predict(
     sources = (inputs.split_path, inputs.features_path, split, getattr(features, "path", features))
     paths = [Path(source) for source in sources if source and isinstance(source, str | os.PathLike)]
     refuse_lost_inputs(Path(out), [*folder.files(), *paths])
-    for name, new, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
-        if new is None and not before:
+    for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
+        if given is None and not before:
             raise MeidbenchError(f"the run does not record the path of its {name}; give it as {name} (--{name})")
     loaded = load_split(inputs.split_path if split is None else split)
-    _refuse_other_split(folder, inputs, loaded)
-    if subset is None and loaded.default_subset != "test":
-        report(f"note: {loaded.dataset} has no test videos, so its {loaded.default_subset} is scored")
-    subset = subset or loaded.default_subset
-    if not len(loaded.rows(subset)):
-        present = ", ".join(name for name in SUBSETS if len(loaded.rows(name)))
-        raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}; it has some in {present}")
+    if loaded.digest != inputs.split_digest:
+        raise MeidbenchError(
+            f"{folder.path} was trained on {inputs.dataset} with the digest {inputs.split_digest[:12]}..., this split "
+            f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own as split (--split)"
+        )
+    if inputs.has_other_content(loaded.content_digest):
+        others = "was trained on a split with other class names or groups"
+        raise MeidbenchError(f"{folder.path} {others}; name its own as split (--split)")
+    subset = _choose_subset(loaded, subset, report)
     source = inputs.open_features() if features is None else open_features(features)
     with join_processes(device) as processes:
         report_notes(source, loaded.video_ids(subset), report if processes.is_first else lambda line: None)
