@@ -325,6 +325,21 @@ def test_names_with_more_than_the_id_are_told_in_the_words_of_the_caller(
     assert outcome.exit_code == 1 and f"\nOpen these features with {options}: " in outcome.stdout
 
 
+def test_no_rule_is_told_where_it_does_not_mend_what_is_missing(tmp_path, arrays):
+    folder()(tmp_path, arrays)
+    folder("{}_flow.npy")(tmp_path, arrays)
+    with pytest.raises(FeatureError) as caught:
+        open_features(tmp_path).check([*arrays, "gone"])
+    assert "1 missing: gone" in str(caught.value) and "suffix" not in str(caught.value)
+
+
+def test_an_array_of_a_file_with_one_array_is_no_choice(tmp_path, arrays, run):
+    folder("train/{}.npy")(tmp_path, arrays)
+    for path in (tmp_path, tmp_path / "train"):
+        outcome = run("verify-features", path, "--dataset", "rgb")
+        assert outcome.exit_code == 1 and "holds no .npz files: leave out --dataset rgb\n" in outcome.stderr
+
+
 def test_ids_that_differ_otherwise_are_told_with_their_rule(tmp_path, arrays):
     folder()(tmp_path, {video_id.lower(): array for video_id, array in arrays.items()})
     with pytest.raises(FeatureError, match="; rename these videos, or mend the ids of the split: .* lower case"):

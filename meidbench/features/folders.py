@@ -53,7 +53,7 @@ class NpyFolder(FeatureSource):
         names, below = self._list("")
         for ending, stored in names.items():
             if any(not name.startswith(".") for name in stored):  # not files such as "._VIDEO_ID.npy"
-                self._places = ending, {}
+                self._keep(ending, {})
                 return set(stored) if self.naming == Naming() else self._select(stored)
         found: dict[str, dict[str, list[str]]] = {ending: {} for ending in names}
         waiting, seen = below, set()
@@ -69,10 +69,19 @@ class NpyFolder(FeatureSource):
             for ending, stored in names.items():
                 for video_id in self._select(stored):
                     found[ending].setdefault(video_id, []).append(folder)
-        ending = next((ending for ending, folders in found.items() if folders), ".npy")
+        if not any(found.values()):
+            self._places = ".npy", {}
+            return set()
+        ending = next(ending for ending, folders in found.items() if folders)
         self._refuse_doubled(ending, {name: folders for name, folders in found[ending].items() if len(folders) > 1})
-        self._places = ending, {video_id: folders[0] for video_id, folders in found[ending].items()}
+        self._keep(ending, {video_id: folders[0] for video_id, folders in found[ending].items()})
         return set(found[ending])
+
+    def _keep(self, ending: str, places: dict[str, str]) -> None:
+        if ending == ".npy" and self.naming.dataset:
+            named = f"dataset={self.naming.dataset!r}"
+            raise FeatureError(f"a .npy file has one array, and {self.path} holds no .npz files: leave out {named}")
+        self._places = ending, places
 
     def _select(self, stored: Iterable[str]) -> set[str]:
         """Return the ids of stored names with the prefix and the suffix, which do not begin with a dot."""
@@ -126,8 +135,8 @@ class NpyFolder(FeatureSource):
     def refuse_empty(self) -> FeatureError:  # noqa: D102
         return FeatureError(f"there are no features in {self.path}; {describe_folder(self.path, self.naming)}")
 
-    def find_remedy(self, problem: str, asked: Collection[str] = ()) -> str:  # noqa: D102
-        return describe_objects(self.path) if problem == "objects" else super().find_remedy(problem, asked)
+    def find_remedy(self, problem: str, missing: Collection[str] = ()) -> str:  # noqa: D102
+        return describe_objects(self.path) if problem == "objects" else super().find_remedy(problem, missing)
 
     def stamp(self, video_ids: Iterable[str]) -> str:  # noqa: D102
         return sha256("".join(f"{name} {self._version(name)}\n" for name in video_ids).encode()).hexdigest()

@@ -196,7 +196,7 @@ class FeatureSource(ABC):
         usual = widths.most_common(1)[0][0] if widths else None
         offenders["width"] = [f"{name} ({width})" for name, (_, width) in shapes.items() if width != usual]
         if any(offenders.values()):
-            raise self._refusal(offenders, list(unique), usual)
+            raise self._refusal(offenders, len(unique), usual)
         if usual is not None:
             self._dim = usual
         return np.array([shapes[video_id][0] for video_id in asked], dtype=np.int64)
@@ -211,39 +211,40 @@ class FeatureSource(ABC):
             check_id(video_id)
             yield
         except UnusableVideo as error:
-            raise self._refusal({error.problem: [_named(video_id, error)]}, [video_id], None) from None
+            raise self._refusal({error.problem: [_named(video_id, error)]}, 1, None) from None
 
-    def _refusal(self, offenders: dict[str, list[str]], asked: list[str], width: int | None) -> FeatureError:
+    def _refusal(self, offenders: dict[str, list[str]], asked: int, width: int | None) -> FeatureError:
         words = {**PROBLEMS, "width": f"{PROBLEMS['width']} ({width})"}
         found = {kind: names for kind, names in offenders.items() if names}
         listed = [f"{len(names):,} {words[kind]}: {first_few(names)}" for kind, names in found.items()]
-        naming = self.find_naming(asked) if "missing" in found else ""
-        remedies = [self.find_remedy(kind, asked) for kind in found if kind != "missing" or not naming]
-        head = f"{sum(map(len, found.values())):,} of {len(asked):,} videos cannot be used from {self.path}"
+        missing = found.get("missing", [])
+        naming = self.find_naming(missing)
+        remedies = [self.find_remedy(kind, missing) for kind in found if kind != "missing" or not naming]
+        head = f"{sum(map(len, found.values())):,} of {asked:,} videos cannot be used from {self.path}"
         lines = [f"{head}; {naming}" if naming else f"{head}:", bullet_list(listed)]
         lines += [f"Expected {self.expected}: {TYPES}.", *dict.fromkeys(remedies)]
         return FeatureError("\n".join(lines))
 
-    def find_remedy(self, problem: str, asked: Collection[str] = ()) -> str:
-        """Return what to do about a problem, a key of ``PROBLEMS``, with videos that are asked for."""
+    def find_remedy(self, problem: str, missing: Collection[str] = ()) -> str:
+        """Return what to do about a problem, a key of ``PROBLEMS``, with videos, which may be missing."""
         if problem != "missing":
             return _REMEDIES[problem]
-        if naming := self.find_naming(asked):
+        if naming := self.find_naming(missing):
             return f"{naming[0].upper()}{naming[1:]}."
         ids = self.ids()
         there = f"These are features of {len(ids):,} videos, such as {min(ids)}" if ids else "There are no features"
         return f"{there}: name those of this dataset, or make them of its videos: {_COMMAND}."
 
-    def find_naming(self, asked: Collection[str]) -> str:
-        """Return the one rule by which names in the source become ids that are asked for; empty without one."""
-        ids = self.ids()
-        if (rule := find_id_rule(ids, asked)) is None:
+    def find_naming(self, missing: Collection[str]) -> str:
+        """Return the one rule by which names in the source become ids that are missing; empty without one."""
+        ids = self.ids() if missing else set()
+        if (rule := find_id_rule(ids, missing)) is None:
             return ""
         if not (rule.prefix or rule.suffix):
             return f"rename these videos, or mend the ids of the split: {rule}"
         whole = Naming(self.naming.prefix + rule.prefix, rule.suffix + self.naming.suffix)
         named = [f"{name}={part!r}" for name, part in vars(whole).items() if part]
-        first = next(name for name in sorted(asked) if f"{rule.prefix}{name}{rule.suffix}" in ids)
+        first = next(name for name in sorted(missing) if f"{rule.prefix}{name}{rule.suffix}" in ids)
         return f"open these features with {', '.join(named)}: {whole.stored(first)} is the name of {first}"
 
     def refuse_empty(self) -> FeatureError:
