@@ -222,7 +222,7 @@ def test_a_matrix_and_ids_that_do_not_fit_are_refused(given, tmp_path):
             open_predictions(path, ids)
         return str(caught.value)
 
-    assert "without video ids. Give their file with --ids FILE (ids=FILE in Python)" in complaint(tmp_path / "s.npy")
+    assert "without video ids. Give their file with --ids FILE (in Python meid" in complaint(tmp_path / "s.npy")
     assert "meidbench.write_predictions(path, video_ids, scores)" in complaint(tmp_path / "s.npy")
     assert "has 48 ids, the scores have 49 rows" in complaint(tmp_path / "s.npy", tmp_path / "ids")
     assert "the scores have shape (12,)" in complaint(tmp_path / "flat.npy", tmp_path / "ids")
