@@ -160,7 +160,7 @@ def test_wrong_arguments_are_refused_by_their_names(toy_split, ids, scores, fram
     assert "shape (49, 12); expected (48, 12)" in message_of(evaluate, scores, ids[1:], toy_split)
     assert "there is no prediction file nowhere.npz" in message_of(evaluate, "nowhere.npz", split=toy_split)
     assert "(in PyTorch logits.float()" in message_of(evaluate, torch.zeros(49, 12).bfloat16(), ids, toy_split)
-    assert "in Python allow_float16=True" in message_of(evaluate, scores.astype("f2"), ids, toy_split)
+    assert "by allow_float16=True" in message_of(evaluate, scores.astype("f2"), ids, toy_split)
     write, path = mb.write_predictions, tmp_path / "p.parquet"
     assert "unknown subset 'tset'" in message_of(write, path, ids, scores, toy_split, "tset")
     assert "pass frame[list(split.class_names)]" in message_of(write, path, ids, frame[frame.columns[::-1]], toy_split)

@@ -102,9 +102,8 @@ def align_predictions(
     """
     wanted = split.video_ids(subset)
     if not wanted:
-        others = [name for name in SUBSETS if split.video_ids(name)]
-        remedy = f"name one of {', '.join(others) or 'none'} with --subset (subset=... in Python)"
-        raise PredictionError(f"the split {split.dataset} has no video in {subset}; {remedy}")
+        others = " or ".join(f'subset="{name}"' for name in SUBSETS if split.video_ids(name))
+        raise PredictionError(f"the split {split.dataset} has no video in {subset}{others and f'; name {others}'}")
     problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, split, allow_float16)
     can_read = predictions.num_videos <= 2 * len(wanted) + 1000
     can_read = can_read and predictions.num_classes <= 2 * split.num_classes + 1000
@@ -259,7 +258,7 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
         elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]
         hint = f"; it holds videos of {' and '.join(elsewhere)}" if elsewhere and elsewhere != [subset] else ""
         if len(elsewhere) == 1 and given <= set(split.video_ids(elsewhere[0])):
-            hint += f' alone: score them with --subset {elsewhere[0]} (subset="{elsewhere[0]}" in Python)'
+            hint += f' alone: score them with subset="{elsewhere[0]}"'
         elif rule := find_id_rule(unknown, missing):
             hint = f"; {rule}"
         elif {"0", "1"} <= set(unknown) <= set(map(str, range(len(video_ids)))):
@@ -291,8 +290,7 @@ def _shape_problems(predictions: Predictions | PredictionFile, split: Split, all
             raise PredictionError(f"the scores have shape {shape}; expected {expected}")
     problems = []
     if predictions.dtype.kind == "f" and predictions.dtype.itemsize == 2 and not allow_float16:
-        allowing = "allow it (--allow-float16; in Python allow_float16=True)"
-        problems.append(f"the scores are float16, which makes ties: write float32, or {allowing}")
+        problems.append("the scores are float16, which makes ties: write float32, or allow them by allow_float16=True")
     if predictions.num_classes != split.num_classes:
         problems.append(
             f"there are scores for {predictions.num_classes:,} classes, the split has {split.num_classes:,}"

@@ -33,9 +33,8 @@ class NpyFile(PredictionFile):
         super().__init__(path)
         if ids is None:
             raise self.refusal(
-                "it is a matrix without video ids. Give their file with --ids FILE (in Python "
-                "meidbench.read_predictions(path, ids=FILE)): one id per line, in the order of the rows; or write "
-                "meidbench.write_predictions(path, video_ids, scores)"
+                "it is a matrix without video ids. Name the file of the ids, one per line in the order of the rows, by "
+                "ids=FILE, or write meidbench.write_predictions(path, video_ids, scores)"
             )
         with self._scores() as (_, shape, _, self.dtype):
             pass
