@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from meidbench.cli.parameters import (
-    INPUT_FILE,
+    INPUT_FILE_OR_URL,
     NAMED_FILE,
     SEED,
     OutputFile,
@@ -14,6 +14,8 @@ from meidbench.cli.parameters import (
     command,
     echo,
     json_file,
+    local_argument,
+    local_path,
     option_with_default,
     print_result,
     progress_bar,
@@ -35,7 +37,7 @@ _allow_float16 = click.option(
     epilog="\b\nExample:\n"
     "  meidbench evaluate predictions.npz --split charadeslt \\\n      --bootstrap 1000 --json r.json",
 )
-@click.argument("predictions", type=INPUT_FILE)
+@click.argument("predictions", type=INPUT_FILE_OR_URL)
 @split_option
 @subset_option
 @json_file
@@ -65,14 +67,15 @@ _allow_float16 = click.option(
     help="Limit for the scores; a larger file is scored block by block, with the same result.",
 )
 def evaluate(
-    predictions: Path, split: str, subset: str, json_file: Path | None, per_class: Path | None, protocol: str,
+    predictions: str | Path, split: str, subset: str, json_file: Path | None, per_class: Path | None, protocol: str,
     bootstrap: int, seed: int, allow_float16: bool, memory: int,
 ) -> None:  # fmt: skip
     """Score PREDICTIONS: overall, head, medium and tail mAP, top-1 and top-5 accuracy.
 
     PREDICTIONS is Parquet (video_id, scores), NPZ or HDF5 (video_ids, scores), CSV (video_id, then the classes) or the
-    official Charades text form, rows in any order. Scores are real numbers; a higher score is more likely. Logits and
-    probabilities are both accepted; logits have no ties, which float32 probabilities near 1 have.
+    official Charades text form, rows in any order, or the https://, s3:// or hf:// address of such a file. Scores are
+    real numbers; a higher score is more likely. Logits and probabilities are both accepted; logits have no ties, which
+    float32 probabilities near 1 have.
     """
     from meidbench.evaluation.bootstrap import bootstrap_steps
     from meidbench.evaluation.evaluate import evaluate_scores
@@ -87,7 +90,7 @@ def evaluate(
             "--bootstrap goes with --protocol tie-aware: the others give videos with the same score an arbitrary order"
         )
     loaded = load_split(split)
-    opened = open_predictions(predictions)
+    opened = open_predictions(local_path(predictions))
     scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap)
     with progress_bar("bootstrap", steps) as advance:
@@ -136,7 +139,7 @@ def compare(
     from meidbench.report.text import comparison_table, title_lines
     from meidbench.splits.split import load_split
 
-    runs = [ComparedRun.from_argument(text) for text in predictions]
+    runs = [ComparedRun.from_argument(local_argument(text)) for text in predictions]
     if missing := [run.path for run in runs if not run.path.exists()]:
         raise click.UsageError(f"there is no prediction file {first_few(missing)}")
     loaded = load_split(split)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from meidbench.checks import describe_missing
+from meidbench.checks import describe_missing, is_url
 from meidbench.errors import PredictionError, describe_content, first_few
 from meidbench.predictions.arrays import Hdf5File, NpzFile
 from meidbench.predictions.base import PredictionFile, TableFile
@@ -76,18 +76,28 @@ def refuse_foreign(path: Path, start: bytes) -> None:
         raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")
 
 
-def open_predictions(path: Path) -> PredictionFile:
+def _make_local(path: str | Path) -> Path:
+    """Return a local path; a file at an address is fetched first."""
+    if not is_url(path):
+        return Path(path)
+    from meidbench.annotations.download import fetch_url
+
+    return fetch_url(str(path))
+
+
+def open_predictions(path: str | Path) -> PredictionFile:
     """Open a prediction file; its content decides the form, not its name. Pickled objects are never loaded.
 
     The forms are Parquet (``video_id``, ``scores``), NPZ or HDF5 (``video_ids``, ``scores``), CSV with a header, and
-    the official Charades text form.
+    the official Charades text form. A text such as ``https://...``, ``s3://...`` or ``hf://...`` is an address, whose
+    file is fetched through fsspec to ``MEIDBENCH_HOME`` first.
 
     Raises
     ------
     PredictionError
         The file does not exist, is empty, damaged, or of an unknown form.
     """
-    path = Path(path)
+    path = _make_local(path)
     if made := sorted(path.glob("predictions-*.parquet")) if path.is_dir() else []:
         raise PredictionError(f"{path} is the folder of a run; name a file of scores in it: {first_few(made)}")
     if not path.is_file():

@@ -60,7 +60,7 @@ class BlockScores:
     blocks: Callable[[], Iterable[Block]]
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: str | Path) -> Predictions:
     """Read a prediction file of any form into memory; see ``open_predictions``."""
     file = open_predictions(path)
     try:
