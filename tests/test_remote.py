@@ -151,7 +151,11 @@ def test_a_file_that_is_cut_off_leaves_nothing(site):
 
 def test_a_file_that_is_not_there_and_a_folder_are_refused(site, memory, toy_split_file, run):
     outcome = run("evaluate", site.url.replace("run", "none"), "--split", toy_split_file)
-    assert outcome.exit_code == 1 and "got: there is no such file, or it is not public" in outcome.stderr
+    assert outcome.exit_code == 1 and "\n  got: the answer 404 Not Found\n" in outcome.stderr
+    with pytest.raises(DownloadError, match="got: ClientConnectorError: Cannot connect to host localhost:1"):
+        fetch_url("https://localhost:1/a.parquet?token=secret")
+    with pytest.raises(DownloadError, match="got: there is no such file, or it is not public"):
+        fetch_url("memory://none")
     memory.pipe("/a/b.parquet", b"x")
     with pytest.raises(DownloadError, match="memory://a is a folder; name a file in it"):
         fetch_url("memory://a")

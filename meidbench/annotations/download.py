@@ -436,9 +436,13 @@ def _fetch_into(
 
 
 def _unfetched(shown: str, error: Exception) -> DownloadError:
-    reason = (str(error).strip().splitlines() or [""])[0]
-    got = f"{type(error).__name__}: {re.sub(r'[?][^ ]*', '?...', reason)}"
-    if isinstance(error, FileNotFoundError):
+    # For fsspec, each failure of a first request is a file that is not there.
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    reason = re.sub(r"[?]\S*", "?...", (str(cause).strip().splitlines() or [""])[0])
+    got = f"{type(cause).__name__}: {reason}"
+    if status := getattr(cause, "status", None):
+        got = f"the answer {status} {getattr(cause, 'message', '')}".rstrip()
+    elif isinstance(cause, FileNotFoundError):
         got = "there is no such file, or it is not public"
     return DownloadError(
         f"cannot fetch {shown}\n  got: {got}\n  remedy: compare the address, try again, or fetch the file by hand and "
