@@ -27,7 +27,8 @@ from meidbench.files import written_whole
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
-from meidbench.predictions.align import align_predictions, read_predictions, run_warnings, write_predictions
+from meidbench.predictions.align import align_predictions, read_predictions, run_warnings
+from meidbench.predictions.values import write_predictions
 from meidbench.splits.split import Split, load_split
 
 # VideoLT's batch in training; without gradients it always fits into memory.

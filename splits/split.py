@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ from meidbench.files import written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
 from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, Thresholds, content_digest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHANGED, UNVERIFIED = "changed", "unverified"  # variants of what calls itself released
 METADATA_KEY = b"meidbench"
@@ -293,6 +298,16 @@ class Split:
         """Return row (as in ``video_ids``) and class index of every label of one subset, row by row."""
         return _label_pairs(self.rows(subset))
 
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return the videos as a DataFrame, with a list of class names as ``labels``; segments are left out.
+
+        ``meidbench.split_from_pandas`` makes the split again, with ``class_names`` where their order matters.
+        """
+        frame: pd.DataFrame = self.table.drop_columns(["segments"]).to_pandas()
+        rows = self.table.column("labels").to_pylist()
+        frame["labels"] = [[self.class_names[index] for index in row] for row in rows]
+        return frame
+
     def positives(self, subset: str) -> npt.NDArray[np.int64]:
         """Return the (C,) number of videos of each class in one subset; the array is read-only."""
         if subset not in self._positives:
@@ -458,6 +473,8 @@ def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     """
     if isinstance(split, Split):
         return split
+    if not isinstance(split, str | os.PathLike):
+        raise SplitError(f"split is of type {type(split).__name__}; expected a Split, its path, or a benchmark's name")
     path = Path(split)
     if str(split) in DATASETS and not path.is_file():
         path = split_path(str(split))

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 from meidbench.annotations import Annotations, read_annotations
 from meidbench.splits.manifests import load_manifest
@@ -37,3 +38,9 @@ def real_annotations(name: str) -> Annotations:
 def released_split(name: str) -> Split:
     """Return a published split, built once per test run from the real annotations."""
     return build_released(name, real_data(REAL[name]))
+
+
+def first_two_lines(outcome: Result) -> str:
+    """Return the first two lines of the error of a command, after the usage that a wrong call prints."""
+    assert isinstance(outcome.exception, SystemExit), outcome.exception
+    return "\n".join(outcome.stderr[outcome.stderr.index("Error:") :].splitlines()[:2])

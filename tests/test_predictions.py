@@ -17,8 +17,8 @@ from meidbench.predictions.align import (
     align_predictions,
     read_predictions,
     run_warnings,
-    write_predictions,
 )
+from meidbench.predictions.values import write_predictions
 from meidbench.splits.split import Split
 
 
@@ -127,6 +127,11 @@ def test_a_rule_that_mends_the_ids_is_named(given, toy_split, change, rule):
 def test_ids_read_as_numbers_lack_zeros():
     rule = find_id_rule([str(number) for number in range(120)], [f"{number:05d}" for number in range(200)])
     assert "read them as text, not as numbers (in pandas: dtype=str), '0' to '00000'" in str(rule)
+
+
+def test_numbers_of_rows_are_no_ids():
+    rule = find_id_rule(map(str, range(50)), [f"v{row * 7}" for row in range(1000, 1050)])
+    assert str(rule) == "the ids are numbers of rows, from 0: write the ids of the videos"
 
 
 def test_no_rule_is_invented():
@@ -252,7 +257,7 @@ def test_tensors_are_scored_as_their_numbers(toy_split, tmp_path):
     plain = scores.numpy()
     others = [
         scores.clone().requires_grad_(), scores.bfloat16(), plain.astype(">f4"), plain.astype(np.longdouble),
-        plain.tolist(), list(scores), torch.nn.Parameter(scores),
+        plain.tolist(), list(scores), torch.nn.Parameter(scores), list(scores.clone().requires_grad_()),
     ]  # fmt: skip
     for given in others:
         np.testing.assert_allclose(mb.average_precision(given, torch.from_numpy(labels)), expected, atol=1e-12)
@@ -273,7 +278,7 @@ def test_tensors_are_scored_as_their_numbers(toy_split, tmp_path):
     (lambda t: t.numpy().astype(object), "of type object; .* an array of float32"),
     (lambda t: [[0, 3], *[[1]] * (len(t) - 1)], "Lists of class indices must become rows of 0 and 1"),
     (lambda t: [[1]] * len(t), "shape .*, 1.; expected .*, 12"),
-    (lambda t: list(t.requires_grad_()), "torch.stack a list of tensors"),
+    (lambda t: [t[:2], t[2:]], "torch.cat a list of batches"),
     (lambda t: t.to("meta"), "no data"),
     (lambda t: t.to_sparse(), "dense"),
     (lambda t: t.bool(), "expected real numbers"),

@@ -13,7 +13,7 @@ from material import TOY, TOY_MANIFEST
 
 from meidbench.errors import OutputError, SplitError
 from meidbench.names import SUBSETS
-from meidbench.predictions.align import write_predictions
+from meidbench.predictions.values import write_predictions
 from meidbench.splits.manifests import load_manifest, split_path
 from meidbench.splits.released import build_released, write_csv, write_lists
 from meidbench.splits.split import (

@@ -140,7 +140,7 @@ def compare(
     from meidbench.splits.split import load_split
 
     runs = [ComparedRun.from_argument(local_argument(text)) for text in predictions]
-    if missing := [run.path for run in runs if not run.path.exists()]:
+    if missing := [run.scores for run in runs if not run.scores.exists()]:
         raise click.UsageError(f"there is no prediction file {first_few(missing)}")
     loaded = load_split(split)
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(runs)

@@ -1,16 +1,19 @@
-"""Prediction files of every form, opened by their content and read block by block.
+"""Prediction files of every form, opened by their content and read block by block; several files as one run.
 
 The sizes that a file announces are compared with the file before anything is allocated.
 """
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from meidbench.checks import describe_missing, is_url
 from meidbench.errors import PredictionError, describe_content, first_few
-from meidbench.predictions.arrays import Hdf5File, NpzFile
-from meidbench.predictions.base import PredictionFile, TableFile
+from meidbench.predictions.arrays import Hdf5File, NpyFile, NpzFile
+from meidbench.predictions.base import SCORE_NAMES, JsonLinesFile, PredictionFile, Scores, TableFile
 from meidbench.predictions.parquet import ParquetFile
 
 __all__ = ["FORMS", "PredictionFile", "open_predictions"]
@@ -19,7 +22,11 @@ FORMS: dict[bytes, Callable[[Path], PredictionFile]] = {
     b"PAR1": ParquetFile,
     b"PK\x03\x04": NpzFile,
     b"\x89HDF\r\n\x1a\n": Hdf5File,
+    b"{": JsonLinesFile,
 }
+_MATRIX = b"\x93NUMPY"
+# A folder of files of one run may also hold logs.
+_ENDINGS = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv", ".txt", ".jsonl", ".json")
 
 _WRITE = 'meidbench.write_predictions("run.parquet", video_ids, {})'
 _NUMBERS = f"\n  {_WRITE.format('np.array(scores, np.float32)')}"
@@ -46,34 +53,35 @@ REMEDIES = {
 }
 # Forms of JSON by their beginning: the words, and the ids and the scores in what json.load returns.
 _JSON = (
-    (r'\{\s*"[^"]*"\s*:\s*\[\s*-?\d', "scores by video id", "list(found)", "list(found.values())"),
+    (
+        rf'\{{\s*"(?!(?i:{"|".join(SCORE_NAMES)})")[^"]*"\s*:\s*\[\s*-?\d',  # no JSON lines whose scores come first
+        "scores by video id",
+        "list(found)",
+        "list(found.values())",
+    ),
     (r"\[\s*\[", "a list of scores without video ids", "video_ids", "found"),
     (
         r'\[\s*\{[^}]*"video_id"',
-        "a list of objects",
+        "a list of objects; JSON lines have one object per line",
         *(f'[e["{key}"] for e in found]' for key in ("video_id", "scores")),
     ),
+    (r"\[", "a list of another form", "video_ids", "np.array(scores, np.float32)"),
 )
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
     """Refuse a file of a kind that is not read, by its content and its first bytes; the message names the remedy."""
     kind, name = describe_content(path), str(path)
-    if kind == "a file of torch.save" and path.with_name("config.json").is_file():
-        command = f"meidbench predict {path.parent} --out run.parquet"
-        raise PredictionError(f"{path} is a checkpoint of a run, which has no scores. Write them:\n  {command}")
     if kind in REMEDIES:
         raise PredictionError(f"{path} is {kind}{REMEDIES[kind].replace('{name!r}', repr(name))}")
-    text = start.decode("utf-8-sig", errors="replace").lstrip()
-    if kind == "JSON" and not re.match(r'\{[^\[{]*"(video_)?id"', text):
-        for form, words, ids, scores in _JSON:
-            if re.match(form, text):
-                write = _WRITE.format(scores).replace("video_ids", ids, 1)
-                raise PredictionError(
-                    f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  "
-                    f"found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
-                )
-        raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")
+    text = start.decode("utf-8-sig", errors="replace").lstrip() if kind == "JSON" else ""
+    for form, words, ids, scores in _JSON:
+        if re.match(form, text):
+            write = _WRITE.format(scores).replace("video_ids", ids, 1)
+            raise PredictionError(
+                f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  "
+                f"found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
+            )
 
 
 def _make_local(path: str | Path) -> Path:
@@ -85,29 +93,114 @@ def _make_local(path: str | Path) -> Path:
     return fetch_url(str(path))
 
 
-def open_predictions(path: str | Path) -> PredictionFile:
-    """Open a prediction file; its content decides the form, not its name. Pickled objects are never loaded.
+def open_predictions(paths: str | Path | Sequence[str | Path], ids: Path | None = None) -> PredictionFile:
+    """Open the predictions of a run: one file, several files, or a folder of files (one per process or shard).
 
-    The forms are Parquet (``video_id``, ``scores``), NPZ or HDF5 (``video_ids``, ``scores``), CSV with a header, and
-    the official Charades text form. A text such as ``https://...``, ``s3://...`` or ``hf://...`` is an address, whose
-    file is fetched through fsspec to ``MEIDBENCH_HOME`` first.
+    The content of a file decides its form, not its name. Pickled objects are never loaded. The forms are Parquet
+    (``video_id``, and ``scores`` as lists or a column per class), NPZ or HDF5 (``video_ids``, ``scores``), CSV, JSON
+    lines (``video_id``, ``scores``), the official Charades text form, and a ``.npy`` matrix, whose ids the file
+    ``ids`` has: one id per line, in the order of the rows. A text such as ``https://...``, ``s3://...`` or
+    ``hf://...`` is an address, whose file is fetched through fsspec to ``MEIDBENCH_HOME`` first.
 
     Raises
     ------
     PredictionError
-        The file does not exist, is empty, damaged, or of an unknown form.
+        A file does not exist, is empty, damaged, or of an unknown form; the files of a run do not belong together.
     """
-    path = _make_local(path)
-    if made := sorted(path.glob("predictions-*.parquet")) if path.is_dir() else []:
-        raise PredictionError(f"{path} is the folder of a run; name a file of scores in it: {first_few(made)}")
+    given = [_make_local(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if ids is not None:
+        ids = Path(ids)
+        if not ids.is_file():
+            raise PredictionError(describe_missing("file of ids", ids))
+    files = [file for path in given for file in (_list_folder(path) if path.is_dir() else [path])]
+    if not files:
+        raise PredictionError("no prediction file was given")
+    if ids is not None and len(files) > 1:
+        raise PredictionError(f"{ids} has the ids of one .npy matrix, but {len(files):,} files are given")
+    opened = [_open_file(file, ids) for file in files]
+    return opened[0] if len(opened) == 1 else JoinedFiles(opened)
+
+
+def _open_file(path: Path, ids: Path | None) -> PredictionFile:
     if not path.is_file():
         raise PredictionError(describe_missing("prediction file", path))
+    if path.name in ("best.pt", "last.pt") and (path.parent / "config.json").is_file():
+        raise PredictionError(f"{path} is a checkpoint of a run. {_describe_run(path.parent)}")
     with path.open("rb") as stream:
         start = stream.read(1 << 12)
     if not start:
         raise PredictionError(f"{path} is empty")
     refuse_foreign(path, start)
-    form = next((form for magic, form in FORMS.items() if start.startswith(magic)), TableFile)
-    file = form(path)
+    if start.startswith(_MATRIX):
+        file: PredictionFile = NpyFile(path, ids)
+    elif ids is not None:
+        raise PredictionError(f"{ids} has the ids of a .npy matrix; {path} is none, and must hold its ids itself")
+    else:
+        form = next((form for magic, form in FORMS.items() if start.startswith(magic)), TableFile)
+        file = form(path)
     file.check_dtype()
     return file
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    """Return the files of a run in a folder, which have one ending."""
+    if (folder / "config.json").is_file() and (folder / "log.jsonl").is_file():
+        raise PredictionError(f"{folder} is a run of meidbench train. {_describe_run(folder)}")
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    found = [path for path in files if path.suffix.lower() in _ENDINGS]
+    if not found:
+        held = first_few(path.name for path in files) or "no file"
+        raise PredictionError(f"{folder} holds {held}; expected prediction files ({', '.join(_ENDINGS)})")
+    if len(counts := Counter(path.suffix.lower() for path in found)) > 1:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
+        raise PredictionError(f"{folder} holds files of several forms ({kinds}); name the files of one run")
+    return found
+
+
+def _describe_run(folder: Path) -> str:
+    """Return the remedy where a run of ``meidbench train`` is given in the place of predictions."""
+    held = sorted(folder.glob("predictions-*.parquet"))
+    predict = f"meidbench predict {folder} --subset SUBSET --out FILE"
+    return f"Its predictions: {first_few(held)}; {predict} writes others" if held else f"{predict} writes predictions"
+
+
+class JoinedFiles(PredictionFile):
+    """Several files as one: the rows of the first file, then those of the next one."""
+
+    def __init__(self, files: Sequence[PredictionFile]) -> None:
+        first = files[0]
+        super().__init__(first.path)
+        self.files = files
+        for file in files[1:]:
+            other = ""
+            if file.num_classes != first.num_classes:
+                other = f"scores for {file.num_classes:,} classes, {first.path} for {first.num_classes:,}"
+            elif file.class_names != first.class_names:
+                other = f"other class columns than {first.path}, or another order of them"
+            elif file.dtype != first.dtype:
+                other = f"scores of type {file.dtype}, {first.path} of {first.dtype}"
+            if other:
+                raise file.refusal(f"it has {other}; expected files of one run")
+        self.num_classes, self.class_names, self.dtype = first.num_classes, first.class_names, first.dtype
+        self.num_videos = sum(file.num_videos for file in files)
+        self.metadata = self._join_metadata()
+
+    def _join_metadata(self) -> dict[str, Any]:
+        """Return the facts of all files; the run is that of a file that was chosen on test, or else the first."""
+        joined: dict[str, Any] = {}
+        for file in self.files:
+            for key, value in file.metadata.items():
+                chosen = isinstance(value, dict) and value.get("select_on") == "test"
+                if key == "run" and chosen:
+                    joined[key] = value
+                elif joined.setdefault(key, value) != value and key != "run":
+                    raise file.refusal(f"its {key} is not that of {self.path}; expected files of one run")
+        return joined
+
+    def _read_ids(self) -> list[str]:
+        return [video_id for file in self.files for video_id in file.video_ids]
+
+    def blocks(self) -> Iterator[tuple[int, Scores]]:
+        starts = accumulate((file.num_videos for file in self.files), initial=0)
+        for first, file in zip(starts, self.files, strict=False):
+            yield from ((first + start, block) for start, block in file.blocks())
