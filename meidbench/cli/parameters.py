@@ -97,7 +97,6 @@ command = partial(click.command, cls=Command)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 INPUT = InputPath()
 INPUT_FILE = InputPath(dir_okay=False)
-INPUT_FILE_OR_URL = InputPath(dir_okay=False, urls=True)
 INPUT_FOLDER = InputPath(file_okay=False)
 # NAME=FILE, or a name that is a file's or not.
 NAMED_FILE = InputName(lambda value: [Path(value), Path(value.partition("=")[2] or value)])

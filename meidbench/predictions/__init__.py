@@ -13,7 +13,14 @@ from typing import Any
 from meidbench.checks import describe_missing, is_url
 from meidbench.errors import PredictionError, describe_content, first_few
 from meidbench.predictions.arrays import Hdf5File, NpyFile, NpzFile
-from meidbench.predictions.base import SCORE_NAMES, JsonLinesFile, PredictionFile, Scores, TableFile
+from meidbench.predictions.base import (
+    ID_NAMES,
+    SCORE_NAMES,
+    JsonLinesFile,
+    PredictionFile,
+    Scores,
+    TableFile,
+)
 from meidbench.predictions.parquet import ParquetFile
 
 __all__ = ["FORMS", "PredictionFile", "open_predictions"]
@@ -51,14 +58,11 @@ REMEDIES = {
     "a split file": ". Name the prediction file in its place, and this file with --split",
     **dict.fromkeys(("an image", "a video file", "a PDF document"), _NO_SCORES),
 }
+# JSON lines: an object with a key that names ids or scores.
+_OBJECT = re.compile(rf'\{{.*"({"|".join((*ID_NAMES, *SCORE_NAMES))})"\s*:', re.IGNORECASE | re.DOTALL)
 # Forms of JSON by their beginning: the words, and the ids and the scores in what json.load returns.
 _JSON = (
-    (
-        rf'\{{\s*"(?!(?i:{"|".join(SCORE_NAMES)})")[^"]*"\s*:\s*\[\s*-?\d',  # no JSON lines whose scores come first
-        "scores by video id",
-        "list(found)",
-        "list(found.values())",
-    ),
+    (r'\{\s*"[^"]*"\s*:\s*\[\s*-?\d', "scores by video id", "list(found)", "list(found.values())"),
     (r"\[\s*\[", "a list of scores without video ids", "video_ids", "found"),
     (
         r'\[\s*\{[^}]*"video_id"',
@@ -72,16 +76,21 @@ _JSON = (
 def refuse_foreign(path: Path, start: bytes) -> None:
     """Refuse a file of a kind that is not read, by its content and its first bytes; the message names the remedy."""
     kind, name = describe_content(path), str(path)
+    if kind == "a file of torch.save" and path.with_name("config.json").is_file():
+        command = f"meidbench predict {path.parent} --out run.parquet"
+        raise PredictionError(f"{path} is a checkpoint of a run, which has no scores. Write them:\n  {command}")
     if kind in REMEDIES:
         raise PredictionError(f"{path} is {kind}{REMEDIES[kind].replace('{name!r}', repr(name))}")
-    text = start.decode("utf-8-sig", errors="replace").lstrip() if kind == "JSON" else ""
-    for form, words, ids, scores in _JSON:
-        if re.match(form, text):
-            write = _WRITE.format(scores).replace("video_ids", ids, 1)
-            raise PredictionError(
-                f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  "
-                f"found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
-            )
+    text = start.decode("utf-8-sig", errors="replace").lstrip()
+    if kind == "JSON" and not _OBJECT.match(text):
+        for form, words, ids, scores in _JSON:
+            if re.match(form, text):
+                write = _WRITE.format(scores).replace("video_ids", ids, 1)
+                raise PredictionError(
+                    f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  "
+                    f"found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
+                )
+        raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")
 
 
 def _make_local(path: str | Path) -> Path:
@@ -124,8 +133,6 @@ def open_predictions(paths: str | Path | Sequence[str | Path], ids: Path | None 
 def _open_file(path: Path, ids: Path | None) -> PredictionFile:
     if not path.is_file():
         raise PredictionError(describe_missing("prediction file", path))
-    if path.name in ("best.pt", "last.pt") and (path.parent / "config.json").is_file():
-        raise PredictionError(f"{path} is a checkpoint of a run. {_describe_run(path.parent)}")
     with path.open("rb") as stream:
         start = stream.read(1 << 12)
     if not start:
@@ -144,8 +151,11 @@ def _open_file(path: Path, ids: Path | None) -> PredictionFile:
 
 def _list_folder(folder: Path) -> list[Path]:
     """Return the files of a run in a folder, which have one ending."""
-    if (folder / "config.json").is_file() and (folder / "log.jsonl").is_file():
-        raise PredictionError(f"{folder} is a run of meidbench train. {_describe_run(folder)}")
+    if (folder / "config.json").is_file() and any((folder / name).is_file() for name in ("log.jsonl", "best.pt")):
+        if made := sorted(folder.glob("predictions-*.parquet")):
+            raise PredictionError(f"{folder} is the folder of a run; name a file of scores in it: {first_few(made)}")
+        command = f"meidbench predict {folder} --out run.parquet"
+        raise PredictionError(f"{folder} is the folder of a run, which has no scores. Write them:\n  {command}")
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     found = [path for path in files if path.suffix.lower() in _ENDINGS]
     if not found:
@@ -155,13 +165,6 @@ def _list_folder(folder: Path) -> list[Path]:
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
         raise PredictionError(f"{folder} holds files of several forms ({kinds}); name the files of one run")
     return found
-
-
-def _describe_run(folder: Path) -> str:
-    """Return the remedy where a run of ``meidbench train`` is given in the place of predictions."""
-    held = sorted(folder.glob("predictions-*.parquet"))
-    predict = f"meidbench predict {folder} --subset SUBSET --out FILE"
-    return f"Its predictions: {first_few(held)}; {predict} writes others" if held else f"{predict} writes predictions"
 
 
 class JoinedFiles(PredictionFile):

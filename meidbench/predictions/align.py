@@ -76,7 +76,7 @@ def reading_warnings(predictions: Predictions | PredictionFile, split: Split) ->
 
 
 _PADDING = "torch's DistributedSampler repeats videos until all processes have the same number of them"
-_AVERAGE = "average the scores of a video first, e.g. pandas.DataFrame(scores, index=video_ids).groupby(level=0).mean()"
+_AVERAGE = "pandas.DataFrame(scores, index=video_ids).groupby(level=0).mean()"
 _MOST_VIEWS = 64  # per video, in a file whose ids are read
 
 
@@ -102,7 +102,9 @@ def align_predictions(
     """
     wanted = split.video_ids(subset)
     if not wanted:
-        raise PredictionError(f"the split {split.dataset} has no video in {subset}")
+        others = [name for name in SUBSETS if split.video_ids(name)]
+        remedy = f"name one of {', '.join(others) or 'none'} with --subset (subset=... in Python)"
+        raise PredictionError(f"the split {split.dataset} has no video in {subset}; {remedy}")
     problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, split, allow_float16)
     can_read = predictions.num_videos <= 2 * len(wanted) + 1000
     can_read = can_read and predictions.num_classes <= 2 * split.num_classes + 1000
@@ -183,7 +185,9 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
         if names in (None, list(split.class_names)) or (names == columns and _class_order(columns, split) is not None):
             continue
         if not isinstance(names, list) or len(names) != split.num_classes:
-            problems.append(f"its class names are not {split.num_classes:,} names")
+            others = [str(name) for name in names if name not in split.class_names] if isinstance(names, list) else []
+            which = f": {first_few(others)} are no classes" if len(others) < len(names) / 2 else ""
+            problems.append(f"its class names are not {split.num_classes:,} names{which}")
         else:
             pairs = enumerate(zip(names, split.class_names, strict=True))
             other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
@@ -235,12 +239,11 @@ def _repeat_problems(predictions: Predictions | PredictionFile, can_read: bool) 
                     differing[video_id] = None
     if not differing:
         return []
-    remedy = f"If these are several views (clips, crops) of one video, {_AVERAGE}"
-    if len(video_ids) < 2 * len(set(video_ids)):
-        remedy += f". If the rows are repeated because {_PADDING}, keep the first of each video"
-    return [
-        f"{len(differing):,} video(s) occur more than once, with different scores: {_named(list(differing))}. {remedy}"
-    ]
+    problem = f"{len(differing):,} video(s) occur more than once, with different scores: {_named(list(differing))}"
+    views = f"several views (clips, crops) of one video: average them first, e.g. {_AVERAGE}"
+    if len(repeated) == len(set(video_ids)):
+        return [f"{problem}. They are {views}"]
+    return [f"{problem}. They may be {views}. Or {_PADDING}: keep the first row of each video"]
 
 
 def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: str) -> list[str]:
@@ -249,7 +252,8 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
     problems = []
     given, known = set(video_ids), set(wanted)
     if missing := [video_id for video_id in wanted if video_id not in given]:
-        problems.append(f"{len(missing):,} of {len(wanted):,} videos are missing: {first_few(missing)}")
+        rest = "; if each process or shard wrote a file, give all of them" if _is_shard(given, known) else ""
+        problems.append(f"{len(missing):,} of {len(wanted):,} videos are missing: {first_few(missing)}{rest}")
     if unknown := [video_id for video_id in dict.fromkeys(video_ids) if video_id not in known]:
         elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]
         hint = f"; it holds videos of {' and '.join(elsewhere)}" if elsewhere and elsewhere != [subset] else ""
@@ -261,6 +265,10 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
         place = 0 if hint else len(problems)
         problems.insert(place, f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")
     return problems
+
+
+def _is_shard(given: set[str], wanted: set[str]) -> bool:
+    return given < wanted and 0 < len(given) <= 2 * len(wanted) // 3
 
 
 def _named(video_ids: list[str]) -> str:

@@ -145,7 +145,9 @@ def _read_header(stream: IO[bytes], name: str, announced: int) -> tuple[tuple[in
         raise ValueError(f"format version {version} of array {name} is unknown")
     shape, by_column, dtype = read(stream)
     if dtype.hasobject:
-        values = "np.array(video_ids).astype(str)" if name == "video_ids" else "np.array(scores.tolist(), np.float32)"
+        values = (
+            f"np.array({name}).astype(str)" if name.lower() in ID_NAMES else "np.array(scores.tolist(), np.float32)"
+        )
         raise ValueError(f"{name} holds pickled objects, which are never loaded; save {name}={values}")
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize + stream.tell()
     if size != announced:
@@ -170,7 +172,8 @@ class Hdf5File(PredictionFile):
         self._rehearsed: set[str] = set()
         with self._opened() as file:
             held = [name for name in file if isinstance(name, str)]
-            self._scores_name = self.find_scores(held, "datasets")
+            features = "; features are given to 'meidbench train' and 'predict' with --features"
+            self._scores_name = self.find_scores(held, "datasets", features if "features" in held else "")
             self._ids_name = next(iter(find_names(held, ID_NAMES)), ID_NAMES[1])
             ids, scores = self._dataset(file, self._ids_name), self._dataset(file, self._scores_name)
             if scores.ndim != 2 or ids.shape != scores.shape[:1]:
@@ -198,9 +201,7 @@ class Hdf5File(PredictionFile):
 
         found = open_inside(file, name)
         if found is None:
-            features = "; features are given to 'meidbench train' and 'predict' with --features"
-            rest = features if "features" in file else ""
-            raise self.refusal(f"it lacks {name}; it holds {first_few(file) or 'nothing'}{rest}")
+            raise self.refusal(f"it lacks {name}; it holds {first_few(file) or 'nothing'}")
         if not isinstance(found, h5py.Dataset):
             raise self.refusal(f"{name} is not a dataset")
         if name == self._ids_name and found.dtype.itemsize > LONGEST_ID:

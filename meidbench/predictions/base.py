@@ -28,6 +28,8 @@ INDEX_NAMES = ("", "Unnamed: 0", "index", "level_0", "__index_level_0__")
 
 Scores = npt.NDArray[Any]
 
+_WRITTEN = "; expected video_ids and scores, as meidbench.write_predictions(path, video_ids, scores) writes them"
+
 
 def find_names(names: Iterable[str], known: Sequence[str]) -> list[str]:
     """Return those of the names that are known, in the order of the known ones.
@@ -95,7 +97,7 @@ class PredictionFile(ABC):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self.refusal(f"not a readable {form}: {reason}") from None
 
-    def find_scores(self, names: Iterable[str], what: str) -> str:
+    def find_scores(self, names: Iterable[str], what: str, remedy: str = "") -> str:
         """Return the name of the scores among the names of columns, arrays or keys; refuse none and several."""
         held = list(names)
         found = find_names(held, SCORE_NAMES)
@@ -103,7 +105,7 @@ class PredictionFile(ABC):
             return found[0]
         if found:
             raise self.refusal(f"it has the {what} {first_few(found)}; name the one to score {SCORE_NAMES[0]}")
-        raise self.refusal(f"it lacks {SCORE_NAMES[0]}; it holds {first_few(held) or 'nothing'}")
+        raise self.refusal(f"it lacks {SCORE_NAMES[0]}; it holds {first_few(held) or 'nothing'}{remedy or _WRITTEN}")
 
     @cached_property
     def video_ids(self) -> list[str]:
