@@ -7,6 +7,7 @@ import pickle
 import re
 import shlex
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -85,10 +86,16 @@ def test_features(form, toy_split):
 
 @pytest.mark.parametrize("form", examples_of("Labels"))
 def test_labels(form, run):
-    *prepare, command = examples_of("Labels")[form]
-    for line in prepare:
-        subprocess.run(["sh", "-c", line], check=True)
-    run(*shlex.split(command)[1:])
+    import pandas as pd
+
+    *prepare, command = lines = examples_of("Labels")[form]
+    if command.startswith("mb."):
+        exec("\n".join(lines), {"mb": mb, "pd": pd})
+    else:
+        for line in prepare:
+            subprocess.run(["sh", "-c", line.replace("python -c", f"{sys.executable} -c")], check=True)
+        outcome = run(*shlex.split(command)[1:])
+        assert outcome.exit_code == 0, outcome.stderr
     assert mb.load_split("mine.parquet").num_classes == 2
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from material import first_two_lines
+from material import first_two_lines, run_code_of
 from sklearn.metrics import average_precision_score
 from torch.utils.data import DistributedSampler
 
@@ -51,8 +51,8 @@ def form(outcome, says="", mend=None, stored=None):
     """Register a form.
 
     outcome is what the documentation promises, EITHER where it promises nothing. says is a pattern: of the output
-    where the form is read, of the first two lines where it is refused. mend applies the remedy; stored gives the scores
-    as the form keeps them.
+    where the form is read, of the first two lines where it is refused. mend applies the remedy and returns the new
+    arguments, or the names with which the code of the message runs. stored gives the scores as the form keeps them.
     """
 
     def register(write):
@@ -74,7 +74,11 @@ def test_form(write, promised, says, mend, stored, given, toy_split, toy_split_f
     else:
         assert promised != READ, outcome.stderr
         assert re.search(says, first_two_lines(outcome), re.I), outcome.stderr
-        outcome = run("evaluate", *mend(ids, scores, names), "--split", toy_split_file, "--json", "-")
+        mended = mend(ids, scores, names)
+        if isinstance(mended, dict):
+            run_code_of(outcome, mended)
+            mended = ["run.parquet"]
+        outcome = run("evaluate", *mended, "--split", toy_split_file, "--json", "-")
         assert outcome.exit_code == 0, outcome.stderr
     want = reference(scores if stored is None else stored(scores), labels)
     assert json.loads(outcome.stdout)["mAP"]["overall"] == pytest.approx(want, abs=1e-12)
@@ -143,14 +147,9 @@ def drop_label_column():
     return ["mended.parquet"]
 
 
-@form(EITHER, r"to_parquet|write_predictions", lambda i, s, n: feather_to_parquet())
+@form(EITHER, r"to_parquet", lambda i, s, n: {"pandas": pd})
 def feather(ids, scores, names):
     pd.DataFrame({"video_id": ids, "scores": list(scores)}).to_feather("preds.feather")
-
-
-def feather_to_parquet():
-    pd.read_feather("preds.feather").to_parquet("mended.parquet")
-    return ["mended.parquet"]
 
 
 # --- pandas: CSV and JSON ---
@@ -217,9 +216,14 @@ def with_header(names):
     return ["mended.csv"]
 
 
-@form(EITHER, r"list|one column per class|write_predictions", by_write_predictions)
+@form(EITHER, r"to_parquet", lambda i, s, n: lists_as_parquet(i, s))
 def csv_with_lists_in_cells(ids, scores, names):
     pd.DataFrame({"video_id": ids, "scores": scores.tolist()}).to_csv("preds.csv", index=False)
+
+
+def lists_as_parquet(ids, scores):
+    pd.DataFrame({"video_id": ids, "scores": scores.tolist()}).to_parquet("mended.parquet")
+    return ["mended.parquet"]
 
 
 @form(EITHER, r"gunzip|decompress|unpack|gzip -d", lambda i, s, n: unpack())
@@ -237,36 +241,25 @@ def json_lines(ids, scores, names):
     pd.DataFrame({"video_id": ids, "scores": list(scores)}).to_json("preds.jsonl", orient="records", lines=True)
 
 
-@form(EITHER, r"lines=True|JSON lines|one .* per line", lambda i, s, n: records_to_lines())
+@form(EITHER, r"write_predictions", lambda i, s, n: {"meidbench": mb})
 def json_records(ids, scores, names):
     pd.DataFrame({"video_id": ids, "scores": list(scores)}).to_json("preds.json", orient="records")
 
 
-def records_to_lines():
-    records = json.loads(Path("preds.json").read_text())
-    Path("mended.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return ["mended.jsonl"]
-
-
-@form(REFUSED, r"\"video_id\".*\"scores\"|write_predictions", lambda i, s, n: dict_to_predictions())
+@form(EITHER, r"write_predictions", lambda i, s, n: {"meidbench": mb})
 def json_dict(ids, scores, names):
     with Path("preds.json").open("w") as f:
         json.dump({video: row.tolist() for video, row in zip(ids, scores, strict=True)}, f)
 
 
-def dict_to_predictions():
-    scores = json.loads(Path("preds.json").read_text())
-    return by_write_predictions(list(scores), list(scores.values()), None)
-
-
-@form(REFUSED, r"write_predictions|to_parquet", lambda i, s, n: unpickled_frame())
+@form(REFUSED, r"write_predictions", lambda i, s, n: unpickled_frame())
 def pandas_pickle(ids, scores, names):
     pd.DataFrame(scores, index=pd.Index(ids, name="video_id"), columns=names).to_pickle("preds.pkl")
 
 
 def unpickled_frame():
     frame = pd.read_pickle("preds.pkl")
-    return by_write_predictions(frame.index.tolist(), frame.to_numpy(), None)
+    return {"meidbench": mb, "np": np, "video_ids": frame.index, "scores": frame.to_numpy()}
 
 
 # --- NumPy ---
@@ -283,7 +276,7 @@ def renamed_arrays():
     return ["mended.npz"]
 
 
-@form(EITHER, r"astype\(str\)|np\.array\(\w*ids\w*\)|write_predictions", lambda i, s, n: ids_as_text())
+@form(EITHER, r"astype\(str\)|dtype=str|write_predictions", lambda i, s, n: ids_as_text())
 def npz_object_ids(ids, scores, names):
     frame = pd.DataFrame({"video_id": ids}, dtype=object)
     np.savez("preds.npz", video_ids=frame.video_id.values, scores=scores)
@@ -291,7 +284,7 @@ def npz_object_ids(ids, scores, names):
 
 def ids_as_text():
     arrays = np.load("preds.npz", allow_pickle=True)
-    np.savez("mended.npz", video_ids=arrays["video_ids"].astype(str), scores=arrays["scores"])
+    np.savez("mended.npz", video_ids=np.array(arrays["video_ids"], dtype=str), scores=arrays["scores"])
     return ["mended.npz"]
 
 
@@ -324,7 +317,7 @@ def npy_dict(ids, scores, names):
 
 def loaded_dict():
     loaded = np.load("preds.npy", allow_pickle=True).item()
-    return by_write_predictions(loaded["ids"], loaded["scores"], None)
+    return {"meidbench": mb, "np": np, "video_ids": loaded["ids"], "scores": loaded["scores"]}
 
 
 @form(REFUSED, r"transpose|\.T\b|12 x 49|\(12, 49\)|12 rows", lambda i, s, n: transposed())
@@ -376,13 +369,17 @@ def torch_dict(ids, scores, names):
 
 def loaded_tensors():
     loaded = torch.load("preds.pt")
-    return by_write_predictions(loaded["video_ids"], loaded["logits"], None)
+    return {"meidbench": mb, "np": np, "video_ids": loaded["video_ids"], "scores": loaded["logits"]}
 
 
-@form(REFUSED, r"write_predictions", lambda i, s, n: by_write_predictions(i, torch.load("scores.pth"), n))
+@form(REFUSED, r"write_predictions", lambda i, s, n: loaded_matrix(i))
 def torch_tensor(ids, scores, names):
     logits = [torch.from_numpy(batch) for batch in np.array_split(scores, 5)]
     torch.save(torch.cat(logits), "scores.pth")
+
+
+def loaded_matrix(ids):
+    return {"meidbench": mb, "np": np, "video_ids": ids, "scores": torch.load("scores.pth")}
 
 
 @form(REFUSED, r"write_predictions", lambda i, s, n: results_of_mmaction2(i))
@@ -394,7 +391,7 @@ def pickle_of_mmaction2(ids, scores, names):
 
 def results_of_mmaction2(ids):
     results = pickle.loads(Path("result.pkl").read_bytes())
-    return by_write_predictions(ids, torch.stack([result["pred_score"] for result in results]), None)
+    return {"meidbench": mb, "np": np, "video_ids": ids, "scores": [result["pred_score"] for result in results]}
 
 
 @form(READ)
@@ -479,8 +476,10 @@ def ten_crops(ids, scores, names):
 
 
 def averaged_views():
-    frame = pd.read_parquet("preds.parquet").groupby("video_id").mean()
-    return by_write_predictions(frame.index.tolist(), frame.to_numpy(), None)
+    frame = pd.read_parquet("preds.parquet")
+    video_ids, scores = frame.video_id, frame.drop(columns="video_id").to_numpy()
+    pd.DataFrame(scores, index=video_ids).groupby(level=0).mean().to_parquet("mended.parquet")
+    return ["mended.parquet"]
 
 
 @form(REFUSED, r"averag", lambda i, s, n: averaged_files(i))

@@ -298,6 +298,8 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
 def open_table(path: Path) -> Iterator[Rows]:
     """Open a table: Parquet by its first bytes, JSON by a ``[`` or ``{``, tab-separated by ``.tsv``, otherwise CSV."""
     start = _read_start(path, 1 << 10)
+    if (kind := describe_content(path)) == "a prediction file":
+        raise SplitError(f"{path} is a prediction file; a table has the columns video_id and labels")
     if start.startswith(b"PAR1"):
         with _readable(path, "Parquet"):
             file = pq.ParquetFile(path)
@@ -305,7 +307,8 @@ def open_table(path: Path) -> Iterator[Rows]:
             _check_types(path, file.schema_arrow)
             yield _ParquetRows(path, tuple(file.schema_arrow.names), file)
         return
-    _refuse_foreign(path, f"a table is {TABLES}, with the columns video_id and labels")
+    if kind not in ("", "JSON", "empty"):
+        raise SplitError(f"{path} is {kind}; a table is {TABLES}, with the columns video_id and labels")
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     with path.open(encoding="utf-8-sig", newline="") as stream:
         if first in (b"[", b"{"):
@@ -319,8 +322,9 @@ def open_table(path: Path) -> Iterator[Rows]:
 
 @contextmanager
 def _open_list(path: Path, kind: type[ListRows]) -> Iterator[Rows]:
-    _read_start(path, 1)  # to refuse what cannot be read
-    _refuse_foreign(path, "a list is text, one line per video")
+    _read_start(path, 1)  # names a file that cannot be read
+    if (content := describe_content(path)) not in ("", "empty"):
+        raise SplitError(f"{path} is {content}; a list is text, one line per video")
     with path.open(encoding="utf-8-sig") as stream:
         yield kind(path, ("video_id", "labels"), stream)
 
@@ -331,11 +335,6 @@ def _read_start(path: Path, size: int) -> bytes:
             return stream.read(size)
     except (OSError, ValueError) as error:  # a path may hold a zero byte
         raise SplitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _refuse_foreign(path: Path, expected: str) -> None:
-    if (kind := describe_content(path)) not in ("", "JSON", "empty"):
-        raise SplitError(f"{path} is {kind}; {expected}")
 
 
 # --- which form a file has --------------------------------------------------------------------------------------

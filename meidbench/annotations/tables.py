@@ -221,7 +221,7 @@ def split_from_pandas(
     if class_names is not None:
         if isinstance(class_names, str | Path) or not all(isinstance(name, str) for name in class_names):
             raise RequestError("class_names must be a list of texts, in the order of the indices")
-        names = check_class_names(list(class_names), "class_names", "entry")
+        names = check_class_names(list(class_names), "class_names", "place")
     rows, found = read_frame(frame, names)
     if names is None and found is not None:
         names = check_class_names(list(found), "the columns of frame", "column")

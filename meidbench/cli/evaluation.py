@@ -8,7 +8,6 @@ import click
 from meidbench.cli.parameters import (
     INPUT_FILE,
     SEED,
-    SUBSET,
     InputName,
     InputPath,
     OutputFile,
@@ -23,6 +22,7 @@ from meidbench.cli.parameters import (
     print_result,
     progress_bar,
     split_option,
+    subset_option,
     write_text,
 )
 from meidbench.errors import escape_controls, first_few
@@ -46,7 +46,6 @@ PREDICTIONS = _Predictions(urls=True)
 NAMED_PREDICTIONS = InputName(
     lambda text: [*PREDICTIONS.files(Path(text)), *PREDICTIONS.files(Path(text.partition("=")[2] or text))]
 )
-_subset = click.option("--subset", type=SUBSET, help="[default: test; val where the split has no test]")
 _seed = option_with_default("--seed", type=SEED, default=0, help="Of the bootstrap.")
 _allow_float16 = click.option(
     "--allow-float16", is_flag=True, help="Accept half-precision scores, in which rounding makes ties."
@@ -76,7 +75,7 @@ def _choose_subset(split: "Split", subset: str | None) -> str:
 )
 @click.argument("predictions", nargs=-1, required=True, metavar="PREDICTIONS...", type=PREDICTIONS)
 @split_option
-@_subset
+@subset_option
 @click.option(
     "--ids",
     type=INPUT_FILE,
@@ -167,7 +166,7 @@ def evaluate(
 )
 @click.argument("predictions", nargs=-1, required=True, metavar="[NAME=]PATH...", type=NAMED_PREDICTIONS)
 @split_option
-@_subset
+@subset_option
 @click.option("--reference", help="The run that the others are compared with [default: the first].")
 @bootstrap_option
 @_seed

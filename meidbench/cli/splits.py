@@ -18,6 +18,7 @@ from meidbench.cli.parameters import (
     SEED,
     SPLIT,
     SPLIT_SOURCE,
+    InputName,
     OutputFile,
     as_json,
     command,
@@ -386,11 +387,26 @@ def import_split(
     echo(f"\nwrote {out}")
 
 
+def _convert_splits(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Read several splits as ``SPLIT`` does one, and name all that do not exist."""
+    found, problems = [], []
+    for value in values:
+        try:
+            found.append(SPLIT.convert(value, param, ctx))
+        except click.BadParameter as error:
+            problems.append(error.message)
+    if problems:
+        raise click.BadParameter("\n".join(problems), ctx, param)
+    return tuple(found)
+
+
 @command(
     short_help="Print Table 1 for split files.",
     epilog="\b\nExample:\n  meidbench stats charadeslt charadesegolt --plot frequencies.svg",
 )
-@click.argument("splits", nargs=-1, required=True, metavar="SPLIT...", type=SPLIT)
+@click.argument(
+    "splits", nargs=-1, required=True, metavar="SPLIT...", type=InputName(SPLIT.files), callback=_convert_splits
+)
 @click.option(
     "--plot", type=OutputFile(*PLOT_FORMATS), help="Draw the class frequency curves to FILE (.png, .svg or .pdf)."
 )

@@ -207,9 +207,6 @@ def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
         if np.ma.is_masked(values):
             raise ValueError("some are masked")
         array: Scores = np.asarray(values)
-        if array.dtype.name == "bfloat16":  # of JAX and TensorFlow
-            refuse_half(name, "bfloat16", half)
-            array = array.astype(np.float32)
     except PredictionError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -236,7 +233,7 @@ _REMEDY = (
 def check_numbers(scores: Scores) -> None:
     """Refuse scores that are not real numbers."""
     if scores.dtype.kind not in "fiu":
-        remedy = f". {_REMEDY}" if scores.dtype.kind == "O" else ""
+        remedy = f". {_REMEDY}" if scores.dtype.kind in "OV" else ""
         raise PredictionError(f"the scores are of type {scores.dtype}; expected real numbers{remedy}")
 
 

@@ -16,7 +16,7 @@ from meidbench.evaluation.results import GROUPS_SHOWN, Result, describe_subset, 
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import GROUP_NAMES, Split
-from meidbench.splits.statistics import Statistics, split_statistics
+from meidbench.splits.statistics import Statistics, describe_missing_subsets, split_statistics
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -99,7 +99,8 @@ def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[st
     """Return a line per fact that a reader of a column of Table 1 needs besides its numbers."""
     lines = []
     for title, entry in zip(titles, statistics, strict=True):
-        lines += [f"{title}: {note}" for note in entry.notes]
+        sizes = {subset: getattr(entry, subset) for subset in SUBSETS}
+        lines += [f"{title}: {note}" for note in (*entry.notes, *describe_missing_subsets(sizes))]
         if entry.classes_without_videos:
             what = "classes have no video in any subset and count in no group"
             lines.append(f"{title}: {entry.classes_without_videos:,} of the {what}")
@@ -120,6 +121,8 @@ def _paper_column(manifest: Manifest) -> dict[str, list[str]]:
 
 def _statistics_column(facts: Mapping[str, float]) -> list[str]:
     """Return the cells of a column of Table 1; a dash stands for an unknown statistic."""
+    if facts.get("test") == 0:
+        facts = {**facts, "least_positives_test": math.nan}
     digits = {name: 2 for name in facts if name.startswith("labels_per_video_")}
     digits |= {"imbalance_ratio": 1, "labels_per_video": 2 if digits else 1}
     return [
