@@ -325,7 +325,7 @@ def test_a_metric_refuses_what_does_not_belong_to_it(toy_split, ids, scores, fra
     assert f"9 of 49 videos are missing: {ids[40]}" in missing and "merge the metrics of all processes" in missing
     metric.update(ids[40:], scores[40:])
     metric.update(ids[:2], scores[:2] + 1)
-    assert "average the scores of a video first" in message_of(metric.compute)
+    assert "average them first" in message_of(metric.compute)
     metric.reset()
     metric.update(["else", *ids[1:]], scores)
     assert "1 video(s) are not in test: else" in message_of(metric.compute)

@@ -32,7 +32,7 @@ class BlockScores:
     blocks: Callable[[], Iterable[Block]]
 
 
-def read_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> Predictions:
+def read_predictions(paths: str | Path | Sequence[str | Path], ids: Path | None = None) -> Predictions:
     """Read the prediction file or files of a run, of any form, into memory; see ``open_predictions``."""
     file = open_predictions(paths, ids)
     try:
@@ -184,10 +184,10 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
         if names in (None, list(split.class_names)) or (names == columns and _class_order(columns, split) is not None):
             continue
         if not isinstance(names, list) or len(names) != split.num_classes:
-            given = filter(lambda name: isinstance(name, str), names if isinstance(names, list) else ())
-            strange = first_few(name for name in given if name not in split.class_names)
-            rest = f"; others are {strange}" if strange else ""
-            problems.append(f"its class names are not {split.num_classes:,} names{rest}")
+            given = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+            others = [name for name in given if name not in split.class_names]
+            which = f": {first_few(others)} are no classes" if len(others) < len(given) / 2 else ""
+            problems.append(f"its class names are not {split.num_classes:,} names{which}")
         else:
             pairs = enumerate(zip(names, split.class_names, strict=True))
             other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
