@@ -1,7 +1,8 @@
 """Several runs on one subset, side by side: means with intervals, paired differences, wins and losses per class."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from meidbench.splits.metadata import Thresholds
 from meidbench.splits.split import Split
 
 Reals = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 EQUAL = 1e-12  # average precisions that differ only by rounding are a tie
 
 
@@ -85,6 +87,9 @@ class MethodResult(Measures):
     ``mAP``, ``seed_spread``, ``difference`` and ``tally`` are per group (overall, head, medium, tail), ``ap`` (NaN
     without positives) and ``ap_difference`` per class. The differences and the tally are against the reference, and
     None for itself; ``seed_spread`` is None without several seeds, ``seeds`` empty where the names have none.
+    ``corrected`` is the two-sided probability of each group's difference after Holm's correction
+    (``Comparison.with_reference``). ``samples`` are the (replicates, C) average precisions of the bootstrap; they are
+    not in the JSON.
     """
 
     name: str
@@ -95,6 +100,8 @@ class MethodResult(Measures):
     tally: dict[str, WinTieLoss] | None
     ap: tuple[float, ...]
     ap_difference: tuple[Difference, ...] | None
+    corrected: dict[str, float] | None
+    samples: Reals = field(repr=False, compare=False)
     warnings: tuple[str, ...]
 
 
@@ -125,7 +132,33 @@ class Comparison:
 
     def to_json(self) -> str:
         """Return the comparison as JSON: keys sorted, the same bytes for the same input."""
-        return render_json(asdict(self))
+        methods = tuple(replace(method, samples=np.empty(0)) for method in self.methods)
+        content = asdict(replace(self, methods=methods))
+        for method in content["methods"]:
+            del method["samples"]
+        return render_json(content)
+
+    def with_reference(self, name: str) -> "Comparison":
+        """Return the same comparison against another reference.
+
+        Per group, the two-sided probabilities of all methods but the reference are corrected together (Holm, 1979). The
+        two-sided probability is 2 min(P, 1 - P), where P is the probability of being better, and at least 2 /
+        ``replicates``: fewer than one replicate cannot be counted.
+        """
+        reference = {method.name: method for method in self.methods}.get(name)
+        if reference is None:
+            raise _unknown_reference(name, [method.name for method in self.methods])
+        groups = np.array([facts.group for facts in self.classes])
+        members = {group: np.flatnonzero((groups == group) | (group == GROUPS_SHOWN[0])) for group in GROUPS_SHOWN}
+        methods = [_compare_with(reference, method, members) for method in self.methods]
+        compared = {method.name: method.difference for method in methods if method.difference is not None}
+        corrected: dict[str, dict[str, float]] = {other: {} for other in compared}
+        for group in GROUPS_SHOWN:
+            probabilities = [_two_sided(difference[group], self.replicates) for difference in compared.values()]
+            for other, value in zip(compared, correct_holm(probabilities), strict=True):
+                corrected[other][group] = value
+        methods = [replace(method, corrected=corrected.get(method.name)) for method in methods]
+        return replace(self, reference=name, methods=tuple(methods))
 
 
 @dataclass
@@ -210,11 +243,8 @@ def compare(
             ClassFacts(entry.index, entry.name, entry.group, entry.train_count, entry.positives)
             for entry in first.per_class
         ),
-        methods=tuple(
-            _summarise(name, method, None if name == reference else methods[reference], split)
-            for name, method in methods.items()
-        ),
-    )
+        methods=tuple(_summarise(name, method, split) for name, method in methods.items()),
+    ).with_reference(reference)
 
 
 def _check_names(runs: Sequence[ComparedRun], names: Sequence[str], reference: str) -> None:
@@ -224,11 +254,15 @@ def _check_names(runs: Sequence[ComparedRun], names: Sequence[str], reference: s
             f"{mixed[0]} has runs with and without a seed: name all of them NAME@SEED, or give them different names"
         )
     if reference not in names:
-        raise RequestError(f"the reference {reference!r} is not one of the runs: {', '.join(names)}")
+        raise _unknown_reference(reference, names)
     if len({(run.method, run.seed) for run in runs}) < len(runs):
         raise RequestError(
             "two runs have the same name; tell them apart by NAME=PATH, seeds of a method by NAME@SEED=PATH"
         )
+
+
+def _unknown_reference(name: str, names: Sequence[str]) -> RequestError:
+    return RequestError(f"the reference {name!r} is not one of the runs: {', '.join(names)}")
 
 
 def _score(
@@ -245,21 +279,10 @@ def _score(
     return result, bootstrap_samples(scores, subset_positives(split, subset), ap, replicates, seed, advance)
 
 
-def _summarise(name: str, method: _SeedResults, reference: _SeedResults | None, split: Split) -> MethodResult:
+def _summarise(name: str, method: _SeedResults, split: Split) -> MethodResult:
     by_seed = {group: np.array([getattr(result.mAP, group) for result in method.results]) for group in GROUPS_SHOWN}
-    ap, means = method.ap, bootstrap_means(method.samples, split)
-    difference = tally = ap_difference = None
-    if reference is not None:
-        change, samples = ap - reference.ap, method.samples - reference.samples
-        change_means = bootstrap_means(samples, split)
-        difference, tally = {}, {}
-        for group, members in group_members(split).items():
-            known = change[members][~np.isnan(change[members])]
-            mean = float(known.mean()) if len(known) else float("nan")
-            difference[group] = _difference(mean, change_means[group])
-            wins, losses = int((known > EQUAL).sum()), int((known < -EQUAL).sum())
-            tally[group] = WinTieLoss(wins, len(known) - wins - losses, losses)
-        ap_difference = tuple(map(_difference, change.tolist(), samples.T))
+    samples = method.samples
+    means = bootstrap_means(samples, group_members(split))
     spread = {
         group: SeedSpread(len(values), float(values.std(ddof=1)), float(values.min()), float(values.max()))
         for group, values in by_seed.items()
@@ -271,18 +294,62 @@ def _summarise(name: str, method: _SeedResults, reference: _SeedResults | None, 
         seeds=tuple(method.seeds) if method.seeds != [""] else (),
         mAP={name: Estimate(float(by.mean()), **vars(compute_interval(means[name]))) for name, by in by_seed.items()},
         seed_spread=spread or None,
-        difference=difference,
-        tally=tally,
-        ap=tuple(ap.tolist()),
-        ap_difference=ap_difference,
+        difference=None,
+        tally=None,
+        ap=tuple(method.ap.tolist()),
+        ap_difference=None,
+        corrected=None,
+        samples=samples,
         warnings=tuple(dict.fromkeys(warning for result in method.results for warning in result.warnings)),
     )
 
 
-def _difference(value: float, samples: Reals) -> Difference:
-    if not len(samples) or np.isnan(samples).any():
-        return Difference(value, float("nan"), float("nan"), float("nan"))
-    interval = compute_interval(samples, within=(-1.0, 1.0))
+def _compare_with(reference: MethodResult, method: MethodResult, members: Mapping[str, Indices]) -> MethodResult:
+    if method.name == reference.name:
+        return replace(method, difference=None, tally=None, ap_difference=None)
+    change, samples = np.subtract(method.ap, reference.ap), method.samples - reference.samples
+    means = bootstrap_means(samples, members)
+    difference, tally = {}, {}
+    for group, indices in members.items():
+        known = change[indices][~np.isnan(change[indices])]
+        mean = known.mean() if len(known) else float("nan")
+        difference[group] = _differences(np.array([mean]), means[group][:, None])[0]
+        wins, losses = int((known > EQUAL).sum()), int((known < -EQUAL).sum())
+        tally[group] = WinTieLoss(wins, len(known) - wins - losses, losses)
+    return replace(method, difference=difference, tally=tally, ap_difference=tuple(_differences(change, samples)))
+
+
+def _differences(values: Reals, samples: Reals) -> list[Difference]:
+    """Return the differences with their (replicates, values) samples."""
+    if not len(samples):
+        return [Difference(value, math.nan, math.nan, math.nan) for value in values.tolist()]
+    low, high = np.clip(np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0), -1.0, 1.0)
     even = np.abs(samples) <= EQUAL
-    better = (np.count_nonzero(samples[~even] > 0) + 0.5 * np.count_nonzero(even)) / len(samples)
-    return Difference(value, interval.low, interval.high, float(better))
+    better = (np.count_nonzero(~even & (samples > 0), axis=0) + 0.5 * np.count_nonzero(even, axis=0)) / len(samples)
+    better[np.isnan(samples).any(axis=0)] = math.nan
+    return [Difference(*numbers) for numbers in np.column_stack([values, low, high, better]).tolist()]
+
+
+def _two_sided(difference: Difference, replicates: int) -> float:
+    better = difference.probability
+    return math.nan if math.isnan(better) else 2 * max(min(better, 1 - better), 1 / replicates)
+
+
+def correct_holm(probabilities: Sequence[float]) -> list[float]:
+    """Correct the two-sided probabilities of several differences: the chance that any of them is found by luck.
+
+    The smallest of m probabilities is multiplied by m, the next by m - 1, and so on; none becomes smaller than the one
+    before it, or larger than 1. A NaN does not count and stays NaN. Source: S. Holm, "A simple sequentially rejective
+    multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+
+    Examples
+    --------
+    >>> correct_holm([0.5, 0.01, 0.03])
+    [0.5, 0.03, 0.06]
+    """
+    tests = [place for place, value in enumerate(probabilities) if not math.isnan(value)]
+    corrected, highest = [math.nan] * len(probabilities), 0.0
+    for rank, place in enumerate(sorted(tests, key=lambda place: probabilities[place])):
+        highest = max(highest, min(1.0, (len(tests) - rank) * probabilities[place]))
+        corrected[place] = highest
+    return corrected
