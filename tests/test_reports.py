@@ -9,6 +9,7 @@ from html import unescape
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy, ClassFacts
 from meidbench.report.drawing import choose_ticks, estimate_width, format_coordinate, format_tick, shorten
 from meidbench.report.html import comparison_html
 from meidbench.report.latex import comparison_latex, escape_latex
-from meidbench.report.plots import GROUP_COLOURS
+from meidbench.report.plots import GROUP_COLOURS, plot_class_frequencies
 from meidbench.report.text import (
     DASH,
     MINUS,
@@ -454,6 +455,27 @@ def test_page_and_plots_have_the_same_colours():
     assert light.keys() == dark.keys() and not set(re.findall(r"var\(--([\w-]+)\)", STYLE)) - light.keys() - {
         "shade", "faint", "fill", "edge",
     }  # fmt: skip
+
+
+def test_class_frequencies_are_dots_on_one_logarithmic_axis_under_the_paper_s_names(toy_split, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    named = replace(toy_split.metadata, dataset="charadeslt")
+    larger = replace(named, dataset="other", variant="pareto", train_counts=tuple(9 * toy_split.train_counts))
+    splits = [toy_split, *(SimpleNamespace(
+        metadata=facts, dataset=facts.dataset, variant=facts.variant, num_classes=facts.num_classes,
+        groups=toy_split.groups, train_counts=np.array(facts.train_counts),
+    ) for facts in (named, larger))]  # fmt: skip
+    plot_class_frequencies(splits, tmp_path / "p.svg")
+    panels = drawn[0].axes
+    assert [panel.get_title() for panel in panels] == ["toylt", "CharadesLT", "other (pareto)"]
+    assert {panel.get_ylim() for panel in panels} == {panels[0].get_ylim()}
+    low, high = panels[0].get_ylim()
+    for panel, split in zip(panels, splits, strict=True):
+        assert panel.get_yscale() == "log" and not panel.patches
+        dots = [line for line in panel.lines if line.get_marker() == "."]
+        counts = sorted((y for line in dots for y in line.get_ydata()), reverse=True)
+        assert counts == sorted(split.train_counts, reverse=True) and low < counts[-1] and counts[0] < high
 
 
 @pytest.mark.parametrize("text", ["", "short", "a_long_name_of_a_method_" * 9, "見出し" * 30, "W" * 90, " x " * 40])
