@@ -128,6 +128,8 @@ def train(
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
         folder = RunFolder(Path(out))
+        if find_scored_subsets(loaded, config.selection.subset) == ["val"]:
+            report(f"note: {loaded.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
         finished = read_trained(folder, loaded)
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None
