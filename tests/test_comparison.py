@@ -8,8 +8,8 @@ import pytest
 
 import meidbench as mb
 from meidbench.errors import MeidbenchError
-from meidbench.evaluation.bootstrap import bootstrap_average_precision
-from meidbench.evaluation.compare import ComparedRun, compare, correct_holm
+from meidbench.evaluation.bootstrap import bootstrap_average_precision, correct_holm
+from meidbench.evaluation.compare import ComparedRun, compare
 from meidbench.evaluation.ranking import Positives
 
 
@@ -90,6 +90,8 @@ def test_the_corrected_probability_is_two_sided_and_per_group(runs, toy_split):
         small, large = sorted(max(2 * min(p, 1 - p), 2 / 50) for p in better_than)
         expected = [min(1, 2 * small), min(1, max(2 * small, large))]
         assert sorted(method.corrected[group] for method in (weak, best)) == pytest.approx(expected)
+    frame = comparison.to_pandas().set_index(["method", "group"])["corrected"]
+    assert frame["best", "tail"] == best.corrected["tail"] and np.isnan(frame["better", "tail"])
 
 
 def test_another_reference_gives_what_a_comparison_with_it_gives(runs, toy_split):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError, RequestError
-from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
+from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval, correct_holm
 from meidbench.evaluation.evaluate import bootstrap_means, evaluate_scores, group_members, subset_positives
 from meidbench.evaluation.results import (
     GROUPS_SHOWN,
@@ -217,8 +217,8 @@ class Comparison(Printed):
         """Return a DataFrame with one row per method and group.
 
         ``mAP``, ``difference`` (to the reference) and their intervals ``..._low``, ``..._high`` over videos;
-        ``probability`` of being better; ``wins``, ``ties`` and ``losses`` in classes; ``seeds``, and ``seed_std`` over
-        them. Cells that have no value are NaN.
+        ``probability`` of being better; ``corrected``, two-sided, after Holm's correction; ``wins``, ``ties`` and
+        ``losses`` in classes; ``seeds``, and ``seed_std`` over them. Cells that have no value are NaN.
         """
         import pandas as pd
 
@@ -231,6 +231,7 @@ class Comparison(Printed):
                 entry = method.difference[group] if method.difference else Difference(*[math.nan] * 4)
                 row |= {"difference": entry.value, "difference_low": entry.low, "difference_high": entry.high}
                 row["probability"] = entry.probability
+                row["corrected"] = method.corrected[group] if method.corrected else math.nan
                 tally = asdict(method.tally[group]) if method.tally else {}
                 row |= {name: tally.get(name, math.nan) for name in ("wins", "ties", "losses")}
                 rows.append(row)
@@ -244,9 +245,11 @@ class Comparison(Printed):
             name = method.name + (f" ({len(method.seeds)} seeds)" if len(method.seeds) > 1 else "")
             row = [name, *(format_value(method.mAP[group].value) for group in GROUPS_SHOWN)]
             if several:
-                change = method.difference["overall"] if method.difference else None
-                around = f" [{change.low:+.3f}, {change.high:+.3f}]" if change and not math.isnan(change.low) else ""
-                row.append(f"{change.value:+.4f}{around}" if change else "reference")
+                row.append("reference")
+            if method.difference is not None:
+                change = method.difference["overall"]
+                around = f" [{format_change(change.low, 3)}, {format_change(change.high, 3)}]"
+                row[-1] = format_change(change.value, 4) + ("" if math.isnan(change.low) else around)
             rows.append(row)
         more = len(self.methods) - len(rows)
         lines = [f"and {more} more methods"] if more else []
@@ -466,21 +469,12 @@ def _two_sided(difference: Difference, replicates: int) -> float:
     return math.nan if math.isnan(better) else 2 * max(min(better, 1 - better), 1 / replicates)
 
 
-def correct_holm(probabilities: Sequence[float]) -> list[float]:
-    """Correct the two-sided probabilities of several differences: the chance that any of them is found by luck.
-
-    The smallest of m probabilities is multiplied by m, the next by m - 1, and so on; none becomes smaller than the one
-    before it, or larger than 1. A NaN does not count and stays NaN. Source: S. Holm, "A simple sequentially rejective
-    multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
-
-    Examples
-    --------
-    >>> correct_holm([0.5, 0.01, 0.03])
-    [0.5, 0.03, 0.06]
-    """
-    tests = [place for place, value in enumerate(probabilities) if not math.isnan(value)]
-    corrected, highest = [math.nan] * len(probabilities), 0.0
-    for rank, place in enumerate(sorted(tests, key=lambda place: probabilities[place])):
-        highest = max(highest, min(1.0, (len(tests) - rank) * probabilities[place]))
-        corrected[place] = highest
-    return corrected
+def format_change(value: float, digits: int) -> str:
+    """Round a difference; every number but zero gets a sign, and more digits where it would else look like zero."""
+    if abs(value) <= EQUAL:
+        return f"{0:.{digits}f}"
+    text = f"{value:+.{digits}f}"
+    while float(text) == 0:
+        digits += 1
+        text = f"{value:+.{digits}f}" if digits <= 6 else f"{value:+.0e}"
+    return text

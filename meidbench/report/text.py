@@ -11,7 +11,7 @@ from tabulate import tabulate
 from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few
-from meidbench.evaluation.compare import EQUAL, Comparison, Difference, Estimate, MethodResult
+from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, format_change
 from meidbench.evaluation.results import GROUPS_SHOWN, Result, describe_subset, format_range
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.manifests import Manifest
@@ -39,13 +39,7 @@ def format_signed(value: float, digits: int = 3) -> str:
     >>> format_signed(0.0123), format_signed(-0.0004), format_signed(2e-9), format_signed(0.0)
     ('+0.012', '−0.0004', '+2e-09', '0.000')
     """
-    if math.isnan(value) or abs(value) <= EQUAL:
-        return format_number(value * 0, digits)
-    text = f"{value:+.{digits}f}"
-    while float(text) == 0:
-        digits += 1
-        text = f"{value:+.{digits}f}" if digits <= 6 else f"{value:+.0e}"
-    return MINUS + text[1:] if value < 0 else text
+    return DASH if math.isnan(value) else format_change(value, digits).replace("-", MINUS, value < 0)
 
 
 def format_interval(low: float, high: float, *, with_sign: bool = False) -> str:
