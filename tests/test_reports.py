@@ -393,7 +393,7 @@ def test_only_a_difference_that_holds_after_the_correction_is_bold(corrected, bo
     assert comparison_latex(comparison).count("\\textbf") == bold
     assert comparison_table(comparison).count("* +0.0040 [-0.010, +0.020]") == bold
     for place in (text, comparison_latex(comparison), comparison_table(comparison)):
-        assert "the two-sided probability after Holm" in place and "for 2 methods is at most 0.05." in place
+        assert "a two-sided probability of at most 0.05 after Holm" in place and "correction for 2 methods." in place
 
 
 def test_with_one_method_to_compare_nothing_is_corrected():

@@ -29,16 +29,16 @@ Scores = npt.NDArray[Any]
 Reals = npt.NDArray[np.float64]
 
 
-def compute_interval(samples: Reals, level: float = LEVEL, *, within: tuple[float, float] = (0.0, 1.0)) -> Interval:
-    """Return the percentile interval of replicates, cut to the possible range; NaN if a replicate is NaN or missing."""
+def compute_interval(samples: Reals, level: float = LEVEL) -> Interval:
+    """Return the percentile interval of replicates, cut to 0 and 1; NaN if a replicate is NaN or missing."""
     if not len(samples) or np.isnan(samples).any():
         return Interval(float("nan"), float("nan"))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.clip(low, *within)), float(np.clip(high, *within)))
+    return Interval(float(np.clip(low, 0.0, 1.0)), float(np.clip(high, 0.0, 1.0)))
 
 
 def correct_holm(probabilities: Sequence[float]) -> list[float]:
-    """Correct the two-sided probabilities of several differences: the chance that any of them is found by luck.
+    """Correct the two-sided probabilities of several differences that are tested together.
 
     The smallest of m probabilities is multiplied by m, the next by m - 1, and so on; none becomes smaller than the one
     before it, or larger than 1. A NaN does not count and stays NaN. Source: S. Holm, "A simple sequentially rejective

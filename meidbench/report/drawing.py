@@ -1,4 +1,4 @@
-"""What the charts are made of: scales, axes, marks and texts, as pieces of SVG."""
+"""Pieces of SVG for charts: scales, axes, marks and texts."""
 
 import math
 import unicodedata

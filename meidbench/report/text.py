@@ -80,7 +80,7 @@ def describe_correction(comparison: Comparison) -> str:
     """Return the condition under which a difference is bold, or has a star."""
     compared = len(comparison.methods) - 1
     how = f" after Holm's correction for {compared} methods" if compared > 1 else ""
-    return f"the two-sided probability{how} is at most {SIGNIFICANT:g}"
+    return f"a two-sided probability of at most {SIGNIFICANT:g}{how}"
 
 
 def find_best(values: Sequence[float]) -> frozenset[int]:
