@@ -347,7 +347,8 @@ def _draw_by_frequency(
             parts.append(f'<g class="point {group}">{marks}</g>')
         else:
             places = dict.fromkeys((round(px), round(py)) for _, _, px, py in members)
-            d = "".join(mark_outline(group, px, py, 1.5) for px, py in places)
+            radius = 1.5 if len(classes) > FEW_CLASSES else 2.2
+            d = "".join(mark_outline(group, px, py, radius) for px, py in places)
             parts.append(f'<path class="points {group}" d="{d}"/>')
         median = float(np.median([value for _, value, _, _ in members]))
         facts.append(f"{group}: median {plot.write(median)} of {len(members):,} classes")
