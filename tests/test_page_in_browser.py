@@ -238,6 +238,27 @@ def test_a_name_is_no_formula_for_a_spreadsheet(browser, tmp_path):
     assert [line.split("\t")[0] for line in paste(page).splitlines()] == ["method", "'=1+1", "-0.5", "'@x y"]
 
 
+def test_no_label_of_a_gain_or_loss_covers_a_mark_or_a_number(browser, tmp_path):
+    names = [f"Putting something on a {'very ' * (index % 9)}long shelf number {index}" for index in range(157)]
+    page = opened(browser, make_comparison(NAMES, 157, class_names=names), tmp_path)
+    boxes = page.execute_script(
+        "return [...document.querySelectorAll('#differences svg')]"
+        ".filter(svg => /^(gain|loss)/.test(svg.getAttribute('aria-labelledby')))"
+        ".map(svg => [...svg.querySelectorAll('text, .mark, .limits')].map(part => {"
+        "const box = part.getBoundingClientRect(); return [part.tagName, box.left, box.top, box.right, box.bottom]; }))"
+    )
+    assert [sum(box[0] == "path" for box in chart) for chart in boxes] == [18] * 4
+    for chart in boxes:
+        texts_of = [box for box in chart if box[0] == "text"]
+        for kind, *text in texts_of:
+            # The lines of a column are nearer than their boxes.
+            others = [box for box in chart if box[0] == "path" or abs(box[1] - text[0]) > 20]
+            assert not [
+                box for box in others
+                if box[1] < text[2] and text[0] < box[3] and box[2] < text[3] and text[1] < box[4]
+            ], kind  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["two", "twelve", "hostile", "no replicates", "one", "three, several seeds"])
 def test_a_phone_shows_the_tail_without_scrolling_sideways(browser, tmp_path, name):
     page = opened(browser, made(name), tmp_path, width=390)
