@@ -96,8 +96,8 @@ def head_tail_chart(comparison: Comparison) -> str:
     """Draw one dot per method: its mean over the tail classes against its mean over the head classes."""
     methods = sorted(comparison.methods, key=lambda method: -method.mAP["tail"].value)
     head, tail = ([method.mAP[group].value for method in methods] for group in ("head", "tail"))
-    step, top, left, right = 15.0, 12.0, 40.0, 205.0
-    bottom = max(190.0, top + step * len(methods))
+    step, top, left, right = 15.0, 24.0, 40.0, 205.0
+    bottom = max(200.0, top + step * len(methods))
     x, y = Scale(*_spread(head), left, right), Scale(*_spread(tail), bottom, top)
     parts = draw_vertical_axis(y, left, right, choose_ticks(y.low, y.high))
     parts += draw_horizontal_axis(x, [(top, bottom)], bottom, choose_ticks(x.low, x.high, 4))
@@ -119,7 +119,7 @@ def head_tail_chart(comparison: Comparison) -> str:
     parts += [
         *dots,
         draw_text(right, bottom + 28, "head mAP", "tick", "end"),
-        draw_text(2, top - 3, "tail mAP", "tick"),
+        draw_text(2, 10, "tail mAP", "tick"),
     ]
     return draw_svg("head-tail", (340, round(bottom) + 34), "Mean of the head and of the tail classes", facts, parts)
 
