@@ -198,7 +198,7 @@ class Comparison(Printed):
         two-sided probability is 2 min(P, 1 - P), where P is the probability of being better, and at least 2 /
         ``replicates``: fewer than one replicate cannot be counted.
         """
-        reference = {method.name: method for method in self.methods}.get(name)
+        reference = next((method for method in self.methods if method.name == name), None)
         if reference is None:
             raise _unknown_reference(name, [method.name for method in self.methods])
         groups = np.array([facts.group for facts in self.classes])
@@ -336,7 +336,7 @@ def compare(
     """
     if isinstance(runs, Mapping):
         runs = ComparedRun.from_mapping(runs)
-    if not runs or not all(isinstance(run, ComparedRun) for run in runs):
+    if not isinstance(runs, list | tuple) or not runs or not all(isinstance(run, ComparedRun) for run in runs):
         raise RequestError('a comparison needs at least one run; in Python, a dict such as {"bce": "bce.parquet"}')
     whole_number("the number of replicates", replicates, 2, RequestError)
     whole_number("seed", seed, 0, RequestError)
@@ -387,7 +387,7 @@ def _check_names(runs: Sequence[ComparedRun], names: Sequence[str], reference: s
         raise RequestError(
             f"{mixed[0]} has runs with and without a seed: name all of them NAME@SEED, or give them different names"
         )
-    if reference not in names:
+    if not isinstance(reference, str) or reference not in names:
         raise _unknown_reference(reference, names)
     if len({(run.method, run.seed) for run in runs}) < len(runs):
         raise RequestError(
@@ -395,7 +395,7 @@ def _check_names(runs: Sequence[ComparedRun], names: Sequence[str], reference: s
         )
 
 
-def _unknown_reference(name: str, names: Sequence[str]) -> RequestError:
+def _unknown_reference(name: object, names: Sequence[str]) -> RequestError:
     return RequestError(f"the reference {name!r} is not one of the runs: {', '.join(names)}")
 
 
