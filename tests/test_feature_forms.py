@@ -303,9 +303,9 @@ def test_an_open_source_keeps_its_names(tmp_path, arrays):
 
 
 @pytest.mark.parametrize(("name", "python", "options"), [
-    ("{}_clip.npy", "suffix='_clip'", "--suffix _clip"),
-    ("v_{}.npy", "prefix='v_'", "--prefix v_"),
-    ("v {}_clip.npz", "prefix='v ', suffix='_clip'", "--prefix 'v ' --suffix _clip"),
+    ("{}_clip.npy", 'suffix="_clip"', "--suffix _clip"),
+    ("v_{}.npy", 'prefix="v_"', "--prefix v_"),
+    ("v {}_clip.npz", 'prefix="v ", suffix="_clip"', "--prefix 'v ' --suffix _clip"),
 ])  # fmt: skip
 def test_names_with_more_than_the_id_are_told_in_the_words_of_the_caller(
     name, python, options, tmp_path, all_arrays, run, toy_split, toy_split_file
@@ -315,7 +315,7 @@ def test_names_with_more_than_the_id_are_told_in_the_words_of_the_caller(
     with pytest.raises(FeatureError) as caught:
         FeatureDataset(toy_split, "test", features=tmp_path / "f")
     stored = name[:-4].format(first)
-    told = f"from {tmp_path / 'f'}; open these features with {python}: {stored} is the name of {first}"
+    told = f"from {tmp_path / 'f'}; open these features with open_features(PATH, {python}): {stored} is the name of {first}"
     assert str(caught.value).splitlines()[0].endswith(told)
     for command in (("train", "--features"), ("pack-features",)):
         more = ("--method", "bce") if "train" in command else ()
@@ -359,7 +359,7 @@ def test_archives_without_one_array_are_refused(tmp_path):
     np.savez(tmp_path / "v.npz", rgb=np.zeros((2, 3)), flow=np.zeros((2, 3)))
     message = refusal_of_archive(tmp_path)
     assert "  - 1 without one array that must be the features: v (it holds flow, rgb)\n" in message
-    assert message.endswith("\nName the array that holds the features: dataset='NAME'.")
+    assert message.endswith("\nName the array that holds the features: open_features(PATH, dataset=NAME).")
     assert open_features(tmp_path, dataset="rgb").read("v").shape == (2, 3)
     assert "v (it holds flow, rgb)" in refusal_of_archive(tmp_path, dataset="pose")
 
@@ -414,19 +414,21 @@ def test_damaged_archives_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("form", "naming", "said"), [
-    ("named group", {}, "has no /features (it holds flow, rgb); choose one of flow, rgb: dataset='NAME'"),
-    ("one dataset per video group", {}, "; choose one of flow, rgb: dataset='NAME'"),
+    ("named group", {}, "has no /features (it holds flow, rgb); choose one of flow, rgb: open_features(PATH, dataset=NAME)"),
+    ("one dataset per video group", {}, "; choose one of flow, rgb: open_features(PATH, dataset=NAME)"),
     ("one dataset per video group in features", {"dataset": "pose"}, "has neither /pose nor /VIDEO_ID/pose (it holds"),
     ("named group", {"dataset": "pose"}, "has neither /pose nor /VIDEO_ID/pose (it holds flow, rgb)"),
     ("named group below a group", {"dataset": "i3d/pose"}, "has neither /i3d/pose nor /VIDEO_ID/i3d/pose"),
-    ("ids with other axes", {}, "has ids but no /features: name the array of the features, dataset='NAME' (it holds"),
+    ("ids with other axes", {}, "has ids but no /features: name the array of the features, open_features(PATH, dataset=NAME) (it holds"),
 ])  # fmt: skip
 def test_the_names_to_choose_from_are_told(form, naming, said, tmp_path, arrays, run):
     path = FORMS[form][0](tmp_path / "given", arrays)
     with pytest.raises(FeatureError, match=re.escape(said)):
         open_features(path, **naming)
     outcome = run("verify-features", path, *(("--dataset", naming["dataset"]) if naming else ()))
-    assert outcome.exit_code == 1 and said.replace("dataset='NAME'", "--dataset NAME") in outcome.stderr
+    assert (
+        outcome.exit_code == 1 and said.replace("open_features(PATH, dataset=NAME)", "--dataset NAME") in outcome.stderr
+    )
 
 
 def test_ids_that_are_no_texts_are_refused(tmp_path):

@@ -94,9 +94,9 @@ class _Group(click.Group):
                 except KeyboardInterrupt as interrupt:
                     _end_interrupted(ctx, interrupt)
         except RequestError as error:
-            raise click.UsageError(name_options(str(error))) from None
+            raise click.UsageError(name_options(str(error), self._find_command(ctx))) from None
         except MeidbenchError as error:
-            raise click.ClickException(name_options(str(error))) from None
+            raise click.ClickException(name_options(str(error), self._find_command(ctx))) from None
         except ModuleNotFoundError as error:
             raise click.ClickException(str(missing_package(error))) from None
         except MemoryError as error:
@@ -106,6 +106,9 @@ class _Group(click.Group):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(escape_controls(f"{where}{error.strerror or error}")) from None
+
+    def _find_command(self, ctx: click.Context) -> click.Command | None:
+        return self.commands.get(ctx.invoked_subcommand or "")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

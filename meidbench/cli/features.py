@@ -328,7 +328,7 @@ def verify_features(
         sample=3 if sample is None and videos is not None else sample, progress=progress_bar,
     )  # fmt: skip
     missing = next((found.concerned for found in verification.findings if found.check == "missing"), ())
-    hint = name_options(source.find_remedy("missing", missing)) if missing else ""
+    hint = name_options(source.find_remedy("missing", missing), click.get_current_context().command) if missing else ""
     print_result(json_file, verification.to_json(), _describe_verification(verification, hint))
     if not verification.is_sound:
         sys.exit(1)

@@ -22,14 +22,21 @@ from meidbench.names import DATASETS, SUBSET_NAMES, SUBSETS, Advance
 
 
 class InputPath(click.Path):
-    """A file or a folder that a command reads."""
+    """A file or a folder that a command reads; with ``urls``, also an address, which ``local_path`` fetches."""
 
-    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True, urls: bool = False) -> None:
         super().__init__(path_type=Path, exists=True, file_okay=file_okay, dir_okay=dir_okay)
+        self.urls = urls
 
-    def files(self, value: Path) -> list[Path]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a path that exists, or the text of an address."""
+        from meidbench.checks import is_url
+
+        return value if self.urls and is_url(value) else super().convert(value, param, ctx)
+
+    def files(self, value: str | Path) -> list[Path]:
         """Return the paths that a value names."""
-        return [value]
+        return [Path(value)]
 
 
 class InputName(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -102,8 +109,6 @@ SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
 subset_option = click.option("--subset", type=SUBSET, help="[default: test; val where the split has no test]")
 bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
-_NAMING = ("prefix", "suffix", "dataset")
-_NAMED = re.compile(rf"\b({'|'.join(_NAMING)})='([^'\n]*)'(, )?")
 
 
 def naming_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,9 +123,18 @@ def naming_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def name_options(message: str) -> str:
-    """Return a message to Python callers as one to users of the command line: ``suffix='_a'`` becomes --suffix _a."""
-    return _NAMED.sub(lambda found: f"--{found[1]} {shlex.quote(found[2])}{' ' if found[3] else ''}", message)
+def name_options(message: str, command: click.Command | None) -> str:
+    """Name options in a message that names arguments of Python: ``subset="val"`` becomes ``--subset val``."""
+    options = {option.name: option.opts[0] for option in command.params if option.opts} if command else {}
+    if "suffix" in options:  # a command that opens features itself
+        message = re.sub(r"\bopen_features\(PATH, ([^()\n]*)\)", lambda found: found[1].replace(", ", " "), message)
+
+    def replace(found: re.Match[str]) -> str:
+        option = options.get(found[1], "")
+        value = "" if found[2] == "True" else " " + shlex.quote(found[2].strip('"'))
+        return option + value if option.startswith("--") else found[0]
+
+    return re.sub(r'\b([a-z_0-9]+)=("[^"\n]*"|True\b|[A-Z]+\b)', replace, message)
 
 
 json_file = click.option("--json", "json_file", type=JSON_FILE, help="Write the result as JSON; - is stdout.")
@@ -182,6 +196,27 @@ DATASET_OR_MANIFEST = _DatasetOrManifest()
 SPLIT = _SplitName(_split_files)
 SPLIT_SOURCE = _SplitSource(lambda value: [value[1]])
 split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
+
+
+def local_path(value: str | Path) -> Path:
+    """Return the path that a value names; a file at an address is fetched first."""
+    from meidbench.checks import is_url
+
+    if not is_url(value):
+        return Path(value)
+    from meidbench.annotations.download import fetch_url
+
+    return fetch_url(str(value), progress=progress_bar, report=report)
+
+
+def local_argument(text: str) -> str:
+    """Return ``PATH`` or ``NAME=PATH`` with the local path of a file at an address."""
+    from meidbench.checks import is_url
+
+    name, equals, path = text.partition("=")
+    if is_url(text):
+        return str(local_path(text))
+    return f"{name}={local_path(path)}" if equals and is_url(path) else text
 
 
 @contextmanager

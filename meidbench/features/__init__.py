@@ -112,7 +112,7 @@ def _find_form(file: h5py.File, name: str) -> tuple[str, ...] | None:
     if _holds(file, "scores", h5py.Dataset):
         return (f"no /{HDF5_GROUP} {held}: it has predictions",)
     if any(_holds(file, ids, h5py.Dataset) for ids in ID_NAMES):
-        return (f"ids but no /{HDF5_GROUP}: name the array of the features, dataset='NAME' {held}",)
+        return (f"ids but no /{HDF5_GROUP}: name the array of the features, open_features(PATH, dataset=NAME) {held}",)
     groups = [name for name in file if _holds(file, name, h5py.Group)]
     if len(groups) < len(file):
         return "", ""
@@ -121,7 +121,7 @@ def _find_form(file: h5py.File, name: str) -> tuple[str, ...] | None:
     inner = sorted(open_inside(file, groups[0]))
     # Many groups are videos with a few datasets each; a few groups have datasets of many videos.
     choice = first_few(inner if len(inner) < len(groups) else groups)
-    return (f"no /{HDF5_GROUP} {held}; choose one of {choice}: dataset='NAME'",)
+    return (f"no /{HDF5_GROUP} {held}; choose one of {choice}: open_features(PATH, dataset=NAME)",)
 
 
 def _holds(file: h5py.File, name: str, kind: type) -> bool:

@@ -79,7 +79,7 @@ class NpyFolder(FeatureSource):
 
     def _keep(self, ending: str, places: dict[str, str]) -> None:
         if ending == ".npy" and self.naming.dataset:
-            named = f"dataset={self.naming.dataset!r}"
+            named = f'dataset="{self.naming.dataset}"'
             raise FeatureError(f"a .npy file has one array, and {self.path} holds no .npz files: leave out {named}")
         self._places = ending, places
 

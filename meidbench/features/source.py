@@ -42,7 +42,7 @@ _REMEDIES = {
     "failed": "Run the command that made the file again with --retry-failed.",
     "unreadable": _AGAIN,
     "format": _AGAIN,
-    "array": "Name the array that holds the features: dataset='NAME'.",
+    "array": "Name the array that holds the features: open_features(PATH, dataset=NAME).",
     "dtype": 'Store numbers of other types as array.astype("float32").',
     "ndim": "Store one row per frame: average over other axes, such as those of a 7 x 7 grid; axes of size 1 may stay.",
     "empty": _AGAIN,
@@ -243,9 +243,9 @@ class FeatureSource(ABC):
         if not (rule.prefix or rule.suffix):
             return f"rename these videos, or mend the ids of the split: {rule}"
         whole = Naming(self.naming.prefix + rule.prefix, rule.suffix + self.naming.suffix)
-        named = [f"{name}={part!r}" for name, part in vars(whole).items() if part]
+        named = ", ".join(f'{name}="{part}"' for name, part in vars(whole).items() if part)
         first = next(name for name in sorted(missing) if f"{rule.prefix}{name}{rule.suffix}" in ids)
-        return f"open these features with {', '.join(named)}: {whole.stored(first)} is the name of {first}"
+        return f"open these features with open_features(PATH, {named}): {whole.stored(first)} is the name of {first}"
 
     def refuse_empty(self) -> FeatureError:
         """Return the error for a source without any video."""
