@@ -39,7 +39,7 @@ def scores(toy_split, ids):
 def message_of(call, *arguments, **options):
     with pytest.raises(mb.MeidbenchError) as caught:
         call(*arguments, **options)
-    assert "--" not in str(caught.value) or "in Python" in str(caught.value)
+    assert "--" not in str(caught.value)
     return str(caught.value)
 
 
@@ -135,6 +135,11 @@ def test_files_are_scored_as_by_the_command(run, frame, toy_split, toy_split_fil
     assert mb.evaluate(path, split=toy_split).to_json() == (tmp_path / "r.json").read_text()
     halves = [mb.write_predictions(tmp_path / f"{k}.parquet", ids[k::2], scores[k::2], toy_split) for k in (0, 1)]
     assert mb.evaluate(halves, split=str(toy_split_file)).mAP == mb.evaluate(scores, ids, toy_split).mAP
+    np.save(tmp_path / "m.npy", scores)
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    assert (
+        mb.evaluate(tmp_path / "m.npy", tmp_path / "ids.txt", toy_split).mAP == mb.evaluate(path, split=toy_split).mAP
+    )
     assert mb.read_predictions(path).to_pandas().equals(frame)
     assert mb.evaluate(mb.read_predictions(path), split=toy_split).mAP == mb.evaluate(path, split=toy_split).mAP
 
@@ -160,7 +165,7 @@ def test_wrong_arguments_are_refused_by_their_names(toy_split, ids, scores, fram
     assert "shape (49, 12); expected (48, 12)" in message_of(evaluate, scores, ids[1:], toy_split)
     assert "there is no prediction file nowhere.npz" in message_of(evaluate, "nowhere.npz", split=toy_split)
     assert "(in PyTorch logits.float()" in message_of(evaluate, torch.zeros(49, 12).bfloat16(), ids, toy_split)
-    assert "in Python allow_float16=True" in message_of(evaluate, scores.astype("f2"), ids, toy_split)
+    assert "pass allow_float16=True" in message_of(evaluate, scores.astype("f2"), ids, toy_split)
     write, path = mb.write_predictions, tmp_path / "p.parquet"
     assert "unknown subset 'tset'" in message_of(write, path, ids, scores, toy_split, "tset")
     assert "pass frame[list(split.class_names)]" in message_of(write, path, ids, frame[frame.columns[::-1]], toy_split)
@@ -329,7 +334,7 @@ def test_a_metric_refuses_what_does_not_belong_to_it(toy_split, ids, scores, fra
     assert f"9 of 49 videos are missing: {ids[40]}" in missing and "merge the metrics of all processes" in missing
     metric.update(ids[40:], scores[40:])
     metric.update(ids[:2], scores[:2] + 1)
-    assert "average the scores of a video first" in message_of(metric.compute)
+    assert "2 video(s) occur more than once, with different scores" in message_of(metric.compute)
     metric.reset()
     metric.update(["else", *ids[1:]], scores)
     assert "1 video(s) are not in test: else" in message_of(metric.compute)

@@ -5,6 +5,7 @@ The type of a parameter says whether its files are read or written. ``Command`` 
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +57,10 @@ class OutputFile(click.Path):
         return path
 
 
+# A keyword argument in a message: ``split=...``, ``subset="val"``, ``allow_float16=True``, ``video_ids=FILE``.
+_ARGUMENT = r'(?<![\w.-])(?P<name>[a-z_0-9]+)=(?P<value>\.\.\.|True|[A-Z]+\b|"\w+")'
+
+
 class Command(click.Command):
     """A command that is refused before any work where an output would destroy an input or another output."""
 
@@ -76,7 +81,23 @@ class Command(click.Command):
             there = [(name, path) for name, path in inputs if os.path.lexists(path)]
             if problems := output_problems(outputs, there):
                 raise click.UsageError("\n".join(problems))
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except MeidbenchError as error:
+            error.args = (self._name_options(str(error)),)
+            raise
+
+    def _name_options(self, message: str) -> str:
+        """Return a message that names arguments, such as ``subset="val"``, with the options of this command."""
+        options = {str(option.name): option for option in self.params if isinstance(option, click.Option)}
+
+        def rename(found: re.Match[str]) -> str:
+            if (option := options.get(found["name"])) is None:
+                return found[0]
+            value = found["value"].strip('"')
+            return option.opts[0] if value in ("...", "True") else f"{option.opts[0]} {value}"
+
+        return re.sub(_ARGUMENT, rename, message)
 
 
 def _split_files(value: str) -> list[Path]:

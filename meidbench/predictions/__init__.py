@@ -93,13 +93,13 @@ def refuse_foreign(path: Path, start: bytes) -> None:
         raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")
 
 
-def open_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> PredictionFile:
+def open_predictions(paths: Path | Sequence[Path], video_ids: Path | None = None) -> PredictionFile:
     """Open the predictions of a run: one file, several files, or a folder of files (one per process or shard).
 
     The content of a file decides its form, not its name. Pickled objects are never loaded. The forms are Parquet
     (``video_id``, and ``scores`` as lists or a column per class), NPZ or HDF5 (``video_ids``, ``scores``), CSV, JSON
     lines (``video_id``, ``scores``), the official Charades text form, and a ``.npy`` matrix, whose ids the file
-    ``ids`` has: one id per line, in the order of the rows.
+    ``video_ids`` has: one id per line, in the order of the rows.
 
     Raises
     ------
@@ -110,10 +110,9 @@ def open_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> P
     if not isinstance(listed, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in listed):
         raise PredictionError(f"expected the path of a prediction file, or a list of paths, got {type(paths).__name__}")
     given = [Path(path) for path in listed]
-    if ids is not None:
-        ids = Path(ids)
-        if not ids.is_file():
-            raise PredictionError(describe_missing("file of ids", ids))
+    ids = None if video_ids is None else Path(video_ids)
+    if ids is not None and not ids.is_file():
+        raise PredictionError(describe_missing("file of ids", ids))
     files = [file for path in given for file in (_list_folder(path) if path.is_dir() else [path])]
     if not files:
         raise PredictionError("no prediction file was given")

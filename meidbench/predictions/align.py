@@ -32,9 +32,9 @@ class BlockScores:
     blocks: Callable[[], Iterable[Block]]
 
 
-def read_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> Predictions:
+def read_predictions(paths: Path | Sequence[Path], video_ids: Path | None = None) -> Predictions:
     """Read the prediction file or files of a run, of any form, into memory; see ``open_predictions``."""
-    file = open_predictions(paths, ids)
+    file = open_predictions(paths, video_ids)
     try:
         scores = np.empty((file.num_videos, file.num_classes), dtype=file.dtype)
     except (MemoryError, ValueError):
@@ -103,7 +103,7 @@ def align_predictions(
     wanted = split.video_ids(subset)
     if not wanted:
         others = [name for name in SUBSETS if split.video_ids(name)]
-        remedy = f"name one of {', '.join(others) or 'none'} with --subset (subset=... in Python)"
+        remedy = f"name one of {', '.join(others) or 'none'} with subset=..."
         raise PredictionError(f"the split {split.dataset} has no video in {subset}; {remedy}")
     problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, split, allow_float16)
     can_read = predictions.num_videos <= 2 * len(wanted) + 1000
@@ -259,7 +259,7 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
         elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]
         hint = f"; it holds videos of {' and '.join(elsewhere)}" if elsewhere and elsewhere != [subset] else ""
         if len(elsewhere) == 1 and given <= set(split.video_ids(elsewhere[0])):
-            hint += f' alone: score them with --subset {elsewhere[0]} (subset="{elsewhere[0]}" in Python)'
+            hint += f' alone: score them with subset="{elsewhere[0]}"'
         elif rule := find_id_rule(unknown, missing):
             hint = f"; {rule}"
         elif {"0", "1"} <= set(unknown) <= set(map(str, range(len(video_ids)))):
@@ -291,8 +291,7 @@ def _shape_problems(predictions: Predictions | PredictionFile, split: Split, all
             raise PredictionError(f"the scores have shape {shape}; expected {expected}")
     problems = []
     if predictions.dtype.kind == "f" and predictions.dtype.itemsize == 2 and not allow_float16:
-        allowing = "allow it (--allow-float16; in Python allow_float16=True)"
-        problems.append(f"the scores are float16, which makes ties: write float32, or {allowing}")
+        problems.append("the scores are float16, which makes ties: write float32, or pass allow_float16=True")
     if predictions.num_classes != split.num_classes:
         problems.append(
             f"there are scores for {predictions.num_classes:,} classes, the split has {split.num_classes:,}"

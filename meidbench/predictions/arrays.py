@@ -33,7 +33,7 @@ class NpyFile(PredictionFile):
         super().__init__(path)
         if ids is None:
             raise self.refusal(
-                "it is a matrix without video ids. Give their file with --ids FILE (ids=FILE in Python): one id per "
+                "it is a matrix without video ids. Give their file with video_ids=FILE: one id per "
                 "line, in the order of the rows; or write meidbench.write_predictions(path, video_ids, scores)"
             )
         with self._scores() as (_, shape, _, self.dtype):

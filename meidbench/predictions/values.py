@@ -90,8 +90,8 @@ def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> 
     """
     if video_ids is None and isinstance(scores, Predictions | PredictionFile):
         return scores
-    if video_ids is None and isinstance(scores, str | os.PathLike):
-        return open_predictions(Path(scores))
+    if isinstance(scores, str | os.PathLike) and isinstance(video_ids, str | os.PathLike | None):
+        return open_predictions(Path(scores), None if video_ids is None else Path(video_ids))
     if video_ids is None and isinstance(scores, list) and all(isinstance(path, str | os.PathLike) for path in scores):
         return open_predictions([Path(path) for path in scores])
     if video_ids is None and isinstance(scores, tuple) and len(scores) == 2:
