@@ -255,6 +255,17 @@ def _check_predictions(folder: RunFolder, split: Split, subset: str, told: MeanA
         raise MeidbenchError(f"{folder.result(subset)} is not the result of {path.name}")
 
 
+def _choose_subset(split: Split, subset: str | None, report: Report) -> str:
+    """Return the subset to score, by default the split's; refuse one without videos."""
+    if subset is None and split.default_subset != "test":
+        report(f"note: {split.dataset} has no test videos, so its {split.default_subset} is scored")
+    subset = subset or split.default_subset
+    if not len(split.rows(subset)):
+        present = ", ".join(name for name in SUBSETS if len(split.rows(name)))
+        raise MeidbenchError(f"the split {split.dataset} has no video in {subset}; it has some in {present}")
+    return subset
+
+
 def predict(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -310,12 +321,7 @@ def predict(
     if inputs.has_other_content(loaded.content_digest):
         others = "was trained on a split with other class names or groups"
         raise MeidbenchError(f"{folder.path} {others}; name its own with split=...")
-    if subset is None and loaded.default_subset != "test":
-        report(f"note: {loaded.dataset} has no test videos, so its {loaded.default_subset} is scored")
-    subset = subset or loaded.default_subset
-    if not len(loaded.rows(subset)):
-        present = ", ".join(name for name in SUBSETS if len(loaded.rows(name)))
-        raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}; it has some in {present}")
+    subset = _choose_subset(loaded, subset, report)
     source = features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)
     with join_processes(device) as processes:
         loader = make_subset_loader(loaded, subset, source, config, processes)
@@ -323,12 +329,12 @@ def predict(
             raise FeatureError(
                 f"{folder.path} was trained on features of width {inputs.dim}, {source.path} has {source.dim}"
             )
-        rows = check_together(processes, source, loaded, [subset], check, config.seed, progress, report)
-        if digest_recipe(source) != inputs.recipe_digest:
-            report("warning: these features were made by another recipe than those of the training")
         with processes.fork_random():
             learner = Learner(config, make_model_inputs(config, loaded, source.dim), processes)
-            epoch = learner.load_weights(folder.best)
+            epoch = learner.load_weights(folder.best)  # before the rows, whose check may take minutes
+            rows = check_together(processes, source, loaded, [subset], check, config.seed, progress, report)
+            if digest_recipe(source) != inputs.recipe_digest:
+                report("warning: these features were made by another recipe than those of the training")
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
             facts = describe_run(config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})

@@ -255,7 +255,7 @@ def test_float16_scores_need_an_option(run, toy_split, toy_split_file, tmp_path)
     ids = toy_split.video_ids("val")
     np.savez(tmp_path / "p.npz", video_ids=np.array(ids), scores=np.zeros((len(ids), 12), np.float16))
     arguments = ["evaluate", tmp_path / "p.npz", "--split", toy_split_file, "--subset", "val"]
-    assert "pass --allow-float16" in run(*arguments).stderr
+    assert "allow them by --allow-float16" in run(*arguments).stderr
     assert run(*arguments, "--allow-float16").exit_code == 0
 
 
@@ -314,7 +314,7 @@ def test_arguments_in_messages_are_shown_as_the_options_of_the_command(run, toy_
     with pytest.raises(mb.MeidbenchError, match='score them with subset="test"'):
         mb.evaluate(path, split=toy_split, subset="val")
     np.save(tmp_path / "m.npy", np.zeros((len(ids), 12)))
-    assert "with --ids FILE: one id" in run("evaluate", tmp_path / "m.npy", "--split", toy_split_file).stderr
+    assert "by --ids FILE, or write" in run("evaluate", tmp_path / "m.npy", "--split", toy_split_file).stderr
     split = run("pack-features", toy_split_file, "--out", tmp_path / "f.h5")
     assert "Name it with --split" in split.stderr
     joined = run("merge-features", toy_split_file, "--out", tmp_path / "f.h5")

@@ -159,7 +159,7 @@ class _Mmaction2Rows(ListRows):
     """Lines of a path and its labels; for a folder of frames, their number stands between the two."""
 
     are_videos: bool | None = None  # None before the first line
-    lengths: set[int] = field(default_factory=set)  # how many numbers a line has
+    lengths: set[int] = field(default_factory=set)  # how many numbers the lines have
 
     id_remedy: ClassVar[str] = (
         "; an id is the last name of a path without its ending, so write a table with ids of your own"
@@ -263,12 +263,14 @@ def _plain(column: "pd.Series[Any]") -> list[Any]:
 
 
 def _plain_labels(cell: Any) -> Any:
-    if isinstance(cell, tuple | set | frozenset | np.ndarray):
+    if isinstance(cell, np.ndarray | np.generic):
+        return cell.tolist()
+    if isinstance(cell, tuple | set | frozenset):
         cell = list(cell)
     return [part.item() if isinstance(part, np.generic) else part for part in cell] if isinstance(cell, list) else cell
 
 
-TABLES = "CSV, tab-separated text (.tsv), Parquet, a JSON list or JSON lines"
+TABLES = "CSV, tab-separated text, Parquet, a JSON list or JSON lines"
 
 
 def _check_types(path: Path, schema: pa.Schema) -> None:
@@ -296,7 +298,7 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[Rows]:
-    """Open a table: Parquet by its first bytes, JSON by a ``[`` or ``{``, tab-separated by ``.tsv``, otherwise CSV."""
+    """Open a table: Parquet or JSON by its first bytes, tab-separated by its header or ``.tsv``, otherwise CSV."""
     start = _read_start(path, 1 << 10)
     if (kind := describe_content(path)) == "a prediction file":
         raise SplitError(f"{path} is a prediction file; a table has the columns video_id and labels")
@@ -315,7 +317,9 @@ def open_table(path: Path) -> Iterator[Rows]:
             yield (_JsonList if first == b"[" else _JsonLines)(path, (), stream)
             return
         with _readable(path, "CSV"):
-            reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            line = start.partition(b"\n")[0]
+            has_tabs = path.suffix.lower() == ".tsv" or (b"\t" in line and b"," not in line)
+            reader = csv.reader(stream, delimiter="\t" if has_tabs else ",", strict=True)
             header = tuple(name.strip() for name in next(reader, []))
         yield Rows(path, header, reader)
 
@@ -351,7 +355,7 @@ class RowFormat:
 
 _LIST_LINE = re.compile(r"[^\s,;/\\]+(\s+\d+((\s*,\s*|\s+)\d+)*)?")
 _MMACTION2_LINE = re.compile(r"(\S+)((?:\s+\d+)*)")
-_CLASS_LINE = re.compile(r"(.*\S)\s+(\d+)\s+\d+(?:\.0)?|c(\d{3})\s+(\S.*)")  # of VideoLT, and of Charades
+_CLASS_LINE = re.compile(r"(.*\S)\s+(\d{1,9})\s+\d+(?:\.0)?|c(\d{3})\s+(\S.*)")  # of VideoLT, and of Charades
 
 
 def _is_video(path: str) -> bool:
@@ -386,7 +390,7 @@ ROW_FORMATS: dict[str, RowFormat] = {
 
 def guess_format(paths: Sequence[Path]) -> str:
     """Return the one format that the first lines of all files have; refuse files that leave a choice."""
-    found: dict[str, set[str]] = {}
+    found: dict[Path, set[str]] = {}
     for path in paths:
         start = _read_start(path, 1 << 16)
         text = "" if b"\0" in start else start.decode("utf-8-sig", errors="replace")
@@ -396,17 +400,19 @@ def guess_format(paths: Sequence[Path]) -> str:
         shares = {name: sum(map(form.fits, lines)) / max(1, len(lines)) for name, form in ROW_FORMATS.items()}
         most = max(shares.values())
         # A few damaged lines are named by the reader.
-        found[path.name] = {name for name, share in shares.items() if share == most} if most >= 0.5 else {"table"}
+        found[path] = {name for name, share in shares.items() if share == most} if most >= 0.5 else {"table"}
         if not lines:
-            del found[path.name]
+            del found[path]
     common = set.intersection(set(ROW_FORMATS), *found.values()) if found else {"table"}
     if len(common) == 1:
         return common.pop()
     if not common:
-        kinds = (f"{name} ({' or '.join(sorted(names))})" for name, names in found.items())
+        kinds = (f"{path.name} ({' or '.join(sorted(names))})" for path, names in found.items())
         raise SplitError(f"the files are of different formats: {first_few(kinds)}; import files of one format")
     choice = bullet_list(f"--format {name}: {ROW_FORMATS[name].description}" for name in sorted(common))
-    raise SplitError(f"the lines of {first_few(found)} can be read in more than one way; choose one:\n{choice}")
+    raise SplitError(
+        f"the lines of {first_few(path.name for path in found)} can be read in more than one way; choose one:\n{choice}"
+    )
 
 
 def strip_class_indices(lines: Sequence[str]) -> list[str]:

@@ -5,7 +5,6 @@ The type of a parameter says whether its files are read or written. ``Command`` 
 
 import errno
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,14 +20,21 @@ from meidbench.names import DATASETS, SUBSET_NAMES, SUBSETS, Advance
 
 
 class InputPath(click.Path):
-    """A file or a folder that a command reads."""
+    """A file or a folder that a command reads; with ``urls``, also an address, which ``local_path`` fetches."""
 
-    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True, urls: bool = False) -> None:
         super().__init__(path_type=Path, exists=True, file_okay=file_okay, dir_okay=dir_okay)
+        self.urls = urls
 
-    def files(self, value: Path) -> list[Path]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a path that exists, or the text of an address."""
+        from meidbench.checks import is_url
+
+        return value if self.urls and is_url(value) else super().convert(value, param, ctx)
+
+    def files(self, value: str | Path) -> list[Path]:
         """Return the paths that a value names."""
-        return [value]
+        return [Path(value)]
 
 
 class InputName(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -57,10 +63,6 @@ class OutputFile(click.Path):
         return path
 
 
-# A keyword argument in a message: ``split=...``, ``subset="val"``, ``allow_float16=True``, ``video_ids=FILE``.
-_ARGUMENT = r'(?<![\w.-])(?P<name>[a-z_0-9]+)=(?P<value>\.\.\.|True|[A-Z]+\b|"\w+")'
-
-
 class Command(click.Command):
     """A command that is refused before any work where an output would destroy an input or another output."""
 
@@ -81,23 +83,7 @@ class Command(click.Command):
             there = [(name, path) for name, path in inputs if os.path.lexists(path)]
             if problems := output_problems(outputs, there):
                 raise click.UsageError("\n".join(problems))
-        try:
-            return super().invoke(ctx)
-        except MeidbenchError as error:
-            error.args = (self._name_options(str(error)),)
-            raise
-
-    def _name_options(self, message: str) -> str:
-        """Return a message that names arguments, such as ``subset="val"``, with the options of this command."""
-        options = {str(option.name): option for option in self.params if isinstance(option, click.Option)}
-
-        def rename(found: re.Match[str]) -> str:
-            if (option := options.get(found["name"])) is None:
-                return found[0]
-            value = found["value"].strip('"')
-            return option.opts[0] if value in ("...", "True") else f"{option.opts[0]} {value}"
-
-        return re.sub(_ARGUMENT, rename, message)
+        return super().invoke(ctx)
 
 
 def _split_files(value: str) -> list[Path]:
@@ -180,6 +166,27 @@ DATASET_OR_MANIFEST = _DatasetOrManifest()
 SPLIT = _SplitName(_split_files)
 SPLIT_SOURCE = _SplitSource(lambda value: [value[1]])
 split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
+
+
+def local_path(value: str | Path) -> Path:
+    """Return the path that a value names; a file at an address is fetched first."""
+    from meidbench.checks import is_url
+
+    if not is_url(value):
+        return Path(value)
+    from meidbench.annotations.download import fetch_url
+
+    return fetch_url(str(value), progress=progress_bar, report=report)
+
+
+def local_argument(text: str) -> str:
+    """Return ``PATH`` or ``NAME=PATH`` with the local path of a file at an address."""
+    from meidbench.checks import is_url
+
+    name, equals, path = text.partition("=")
+    if is_url(text):
+        return str(local_path(text))
+    return f"{name}={local_path(path)}" if equals and is_url(path) else text
 
 
 @contextmanager
