@@ -87,7 +87,7 @@ def refuse_foreign(path: Path, start: bytes) -> None:
             if re.match(form, text):
                 write = _WRITE.format(scores).replace("video_ids", ids, 1)
                 raise PredictionError(
-                    f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  "
+                    f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  import json, pathlib, meidbench; "
                     f"found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
                 )
         raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")

@@ -185,9 +185,10 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
         if names in (None, list(split.class_names)) or (names == columns and _class_order(columns, split) is not None):
             continue
         if not isinstance(names, list) or len(names) != split.num_classes:
-            others = [str(name) for name in names if name not in split.class_names] if isinstance(names, list) else []
-            which = f": {first_few(others)} are no classes" if len(others) < len(names) / 2 else ""
-            problems.append(f"its class names are not {split.num_classes:,} names{which}")
+            given = filter(lambda name: isinstance(name, str), names if isinstance(names, list) else ())
+            strange = first_few(name for name in given if name not in split.class_names)
+            rest = f"; others are {strange}" if strange else ""
+            problems.append(f"its class names are not {split.num_classes:,} names{rest}")
         else:
             pairs = enumerate(zip(names, split.class_names, strict=True))
             other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
