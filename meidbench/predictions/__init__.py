@@ -55,7 +55,7 @@ REMEDIES = {
     "text in UTF-16": ". Save the text in UTF-8",
     "a web page": ", sent by a server in the place of the file. Download the file again",
     "a pointer of Git LFS in the place of the file": ". Fetch the file: git lfs pull",
-    "a split file": ". Name the prediction file in its place, and this file with --split",
+    "a split file": ". Name the prediction file in its place, and this one as the split",
     **dict.fromkeys(("an image", "a video file", "a PDF document"), _NO_SCORES),
 }
 # JSON lines: an object with a key that names ids or scores.
@@ -86,10 +86,9 @@ def refuse_foreign(path: Path, start: bytes) -> None:
         for form, words, ids, scores in _JSON:
             if re.match(form, text):
                 write = _WRITE.format(scores).replace("video_ids", ids, 1)
-                raise PredictionError(
-                    f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  import json, pathlib, meidbench; "
-                    f"found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
-                )
+                read = f"import json, pathlib, meidbench; found = json.loads(pathlib.Path({name!r}).read_text())"
+                told = f"{path} is JSON, {words}. Write a prediction file of it in Python:"
+                raise PredictionError(f"{told}\n  {read}; {write}")
         raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")
 
 
