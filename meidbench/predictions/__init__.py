@@ -3,6 +3,7 @@
 The sizes that a file announces are compared with the file before anything is allocated.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -92,7 +93,7 @@ def refuse_foreign(path: Path, start: bytes) -> None:
         raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")
 
 
-def _make_local(path: str | Path) -> Path:
+def _make_local(path: str | os.PathLike[str]) -> Path:
     """Return a local path; a file at an address is fetched first."""
     if not is_url(path):
         return Path(path)
@@ -115,7 +116,10 @@ def open_predictions(paths: str | Path | Sequence[str | Path], ids: Path | None 
     PredictionError
         A file does not exist, is empty, damaged, or of an unknown form; the files of a run do not belong together.
     """
-    given = [_make_local(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    if not isinstance(listed, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in listed):
+        raise PredictionError(f"expected the path of a prediction file, or a list of paths, got {type(paths).__name__}")
+    given = [_make_local(path) for path in listed]
     if ids is not None:
         ids = Path(ids)
         if not ids.is_file():
