@@ -102,7 +102,9 @@ def _make_local(path: str | os.PathLike[str]) -> Path:
     return fetch_url(str(path))
 
 
-def open_predictions(paths: str | Path | Sequence[str | Path], ids: Path | None = None) -> PredictionFile:
+def open_predictions(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], ids: Path | None = None
+) -> PredictionFile:
     """Open the predictions of a run: one file, several files, or a folder of files (one per process or shard).
 
     The content of a file decides its form, not its name. Pickled objects are never loaded. The forms are Parquet

@@ -79,7 +79,8 @@ def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> 
     scores, video_ids
         An (n, C) array, tensor or list, and its n ids; or, without ``video_ids``, a DataFrame (one row per video, the
         ids as index or as column ``video_id``, one column per class), a pair (video_ids, scores), ``Predictions``, the
-        path of a prediction file or of a folder of them, or a list of paths, which together are one run.
+        path of a prediction file or of a folder of them, the address of a file, or a list of these, which together are
+        one run.
     half : bool
         Whether bfloat16 is accepted, as float32.
 
@@ -91,9 +92,9 @@ def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> 
     if video_ids is None and isinstance(scores, Predictions | PredictionFile):
         return scores
     if video_ids is None and isinstance(scores, str | os.PathLike):
-        return open_predictions(Path(scores))
+        return open_predictions(scores)
     if video_ids is None and isinstance(scores, list) and all(isinstance(path, str | os.PathLike) for path in scores):
-        return open_predictions([Path(path) for path in scores])
+        return open_predictions(scores)
     if video_ids is None and isinstance(scores, tuple) and len(scores) == 2:
         return as_predictions(scores[1], scores[0], half=half)
     if hasattr(scores, "iloc") and hasattr(scores, "columns"):
