@@ -33,8 +33,8 @@ FORMS: dict[bytes, Callable[[Path], PredictionFile]] = {
     b"{": JsonLinesFile,
 }
 _MATRIX = b"\x93NUMPY"
-# A folder of files of one run may also hold logs.
-_ENDINGS = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv", ".txt", ".jsonl", ".json")
+# A folder of files of one run may also hold logs and settings.
+_ENDINGS = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv", ".txt", ".jsonl")
 
 _WRITE = 'meidbench.write_predictions("run.parquet", video_ids, {})'
 _NUMBERS = f"\n  {_WRITE.format('np.array(scores, np.float32)')}"
