@@ -290,8 +290,7 @@ def predict(
         ``train``, ``val`` or ``test``; by default test, or val where the split has no test.
     split, features : optional
         Those of the run, at their old paths, where they are left out.
-    device : str
-    check, progress, report
+    device, check, progress, report
         As for ``train``. The prediction file records ``check`` where not all rows were read.
 
     Returns
