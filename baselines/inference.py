@@ -45,8 +45,7 @@ def find_scored_subsets(split: Split, select_on: str) -> list[str]:
     present = [subset for subset in SUBSETS if len(split.rows(subset))]
     for subset in ("train", select_on):
         if subset not in present:
-            found = ", ".join(present) or "none"
-            problem = f"the split {split.dataset} has no video in {subset}; it has some in {found}"
+            problem = split.describe_absence(subset)
             if subset == "val" and "test" in present:
                 problem += (
                     "\nval chooses the checkpoint. --select-on test (selection.subset) makes test choose it, and "
@@ -261,8 +260,7 @@ def _choose_subset(split: Split, subset: str | None, report: Report) -> str:
         report(f"note: {split.dataset} has no test videos, so its {split.default_subset} is scored")
     subset = subset or split.default_subset
     if not len(split.rows(subset)):
-        present = ", ".join(name for name in SUBSETS if len(split.rows(name)))
-        raise MeidbenchError(f"the split {split.dataset} has no video in {subset}; it has some in {present}")
+        raise MeidbenchError(split.describe_absence(subset))
     return subset
 
 

@@ -276,6 +276,11 @@ class Split:
         """``test``, or ``val`` in a split without test videos."""
         return "test" if self.video_ids("test") or not self.video_ids("val") else "val"
 
+    def describe_absence(self, subset: str) -> str:
+        """Return the message that a subset has no video, with the subsets that have some."""
+        present = ", ".join(name for name in SUBSETS if len(self.rows(name))) or "none"
+        return f"the split {self.dataset} has no video in {subset}; it has some in {present}"
+
     def rows(self, subset: str) -> pa.Table:
         """Return the rows of one subset, in official order."""
         if one_of("subset", subset, SUBSETS, SplitError) not in self._rows:
