@@ -188,8 +188,8 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
             unknown = [name for name in given if name not in split.class_names]
             missing = [name for name in split.class_names if name not in given]
             named = (("unknown", unknown), ("missing", missing))
-            rest = [f"; {what}: {first_few(found)}" for what, found in named if 0 < len(found) < len(given) / 2]
-            problems.append(f"its class names are not {split.num_classes:,} names{''.join(rest)}")
+            parts = [f"; {what}: {first_few(found)}" for what, found in named if 0 < len(found) < len(given) / 2]
+            problems.append(f"its class names are not {split.num_classes:,} names{''.join(parts)}")
         else:
             pairs = enumerate(zip(names, split.class_names, strict=True))
             other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
