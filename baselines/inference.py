@@ -45,8 +45,7 @@ def find_scored_subsets(split: Split, select_on: str) -> list[str]:
     present = [subset for subset in SUBSETS if len(split.rows(subset))]
     for subset in ("train", select_on):
         if subset not in present:
-            found = ", ".join(present) or "none"
-            problem = f"the split {split.dataset} has no video in {subset}; it has some in {found}"
+            problem = split.describe_absence(subset)
             if subset == "val" and "test" in present:
                 problem += (
                     "\nval chooses the checkpoint. --select-on test (selection.subset) makes test choose it, and "
@@ -268,8 +267,7 @@ def _choose_subset(split: Split, subset: str | None, report: Report) -> str:
         report(f"note: {split.dataset} has no test videos, so its {split.default_subset} is scored")
     subset = subset or split.default_subset
     if not len(split.rows(subset)):
-        present = ", ".join(name for name in SUBSETS if len(split.rows(name)))
-        raise MeidbenchError(f"the split {split.dataset} has no video in {subset}; it has some in {present}")
+        raise MeidbenchError(split.describe_absence(subset))
     return subset
 
 
@@ -297,8 +295,7 @@ def predict(
         ``train``, ``val`` or ``test``; by default test, or val where the split has no test.
     split, features : optional
         Those of the run, at their old paths, where they are left out.
-    device : str
-    check, progress, report
+    device, check, progress, report
         As for ``train``. The prediction file records ``check`` where not all rows were read.
 
     Returns

@@ -157,7 +157,7 @@ def test_folders_of_frames_of_other_names(tmp_path, form):
 @pytest.mark.parametrize("name", ["IMG_0001.jpg", "frame0001.jpg", "v.0001.png"])
 def test_where_frames_have_other_names_the_names_that_are_read_are_told(tmp_path, name):
     touch(tmp_path, f"v/{name}")
-    with pytest.raises(FeatureError, match=r"left out: 1 files .*\nFrames of a video .* ID: ID-000001.jpg, .*img_00"):
+    with pytest.raises(FeatureError, match=r"left out: 1 file .*\nFrames of a video .* ID: ID-000001.jpg, .*img_00"):
         find_videos(tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, run):
     assert "left out: 5 files that are no videos (.srt 2, " in outcome.stderr
     assert f"left out: 2 links whose target is missing: {tmp_path / 'v' / 'c.mp4'}, " in outcome.stderr
     assert outcome.stderr.endswith("Error: 'toaster' is no device that can be used; known: auto, cpu, cuda, cuda:N\n")
-    with pytest.raises(FeatureError, match=r"no videos in .*\nleft out: 1 files that are no videos \(.srt 1\)"):
+    with pytest.raises(FeatureError, match=r"no videos in .*\nleft out: 1 file that is no video \(.srt 1\)"):
         (tmp_path / "v" / "deep" / "b.SRT").rename(tmp_path / "v" / "deep" / "x.srt")
         find_videos(tmp_path / "v" / "deep")
 

@@ -175,7 +175,7 @@ class Hdf5File(PredictionFile):
         self._rehearsed: set[str] = set()
         with self._opened() as file:
             held = [name for name in file if isinstance(name, str)]
-            features = "features are given to 'meidbench train' and 'predict' with --features"
+            features = "it has features, which meidbench train reads"
             self._scores_name = self.find_scores(held, "datasets", features if "features" in held else _EXPECTED)
             self._ids_name = next(iter(find_names(held, ID_NAMES)), ID_NAMES[1])
             ids, scores = self._dataset(file, self._ids_name), self._dataset(file, self._scores_name)
