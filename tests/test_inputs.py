@@ -75,7 +75,7 @@ def test_predictions(form, given, toy_split, toy_split_file, run):
 OPTIONS = dict(re.findall(r"^\| (.+?) \| `(--.+?)` \| ", PAGE, flags=re.MULTILINE))
 
 
-@pytest.mark.filterwarnings("ignore:note.*not stored as T x D")
+@pytest.mark.filterwarnings("ignore:note.*other axes than T x D")
 @pytest.mark.parametrize("form", examples_of("Features"))
 def test_features(form, toy_split, run):
     import h5py

@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from meidbench.errors import FeatureError, RequestError, bullet_list, escape_controls, find_id_rule, first_few
+from meidbench.errors import (
+    FeatureError,
+    RequestError,
+    bullet_list,
+    escape_controls,
+    find_id_rule,
+    first_few,
+    write_count,
+)
 from meidbench.files import open_inside
 
 # The words for each problem, in the order in which a message lists them.
@@ -259,7 +267,8 @@ class FeatureSource(ABC):
         video_id, shape = next(iter(self.squeezed.items()))
         rows, width = check_array(shape, np.dtype(np.float16))
         read = f"{video_id} of shape {shape} is read as {rows:,} x {width:,}"
-        return [f"note: {len(self.squeezed):,} videos in {self.path} are not stored as T x D: {read}"]
+        number = write_count(len(self.squeezed), "video")
+        return [f"note: {number} in {self.path} with other axes than T x D: {read}"]
 
     @abstractmethod
     def ids(self) -> set[str]:
