@@ -288,8 +288,7 @@ def predict(
         ``train``, ``val`` or ``test``; by default test, or val where the split has no test.
     split, features : optional
         Those of the run, at their old paths, where they are left out.
-    device : str
-    check, progress, report
+    device, check, progress, report
         As for ``train``. The prediction file records ``check`` where not all rows were read.
 
     Returns
@@ -309,16 +308,16 @@ def predict(
     refuse_lost_inputs(Path(out), [*folder.files(), *paths])
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
         if given is None and not before:
-            raise MeidbenchError(f"the run does not record the path of its {name}; give it as {name} (--{name})")
+            raise MeidbenchError(f"the run does not record the path of its {name}; give it with {name}=...")
     loaded = load_split(inputs.split_path if split is None else split)
     if loaded.digest != inputs.split_digest:
         raise MeidbenchError(
             f"{folder.path} was trained on {inputs.dataset} with the digest {inputs.split_digest[:12]}..., this split "
-            f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own as split (--split)"
+            f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own with split=..."
         )
     if inputs.has_other_content(loaded.content_digest):
         others = "was trained on a split with other class names or groups"
-        raise MeidbenchError(f"{folder.path} {others}; name its own as split (--split)")
+        raise MeidbenchError(f"{folder.path} {others}; name its own with split=...")
     subset = _choose_subset(loaded, subset, report)
     source = features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)
     with join_processes(device) as processes:

@@ -148,13 +148,13 @@ class RunFolder:
         if not self.config.is_file():
             entries = self.path.iterdir() if self.path.is_dir() else ()
             if any(not entry.name.startswith(".") and entry.name != FIRST_STAGE for entry in entries):
-                raise MeidbenchError(f"{self.path} is not empty and holds no run; name another folder as out (--out)")
+                raise MeidbenchError(f"{self.path} is not empty and holds no run; name another folder with out=...")
             return False
         there, before = self.read()
         if problems := there.differences(config) + before.differences(inputs):
             raise MeidbenchError(
                 f"{self.path} holds another run:\n{bullet_list(problems)}\n"
-                "Name another folder as out (--out), or use the settings and inputs that the run began with."
+                "Name another folder with out=..., or use the settings and inputs that the run began with."
             )
         return True
 

@@ -368,7 +368,7 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     if not path.is_file():
         raise SplitError(describe_missing("split file", path))
     if (kind := describe_content(path)) not in ("a split file", "a Parquet file"):
-        remedy = "Name the split file in its place (--split)" if kind == "a prediction file" else _ORIGIN
+        remedy = "Name the split file in its place" if kind == "a prediction file" else _ORIGIN
         raise SplitError(f"{path} is {kind or 'text, or of an unknown kind'}; expected a split file\n{remedy}")
     try:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
