@@ -135,6 +135,13 @@ def check_together(
     return processes.ask_first(read, RowCheck("", 0, 0, "", False))
 
 
+def report_notes(features: FeatureSource, video_ids: list[str], report: Report) -> None:
+    """Check these videos, and tell what users should know of their arrays."""
+    features.check(video_ids)
+    for note in features.take_notes():
+        report(note)
+
+
 def report_repeated_rows(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
     """Report how many videos have fewer rows than a run takes of each, so that rows are repeated."""
     for key, frames, subsets in (
@@ -303,7 +310,7 @@ def predict(
     """
     folder = RunFolder(Path(run))
     config, inputs = folder.read()
-    sources = (inputs.split_path, inputs.features_path, split, features)
+    sources = (inputs.split_path, inputs.features_path, split, getattr(features, "path", features))
     paths = [Path(source) for source in sources if source and isinstance(source, str | os.PathLike)]
     refuse_lost_inputs(Path(out), [*folder.files(), *paths])
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
@@ -319,8 +326,9 @@ def predict(
         others = "was trained on a split with other class names or groups"
         raise MeidbenchError(f"{folder.path} {others}; name its own with split=...")
     subset = _choose_subset(loaded, subset, report)
-    source = features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)
+    source = inputs.open_features() if features is None else open_features(features)
     with join_processes(device) as processes:
+        report_notes(source, loaded.video_ids(subset), report if processes.is_first else lambda line: None)
         loader = make_subset_loader(loaded, subset, source, config, processes)
         if source.dim != inputs.dim:
             raise FeatureError(
