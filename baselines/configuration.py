@@ -12,7 +12,7 @@ from meidbench.baselines.augmentation import AUGMENTATIONS, Augmentation
 from meidbench.baselines.losses import LOSSES, Loss
 from meidbench.baselines.models import MODELS, Model, ModelInputs
 from meidbench.baselines.samplers import SAMPLERS, VideoSampler
-from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass, show
+from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass, show, suggest
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.evaluation.evaluate import subset_positives
 from meidbench.loading.motion import STATIC, WHEN, Motion
@@ -62,9 +62,13 @@ class Choice:
 
 def _read_choice(family: str, table: Any, default: Choice, prefix: str, problems: list[str]) -> Choice:
     known = FAMILIES[family]
-    name = table.get("name", default.name) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        problems.append(f"{prefix}{family} is no value by itself; set {prefix}{family}.name={table}")
+        return default
+    name = table.get("name", default.name)
     if not isinstance(name, str) or name not in known:
-        problems.append(f"unknown {prefix}{family}.name {show(name)}; known: {', '.join(known)}")
+        found = suggest(name, known)
+        problems.append(f"unknown {prefix}{family}.name {show(name)}{found}; known: {', '.join(known)}")
         return default
     options, hints = {}, known_options(known[name])
     for key, value in table.items():
@@ -73,7 +77,10 @@ def _read_choice(family: str, table: Any, default: Choice, prefix: str, problems
             if not valid:
                 problems.append(f"{prefix}{family}.{key} must be {describe_type(hints[key])}, got {show(value)}")
         elif key != "name":
-            problems.append(f"unknown key {prefix}{family}.{key}; known of {name}: {', '.join(['name', *hints])}")
+            found = suggest(key, [f"{prefix}{family}.{hint}" for hint in hints])
+            problems.append(
+                f"unknown key {prefix}{family}.{key}{found}; known of {name}: {', '.join(['name', *hints])}"
+            )
     return Choice(name, options)
 
 
@@ -247,7 +254,7 @@ class Config:
         Choice(name='asl', options={'gamma_neg': 2.0})
         """
         problems: list[str] = []
-        config = read_dataclass(cls, tables, problems, readers=_READERS)
+        config = read_dataclass(cls, tables, problems, readers=_READERS, known_keys=list_keys(tables))
         if problems:
             raise MeidbenchError(f"{len(problems)} problem(s) with the configuration:\n{bullet_list(problems)}")
         return config
@@ -276,6 +283,18 @@ class Config:
             for key in {**here, **there}
             if here.get(key) != there.get(key) and "execution" not in key.split(".")[:-1]
         ]
+
+
+def list_keys(tables: Any = None) -> list[str]:
+    """Return the keys that can be set, such as ``schedule.lr``, with the options of the components that are chosen."""
+    keys = [key for key in flatten(Config().to_tables()) if key not in ("method", "first_stage")]
+    for family, known in FAMILIES.items():
+        chosen = tables.get(family) if isinstance(tables, dict) else None
+        name = chosen.get("name") if isinstance(chosen, dict) else None
+        keys += (
+            [f"{family}.{key}" for key in known_options(known[name])] if isinstance(name, str) and name in known else []
+        )
+    return keys
 
 
 def _to_json(value: Any) -> Any:

@@ -20,8 +20,9 @@ from meidbench.baselines.configuration import (
     option_defaults,
 )
 from meidbench.baselines.losses import Loss
+from meidbench.baselines.methods import PUBLISHED_TABLES
 from meidbench.baselines.models import MODELS
-from meidbench.baselines.recipes import PUBLISHED_TABLES, merge_tables, read_benchmark, read_recipes
+from meidbench.baselines.recipes import merge_tables, read_benchmark, read_recipes
 from meidbench.baselines.samplers import VideoSampler
 from meidbench.checks import parse_settings
 from meidbench.errors import MeidbenchError

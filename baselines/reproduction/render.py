@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from meidbench.baselines.recipes import COMPAT_ENDING
+from meidbench.baselines.methods import COMPAT_ENDING
 from meidbench.baselines.reproduction import PaperTable, read_table, runs, table_content
 from meidbench.baselines.reproduction.materials import InputFiles
 from meidbench.baselines.reproduction.plan import CostPlan, Request, build_command, make_jobs, make_plan

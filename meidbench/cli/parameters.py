@@ -79,6 +79,31 @@ class Command(click.Command):
         return super().invoke(ctx)
 
 
+def _match_dataset(text: str) -> str:
+    """Return a benchmark's name for its spelling in the paper (``Charades-LT``), any other text as it is."""
+    if text in DATASETS:
+        return text
+    from meidbench.checks import match_name
+
+    return match_name(text, DATASETS)
+
+
+def _suggest_dataset(text: str) -> str:
+    from meidbench.checks import suggest
+
+    return suggest(text, DATASETS)
+
+
+class _Dataset(click.Choice):  # type: ignore[type-arg,unused-ignore]
+    """A benchmark's name, also as the paper spells it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = _match_dataset(str(value))
+        if name not in DATASETS:
+            self.fail(f"{name!r} is not one of {', '.join(DATASETS)}{_suggest_dataset(name)}", param, ctx)
+        return name
+
+
 def _split_files(value: str) -> list[Path]:
     from meidbench.splits.manifests import split_path
 
@@ -95,7 +120,7 @@ INPUT_FOLDER = InputPath(file_okay=False)
 NAMED_FILE = InputName(lambda value: [Path(value), Path(value.partition("=")[2] or value)])
 JSON_FILE = OutputFile(".json", allow_dash=True)
 SEED = click.IntRange(min=0)
-DATASET = click.Choice(DATASETS)
+DATASET = _Dataset(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
 subset_option = option_with_default("--subset", type=SUBSET, default="test")
@@ -119,12 +144,13 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
     name = "dataset"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
+        text = _match_dataset(str(value))
         if text.endswith(".toml") and not Path(text).is_file():
             problem = f"{text!r} is a folder" if Path(text).is_dir() else f"the file {text!r} does not exist"
             self.fail(f"{problem}; expected a manifest or a plan", param, ctx)
         if text not in DATASETS and not text.endswith(".toml"):
-            self.fail(f"{text!r} is neither one of {', '.join(DATASETS)} nor a manifest or a plan (.toml)", param, ctx)
+            known = f"one of {', '.join(DATASETS)}{_suggest_dataset(text)}"
+            self.fail(f"{text!r} is neither {known} nor a manifest or a plan (.toml)", param, ctx)
         return text
 
 
@@ -134,9 +160,10 @@ class _SplitName(InputName):
     name = "split"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
+        text = str(value) if Path(str(value)).is_file() else _match_dataset(str(value))
         if text not in DATASETS and not Path(text).exists():
-            self.fail(f"{text!r} is neither a split file nor one of {', '.join(DATASETS)}", param, ctx)
+            known = f"one of {', '.join(DATASETS)}{_suggest_dataset(text)}"
+            self.fail(f"{text!r} is neither a split file nor {known}", param, ctx)
         return text
 
 

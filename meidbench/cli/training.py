@@ -1,5 +1,6 @@
 """``meidbench train``, ``predict``, ``reproduce`` and ``demo``: baselines, from features to scored predictions."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -72,6 +73,24 @@ def _telling_of_memory() -> Iterator[None]:
 
 
 @command(
+    short_help="List the methods that 'train' knows.",
+    epilog="\b\nExamples:\n  meidbench methods\n  meidbench methods --json",
+)
+@as_json
+def methods(as_json: bool) -> None:
+    """List every method: title, paper, and the benchmarks with published numbers.
+
+    With --json, every form of a method (NAME-compat, NAME-release) is an entry of its own, with the published rows.
+    """
+    from meidbench.baselines.methods import list_methods, methods_table
+
+    if as_json:
+        echo_json(json.dumps([method.to_json() for method in list_methods()], indent=2))
+    else:
+        echo(methods_table())
+
+
+@command(
     short_help="Train a baseline; resumable.",
     epilog="\b\nExamples:\n"
     "  meidbench train --split charadeslt --features charades_r101.h5 \\\n"
@@ -88,7 +107,8 @@ def _telling_of_memory() -> Iterator[None]:
 @click.option(
     "--method",
     required=True,
-    help="A recipe: bce, ldam, meid, move...; ldam-compat is as in VideoLT's code, meid-release as in its authors'.",
+    help="A recipe that 'meidbench methods' lists: bce, ldam, meid...; ldam-compat is as in VideoLT's code, "
+    "meid-release as in its authors'.",
 )
 @click.option(
     "--aggregator",
