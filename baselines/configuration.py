@@ -130,6 +130,21 @@ class Schedule:
         """Return the learning rate of an epoch."""
         return self.lr * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
 
+    def describe_added_epochs(self, done: int) -> str:
+        """Say what the learning rate is in the epochs after the first ``done``; milestones do not move.
+
+        Examples
+        --------
+        >>> Schedule(epochs=500).describe_added_epochs(400)
+        'the milestones stay at 30, 60: the learning rate of the added epochs is 1e-06'
+        """
+        falls = [str(milestone) for milestone in self.milestones if done < milestone < self.epochs]
+        stay = f"the milestones stay at {', '.join(map(str, self.milestones))}: " if self.milestones else ""
+        rate = f"{self.learning_rate(done):g}"
+        if falls:
+            return f"{stay}the learning rate begins with {rate} and falls at {', '.join(falls)}"
+        return f"{stay}the learning rate of the added epochs is {rate}"
+
     def describe_late_milestones(self) -> str:
         """Say which milestones lie beyond the last epoch; empty where none does.
 
@@ -283,6 +298,53 @@ class Config:
             for key in {**here, **there}
             if here.get(key) != there.get(key) and "execution" not in key.split(".")[:-1]
         ]
+
+    def with_epochs(self, epochs: int) -> "Config":
+        """Return the same configuration for another number of epochs; nothing that follows from it is changed."""
+        return dataclasses.replace(self, schedule=dataclasses.replace(self.schedule, epochs=epochs))
+
+    def epoch_values(self) -> dict[tuple[str, str], int]:
+        """Return the options that follow from the number of epochs unless they are set, by family and option."""
+        values = {}
+        if self.loss.name == "ldam":
+            values["loss", "drw_epoch"] = self.schedule.epochs // 2  # VideoLT: 50 of 100
+        if self.sampler.name == "progressively_balanced":
+            values["sampler", "epochs"] = self.schedule.epochs
+        return values
+
+    def keep_values_of(self, run: "Config") -> "Config":
+        """Return this configuration with some values of a run, so that it goes on with the run for other epochs.
+
+        They are the values that follow from the number of epochs, and the first stage. ``differences`` tells the rest.
+        """
+        kept, before = self, run.epoch_values()
+        for (family, option), value in self.epoch_values().items():
+            here, there = getattr(self, family).options, getattr(run, family).options
+            if here.get(option) == value and (family, option) in before and option in there:
+                choice = Choice(getattr(self, family).name, {**here, option: there[option]})
+                kept = dataclasses.replace(kept, **{family: choice})  # type: ignore[arg-type]
+        if self.first_stage is not None and run.first_stage is not None:
+            first = self.first_stage.keep_values_of(run.first_stage).with_epochs(run.first_stage.schedule.epochs)
+            kept = dataclasses.replace(kept, first_stage=first)
+        return kept
+
+    def describe_longer_run(self, done: int) -> str:
+        """Say what a run of ``done`` epochs that goes on with this configuration is, and how a new one would differ."""
+        lines = [self.schedule.describe_added_epochs(done)]
+        if self.first_stage is not None:
+            lines.append(f"the first stage stays as it is, with {self.first_stage.schedule.epochs} epochs")
+        differing = [
+            f"{family}.{option} stays {here} (it would be {value})"
+            for (family, option), value in self.epoch_values().items()
+            if (here := getattr(self, family).options.get(option)) != value
+        ]
+        if done % self.selection.every:
+            differing.append(
+                f"epoch {done} was scored, being the last (it would not be: selection.every={self.selection.every})"
+            )
+        new = f"a new run of {self.schedule.epochs} epochs"
+        lines += [f"{new} would differ: {text}" for text in differing] or [f"the result is that of {new}"]
+        return "\n".join(f"  {line}" for line in lines)
 
 
 def list_keys(tables: Any = None) -> list[str]:

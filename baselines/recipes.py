@@ -202,13 +202,11 @@ def _join_stages(first: Config, second: Config) -> Config:
 
 def _complete(config: Config, split: Split) -> Config:
     """Fill in the values that follow from the split and from other values; a new configuration is changed in place."""
-    loss, sampler, aggregator = config.loss.options, config.sampler.options, config.aggregator.options
+    loss, aggregator = config.loss.options, config.aggregator.options
     if config.loss.name == "eql" and loss.get("tail_up_to") is None and loss.get("tail_below") is None:
         loss["tail_up_to"] = split.metadata.tail_up_to
-    if config.loss.name == "ldam":
-        loss.setdefault("drw_epoch", config.schedule.epochs // 2)  # VideoLT: 50 of 100
-    if config.sampler.name == "progressively_balanced":
-        sampler.setdefault("epochs", config.schedule.epochs)
+    for (family, option), value in config.epoch_values().items():
+        getattr(config, family).options.setdefault(option, value)
     if aggregator.get("flavor") == "meid_compat" and aggregator.get("frames") is None:
         aggregator["frames"] = config.frames.train
     return dataclasses.replace(config, mask_other_labels=config.masks_labels)

@@ -129,10 +129,13 @@ class RunFolder:
         names += [make(subset) for subset in SELECTION_SUBSETS for make in (self.predictions, self.result)]
         return names + [path.parent / FIRST_STAGE / path.name for path in names]
 
-    def open(self, config: Config, inputs: Inputs) -> None:
-        """Begin a run, or make sure that the run in the folder may be resumed."""
+    def open(self, config: Config, inputs: Inputs) -> str:
+        """Begin a run, or make sure that the run in the folder may be resumed.
+
+        Returns what a user must know of a run that gets more epochs, empty for others.
+        """
         if self._holds(config, inputs):
-            return
+            return self._lengthen(config) if self.ends_before(config) else ""
         content = {
             "format_version": FORMAT_VERSION,
             "config": config.to_tables(),
@@ -140,8 +143,49 @@ class RunFolder:
             "versions": list_versions(),
             "threads": torch.get_num_threads(),
         }
+        self._write_config(content)
+        return ""
+
+    def _write_config(self, content: dict[str, Any]) -> None:
         with written_whole(self.config) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def continued(self, config: Config) -> Config:
+        """Return the configuration that goes on with the run in the folder for more epochs, else the one that is given.
+
+        Values that follow from the number of epochs stay as the run has them. Fewer epochs are refused.
+        """
+        there = self.read()[0] if self.config.is_file() else config
+        before, asked = there.schedule.epochs, config.schedule.epochs
+        kept = config.keep_values_of(there)
+        if before == asked or there.differences(kept.with_epochs(before)):
+            return config  # the same run, or another one, which is refused
+        if asked < before:
+            raise MeidbenchError(
+                f"{self.path} is a run of {before} epochs, {asked} are asked for; a run can go on for more epochs, not "
+                "end after fewer: name another folder with --out"
+            )
+        return kept
+
+    def ends_before(self, config: Config) -> bool:
+        """Return whether the folder holds a run of fewer epochs."""
+        return self.config.is_file() and self.read()[0].schedule.epochs < config.schedule.epochs
+
+    def _lengthen(self, config: Config) -> str:
+        """Record more epochs, and remove the results of fewer, by which a run is finished."""
+        content, before = self._read_config(), self.read()[0].schedule.epochs
+        if self.best.is_file() and not self.last.is_file():
+            raise MeidbenchError(
+                f"{self.path} cannot go on: its {self.last.name} is gone; train again in another folder"
+            )
+        results = {subset: self.result(subset) for subset in SELECTION_SUBSETS if self.result(subset).is_file()}
+        reached = {subset: read_json(path).get("mAP") for subset, path in results.items()}
+        content["earlier"] = [*content.get("earlier", []), {"epochs": before, "mAP": reached}]
+        for path in results.values():
+            path.unlink()
+        self._write_config({**content, "config": config.to_tables()})
+        what = f"{self.path} goes on: {before} epochs become {config.schedule.epochs}"
+        return f"{what}\n{config.describe_longer_run(before)}"
 
     def _holds(self, config: Config, inputs: Inputs) -> bool:
         """Return whether the folder holds this run, or nothing yet; refuse anything else."""
@@ -151,6 +195,9 @@ class RunFolder:
                 raise MeidbenchError(f"{self.path} is not empty and holds no run; name another folder with --out")
             return False
         there, before = self.read()
+        if there.schedule.epochs < config.schedule.epochs:
+            longer = there.with_epochs(config.schedule.epochs)
+            there = there if longer.differences(config) else longer
         if problems := there.differences(config) + before.differences(inputs):
             raise MeidbenchError(
                 f"{self.path} holds another run:\n{bullet_list(problems)}\n"
@@ -279,7 +326,7 @@ class RunLog:
         self._board: Any = None
         # torch's writer imports tensorboard only when it is made.
         if importlib.util.find_spec("tensorboard") is None:
-            report("TensorBoard is not installed: the log is log.jsonl alone (pip install tensorboard)")
+            report("note: TensorBoard is not installed: the log is log.jsonl alone (pip install tensorboard)")
         else:
             from torch.utils.tensorboard import SummaryWriter
 

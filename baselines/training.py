@@ -93,7 +93,8 @@ def train(
         Of ``meidbench.baselines.recipes.resolve``, or made by hand.
     out : path
         The folder of the run; see ``RunFolder``. A finished run stays as it is; where its predictions or results are
-        missing or damaged, they are written again from its best checkpoint.
+        missing or damaged, they are written again from its best checkpoint. A run of fewer epochs goes on to those of
+        ``config``; its milestones stay, and ``report`` is told where a new run of all epochs would differ.
     first_stage : path, optional
         For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
         run is trained in ``OUT/first-stage``.
@@ -128,7 +129,10 @@ def train(
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
         folder = RunFolder(Path(out))
-        finished = read_trained(folder, loaded)
+        config = folder.continued(config)
+        if config.first_stage is not None and first_stage is None:
+            config = replace(config, first_stage=RunFolder(folder.path / FIRST_STAGE).continued(config.first_stage))
+        finished = None if folder.ends_before(config) else read_trained(folder, loaded)
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None
             # A folder of others is refused before rows are read, which may take long.
@@ -205,7 +209,8 @@ def _train_stage(
 
         def open_folder() -> None:
             stack.enter_context(folder.lock())
-            folder.open(config, inputs)
+            if longer := folder.open(config, inputs):
+                context.report(longer)
 
         processes.ask_first(open_folder, None)
         trained = finished or read_trained(folder, context.split, report=context.report)
@@ -392,7 +397,9 @@ class _Run:
         facts: dict[str, Any] = {"epoch": position.epoch, "loss": position.loss_sum / steps, "lr": rate}
         if model_facts := learner.module.log_values():
             facts |= {"penalty": position.penalty_sum / steps, "model": model_facts}
-        line = f"epoch {position.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
+        line = (
+            f"{self.config.method}: epoch {position.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
+        )
         if position.epoch % selection.every == 0 or position.epoch == self.config.schedule.epochs:
             means = self._compute_means(selection.subset)
             is_best = means.overall > position.best
@@ -462,4 +469,5 @@ class _Run:
         for subset, loader in self.scored.items():
             scores = score_subset(self.learner.module, loader, self.processes, self.progress)
             if self.processes.is_first:
-                write_scores(self.folder, self.split, subset, scores, facts)
+                means = write_scores(self.folder, self.split, subset, scores, facts)
+                self._write_log("result", epoch=facts["epoch"], **{subset: asdict(means)})

@@ -192,7 +192,13 @@ def echo_json(text: str) -> None:
 
 
 def report(line: str) -> None:
-    """Print a line to stderr."""
+    """Print a line to stderr; a note of several trainings is printed once per command."""
+    context = click.get_current_context(silent=True)
+    if line.startswith("note: ") and context is not None:
+        told: set[str] = context.meta.setdefault(f"{__name__}.notes", set())
+        if line in told:
+            return
+        told.add(line)
     echo(line, err=True)
 
 
