@@ -99,19 +99,26 @@ def suggest(text: object, known: Iterable[str]) -> str:
     >>> suggest("LDAM", ("bce", "ldam")), suggest("learning_rate", ("seed", "schedule.lr")), suggest("x", ("bce",))
     (' (did you mean ldam?)', ' (did you mean schedule.lr?)', '')
     """
+    section, _, word = str(text).rpartition(".")
+    names = list(known)
+    inside = [name for name in names if section and name.startswith(f"{section}.")]
+    found = _like(_plain_name(word), inside) or _like(_plain_name(word), names)
+    return f" (did you mean {' or '.join(found[:3])}?)" if found else ""
+
+
+def _like(word: str, names: Sequence[str]) -> list[str]:
+    """Return the names whose last part is a word, is another name for it, contains it, or is spelt like it."""
     from difflib import SequenceMatcher
 
-    word, names = _plain_name(str(text).rpartition(".")[2]), list(known)
     last = {name: _plain_name(name.rpartition(".")[2]) for name in names}
-    others = [_plain_name(other) for other in OTHER_NAMES.get(word, ())]
-    found = [name for name in names if last[name] == word] or [name for name in names if last[name] in others]
-    if not found and word:
-        likeness = {name: SequenceMatcher(None, word, last[name]).ratio() for name in names}
-        within = [
-            name for name in names if min(len(word), len(last[name])) > 2 and (word in last[name] or last[name] in word)
-        ]
-        found = sorted(within or [name for name in names if likeness[name] >= 0.6], key=lambda name: -likeness[name])
-    return f" (did you mean {' or '.join(found[:3])}?)" if found else ""
+    for meant in ([word], [_plain_name(other) for other in OTHER_NAMES.get(word, ())]):
+        if found := [name for other in meant for name in names if last[name] == other]:
+            return found
+    likeness = {name: SequenceMatcher(None, word, last[name]).ratio() for name in names}
+    shared = [
+        name for name in names if min(len(word), len(last[name])) > 2 and (word in last[name] or last[name] in word)
+    ]
+    return sorted(shared or [name for name in names if likeness[name] >= 0.6], key=lambda name: -likeness[name])
 
 
 def match_name(text: str, known: Iterable[str]) -> str:
@@ -297,7 +304,9 @@ def read_dataclass(
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if unknown := [key for key in table if key not in names]:
         keys, inside = "key" if len(unknown) == 1 else "keys", f" in {where}" if where else ""
-        named = [f"{prefix}{key}{suggest(_first_key(key, table[key]), known_keys or names)}" for key in unknown]
+        named = [
+            f"{prefix}{key}{suggest(_first_key(prefix + key, table[key]), known_keys or names)}" for key in unknown
+        ]
         problems.append(f"unknown {keys} {', '.join(named)}; known{inside}: {', '.join(names)}")
     problems += [f"{prefix}{name} is missing" for name in getattr(kind, "_required", ()) if name not in table]
     values: Table = {}
