@@ -292,6 +292,8 @@ def predict(
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
         if given is None and not before:
             raise MeidbenchError(f"the run does not record the path of its {name}; give it with --{name}")
+        if given is None and not Path(before).exists():
+            raise MeidbenchError(f"the {name} of {folder.path} are not at {before} any more; name them with --{name}")
     loaded = load_split(inputs.split_path if split is None else split)
     if loaded.digest != inputs.split_digest:
         raise MeidbenchError(

@@ -86,6 +86,6 @@ def methods_table() -> str:
         forms = ", ".join(form.name.removeprefix(method.name) for form in every if form.form_of == method.name)
         lines.append(f"{method.name:15}  {method.title} ({method.paper})")
         lines.append(f"  {forms:13}  {', '.join(method.benchmarks) or 'no published numbers'}")
-    forms = "NAME-compat behaves like VideoLT's public code, NAME-release like its authors' code."
+    forms = "NAME-compat behaves like VideoLT's public code, NAME-release like its authors'."
     example = "Train one: meidbench train --method NAME --split SPLIT --features FILE"
     return "\n".join([*lines, "", forms, example])

@@ -20,7 +20,7 @@ import torch
 import meidbench
 from meidbench.baselines.configuration import Config, flatten
 from meidbench.checks import convert, is_whole_number, read_json, show
-from meidbench.errors import MeidbenchError, bullet_list
+from meidbench.errors import MeidbenchError, RequestError, bullet_list, first_few
 from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
 from meidbench.features import FeatureSource, PackedFile
 from meidbench.features.feature_file import Header, stored_checksums
@@ -200,7 +200,7 @@ class RunFolder:
             there = there if longer.differences(config) else longer
         if problems := there.differences(config) + before.differences(inputs):
             raise MeidbenchError(
-                f"{self.path} holds another run:\n{bullet_list(problems)}\n"
+                f"{self.path} holds another run:\n{bullet_list(problems, 8)}\n"
                 "Name another folder with --out, or use the settings and inputs that the run began with."
             )
         return True
@@ -238,8 +238,12 @@ class RunFolder:
         return threads if is_whole_number(threads, 1) else None
 
     def _read_config(self) -> dict[str, Any]:
+        if self.path.is_file():
+            raise RequestError(f"{self.path} is a file; name the folder of the run, such as {self.path.parent}")
         if not self.config.is_file():
-            raise MeidbenchError(f"{self.path} holds no run (there is no config.json); 'meidbench train' makes one")
+            inside = sorted(path.parent for path in self.path.glob(f"*/{self.config.name}"))
+            remedy = f"its folders with runs: {first_few(inside)}" if inside else "'meidbench train' makes one"
+            raise MeidbenchError(f"{self.path} holds no run (there is no config.json); {remedy}")
         try:
             content = read_json(self.config)
         except MeidbenchError as error:

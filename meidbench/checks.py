@@ -99,11 +99,22 @@ def suggest(text: object, known: Iterable[str]) -> str:
     >>> suggest("LDAM", ("bce", "ldam")), suggest("learning_rate", ("seed", "schedule.lr")), suggest("x", ("bce",))
     (' (did you mean ldam?)', ' (did you mean schedule.lr?)', '')
     """
-    section, _, word = str(text).rpartition(".")
     names = list(known)
-    inside = [name for name in names if section and name.startswith(f"{section}.")]
-    found = _like(_plain_name(word), inside) or _like(_plain_name(word), names)
-    return f" (did you mean {' or '.join(found[:3])}?)" if found else ""
+    found = find_like(text, names)
+    return f" (did you mean {' or '.join(found[:3])}?)" if found and not len(found) == len(names) > 1 else ""
+
+
+def find_like(text: object, known: Sequence[str]) -> list[str]:
+    """Return the known names that a text may mean, the likeliest first; see ``suggest``.
+
+    Examples
+    --------
+    >>> find_like("vlad", ["mean", "netvlad", "nextvlad"])
+    ['netvlad', 'nextvlad']
+    """
+    section, _, word = str(text).rpartition(".")
+    inside = [name for name in known if section and name.startswith(f"{section}.")]
+    return _like(_plain_name(word), inside) or _like(_plain_name(word), known)
 
 
 def _like(word: str, names: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ The type of a parameter says whether its files are read or written. ``Command`` 
 
 import errno
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +60,21 @@ class OutputFile(click.Path):
 class Command(click.Command):
     """A command that is refused before any work where an output would destroy an input or another output."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; a refusal names the setting for an unknown option, or commands that make features."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if any(parameter.name == "settings" for parameter in self.params):
+                _name_setting(error)
+            raise
+        except click.BadParameter as error:
+            if error.param is None or error.param.name != "features" or isinstance(error.param.type, InputName):
+                raise
+            split = dict(zip(given, [*given[1:], ""], strict=True)).get("--split", "SPLIT")
+            raise click.UsageError(f"{error.format_message()}\n{_describe_making_features(split)}", ctx) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Compare the outputs with the inputs, then run."""
         outputs, inputs = [], []
@@ -77,6 +93,32 @@ class Command(click.Command):
             if problems := output_problems(outputs, there):
                 raise click.UsageError("\n".join(problems))
         return super().invoke(ctx)
+
+
+def _name_setting(error: click.NoSuchOption) -> None:
+    """Raise a refusal that names the setting for an option such as ``--lr``, where no option is like it."""
+    from meidbench.baselines.configuration import list_keys
+    from meidbench.checks import find_like
+
+    name = error.option_name.lstrip("-")
+    options = [option.lstrip("-") for option in error.possibilities or ()]
+    if not find_like(name, options) and (found := find_like(name, list_keys())):
+        settings = " or ".join(f"--set {key}=VALUE" for key in found[:2])
+        raise click.UsageError(
+            f"there is no option {error.option_name}; it is a setting: {settings}", error.ctx
+        ) from None
+
+
+def _describe_making_features(split: str) -> str:
+    """Return the commands that make a feature file of a split."""
+    name = _match_dataset(split)
+    frames = " --frames 150" if name == "videolt" else ""  # as its authors' features, see needs.toml
+    stem, quoted = ("features", name) if name == "SPLIT" else (Path(name).stem, shlex.quote(name))
+    return (
+        "A feature file is made from the videos, or from a folder of .npy files:\n"
+        f"  meidbench extract-features VIDEOS --split {quoted} \\\n     {frames} --out {stem}.h5\n"
+        f"  meidbench pack-features FOLDER --split {quoted} \\\n      --out {stem}.h5"
+    )
 
 
 def _match_dataset(text: str) -> str:
