@@ -27,7 +27,8 @@ from meidbench.files import written_whole
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
-from meidbench.predictions.align import align_predictions, read_predictions, run_warnings, write_predictions
+from meidbench.predictions.align import align_predictions, read_predictions, run_warnings
+from meidbench.predictions.values import write_predictions
 from meidbench.splits.split import Split, load_split
 
 # VideoLT's batch in training; without gradients it always fits into memory.
@@ -44,9 +45,16 @@ def find_scored_subsets(split: Split, select_on: str) -> list[str]:
     present = [subset for subset in SUBSETS if len(split.rows(subset))]
     for subset in ("train", select_on):
         if subset not in present:
-            raise MeidbenchError(
-                f"the split {split.dataset} has no video in {subset}; it has some in {', '.join(present) or 'none'}"
-            )
+            found = ", ".join(present) or "none"
+            problem = f"the split {split.dataset} has no video in {subset}; it has some in {found}"
+            if subset == "val" and "test" in present:
+                problem += (
+                    "\nval chooses the checkpoint. --select-on test (selection.subset) makes test choose it, and "
+                )
+                problem += "test scores too good; or take a val subset out of train"
+            elif subset == "test" and "val" in present:
+                problem += "\n--select-on val (selection.subset) makes val choose the checkpoint"
+            raise MeidbenchError(problem)
         if not split.positives(subset).any():
             raise MeidbenchError(f"no video in {subset} of the split {split.dataset} has a label")
     return [subset for subset in present if subset != "train"]
@@ -250,7 +258,7 @@ def predict(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    subset: str = "test",
+    subset: str | None = None,
     split: Split | str | Path | None = None,
     features: FeatureSource | str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -266,8 +274,8 @@ def predict(
         The folder of a run, finished or not.
     out : path
         The Parquet file to write.
-    subset : str
-        ``train``, ``val`` or ``test``.
+    subset : str, optional
+        ``train``, ``val`` or ``test``; by default test, or val where the split has no test.
     split, features : optional
         Those of the run, at their old paths, where they are left out.
     device : str
@@ -304,8 +312,12 @@ def predict(
         raise MeidbenchError(
             f"{folder.path} was trained on a split with other class names or groups; name the run's own with --split"
         )
+    if subset is None and loaded.default_subset != "test":
+        report(f"note: {loaded.dataset} has no test videos, so its {loaded.default_subset} is scored")
+    subset = subset or loaded.default_subset
     if not len(loaded.rows(subset)):
-        raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}")
+        present = ", ".join(name for name in SUBSETS if len(loaded.rows(name)))
+        raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}; it has some in {present}")
     source = features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)
     with join_processes(device) as processes:
         loader = make_subset_loader(loaded, subset, source, config, processes)

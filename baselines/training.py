@@ -129,6 +129,8 @@ def train(
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
         folder = RunFolder(Path(out))
+        if find_scored_subsets(loaded, config.selection.subset) == ["val"]:
+            report(f"note: {loaded.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
         config = folder.continued(config)
         if config.first_stage is not None and first_stage is None:
             config = replace(config, first_stage=RunFolder(folder.path / FIRST_STAGE).continued(config.first_stage))

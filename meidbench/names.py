@@ -5,17 +5,26 @@ from contextlib import AbstractContextManager
 
 DATASETS = ("videolt", "charadeslt", "charadesegolt")
 SUBSETS = ("train", "val", "test")
+# Other names of subsets, in tables and in names of files.
+SUBSET_NAMES = {name: name for name in SUBSETS} | {
+    **{"training": "train", "validate": "val", "validation": "val", "valid": "val", "testing": "test"},
+}
 RELEASED = "released"
 DRAWN_VARIANTS = ("pareto", "grouped", "exact")
 VARIANTS = (RELEASED, *DRAWN_VARIANTS)
 GROUP_KEYS = ("pair", "subject")
 SPLIT_FORMATS = ("parquet", "csv", "lst")
+IMPORT_FORMATS = ("table", "lists", "mmaction2")
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 PROTOCOLS = ("tie-aware", "apmeter", "charades")
 BACKBONES = {"resnet101": 2048, "resnet50": 2048, "tsm-resnet50": 2048}  # with the numbers per row
 EXTRACTED_DTYPES = ("float16", "float32")
 STORED_DTYPES = (*EXTRACTED_DTYPES, "int8")
 PRECISIONS = ("fp32", "bf16", "fp16")
+VIDEO_SUFFIXES = (
+    *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov"),
+    *(".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
+)
 SAMPLINGS = ("uniform", "random")
 ROW_CHECKS = ("auto", "full", "sample", "none")
 SELECTION_SUBSETS = ("val", "test")

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +17,14 @@ import pyarrow.parquet as pq
 
 from meidbench.annotations import Annotations
 from meidbench.checks import describe_missing, match_name, one_of, suggest
-from meidbench.errors import SplitError, bullet_list, escape_controls, first_few
+from meidbench.errors import SplitError, bullet_list, describe_content, escape_controls, first_few
 from meidbench.files import written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
 from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, Thresholds, content_digest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHANGED, UNVERIFIED = "changed", "unverified"  # variants of what calls itself released
 METADATA_KEY = b"meidbench"
@@ -293,6 +298,16 @@ class Split:
         """Return row (as in ``video_ids``) and class index of every label of one subset, row by row."""
         return _label_pairs(self.rows(subset))
 
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return the videos as a DataFrame, with a list of class names as ``labels``; segments are left out.
+
+        ``meidbench.split_from_pandas`` makes the split again, with ``class_names`` where their order matters.
+        """
+        frame: pd.DataFrame = self.table.drop_columns(["segments"]).to_pandas()
+        rows = self.table.column("labels").to_pylist()
+        frame["labels"] = [[self.class_names[index] for index in row] for row in rows]
+        return frame
+
     def positives(self, subset: str) -> npt.NDArray[np.int64]:
         """Return the (C,) number of videos of each class in one subset; the array is read-only."""
         if subset not in self._positives:
@@ -334,6 +349,9 @@ def write_split(split: Split, path: Path) -> Path:
     return path
 
 
+_ORIGIN = "A split file is made by meidbench build-splits, or of a table by meidbench import-split"
+
+
 def read_split(path: Path, *, check: bool = True) -> Split:
     """Read a split file, a Parquet file in the format of ``SCHEMA``.
 
@@ -343,16 +361,18 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     path = Path(path)
     if not path.is_file():
         raise SplitError(describe_missing("split file", path))
+    if (kind := describe_content(path)) not in ("a split file", "a Parquet file"):
+        remedy = "Name the split file in its place (--split)" if kind == "a prediction file" else _ORIGIN
+        raise SplitError(f"{path} is {kind or 'text, or of an unknown kind'}; expected a split file\n{remedy}")
     try:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), "")
-        remedy = "A split file is made by meidbench build-splits, or of a table by meidbench import-split"
-        raise SplitError(f"{path} is not a readable Parquet file: {reason}\n{remedy}") from None
+        raise SplitError(f"{path} is not a readable Parquet file: {reason}\n{_ORIGIN}") from None
+    raw = (table.schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise SplitError(f"{path} lacks the metadata 'meidbench', so it is not a split file\n{_ORIGIN}")
     try:
-        raw = (table.schema.metadata or {}).get(METADATA_KEY)
-        if raw is None:
-            raise SplitError("it lacks the metadata 'meidbench', so it is not a split file")
         metadata = SplitMetadata.from_json(raw.decode(errors="replace"))
         split = Split(_with_schema(table), metadata)
         if problems := _unusable(split) or (check and contradictions(split)):
@@ -453,6 +473,8 @@ def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     """
     if isinstance(split, Split):
         return split
+    if not isinstance(split, str | os.PathLike):
+        raise SplitError(f"split is of type {type(split).__name__}; expected a Split, its path, or a benchmark's name")
     path, name = Path(split), match_name(str(split), DATASETS)
     if name in DATASETS and not path.is_file():
         path = split_path(name)

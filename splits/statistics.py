@@ -1,6 +1,6 @@
 """Table 1: the statistics that describe a long-tailed multi-label split; and the audit of a split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -86,6 +86,23 @@ def split_statistics(split: Split) -> Statistics:
     )
 
 
+def describe_missing_subsets(videos: Mapping[str, int]) -> list[str]:
+    """Return what the commands do where a subset has no video; ``videos`` are counts by subset.
+
+    >>> describe_missing_subsets({"train": 3, "val": 0, "test": 2})
+    ['no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good']
+    """
+    if not videos["train"]:
+        return ["no videos in train: every class is in the tail, and nothing can be trained"]
+    if not videos["val"] and not videos["test"]:
+        return ["no videos in val and test: nothing can be scored"]
+    notes = {
+        "val": "no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good",
+        "test": "no videos in test: evaluate, compare and predict take val, which also chooses the checkpoint of a run",
+    }
+    return [note for subset, note in notes.items() if not videos[subset]]
+
+
 def deviations(statistics: Statistics, manifest: Manifest) -> list[str]:
     """Return the statistics that differ from those measured on the published split, at its printed precision."""
     got = asdict(statistics)
@@ -149,8 +166,10 @@ def _find_repeated(split: Split) -> _Findings:
 
 
 def _find_missing_classes(split: Split) -> _Findings:
-    absent = {subset: np.flatnonzero(split.positives(subset) == 0).tolist() for subset in SUBSETS}
-    return [
+    empty = [subset for subset in SUBSETS if not len(split.rows(subset))]
+    present = [subset for subset in SUBSETS if subset not in empty]
+    absent = {subset: np.flatnonzero(split.positives(subset) == 0).tolist() for subset in present}
+    return [("subset(s) without a video", empty)] + [
         (f"class(es) without a video in {subset}", [f"{index} {split.class_names[index]}" for index in indices])
         for subset, indices in absent.items()
     ]

@@ -1,4 +1,4 @@
-"""Run mypy over meidbench/, baselines/ and splits/ as the one package that they are installed as.
+"""Run mypy over meidbench/, baselines/ and splits/ as the one package that they are installed as, and over its user.
 
 ``setup.cfg`` maps the two folders into the package. mypy knows no such map, so the folders are copied into one.
 """
@@ -19,6 +19,7 @@ def main() -> int:
     for name, target in FOLDERS.items():
         shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "meidbench"]
+    command.append(str(ROOT / "tests" / "typed_user.py"))
     outcome = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
     text = outcome.stdout + outcome.stderr
     for name in ("baselines", "splits"):

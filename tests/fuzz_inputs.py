@@ -40,7 +40,7 @@ def make_inputs(work: Path, train: str) -> None:
 
 
 def make_predictions(split) -> None:
-    from meidbench.predictions.align import write_predictions
+    from meidbench.predictions.values import write_predictions
 
     ids, labels = split.video_ids("test"), split.labels("test")
     scores = (np.random.default_rng(0).normal(size=labels.shape) + labels).astype(np.float32)

@@ -1,10 +1,13 @@
 """The data of the tests: the invented ToyLT, and the real annotations where their files are available."""
 
 import os
+import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
 
 from meidbench.annotations import Annotations, read_annotations
 from meidbench.splits.manifests import load_manifest
@@ -37,3 +40,18 @@ def real_annotations(name: str) -> Annotations:
 def released_split(name: str) -> Split:
     """Return a published split, built once per test run from the real annotations."""
     return build_released(name, real_data(REAL[name]))
+
+
+def first_two_lines(outcome: Result) -> str:
+    """Return the first two lines of the error of a command, after the usage that a wrong call prints."""
+    assert isinstance(outcome.exception, SystemExit), outcome.exception
+    return "\n".join(outcome.stderr[outcome.stderr.index("Error:") :].splitlines()[:2])
+
+
+def run_code_of(outcome: Result, names: dict[str, Any]) -> None:
+    """Run the Python code of an error: its lines that are indented and no entry of a list."""
+    lines = outcome.stderr[outcome.stderr.index("Error:") :].splitlines()
+    code = [line.strip() for line in lines if line.startswith("  ") and not line.startswith("  - ")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # one line of code leaves a file open
+        exec("\n".join(code), names)

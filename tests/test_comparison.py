@@ -108,7 +108,7 @@ def test_names_come_from_the_file_or_from_the_call(tmp_path):
     assert ComparedRun.from_argument("out/x@3.parquet") == ComparedRun(
         "x", "3", (tmp_path / "x").relative_to(tmp_path).parent / "out/x@3.parquet"
     )
-    assert ComparedRun.from_argument("ours=a=b.npz").path.name == "a=b.npz"
+    assert ComparedRun.from_argument("ours=a=b.npz").scores.name == "a=b.npz"
     (tmp_path / "a=b.npz").write_text("")
     assert ComparedRun.from_argument(str(tmp_path / "a=b.npz")).method == "a=b"
     with pytest.raises(MeidbenchError, match="has no name"):

@@ -152,7 +152,8 @@ def test_what_a_dataset_knows(split, stored):
     assert data.labels is data.labels
     np.testing.assert_array_equal(data.labels, split.labels("val"))
     assert (data.num_classes, data.class_names, data.dim, data.subset) == (5, CLASSES, WIDTH, "val")
-    assert repr(data) == "<CharadesLT val: 3 videos, 5 classes>"
+    rows = f"200 rows per video, {WIDTH} numbers per row"
+    assert repr(data) == f"<CharadesLT val: 3 videos, 5 classes, {rows}, features {data.source.path}>"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_a_split_of_another_dataset_is_refused(split, folder):
     with pytest.raises(SplitError, match=message):
         VideoLT(split, features=folder)
     with pytest.raises(
-        SplitError, match=r"CharadesLT needs a split of charadeslt, got one of toylt: use .*FeatureDataset$"
+        SplitError, match=r"CharadesLT needs a split of charadeslt, got one of toylt: use meidbench.FeatureDataset$"
     ):
         CharadesLT(make_split("toylt"), features=folder)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from meidbench import files
 from meidbench.errors import FeatureError
 from meidbench.features import PROBLEMS, FeatureSource, GroupedFile, NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import Layout, create
+from meidbench.predictions.align import write_predictions
 
 LENGTHS = {"ATOYW": 7, "0BXY1": 1, "zz..top": 12, "-dash_": 5}
 WIDTH = 6
@@ -426,16 +428,42 @@ def test_the_kind_of_source_follows_from_what_is_there(tmp_path):
 def test_what_is_no_feature_file_is_refused(tmp_path):
     with pytest.raises(FeatureError, match=r"there are no features at .*nowhere; expected a folder of VIDEO_ID"):
         open_features(tmp_path / "nowhere")
-    (tmp_path / "features.zip").write_bytes(b"PK\x03\x04")
-    with pytest.raises(FeatureError, match=r"features\.zip is not an HDF5 file; .*\nUnpack it first"):
-        open_features(tmp_path / "features.zip")
+    saved = io.BytesIO()  # as torch.save writes
+    with zipfile.ZipFile(saved, "w") as archive:
+        archive.writestr("rows/data.pkl", b"")
+    for content, kind, remedy in (
+        (b"PK\5\6" + bytes(18), "a zip archive", "Unpack it first."),
+        (b"PK\3\4", "a damaged zip archive", "Get the file again."),
+        (b"\x1f\x8b", "a compressed archive", "Unpack it first."),
+        (pickle.dumps([1]), "a pickle", "It is never loaded. If you trust it, load it in Python, and write the rows"),
+        (saved.getvalue(), "a file of torch.save", "It is not loaded. torch.load it in Python, and write the rows"),
+        (b"\0\0\0\x20ftypisom", "a video file", "Features of videos are made by meidbench extract-features"),
+        (b"", "empty", None), (b"hello", "not an HDF5 file", None),
+    ):  # fmt: skip
+        (tmp_path / "features").write_bytes(content)
+        with pytest.raises(FeatureError) as caught:
+            open_features(tmp_path / "features")
+        told, *rest = str(caught.value).splitlines()
+        expected = "expected a folder of VIDEO_ID.npy, or an HDF5 file with /features/VIDEO_ID"
+        assert told == f"{tmp_path / 'features'} is {kind}; {expected}"
+        assert rest[0].startswith(remedy) if remedy else not rest
+
+
+def test_splits_and_predictions_are_no_features(tmp_path, toy_split, toy_split_file):
+    with pytest.raises(FeatureError, match="is a split file; expected .*\nName it with --split"):
+        open_features(toy_split_file)
+    scores = write_predictions(tmp_path / "p.parquet", ["a"], np.ones((1, 2)))
+    with pytest.raises(FeatureError, match="is a prediction file; expected .*\nPredictions have no features"):
+        open_features(scores)
 
 
 def test_an_hdf5_file_of_something_else_is_refused(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["scores"] = np.zeros(3)
         file["video_ids"] = np.zeros(3)
-    with pytest.raises(FeatureError, match=r"no group /features \(it holds scores, video_ids\)"):
+    with pytest.raises(
+        FeatureError, match=r"no group /features \(it holds scores, video_ids\): it has predictions; exp"
+    ):
         open_features(tmp_path / "other.h5")
     with h5py.File(tmp_path / "packed.h5", "w") as file:
         file["features"] = np.zeros((2, 3, 4))

@@ -1,8 +1,14 @@
-"""The tables of docs/inputs.md: each example runs, and what it writes is read as the page says."""
+"""The tables of docs/inputs.md: each example runs, and what it writes is read as the page says, or refused."""
 
+import gzip
+import json
+import pathlib
+import pickle
 import re
 import shlex
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +70,131 @@ def test_features(form, toy_split):
 
 @pytest.mark.parametrize("form", examples_of("Labels"))
 def test_labels(form, run):
-    *prepare, command = examples_of("Labels")[form]
-    for line in prepare:
-        subprocess.run(["sh", "-c", line], check=True)
-    run(*shlex.split(command)[1:])
+    import pandas as pd
+
+    *prepare, command = lines = examples_of("Labels")[form]
+    if command.startswith("mb."):
+        exec("\n".join(lines), {"mb": mb, "pd": pd})
+    else:
+        for line in prepare:
+            subprocess.run(["sh", "-c", line.replace("python -c", f"{sys.executable} -c")], check=True)
+        outcome = run(*shlex.split(command)[1:])
+        assert outcome.exit_code == 0, outcome.stderr
     assert mb.load_split("mine.parquet").num_classes == 2
+
+
+# --- what is not read: each row of the table, and its remedy in the first two lines of the message ---
+
+
+def rows_of_refusals():
+    text = PAGE.split("## Not read")[1]
+    return [tuple(cell.strip() for cell in row.strip("|").split(" | ")) for row in text.splitlines() if "|" in row][2:]
+
+
+def write_zip(path, *members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in members:
+            archive.writestr(member, b"")
+
+
+def write_torch(path, content):
+    import torch
+
+    torch.save(content, path)
+
+
+def write_checkpoint():
+    Path("RUN").mkdir()
+    Path("RUN/config.json").write_text("{}")
+    write_torch("RUN/best.pt", {})
+    return "RUN/best.pt"
+
+
+def write_array(path, save):
+    with path.open("wb") as stream:
+        save(stream)
+
+
+def write_features():
+    from meidbench.features.packing import pack
+
+    Path("rows").mkdir()
+    np.save("rows/a.npy", np.ones((3, 2), np.float32))
+    return pack("rows", "features.h5").path
+
+
+def as_objects(scores):
+    return np.asarray(scores, dtype=object)
+
+
+# The beginning of the content in the table -> writes such a file of ids and scores; may return another path.
+WRITERS = {
+    "pickle": lambda path, ids, scores: path.write_bytes(pickle.dumps(list(scores))),
+    "file of `torch": lambda path, ids, scores: write_torch(path, {"ids": ids}),
+    "checkpoint": lambda path, ids, scores: write_checkpoint(),
+    "`.npy`": lambda path, ids, scores: write_array(path, lambda stream: np.save(stream, as_objects(scores))),
+    "`.npz`": lambda path, ids, scores: write_array(
+        path, lambda stream: np.savez(stream, video_ids=np.array(ids), scores=as_objects(scores))
+    ),
+    "JSON, an object": lambda path, ids, scores: path.write_text(
+        json.dumps(dict(zip(ids, scores.tolist(), strict=True)))
+    ),
+    "JSON, a list of lists": lambda path, ids, scores: path.write_text(json.dumps(scores.tolist())),
+    "JSON, a list of objects": lambda path, ids, scores: path.write_text(
+        json.dumps([{"video_id": name, "scores": row} for name, row in zip(ids, scores.tolist(), strict=True)])
+    ),
+    "other JSON": lambda path, ids, scores: path.write_text("{'a': [1.0]}"),
+    "Excel": lambda path, ids, scores: write_zip(path, "[Content_Types].xml", "xl/workbook.xml"),
+    "Arrow": lambda path, ids, scores: path.write_bytes(b"ARROW1\0\0"),
+    "archive": lambda path, ids, scores: path.write_bytes(gzip.compress(b"a 1 2")),
+    "text in UTF-16": lambda path, ids, scores: path.write_text("video_id,0\n", encoding="utf-16"),
+    "web page": lambda path, ids, scores: path.write_text("\n<!DOCTYPE html><title>404</title>"),
+    "image": lambda path, ids, scores: path.write_bytes(b"\x89PNG\r\n\x1a\n"),
+    "video": lambda path, ids, scores: path.write_bytes(b"\0\0\0\x20ftypisom"),
+    "split file": lambda path, ids, scores: "split.parquet",
+    "feature file": lambda path, ids, scores: write_features(),
+    "prediction file": lambda path, ids, scores: mb.write_predictions(path, ids, scores),
+    "table": lambda path, ids, scores: path.write_text("video_id,subset,labels\n"),
+}
+COMMANDS = {
+    "predictions": ["evaluate", "{}", "--split", "split.parquet"],
+    "split": ["audit", "{}"],
+    "features": ["verify-features", "{}"],
+}
+
+
+@pytest.fixture
+def refuse(given, toy_split, run):
+    """Write a kind of content, give it to a command, and return the lines of the refusal."""
+    from meidbench.splits.split import write_split
+
+    def call(content, given_as):
+        write_split(toy_split, Path("split.parquet"))
+        write = next(write for start, write in WRITERS.items() if content.startswith(start))
+        made = write(Path("given"), *given)
+        path = made if isinstance(made, str | Path) else "given"
+        outcome = run(*(part.format(path) for part in COMMANDS[given_as]))
+        assert outcome.exit_code == 1 and outcome.stderr.startswith(f"Error: {path}")
+        return outcome.stderr.splitlines()
+
+    return call
+
+
+@pytest.mark.parametrize(("content", "given_as", "remedy"), rows_of_refusals())
+def test_what_is_not_read_is_refused_with_its_remedy(content, given_as, remedy, refuse):
+    told = " ".join(refuse(content, given_as)[:2])
+    for words in re.findall(r"`([^`]+)`", remedy) or [remedy]:
+        assert words in told or words.capitalize().replace("utf", "UTF") in told
+
+
+@pytest.mark.parametrize("content", [row[0] for row in rows_of_refusals() if "`meidbench.write_predictions(" in row[2]])
+def test_the_python_of_a_remedy_writes_the_scores(content, refuse, given, toy_split, run):
+    ids, scores = given
+    line = refuse(content, "predictions")[1]
+    names = {"meidbench": mb, "np": np, "json": json, "pathlib": pathlib, "video_ids": ids, "scores": scores}
+    if "objects" in content:
+        names["scores"] = as_objects(scores)
+    exec(line.strip(), names)
+    assert run("evaluate", "run.parquet", "--split", "split.parquet", "--json", "r.json").exit_code == 0
+    want = json.loads(mb.evaluate(scores, ids, toy_split).to_json())
+    assert json.loads(Path("r.json").read_text())["mAP"] == want["mAP"]

@@ -28,7 +28,7 @@ WORK = {
     "download": ("annotations.download.download_annotations", ["videolt", "--accept-licence"]),
     "build-splits": ("construction.plans.read_videos", ["charadeslt", "--variant", "pareto"]),
     "import-split": (
-        "annotations.tables.split_from_table",
+        "annotations.tables.split_from_files",
         [TOY / "toylt.toml", "--out", "OUT", "--head-above", 2, "--tail-up-to", 1],
     ),
     "stats": ("splits.statistics.split_statistics", ["SPLIT"]),

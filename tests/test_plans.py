@@ -149,9 +149,11 @@ def test_plans_are_told_from_manifests(tmp_path):
     (tmp_path / "p.toml").write_text('name = "a"\n')
     assert is_plan(tmp_path / "p.toml")
     (tmp_path / "broken.toml").write_text("name = ")
+    assert is_plan(tmp_path / "broken.toml")
+    (tmp_path / "broken.assignment.json").write_text("{}")
     assert not is_plan(tmp_path / "broken.toml")
-    (tmp_path / "broken.plan.toml").write_text("name = ")
-    assert is_plan(tmp_path / "broken.plan.toml")
+    (tmp_path / "p.toml").write_text('name = "a"\ntable = "t.csv"\nreader = "lists"\n')
+    assert is_plan(tmp_path / "p.toml")
 
 
 # --- settings ---------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ import meidbench as mb
 from meidbench import files
 from meidbench.errors import MeidbenchError, PredictionError
 from meidbench.predictions import open_predictions
-from meidbench.predictions.align import read_predictions, run_warnings, write_predictions
+from meidbench.predictions.align import read_predictions, run_warnings
+from meidbench.predictions.values import write_predictions
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ import torch
 from sklearn.metrics import average_precision_score
 
 import meidbench as mb
-from meidbench.errors import PredictionError
+from meidbench.errors import PredictionError, find_id_rule
 from meidbench.predictions.align import (
     Predictions,
     align_predictions,
     read_predictions,
     run_warnings,
-    write_predictions,
 )
+from meidbench.predictions.values import write_predictions
 from meidbench.splits.split import Split
 
 
@@ -106,6 +106,35 @@ def test_scores_that_are_no_numbers_are_named_by_video(given, toy_split, bad):
 def test_huge_finite_scores_are_no_infinity(given, toy_split):
     scores = np.full(given.scores.shape, np.finfo(np.float32).max, np.float32)
     assert align_predictions(Predictions(given.video_ids, scores), toy_split, "test").shape == scores.shape
+
+
+@pytest.mark.parametrize(("change", "rule"), [
+    (lambda name: f"{name}.mp4", "the ids end in '.mp4': strip it, 'TOY24655.mp4' to 'TOY24655'"),
+    (lambda name: f"{name}_rgb", "the ids end in '_rgb': strip it"),
+    (lambda name: f"v_{name}", "the ids begin with 'v_': strip it"),
+    (lambda name: f"v_{name}.avi", "the ids begin with 'v_' and end in '.avi': strip both"),
+    (lambda name: f"test/{name}", "the ids begin with 'test/': strip it"),
+    (lambda name: f"{name[-1]}\\{name}.npy", "the ids name folders: write the name alone"),
+    (str.lower, "the ids differ in upper and lower case: write them as the split does, 'toy24655' to 'TOY24655'"),
+    (lambda name: name[1:], "the ids do not begin with 'T': add it, 'OY24655' to 'TOY24655'"),
+])  # fmt: skip
+def test_a_rule_that_mends_the_ids_is_named(given, toy_split, change, rule):
+    assert refusal(Predictions([change(name) for name in given.video_ids], given.scores), toy_split).count(rule) == 1
+    few = [change(name) if row < 5 else name for row, name in enumerate(given.video_ids)]
+    assert rule in refusal(Predictions(few, given.scores), toy_split)
+
+
+def test_ids_read_as_numbers_lack_zeros():
+    rule = find_id_rule([str(number) for number in range(120)], [f"{number:05d}" for number in range(200)])
+    assert "read them as text, not as numbers (in pandas: dtype=str), '0' to '00000'" in str(rule)
+
+
+def test_no_rule_is_invented():
+    names = [f"{number:04d}" for number in range(100, 200)]
+    for wrong in ([f"x{number}" for number in range(100)], [name[::-1] for name in names], names[:1], names, []):
+        assert find_id_rule(wrong, names) is None
+    half = [f"{name}.mp4" if row % 2 else f"other {row}" for row, name in enumerate(names)]
+    assert find_id_rule(half, names) is None
 
 
 def test_infinities_that_cancel_out_are_seen(given, toy_split):
@@ -223,7 +252,7 @@ def test_tensors_are_scored_as_their_numbers(toy_split, tmp_path):
     plain = scores.numpy()
     others = [
         scores.clone().requires_grad_(), scores.bfloat16(), plain.astype(">f4"), plain.astype(np.longdouble),
-        plain.tolist(), list(scores), torch.nn.Parameter(scores),
+        plain.tolist(), list(scores), torch.nn.Parameter(scores), list(scores.clone().requires_grad_()),
     ]  # fmt: skip
     for given in others:
         np.testing.assert_allclose(mb.average_precision(given, torch.from_numpy(labels)), expected, atol=1e-12)
@@ -244,7 +273,7 @@ def test_tensors_are_scored_as_their_numbers(toy_split, tmp_path):
     (lambda t: t.numpy().astype(object), "of type object; .* an array of float32"),
     (lambda t: [[0, 3], *[[1]] * (len(t) - 1)], "Lists of class indices must become rows of 0 and 1"),
     (lambda t: [[1]] * len(t), "shape .*, 1.; expected .*, 12"),
-    (lambda t: list(t.requires_grad_()), "torch.stack a list of tensors"),
+    (lambda t: [t[:2], t[2:]], "torch.cat a list of batches"),
     (lambda t: t.to("meta"), "no data"),
     (lambda t: t.to_sparse(), "dense"),
     (lambda t: t.bool(), "expected real numbers"),

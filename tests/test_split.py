@@ -13,6 +13,7 @@ from material import TOY, TOY_MANIFEST
 
 from meidbench.errors import OutputError, SplitError
 from meidbench.names import SUBSETS
+from meidbench.predictions.values import write_predictions
 from meidbench.splits.manifests import load_manifest, split_path
 from meidbench.splits.released import build_released, write_csv, write_lists
 from meidbench.splits.split import (
@@ -370,12 +371,23 @@ def test_home_and_split_paths(monkeypatch, tmp_path):
 def test_files_of_another_kind_are_refused(tmp_path, toy_split):
     with pytest.raises(SplitError, match="there is no split file"):
         read_split(tmp_path / "none.parquet")
-    for text in ("", "hello", "video_id,labels\n"):
-        (tmp_path / "text.parquet").write_text(text)
-        with pytest.raises(
-            SplitError, match="is not a readable Parquet file.*\n.*of a table by meidbench import-split"
-        ):
+    pickled = b"\x80\x04]\x94."
+    for content, kind in ((b"", "empty"), (b"video_id,labels\n", "text, or of an unknown kind"), (pickled, "a pickle"),
+                          (b"\x89HDF\r\n\x1a\n", "an HDF5 file"), (b'{"a": 1}', "JSON")):  # fmt: skip
+        (tmp_path / "text.parquet").write_bytes(content)
+        with pytest.raises(SplitError) as caught:
             read_split(tmp_path / "text.parquet")
+        told, remedy = str(caught.value).splitlines()
+        assert told.endswith(f"text.parquet is {kind}; expected a split file")
+        assert "made by meidbench build-splits, or of a table by meidbench import-split" in remedy
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SplitError, match="is not a readable Parquet file.*\n.*of a table by meidbench import-split"):
+        read_split(tmp_path / "cut.parquet")
+    scores = np.zeros((2, toy_split.num_classes))
+    for split in (None, toy_split):
+        path = write_predictions(tmp_path / "p.parquet", ["a", "b"], scores, split)
+        with pytest.raises(SplitError, match="is a prediction file; expected a split file\nName the split file in its"):
+            read_split(path)
     pq.write_table(toy_split.table, tmp_path / "plain.parquet")
     with pytest.raises(SplitError, match="lacks the metadata 'meidbench'"):
         read_split(tmp_path / "plain.parquet")

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meidbench.annotations.tables import read_table, split_from_table
-from meidbench.errors import SplitError
+from meidbench.errors import RequestError, SplitError
 from meidbench.splits.released import write_csv
 from meidbench.splits.split import read_split, write_split
 
@@ -71,8 +71,8 @@ def test_the_command_writes_a_split_that_other_commands_take(run, tmp_path):
 @pytest.mark.parametrize(("text", "complaint"), [
     ("video_id,labels\na,0\n", "has no column subset; its columns are video_id, labels"),
     ("video_id,subset,labels\na,dev,0\n", "line 2 (a): subset 'dev' is not one of train, val, test"),
-    ("video_id,subset,labels\na,train,x\n", "line 2 (a): label 'x' is not one of the class indices"),
-    ("video_id,subset,labels\na,train,-1\n", "line 2 (a): label '-1' is not one of the class indices"),
+    ("video_id,subset,labels\na,train,x;1\n", "names in some rows and indices in others"),
+    ("video_id,subset,labels\na,train,-1\n", "line 2 (a): label '-1' is not one of the class names or indices"),
     ("video_id,subset,labels\na,train,1;1\n", "line 2 (a): a label occurs twice"),
     ("video_id,subset,labels\n,train,1\n", "'' is not a video id"),
     ("video_id,subset,labels\na,train,1\na,val,1\n", "1 video(s) occur more than once: a"),
@@ -92,7 +92,7 @@ def test_a_wrong_table_is_refused_with_the_line(tmp_path, text, complaint):
 
 
 def test_wrong_thresholds_names_and_files_are_refused(tmp_path):
-    with pytest.raises(SplitError, match="tail up to 5 lies above head above 1"):
+    with pytest.raises(RequestError, match="tail_up_to 5 lies above head_above 1"):
         make(tmp_path, tail_up_to=5)
     names = tmp_path / "names.txt"
     names.write_text("run\nrun\n")
@@ -209,7 +209,7 @@ def test_names_with_semicolons_can_be_said_in_lists_and_by_index(tmp_path):
     names.write_text("run\nopen; close\n")
     listed = read(tmp_path, json.dumps(entries), "t.json", class_names=names)
     assert listed.annotations.labels == [(1, 0), (0,)] and listed.annotations.video_ids == ["a", "7"]
-    assert listed.note == "2 classes, from the list of class names"
+    assert listed.note == "2 classes, in the order of the list of class names: run, open; close"
     assert [file.name for file in listed.annotations.files] == ["t.json", "names.txt"]
     assert read(tmp_path, "video_id,labels\na,1;0\n", class_names=names).annotations.labels == [(1, 0)]
     with pytest.raises(SplitError, match="names that hold a semicolon need lists"):
@@ -258,7 +258,7 @@ def test_groups_are_kept_so_that_the_audit_finds_what_leaks(tmp_path, run):
     ("t.json", '[{"video_id": "a", "labels": [1.0]}]', "label 1.0 is neither"),
     ("t.json", '[{"video_id": "a", "labels": [[1]]}]', "label [1] is neither"),
     ("t.json", '[{"video_id": "a", "labels": {"x": 1}}]', "labels {'x': 1} are not a list"),
-    ("t.json", '[{"video_id": "a", "labels": 3}]', "labels 3 are not a list"),
+    ("t.json", '[{"video_id": "a", "labels": 3.0}]', "labels 3.0 are not a list"),
     ("t.json", '[{"video_id": "a", "labels": ["\\ud800"]}]', "label '\\ud800' is not one of"),
     ("t.json", '[{"video_id": "a", "labels": ["x"], "group": ["g"]}]', "group ['g'] is not text in one line"),
     ("t.json", '[{"video_id": "a", "labels": ["x"], "group": "g", "pair_id": "h"}]', "both a group and a pair_id"),
@@ -396,7 +396,7 @@ def test_unusual_parquet_types_that_hold_text_and_numbers_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(("raw", "kind"), [
-    (b"PK\x03\x04", "an archive such as NPZ"), (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"PK\x05\x06" + bytes(18), "a zip archive"), (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (b"\x93NUMPY\x01", "a NumPy array"), (b"\x80\x04\x95", "a pickle"),
     ("video_id,labels\n".encode("utf-16"), "text in UTF-16"),
     (b"", "its columns are none; it is empty, and a table is CSV"),

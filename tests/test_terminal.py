@@ -17,7 +17,7 @@ from test_download import Site, described
 
 from meidbench.annotations import Annotations
 from meidbench.errors import MeidbenchError, bullet_list, escape_controls, escape_json, first_few
-from meidbench.predictions.align import write_predictions
+from meidbench.predictions.values import write_predictions
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.split import Split, load_split, write_split
 

@@ -239,8 +239,7 @@ class LabelIndex:
 
     With class names, a label is one of them or an index. Without class names, labels are either all indices or all
     names. In the second case the classes are the distinct names, sorted by code points, so ``finish`` gives the final
-    indices after the last row. ``allow_names`` is False where labels without class names must be indices, and ``noun``
-    is the word for a row in a message.
+    indices after the last row. ``noun`` is the word for a row in a message.
 
     >>> index = LabelIndex()
     >>> rows = [index.parse("swim; run", row=2, is_text=True), index.parse(["dive", "run"], row=3, is_text=False)]
@@ -249,25 +248,24 @@ class LabelIndex:
     ([(2, 1), (0, 1)], ('dive', 'run', 'swim'))
     """
 
-    def __init__(self, names: tuple[str, ...] | None = None, *, allow_names: bool = True, noun: str = "line") -> None:
+    def __init__(self, names: tuple[str, ...] | None = None, *, noun: str = "line") -> None:
         self._names = names
-        self._allow_names = allow_names
-        self._noun = noun
+        self.noun = noun
         self._of_text: dict[str, int] = {name: index for index, name in enumerate(names or ())}
-        # Without class names: a number for each label in order of appearance, and the row in which it appeared.
+        # Without class names: a number for each label in order of appearance, and the place where it appeared.
         self._seen: dict[int | str, int] = {}
-        self._rows: list[int] = []
+        self._places: list[str] = []
 
     def parse(self, cell: Any, *, row: int, is_text: bool) -> tuple[int, ...]:
         """Return a number for each label of a video, to be given to ``finish``; ``ValueError`` if one is wrong.
 
-        A cell holds labels joined by semicolons, or a list of names or indices; it is empty or None for a video without
-        a label. In a cell that ``is_text`` a name cannot hold a semicolon. Text such as ``[0, 2]``,
+        A cell holds labels joined by semicolons, a list of names or indices, or one index; it is empty or None for a
+        video without a label. In a cell that ``is_text`` a name cannot hold a semicolon. Text such as ``[0, 2]``,
         ``['run', 'swim']``, ``0 2``, ``0|2`` or ``0,2`` is read as a list where it cannot be a class name.
         """
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             return ()
-        parts = cell.split(";") if isinstance(cell, str) else cell
+        parts: Any = cell.split(";") if isinstance(cell, str) else [cell] if type(cell) is int else cell
         if not isinstance(parts, list):
             raise ValueError(f"labels {quote(cell)} are not a list of names or indices")
         try:
@@ -313,14 +311,13 @@ class LabelIndex:
             if int(text) >= len(self._names):
                 raise ValueError(f"label {text} is outside the {len(self._names):,} classes")
             number = int(text)
-        elif is_index or (self._allow_names and not hint and _can_be_name(text)):
+        elif is_index or (not hint and _can_be_name(text)):
             number = self._seen.setdefault(int(text) if is_index else text, len(self._seen))
-            if number == len(self._rows):
-                self._rows.append(row)
+            if number == len(self._places):
+                self._places.append(f"{self.noun} {row:,}")
         else:
-            known = "class names or indices" if self._allow_names else "class indices; names need a list of class names"
-            rest = f"{hint}; give class names if it is one" if hint and self._allow_names else hint
-            raise ValueError(f"label {quote(text)} is not one of the {known}{rest}")
+            rest = f"{hint}; give class names if it is one" if hint else ""
+            raise ValueError(f"label {quote(text)} is not one of the class names or indices{rest}")
         self._of_text[text] = number
         return number
 
@@ -355,7 +352,7 @@ class LabelIndex:
         return IndexedLabels(indexed, class_names, "labels" if names else "indices")
 
     def _placed(self, labels: list[str] | list[int]) -> str:
-        return first_few(f"{quote(label)} ({self._noun} {self._rows[self._seen[label]]:,})" for label in labels)
+        return first_few(f"{quote(label)} ({self._places[self._seen[label]]})" for label in labels)
 
 
 def _is_index(text: str) -> bool:

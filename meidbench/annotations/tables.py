@@ -1,29 +1,36 @@
-"""Annotated videos, or a whole split, from a plain table of the user: ``video_id, labels[, group][, subset]``."""
+"""Annotated videos, or a whole split, from tables of the user (``video_id, labels[, group][, subset]``) or lists."""
 
-import csv
-import json
 import math
+import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex, quote
-from meidbench.errors import SplitError, bullet_list, first_few
+from meidbench.annotations.rows import (
+    COLUMNS,
+    PAIR,
+    ROW_FORMATS,
+    TABLES,
+    FrameRows,
+    ListRows,
+    Rows,
+    guess_format,
+    read_frame,
+    strip_class_indices,
+)
+from meidbench.checks import whole_number
+from meidbench.errors import RequestError, SplitError, bullet_list, first_few
 from meidbench.files import file_sha256
-from meidbench.names import SUBSETS
+from meidbench.names import RELEASED, SUBSET_NAMES, SUBSETS
 from meidbench.splits.split import Split
 
-COLUMNS = ("video_id", "labels", "group", "subset", "length_s", "subject")
-_PAIR = "pair_id"  # the name of the group in a split file, and in a split as CSV
-_SUBSET_NAMES = {name: name for name in SUBSETS}
-_SUBSET_NAMES |= {"training": "train", "validate": "val", "validation": "val", "testing": "test"}
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -42,13 +49,14 @@ class TableContent:
 
     @property
     def note(self) -> str:
-        """The number of classes and their source, for a person."""
+        """The number of classes, the source of their order, and the first names, for a person."""
         source = {
-            "class names": ", from the list of class names",
-            "labels": ": the distinct names among the labels, sorted",
-            "indices": ": 0 to the highest index among the labels",
+            "class names": "in the order of the list of class names",
+            "labels": "the distinct names among the labels, sorted by code points",
+            "indices": "0 to the highest index among the labels",
         }
-        return f"{len(self.annotations.class_names):,} classes{source[self.classes_from]}"
+        names = self.annotations.class_names
+        return f"{len(names):,} class{'es' if len(names) > 1 else ''}, {source[self.classes_from]}: {first_few(names)}"
 
 
 def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
@@ -91,56 +99,246 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
     >>> content.annotations.class_names, content.annotations.labels, content.annotations.pair_ids
     (('jump', 'run', 'swim'), [(1, 0), (2,)], ['film 1', ''])
     >>> content.note
-    '3 classes: the distinct names among the labels, sorted'
+    '3 classes, the distinct names among the labels, sorted by code points: jump, run, swim'
     """
-    return _read(path, class_names)
+    names = None if class_names is None else read_class_names(Path(class_names))
+    content = _read([ROW_FORMATS["table"].open(Path(path))], names)
+    _record_files(content.annotations, [path, class_names])
+    return content
 
 
 def split_from_table(
     path: Path, *, dataset: str, head_above: int, tail_up_to: int, class_names: Path | None = None
 ) -> Split:
-    """Make a split from a table with the columns ``video_id``, ``subset`` and ``labels``.
+    """Make a split from a table with the columns ``video_id``, ``subset`` and ``labels``: ``split_from_files`` of one.
 
-    The table is as in ``read_table``, but ``subset`` must be train, val or test, and without ``class_names`` labels
-    must be indices. Groups are kept as ``pair_id``, so the audit can find those in two subsets. Head: more training
-    videos than ``head_above``; tail: at most ``tail_up_to``. Errors are as in ``read_table``.
+    The table is as in ``read_table``, but ``subset`` must be train, val or test.
     """
+    thresholds = {"head_above": head_above, "tail_up_to": tail_up_to}
+    return split_from_files([("", path)], "table", dataset=dataset, class_names=class_names, **thresholds)[0]
+
+
+def split_from_files(
+    files: Sequence[tuple[str, Path]],
+    form: str = "",
+    *,
+    dataset: str,
+    head_above: int,
+    tail_up_to: int,
+    class_names: Path | None = None,
+) -> tuple[Split, list[str]]:
+    """Make a split from tables or lists, and notes for a person on how they were read.
+
+    Parameters
+    ----------
+    files : sequence of (str, Path)
+        The subset of a file's videos, and its path. An empty subset is that of a column ``subset``, or that in the
+        name of the file.
+    form : str
+        A key of ``meidbench.annotations.rows.ROW_FORMATS``; empty for the one that the content shows.
+    dataset, head_above, tail_up_to : str and int
+        The benchmark's name. Head: more training videos than ``head_above``; tail: at most ``tail_up_to``.
+    class_names : Path, optional
+        As for ``read_table``.
+
+    Groups of a table are kept as ``pair_id``, so the audit can find those in two subsets. Errors are as in
+    ``read_table``.
+    """
+    _check_thresholds(head_above, tail_up_to)
+    paths = [path for _, path in files]
+    names = None if class_names is None else read_class_names(Path(class_names))
+    chosen = form or guess_format(paths)
+    notes = [f"read as {chosen} ({ROW_FORMATS[chosen].description})"] if not form else []
+    opened = [ROW_FORMATS[chosen].open(Path(path)) for path in paths]
+    subsets = _FileSubsets([subset for subset, _ in files])
+    content = _read(opened, names, subsets)
+    _record_files(content.annotations, [*paths, class_names])
+    split = _make_split(content, dataset, chosen, head_above, tail_up_to)
+    return split, [*notes, *subsets.notes, content.note, *_count_unlabelled(split)]
+
+
+def split_from_pandas(
+    frame: "pd.DataFrame",
+    *,
+    dataset: str,
+    head_above: int,
+    tail_up_to: int,
+    class_names: Sequence[str] | None = None,
+    variant: str = "table",
+) -> Split:
+    """Make a split from a DataFrame with one row per video.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Columns as in ``read_table``: ``video_id`` (or the index), ``subset`` (train, val or test) and ``labels``, and
+        optional ``group`` or ``pair_id``, ``length_s``, ``subject``. A cell of ``labels`` is a list, or text joined by
+        ``;``, of class names or indices. Instead of ``labels``, there may be a column of bool, or of 0 and 1, for each
+        class.
+    dataset : str
+        The benchmark's name.
+    head_above, tail_up_to : int
+        Head: classes with more training videos than ``head_above``; tail: with at most ``tail_up_to``.
+    class_names : sequence of str, optional
+        In the order of the indices. Without it, the classes are the columns of the classes in their order, 0 to the
+        highest index, or the distinct names among the labels, sorted by code points.
+    variant : str
+        The name of this division into subsets.
+
+    Returns
+    -------
+    Split
+        ``meidbench.splits.split.write_split`` writes its file.
+
+    Raises
+    ------
+    MeidbenchError
+        The frame contradicts itself; the first five problems are named with their rows, counted from 0.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> labels = [["run", "swim"], ["swim"], []]
+    >>> frame = pd.DataFrame({"video_id": ["a", "b", "c"], "subset": ["train", "train", "val"], "labels": labels})
+    >>> split = split_from_pandas(frame, dataset="mine", head_above=1, tail_up_to=0)
+    >>> split, split.class_names, split.groups.head
+    (<Split mine (table): 2 / 1 / 0 videos, 2 classes>, ('run', 'swim'), array([1]))
+    >>> again = split_from_pandas(split.to_pandas(), dataset="mine", head_above=1, tail_up_to=0)
+    >>> again.content_digest == split.content_digest
+    True
+    """
+    import pandas as pd
+
+    if not isinstance(frame, pd.DataFrame):
+        raise RequestError(f"frame must be a pandas DataFrame, got a {type(frame).__name__}")
+    for name, text in (("dataset", dataset), ("variant", variant)):
+        if not isinstance(text, str) or not text.strip() or not text.isprintable():
+            raise RequestError(f"{name} must be text in one line, got {text!r}")
+    if variant == RELEASED:
+        raise RequestError(f"variant {RELEASED!r} is for published splits, which build-splits makes; choose another")
+    _check_thresholds(head_above, tail_up_to)
+    names = None
+    if class_names is not None:
+        if isinstance(class_names, str | Path) or not all(isinstance(name, str) for name in class_names):
+            raise RequestError("class_names must be a list of texts, in the order of the indices")
+        names = check_class_names(list(class_names), "class_names", "place")
+    rows, found = read_frame(frame, names)
+    if names is None and found is not None:
+        names = check_class_names(list(found), "the columns of frame", "column")
+    return _make_split(_read([nullcontext(rows)], names, _FileSubsets([""])), dataset, variant, head_above, tail_up_to)
+
+
+def _check_thresholds(head_above: int, tail_up_to: int) -> None:
+    for name, value in (("head_above", head_above), ("tail_up_to", tail_up_to)):
+        whole_number(name, value, 0, RequestError)
     if tail_up_to > head_above:
-        raise SplitError(f"tail up to {tail_up_to} lies above head above {head_above}")
-    content = _read(path, class_names, needs_subsets=True)
+        raise RequestError(f"tail_up_to {tail_up_to} lies above head_above {head_above}")
+
+
+def _make_split(content: TableContent, dataset: str, variant: str, head_above: int, tail_up_to: int) -> Split:
     subsets = list(content.subsets or ())
     content.annotations.sources = subsets
     return Split.from_annotations(
-        content.annotations, subsets, dataset=dataset, variant="table", head_above=head_above, tail_up_to=tail_up_to
+        content.annotations, subsets, dataset=dataset, variant=variant, head_above=head_above, tail_up_to=tail_up_to
     )
 
 
-def _read(path: Path, class_names: Path | None, needs_subsets: bool = False) -> TableContent:
-    path = Path(path)
-    names = None if class_names is None else _read_class_names(Path(class_names))
-    table = Annotations(())
-    with _open_rows(path) as rows:
-        _check_header(rows, ("video_id", "subset", "labels") if needs_subsets else ("video_id", "labels"))
-        index = LabelIndex(names, allow_names=not needs_subsets, noun=rows.noun)
-        _append_rows(rows, table, index, needs_subsets)
+def _count_unlabelled(split: Split) -> list[str]:
+    count = sum(not labels for labels in split.table.column("labels").to_pylist())
+    return [f"{count:,} of {len(split.table):,} videos have no label"] if count else []
+
+
+def _record_files(table: Annotations, paths: Iterable[Path | None]) -> None:
+    found = [Path(path) for path in paths if path is not None]
+    table.files += [FileRecord(path.name, path.stat().st_size, file_sha256(path)) for path in found]
+
+
+@dataclass(frozen=True)
+class _FileSubset:
+    """The subset of the videos of a file that have none of their own, empty where each needs one."""
+
+    name: str
+    is_given: bool  # by the user; else it is from the file's name
+
+    def resolve(self, own: str) -> str:
+        """Return the subset of a video; ``own`` is that in its row. ``ValueError`` for one that it cannot be."""
+        if not own and self.name:
+            return self.name
+        if (known := SUBSET_NAMES.get(own.lower())) is None:
+            raise ValueError(f"subset {quote(own)} is not one of {', '.join(SUBSETS)}")
+        if self.is_given and known != self.name:
+            raise ValueError(f"its subset is {known}, but the file was given as {self.name}")
+        return own
+
+
+class _FileSubsets:
+    """The subset of each file's videos: as given, or that in its name; ``notes`` tell which are from names."""
+
+    def __init__(self, given: Sequence[str]) -> None:
+        self._given = given
+        self._from_names: list[str] = []
+
+    def choose(self, place: int, rows: Rows) -> _FileSubset:
+        """Return the subset of a file's videos."""
+        given = self._given[place]
+        if given or (rows.has_header and "subset" in rows.columns):
+            return _FileSubset(given, bool(given))
+        # Words of any case: CharadesLT_train, kinetics-val, myTestList, trainlist01.
+        words = (word.lower().removesuffix("list") for word in re.findall(r"[A-Z]*[a-z]+|[A-Z]+", rows.path.stem))
+        named = {SUBSET_NAMES[word] for word in words if word in SUBSET_NAMES}
+        if len(named) != 1:
+            return _FileSubset("", False)
+        self._from_names.append(f"{rows.path.name} is {min(named)}")
+        return _FileSubset(min(named), False)
+
+    @property
+    def notes(self) -> list[str]:
+        """A note for a person, where names told subsets."""
+        return [f"subsets by the names of the files: {', '.join(self._from_names)}"] if self._from_names else []
+
+
+def _read(
+    opened: Sequence[AbstractContextManager[Rows]],
+    names: tuple[str, ...] | None,
+    subsets: _FileSubsets | None = None,
+) -> TableContent:
+    """Read all files; with ``subsets`` each video needs one, as in a split."""
+    table, index = Annotations(()), LabelIndex(names)
+    problems: list[str] = []
+    seen: list[tuple[Rows, list[str], Sequence[int]]] = []
+    for place, entry in enumerate(opened):
+        with entry as rows:
+            subset = None if subsets is None else subsets.choose(place, rows)
+            if isinstance(rows, ListRows) and subset and not subset.name:
+                name = rows.path.name
+                problems.append(f"the name of {name} does not tell the subset; name it, as in train={name}")
+                continue
+            needs_column = subset is not None and not subset.name
+            _check_header(rows, ("video_id", "subset", "labels") if needs_column else ("video_id", "labels"))
+            index.noun = rows.noun if len(opened) == 1 else f"{rows.path.name}, {rows.noun}"
+            ids, numbers = _append_rows(rows, table, index, subset)
+        seen.append((rows, ids, numbers))
+        problems += rows.problems + _slips(rows.columns)
+        if len(opened) > 1 and not ids and not rows.problems:
+            problems.append(f"{rows.path.name} holds no video; leave it out if that is meant")
+    problems += _repeated(seen)
     indexed = index.finish(table.labels)
-    problems = rows.problems + _slips(rows.columns) + indexed.problems
+    problems += indexed.problems
+    what = first_few(rows.path if len(seen) == 1 else rows.path.name for rows, _, _ in seen) or "the files"
     if not problems and not (table.video_ids and indexed.class_names):
-        problems.append(f"{path.name} holds no video with a label")
+        problems.append(f"{what if len(seen) > 1 else seen[0][0].path.name} holds no video with a label")
     if problems:
-        raise SplitError(f"{len(problems):,} problem(s) with {path}:\n{bullet_list(problems, MOST_NAMED)}")
+        raise SplitError(f"{len(problems):,} problem(s) with {what}:\n{bullet_list(problems, MOST_NAMED)}")
     table.labels, table.class_names = indexed.labels, indexed.class_names
     table.segments = [()] * len(table.labels)
     table.views = [""] * len(table.labels)
-    for file in (path, class_names):
-        if file is not None:
-            table.files.append(FileRecord(Path(file).name, Path(file).stat().st_size, file_sha256(Path(file))))
-    known = all(source.lower() in _SUBSET_NAMES for source in set(table.sources))
-    subsets = tuple([_SUBSET_NAMES[source.lower()] for source in table.sources]) if known else None
-    return TableContent(table, subsets, indexed.made_from)
+    known = all(source.lower() in SUBSET_NAMES for source in set(table.sources))
+    named = tuple([SUBSET_NAMES[source.lower()] for source in table.sources]) if known else None
+    return TableContent(table, named, indexed.made_from)
 
 
-def _read_class_names(path: Path) -> tuple[str, ...]:
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Read one class name per line, in the order of the indices; also the class lists of VideoLT and Charades."""
     try:
         # Only \n ends a line, unlike in str.splitlines: an index is the number of its line.
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
@@ -148,27 +346,40 @@ def _read_class_names(path: Path) -> tuple[str, ...]:
         raise SplitError(f"cannot read the class names in {path}: {error}") from None
     if names == [""]:
         raise SplitError(f"{path} is empty; write one class name per line, in the order of the indices")
-    if wrong := [line for line, name in enumerate(names, start=1) if not name or not name.isprintable()]:
-        raise SplitError(f"{path}: no class name in line {first_few(wrong)}; an index is the number of a line, from 0")
+    return check_class_names(strip_class_indices(names) or names, str(path), "line")
+
+
+def check_class_names(names: list[str], where: str, noun: str) -> tuple[str, ...]:
+    """Refuse class names that are empty, not text in one line, repeated, or could be confused with indices."""
+    if wrong := [place for place, name in enumerate(names, start=1) if not name or not name.isprintable()]:
+        raise SplitError(
+            f"{where}: no class name in {noun} {first_few(wrong)}; an index is the number of a {noun}, from 0"
+        )
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise SplitError(f"{path}: class names occur more than once: {first_few(repeated)}")
+        raise SplitError(f"{where}: class names occur more than once: {first_few(repeated)}")
     if numbers := [name for index, name in enumerate(names) if name.isdecimal() and name != str(index)]:
-        what = "class names that are numbers, but not those of their own lines, could be confused with indices"
-        raise SplitError(f"{path}: {what}: {first_few(numbers)}")
+        what = f"class names that are numbers, but not those of their own {noun}s, could be confused with indices"
+        raise SplitError(f"{where}: {what}: {first_few(numbers)}")
     return tuple(names)
 
 
 # --- rows to columns --------------------------------------------------------------------------------------------
 
 
-def _check_header(rows: "_Rows", required: tuple[str, ...]) -> None:
+def _check_header(rows: Rows, required: tuple[str, ...]) -> None:
     """Refuse a header that lacks a required column; JSON objects have no header, so each row is checked."""
     if rows.has_header and (missing := [name for name in required if name not in rows.columns]):
-        found = first_few(rows.columns) or f"none; it is empty, and a table is {_TABLES} with a header"
-        raise SplitError(f"{rows.path} has no column {', '.join(missing)}; its columns are {found}")
-    twice = [name for name in (*COLUMNS, _PAIR) if rows.columns.count(name) > 1]
-    if "group" in rows.columns and _PAIR in rows.columns:
-        twice.append(f"group (also called {_PAIR})")
+        found = first_few(rows.columns) or f"none; it is empty, and a table is {TABLES} with a header"
+        remedies: dict[tuple[str, ...], str] = {
+            ("subset",): f"; add it, or name the subset of the file, as in train={rows.path.name}",
+            ("video_id", "labels"): "; a list without a header is read with --format lists",
+            ("labels",): "; meidbench.split_from_pandas also reads one column of 0 and 1 per class",
+        }
+        remedy = "" if isinstance(rows, FrameRows) else remedies.get(tuple(missing), "")
+        raise SplitError(f"{rows.path} has no column {', '.join(missing)}; its columns are {found}{remedy}")
+    twice = [name for name in (*COLUMNS, PAIR) if rows.columns.count(name) > 1]
+    if "group" in rows.columns and PAIR in rows.columns:
+        twice.append(f"group (also called {PAIR})")
     if twice:
         raise SplitError(f"{rows.path} has a column more than once: {', '.join(twice)}")
 
@@ -184,11 +395,13 @@ def _slips(columns: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _append_rows(rows: "_Rows", table: Annotations, index: LabelIndex, needs_subsets: bool) -> None:
-    """Read all rows into a table, and their problems into ``rows.problems``."""
-    seen, numbers = [], array("q")
+def _append_rows(
+    rows: Rows, table: Annotations, index: LabelIndex, file_subset: _FileSubset | None
+) -> tuple[list[str], Sequence[int]]:
+    """Read all rows into a table, and their problems into ``rows.problems``; return all ids and numbers of rows."""
+    seen, numbers = list[str](), array("q")
     shared: dict[str, str] = {}  # one object for each text of a column, however many rows have it
-    names = (*COLUMNS[:3], _PAIR, *COLUMNS[3:])
+    names = (*COLUMNS[:3], PAIR, *COLUMNS[3:])
     for number, (video_id, cell, group, pair, subset, length, subject) in rows.read(names):
         try:
             video_id = _text(video_id, "")
@@ -197,11 +410,10 @@ def _append_rows(rows: "_Rows", table: Annotations, index: LabelIndex, needs_sub
             seen.append(video_id)
             numbers.append(number)
             subset = _text(subset, "subset")
-            if needs_subsets and subset.lower() not in _SUBSET_NAMES:
-                raise ValueError(f"subset {quote(subset)} is not one of {', '.join(SUBSETS)}")
+            subset = subset if file_subset is None else file_subset.resolve(subset)
             labels = index.parse(cell, row=number, is_text=rows.is_text)
             if group is not None and pair is not None:
-                raise ValueError(f"both a group and a {_PAIR}")
+                raise ValueError(f"both a group and a {PAIR}")
             group = _text(pair if group is None else group, "group")
             subject = _text(subject, "subject")
             seconds = _seconds(length)
@@ -214,18 +426,22 @@ def _append_rows(rows: "_Rows", table: Annotations, index: LabelIndex, needs_sub
         table.pair_ids.append(shared.setdefault(group, group))
         table.subjects.append(shared.setdefault(subject, subject))
         table.lengths.append(seconds)
-    rows.problems += _repeated(seen, numbers, rows.noun)
+    return seen, numbers
 
 
-def _repeated(video_ids: list[str], numbers: Sequence[int], noun: str) -> list[str]:
-    if len(set(video_ids)) == len(video_ids):
+def _repeated(seen: Sequence[tuple[Rows, list[str], Sequence[int]]]) -> list[str]:
+    """Return the problem of ids that occur more than once, with their places."""
+    every = [video_id for _, ids, _ in seen for video_id in ids]
+    if len(set(every)) == len(every):
         return []
-    places: dict[str, list[str]] = {video_id: [] for video_id, count in Counter(video_ids).items() if count > 1}
-    for video_id, number in zip(video_ids, numbers, strict=True):
-        if video_id in places:
-            places[video_id].append(f"{number:,}")
-    named = (f"{video_id} ({noun}s {first_few(places[video_id])})" for video_id in places)
-    return [f"{len(places):,} video(s) occur more than once: {first_few(named)}"]
+    places: dict[str, list[str]] = {video_id: [] for video_id, count in Counter(every).items() if count > 1}
+    for rows, ids, numbers in seen:
+        for video_id, number in zip(ids, numbers, strict=True):
+            if video_id in places:
+                places[video_id].append(f"{number:,}" if len(seen) == 1 else f"{rows.path.name} {rows.noun} {number:,}")
+    plural = f"{seen[0][0].noun}s " if len(seen) == 1 else ""
+    named = (f"{video_id} ({plural}{first_few(places[video_id])})" for video_id in places)
+    return [f"{len(places):,} video(s) occur more than once: {first_few(named)}{seen[0][0].id_remedy}"]
 
 
 def _text(value: Any, what: str) -> str:
@@ -252,187 +468,3 @@ def _seconds(value: Any) -> float:
     if isinstance(value, bool) or not 0 < seconds < 1e9:
         raise ValueError(f"length_s {quote(value)} is not a length in seconds")
     return seconds
-
-
-# --- the forms of a table ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Rows:
-    """Rows of a CSV or a tab-separated text with a header, whose cells are stripped.
-
-    ``columns`` are those of the header, or the keys of the JSON objects read so far; ``problems`` are the rows that
-    could not be read, added while ``read`` runs.
-    """
-
-    path: Path
-    columns: tuple[str, ...]
-    source: Any
-    problems: list[str] = field(default_factory=list)
-
-    noun: ClassVar[str] = "line"
-    is_text: ClassVar[bool] = True
-    has_header: ClassVar[bool] = True
-
-    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
-        """Yield the number of every row, and its values of some columns: None where the table lacks the column."""
-        places = [self.columns.index(name) if name in self.columns else None for name in names]
-        expected = len(self.columns)
-        reader = self.source
-        with _readable(self.path, "CSV"):
-            for row in reader:
-                if len(row) == expected:
-                    yield reader.line_num, [None if place is None else row[place].strip() for place in places]
-                elif any(cell.strip() for cell in row):
-                    # Or a row whose labels are joined by commas would lose all but the first label.
-                    what = f"{len(row)} cells, expected {expected}; labels are joined by semicolons"
-                    self.problems.append(f"{self.place(reader.line_num, row[0])}: {what}")
-
-    def place(self, number: int, video_id: object) -> str:
-        """Return file, line and video of a row, for a message."""
-        text = str(video_id)
-        return f"{self.path.name}, {self.noun} {number:,} ({text if len(text) <= 60 else text[:57] + '...'})"
-
-
-class _ParquetRows(_Rows):
-    noun = "row"
-    is_text = False
-
-    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
-        present = [name for name in names if name in self.columns]
-        number = 0
-        with _readable(self.path, "Parquet"):
-            for batch in self.source.iter_batches(1 << 16, columns=present):
-                values = {name: batch.column(name).to_pylist() for name in present}
-                blank = [None] * len(batch)
-                for row in zip(*(values.get(name, blank) for name in names), strict=True):
-                    number += 1
-                    yield number, row
-
-
-class _JsonLines(_Rows):
-    """One object per line."""
-
-    is_text = False
-    has_header = False
-
-    def entries(self) -> Iterator[tuple[int, Any]]:
-        for number, line in enumerate(self.source, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line, object_pairs_hook=_unique)
-                except (ValueError, RecursionError) as error:
-                    what = f"line {number:,}: {error}; expected one object per line, or a list of objects"
-                    raise SplitError(f"{self.path} is not a readable JSON file: {what}") from None
-
-    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
-        keys: set[str] = set()
-        with _readable(self.path, "JSON"):
-            for number, entry in self.entries():
-                if not isinstance(entry, dict):
-                    self.problems.append(f"{self.path.name}, {self.noun} {number:,}: not an object")
-                    continue
-                if not entry.keys() <= keys:
-                    keys |= entry.keys()
-                    self.columns += tuple(key for key in entry if key not in self.columns)
-                if missing := [name for name in ("video_id", "labels") if name not in entry]:
-                    what = f"no {' and '.join(missing)}; its keys are {first_few(entry) or 'none'}"
-                    self.problems.append(f"{self.place(number, entry.get('video_id'))}: {what}")
-                else:
-                    yield number, [entry.get(name) for name in names]
-
-
-class _JsonList(_JsonLines):
-    """A list of objects."""
-
-    noun = "entry"
-
-    def entries(self) -> Iterator[tuple[int, Any]]:
-        yield from enumerate(json.load(self.source, object_pairs_hook=_unique), start=1)
-
-
-_TABLES = "CSV, tab-separated text (.tsv), Parquet, a JSON list or JSON lines"
-_FOREIGN = {
-    b"PK": "an archive such as NPZ or XLSX",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
-    b"\x93NUMPY": "a NumPy array",
-    b"\x80": "a pickle",
-    b"\x1f\x8b": "a gzip archive",
-    b"SQLite": "a database",
-    b"\xff\xfe": "text in UTF-16",
-    b"\xfe\xff": "text in UTF-16",
-}
-
-
-def _check_types(path: Path, schema: pa.Schema) -> None:
-    """Refuse a Parquet table with a known column of a type that it cannot have, before anything is read."""
-    types = pa.types
-    is_text = (types.is_string, types.is_large_string, types.is_integer, types.is_null)
-    is_number = (*is_text[:2], types.is_integer, types.is_floating, types.is_decimal, types.is_null)
-    is_list = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    problems = []
-    for name in (*COLUMNS, _PAIR):
-        for kind in [column.type for column in schema if column.name == name]:
-            plain, wanted = kind, "text"
-            if name == "labels":
-                wanted = "text or a list of text or whole numbers"
-                plain = kind.value_type if any(check(kind) for check in is_list) else kind
-            plain = plain.value_type if types.is_dictionary(plain) else plain
-            allowed, wanted = (is_number, "a number") if name == "length_s" else (is_text, wanted)
-            if name == "labels" and types.is_floating(plain):
-                continue  # the cells are refused one by one
-            if not any(check(plain) for check in allowed):
-                problems.append(f"column {name!r} is of type {kind}; expected {wanted}")
-    if problems:
-        raise SplitError(f"{len(problems):,} problem(s) with {path}:\n{bullet_list(problems)}")
-
-
-@contextmanager
-def _open_rows(path: Path) -> Iterator[_Rows]:
-    """Open a table: Parquet by its first bytes, JSON by a ``[`` or ``{``, tab-separated by ``.tsv``, otherwise CSV."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(1 << 10)
-    except (OSError, ValueError) as error:  # a path may hold a zero byte
-        raise SplitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    if start.startswith(b"PAR1"):
-        with _readable(path, "Parquet"):
-            file = pq.ParquetFile(path)
-        with file:
-            _check_types(path, file.schema_arrow)
-            yield _ParquetRows(path, tuple(file.schema_arrow.names), file)
-        return
-    if kind := next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), ""):
-        raise SplitError(f"{path} is {kind}; a table is {_TABLES}, with the columns video_id and labels")
-    first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        if first in (b"[", b"{"):
-            yield (_JsonList if first == b"[" else _JsonLines)(path, (), stream)
-            return
-        with _readable(path, "CSV"):
-            reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-            header = tuple(name.strip() for name in next(reader, []))
-        yield _Rows(path, header, reader)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its keys and values; refuse a key that occurs twice, because one value would be lost."""
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key(s) twice in one object: {first_few(sorted({n for n in names if names.count(n) > 1}))}")
-    return entry
-
-
-@contextmanager
-def _readable(path: Path, form: str) -> Iterator[None]:
-    """Turn the errors of a reader on a damaged file into one that names the file."""
-    try:
-        yield
-    except SplitError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
-        raise SplitError(f"{path} is not a readable {form} file: {reason}") from None
-    except (ValueError, OverflowError, csv.Error, RecursionError) as error:
-        raise SplitError(f"{path} is not a readable {form} file: {error}") from None

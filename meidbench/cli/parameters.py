@@ -17,7 +17,7 @@ from typing import Any, TextIO, cast
 import click
 
 from meidbench.errors import MeidbenchError, escape_controls, escape_json
-from meidbench.names import DATASETS, SUBSETS, Advance
+from meidbench.names import DATASETS, SUBSET_NAMES, SUBSETS, Advance
 
 
 class InputPath(click.Path):
@@ -36,7 +36,7 @@ class InputName(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
     name = "text"
 
-    def __init__(self, files: Callable[[str], list[Path]]) -> None:
+    def __init__(self, files: Callable[[Any], list[Path]]) -> None:
         self.files = files
 
 
@@ -165,7 +165,7 @@ SEED = click.IntRange(min=0)
 DATASET = _Dataset(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
-subset_option = option_with_default("--subset", type=SUBSET, default="test")
+subset_option = click.option("--subset", type=SUBSET, help="[default: test; val where the split has no test]")
 bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
 json_file = click.option("--json", "json_file", type=JSON_FILE, help="Write the result as JSON; - is stdout.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
@@ -209,8 +209,24 @@ class _SplitName(InputName):
         return text
 
 
+class _SplitSource(InputName):
+    """FILE or SUBSET=FILE, as the subset (empty without one) and the path."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        subset, equals, rest = str(value).partition("=")
+        if not equals or Path(value).exists():
+            subset, rest = "", str(value)
+        elif subset not in SUBSET_NAMES and Path(rest).exists():
+            self.fail(f"{subset!r} is no subset; expected one of {', '.join(SUBSETS)}", param, ctx)
+        path = INPUT_FILE.convert(rest if subset in SUBSET_NAMES else str(value), param, ctx)
+        return SUBSET_NAMES.get(subset, ""), Path(os.fsdecode(path))
+
+
 DATASET_OR_MANIFEST = _DatasetOrManifest()
 SPLIT = _SplitName(_split_files)
+SPLIT_SOURCE = _SplitSource(lambda value: [value[1]])
 split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
 
 

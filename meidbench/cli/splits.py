@@ -17,6 +17,8 @@ from meidbench.cli.parameters import (
     INPUT_FOLDER,
     SEED,
     SPLIT,
+    SPLIT_SOURCE,
+    InputName,
     OutputFile,
     as_json,
     command,
@@ -24,7 +26,16 @@ from meidbench.cli.parameters import (
     echo_json,
 )
 from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few
-from meidbench.names import DATASETS, GROUP_KEYS, PLOT_FORMATS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
+from meidbench.names import (
+    DATASETS,
+    GROUP_KEYS,
+    IMPORT_FORMATS,
+    PLOT_FORMATS,
+    RELEASED,
+    SPLIT_FORMATS,
+    SUBSETS,
+    VARIANTS,
+)
 
 if TYPE_CHECKING:
     from meidbench.construction.plans import SplitPlan
@@ -310,47 +321,92 @@ def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 @command(
     "import-split",
-    short_help="Make a split file from your own table.",
-    epilog="\b\nExample:\n  meidbench import-split videos.csv --out mine.parquet \\\n"
+    short_help="Make a split file from your own table or lists.",
+    epilog="\b\nExamples:\n"
+    "  meidbench import-split videos.csv --out mine.parquet \\\n"
+    "      --head-above 100 --tail-up-to 20\n"
+    "  meidbench import-split train.lst validate.lst test.lst \\\n"
+    "      --class-names count-labels-train.lst --out videolt.parquet \\\n"
+    "      --head-above 500 --tail-up-to 100\n"
+    "  meidbench import-split train=kinetics_a.txt val=kinetics_b.txt \\\n"
+    "      --format mmaction2 --out mine.parquet \\\n"
     "      --head-above 100 --tail-up-to 20",
 )
-@click.argument("table", type=INPUT_FILE)
+@click.argument("files", type=SPLIT_SOURCE, nargs=-1, required=True, metavar="FILE...")
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The split file to write (Parquet).")
+@click.option(
+    "--format", "form", type=click.Choice(IMPORT_FORMATS), help="Of the files [default: the one that they show]."
+)
 @click.option("--head-above", type=click.IntRange(min=0), required=True, help="Head: more training videos than this.")
 @click.option("--tail-up-to", type=click.IntRange(min=0), required=True, help="Tail: at most this many.")
-@click.option("--name", callback=_read_name, help="The benchmark's name [default: that of the table's file].")
+@click.option("--name", callback=_read_name, help="The benchmark's name [default: that of FILE; of --out, if several].")
 @click.option(
-    "--class-names", type=INPUT_FILE, help="One name per line, by class index; needed where labels are names."
+    "--class-names",
+    type=INPUT_FILE,
+    help="One name per line, by class index, or VideoLT's or Charades' list of classes "
+    "[default: the names in the labels, sorted, or c000 and so on for indices].",
 )
 def import_split(
-    table: Path, out: Path, head_above: int, tail_up_to: int, name: str | None, class_names: Path | None
+    files: tuple[tuple[str, Path], ...],
+    out: Path,
+    form: str | None,
+    head_above: int,
+    tail_up_to: int,
+    name: str | None,
+    class_names: Path | None,
 ) -> None:
-    """Make a split file from TABLE, which gives the subset of each video; build-splits draws new ones.
+    """Make a split file from FILES, which give the subset of each video; build-splits draws new ones.
 
-    TABLE is CSV, TSV, Parquet, a JSON list or JSON lines with the columns video_id, subset and labels. subset is train,
-    val or test; labels are class indices (or names, with --class-names), joined by semicolons, or a list. Videos with
-    the same text in a column group belong together, which the audit checks; length_s and subject are kept, too. The
-    result is checked, and every other command takes it.
-    """
+    The subset is in a column (table), in the name of each file (train, val, validate, validation or test), or before
+    it, as in train=FILE. The result is checked, and every other command takes it.
+
+    \b
+    table      CSV, TSV, Parquet, a JSON list or JSON lines with the columns
+               video_id and labels: names or indices of classes, joined by
+               semicolons, or a list. Optional: subset; group (videos that
+               belong together, which the audit checks), length_s, subject.
+    lists      A line per video: VIDEO_ID and labels, joined by commas or
+               blanks, such as the lists of VideoLT, MEID and build-splits.
+    mmaction2  A line per video: PATH/ID.mp4 and class indices, or a folder of
+               frames, the number of frames and class indices.
+    """  # noqa: D301
     if tail_up_to > head_above:
         raise click.UsageError("--tail-up-to must not lie above --head-above")
-    from meidbench.annotations.tables import split_from_table
+    from meidbench.annotations.tables import split_from_files
     from meidbench.report.text import statistics_table
     from meidbench.splits.split import write_split
     from meidbench.splits.statistics import split_statistics
 
     thresholds = {"head_above": head_above, "tail_up_to": tail_up_to}
-    split = split_from_table(table, dataset=name or table.stem, class_names=class_names, **thresholds)
+    dataset = name or (files[0][1] if len(files) == 1 else out).stem
+    split, notes = split_from_files(files, form or "", dataset=dataset, class_names=class_names, **thresholds)
+    for note in notes:
+        echo(f"note: {note}", err=True)
     write_split(split, out)
     echo(statistics_table([split_statistics(split)]))
     echo(f"\nwrote {out}")
+
+
+def _convert_splits(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Read several splits as ``SPLIT`` does one, and name all that do not exist."""
+    found, problems = [], []
+    for value in values:
+        try:
+            found.append(SPLIT.convert(value, param, ctx))
+        except click.BadParameter as error:
+            problems.append(error.message)
+    if problems:
+        raise click.BadParameter("\n".join(problems), ctx, param)
+    return tuple(found)
 
 
 @command(
     short_help="Print Table 1 for split files.",
     epilog="\b\nExample:\n  meidbench stats charadeslt charadesegolt --plot frequencies.svg",
 )
-@click.argument("splits", nargs=-1, required=True, metavar="SPLIT...", type=SPLIT)
+@click.argument(
+    "splits", nargs=-1, required=True, metavar="SPLIT...", type=InputName(SPLIT.files), callback=_convert_splits
+)
 @click.option(
     "--plot", type=OutputFile(*PLOT_FORMATS), help="Draw the class frequency curves to FILE (.png, .svg or .pdf)."
 )

@@ -160,12 +160,13 @@ def _check_grouping(annotations: Annotations, group_by: Sequence[str], dataset: 
 
 
 def is_plan(path: Path) -> bool:
-    """Tell a plan from a manifest by its keys, or a damaged file by its ending."""
+    """Tell a plan from a manifest by its keys; a damaged file is a manifest where an assignment lies beside it."""
     try:
-        facts = parse_toml(path.read_text(encoding="utf-8-sig"))
+        facts = set(parse_toml(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError):
-        return path.name.endswith(PLAN_SUFFIX)
-    return not {"reader", "licence"} & set(facts)  # keys of every manifest
+        return not path.with_suffix(".assignment.json").exists()
+    # Every manifest has the first two keys, and none has the others.
+    return not {"reader", "licence"} & facts or bool({"table", "format", "benchmark", "targets"} & facts)
 
 
 def plan_for_benchmark(dataset: str, variant: str) -> SplitPlan:

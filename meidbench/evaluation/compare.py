@@ -1,34 +1,55 @@
 """Several runs on one subset, side by side: means with intervals, paired differences, wins and losses per class."""
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError, RequestError
 from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
 from meidbench.evaluation.evaluate import bootstrap_means, evaluate_scores, group_members, subset_positives
-from meidbench.evaluation.results import GROUPS_SHOWN, ClassFacts, Measures, Result, average_measures
+from meidbench.evaluation.results import (
+    GROUPS_SHOWN,
+    ClassFacts,
+    Measures,
+    Printed,
+    PrintedTable,
+    Result,
+    average_measures,
+    describe_subset,
+    format_value,
+)
 from meidbench.files import render_json
 from meidbench.names import Advance
-from meidbench.predictions import open_predictions
-from meidbench.predictions.align import BlockScores, align_predictions, run_warnings
+from meidbench.predictions.align import BlockScores, align_predictions, reading_warnings
+from meidbench.predictions.values import as_predictions
 from meidbench.splits.metadata import Thresholds
-from meidbench.splits.split import Split
+from meidbench.splits.split import Split, load_split
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Reals = npt.NDArray[np.float64]
+_METHODS_PRINTED = 10
 EQUAL = 1e-12  # average precisions that differ only by rounding are a tie
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run to compare: the name of its method, its seed (empty where the name has none), its prediction file."""
+    """A run to compare: the name of its method, its seed (empty where the name has none), its scores.
+
+    The scores are a file, or another form that ``meidbench.evaluate`` takes without ``video_ids``.
+    """
 
     method: str
     seed: str
-    path: Path
+    scores: Any
 
     @classmethod
     def from_argument(cls, text: str) -> "ComparedRun":
@@ -41,6 +62,39 @@ class ComparedRun:
         if not method:
             raise RequestError(f"{text!r} has no name: expected PATH or NAME=PATH")
         return cls(method, seed, Path(path))
+
+    @classmethod
+    def from_mapping(cls, runs: Mapping[str, Any]) -> list["ComparedRun"]:
+        """Read a dict of method -> scores, or list of scores, one per seed.
+
+        A seed has the name that its file has after ``@``, else its place in the list.
+        """
+        found = []
+        for name, scores in runs.items():
+            method, _, seed = str(name).partition("@")
+            if not method or (seed and isinstance(scores, list)):
+                raise RequestError(
+                    f"the run {name!r} is not named METHOD or METHOD@SEED, or METHOD with a list of seeds"
+                )
+            entries = scores if isinstance(scores, list) else [scores]
+            if not entries:
+                raise RequestError(f"the run {name!r} has an empty list of scores")
+            seeds = [Path(entry).stem.partition("@")[2] if _is_path(entry) else "" for entry in entries]
+            if len(set(seeds)) < len(seeds) or "" in seeds:
+                seeds = [str(place) for place in range(1, len(entries) + 1)]
+            found += [
+                cls(method, given if isinstance(scores, list) else seed, entry)
+                for given, entry in zip(seeds, entries, strict=True)
+            ]
+        return found
+
+    def __str__(self) -> str:
+        place = f" ({self.scores})" if _is_path(self.scores) else f", seed {self.seed}" if self.seed else ""
+        return f"{self.method}{place}"
+
+
+def _is_path(scores: Any) -> bool:
+    return isinstance(scores, str | os.PathLike)
 
 
 @dataclass(frozen=True)
@@ -98,11 +152,11 @@ class MethodResult(Measures):
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Printed):
     """Methods side by side, in the given order; ``group_classes`` counts the classes with positives, per group.
 
-    ``notes`` are the sentences of ``Split.notes``.
+    ``notes`` are the sentences of ``Split.notes``. A notebook shows a comparison as a table.
     """
 
     dataset: str
@@ -127,6 +181,49 @@ class Comparison:
         """Return the comparison as JSON: keys sorted, the same bytes for the same input."""
         return render_json(asdict(self))
 
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a DataFrame with one row per method and group.
+
+        ``mAP``, ``difference`` (to the reference) and their intervals ``..._low``, ``..._high`` over videos;
+        ``probability`` of being better; ``wins``, ``ties`` and ``losses`` in classes; ``seeds``, and ``seed_std`` over
+        them. Cells that have no value are NaN.
+        """
+        import pandas as pd
+
+        rows = []
+        for method in self.methods:
+            for group, mean in method.mAP.items():
+                row: dict[str, Any] = {"method": method.name, "group": group, "seeds": max(1, len(method.seeds))}
+                row |= {"mAP": mean.value, "mAP_low": mean.low, "mAP_high": mean.high}
+                row["seed_std"] = method.seed_spread[group].std if method.seed_spread else math.nan
+                entry = method.difference[group] if method.difference else Difference(*[math.nan] * 4)
+                row |= {"difference": entry.value, "difference_low": entry.low, "difference_high": entry.high}
+                row["probability"] = entry.probability
+                tally = asdict(method.tally[group]) if method.tally else {}
+                row |= {name: tally.get(name, math.nan) for name in ("wins", "ties", "losses")}
+                rows.append(row)
+        frame: pd.DataFrame = pd.DataFrame(rows)
+        return frame
+
+    def _printed(self) -> PrintedTable:
+        several = len(self.methods) > 1
+        rows = []
+        for method in self.methods[:_METHODS_PRINTED]:
+            name = method.name + (f" ({len(method.seeds)} seeds)" if len(method.seeds) > 1 else "")
+            row = [name, *(format_value(method.mAP[group].value) for group in GROUPS_SHOWN)]
+            if several:
+                change = method.difference["overall"] if method.difference else None
+                around = f" [{change.low:+.3f}, {change.high:+.3f}]" if change and not math.isnan(change.low) else ""
+                row.append(f"{change.value:+.4f}{around}" if change else "reference")
+            rows.append(row)
+        more = len(self.methods) - len(rows)
+        lines = [f"and {more} more methods"] if more else []
+        if several:
+            lines.append(f"difference: of overall, to {self.reference}, with its {self.level:.0%} interval over videos")
+        lines.append("as a DataFrame: .to_pandas(); as a page: meidbench.comparison_html(...)")
+        header = ["mAP", *GROUPS_SHOWN, *(["difference"] if several else [])]
+        return PrintedTable(describe_subset(self, self.videos), header, rows, [*self.notes, *lines])
+
 
 @dataclass
 class _SeedResults:
@@ -147,9 +244,9 @@ class _SeedResults:
 
 
 def compare(
-    runs: Sequence[ComparedRun],
-    split: Split,
-    subset: str,
+    runs: Mapping[str, Any] | Sequence[ComparedRun],
+    split: Split | str | Path,
+    subset: str | None = None,
     *,
     reference: str | None = None,
     replicates: int = 1000,
@@ -157,12 +254,20 @@ def compare(
     allow_float16: bool = False,
     advance: Advance | None = None,
 ) -> Comparison:
-    """Compare runs on a subset of a split; one score matrix is in memory at a time.
+    """Compare runs on a subset of a split: means with intervals, paired differences, wins and losses.
+
+    Of runs in files, one score matrix is in memory at a time.
 
     Parameters
     ----------
-    runs : sequence of ComparedRun
-        Runs of one method with several seeds are averaged.
+    runs : dict of str -> scores
+        The scores of each method: a path (of a prediction file, or of a folder of them), a DataFrame, a pair
+        (video_ids, scores), or ``Predictions``, as for ``meidbench.evaluate``. A list holds one of these per seed, and
+        its results are averaged; a key ``METHOD@SEED`` names one seed. Also a sequence of ``ComparedRun``.
+    split : Split, str or Path
+        As for ``load_split``.
+    subset : str, optional
+        As for ``meidbench.evaluate``.
     reference : str, optional
         The method that the others are compared with; by default the first.
     replicates, seed : int
@@ -172,15 +277,36 @@ def compare(
     advance : callable, optional
         Called with the number of classes of each step; a run has C classes.
 
+    Returns
+    -------
+    Comparison
+        ``compare(...).to_pandas()`` is a DataFrame, ``meidbench.comparison_html(compare(...))`` a page.
+
     Raises
     ------
-    MeidbenchError
-        The reference is not one of the methods, or a method has the same seed twice.
+    RequestError
+        The reference is not one of the methods, a method has the same seed twice, or a number makes no sense.
     PredictionError
-        A file cannot be scored; the message names it.
+        Scores cannot be read or do not fit the split; the message names the run.
+
+    Examples
+    --------
+    >>> from meidbench.features.simulation import simulate_split
+    >>> split = simulate_split((30, 9, 9), num_classes=4)
+    >>> ids, labels = split.video_ids("test"), split.labels("test")
+    >>> runs = {"constant": (ids, np.zeros(labels.shape)), "perfect": (ids, labels.astype(float))}
+    >>> perfect = compare(runs, split, replicates=50).methods[1]
+    >>> perfect.name, perfect.mAP["overall"].value
+    ('perfect', 1.0)
     """
-    if not runs or replicates < 2 or seed < 0:
-        raise MeidbenchError("a comparison needs at least one run, two replicates, and a seed of 0 or more")
+    if isinstance(runs, Mapping):
+        runs = ComparedRun.from_mapping(runs)
+    if not runs or not all(isinstance(run, ComparedRun) for run in runs):
+        raise RequestError('a comparison needs at least one run; in Python, a dict such as {"bce": "bce.parquet"}')
+    whole_number("the number of replicates", replicates, 2, RequestError)
+    whole_number("seed", seed, 0, RequestError)
+    split = load_split(split)
+    subset = split.default_subset if subset is None else subset
     names = list(dict.fromkeys(run.method for run in runs))
     reference = names[0] if reference is None else reference
     _check_names(runs, names, reference)
@@ -191,6 +317,12 @@ def compare(
         method.seeds.append(run.seed)
         method.results.append(result)
         method.summed = method.summed + samples
+    return _make_comparison(methods, split, subset, reference, replicates, seed)
+
+
+def _make_comparison(
+    methods: dict[str, _SeedResults], split: Split, subset: str, reference: str, replicates: int, seed: int
+) -> Comparison:
     first = next(iter(methods.values())).results[0]
     return Comparison(
         dataset=split.dataset,
@@ -235,12 +367,12 @@ def _score(
     run: ComparedRun, split: Split, subset: str, replicates: int, seed: int, allow: bool, advance: Advance | None
 ) -> tuple[Result, Reals]:
     try:
-        opened = open_predictions(run.path)
-        scores = align_predictions(opened, split, subset, allow_float16=allow)
+        given = as_predictions(run.scores, half=allow)
+        scores = align_predictions(given, split, subset, allow_float16=allow)
     except MeidbenchError as error:
-        raise type(error)(f"run {run.method} ({run.path}): {error}") from None
+        raise type(error)(f"run {run}: {error}") from None
     assert not isinstance(scores, BlockScores)  # only a memory limit makes them blocks
-    result = evaluate_scores(scores, split, subset, warnings=run_warnings(opened.metadata))
+    result = evaluate_scores(scores, split, subset, warnings=reading_warnings(given, split))
     ap = np.array([entry.ap for entry in result.per_class])
     return result, bootstrap_samples(scores, subset_positives(split, subset), ap, replicates, seed, advance)
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.checks import one_of
+from meidbench.checks import one_of, whole_number
 from meidbench.errors import PredictionError, RequestError
 from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
 from meidbench.evaluation.ranking import Positives, RankCounts, concatenate_ranges, count_ranks, precision_from_counts
@@ -15,6 +16,7 @@ from meidbench.evaluation.results import (
     GROUPS_SHOWN,
     Accuracy,
     ClassResult,
+    CrossCheck,
     Diagnostics,
     Group,
     Intervals,
@@ -22,11 +24,14 @@ from meidbench.evaluation.results import (
     Result,
 )
 from meidbench.names import Advance
-from meidbench.predictions.align import BlockScores, Predictions, align_predictions, as_array, check_numbers, not_finite
+from meidbench.predictions.align import BlockScores, align_predictions, not_finite, reading_warnings
+from meidbench.predictions.values import as_array, as_predictions, check_numbers
 from meidbench.splits.split import GROUP_NAMES, Split, load_split
 
 _ROWS = 4096  # videos compared at a time in the top-k pass
 _TOP = (1, 5)
+_CHECKED_BYTES = 1 << 28  # bytes of scores that are gathered at a time for a cross-check
+_DIFFERENCE_ALLOWED = 1e-9  # of scikit-learn's average precision, which is summed up in another order
 _TIES_ALLOWED = 0.05  # share of the positives; more of them are worth a warning
 
 Scores = npt.NDArray[Any]
@@ -217,13 +222,16 @@ def evaluate_scores(
     protocol: str = "tie-aware",
     bootstrap: int = 0,
     seed: int = 0,
+    cross_check: bool = False,
     warnings: Sequence[str] = (),
     advance: Advance | None = None,
 ) -> Result:
     """Score predictions that are checked and in the order of ``split.video_ids(subset)``; see ``evaluate``."""
     one_of("protocol", protocol, tuple(PROTOCOLS), PredictionError)
-    if bootstrap < 0 or seed < 0:
-        raise PredictionError(f"bootstrap ({bootstrap}) and seed ({seed}) must not be negative")
+    if cross_check and protocol != "tie-aware":
+        raise RequestError("the cross-check needs the protocol tie-aware: scikit-learn knows no other")
+    whole_number("bootstrap", bootstrap, 0, PredictionError)
+    whole_number("seed", seed, 0, PredictionError)
     if bootstrap == 1:
         raise RequestError("an interval needs at least 2 replicates of the bootstrap, got 1; 0 makes no intervals")
     if bootstrap and isinstance(scores, BlockScores):
@@ -266,7 +274,36 @@ def evaluate_scores(
         other_protocols={name: other for name, other in means.items() if not _equal(other, means[protocol])},
         warnings=(*warnings, *_tie_warnings(counts, labels)),
         intervals=intervals,
+        cross_check=cross_check_precisions(blocks, labels, precisions[protocol]) if cross_check else None,
     )
+
+
+def cross_check_precisions(scores: BlockScores, positives: Positives, ap: Reals) -> CrossCheck:
+    """Compute every average precision again with scikit-learn, and refuse values that are others.
+
+    The scores of some classes are gathered at a time, with one pass over the blocks for each.
+    """
+    from sklearn.metrics import average_precision_score
+
+    again = np.full(len(ap), np.nan)
+    step = max(1, _CHECKED_BYTES // (scores.dtype.itemsize * max(scores.videos, 1)))
+    for start in range(0, len(ap), step):
+        columns = np.empty((min(step, len(ap) - start), scores.videos), scores.dtype)
+        for rows, block in scores.blocks():
+            columns[:, rows] = block[:, start : start + step].T
+        for index, column in enumerate(columns, start):
+            labels = np.zeros(scores.videos, bool)
+            labels[positives.rows[positives.class_slice(index)]] = True
+            if labels.any():
+                again[index] = average_precision_score(labels, column)
+    differences = np.nan_to_num(np.abs(again - ap))
+    worst = int(differences.argmax())
+    if differences[worst] > _DIFFERENCE_ALLOWED:
+        raise PredictionError(
+            f"the average precision of class {worst} is {ap[worst]!r}, and {again[worst]!r} by scikit-learn: this is a "
+            "fault of meidbench or of scikit-learn, please report it"
+        )
+    return CrossCheck(int((~np.isnan(again)).sum()), float(differences[worst]), worst)
 
 
 def _tie_warnings(counts: RankCounts, positives: Positives) -> list[str]:
@@ -296,46 +333,71 @@ def _intervals(samples: Reals, split: Split, seed: int) -> Intervals:
 
 
 def evaluate(
-    scores: Scores,
-    video_ids: Sequence[str],
-    split: Any,
-    subset: str = "test",
+    scores: Any,
+    video_ids: Any = None,
+    split: Split | str | Path | None = None,
+    subset: str | None = None,
     *,
     protocol: str = "tie-aware",
     bootstrap: int = 0,
     seed: int = 0,
     allow_float16: bool = False,
+    cross_check: bool = False,
 ) -> Result:
     """Score predictions on a subset of a split.
 
     Parameters
     ----------
-    scores : ndarray or tensor, (n, C)
-        Real numbers; a higher score is more likely. Only the order within a class matters.
+    scores : array, tensor or list, (n, C); or DataFrame, path, list of paths, Predictions
+        Real numbers; a higher score is more likely. Only the order within a class matters. A DataFrame has one row per
+        video and one column per class. A path is that of a prediction file or of a folder of them.
     video_ids : sequence of str
-        n ids, in the order of the rows of ``scores``; the split may have another order.
+        n ids, in the order of the rows of ``scores``; the split may have another order. Left out for a DataFrame that
+        has the ids as index or as column ``video_id``, and for files.
     split : Split, str or Path
         As for ``load_split``.
-    subset : str
-        ``train``, ``val`` or ``test``.
+    subset : str, optional
+        ``train``, ``val`` or ``test``; by default ``split.default_subset``: test, or val where there is no test.
     protocol : str
         A key of ``PROTOCOLS``.
     bootstrap, seed : int
         Replicates and seed of the Bayesian bootstrap over videos, for the intervals; 0 replicates for no intervals.
     allow_float16 : bool
         Accept half precision (float16, bfloat16), in which rounding makes ties.
+    cross_check : bool
+        Compute every average precision again with scikit-learn; ``Result.cross_check`` has the largest difference.
 
     Returns
     -------
     Result
-        E.g. ``evaluate(...).mAP.tail``.
+        E.g. ``evaluate(...).mAP.tail``, ``evaluate(...).to_pandas()``.
 
     Raises
     ------
     PredictionError
-        As ``meidbench.predictions.align.align_predictions``.
+        As ``meidbench.predictions.align.align_predictions``; an argument makes no sense.
+    SplitError
+        The split does not exist, or has no such subset.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from meidbench.features.simulation import simulate_split
+    >>> split = simulate_split((30, 9, 9), num_classes=4)
+    >>> ids, labels = split.video_ids("test"), split.labels("test")
+    >>> evaluate(labels.astype(float), ids, split).mAP.overall
+    1.0
+    >>> frame = pd.DataFrame(labels.astype(float), index=ids, columns=split.class_names)
+    >>> evaluate(frame, split=split, subset="test").mAP.overall
+    1.0
     """
-    split = load_split(split)
-    given = Predictions([str(video_id) for video_id in video_ids], as_array("scores", scores, half=allow_float16))
+    if isinstance(video_ids, Split):
+        raise RequestError("the split is given as video_ids: pass it by name, evaluate(scores, split=split)")
+    split = load_split(split)  # type: ignore[arg-type]
+    subset = split.default_subset if subset is None else subset
+    given = as_predictions(scores, video_ids, half=allow_float16)
     aligned = align_predictions(given, split, subset, allow_float16=allow_float16)
-    return evaluate_scores(aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed)
+    return evaluate_scores(
+        aligned, split, subset, protocol=protocol, bootstrap=bootstrap, seed=seed, cross_check=cross_check,
+        warnings=reading_warnings(given, split),
+    )  # fmt: skip

@@ -1,15 +1,24 @@
 """The result of an evaluation: named, immutable, and always written in the same way."""
 
+import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tabulate import tabulate
 
+from meidbench.errors import escape_controls
 from meidbench.files import render_json
 from meidbench.splits.metadata import Thresholds
 from meidbench.splits.split import GROUP_NAMES
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LINE = 120  # characters of a line below a printed table
 FORMAT_VERSION = 1
 GROUPS_SHOWN = ("overall", *GROUP_NAMES)
 
@@ -134,12 +143,79 @@ class Intervals:
     per_class: tuple[Interval, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result(Measures):
+@dataclass(frozen=True)
+class CrossCheck:
+    """Average precisions computed again with scikit-learn: how many, the largest difference, and its class."""
+
+    classes: int
+    largest_difference: float
+    class_index: int
+
+    def __str__(self) -> str:
+        largest = f"largest difference {self.largest_difference:.1e} (class {self.class_index})"
+        return f"scikit-learn gives the same average precision for {self.classes:,} classes: {largest}"
+
+
+@dataclass(frozen=True)
+class PrintedTable:
+    """The printed form of a result: a title, a table of text and numbers, lines below it."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[str]
+
+
+class Printed:
+    """A result that a terminal shows as a small table of text, and a notebook as a table of HTML."""
+
+    def _printed(self) -> PrintedTable:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        shown = self._printed()
+        lines = [
+            shown.title,
+            _lay_out(shown, "simple"),
+            *(f"  {textwrap.shorten(line, _LINE)}" for line in shown.lines),
+        ]
+        return escape_controls("\n".join([f"<{type(self).__name__} of {lines[0]}", *lines[1:]]), keep="\n") + ">"
+
+    def _repr_html_(self) -> str:
+        shown = self._printed()
+        lines = "<br>\n".join(escape(escape_controls(line)) for line in shown.lines)
+        title = escape(escape_controls(shown.title))
+        return f"<div>\n<p><b>{title}</b></p>\n{_lay_out(shown, 'html')}\n<p>{lines}</p>\n</div>"
+
+
+def _lay_out(shown: PrintedTable, form: str) -> str:
+    """Lay out a table with text in the first column and numbers in the others; HTML is escaped."""
+    aligned = ["left", *["right"] * (len(shown.header) - 1)]
+    rows = [list(map(escape_controls, row)) for row in shown.rows]
+    return str(tabulate(rows, shown.header, tablefmt=form, disable_numparse=True, colalign=aligned))
+
+
+def describe_subset(result: Any, videos: int) -> str:
+    """Return the title of numbers on a subset: dataset, variant, subset, number of videos."""
+    return f"{result.dataset} ({result.variant}), {result.subset}: {videos:,} videos"
+
+
+def format_value(value: float) -> str:
+    """Write a value with four digits, a dash where it is not defined."""
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def format_range(low: float, high: float) -> str:
+    """Write an interval, a dash where it is not defined."""
+    return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Result(Printed, Measures):
     """The evaluation of one prediction file on one subset of a split.
 
     ``other_protocols`` has the means by every other protocol that gives a different value for a group. ``notes`` are
-    the sentences of ``Split.notes``.
+    the sentences of ``Split.notes``. ``cross_check`` is not in the JSON, which has the same bytes without it.
     """
 
     dataset: str
@@ -157,11 +233,55 @@ class Result(Measures):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     intervals: Intervals | None = None
+    cross_check: CrossCheck | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """Return the result as JSON: sorted keys, no time or host, null for undefined numbers."""
         content = asdict(self)
+        del content["cross_check"]
         for entry in content["per_class"]:
             entry["class"] = entry.pop("index")
         return render_json(content)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a DataFrame with one row per class, its index as index.
+
+        The columns are ``name``, ``group``, ``train_count``, ``positives``, ``ap`` (NaN without positives), and with
+        intervals ``ap_low`` and ``ap_high``.
+        """
+        import pandas as pd
+
+        frame: pd.DataFrame = pd.DataFrame(list(map(asdict, self.per_class))).set_index("index").rename_axis("class")
+        if self.intervals is not None:
+            frame["ap_low"] = [entry.low for entry in self.intervals.per_class]
+            frame["ap_high"] = [entry.high for entry in self.intervals.per_class]
+        return frame
+
+    def group_table(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and rows of the table of groups, for people."""
+        header = ["group", "mAP"]
+        if self.intervals is not None:
+            header.append(f"{self.intervals.level:.0%} interval")
+        header += [column.measure for column in COLUMNS if column.key == GROUPS_SHOWN[0]]
+        rows = []
+        for name in GROUPS_SHOWN:
+            row = [name, format_value(getattr(self.mAP, name))]
+            if self.intervals is not None:
+                row.append(format_range(*vars(self.intervals.mAP[name]).values()))
+            row += [format_value(column.value(self)) for column in COLUMNS if column.key == name]
+            rows.append([*row, str(self.groups[name].classes), f"{self.groups[name].positives:,}"])
+        return [*header, "classes", "positives"], rows
+
+    def single_measures(self) -> str:
+        """Return the measures without groups as one line."""
+        return "   ".join(
+            f"{column.title} {column.value(self):.4f}" for column in COLUMNS if column.key not in GROUPS_SHOWN
+        )
+
+    def _printed(self) -> PrintedTable:
+        protocol = "" if self.protocol == "tie-aware" else f", protocol {self.protocol}"
+        lines = [self.single_measures(), *self.notes, *(f"warning: {warning}" for warning in self.warnings[:3])]
+        lines += [str(self.cross_check)] if self.cross_check else []
+        title = describe_subset(self, self.diagnostics.videos) + protocol
+        return PrintedTable(title, *self.group_table(), [*lines, "average precision per class: .to_pandas()"])

@@ -11,11 +11,8 @@ from pathlib import Path
 from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.extraction.frame_folders import parse_frame_name
 from meidbench.features.source import is_usable_id
+from meidbench.names import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (
-    *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov"),
-    *(".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
-)
 _MOST_OTHERS = 100
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import h5py
 
-from meidbench.errors import FeatureError
+from meidbench.errors import FeatureError, describe_content
 from meidbench.features.feature_file import PackedFile, is_feature_file
 from meidbench.features.source import HDF5_GROUP, PROBLEMS, FeatureSource, GroupedFile, Handle, NpyFolder
 from meidbench.files import open_inside, rehearse
@@ -14,6 +14,19 @@ __all__ = ["PROBLEMS", "FeatureSource", "GroupedFile", "NpyFolder", "PackedFile"
 
 # The datasets of a packed file that tell where the rows of each video are.
 _INDEX = ("video_ids", "row_starts", "row_counts", "status")
+
+_SAVE = 'and write the rows (T x D) of each video: np.save(f"features/{video_id}.npy", rows)'
+# The remedy for kinds of files that are not read, by a word in ``describe_content``.
+_REMEDIES = {
+    "pickle": f"\nIt is never loaded. If you trust it, load it in Python, {_SAVE}",
+    "torch.save": f"\nIt is not loaded. torch.load it in Python, {_SAVE}",
+    "NumPy": f"\nLoad it in Python, {_SAVE}",
+    "damaged": "\nGet the file again.",
+    "archive": "\nUnpack it first.",
+    "prediction file": "\nPredictions have no features; they are scored by meidbench evaluate.",
+    "split file": "\nName it with --split.",
+    "video file": "\nFeatures of videos are made by meidbench extract-features VIDEOS --out FILE.h5.",
+}
 
 
 def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource:
@@ -50,7 +63,9 @@ def open_features(path: str | os.PathLike[str] | FeatureSource) -> FeatureSource
     if not path.is_file():
         raise FeatureError(f"{path} is no regular file; {expected}")
     if not h5py.is_hdf5(path):
-        raise FeatureError(f"{path} is not an HDF5 file; {expected}\nUnpack it first if it is an archive.")
+        kind = describe_content(path)
+        remedy = next((text for word, text in _REMEDIES.items() if word in kind), "")
+        raise FeatureError(f"{path} is {kind or 'not an HDF5 file'}; {expected}{remedy}")
     if not is_feature_file(path) and (problem := rehearse(path, _INDEX)):
         raise FeatureError(f"cannot open {path}: {problem}; copy or extract it again")
     handle = Handle(path.absolute())

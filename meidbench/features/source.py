@@ -431,7 +431,8 @@ class GroupedFile(FeatureSource):
             group = open_inside(file, HDF5_GROUP)
             if not isinstance(group, h5py.Group):
                 held = f"has no group /{HDF5_GROUP} (it holds {first_few(sorted(file)) or 'nothing'})"
-                raise FeatureError(f"{self.path} {held}; expected {self.expected}")
+                predicted = ": it has predictions" if "scores" in file else ""
+                raise FeatureError(f"{self.path} {held}{predicted}; expected {self.expected}")
         return group
 
     def ids(self) -> set[str]:  # noqa: D102

@@ -120,8 +120,7 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.dataset, self.sampler = dataset, sampler
-        self.shuffle, self.drop_last = shuffle, drop_last
+        self.dataset, self.sampler, self.shuffle, self.drop_last = dataset, sampler, shuffle, drop_last
         self.batch_size = whole_number("batch_size", batch_size, 1, FeatureError)
         self.seed = whole_number("seed", seed, 0, FeatureError)
         self.device = torch.device(device)
@@ -139,10 +138,12 @@ class BatchLoader:
         self.resident = one_of("resident", resident, RESIDENT, FeatureError)
         if self.dtype not in DTYPES:
             raise FeatureError(f"unknown dtype {dtype}; known: {', '.join(map(str, DTYPES))}")
-        self._start = 0
-        self._placed = False
+        self._start, self._placed = 0, False
         # One batch is being filled, and one is with the user.
         self._gatherer = BatchGatherer(dataset, self.batch_size, self.device, self.dtype, kept=self.prefetch + 2)
+
+    def __repr__(self) -> str:
+        return f"<BatchLoader of {self.batch_size} videos per batch, on {self.device}, of {self.dataset!r}>"
 
     def __len__(self) -> int:
         drawn = len(self.dataset) if self.sampler is None else len(self.sampler)  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ class FeatureDataset(Dataset[Sample]):
         split = load_split(self.dataset if split is None else split)
         if self.dataset not in ("", split.dataset):
             fitting = DATASET_CLASSES.get(split.dataset)
-            use = f"meidbench.{fitting.__name__}" if fitting else "meidbench.loading.datasets.FeatureDataset"
+            use = f"meidbench.{fitting.__name__}" if fitting else "meidbench.FeatureDataset"
             raise SplitError(
                 f"{type(self).__name__} needs a split of {self.dataset}, got one of {split.dataset}: use {use}"
             )
@@ -191,7 +191,9 @@ class FeatureDataset(Dataset[Sample]):
         return _read_tensor(self.source, self.video_ids[position], indices).to(torch.float32)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.subset}: {len(self):,} videos, {self.num_classes} classes>"
+        size = f"{len(self):,} videos, {self.num_classes:,} classes"
+        rows = f"{'all' if self.frames is None else self.frames} rows per video, {self.dim:,} numbers per row"
+        return f"<{type(self).__name__} {self.subset}: {size}, {rows}, features {self.source.path}>"
 
     @cached_property
     def labels(self) -> npt.NDArray[np.bool_]:

@@ -1,15 +1,26 @@
-"""Prediction files of every form, opened by their content and read block by block.
+"""Prediction files of every form, opened by their content and read block by block; several files as one run.
 
 The sizes that a file announces are compared with the file before anything is allocated.
 """
 
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from meidbench.checks import describe_missing
-from meidbench.errors import PredictionError
-from meidbench.predictions.arrays import Hdf5File, NpzFile
-from meidbench.predictions.base import PredictionFile, TableFile
+from meidbench.errors import PredictionError, describe_content, first_few
+from meidbench.predictions.arrays import Hdf5File, NpyFile, NpzFile
+from meidbench.predictions.base import (
+    ID_NAMES,
+    SCORE_NAMES,
+    JsonLinesFile,
+    PredictionFile,
+    Scores,
+    TableFile,
+)
 from meidbench.predictions.parquet import ParquetFile
 
 __all__ = ["FORMS", "PredictionFile", "open_predictions"]
@@ -18,28 +29,170 @@ FORMS: dict[bytes, Callable[[Path], PredictionFile]] = {
     b"PAR1": ParquetFile,
     b"PK\x03\x04": NpzFile,
     b"\x89HDF\r\n\x1a\n": Hdf5File,
+    b"{": JsonLinesFile,
 }
+_MATRIX = b"\x93NUMPY"
+# A folder of files of one run may also hold logs.
+_ENDINGS = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv", ".txt", ".jsonl", ".json")
+
+_WRITE = 'meidbench.write_predictions("run.parquet", video_ids, {})'
+_NUMBERS = f"\n  {_WRITE.format('np.array(scores, np.float32)')}"
+_UNPACK = ". Unpack it, and name the file in it"
+_NO_SCORES = f". It has no scores; those of a model are written by meidbench predict, or by a script:{_NUMBERS}"
+# The remedy for each kind of file that is not read, by the words of ``describe_content``.
+REMEDIES = {
+    "a pickle": ", which is never loaded: that could run a program. If you trust it, load it in Python and write its "
+    f"scores:{_NUMBERS}\nThe scores in mmaction2's result.pkl are in the order of its annotation file.",
+    "a file of torch.save": ", which is not loaded. If it holds scores, torch.load it in Python and write them:\n  "
+    f"{_WRITE.format('scores')}\nA checkpoint has no scores; meidbench predict RUN --out run.parquet writes those of "
+    "a run.",
+    "a NumPy array of Python objects": ", pickled and never loaded. Where you have the array, write its numbers:\n  "
+    f"{_WRITE.format('np.array(scores.tolist(), np.float32)')}",
+    **dict.fromkeys(("a zip archive", "a compressed archive", "a tar archive"), _UNPACK),
+    "an Excel workbook": '. Save the sheet as CSV:\n  pandas.read_excel({name!r}).to_csv("run.csv", index=False)',
+    "an Arrow file": '. Write it as Parquet:\n  pandas.read_feather({name!r}).to_parquet("run.parquet")',
+    **dict.fromkeys(("a database", "a MATLAB file"), f". Read it in Python, and write its scores:{_NUMBERS}"),
+    "text in UTF-16": ". Save the text in UTF-8",
+    "a web page": ", sent by a server in the place of the file. Download the file again",
+    "a pointer of Git LFS in the place of the file": ". Fetch the file: git lfs pull",
+    "a split file": ". Name the prediction file in its place, and this file with --split",
+    **dict.fromkeys(("an image", "a video file", "a PDF document"), _NO_SCORES),
+}
+# JSON lines: an object with a key that names ids or scores.
+_OBJECT = re.compile(rf'\{{.*"({"|".join((*ID_NAMES, *SCORE_NAMES))})"\s*:', re.IGNORECASE | re.DOTALL)
+# Forms of JSON by their beginning: the words, and the ids and the scores in what json.load returns.
+_JSON = (
+    (r'\{\s*"[^"]*"\s*:\s*\[\s*-?\d', "scores by video id", "list(found)", "list(found.values())"),
+    (r"\[\s*\[", "a list of scores without video ids", "video_ids", "found"),
+    (
+        r'\[\s*\{[^}]*"video_id"',
+        "a list of objects",
+        *(f'[e["{key}"] for e in found]' for key in ("video_id", "scores")),
+    ),
+)
 
 
-def open_predictions(path: Path) -> PredictionFile:
-    """Open a prediction file; its content decides the form, not its name. Pickled objects are never loaded.
+def refuse_foreign(path: Path, start: bytes) -> None:
+    """Refuse a file of a kind that is not read, by its content and its first bytes; the message names the remedy."""
+    kind, name = describe_content(path), str(path)
+    if kind == "a file of torch.save" and path.with_name("config.json").is_file():
+        command = f"meidbench predict {path.parent} --out run.parquet"
+        raise PredictionError(f"{path} is a checkpoint of a run, which has no scores. Write them:\n  {command}")
+    if kind in REMEDIES:
+        raise PredictionError(f"{path} is {kind}{REMEDIES[kind].replace('{name!r}', repr(name))}")
+    text = start.decode("utf-8-sig", errors="replace").lstrip()
+    if kind == "JSON" and not _OBJECT.match(text):
+        for form, words, ids, scores in _JSON:
+            if re.match(form, text):
+                write = _WRITE.format(scores).replace("video_ids", ids, 1)
+                raise PredictionError(
+                    f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  "
+                    f"found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
+                )
+        raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")
 
-    The forms are Parquet (``video_id``, ``scores``), NPZ or HDF5 (``video_ids``, ``scores``), CSV with a header, and
-    the official Charades text form.
+
+def open_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> PredictionFile:
+    """Open the predictions of a run: one file, several files, or a folder of files (one per process or shard).
+
+    The content of a file decides its form, not its name. Pickled objects are never loaded. The forms are Parquet
+    (``video_id``, and ``scores`` as lists or a column per class), NPZ or HDF5 (``video_ids``, ``scores``), CSV, JSON
+    lines (``video_id``, ``scores``), the official Charades text form, and a ``.npy`` matrix, whose ids the file
+    ``ids`` has: one id per line, in the order of the rows.
 
     Raises
     ------
     PredictionError
-        The file does not exist, is empty, damaged, or of an unknown form.
+        A file does not exist, is empty, damaged, or of an unknown form; the files of a run do not belong together.
     """
-    path = Path(path)
+    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if ids is not None:
+        ids = Path(ids)
+        if not ids.is_file():
+            raise PredictionError(describe_missing("file of ids", ids))
+    files = [file for path in given for file in (_list_folder(path) if path.is_dir() else [path])]
+    if not files:
+        raise PredictionError("no prediction file was given")
+    if ids is not None and len(files) > 1:
+        raise PredictionError(f"{ids} has the ids of one .npy matrix, but {len(files):,} files are given")
+    opened = [_open_file(file, ids) for file in files]
+    return opened[0] if len(opened) == 1 else JoinedFiles(opened)
+
+
+def _open_file(path: Path, ids: Path | None) -> PredictionFile:
     if not path.is_file():
         raise PredictionError(describe_missing("prediction file", path))
     with path.open("rb") as stream:
-        start = stream.read(8)
+        start = stream.read(1 << 12)
     if not start:
         raise PredictionError(f"{path} is empty")
-    form = next((form for magic, form in FORMS.items() if start.startswith(magic)), TableFile)
-    file = form(path)
+    refuse_foreign(path, start)
+    if start.startswith(_MATRIX):
+        file: PredictionFile = NpyFile(path, ids)
+    elif ids is not None:
+        raise PredictionError(f"{ids} has the ids of a .npy matrix; {path} is none, and must hold its ids itself")
+    else:
+        form = next((form for magic, form in FORMS.items() if start.startswith(magic)), TableFile)
+        file = form(path)
     file.check_dtype()
     return file
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    """Return the files of a run in a folder, which have one ending."""
+    if (folder / "config.json").is_file() and any((folder / name).is_file() for name in ("log.jsonl", "best.pt")):
+        if made := sorted(folder.glob("predictions-*.parquet")):
+            raise PredictionError(f"{folder} is the folder of a run; name a file of scores in it: {first_few(made)}")
+        command = f"meidbench predict {folder} --out run.parquet"
+        raise PredictionError(f"{folder} is the folder of a run, which has no scores. Write them:\n  {command}")
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    found = [path for path in files if path.suffix.lower() in _ENDINGS]
+    if not found:
+        held = first_few(path.name for path in files) or "no file"
+        raise PredictionError(f"{folder} holds {held}; expected prediction files ({', '.join(_ENDINGS)})")
+    if len(counts := Counter(path.suffix.lower() for path in found)) > 1:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
+        raise PredictionError(f"{folder} holds files of several forms ({kinds}); name the files of one run")
+    return found
+
+
+class JoinedFiles(PredictionFile):
+    """Several files as one: the rows of the first file, then those of the next one."""
+
+    def __init__(self, files: Sequence[PredictionFile]) -> None:
+        first = files[0]
+        super().__init__(first.path)
+        self.files = files
+        for file in files[1:]:
+            other = ""
+            if file.num_classes != first.num_classes:
+                other = f"scores for {file.num_classes:,} classes, {first.path} for {first.num_classes:,}"
+            elif file.class_names != first.class_names:
+                other = f"other class columns than {first.path}, or another order of them"
+            elif file.dtype != first.dtype:
+                other = f"scores of type {file.dtype}, {first.path} of {first.dtype}"
+            if other:
+                raise file.refusal(f"it has {other}; expected files of one run")
+        self.num_classes, self.class_names, self.dtype = first.num_classes, first.class_names, first.dtype
+        self.num_videos = sum(file.num_videos for file in files)
+        self.metadata = self._join_metadata()
+
+    def _join_metadata(self) -> dict[str, Any]:
+        """Return the facts of all files; the run is that of a file that was chosen on test, or else the first."""
+        joined: dict[str, Any] = {}
+        for file in self.files:
+            for key, value in file.metadata.items():
+                chosen = isinstance(value, dict) and value.get("select_on") == "test"
+                if key == "run" and chosen:
+                    joined[key] = value
+                elif joined.setdefault(key, value) != value and key != "run":
+                    raise file.refusal(f"its {key} is not that of {self.path}; expected files of one run")
+        return joined
+
+    def _read_ids(self) -> list[str]:
+        return [video_id for file in self.files for video_id in file.video_ids]
+
+    def blocks(self) -> Iterator[tuple[int, Scores]]:
+        starts = accumulate((file.num_videos for file in self.files), initial=0)
+        for first, file in zip(starts, self.files, strict=False):
+            yield from ((first + start, block) for start, block in file.blocks())

@@ -1,53 +1,25 @@
-"""Score matrices: predictions are read, refused or brought into the order of a split, and written."""
+"""Score matrices: predictions are read, and refused or brought into the order of a split."""
 
-import json
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.errors import PredictionError, bullet_list, first_few
-from meidbench.files import written_whole
+from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
-from meidbench.predictions.base import BLOCK_ROWS, Scores
-from meidbench.splits.split import METADATA_KEY, Split
+from meidbench.predictions.base import Scores, number_classes
+from meidbench.predictions.values import Predictions, check_numbers
+from meidbench.splits.split import Split
 
-Block = tuple[npt.NDArray[np.int64], Scores]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Scores (n, C) of n videos in memory, in the order of their file; the rest is as in ``PredictionFile``."""
-
-    video_ids: list[str]
-    scores: Scores
-    metadata: dict[str, Any] = field(default_factory=dict)
-    class_names: list[str] | None = None
-
-    @property
-    def num_videos(self) -> int:
-        """Number of rows n."""
-        return len(self.video_ids)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of columns C."""
-        return int(self.scores.shape[1])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the scores."""
-        return self.scores.dtype
-
-    def blocks(self) -> Iterator[tuple[int, Scores]]:
-        """Yield the first row of each block and its scores."""
-        for start in range(0, len(self.scores), BLOCK_ROWS):
-            yield start, self.scores[start : start + BLOCK_ROWS]
+Places = npt.NDArray[np.int64]
+Block = tuple[Places, Scores]
 
 
 @dataclass(frozen=True)
@@ -60,9 +32,9 @@ class BlockScores:
     blocks: Callable[[], Iterable[Block]]
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Read a prediction file of any form into memory; see ``open_predictions``."""
-    file = open_predictions(path)
+def read_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> Predictions:
+    """Read the prediction file or files of a run, of any form, into memory; see ``open_predictions``."""
+    file = open_predictions(paths, ids)
     try:
         scores = np.empty((file.num_videos, file.num_classes), dtype=file.dtype)
     except (MemoryError, ValueError):
@@ -70,147 +42,6 @@ def read_predictions(path: Path) -> Predictions:
     for start, block in file.blocks():
         scores[start : start + len(block)] = block
     return Predictions(file.video_ids, scores, file.metadata, file.class_names)
-
-
-def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
-    """Return scores or labels as an array: also of tensors on any device, with or without gradients.
-
-    bfloat16, which NumPy does not have, becomes float32; it is refused if ``half`` is false.
-
-    Raises
-    ------
-    PredictionError
-        The values are no rectangle of numbers; the message names what to pass instead.
-
-    Examples
-    --------
-    >>> as_array("scores", [[0.5, 1.0]])
-    array([[0.5, 1. ]])
-    """
-    try:
-        if hasattr(values, "detach"):  # a tensor; torch itself is not needed here
-            values = values.detach().cpu()
-            if str(values.dtype) == "torch.bfloat16":
-                if not half:
-                    raise PredictionError(_HALF.format(name, "bfloat16"))
-                values = values.float()
-            values = values.numpy()
-        if np.ma.is_masked(values):
-            raise ValueError("some are masked")
-        array: Scores = np.asarray(values)
-    except PredictionError:
-        raise
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PredictionError(f"the {name} are no (n, C) array of numbers ({reason}). {_REMEDY}") from None
-    return array
-
-
-_REMEDY = (
-    "Pass one row per video with one number per class: an array of float32, or a tensor (torch.stack a list of "
-    "tensors). Lists of class indices must become rows of 0 and 1 first"
-)
-_HALF = (
-    "the {} are {}, in which scores that differ become the same: compute and write float32 (in PyTorch "
-    "logits.float(), before a sigmoid)"
-)
-
-
-def check_numbers(scores: Scores) -> None:
-    """Refuse scores that are not real numbers."""
-    if scores.dtype.kind not in "fiu":
-        remedy = f". {_REMEDY}" if scores.dtype.kind == "O" else ""
-        raise PredictionError(f"the scores are of type {scores.dtype}; expected real numbers{remedy}")
-
-
-def write_predictions(
-    path: Path,
-    video_ids: Sequence[str],
-    scores: Scores,
-    split: Split | None = None,
-    subset: str | None = None,
-    run: dict[str, Any] | None = None,
-) -> Path:
-    """Write predictions as Parquet with their dataset, subset and split, so that they are scored on nothing else.
-
-    Parameters
-    ----------
-    path, video_ids : Path, and sequence of n str
-    scores : ndarray or tensor, (n, C)
-        Finite real numbers of at most 64 bits, not half precision. float32 is recommended: compact, and exact where a
-        model computes in it.
-    split, subset : Split and str, optional
-        Their digests and class names are written into the file and compared when it is scored.
-    run : dict, optional
-        Facts about the run, for JSON; numbers of NumPy are accepted. With ``{"select_on": "test"}``, ``evaluate`` warns
-        that its checkpoint was chosen on the test subset.
-
-    Raises
-    ------
-    PredictionError
-        The shapes do not fit, a score is NaN, infinite or of a type that is not scored, or ``run`` cannot become JSON.
-        Nothing is written.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    scores = np.ascontiguousarray(as_array("scores", scores, half=False))
-    ids = [str(video_id) for video_id in video_ids]
-    classes = scores.shape[-1] if split is None else split.num_classes
-    if scores.ndim != 2 or scores.shape != (len(ids), classes) or not classes:
-        expected = f"({len(ids):,}, {'C' if split is None else f'{classes:,}'})"
-        raise PredictionError(f"scores have shape {scores.shape}; expected {expected}")
-    check_numbers(scores)
-    if scores.dtype == np.float16:
-        raise PredictionError(_HALF.format("scores", "float16"))
-    if scores.dtype.itemsize > 8:
-        raise PredictionError(f"the scores are {scores.dtype}, more than 64 bits: write scores.astype(np.float64)")
-    if not np.isfinite(scores).all():
-        raise PredictionError("the scores hold NaN or infinity; they must be finite real numbers")
-    facts: dict[str, Any] = {"run": _check_run(run or {}), "subset": subset}
-    if split is not None:
-        facts |= {"dataset": split.dataset, "class_names": list(split.class_names)}
-        facts |= {"split_digest": split.digest, "content_digest": split.content_digest}
-    native = scores.astype(scores.dtype.newbyteorder("="), copy=False)
-    values = pa.FixedSizeListArray.from_arrays(pa.array(native.reshape(-1)), scores.shape[1])
-    table = pa.table({"video_id": _text_column(ids), "scores": values})
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts, sort_keys=True).encode()})
-    encoding = {"scores.list.element": "BYTE_STREAM_SPLIT"} if scores.dtype in (np.float32, np.float64) else None
-    with written_whole(Path(path)) as temporary:
-        # With a checksum per page, a flipped bit is refused, not scored.
-        options = {"row_group_size": BLOCK_ROWS, "compression": "zstd", "write_page_checksum": True}
-        pq.write_table(table, temporary, use_dictionary=False, column_encoding=encoding, **options)
-    return Path(path)
-
-
-def _text_column(ids: list[str]) -> Any:
-    import pyarrow as pa
-
-    try:
-        return pa.array(ids, pa.string())
-    except UnicodeEncodeError as error:
-        raise PredictionError(f"the video id {error.object!r} is no text: {error.reason}") from None
-
-
-def _check_run(run: Mapping[str, Any]) -> Any:
-    """Return facts about a run as JSON can hold them."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, np.generic | np.ndarray):
-            return value.tolist()
-        kind = type(value).__name__
-        raise PredictionError(f"run holds {repr(value)[:40]} of type {kind}; write text, numbers, lists or dicts")
-
-    if not isinstance(run, Mapping):
-        raise PredictionError(f"run is {repr(run)[:40]}; expected a dict")
-    if run.get("select_on") not in (None, *SUBSETS):
-        raise PredictionError(f"run has select_on {run['select_on']!r}; expected one of {', '.join(SUBSETS)}")
-    try:
-        return json.loads(json.dumps(run, default=convert, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, PredictionError):
-            raise
-        raise PredictionError(f"run cannot be written as JSON: {error}") from None
 
 
 def run_warnings(metadata: dict[str, Any]) -> list[str]:
@@ -230,6 +61,25 @@ def run_warnings(metadata: dict[str, Any]) -> list[str]:
     return warnings
 
 
+def reading_warnings(predictions: Predictions | PredictionFile, split: Split) -> list[str]:
+    """Return warnings about the run that wrote aligned predictions, and about rows and columns that were put right."""
+    warnings = run_warnings(predictions.metadata)
+    names = _column_names(predictions)
+    if _class_order(names, split) is not None:
+        by = "name" if set(names or ()) == set(split.class_names) else "number"
+        other = "the class columns are in another order than the classes of the split"
+        warnings.append(f"{other}; each was put in its place by its {by}")
+    if repeated := _find_repeated(predictions.video_ids):
+        equal = f"{len(repeated):,} video(s) occur more than once, always with the same scores, and count once"
+        warnings.append(f"{equal}: {_named(list(repeated))}. {_PADDING}")
+    return warnings
+
+
+_PADDING = "torch's DistributedSampler repeats videos until all processes have the same number of them"
+_AVERAGE = "average the scores of a video first, e.g. pandas.DataFrame(scores, index=video_ids).groupby(level=0).mean()"
+_MOST_VIEWS = 64  # per video, in a file whose ids are read
+
+
 def align_predictions(
     predictions: Predictions | PredictionFile,
     split: Split,
@@ -241,7 +91,8 @@ def align_predictions(
     """Check predictions, in any order, against a subset; return their (n, C) scores as in ``split.video_ids(subset)``.
 
     Half precision makes ties between scores that differ, so it is refused unless allowed. Matrices of more than
-    ``memory_limit`` bytes are read block by block, as ``BlockScores``.
+    ``memory_limit`` bytes are read block by block, as ``BlockScores``. Class columns in another order are put in
+    the split's, and rows that repeat a video with the same scores are left out; ``reading_warnings`` names both.
 
     Raises
     ------
@@ -251,31 +102,30 @@ def align_predictions(
     """
     wanted = split.video_ids(subset)
     if not wanted:
-        raise PredictionError(f"the split {split.dataset} has no video in {subset}")
+        others = [name for name in SUBSETS if split.video_ids(name)]
+        remedy = f"name one of {', '.join(others) or 'none'} with --subset (subset=... in Python)"
+        raise PredictionError(f"the split {split.dataset} has no video in {subset}; {remedy}")
     problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, split, allow_float16)
-    sensible = predictions.num_videos <= 2 * len(wanted) + 1000
-    if sensible:
+    can_read = predictions.num_videos <= 2 * len(wanted) + 1000
+    can_read = can_read and predictions.num_classes <= 2 * split.num_classes + 1000
+    if predictions.num_videos <= _MOST_VIEWS * len(wanted) + 1000:
+        problems += _repeat_problems(predictions, can_read)
         problems += _id_problems(predictions.video_ids, wanted, split, subset)
     else:
         problems.append(f"there are {predictions.num_videos:,} rows, {subset} has {len(wanted):,} videos")
     if problems:
-        if sensible and predictions.num_classes <= 2 * split.num_classes + 1000:
-            problems += _number_problems(predictions)
-        raise _refusal(problems, split, subset)
-    row_of = {video_id: row for row, video_id in enumerate(wanted)}
-    rows = np.array([row_of[video_id] for video_id in predictions.video_ids], dtype=np.int64)
+        raise _refusal(problems + (_number_problems(predictions) if can_read else []), split, subset)
+    rows = _target_rows(predictions.video_ids, wanted)
+    order = _class_order(_column_names(predictions), split)
     dtype = predictions.dtype.newbyteorder("=")
     size = dtype.itemsize * len(wanted) * split.num_classes
     if memory_limit is not None and size > memory_limit:
         if problems := _number_problems(predictions):
             raise _refusal(problems, split, subset)
-
-        def blocks() -> Iterator[Block]:
-            for start, block in predictions.blocks():
-                yield rows[start : start + len(block)], block.astype(dtype, copy=False)
-
+        blocks = partial(_aligned_blocks, predictions, rows, order, dtype)
         return BlockScores(len(wanted), split.num_classes, dtype, blocks)
-    if isinstance(predictions, Predictions) and predictions.dtype == dtype and (rows == np.arange(len(rows))).all():
+    in_order = order is None and len(rows) == len(wanted) and bool((rows == np.arange(len(rows))).all())
+    if isinstance(predictions, Predictions) and predictions.dtype == dtype and in_order:
         if problems := _number_problems(predictions):
             raise _refusal(problems, split, subset)
         return predictions.scores
@@ -283,10 +133,37 @@ def align_predictions(
     bad: list[int] = []
     for start, block in predictions.blocks():
         bad += [start + row for row in not_finite(block)]
-        aligned[rows[start : start + len(block)]] = block
+        targets, scores = _place_block(rows[start : start + len(block)], block, order)
+        aligned[targets] = scores
     if problems := _bad_numbers(bad, predictions.video_ids):
         raise _refusal(problems, split, subset)
     return aligned
+
+
+def _target_rows(video_ids: list[str], wanted: list[str]) -> Places:
+    """Return the row in ``wanted`` of each id; -1 where an id is repeated."""
+    row_of = {video_id: row for row, video_id in enumerate(wanted)}
+    rows = np.array([row_of[video_id] for video_id in video_ids], dtype=np.int64)
+    if len(rows) > len(wanted):
+        is_first = np.zeros(len(rows), dtype=bool)
+        is_first[np.unique(rows, return_index=True)[1]] = True
+        rows[~is_first] = -1
+    return rows
+
+
+def _place_block(targets: Places, block: Scores, order: Places | None) -> Block:
+    """Return the rows of a block that are kept, and their scores by the split's classes."""
+    if (kept := targets >= 0).all():
+        return targets, block if order is None else block[:, order]
+    return targets[kept], block[kept] if order is None else block[np.ix_(kept, order)]
+
+
+def _aligned_blocks(
+    predictions: Predictions | PredictionFile, rows: Places, order: Places | None, dtype: np.dtype[Any]
+) -> Iterator[Block]:
+    for start, block in predictions.blocks():
+        targets, scores = _place_block(rows[start : start + len(block)], block, order)
+        yield targets, scores.astype(dtype, copy=False)
 
 
 def _refusal(problems: list[str], split: Split, subset: str) -> PredictionError:
@@ -303,8 +180,9 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
             same = key == "content_digest" and metadata.get("split_digest") == split.digest
             rest = "; the labels are the same, but the class names or the groups are others" if same else ""
             problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}{rest}")
+    columns = _column_names(predictions)
     for names in (metadata.get("class_names"), predictions.class_names):
-        if names is None or names == list(split.class_names):
+        if names in (None, list(split.class_names)) or (names == columns and _class_order(columns, split) is not None):
             continue
         if not isinstance(names, list) or len(names) != split.num_classes:
             problems.append(f"its class names are not {split.num_classes:,} names")
@@ -315,19 +193,72 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
     return problems
 
 
+def _column_names(predictions: Predictions | PredictionFile) -> list[str] | None:
+    """Return the names of the columns, or else those that the metadata give them; None without names."""
+    names = predictions.class_names or predictions.metadata.get("class_names")
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list else None
+
+
+def _class_order(names: list[str] | None, split: Split) -> Places | None:
+    """Return the column of each class of the split, from names or numbers of the columns in another order.
+
+    None where the columns are in the split's order, or their names are not those of the classes.
+    """
+    wanted = list(split.class_names)
+    if names is None or names == wanted or len(names) != len(wanted):
+        return None
+    if set(names) == set(wanted):
+        place = {name: column for column, name in enumerate(names)}
+        return np.array([place[name] for name in wanted]) if len(place) == len(wanted) else None
+    numbers = number_classes(names)
+    return None if numbers is None else np.argsort(numbers)
+
+
+def _find_repeated(video_ids: list[str]) -> dict[str, int]:
+    """Return the ids that occur more than once, with their numbers of rows."""
+    if len(set(video_ids)) == len(video_ids):
+        return {}
+    return {video_id: count for video_id, count in Counter(video_ids).items() if count > 1}
+
+
+def _repeat_problems(predictions: Predictions | PredictionFile, can_read: bool) -> list[str]:
+    """Return the problem with videos of several rows; rows with the same scores are none."""
+    video_ids = predictions.video_ids
+    if not (repeated := _find_repeated(video_ids)):
+        return []
+    found: dict[str, bytes] = {}
+    differing = {} if can_read else dict.fromkeys(repeated)
+    for start, block in predictions.blocks() if can_read else ():
+        for video_id, row in zip(video_ids[start : start + len(block)], block, strict=True):
+            if video_id in repeated:
+                content = hashlib.sha256((row + 0).tobytes()).digest()  # + 0: of -0.0 and 0.0, neither is higher
+                if found.setdefault(video_id, content) != content:
+                    differing[video_id] = None
+    if not differing:
+        return []
+    remedy = f"If these are several views (clips, crops) of one video, {_AVERAGE}"
+    if len(video_ids) < 2 * len(set(video_ids)):
+        remedy += f". If the rows are repeated because {_PADDING}, keep the first of each video"
+    return [
+        f"{len(differing):,} video(s) occur more than once, with different scores: {_named(list(differing))}. {remedy}"
+    ]
+
+
 def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: str) -> list[str]:
     if video_ids == wanted:
         return []
     problems = []
     given, known = set(video_ids), set(wanted)
-    if len(given) < len(video_ids):
-        repeated = [video_id for video_id, count in Counter(video_ids).items() if count > 1]
-        problems.append(f"{len(repeated):,} video(s) occur more than once: {_named(repeated)}")
     if missing := [video_id for video_id in wanted if video_id not in given]:
         problems.append(f"{len(missing):,} of {len(wanted):,} videos are missing: {first_few(missing)}")
     if unknown := [video_id for video_id in dict.fromkeys(video_ids) if video_id not in known]:
         elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]
         hint = f"; it holds videos of {' and '.join(elsewhere)}" if elsewhere and elsewhere != [subset] else ""
+        if len(elsewhere) == 1 and given <= set(split.video_ids(elsewhere[0])):
+            hint += f' alone: score them with --subset {elsewhere[0]} (subset="{elsewhere[0]}" in Python)'
+        elif rule := find_id_rule(unknown, missing):
+            hint = f"; {rule}"
         problems.append(f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")
     return problems
 
@@ -349,7 +280,8 @@ def _shape_problems(predictions: Predictions | PredictionFile, split: Split, all
             raise PredictionError(f"the scores have shape {shape}; expected {expected}")
     problems = []
     if predictions.dtype.kind == "f" and predictions.dtype.itemsize == 2 and not allow_float16:
-        problems.append("the scores are float16, which makes ties: write float32, or pass --allow-float16")
+        allowing = "allow it (--allow-float16; in Python allow_float16=True)"
+        problems.append(f"the scores are float16, which makes ties: write float32, or {allowing}")
     if predictions.num_classes != split.num_classes:
         problems.append(
             f"there are scores for {predictions.num_classes:,} classes, the split has {split.num_classes:,}"

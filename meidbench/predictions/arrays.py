@@ -1,10 +1,10 @@
-"""Prediction files that hold arrays: NumPy's archives and HDF5. Pickled objects are never loaded."""
+"""Prediction files that hold arrays: NumPy's archives and matrices, and HDF5. Pickled objects are never loaded."""
 
 import lzma
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -12,60 +12,130 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from meidbench.errors import first_few
+from meidbench.errors import PredictionError, first_few
 from meidbench.files import open_inside, rehearse
-from meidbench.predictions.base import BLOCK_ROWS, LONGEST_ID, PredictionFile, Scores
+from meidbench.predictions.base import BLOCK_ROWS, ID_NAMES, LONGEST_ID, PredictionFile, Scores, find_names, id_text
 
 # numpy parses headers with Python's own tokenizer, hence SyntaxError, TokenError and RecursionError.
-_NPZ_ERRORS = (
+_NUMPY_ERRORS = (
     *(OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError, MemoryError),
     *(OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
+_Refusal = Callable[[str], PredictionError]
 _Array = tuple[IO[bytes], tuple[int, ...], bool, np.dtype[Any]]  # a stream after its header, shape, by column, dtype
 
 
+class NpyFile(PredictionFile):
+    """A matrix ``scores`` (n, C), whose ids are in another file: text with one id per line, or ``.npy`` of text."""
+
+    def __init__(self, path: Path, ids: Path | None) -> None:
+        super().__init__(path)
+        if ids is None:
+            raise self.refusal(
+                "it is a matrix without video ids. Give their file with --ids FILE (ids=FILE in Python): one id per "
+                "line, in the order of the rows; or write meidbench.write_predictions(path, video_ids, scores)"
+            )
+        with self._scores() as (_, shape, _, self.dtype):
+            pass
+        self._ids_path = ids
+        if len(shape) != 2:
+            raise self.refusal(f"the scores have shape {shape}; expected (videos, classes)")
+        self.num_videos, self.num_classes = shape
+        if len(self.video_ids) != self.num_videos:
+            held = f"{ids} has {len(self.video_ids):,} ids, the scores have {self.num_videos:,} rows"
+            raise self.refusal(f"{held}; expected one id per row, in the order of the rows")
+
+    @contextmanager
+    def _scores(self) -> Iterator[_Array]:
+        with self.refusing(".npy file", _NUMPY_ERRORS), self.path.open("rb") as stream:
+            yield stream, *_read_header(stream, "scores", self.path.stat().st_size)
+
+    def _read_ids(self) -> list[str]:
+        with self._ids_path.open("rb") as stream:
+            if stream.read(6) != npy.MAGIC_PREFIX:
+                return self._read_lines()
+            stream.seek(0)
+            with self.refusing(f"file of ids {self._ids_path}", _NUMPY_ERRORS):
+                header = _read_header(stream, "the ids", self._ids_path.stat().st_size)
+                return _read_texts(stream, *header, self.refusal, str(self._ids_path))
+
+    def _read_lines(self) -> list[str]:
+        try:
+            lines = [line.strip() for line in self._ids_path.read_text(encoding="utf-8-sig").split("\n")]
+        except UnicodeDecodeError:
+            raise self.refusal(f"{self._ids_path} is neither text with one id per line nor a .npy of text") from None
+        ids = [line for line in lines if line]
+        return ids[1:] if len(ids) == self.num_videos + 1 and find_names(ids[:1], ID_NAMES) else ids
+
+    def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
+        with self._scores() as array:
+            yield from _read_blocks(*array)
+
+
 class NpzFile(PredictionFile):
-    """Arrays ``video_ids`` (n,) unicode and ``scores`` (n, C) in a zip archive."""
+    """Arrays ``video_ids`` (n,) of text and ``scores`` (n, C) in a zip archive."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        with self._array("scores") as (_, shape, _, self.dtype):
+        with self.refusing("NPZ archive", _NUMPY_ERRORS), zipfile.ZipFile(self.path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+        self._scores_name = self.find_scores(names, "arrays")
+        if not (found := find_names(names, ID_NAMES)):
+            raise self.refusal(f"it lacks video_ids; it holds {first_few(names)}")
+        self._ids_name = found[0]
+        with self._array(self._scores_name) as (_, shape, _, self.dtype):
             pass
-        with self._array("video_ids") as (_, ids_shape, _, ids_dtype):
-            pass
-        if ids_dtype.kind != "U" or len(ids_shape) != 1 or ids_dtype.itemsize > 4 * LONGEST_ID:
-            raise self.refusal(f"video_ids has shape {ids_shape} and type {ids_dtype}; expected (n,) unicode")
+        with self._array(self._ids_name) as (_, ids_shape, _, ids_dtype):
+            _check_texts(ids_shape, ids_dtype, self.refusal, self._ids_name)
         if len(shape) != 2 or shape[0] != ids_shape[0]:
             raise self.refusal(f"the scores have shape {shape}; expected ({ids_shape[0]:,}, classes)")
         self.num_videos, self.num_classes = shape
 
     @contextmanager
     def _array(self, name: str) -> Iterator[_Array]:
-        with self.refusing("NPZ archive", _NPZ_ERRORS), zipfile.ZipFile(self.path) as archive:
-            names = archive.namelist()
-            if names.count(f"{name}.npy") != 1:
-                held = first_few(other.removesuffix(".npy") for other in names) or "nothing"
-                raise self.refusal(f"it lacks {name}; it holds {held}")
+        with self.refusing("NPZ archive", _NUMPY_ERRORS), zipfile.ZipFile(self.path) as archive:
+            if archive.namelist().count(f"{name}.npy") != 1:
+                raise self.refusal(f"it holds {name} more than once, or not as .npy")
             with archive.open(f"{name}.npy") as stream:
                 yield stream, *_read_header(stream, name, archive.getinfo(f"{name}.npy").file_size)
 
     def _read_ids(self) -> list[str]:
-        with self._array("video_ids") as (stream, shape, _, dtype):
-            ids: list[str] = np.frombuffer(_read_exactly(stream, dtype.itemsize * shape[0]), dtype=dtype).tolist()
-        return ids
+        with self._array(self._ids_name) as array:
+            return _read_texts(*array, self.refusal, self._ids_name)
 
     def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
-        with self._array("scores") as (stream, (videos, classes), by_column, dtype):
-            if by_column:
-                # Stored class by class: no row is whole before all of it is read.
-                whole = np.frombuffer(_read_exactly(stream, dtype.itemsize * videos * classes), dtype=dtype)
-                yield 0, whole.reshape((classes, videos)).T
-                return
-            for start in range(0, videos, BLOCK_ROWS):
-                rows = min(BLOCK_ROWS, videos - start)
-                raw = _read_exactly(stream, dtype.itemsize * rows * classes)
-                yield start, np.frombuffer(raw, dtype=dtype).reshape(rows, classes)
-            stream.read(1)  # the checksum is compared at the end of the member
+        with self._array(self._scores_name) as array:
+            yield from _read_blocks(*array)
+
+
+def _read_blocks(
+    stream: IO[bytes], shape: tuple[int, ...], by_column: bool, dtype: np.dtype[Any]
+) -> Iterator[tuple[int, Scores]]:
+    videos, classes = shape
+    if by_column:
+        # Stored class by class: no row is whole before all of it is read.
+        whole = np.frombuffer(_read_exactly(stream, dtype.itemsize * videos * classes), dtype=dtype)
+        yield 0, whole.reshape((classes, videos)).T
+        return
+    for start in range(0, videos, BLOCK_ROWS):
+        rows = min(BLOCK_ROWS, videos - start)
+        raw = _read_exactly(stream, dtype.itemsize * rows * classes)
+        yield start, np.frombuffer(raw, dtype=dtype).reshape(rows, classes)
+    stream.read(1)  # the checksum is compared at the end of the member of an archive
+
+
+def _check_texts(shape: tuple[int, ...], dtype: np.dtype[Any], refusal: _Refusal, name: str) -> None:
+    if dtype.kind not in "USiu" or len(shape) != 1 or dtype.itemsize > 4 * LONGEST_ID:
+        raise refusal(f"{name} has shape {shape} and type {dtype}; expected (n,) text, such as numpy.array(ids, str)")
+
+
+def _read_texts(
+    stream: IO[bytes], shape: tuple[int, ...], by_column: bool, dtype: np.dtype[Any], refusal: _Refusal, name: str
+) -> list[str]:
+    """Return the ids of a one-dimensional array of text, bytes or whole numbers."""
+    _check_texts(shape, dtype, refusal, name)
+    raw = _read_exactly(stream, dtype.itemsize * shape[0])
+    return list(map(id_text, np.frombuffer(raw, dtype=dtype).tolist()))
 
 
 def _read_header(stream: IO[bytes], name: str, announced: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -75,7 +145,8 @@ def _read_header(stream: IO[bytes], name: str, announced: int) -> tuple[tuple[in
         raise ValueError(f"format version {version} of array {name} is unknown")
     shape, by_column, dtype = read(stream)
     if dtype.hasobject:
-        raise ValueError(f"{name} holds pickled objects, which are never loaded")
+        values = f"np.array({name}, dtype=str)" if name.lower() in ID_NAMES else "np.array(scores.tolist(), np.float32)"
+        raise ValueError(f"{name} holds pickled objects, which are never loaded; save {name}={values}")
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize + stream.tell()
     if size != announced:
         raise ValueError(f"{name} of shape {shape} takes {size:,} bytes, the archive has {announced:,}")
@@ -92,17 +163,22 @@ _HDF5_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, MemoryEr
 
 
 class Hdf5File(PredictionFile):
-    """Datasets ``video_ids`` (n,) string and ``scores`` (n, C) in the root group, each rehearsed before it is read."""
+    """Datasets ``video_ids`` (n,) of text and ``scores`` (n, C) in the root group, each rehearsed before it is read."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._rehearsed: set[str] = set()
         with self._opened() as file:
-            ids, scores = self._dataset(file, "video_ids"), self._dataset(file, "scores")
+            held = [name for name in file if isinstance(name, str)]
+            features = "; features are given to 'meidbench train' and 'predict' with --features"
+            self._scores_name = self.find_scores(held, "datasets", features if "features" in held else "")
+            self._ids_name = next(iter(find_names(held, ID_NAMES)), ID_NAMES[1])
+            ids, scores = self._dataset(file, self._ids_name), self._dataset(file, self._scores_name)
             if scores.ndim != 2 or ids.shape != scores.shape[:1]:
-                raise self.refusal(f"video_ids has shape {ids.shape}, scores {scores.shape}; expected (n,) and (n, C)")
-            if ids.dtype.kind not in "OS":
-                raise self.refusal("video_ids are not strings")
+                shapes = f"{self._ids_name} has shape {ids.shape}, {self._scores_name} {scores.shape}"
+                raise self.refusal(f"{shapes}; expected (n,) and (n, C)")
+            if ids.dtype.kind not in "OSiu":
+                raise self.refusal(f"{self._ids_name} are not strings")
             self.num_videos, self.num_classes = scores.shape
             self.dtype = scores.dtype.newbyteorder("=")
 
@@ -126,20 +202,20 @@ class Hdf5File(PredictionFile):
             raise self.refusal(f"it lacks {name}; it holds {first_few(file) or 'nothing'}")
         if not isinstance(found, h5py.Dataset):
             raise self.refusal(f"{name} is not a dataset")
-        if name == "video_ids" and found.dtype.itemsize > LONGEST_ID:
+        if name == self._ids_name and found.dtype.itemsize > LONGEST_ID:
             raise self.refusal(f"{name} takes {found.dtype.itemsize:,} bytes per id: it is damaged")
         return found
 
     def _read_ids(self) -> list[str]:
-        with self._opened("video_ids") as file:
-            ids = file["video_ids"]
+        with self._opened(self._ids_name) as file:
+            ids = file[self._ids_name]
             if ids.dtype.kind == "O":
                 texts: list[str] = ids.asstr()[:].tolist()
                 return texts
-            return [value.decode() for value in ids[:].tolist()]
+            return list(map(id_text, ids[:].tolist()))
 
     def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
-        with self._opened("scores") as file:
-            scores = file["scores"]
+        with self._opened(self._scores_name) as file:
+            scores = file[self._scores_name]
             for start in range(0, self.num_videos, BLOCK_ROWS):
                 yield start, scores[start : start + BLOCK_ROWS].astype(self.dtype, copy=False)

@@ -1,24 +1,71 @@
-"""The base class of all forms of prediction files, and text with one line per video."""
+"""The base class of all forms of prediction files, and text with one line per video: tables and JSON lines."""
 
 import csv
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.errors import PredictionError
+from meidbench.checks import parse_json
+from meidbench.errors import PredictionError, first_few
 
 BLOCK_ROWS = 8192
 LONGEST_ID = 1 << 10  # bytes
 LONGEST_LINE = 1 << 24  # characters of a text file: the scores of some hundred thousand classes
 
+# Names of columns, arrays and keys, in any case of their letters. The first one is that of the documentation.
+ID_NAMES = ("video_id", "video_ids", "id", "ids", "video", "vid", "name")
+SCORE_NAMES = ("scores", "score", "logits", "probabilities", "probs", "predictions", "preds")
+# The index of a pandas DataFrame: as CSV, after CSV was read again, after reset_index, and as Parquet.
+INDEX_NAMES = ("", "Unnamed: 0", "index", "level_0", "__index_level_0__")
+
 Scores = npt.NDArray[Any]
+
+
+def find_names(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Return those of the names that are known, in the order of the known ones.
+
+    Examples
+    --------
+    >>> find_names(["c000", "ID"], ID_NAMES)
+    ['ID']
+    """
+    given: dict[str, str] = {}
+    for name in names:
+        given.setdefault(name.strip().lower(), name)
+    return [given[name] for name in known if name in given]
+
+
+def number_classes(names: Sequence[str]) -> list[int] | None:
+    """Return the class indices that names such as ``c012``, ``12`` or ``class_12`` number; None for other names.
+
+    Examples
+    --------
+    >>> number_classes(["class_1", "class_0"]), number_classes(["run", "jump"])
+    ([1, 0], None)
+    """
+    found = [re.fullmatch(r"((?:class|score|c)?_?)([0-9]{1,9})", name.strip(), re.IGNORECASE) for name in names]
+    matches = [match for match in found if match]
+    numbers = [int(match[2]) for match in matches]
+    same_prefix = len({match[1].lower() for match in matches}) <= 1
+    return numbers if same_prefix and sorted(numbers) == list(range(len(names))) else None
+
+
+def name_classes(names: Sequence[str]) -> list[str] | None:
+    """Return the class names of a header; None where it numbers the classes in their order."""
+    return None if number_classes(names) == list(range(len(names))) else list(names)
+
+
+def id_text(value: object) -> str:
+    """Return an id as text: of bytes, and of a whole number."""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 class PredictionFile(ABC):
@@ -48,6 +95,16 @@ class PredictionFile(ABC):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self.refusal(f"not a readable {form}: {reason}") from None
 
+    def find_scores(self, names: Iterable[str], what: str, remedy: str = "") -> str:
+        """Return the name of the scores among the names of columns, arrays or keys; refuse none and several."""
+        held = list(names)
+        found = find_names(held, SCORE_NAMES)
+        if found and (len(found) == 1 or found[0].lower() == SCORE_NAMES[0]):
+            return found[0]
+        if found:
+            raise self.refusal(f"it has the {what} {first_few(found)}; name the one to score {SCORE_NAMES[0]}")
+        raise self.refusal(f"it lacks {SCORE_NAMES[0]}; it holds {first_few(held) or 'nothing'}{remedy}")
+
     @cached_property
     def video_ids(self) -> list[str]:
         """Ids in the file's order."""
@@ -67,74 +124,197 @@ class PredictionFile(ABC):
             raise self.refusal(f"the scores are of type {self.dtype}; expected real numbers of at most 64 bits")
 
 
-class TableFile(PredictionFile):
-    """Text with one line per video: CSV with a header, or the official Charades form ``ID s1 ... sC``."""
+class TextFile(PredictionFile):
+    """Text with one line per video; each line is read twice, once for its id and once for its scores."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.dtype = np.dtype(np.float64)
-        self.has_commas = False
-        first = next(self._lines(), None)
-        if first is None:
-            raise self.refusal("it holds no line")
-        self.is_csv = first[1][0].strip().lower() == "video_id"
-        self.num_classes = len(first[1]) - 1
-        if self.is_csv:
-            header = [name.strip() for name in first[1][1:]]
-            forms = ([f"c{index:03d}" for index in range(len(header))], [str(index) for index in range(len(header))])
-            self.class_names = None if header in forms else header
-        elif self.has_commas or not _is_number(first[1][-1]) or self.num_classes < 1:
-            start = " ".join(first[1])[:40]
-            expected = "neither a CSV header (video_id, then the classes) nor 'ID s1 ... sC'"
-            raise self.refusal(f"its first line {start!r} is {expected}")
-        self._ids = [cells[0] for _, cells in islice(self._lines(), int(self.is_csv), None)]
-        self.num_videos = len(self._ids)
 
-    def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the number and the cells of each line that is not blank."""
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="") as stream:
-                start = stream.readline(1 << 20)
-                stream.seek(0)
-                self.has_commas = "," in start
-                lines = self._limited(stream)
-                if self.has_commas:
-                    reader = csv.reader(lines, strict=True)
-                    yield from ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
-                else:
-                    yield from ((number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
-        except (UnicodeDecodeError, csv.Error) as error:
-            remedy = "Of a pickle or a .npy, write a file with meidbench.write_predictions(path, video_ids, scores)"
-            raise self.refusal(f"neither Parquet, NPZ or HDF5 nor readable text: {error}. {remedy}") from None
+    @abstractmethod
+    def _rows(self) -> Iterator[tuple[int, str, list[Any]]]:
+        """Yield the number of each line, its id and its scores, as text or numbers."""
 
-    def _limited(self, stream: TextIO) -> Iterator[str]:
-        """Yield the lines of a file; refuse one that would fill the memory before its scores could be counted."""
-        while line := stream.readline(LONGEST_LINE):
-            if len(line) == LONGEST_LINE:
-                raise self.refusal(f"a line has {LONGEST_LINE:,} characters or more: it is damaged")
-            yield line
+    @abstractmethod
+    def _refuse_cell(self, cells: list[Any]) -> str:
+        """Return the problem with scores that are no numbers."""
+
+    def _lines(self) -> Iterator[str]:
+        """Yield all lines; refuse one that would fill the memory before its scores could be counted."""
+        with self.path.open(encoding="utf-8-sig", newline="") as stream:
+            while line := stream.readline(LONGEST_LINE):
+                if len(line) == LONGEST_LINE:
+                    raise self.refusal(f"a line has {LONGEST_LINE:,} characters or more: it is damaged")
+                yield line
 
     def _read_ids(self) -> list[str]:
         return self._ids
 
+    def _keep_ids(self) -> None:
+        self._ids = [video_id for _, video_id, _ in self._rows()]
+        self.num_videos = len(self._ids)
+
     def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
-        lines = islice(self._lines(), int(self.is_csv), None)
-        start = 0
-        while part := list(islice(lines, BLOCK_ROWS)):
+        rows, start = self._rows(), 0
+        while part := list(islice(rows, BLOCK_ROWS)):
             scores = np.empty((len(part), self.num_classes))
-            for row, (number, cells) in enumerate(part):
-                line = f"line {number} ({cells[0]})"
-                if len(cells) != self.num_classes + 1:
-                    raise self.refusal(f"{line} has {len(cells) - 1:,} scores, expected {self.num_classes:,}")
+            for row, (number, video_id, cells) in enumerate(part):
+                line = f"line {number} ({video_id})"
+                if len(cells) != self.num_classes:
+                    raise self.refusal(f"{line} has {len(cells):,} scores, expected {self.num_classes:,}")
                 try:
-                    if any("_" in cell for cell in cells[1:]):  # Python would read 1_0 as 10
-                        raise ValueError
-                    scores[row] = cells[1:]
-                except ValueError:
-                    wrong = next((cell for cell in cells[1:] if not _is_number(cell)), "")
-                    raise self.refusal(f"{line}: {wrong[:40]!r} is not a number") from None
+                    scores[row] = self._numbers(cells)
+                except (ValueError, OverflowError):
+                    raise self.refusal(f"{line}: {self._refuse_cell(cells)}") from None
             yield start, scores
             start += len(part)
+
+    @staticmethod
+    def _numbers(cells: list[Any]) -> list[Any]:
+        return cells
+
+
+class TableFile(TextFile):
+    """CSV (comma, semicolon or tab) with a header, or lines ``ID s1 ... sC`` without one: blanks, tabs or commas."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._delimiter, self._id_place, self._index_place = "", 0, -1
+        first = self._choose_delimiter()
+        header = [cell.strip() for cell in first]
+        found = find_names(header, ID_NAMES)
+        self.is_csv = bool(self._delimiter and (found or not header[0])) or header[0].lower() in ID_NAMES
+        if self.is_csv:
+            self._id_place = header.index(found[0]) if found else 0
+            if self._id_place and header[0] in INDEX_NAMES:
+                self._index_place = 0
+            header = [name for place, name in enumerate(header) if place not in (self._id_place, self._index_place)]
+            self.class_names = name_classes(header)
+            self.header = header
+        elif len(first) < 2 or not all(map(_is_number, first[1:])):
+            start = " ".join(first)[:40]
+            expected = "neither a CSV header (video_id, then the classes) nor 'ID s1 ... sC'"
+            raise self.refusal(f"its first line {start!r} is {expected}")
+        self.num_classes = len(header) - (not self.is_csv)
+        self._keep_ids()
+
+    def _choose_delimiter(self) -> list[str]:
+        """Return the cells of the first line, whose delimiter is kept; blank for any blanks."""
+        try:
+            first = next(line for line in self._lines() if line.strip())
+        except StopIteration:
+            raise self.refusal("it holds no line") from None
+        except UnicodeDecodeError as error:
+            raise self._unreadable(error) from None
+        # A tab or semicolon also stands inside of class names, so it must follow the name of the ids.
+        start = re.match(r'\s*"?([^",;\t]*)"?([;\t])', first)
+        if start and (start[1].strip().lower() in (*ID_NAMES, "") or start[1] in INDEX_NAMES):
+            self._delimiter = start[2]
+        elif "," in first:
+            self._delimiter = ","
+        return next(self._cells())[1]
+
+    def _unreadable(self, error: Exception) -> PredictionError:
+        remedy = "Of a pickle or a .npy, write a file with meidbench.write_predictions(path, video_ids, scores)"
+        return self.refusal(f"neither Parquet, NPZ or HDF5 nor readable text: {error}. {remedy}")
+
+    def _cells(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the number and the cells of each line that is not blank."""
+        try:
+            if self._delimiter:
+                reader = csv.reader(self._lines(), strict=True, delimiter=self._delimiter)
+                yield from ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
+            else:
+                yield from ((number, line.split()) for number, line in enumerate(self._lines(), 1) if line.strip())
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise self._unreadable(error) from None
+
+    def _rows(self) -> Iterator[tuple[int, str, list[str]]]:
+        for number, cells in islice(self._cells(), int(self.is_csv), None):
+            if self._index_place == 0 and not cells[0].strip().isdecimal():
+                problem = f"its first column has no class name, and holds {cells[0][:40]!r}"
+                raise self.refusal(f"line {number}: {problem}; expected the row numbers that pandas writes, or a name")
+            video_id = cells[self._id_place] if self._id_place < len(cells) else ""
+            last = max(self._id_place, self._index_place) + 1
+            yield number, video_id, [*cells[self._index_place + 1 : self._id_place], *cells[last:]]
+
+    @staticmethod
+    def _numbers(cells: list[str]) -> list[str]:
+        if any("_" in cell for cell in cells):  # Python would read 1_0 as 10
+            raise ValueError
+        return cells
+
+    def _refuse_cell(self, cells: list[str]) -> str:
+        place, wrong = next((place, cell) for place, cell in enumerate(cells) if not _is_number(cell))
+        column = f" (column {self.header[place][:40]!r})" if self.is_csv else ""
+        if wrong.lstrip().startswith("["):
+            remedy = ". A table has one column per class; write lists as Parquet, e.g. frame.to_parquet(path)"
+        else:
+            remedy = "; decimal numbers have a point" if "," in wrong else ""
+        return f"{wrong[:40]!r} is not a number{column}{remedy}"
+
+
+class JsonLinesFile(TextFile):
+    """One JSON object per line: an id, and ``scores`` as a list of numbers or an object class name -> number."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._names: tuple[str, str] | None = None
+        self._places: dict[str, int] | None = None
+        self.num_classes = 0
+        self._keep_ids()
+
+    def _rows(self) -> Iterator[tuple[int, str, list[Any]]]:
+        number = 0
+        try:
+            for number, line in enumerate(self._lines(), 1):
+                if line.strip():
+                    yield number, *self._parse(parse_json(line))
+        except UnicodeDecodeError as error:
+            raise self.refusal(f"no readable JSON lines: {error}") from None
+        except PredictionError:
+            raise
+        except ValueError as error:
+            expected = 'expected one object {"video_id": ..., "scores": [...]} per line'
+            raise self.refusal(f"line {number}: {error}; {expected}") from None
+
+    def _parse(self, row: Any) -> tuple[str, list[Any]]:
+        if not isinstance(row, dict):
+            raise ValueError(f"it holds a {type(row).__name__}")
+        if self._names is None:
+            if not (ids := find_names(row, ID_NAMES)):
+                raise ValueError(f"it has no video_id, but {first_few(repr(key[:40]) for key in row) or 'nothing'}")
+            self._names = ids[0], self.find_scores(row, "keys")
+            self._keep_classes(row[self._names[1]])
+        id_name, scores_name = self._names
+        if missing := {id_name, scores_name} - set(row):
+            raise ValueError(f"it has no {' and no '.join(sorted(missing))}")
+        video_id, scores = row[id_name], row[scores_name]
+        if type(video_id) not in (str, int):
+            raise ValueError(f"the id {video_id!r:.40} is no text")
+        if self._places is not None:
+            if not isinstance(scores, dict) or scores.keys() != self._places.keys():
+                raise ValueError("its class names are not those of the first line")
+            return str(video_id), [scores[name] for name in self._places]
+        if not isinstance(scores, list):
+            raise ValueError(f"{scores_name} is a {type(scores).__name__}, expected a list of numbers")
+        return str(video_id), scores
+
+    def _keep_classes(self, scores: Any) -> None:
+        if isinstance(scores, dict):
+            self._places = {name: place for place, name in enumerate(scores)}
+            self.class_names = name_classes(list(scores))
+        self.num_classes = len(scores) if isinstance(scores, dict | list) else 0
+
+    @staticmethod
+    def _numbers(cells: list[Any]) -> list[Any]:
+        if not all(type(cell) in (int, float) for cell in cells):
+            raise ValueError
+        return cells
+
+    def _refuse_cell(self, cells: list[Any]) -> str:
+        wrong = next((cell for cell in cells if type(cell) not in (int, float)), cells)
+        return f"{wrong!r:.40} is not a number"
 
 
 def _is_number(cell: str) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,45 +10,143 @@ from typing import Any
 
 import numpy as np
 
-from meidbench.errors import first_few
-from meidbench.predictions.base import BLOCK_ROWS, LONGEST_ID, PredictionFile, Scores
+from meidbench.errors import PredictionError, first_few
+from meidbench.predictions.base import (
+    BLOCK_ROWS,
+    ID_NAMES,
+    INDEX_NAMES,
+    LONGEST_ID,
+    PredictionFile,
+    Scores,
+    find_names,
+    id_text,
+    name_classes,
+)
 from meidbench.splits.split import METADATA_KEY
 
 _DECODERS = 2
 _GROUP_READ_AHEAD = 1 << 26  # bytes; larger row groups are not decoded ahead
 
-_REMEDY = "Write the file with meidbench.write_predictions(path, video_ids, scores)"
+_LONGEST_SEARCH = 1 << 26  # numbers that are read to name a row with too few
+_CHUNK_OVERHEAD = 1 << 10  # bytes of the headers and the dictionary of a column in a row group
+
+_EXPECTED = (
+    "expected video_id, and scores as lists of numbers or a column of numbers per class. Or write the file with "
+    "meidbench.write_predictions(path, video_ids, scores)"
+)
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    """Return whether a type is text or bytes, also where each value is stored once (a category of pandas)."""
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return str(kind).removeprefix("large_").removesuffix("_view") in ("string", "binary")
+
+
+def _lengths(column: Any) -> Any:
+    """Return the number of entries of each list of a column; 0 of an empty cell."""
+    return column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+
+
+def _index_columns(schema: Any) -> list[str]:
+    """Return the columns that are the index of a DataFrame, as pandas says in the metadata."""
+    try:
+        names = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))["index_columns"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return []
+    return [name for name in names if isinstance(name, str) and name in schema.names] if isinstance(names, list) else []
 
 
 class ParquetFile(PredictionFile):
-    """Columns ``video_id`` string and ``scores`` fixed_size_list, with optional JSON metadata ``meidbench``.
+    """A column of ids, and a column of lists of numbers or a column of numbers per class; JSON metadata ``meidbench``.
 
-    The file stays open as long as this object lives, with a reader for each thread that decodes.
+    meidbench writes ``video_id`` string and ``scores`` fixed_size_list; pandas and polars write the others. The file
+    stays open as long as this object lives, with a reader for each thread that decodes.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        import pyarrow as pa
-
         with self._arrow_errors():
             file = self._open_reader()
             self._idle_readers = deque([file])
             schema = file.schema_arrow
             names = schema.names
-            if not {"video_id", "scores"} <= set(names) or len(set(names)) < len(names):
-                expected = f"expected video_id and scores. {_REMEDY}, or a column per class as CSV"
-                raise self.refusal(f"it has the columns {first_few(names) or 'none'}; {expected}")
-            kind, id_kind, types = schema.field("scores").type, schema.field("video_id").type, pa.types
-            is_list = types.is_fixed_size_list(kind)
-            if not is_list or not (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)):
-                expected = f"expected fixed_size_list of a real number. {_REMEDY}"
-                raise self.refusal(f"the column scores is of type {kind}; {expected}")
-            if not (types.is_string(id_kind) or types.is_large_string(id_kind)):
-                raise self.refusal(f"the column video_id is of type {id_kind}; expected string")
-            self.num_videos, self.num_classes = file.metadata.num_rows, kind.list_size
-            self.dtype = np.dtype(kind.value_type.to_pandas_dtype())
+            if len(set(names)) < len(names):
+                raise self.refusal(f"it has a column more than once: {first_few(names)}")
+            index = _index_columns(schema)
+            self._id_name = self._find_ids(schema, index)
+            self.num_videos = file.metadata.num_rows
+            lists = [name for name in names if name != self._id_name and _is_list(schema.field(name).type)]
+            self._scores_name = self.find_scores(lists, "columns") if lists else ""
+            if self._scores_name:
+                self._open_lists(file, schema.field(self._scores_name).type)
+            else:
+                self._open_columns(schema, index)
             self._check_size(file.metadata)
             self.metadata = self._parse_metadata((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+
+    def _find_ids(self, schema: Any, index: list[str]) -> str:
+        """Return the name of the column of ids: by its name, or the index of a DataFrame."""
+        import pyarrow as pa
+
+        named = find_names(schema.names, ID_NAMES)
+        kinds = {name: schema.field(name).type for name in [*named, *index]}
+        found = [name for name in named if _is_text(kinds[name]) or pa.types.is_integer(kinds[name])]
+        found += [name for name in index if _is_text(kinds[name])]
+        if found:
+            return found[0]
+        if named:
+            raise self.refusal(f"the column {named[0]} is of type {kinds[named[0]]}; expected string")
+        raise self.refusal(f"it has the columns {first_few(schema.names) or 'none'}; {_EXPECTED}")
+
+    def _open_lists(self, file: Any, kind: Any) -> None:
+        """Prepare for a column with a list of numbers per row."""
+        if not _is_number(kind.value_type):
+            raise self.refusal(f"the column {self._scores_name} is of type {kind}; expected lists of a real number")
+        self.dtype = np.dtype(kind.value_type.to_pandas_dtype())
+        self._has_fixed_size = hasattr(kind, "list_size")
+        if self._has_fixed_size:
+            self.num_classes = kind.list_size
+            return
+        # The footer has the sizes, so nothing is decoded before the number of classes is compared with the split's.
+        values = sum(chunk.num_values for chunk in self._chunks(file.metadata, [self._scores_name]))
+        self.num_classes = values // max(self.num_videos, 1)
+        if self.num_classes * self.num_videos != values:
+            raise self._ragged(values)
+
+    def _open_columns(self, schema: Any, index: list[str]) -> None:
+        """Prepare for a column of numbers per class; the index of a DataFrame is no class."""
+        import pyarrow as pa
+
+        def is_index(name: str) -> bool:
+            is_named_so = name in INDEX_NAMES and pa.types.is_integer(schema.field(name).type)
+            return name == self._id_name or name in index or is_named_so
+
+        columns = [(place, name) for place, name in enumerate(schema.names) if not is_index(name)]
+        if wrong := [
+            f"{name} ({schema.field(name).type})" for _, name in columns if not _is_number(schema.field(name).type)
+        ]:
+            raise self.refusal(f"it has columns that hold no real numbers: {first_few(wrong)}; {_EXPECTED}")
+        if not columns:
+            raise self.refusal(f"it has the columns {first_few(schema.names)}; {_EXPECTED}")
+        self._places = [place for place, _ in columns]
+        self.num_classes = len(columns)
+        self.class_names = name_classes([name for _, name in columns])
+        self.dtype = np.result_type(*{np.dtype(schema.field(name).type.to_pandas_dtype()) for _, name in columns})
 
     def _open_reader(self) -> Any:
         import pyarrow.parquet as pq
@@ -72,13 +170,20 @@ class ParquetFile(PredictionFile):
 
         return self.refusing("Parquet file", (pa.ArrowException, OSError, UnicodeError))  # a file name may be no text
 
+    def _chunks(self, facts: Any, names: Sequence[str]) -> Iterator[Any]:
+        """Yield the facts about each chunk of some columns, or of all."""
+        for group in range(facts.num_row_groups):
+            for place in range(facts.num_columns):
+                chunk = facts.row_group(group).column(place)
+                path = chunk.path_in_schema
+                if not names or path in names or path.startswith(tuple(f"{name}." for name in names)):
+                    yield chunk
+
     def _check_size(self, facts: Any) -> None:
         """Refuse a file that unpacks to much more than its rows of scores and ids can take."""
-        size = 0
-        for group in range(facts.num_row_groups):
-            columns = (facts.row_group(group).column(place) for place in range(facts.num_columns))
-            size += sum(max(column.total_uncompressed_size, 0) for column in columns)
-        most = self.num_videos * (2 * self.num_classes * 8 + LONGEST_ID) + (1 << 20)
+        chunks = list(self._chunks(facts, [self._scores_name, self._id_name] if self._scores_name else []))
+        size = sum(max(chunk.total_uncompressed_size, 0) for chunk in chunks)
+        most = self.num_videos * (2 * self.num_classes * 8 + LONGEST_ID) + (1 << 20) + len(chunks) * _CHUNK_OVERHEAD
         if self.num_videos < 0 or size > most:
             raise self.refusal(f"it unpacks to {size:,} bytes, too much for {self.num_videos:,} rows: it is damaged")
 
@@ -93,25 +198,54 @@ class ParquetFile(PredictionFile):
 
     def _read_ids(self) -> list[str]:
         with self._arrow_errors(), self._reader() as reader:
-            column = reader.read(["video_id"]).column("video_id")
+            column = reader.read([self._id_name]).column(self._id_name)
             if column.null_count:
                 raise self.refusal(f"{column.null_count:,} ids are empty cells")
-            ids: list[str] = column.to_pylist()
-        return ids
+            return list(map(id_text, column.to_pylist()))
 
     def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
+        start = 0
         with self._arrow_errors():
-            start = 0
-            for column in self._columns():
-                values = column.flatten()
-                if column.null_count or values.null_count:
-                    raise self.refusal("there are empty cells among the scores")
-                yield start, values.to_numpy(zero_copy_only=False).reshape(len(column), self.num_classes)
-                start += len(column)
+            for block in self._list_blocks() if self._scores_name else self._column_blocks():
+                yield start, block
+                start += len(block)
             if start != self.num_videos:
                 raise self.refusal(f"{start:,} rows could be read, {self.num_videos:,} are announced: it is damaged")
 
-    def _columns(self) -> Iterator[Any]:
+    def _list_blocks(self) -> Iterator[Scores]:
+        for column in self._pieces():
+            values = column.flatten()
+            if column.null_count or values.null_count:
+                raise self._empty_cells()
+            if not self._has_fixed_size and (_lengths(column) != self.num_classes).any():
+                raise self._ragged(self.num_videos * self.num_classes)
+            yield values.to_numpy(zero_copy_only=False).reshape(len(column), self.num_classes)
+
+    def _ragged(self, values: int) -> PredictionError:
+        """Return the refusal of lists that differ in length; a file of few numbers is read to name the rows."""
+        if values > _LONGEST_SEARCH:
+            return self.refusal("its rows have different numbers of scores; expected one per class")
+        lengths = np.concatenate([_lengths(column) for column in self._pieces()])
+        found, counts = np.unique(lengths, return_counts=True)
+        usual = found[counts.argmax()]
+        rows = np.flatnonzero(lengths != usual).tolist()
+        named = first_few(f"row {row} ({self.video_ids[row][:40]}) has {lengths[row]:,}" for row in rows)
+        return self.refusal(f"{len(rows):,} row(s) have another number of scores than {usual:,}: {named}")
+
+    def _column_blocks(self) -> Iterator[Scores]:
+        with self._reader() as reader:
+            for batch in reader.iter_batches(BLOCK_ROWS, use_threads=False):
+                block = np.empty((len(batch), self.num_classes), self.dtype)
+                for index, place in enumerate(self._places):
+                    if batch.column(place).null_count:
+                        raise self._empty_cells()
+                    block[:, index] = batch.column(place).to_numpy(zero_copy_only=False)
+                yield block
+
+    def _empty_cells(self) -> PredictionError:
+        return self.refusal("there are empty cells among the scores")
+
+    def _pieces(self) -> Iterator[Any]:
         """Yield the scores piece by piece: small row groups are decoded ahead, large ones are read in batches."""
         with self._reader() as reader:
             facts = reader.metadata
@@ -119,13 +253,15 @@ class ParquetFile(PredictionFile):
             if max((facts.row_group(group).total_byte_size for group in groups), default=0) > _GROUP_READ_AHEAD:
                 # One at a time: asked for all, the reader would keep the raw bytes of the whole file.
                 for group in groups:
-                    batches = reader.iter_batches(BLOCK_ROWS, [group], ["scores"], use_threads=False)
+                    batches = reader.iter_batches(BLOCK_ROWS, [group], [self._scores_name], use_threads=False)
                     yield from (batch.column(0) for batch in batches)
                 return
 
         def decode(group: int) -> list[Any]:
             with self._reader() as reader:
-                chunks: list[Any] = reader.read_row_group(group, ["scores"], use_threads=False).column(0).chunks
+                chunks: list[Any] = (
+                    reader.read_row_group(group, [self._scores_name], use_threads=False).column(0).chunks
+                )
             return chunks
 
         with ThreadPoolExecutor(_DECODERS) as pool:

@@ -12,11 +12,11 @@ from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few
 from meidbench.evaluation.compare import Comparison, Difference, Estimate
-from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, Result
+from meidbench.evaluation.results import GROUPS_SHOWN, Result, describe_subset, format_range
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import GROUP_NAMES, Split
-from meidbench.splits.statistics import Statistics, split_statistics
+from meidbench.splits.statistics import Statistics, describe_missing_subsets, split_statistics
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -99,7 +99,8 @@ def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[st
     """Return a line per fact that a reader of a column of Table 1 needs besides its numbers."""
     lines = []
     for title, entry in zip(titles, statistics, strict=True):
-        lines += [f"{title}: {note}" for note in entry.notes]
+        sizes = {subset: getattr(entry, subset) for subset in SUBSETS}
+        lines += [f"{title}: {note}" for note in (*entry.notes, *describe_missing_subsets(sizes))]
         if entry.classes_without_videos:
             what = "classes have no video in any subset and count in no group"
             lines.append(f"{title}: {entry.classes_without_videos:,} of the {what}")
@@ -120,6 +121,8 @@ def _paper_column(manifest: Manifest) -> dict[str, list[str]]:
 
 def _statistics_column(facts: Mapping[str, float]) -> list[str]:
     """Return the cells of a column of Table 1; a dash stands for an unknown statistic."""
+    if facts.get("test") == 0:
+        facts = {**facts, "least_positives_test": math.nan}
     digits = {name: 2 for name in facts if name.startswith("labels_per_video_")}
     digits |= {"imbalance_ratio": 1, "labels_per_video": 2 if digits else 1}
     return [
@@ -155,25 +158,13 @@ def _right_aligned(header: list[str], rows: list[list[str]]) -> str:
 
 def title_lines(result: Result | Comparison, videos: int) -> str:
     """Return the title of numbers on a split, and a line per note that belongs to them."""
-    title = f"{escape_controls(result.dataset)} ({result.variant}), {result.subset}: {videos:,} videos"
+    title = escape_controls(describe_subset(result, videos))
     return "\n".join([title, *result.notes])
 
 
 def evaluation_table(result: Result) -> str:
     """Lay out mAP and the other measures: overall, head, medium and tail, then the measures without groups."""
-    header = ["group", "mAP"]
-    if result.intervals is not None:
-        header.append(f"{result.intervals.level:.0%} interval")
-    header += [column.measure for column in COLUMNS if column.key == GROUPS_SHOWN[0]]
-    rows = []
-    for name in GROUPS_SHOWN:
-        row = [name, _number(getattr(result.mAP, name), 4)]
-        if result.intervals is not None:
-            row.append(_range(*vars(result.intervals.mAP[name]).values()))
-        row += [_number(column.value(result), 4) for column in COLUMNS if column.key == name]
-        rows.append([*row, str(result.groups[name].classes), f"{result.groups[name].positives:,}"])
-    single = [f"{column.title} {column.value(result):.4f}" for column in COLUMNS if column.key not in GROUPS_SHOWN]
-    lines = [_right_aligned([*header, "classes", "positives"], rows), "", "   ".join(single)]
+    lines = [_right_aligned(*result.group_table()), "", result.single_measures()]
     if result.protocol != "tie-aware":
         lines.append(f"protocol {result.protocol}")
     for name, means in result.other_protocols.items():
@@ -184,10 +175,6 @@ def evaluation_table(result: Result) -> str:
         without = result.diagnostics.classes_without_positives
         lines.append(f"{without} class(es) without a positive in {result.subset} {fate}")
     return "\n".join(lines)
-
-
-def _range(low: float, high: float) -> str:
-    return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
 def make_cells_safe(cells: Iterable[object]) -> list[object]:
@@ -225,7 +212,7 @@ def comparison_table(comparison: Comparison) -> str:
             if seeds:
                 spread = method.seed_spread[group] if method.seed_spread else None
                 known = spread is not None and not math.isnan(spread.low)
-                row.append(f"{_range(spread.low, spread.high)} ({spread.seeds})" if spread and known else "-")
+                row.append(f"{format_range(spread.low, spread.high)} ({spread.seeds})" if spread and known else "-")
             if method.difference is not None and method.tally is not None:
                 difference, tally = method.difference[group], method.tally[group]
                 wins = f"{tally.wins}/{tally.ties}/{tally.losses}"

@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("--large-videos", type=int, default=1_000_000)
     parser.add_argument("--only-large", action="store_true")
     options = parser.parse_args()
-    from meidbench.predictions.align import write_predictions
+    from meidbench.predictions.values import write_predictions
     from meidbench.splits.split import write_split
 
     with tempfile.TemporaryDirectory() as name:

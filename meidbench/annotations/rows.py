@@ -1,0 +1,444 @@
+"""The forms of tables and lists: each gives the rows of a file, one per video. ``ROW_FORMATS`` names those of files."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from meidbench.errors import SplitError, bullet_list, describe_content, first_few
+from meidbench.names import VIDEO_SUFFIXES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("video_id", "labels", "group", "subset", "length_s", "subject")
+PAIR = "pair_id"  # the name of the group in a split file, and in a split as CSV
+
+
+@dataclass
+class Rows:
+    """Rows of a CSV or a tab-separated text with a header, whose cells are stripped.
+
+    ``columns`` are those of the header, or the keys of the JSON objects read so far; ``problems`` are the rows that
+    could not be read, added while ``read`` runs. Where an id is made from a path, ``id_remedy`` is the remedy for two
+    videos with one id.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    source: Any
+    problems: list[str] = field(default_factory=list)
+
+    noun: ClassVar[str] = "line"
+    is_text: ClassVar[bool] = True
+    has_header: ClassVar[bool] = True
+    id_remedy: ClassVar[str] = ""
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Yield the number of every row, and its values of some columns: None where the table lacks the column."""
+        places = [self.columns.index(name) if name in self.columns else None for name in names]
+        expected = len(self.columns)
+        reader = self.source
+        with _readable(self.path, "CSV"):
+            for row in reader:
+                if len(row) == expected:
+                    yield reader.line_num, [None if place is None else row[place].strip() for place in places]
+                elif any(cell.strip() for cell in row):
+                    # Or a row whose labels are joined by commas would lose all but the first label.
+                    what = f"{len(row)} cells, expected {expected}; labels are joined by semicolons"
+                    self.problems.append(f"{self.place(reader.line_num, row[0])}: {what}")
+
+    def place(self, number: int, video_id: object) -> str:
+        """Return file, line and video of a row, for a message."""
+        text = str(video_id)
+        return f"{self.path.name}, {self.noun} {number:,} ({text if len(text) <= 60 else text[:57] + '...'})"
+
+
+class _ParquetRows(Rows):
+    noun = "row"
+    is_text = False
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        present = [name for name in names if name in self.columns]
+        number = 0
+        with _readable(self.path, "Parquet"):
+            for batch in self.source.iter_batches(1 << 16, columns=present):
+                values = {name: batch.column(name).to_pylist() for name in present}
+                blank = [None] * len(batch)
+                for row in zip(*(values.get(name, blank) for name in names), strict=True):
+                    number += 1
+                    yield number, row
+
+
+class _JsonLines(Rows):
+    """One object per line."""
+
+    is_text = False
+    has_header = False
+
+    def entries(self) -> Iterator[tuple[int, Any]]:
+        for number, line in enumerate(self.source, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line, object_pairs_hook=_unique)
+                except (ValueError, RecursionError) as error:
+                    what = f"line {number:,}: {error}; expected one object per line, or a list of objects"
+                    raise SplitError(f"{self.path} is not a readable JSON file: {what}") from None
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        keys: set[str] = set()
+        with _readable(self.path, "JSON"):
+            for number, entry in self.entries():
+                if not isinstance(entry, dict):
+                    self.problems.append(f"{self.path.name}, {self.noun} {number:,}: not an object")
+                    continue
+                if not entry.keys() <= keys:
+                    keys |= entry.keys()
+                    self.columns += tuple(key for key in entry if key not in self.columns)
+                if missing := [name for name in ("video_id", "labels") if name not in entry]:
+                    what = f"no {' and '.join(missing)}; its keys are {first_few(entry) or 'none'}"
+                    self.problems.append(f"{self.place(number, entry.get('video_id'))}: {what}")
+                else:
+                    yield number, [entry.get(name) for name in names]
+
+
+class _JsonList(_JsonLines):
+    """A list of objects."""
+
+    noun = "entry"
+
+    def entries(self) -> Iterator[tuple[int, Any]]:
+        yield from enumerate(json.load(self.source, object_pairs_hook=_unique), start=1)
+
+
+class ListRows(Rows):
+    """Lines of an id and its labels."""
+
+    is_text = False
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Yield the number of every line, and its id and labels among some columns."""
+        places = {"video_id": names.index("video_id"), "labels": names.index("labels")}
+        with _readable(self.path, "text"):
+            for number, line in enumerate(self.source, start=1):
+                if not line.strip():
+                    continue
+                row: list[Any] = [None] * len(names)
+                try:
+                    row[places["video_id"]], row[places["labels"]] = self.parse(line.strip())
+                except ValueError as error:
+                    self.problems.append(f"{self.place(number, line.split()[0])}: {error}")
+                else:
+                    yield number, row
+        self.problems += self.find_problems()
+
+    def parse(self, line: str) -> tuple[str, list[str]]:
+        """Return the id and the labels of a line; ``ValueError`` where it has another form."""
+        video_id, *rest = line.split(None, 1)
+        labels = "".join(rest)
+        parts = labels.split()
+        # Names hold blanks, indices do not.
+        return video_id, parts if all(map(str.isdigit, parts)) else labels.split(",")
+
+    def find_problems(self) -> list[str]:
+        """Return the problems of all lines together, after the last."""
+        return []
+
+
+@dataclass
+class _Mmaction2Rows(ListRows):
+    """Lines of a path and its labels; for a folder of frames, their number stands between the two."""
+
+    are_videos: bool | None = None  # None before the first line
+    lengths: set[int] = field(default_factory=set)  # how many numbers a line has
+
+    id_remedy: ClassVar[str] = (
+        "; an id is the last name of a path without its ending, so write a table with ids of your own"
+    )
+
+    def parse(self, line: str) -> tuple[str, list[str]]:
+        path, *numbers = line.split()
+        is_video = _is_video(path)
+        if self.are_videos is None:
+            self.are_videos = is_video
+        if is_video != self.are_videos:
+            raise ValueError("a list is of videos (with an ending such as .mp4) or of folders of frames, not of both")
+        if wrong := [text for text in numbers if not text.isascii() or not text.isdigit()]:
+            raise ValueError(f"{wrong[0]!r} is not a number; a line is {ROW_FORMATS['mmaction2'].description}")
+        if not is_video and len(numbers) < 2:
+            raise ValueError("a folder of frames needs the number of frames and a label")
+        self.lengths.add(len(numbers))
+        name = _last_name(path)
+        return (name[: name.rindex(".")], numbers) if is_video else (name, numbers[1:])
+
+    def find_problems(self) -> list[str]:
+        if self.are_videos or self.lengths != {3}:
+            return []
+        two = "the number of frames and two labels, or a first frame, the number of frames and one label"
+        return [f"{self.path.name}: every line has three numbers ({two}); write a table with video_id and labels"]
+
+
+class FrameRows(Rows):
+    """Rows of a DataFrame; ``source`` maps the known columns to lists of values."""
+
+    noun = "row"
+    is_text = False
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Yield the number of every row, from 0, and its values of some columns."""
+        blank = [None] * len(self.source["labels"])
+        yield from enumerate(zip(*(self.source.get(name, blank) for name in names), strict=True))
+
+
+def read_frame(frame: "pd.DataFrame", class_names: Sequence[str] | None) -> tuple[FrameRows, Sequence[str] | None]:
+    """Return the rows of a DataFrame, and the class names: those given, or those of its columns, or None.
+
+    The ids are the column ``video_id`` or an index of texts. Without a column ``labels``, every column of bool, or of
+    0 and 1, is a class.
+    """
+    from pandas.api.types import is_object_dtype, is_string_dtype
+
+    columns = [str(name) for name in frame.columns]
+    index = frame.index
+    source = {name: _plain(frame[name]) for name in (*COLUMNS, PAIR) if columns.count(name) == 1}
+    is_text = is_object_dtype(index) or is_string_dtype(index)
+    if "video_id" not in columns and index.nlevels == 1 and (index.name == "video_id" or is_text):
+        columns.append("video_id")
+        source["video_id"] = _plain(index.to_series())
+    shown = first_few(str(name) for name in frame.columns) or "none"
+    if "video_id" not in columns:
+        raise SplitError(f"frame has no column video_id, and no index of texts; its columns are {shown}")
+    if "labels" in columns:
+        source["labels"] = [_plain_labels(cell) for cell in source.get("labels", ())]
+    elif class_columns := _find_class_columns(frame, columns, class_names):
+        class_names = list(class_columns)
+        values = np.column_stack([frame.iloc[:, place].to_numpy(bool) for place in class_columns.values()])
+        source["labels"] = [[class_names[index] for index in np.flatnonzero(row)] for row in values]
+        columns.append("labels")
+    else:
+        raise SplitError(
+            f"frame has neither a column labels nor a column of 0 and 1 per class; its columns are {shown}"
+        )
+    return FrameRows(Path("frame"), tuple(columns), source), class_names
+
+
+def _find_class_columns(
+    frame: "pd.DataFrame", columns: Sequence[str], class_names: Sequence[str] | None
+) -> dict[str, int]:
+    """Return the places of the columns that are classes, by name; refuse one with other values than 0 and 1."""
+    from pandas.api.types import infer_dtype
+
+    kinds = ("boolean", "integer", "floating", "mixed-integer-float", "decimal")
+    known = {*COLUMNS, PAIR, "source", "view"}
+    places = {
+        name: place
+        for place, name in enumerate(columns)
+        if name not in known and infer_dtype(frame.iloc[:, place], skipna=True) in kinds
+    }
+    if class_names is not None:
+        if missing := [name for name in class_names if name not in places]:
+            raise SplitError(f"frame has no column labels, and no column of 0 and 1 for {first_few(missing)}")
+        places = {name: places[name] for name in class_names}
+    if twice := sorted({name for name in places if columns.count(name) > 1}):
+        raise SplitError(f"frame has a column more than once: {first_few(twice)}")
+    if wrong := [name for name, place in places.items() if not frame.iloc[:, place].isin((0, 1)).all()]:
+        remedy = "drop the columns that are no class, or name the classes as class_names"
+        what = "so its columns of numbers are classes, which need 0 or 1 in every row"
+        raise SplitError(f"frame has no column labels, {what}: not so in {first_few(wrong)}; {remedy}")
+    return places
+
+
+def _plain(column: "pd.Series[Any]") -> list[Any]:
+    """Return values as objects of Python, None where they are missing."""
+    return list(column.astype(object).where(column.notna(), None))
+
+
+def _plain_labels(cell: Any) -> Any:
+    if isinstance(cell, tuple | set | frozenset | np.ndarray):
+        cell = list(cell)
+    return [part.item() if isinstance(part, np.generic) else part for part in cell] if isinstance(cell, list) else cell
+
+
+TABLES = "CSV, tab-separated text (.tsv), Parquet, a JSON list or JSON lines"
+
+
+def _check_types(path: Path, schema: pa.Schema) -> None:
+    """Refuse a Parquet table with a known column of a type that it cannot have, before anything is read."""
+    types = pa.types
+    is_text = (types.is_string, types.is_large_string, types.is_integer, types.is_null)
+    is_number = (*is_text[:2], types.is_integer, types.is_floating, types.is_decimal, types.is_null)
+    is_list = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    problems = []
+    for name in (*COLUMNS, PAIR):
+        for kind in [column.type for column in schema if column.name == name]:
+            plain, wanted = kind, "text"
+            if name == "labels":
+                wanted = "text or a list of text or whole numbers"
+                plain = kind.value_type if any(check(kind) for check in is_list) else kind
+            plain = plain.value_type if types.is_dictionary(plain) else plain
+            allowed, wanted = (is_number, "a number") if name == "length_s" else (is_text, wanted)
+            if name == "labels" and types.is_floating(plain):
+                continue  # the cells are refused one by one
+            if not any(check(plain) for check in allowed):
+                problems.append(f"column {name!r} is of type {kind}; expected {wanted}")
+    if problems:
+        raise SplitError(f"{len(problems):,} problem(s) with {path}:\n{bullet_list(problems)}")
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[Rows]:
+    """Open a table: Parquet by its first bytes, JSON by a ``[`` or ``{``, tab-separated by ``.tsv``, otherwise CSV."""
+    start = _read_start(path, 1 << 10)
+    if (kind := describe_content(path)) == "a prediction file":
+        raise SplitError(f"{path} is a prediction file; a table has the columns video_id and labels")
+    if start.startswith(b"PAR1"):
+        with _readable(path, "Parquet"):
+            file = pq.ParquetFile(path)
+        with file:
+            _check_types(path, file.schema_arrow)
+            yield _ParquetRows(path, tuple(file.schema_arrow.names), file)
+        return
+    if kind not in ("", "JSON", "empty"):
+        raise SplitError(f"{path} is {kind}; a table is {TABLES}, with the columns video_id and labels")
+    first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        if first in (b"[", b"{"):
+            yield (_JsonList if first == b"[" else _JsonLines)(path, (), stream)
+            return
+        with _readable(path, "CSV"):
+            reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            header = tuple(name.strip() for name in next(reader, []))
+        yield Rows(path, header, reader)
+
+
+@contextmanager
+def _open_list(path: Path, kind: type[ListRows]) -> Iterator[Rows]:
+    _read_start(path, 1)  # names a file that cannot be read
+    if (content := describe_content(path)) not in ("", "empty"):
+        raise SplitError(f"{path} is {content}; a list is text, one line per video")
+    with path.open(encoding="utf-8-sig") as stream:
+        yield kind(path, ("video_id", "labels"), stream)
+
+
+def _read_start(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(size)
+    except (OSError, ValueError) as error:  # a path may hold a zero byte
+        raise SplitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+# --- which form a file has --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A format of import-split: how a line or a file looks, how it is opened, and whether a line may be of it."""
+
+    description: str
+    open: Callable[[Path], AbstractContextManager[Rows]]
+    fits: Callable[[str], bool]
+
+
+_LIST_LINE = re.compile(r"[^\s,;/\\]+(\s+\d+((\s*,\s*|\s+)\d+)*)?")
+_MMACTION2_LINE = re.compile(r"(\S+)((?:\s+\d+)*)")
+_CLASS_LINE = re.compile(r"(.*\S)\s+(\d+)\s+\d+(?:\.0)?|c(\d{3})\s+(\S.*)")  # of VideoLT, and of Charades
+
+
+def _is_video(path: str) -> bool:
+    return path.lower().endswith(VIDEO_SUFFIXES)
+
+
+def _last_name(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def _fits_list(line: str) -> bool:
+    return bool(_LIST_LINE.fullmatch(line)) and not _is_video(line.split()[0])
+
+
+def _fits_mmaction2(line: str) -> bool:
+    found = _MMACTION2_LINE.fullmatch(line)
+    return found is not None and (_is_video(found[1]) or len(found[2].split()) > 1)
+
+
+ROW_FORMATS: dict[str, RowFormat] = {
+    "table": RowFormat("rows with video_id and labels", open_table, lambda line: False),
+    "lists": RowFormat(
+        "VIDEO_ID and labels, joined by commas or blanks", partial(_open_list, kind=ListRows), _fits_list
+    ),
+    "mmaction2": RowFormat(
+        "PATH and labels, or FOLDER, its number of frames and labels, all joined by blanks",
+        partial(_open_list, kind=_Mmaction2Rows),
+        _fits_mmaction2,
+    ),
+}
+
+
+def guess_format(paths: Sequence[Path]) -> str:
+    """Return the one format that the first lines of all files have; refuse files that leave a choice."""
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        start = _read_start(path, 1 << 16)
+        text = "" if b"\0" in start else start.decode("utf-8-sig", errors="replace")
+        lines = [line.strip() for line in text.splitlines()[: None if len(start) < 1 << 16 else -1] if line.strip()]
+        if strip_class_indices(lines):
+            raise SplitError(f"{path.name} is a list of classes, with their indices; give it as --class-names")
+        shares = {name: sum(map(form.fits, lines)) / max(1, len(lines)) for name, form in ROW_FORMATS.items()}
+        most = max(shares.values())
+        # A few damaged lines are named by the reader.
+        found[path.name] = {name for name, share in shares.items() if share == most} if most >= 0.5 else {"table"}
+        if not lines:
+            del found[path.name]
+    common = set.intersection(set(ROW_FORMATS), *found.values()) if found else {"table"}
+    if len(common) == 1:
+        return common.pop()
+    if not common:
+        kinds = (f"{name} ({' or '.join(sorted(names))})" for name, names in found.items())
+        raise SplitError(f"the files are of different formats: {first_few(kinds)}; import files of one format")
+    choice = bullet_list(f"--format {name}: {ROW_FORMATS[name].description}" for name in sorted(common))
+    raise SplitError(f"the lines of {first_few(found)} can be read in more than one way; choose one:\n{choice}")
+
+
+def strip_class_indices(lines: Sequence[str]) -> list[str]:
+    """Return the names of lines ``NAME INDEX COUNT`` or ``c000 NAME``; empty where other lines are among them.
+
+    >>> strip_class_indices(["3DPainting 0 137.0", "3DPrinter 1 308.0"])
+    ['3DPainting', '3DPrinter']
+    """
+    found = [_CLASS_LINE.fullmatch(line) for line in lines]
+    numbers = [int(match[2] or match[3]) if match else -1 for match in found]
+    is_list = len(lines) > 1 and numbers == list(range(len(lines)))
+    return [match[1] or match[4] for match in found if match] if is_list else []
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys and values; refuse a key that occurs twice, because one value would be lost."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key(s) twice in one object: {first_few(sorted({n for n in names if names.count(n) > 1}))}")
+    return entry
+
+
+@contextmanager
+def _readable(path: Path, form: str) -> Iterator[None]:
+    """Turn the errors of a reader on a damaged file into one that names the file."""
+    try:
+        yield
+    except SplitError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or next(iter(str(error).strip().splitlines()), "")
+        raise SplitError(f"{path} is not a readable {form} file: {reason}") from None
+    except (ValueError, OverflowError, csv.Error, RecursionError) as error:
+        raise SplitError(f"{path} is not a readable {form} file: {error}") from None
