@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,21 @@ class Command(click.Command):
             there = [(name, path) for name, path in inputs if os.path.lexists(path)]
             if problems := output_problems(outputs, there):
                 raise click.UsageError("\n".join(problems))
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except MeidbenchError as error:
+            error.args = (_name_as_given(str(error.args[0]), ctx.params.values()),)
+            raise
+
+
+def _name_as_given(text: str, values: Iterable[Any]) -> str:
+    """Return a message in which the paths of a call are as the user wrote them, not made absolute."""
+    entries = [entry for value in values for entry in (value if isinstance(value, tuple) else (value,))]
+    paths = [Path(entry) for entry in entries if isinstance(entry, str | Path) and str(entry)]
+    for path in sorted(paths, key=lambda path: -len(str(path))):
+        if not path.is_absolute() and path.exists():
+            text = text.replace(str(path.absolute()), str(path))
+    return text
 
 
 def _name_setting(error: click.NoSuchOption) -> None:
