@@ -351,8 +351,8 @@ def _wrap_command(text: str, width: int, indent: str = "    ") -> str:
     indent += "  " if lines and command else ""
     parts = (command + rest).split(" && ") if command else []
     for number, part in enumerate(parts, 1):
-        # An option and its value stay on one line.
-        joined = re.sub(r"(--[\w-]+) (?=[^-])", "\\1\0", part)
+        # An option and its value stay on one line where they fit.
+        joined = re.sub(r"(--[\w-]+) (?=[^-])", "\\1\0", part) if width >= 60 else part
         wrapper = textwrap.TextWrapper(width - 3, indent, f"{indent}  ", break_on_hyphens=False, break_long_words=False)
         wrapped = wrapper.wrap(joined)
         lines.append(" \\\n".join(wrapped).replace("\0", " ") + (" &&" if number < len(parts) else ""))
