@@ -199,6 +199,11 @@ class Trained:
     warnings: tuple[str, ...]
     was_finished: bool
 
+    @property
+    def predictions(self) -> dict[str, Path]:
+        """The prediction file of each subset that was scored."""
+        return {subset: RunFolder(self.path).predictions(subset) for subset in self.mAP}
+
 
 def read_trained(
     folder: RunFolder, split: Split, *, just_finished: bool = False, report: Report = lambda line: None
@@ -299,19 +304,19 @@ def predict(
     refuse_lost_inputs(Path(out), [*folder.files(), *paths])
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
         if given is None and not before:
-            raise MeidbenchError(f"the run does not record the path of its {name}; give it with --{name}")
-        if given is None and not Path(before).exists():
-            raise MeidbenchError(f"the {name} of {folder.path} are not at {before} any more; name them with --{name}")
+            raise MeidbenchError(f"the run does not record the path of its {name}; give it as {name} (--{name})")
+    if features is None and not Path(inputs.features_path).exists():
+        gone = f"the features of {folder.path} are not at {inputs.features_path} any more"
+        raise MeidbenchError(f"{gone}; name them as features (--features)")
     loaded = load_split(inputs.split_path if split is None else split)
     if loaded.digest != inputs.split_digest:
         raise MeidbenchError(
             f"{folder.path} was trained on {inputs.dataset} with the digest {inputs.split_digest[:12]}..., this split "
-            f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own with --split"
+            f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own as split (--split)"
         )
     if inputs.has_other_content(loaded.content_digest):
-        raise MeidbenchError(
-            f"{folder.path} was trained on a split with other class names or groups; name the run's own with --split"
-        )
+        others = "was trained on a split with other class names or groups"
+        raise MeidbenchError(f"{folder.path} {others}; name its own as split (--split)")
     if subset is None and loaded.default_subset != "test":
         report(f"note: {loaded.dataset} has no test videos, so its {loaded.default_subset} is scored")
     subset = subset or loaded.default_subset

@@ -70,6 +70,13 @@ FORMS = {
     "predictions, HDF5 with checksums": Form("packed.h5", "hdf5", (EVALUATE,)),
     "predictions, CSV": Form("p.csv", "text", (EVALUATE,)),
     "predictions, Charades text": Form("p.txt", "text", (EVALUATE,)),
+    "predictions, Parquet by class": Form("wide.parquet", "parquet", (EVALUATE,)),
+    "predictions, Parquet of lists": Form("lists.parquet", "parquet", (EVALUATE,)),
+    "predictions, tabs": Form("p.tsv", "text", (EVALUATE,)),
+    "predictions, JSON lines": Form("p.jsonl", "json", (EVALUATE,)),
+    "predictions, .npy": Form("p.npy", "npy", (EVALUATE + " --ids ids.txt",)),
+    "ids of predictions, .npy": Form("ids.txt", "text", (EVALUATE.format("p.npy") + " --ids {}",)),
+    "predictions, several files": Form("ranks/1.csv", "text", (EVALUATE.format("now/ranks"),), "ranks"),
     "split": Form(
         "split.parquet", "parquet", ("stats {} --json", "evaluate p.parquet --split {} --json -"), checksum=True),
     "Charades annotations": Form("toy/Toy_v1_train.csv", "text", (DRAW,), "toy", checksum=True),

@@ -12,6 +12,7 @@ from unittest import mock
 
 import h5py
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from material import TOY, TOY_MANIFEST
@@ -54,6 +55,17 @@ def make_predictions(split) -> None:
     rows = [[video_id, *map(float, row)] for video_id, row in zip(ids, scores, strict=True)]
     write_rows("p.csv", [["video_id", *split.class_names], *rows])
     Path("p.txt").write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
+    frame = pd.DataFrame(scores, index=pd.Index(ids, name="video_id"), columns=split.class_names)
+    frame.to_parquet("wide.parquet")
+    pd.DataFrame({"id": ids, "scores": list(scores)}).to_parquet("lists.parquet")
+    frame.to_csv("p.tsv", sep="\t")
+    lines = ({"video_id": video_id, "scores": row} for video_id, *row in rows)
+    Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    np.save("p.npy", scores)
+    Path("ids.txt").write_text("\n".join(ids))
+    Path("ranks").mkdir()
+    for rank in range(3):
+        frame[rank::3].to_csv(f"ranks/{rank}.csv")
 
 
 def write_rows(path: str, rows: list, delimiter: str = ",") -> None:

@@ -281,10 +281,10 @@ def test_evaluate_writes_table_json_and_classes(run, toy_split_file, tmp_path):
 
 
 def test_evaluate_refuses_with_all_problems_and_writes_nothing(run, toy_split_file, tmp_path):
-    np.savez(tmp_path / "p.npz", video_ids=np.array(["a", "a"]), scores=np.full((2, 3), np.nan))
+    np.savez(tmp_path / "p.npz", video_ids=np.array(["a", "a"]), scores=np.array([[np.nan] * 3, [0] * 3]))
     outcome = run("evaluate", tmp_path / "p.npz", "--split", toy_split_file, "--json", tmp_path / "r.json")
     assert outcome.exit_code == 1 and not (tmp_path / "r.json").exists()
-    for problem in ("occur more than once: a", "are missing", "are not in test: a", "3 classes", "NaN or infinity"):
+    for problem in ("occur more than once, with", "are missing", "are not in test: a", "3 classes", "NaN or infinity"):
         assert problem in outcome.stderr
 
 

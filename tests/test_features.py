@@ -23,7 +23,7 @@ from meidbench import files
 from meidbench.errors import FeatureError
 from meidbench.features import PROBLEMS, FeatureSource, GroupedFile, NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import Layout, create
-from meidbench.predictions.align import write_predictions
+from meidbench.predictions.values import write_predictions
 
 LENGTHS = {"ATOYW": 7, "0BXY1": 1, "zz..top": 12, "-dash_": 5}
 WIDTH = 6

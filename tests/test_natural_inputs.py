@@ -287,6 +287,21 @@ def test_a_folder_of_videos_is_recognised(make, command, rows, split_file, run):
     assert "extract-features" in text, text
 
 
+@pytest.mark.parametrize("command", ["train", "verify-features", "FeatureDataset"])
+def test_the_suffix_is_named_wherever_features_are_read(command, rows, split_file, run):
+    saved(rows, "{}_rgb.npy")
+    if command == "FeatureDataset":
+        with pytest.raises(mb.MeidbenchError) as caught:
+            mb.FeatureDataset(mb.load_split(split_file), "train", features="features")
+        text = "\n".join(str(caught.value).splitlines()[:2])
+        assert re.search(r"suffix.{0,3}_rgb", text) and "--suffix" not in text, caught.value
+    elif command == "train":
+        text = first_two_lines(run("train", "--split", split_file, "--features", "features", "--method", "bce"))
+        assert "--suffix _rgb" in text
+    else:
+        assert "--suffix _rgb" in run("verify-features", "features", "--split", split_file).output.replace("\n", " ")
+
+
 # --- labels and lists ---
 
 
@@ -532,5 +547,6 @@ def test_split_from_pandas_gives_the_frame_back(split_file):
     assert list(split.class_names) == NAMES
     for subset in SUBSETS:
         assert np.array_equal(split.labels(subset), mb.load_split(split_file).labels(subset))
+    assert mb.load_split(mb.write_split(split, "again.parquet")).content_digest == split.content_digest
     back = split.to_pandas()
     assert dict(zip(back.video_id, back.subset, strict=True)) == dict(zip(frame.video_id, frame.subset, strict=True))

@@ -226,6 +226,29 @@ def lists_as_parquet(ids, scores):
     return ["mended.parquet"]
 
 
+@form(EITHER, r"video_id", lambda i, s, n: index_renamed())
+def csv_after_reset_index(ids, scores, names):
+    pd.DataFrame(scores, index=ids, columns=names).reset_index().to_csv("preds.csv")
+
+
+def index_renamed():
+    frame = pd.read_csv("preds.csv", index_col=0).rename(columns={"index": "video_id"})
+    frame.to_csv("mended.csv", index=False)
+    return ["mended.csv"]
+
+
+@form(EITHER, r"pivot|column per class|row per video", lambda i, s, n: pivoted(n))
+def csv_of_a_long_frame(ids, scores, names):
+    frame = pd.DataFrame(scores, index=pd.Index(ids, name="video_id"), columns=names).reset_index()
+    frame.melt("video_id", var_name="class", value_name="score").to_csv("preds.csv", index=False)
+
+
+def pivoted(names):
+    frame = pd.read_csv("preds.csv").pivot(index="video_id", columns="class", values="score")
+    frame[names].to_csv("mended.csv")
+    return ["mended.csv"]
+
+
 @form(EITHER, r"gunzip|decompress|unpack|gzip -d", lambda i, s, n: unpack())
 def csv_gzip(ids, scores, names):
     pd.DataFrame(scores, index=pd.Index(ids, name="video_id"), columns=names).to_csv("preds.csv.gz")
@@ -250,6 +273,34 @@ def json_records(ids, scores, names):
 def json_dict(ids, scores, names):
     with Path("preds.json").open("w") as f:
         json.dump({video: row.tolist() for video, row in zip(ids, scores, strict=True)}, f)
+
+
+@form(EITHER, r"write_predictions", lambda i, s, n: {"meidbench": mb})
+def json_dict_with_indent(ids, scores, names):
+    preds = dict(zip(ids, scores.tolist(), strict=True))
+    Path("preds.json").write_text(json.dumps(preds, indent=2))
+
+
+@form(EITHER, r"write_predictions", lambda i, s, n: of_json_columns())
+def json_of_a_wide_frame(ids, scores, names):
+    pd.DataFrame(scores, index=ids, columns=names).to_json("preds.json")
+
+
+def of_json_columns():
+    frame = pd.read_json("preds.json")
+    return {"meidbench": mb, "np": np, "video_ids": frame.index, "scores": frame.to_numpy()}
+
+
+@form(EITHER, r"\"scores\": \[|to_parquet|to_csv|write_predictions", lambda i, s, n: wide_lines_as_csv())
+def json_lines_of_a_wide_frame(ids, scores, names):
+    frame = pd.DataFrame(scores, columns=names)
+    frame.insert(0, "video_id", ids)
+    frame.to_json("preds.jsonl", orient="records", lines=True)
+
+
+def wide_lines_as_csv():
+    pd.read_json("preds.jsonl", lines=True).to_csv("mended.csv", index=False)
+    return ["mended.csv"]
 
 
 @form(REFUSED, r"write_predictions", lambda i, s, n: unpickled_frame())
@@ -308,6 +359,16 @@ def npy_matrix_alone(ids, scores, names):
 def matrix_with_ids(ids):
     np.savetxt("ids.txt", ids, fmt="%s")
     return ["scores.npy", "--ids", "ids.txt"]
+
+
+@form(REFUSED, r"--ids|video_id", lambda i, s, n: matrix_of_text(i))
+def text_of_savetxt(ids, scores, names):
+    np.savetxt("scores.txt", scores)
+
+
+def matrix_of_text(ids):
+    np.save("scores.npy", np.loadtxt("scores.txt"))
+    return matrix_with_ids(ids)
 
 
 @form(REFUSED, r"write_predictions|np\.savez", lambda i, s, n: loaded_dict())
@@ -647,6 +708,37 @@ def test_bfloat16_from_python(given, toy_split):
         assert re.search(r"float32|\.float\(\)|allow_float16", text) and "--" not in text, text
         result = mb.evaluate(tensor.float(), ids, split=toy_split)
     assert result.mAP.overall == pytest.approx(reference(tensor.float().numpy(), labels), abs=1e-12)
+
+
+def as_matrix(scores, ids, split):
+    np.save("scores.npy", scores)
+    return mb.evaluate("scores.npy", split=split)
+
+
+@pytest.mark.parametrize(("call", "argument"), [
+    (as_matrix, r"\b(video_)?ids\b"),
+    (lambda scores, ids, split: mb.evaluate(torch.tensor(scores).half(), ids, split), "allow_float16|float32"),
+    (lambda scores, ids, split: mb.evaluate(scores, ids, split, subset="val"), 'subset="test"'),
+    (lambda scores, ids, split: mb.evaluate(scores, [f"{video}.mp4" for video in ids], split), r"\.mp4"),
+])  # fmt: skip
+def test_messages_to_python_name_arguments(call, argument, given, toy_split):
+    ids, scores, _ = given
+    with pytest.raises(mb.MeidbenchError) as caught:
+        call(scores, ids, toy_split)
+    text = "\n".join(str(caught.value).splitlines()[:2])
+    assert re.search(argument, text) and not re.search(r"(?<!\w)--\w", str(caught.value)), caught.value
+
+
+def test_runs_of_several_forms_are_compared(given, toy_split_file, run):
+    ids, scores, labels = given
+    write_ranks(ids, scores, 7)
+    pd.DataFrame(-scores, index=ids).to_csv("worse.csv")
+    outcome = run("compare", "ranks=run", "worse.csv", "--split", toy_split_file, "--bootstrap", 2)
+    assert outcome.exit_code == 0, outcome.stderr
+    overall = re.findall(r"^(ranks|worse) +([\d.]+)", outcome.stdout, re.MULTILINE)[:2]
+    want = [reference(scores, labels), reference(-scores, labels)]
+    assert [name for name, _ in overall] == ["ranks", "worse"]
+    assert [float(value) for _, value in overall] == pytest.approx(want, abs=1e-4)
 
 
 def test_a_folder_is_left_as_it_was(given, toy_split_file, run):

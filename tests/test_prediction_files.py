@@ -169,19 +169,14 @@ def refusal(path: Path, content: bytes | str | None = None) -> str:
     ("x 1 2\ny 1 2 3\n", "line 2 (y) has 3 scores, expected 2"),
     ("x 1 2\ny 1 z\n", "line 2 (y): 'z' is not a number"),
     ('video_id,a\n"x,1\n', "nor readable text"),
-    ("x,1,2\n", "neither a CSV header (video_id, then the classes)"),
+    ("x,1,two\n", "neither a CSV header (video_id, then the classes)"),
+    ("x,1,2\ny,1,two\n", "line 2 (y): 'two' is not a number"),
+    ("video_id;a\nx;0,5\n", "'0,5' is not a number (column 'a'); decimal numbers have a point"),
+    ("video_id,scores\nx,\"[0.5, 1]\"\n", "write lists as Parquet, e.g. frame.to_parquet(path)"),
+    (",video_id,a\n0.5,x,1\n", "line 2: its first column has no class name, and holds '0.5'"),
 ])  # fmt: skip
 def test_text_is_refused_with_the_line(tmp_path, text, complaint):
     assert complaint in refusal(tmp_path / "t", text)
-
-
-def test_columns_of_a_csv_in_another_order_are_refused(given, toy_split, toy_split_file, run, tmp_path):
-    names = list(toy_split.class_names)
-    names[2], names[5] = names[5], names[2]
-    path = tmp_path / "p.csv"
-    path.write_text(as_text(*given, ",", ["video_id", *names]))
-    outcome = run("evaluate", path, "--split", toy_split_file)
-    assert outcome.exit_code == 1 and "2 class name(s) are others: 2 'Doing thing 5'" in outcome.stderr
 
 
 def test_data_kept_outside_an_hdf5_file_is_not_read(tmp_path):
@@ -317,8 +312,8 @@ def test_hdf5_rows_that_take_no_space_are_refused(tmp_path):
 
 def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path(os.devnull), tmp_path):
-        with pytest.raises(PredictionError, match="is (no regular file|a folder|a FIFO|a device)"):
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(PredictionError, match="is (no regular file|a FIFO|a device)"):
             open_predictions(path)
 
 
@@ -392,11 +387,6 @@ def save_npz(path, **arrays):
         np.savez(stream, **arrays)
 
 
-def swap_columns(path, ids, scores, split):
-    names = list(split.class_names)
-    path.write_text(as_text(ids, scores[:, ::-1], ",", ["video_id", *names[::-1]]))
-
-
 def alter_ids(path, ids, scores, split):
     write_predictions(path, [ids[0] + "x", *ids[1:]], scores, split, "test")
 
@@ -428,7 +418,7 @@ def too_many_rows(path, ids, scores, split):
 
 @pytest.mark.parametrize(
     "make",
-    [swap_columns, alter_ids, repeat_ids, change_type, drop_column, half_precision, objects, too_many_rows],
+    [alter_ids, repeat_ids, change_type, drop_column, half_precision, objects, too_many_rows],
 )
 def test_files_that_are_whole_and_wrong_are_refused(make, given, toy_split, toy_split_file, run, tmp_path):
     make(tmp_path / "wrong", *given, toy_split)

@@ -71,7 +71,7 @@ def test_missing_unknown_and_repeated_ids_are_named_together(given, toy_split):
     lost, ids[0], ids[1] = ids[:2], "unknown", ids[2]
     message = refusal(Predictions(ids, given.scores), toy_split)
     assert message.startswith("3 problem(s) with the predictions for toylt test:")
-    assert f"1 video(s) occur more than once: {ids[2]}" in message
+    assert f"1 video(s) occur more than once, with different scores: {ids[2]}" in message
     assert f"2 of {len(ids)} videos are missing: {lost[1]}, {lost[0]}" in message
     assert "1 video(s) are not in test: unknown" in message
 
@@ -156,8 +156,10 @@ def test_float16_and_integers_are_scored_where_allowed(given, toy_split):
     ({"split_digest": "abc"}, "its split_digest is 'abc'"),
     ({"content_digest": "abc"}, "its content_digest is 'abc'"),
     ({"class_names": ["x"]}, "its class names are not 12 names"),
-    ({"class_names": ["Doing thing 1", "Doing thing 0", *(f"Doing thing {i}" for i in range(2, 12))]},
-     "2 class name(s) are others: 0 'Doing thing 1' (expected 'Doing thing 0'), 1 'Doing thing 0'"),
+    ({"class_names": ["Doing thing 1", "thing 0", *(f"Doing thing {i}" for i in range(2, 12))]},
+     "2 class name(s) are others: 0 'Doing thing 1' (expected 'Doing thing 0'), 1 'thing 0'"),
+    ({"class_names": ["Doing thing 0", "Doing thing 0", *(f"Doing thing {i}" for i in range(2, 12))]},
+     "1 class name(s) are others: 1 'Doing thing 0' (expected 'Doing thing 1')"),
 ])  # fmt: skip
 def test_metadata_of_another_split_is_refused(given, toy_split, metadata, complaint):
     assert complaint in refusal(Predictions(given.video_ids, given.scores, metadata), toy_split)
@@ -214,11 +216,18 @@ def test_pickled_objects_are_never_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(("columns", "complaint"), [
-    ({"id": ["a"], "scores": [1.0]}, "id, scores; expected video_id and scores. Write .*write_predictions.* as CSV"),
-    ({"video_id": ["a"], "scores": [1.0]}, "is of type double; expected fixed_size_list.*write_predictions"),
-    ({"video_id": ["a"], "scores": pa.array([[1.0, 2.0]])}, "expected fixed_size_list of a real number"),
-    ({"video_id": ["a"], "scores": pa.array([["x"]], pa.list_(pa.string(), 1))}, "fixed_size_list of a real number"),
-    ({"video_id": [1], "scores": pa.array([[1.0]], pa.list_(pa.float32(), 1))}, "video_id is of type int64"),
+    ({"clip": ["a"], "scores": [1.0]}, "clip, scores; expected video_id, .*lists.*column of .*write_predictions"),
+    ({"video_id": ["a"]}, "columns video_id; expected video_id, and scores as lists"),
+    ({"video_id": ["a"], "run": ["x"]}, "hold no real numbers: run \\(string\\)"),
+    ({"video_id": ["a"], "scores": pa.array([["x"]], pa.list_(pa.string(), 1))}, "expected lists of a real number"),
+    ({"video_id": ["a"], "tags": pa.array([[1.0]])}, "it lacks scores; it holds tags"),
+    ({"video_id": ["a"], "logits": pa.array([[1.0]]), "probs": pa.array([[1.0]])}, "logits, probs; name"),
+    ({"video_id": [0.5], "scores": pa.array([[1.0]])}, "video_id is of type double; expected string"),
+    ({"video_id": ["a"], "run": [None]}, "hold no real numbers: run \\(null\\)"),
+    ({"video_id": ["a", "b"], "run": [1.0, None]}, "there are empty cells"),
+    ({"video_id": ["a", "b"], "scores": [[1.0], None]}, "there are empty cells"),
+    ({"video_id": ["a", "b", "c"], "scores": [[1, 2], [1], [1, 2]]}, "1 row.* than 2: row 1 \\(b\\) has 1"),
+    ({"video_id": list("abcd"), "scores": [[1, 2], [1], [1, 2, 3], [1, 2]]}, "2 row.*: row 1 .b. has 1, row 2"),
     ({"video_id": [None], "scores": pa.array([[1.0]], pa.list_(pa.float32(), 1))}, "expected string|are empty cells"),
     ({"video_id": ["a"], "scores": pa.array([[None]], pa.list_(pa.float32(), 1))}, "there are empty cells"),
     ({"video_id": ["a"], "scores": pa.array([None], pa.list_(pa.float32(), 1))}, "empty cells|all lists to be of"),
@@ -232,8 +241,10 @@ def test_parquet_columns_must_be_those_of_the_contract(tmp_path, columns, compla
 @pytest.mark.parametrize(("arrays", "complaint"), [
     ({"scores": np.zeros((1, 2))}, "it lacks video_ids; it holds scores"),
     ({"video_ids": np.array(["a"])}, "it lacks scores"),
-    ({"video_ids": np.array([[1]]), "scores": np.zeros((1, 2))}, "expected \\(n,\\) unicode"),
-    ({"video_ids": np.array([b"a"]), "scores": np.zeros((1, 2))}, "expected \\(n,\\) unicode"),
+    ({"video_ids": np.array([[1]]), "scores": np.zeros((1, 2))}, "expected \\(n,\\) text"),
+    ({"video_ids": np.array([0.5]), "scores": np.zeros((1, 2))}, "expected \\(n,\\) text"),
+    ({"video_ids": np.array(["a"]), "logits": np.zeros((1, 2)), "probs": np.zeros((1, 2))}, "logits, probs; name"),
+    ({"video_ids": np.array([b"\xff"]), "scores": np.zeros((1, 2))}, "not a readable NPZ archive: 'utf-8' codec"),
 ])  # fmt: skip
 def test_npz_arrays_must_be_those_of_the_contract(tmp_path, arrays, complaint):
     np.savez(tmp_path / "n.npz", **arrays)

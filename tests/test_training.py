@@ -859,7 +859,7 @@ def test_a_run_records_which_rows_were_checked(toy_split, features, tmp_path):
         assert [line["rows_check"] for line in log_of(tmp_path / kind, "begun")] == [kind]
     total = toy_split.table.num_rows
     assert f"features: the rows of all {total} videos are checked: their checksums agree" in told
-    assert f"features: the rows of {total} videos are not checked (--check none)" in told
+    assert f"features: the rows of {total} videos are not checked (check: none)" in told
     told.clear()
     train(toy_split, features, config_of(toy_split), tmp_path / "full", report=told.append)
     assert told == [f"{tmp_path / 'full'} is finished"], "a finished run reads no rows"

@@ -152,7 +152,7 @@ def _check_grouping(annotations: Annotations, group_by: Sequence[str], dataset: 
     if not empty:
         return
     others = [name for name in GROUP_KEYS if name not in empty and any(named[name])]
-    rest = f"\nThere are others to keep together: --group-by {others[0]}" if others else ""
+    rest = f"\nThere are others to keep together: --group-by {others[0]} (group_by in Python)" if others else ""
     raise SplitError(f"the videos of {dataset} have no {' and no '.join(empty)} that could be kept together{rest}")
 
 
@@ -324,7 +324,7 @@ def check_same_split(path: Path, made: Construction) -> None:
     if path.exists() and (there := read_plan(path).digest) != (now := made.split.plan_digest):
         digests = f"{there[:12] or 'without a digest'}..., this one is {now[:12]}..."
         what = f"{path} is of another split ({digests}): other targets or other videos"
-        raise SplitError(f"{what}\nChoose another --out, or remove it first.")
+        raise SplitError(f"{what}\nChoose another path (--out), or remove it first.")
 
 
 def render_plan(plan: SplitPlan, made: Construction, folder: Path) -> str:

@@ -372,7 +372,7 @@ def _encode_videos(pool: DecoderPool, extractor: Extractor, positions: list[int]
     except torch.OutOfMemoryError:
         raise FeatureError(
             f"the memory of {extractor.device} is too small for batches of {extractor.batch_size} frames; "
-            "choose a smaller --batch-size and run the same command again: it continues where it stopped"
+            "choose a smaller --batch-size (batch_size in Python) and run the same again: it continues where it stopped"
         ) from None
 
 

@@ -44,7 +44,7 @@ class RowCheck:
 
     def __str__(self) -> str:
         if self.kind == "none":
-            return f"features: the rows of {self.videos:,} videos are not checked (--check none)"
+            return f"features: the rows of {self.videos:,} videos are not checked (check: none)"
         share = "all" if self.kind == "full" else f"{self.read:,} of"
         agree = "their checksums agree" if self.has_checksums else "they can be read (they have no checksums)"
         return f"features: the rows of {share} {self.videos:,} videos are checked: {agree}"

@@ -76,7 +76,7 @@ def reading_warnings(predictions: Predictions | PredictionFile, split: Split) ->
 
 
 _PADDING = "torch's DistributedSampler repeats videos until all processes have the same number of them"
-_AVERAGE = "average the scores of a video first, e.g. pandas.DataFrame(scores, index=video_ids).groupby(level=0).mean()"
+_AVERAGE = "pandas.DataFrame(scores, index=video_ids).groupby(level=0).mean()"
 _MOST_VIEWS = 64  # per video, in a file whose ids are read
 
 
@@ -185,7 +185,10 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
         if names in (None, list(split.class_names)) or (names == columns and _class_order(columns, split) is not None):
             continue
         if not isinstance(names, list) or len(names) != split.num_classes:
-            problems.append(f"its class names are not {split.num_classes:,} names")
+            given = filter(lambda name: isinstance(name, str), names if isinstance(names, list) else ())
+            strange = first_few(name for name in given if name not in split.class_names)
+            rest = f"; others are {strange}" if strange else ""
+            problems.append(f"its class names are not {split.num_classes:,} names{rest}")
         else:
             pairs = enumerate(zip(names, split.class_names, strict=True))
             other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
@@ -237,12 +240,11 @@ def _repeat_problems(predictions: Predictions | PredictionFile, can_read: bool) 
                     differing[video_id] = None
     if not differing:
         return []
-    remedy = f"If these are several views (clips, crops) of one video, {_AVERAGE}"
-    if len(video_ids) < 2 * len(set(video_ids)):
-        remedy += f". If the rows are repeated because {_PADDING}, keep the first of each video"
-    return [
-        f"{len(differing):,} video(s) occur more than once, with different scores: {_named(list(differing))}. {remedy}"
-    ]
+    problem = f"{len(differing):,} video(s) occur more than once, with different scores: {_named(list(differing))}"
+    views = f"several views (clips, crops) of one video: average them first, e.g. {_AVERAGE}"
+    if len(repeated) == len(set(video_ids)):
+        return [f"{problem}. They are {views}"]
+    return [f"{problem}. They may be {views}. Or {_PADDING}: keep the first row of each video"]
 
 
 def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: str) -> list[str]:
@@ -251,7 +253,8 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
     problems = []
     given, known = set(video_ids), set(wanted)
     if missing := [video_id for video_id in wanted if video_id not in given]:
-        problems.append(f"{len(missing):,} of {len(wanted):,} videos are missing: {first_few(missing)}")
+        rest = "; if each process or shard wrote a file, give all of them" if _is_shard(given, known) else ""
+        problems.append(f"{len(missing):,} of {len(wanted):,} videos are missing: {first_few(missing)}{rest}")
     if unknown := [video_id for video_id in dict.fromkeys(video_ids) if video_id not in known]:
         elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]
         hint = f"; it holds videos of {' and '.join(elsewhere)}" if elsewhere and elsewhere != [subset] else ""
@@ -259,8 +262,16 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
             hint += f' alone: score them with --subset {elsewhere[0]} (subset="{elsewhere[0]}" in Python)'
         elif rule := find_id_rule(unknown, missing):
             hint = f"; {rule}"
-        problems.append(f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")
+        elif {"0", "1"} <= set(unknown) <= set(map(str, range(len(video_ids)))):
+            hint = "; these are row numbers, such as the index of a DataFrame: write the ids of the videos"
+        # A hint is in the first lines of a message, because it mends the rest.
+        place = 0 if hint else len(problems)
+        problems.insert(place, f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")
     return problems
+
+
+def _is_shard(given: set[str], wanted: set[str]) -> bool:
+    return given < wanted and 0 < len(given) <= 2 * len(wanted) // 3
 
 
 def _named(video_ids: list[str]) -> str:

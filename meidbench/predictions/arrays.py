@@ -16,6 +16,7 @@ from meidbench.errors import PredictionError, first_few
 from meidbench.files import open_inside, rehearse
 from meidbench.predictions.base import BLOCK_ROWS, ID_NAMES, LONGEST_ID, PredictionFile, Scores, find_names, id_text
 
+_EXPECTED = "expected video_ids (n,) and scores (n, C)"
 # numpy parses headers with Python's own tokenizer, hence SyntaxError, TokenError and RecursionError.
 _NUMPY_ERRORS = (
     *(OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError, MemoryError),
@@ -79,9 +80,9 @@ class NpzFile(PredictionFile):
         super().__init__(path)
         with self.refusing("NPZ archive", _NUMPY_ERRORS), zipfile.ZipFile(self.path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-        self._scores_name = self.find_scores(names, "arrays")
+        self._scores_name = self.find_scores(names, "arrays", _EXPECTED)
         if not (found := find_names(names, ID_NAMES)):
-            raise self.refusal(f"it lacks video_ids; it holds {first_few(names)}")
+            raise self.refusal(f"it lacks video_ids; it holds {first_few(names)}; {_EXPECTED}")
         self._ids_name = found[0]
         with self._array(self._scores_name) as (_, shape, _, self.dtype):
             pass
@@ -170,8 +171,8 @@ class Hdf5File(PredictionFile):
         self._rehearsed: set[str] = set()
         with self._opened() as file:
             held = [name for name in file if isinstance(name, str)]
-            features = "; features are given to 'meidbench train' and 'predict' with --features"
-            self._scores_name = self.find_scores(held, "datasets", features if "features" in held else "")
+            features = "features are given to 'meidbench train' and 'predict' with --features"
+            self._scores_name = self.find_scores(held, "datasets", features if "features" in held else _EXPECTED)
             self._ids_name = next(iter(find_names(held, ID_NAMES)), ID_NAMES[1])
             ids, scores = self._dataset(file, self._ids_name), self._dataset(file, self._scores_name)
             if scores.ndim != 2 or ids.shape != scores.shape[:1]:

@@ -26,6 +26,8 @@ SCORE_NAMES = ("scores", "score", "logits", "probabilities", "probs", "predictio
 # The index of a pandas DataFrame: as CSV, after CSV was read again, after reset_index, and as Parquet.
 INDEX_NAMES = ("", "Unnamed: 0", "index", "level_0", "__index_level_0__")
 
+_LINE = 'expected one object {"video_id": ..., "scores": [...]} per line'
+
 Scores = npt.NDArray[Any]
 
 
@@ -95,7 +97,7 @@ class PredictionFile(ABC):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self.refusal(f"not a readable {form}: {reason}") from None
 
-    def find_scores(self, names: Iterable[str], what: str, remedy: str = "") -> str:
+    def find_scores(self, names: Iterable[str], what: str, expected: str) -> str:
         """Return the name of the scores among the names of columns, arrays or keys; refuse none and several."""
         held = list(names)
         found = find_names(held, SCORE_NAMES)
@@ -103,7 +105,7 @@ class PredictionFile(ABC):
             return found[0]
         if found:
             raise self.refusal(f"it has the {what} {first_few(found)}; name the one to score {SCORE_NAMES[0]}")
-        raise self.refusal(f"it lacks {SCORE_NAMES[0]}; it holds {first_few(held) or 'nothing'}{remedy}")
+        raise self.refusal(f"it lacks {SCORE_NAMES[0]}; it holds {first_few(held) or 'nothing'}; {expected}")
 
     @cached_property
     def video_ids(self) -> list[str]:
@@ -275,8 +277,7 @@ class JsonLinesFile(TextFile):
         except PredictionError:
             raise
         except ValueError as error:
-            expected = 'expected one object {"video_id": ..., "scores": [...]} per line'
-            raise self.refusal(f"line {number}: {error}; {expected}") from None
+            raise self.refusal(f"line {number}: {error}; {_LINE}") from None
 
     def _parse(self, row: Any) -> tuple[str, list[Any]]:
         if not isinstance(row, dict):
@@ -284,7 +285,7 @@ class JsonLinesFile(TextFile):
         if self._names is None:
             if not (ids := find_names(row, ID_NAMES)):
                 raise ValueError(f"it has no video_id, but {first_few(repr(key[:40]) for key in row) or 'nothing'}")
-            self._names = ids[0], self.find_scores(row, "keys")
+            self._names = ids[0], self.find_scores(row, "keys", _LINE)
             self._keep_classes(row[self._names[1]])
         id_name, scores_name = self._names
         if missing := {id_name, scores_name} - set(row):

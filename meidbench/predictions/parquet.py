@@ -91,7 +91,7 @@ class ParquetFile(PredictionFile):
             self._id_name = self._find_ids(schema, index)
             self.num_videos = file.metadata.num_rows
             lists = [name for name in names if name != self._id_name and _is_list(schema.field(name).type)]
-            self._scores_name = self.find_scores(lists, "columns") if lists else ""
+            self._scores_name = self.find_scores(lists, "columns", _EXPECTED) if lists else ""
             if self._scores_name:
                 self._open_lists(file, schema.field(self._scores_name).type)
             else:

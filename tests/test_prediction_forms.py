@@ -1,0 +1,483 @@
+"""Predictions as pandas, NumPy, PyTorch and h5py write them: every form ends with the number of scikit-learn."""
+
+import json
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+import meidbench as mb
+from meidbench.errors import PredictionError
+from meidbench.predictions import open_predictions
+from meidbench.predictions.align import read_predictions
+
+CODES = [f"c{index:03d}" for index in range(12)]
+
+
+@pytest.fixture(scope="module")
+def given(toy_split):
+    """Ids in another order than the split's, and scores."""
+    labels = toy_split.labels("test")
+    scores = (np.random.default_rng(0).normal(size=labels.shape) + labels).astype(np.float32)
+    order = np.random.default_rng(1).permutation(len(scores))
+    return [toy_split.video_ids("test")[row] for row in order], scores[order]
+
+
+@pytest.fixture(scope="module")
+def reference(given, toy_split):
+    """The mean of scikit-learn's average precisions over the classes."""
+    ids, scores = given
+    rows = [toy_split.video_ids("test").index(video_id) for video_id in ids]
+    return average_precision_score(toy_split.labels("test")[rows], scores, average="macro")
+
+
+def frame_of(ids, scores, columns=CODES):
+    return pd.DataFrame(scores, index=pd.Index(ids, name="video_id"), columns=columns)
+
+
+def as_lists(ids, scores, names=("video_id", "scores")):
+    return pd.DataFrame(dict(zip(names, (ids, list(scores)), strict=True)))
+
+
+def as_hdf5(path, **content):
+    with h5py.File(path, "w") as file:
+        for name, value in content.items():
+            file[name] = value
+
+
+def as_npz(path, **content):
+    with path.open("wb") as stream:
+        np.savez(stream, **content)
+
+
+def as_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_table(path, id_type, scores_type, ids, scores):
+    ids = pa.array(ids, pa.string()).cast(id_type)
+    pq.write_table(pa.table({"video_id": ids, "scores": pa.array(scores.tolist(), scores_type)}), path)
+
+
+CSV = {
+    "CSV": lambda p, i, s: frame_of(i, s).to_csv(p),
+    "CSV, row numbers": lambda p, i, s: frame_of(i, s).reset_index().to_csv(p),
+    "CSV, row numbers of several shards": lambda p, i, s: pd.concat(
+        [frame_of(i[:20], s[:20]).reset_index(), frame_of(i[20:], s[20:]).reset_index()]
+    ).to_csv(p),
+    "CSV, read and written again": lambda p, i, s: (
+        frame_of(i, s).reset_index().to_csv(p),
+        pd.read_csv(p).to_csv(p, index=False),
+    ),
+    "CSV, ids in the index without a name": lambda p, i, s: frame_of(i, s).rename_axis(None).to_csv(p),
+    "CSV, ids last": lambda p, i, s: frame_of(i, s).reset_index()[[*CODES, "video_id"]].to_csv(p),
+    "CSV, id": lambda p, i, s: frame_of(i, s).rename_axis("id").to_csv(p),
+    "CSV, class_0": lambda p, i, s: frame_of(i, s, [f"class_{k}" for k in range(12)]).to_csv(p),
+    "CSV, class0": lambda p, i, s: frame_of(i, s, [f"class{k}" for k in range(12)]).to_csv(p),
+    "CSV, score_0": lambda p, i, s: frame_of(i, s, [f"score_{k}" for k in range(12)]).to_csv(p),
+    "CSV, numbers": lambda p, i, s: frame_of(i, s, range(12)).to_csv(p),
+    "CSV, semicolons": lambda p, i, s: frame_of(i, s).to_csv(p, sep=";"),
+    "CSV, BOM and CRLF": lambda p, i, s: frame_of(i, s).to_csv(p, encoding="utf-8-sig", lineterminator="\r\n"),
+    "CSV, no header": lambda p, i, s: frame_of(i, s).to_csv(p, header=False),
+    "TSV": lambda p, i, s: frame_of(i, s).to_csv(p, sep="\t"),
+    "TSV, row numbers": lambda p, i, s: frame_of(i, s).reset_index().to_csv(p, sep="\t"),
+    "text": lambda p, i, s: frame_of(i, s).to_csv(p, sep=" ", header=False),
+}
+PARQUET = {
+    "Parquet, lists of pandas": lambda p, i, s: as_lists(i, s).to_parquet(p),
+    "Parquet, lists of float64": lambda p, i, s: as_lists(i, s.astype(np.float64).tolist()).to_parquet(p),
+    "Parquet, id and logits": lambda p, i, s: as_lists(i, s, ("id", "logits")).to_parquet(p),
+    "Parquet, lists with ids as index": lambda p, i, s: as_lists(i, s).set_index("video_id").to_parquet(p),
+    "Parquet, a column per class": lambda p, i, s: frame_of(i, s).reset_index().to_parquet(p),
+    "Parquet, ids as index": lambda p, i, s: frame_of(i, s).to_parquet(p),
+    "Parquet, index without a name": lambda p, i, s: frame_of(i, s).rename_axis(None).to_parquet(p),
+    "Parquet, index of another name": lambda p, i, s: frame_of(i, s).rename_axis("youtube").to_parquet(p),
+    "Parquet, shuffled row numbers": lambda p, i, s: (
+        frame_of(i, s).reset_index().sample(frac=1, random_state=0).to_parquet(p)
+    ),
+    "Parquet, row numbers as a column": lambda p, i, s: frame_of(i, s).reset_index().reset_index().to_parquet(p),
+    "Parquet, numbered columns": lambda p, i, s: (
+        frame_of(i, s, range(12)).rename(columns=str).reset_index().to_parquet(p)
+    ),
+    "Parquet, ids as category": lambda p, i, s: (
+        frame_of(i, s).reset_index().astype({"video_id": "category"}).to_parquet(p)
+    ),
+    "Parquet, mixed types": lambda p, i, s: frame_of(i, s).astype({"c000": "float64"}).to_parquet(p),
+    "Parquet, small row groups": lambda p, i, s: frame_of(i, s).to_parquet(p, row_group_size=7),
+    "Parquet, lists in small row groups": lambda p, i, s: as_lists(i, s).to_parquet(p, row_group_size=7),
+    # polars writes large_string with large_list or fixed_size_list.
+    "Parquet, large lists": lambda p, i, s: write_table(p, pa.large_string(), pa.large_list(pa.float32()), i, s),
+    "Parquet, lists of one size": lambda p, i, s: write_table(p, pa.large_string(), pa.list_(pa.float64(), 12), i, s),
+    "Parquet, ids as bytes": lambda p, i, s: write_table(p, pa.binary(), pa.list_(pa.float32()), i, s),
+}
+ARRAYS = {
+    "NPZ, ids": lambda p, i, s: as_npz(p, ids=np.array(i), scores=s),
+    "NPZ, video_id": lambda p, i, s: as_npz(p, video_id=i, scores=s),
+    "NPZ, ids as bytes": lambda p, i, s: as_npz(p, video_ids=np.array(i, "S"), scores=s),
+    "NPZ, logits of PyTorch": lambda p, i, s: as_npz(p, video_ids=i, logits=torch.from_numpy(s)),
+    "HDF5, ids": lambda p, i, s: as_hdf5(p, ids=i, scores=s),
+    "HDF5, id as bytes": lambda p, i, s: as_hdf5(p, id=np.array(i, "S"), preds=s),
+}
+LINES = {
+    "JSON lines": lambda p, i, s: as_lines(
+        p, ({"video_id": name, "scores": row} for name, row in zip(i, s.astype(float).tolist(), strict=True))
+    ),
+    "JSON lines of pandas": lambda p, i, s: as_lists(i, s.astype(float).tolist()).to_json(
+        p, orient="records", lines=True, double_precision=15
+    ),
+    "JSON lines, scores before ids": lambda p, i, s: as_lines(
+        p, ({"logits": row, "id": name} for name, row in zip(i, s.astype(float).tolist(), strict=True))
+    ),
+    "JSON lines, classes": lambda p, i, s: as_lines(
+        p,
+        (
+            {"video_id": name, "scores": dict(zip(CODES, row, strict=True))}
+            for name, row in zip(i, s.astype(float).tolist(), strict=True)
+        ),
+    ),
+}
+FORMS = {**CSV, **PARQUET, **ARRAYS, **LINES}
+
+
+def without_dtype(text):
+    content = json.loads(text)
+    del content["diagnostics"]["score_dtype"]
+    return content
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_of_a_plain_script_is_scored(form, given, reference, toy_split, toy_split_file, run, tmp_path):
+    """The same number as scikit-learn's, the same result as of arrays, and the same bytes block by block."""
+    FORMS[form](tmp_path / "run", *given)
+    outcome = run("evaluate", tmp_path / "run", "--split", toy_split_file, "--json", "-")
+    assert outcome.exit_code == 0 and outcome.stderr == "", outcome.stderr
+    assert json.loads(outcome.stdout)["mAP"]["overall"] == pytest.approx(reference, abs=1e-12)
+    assert without_dtype(outcome.stdout) == without_dtype(mb.evaluate(given[1], given[0], toy_split).to_json())
+    streamed = run("evaluate", tmp_path / "run", "--split", toy_split_file, "--json", "-", "--memory", "1K")
+    assert streamed.stdout == outcome.stdout
+
+
+@pytest.mark.parametrize("name", ["list", "wide"])
+def test_ids_that_are_numbers_are_their_digits(name, tmp_path):
+    frame = pd.DataFrame({"id": [12, 7], "c000": [0.5, 1.5], "c001": [1.0, 2.0]})
+    if name == "list":
+        frame = pd.DataFrame({"id": frame["id"], "scores": frame[["c000", "c001"]].to_numpy().tolist()})
+    frame.to_parquet(tmp_path / "run")
+    got = read_predictions(tmp_path / "run")
+    assert got.video_ids == ["12", "7"] and got.scores.tolist() == [[0.5, 1.0], [1.5, 2.0]]
+
+
+def test_an_id_that_is_no_text_is_refused(tmp_path):
+    pq.write_table(pa.table({"video_id": [b"\xff"], "c000": [1.0]}), tmp_path / "run")
+    with pytest.raises(PredictionError, match="not a readable Parquet file: 'utf-8' codec can't decode"):
+        read_predictions(tmp_path / "run")
+
+
+# --- a matrix and its ids ---------------------------------------------------------------------------------------
+
+
+IDS = {
+    "text": lambda path, ids: path.write_text("\n".join(ids) + "\n"),
+    "text with a header": lambda path, ids: pd.Series(ids, name="video_id").to_csv(path, index=False),
+    ".npy": lambda path, ids: path.write_bytes(saved(np.array(ids))),
+    ".npy of bytes": lambda path, ids: path.write_bytes(saved(np.array(ids, "S"))),
+}
+
+
+def saved(array):
+    import io
+
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", IDS)
+def test_a_matrix_with_ids_is_scored(form, given, toy_split, toy_split_file, run, tmp_path):
+    IDS[form](tmp_path / "ids", given[0])
+    for number, scores in enumerate((given[1], np.asfortranarray(given[1]))):
+        np.save(tmp_path / f"{number}.npy", scores)
+        arguments = ["evaluate", tmp_path / f"{number}.npy", "--ids", tmp_path / "ids", "--split", toy_split_file]
+        outcome = run(*arguments, "--json", "-")
+        assert outcome.stdout == mb.evaluate(given[1], given[0], toy_split).to_json(), outcome.stderr
+        assert run(*arguments, "--json", "-", "--memory", "1K").stdout == outcome.stdout
+
+
+def test_a_matrix_and_ids_that_do_not_fit_are_refused(given, tmp_path):
+    ids, scores = given
+    np.save(tmp_path / "s.npy", scores)
+    np.save(tmp_path / "flat.npy", scores[0])
+    mb.write_predictions(tmp_path / "p.parquet", ids, scores)
+    (tmp_path / "ids").write_text("\n".join(ids[1:]))
+    (tmp_path / "noise").write_bytes(b"\xff\xfe")
+    np.save(tmp_path / "objects.npy", np.array(ids, object), allow_pickle=True)
+
+    def complaint(path, ids=None):
+        with pytest.raises(PredictionError) as caught:
+            open_predictions(path, ids)
+        return str(caught.value)
+
+    assert "without video ids. Give their file with --ids FILE (ids=FILE in Python)" in complaint(tmp_path / "s.npy")
+    assert "meidbench.write_predictions(path, video_ids, scores)" in complaint(tmp_path / "s.npy")
+    assert "has 48 ids, the scores have 49 rows" in complaint(tmp_path / "s.npy", tmp_path / "ids")
+    assert "the scores have shape (12,)" in complaint(tmp_path / "flat.npy", tmp_path / "ids")
+    assert "neither text with one id per line nor" in complaint(tmp_path / "s.npy", tmp_path / "noise")
+    assert "pickled objects, which are never loaded" in complaint(tmp_path / "s.npy", tmp_path / "objects.npy")
+    assert "there is no file of ids" in complaint(tmp_path / "s.npy", tmp_path / "none")
+    assert "must hold its ids itself" in complaint(tmp_path / "p.parquet", tmp_path / "ids")
+    assert "one .npy matrix, but 2 files" in complaint([tmp_path / "s.npy", tmp_path / "s.npy"], tmp_path / "ids")
+
+
+# --- columns in another order -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize("columns", ["names", "numbers"])
+def test_columns_in_another_order_are_put_right_and_named(
+    form, columns, given, toy_split, toy_split_file, run, tmp_path
+):
+    """Names in any order; numbers as text sorts them: 0, 1, 10, 11, 2."""
+    ids, scores = given
+    frame = frame_of(ids, scores, list(toy_split.class_names) if columns == "names" else list(map(str, range(12))))
+    frame = frame[sorted(frame, reverse=columns == "names")]
+    assert list(frame) != list(toy_split.class_names)
+    if form == "jsonl":
+        rows = zip(ids, frame.astype(float).to_dict("records"), strict=True)
+        as_lines(tmp_path / "run", ({"video_id": name, "scores": row} for name, row in rows))
+    else:
+        getattr(frame, f"to_{form}")(tmp_path / "run")
+    arguments = ["evaluate", tmp_path / "run", "--split", toy_split_file, "--json", "-"]
+    outcome = run(*arguments)
+    said = f"in another order than the classes of the split; each was put in its place by its {columns[:-1]}"
+    assert outcome.stderr.startswith("warning: the class columns are") and said in outcome.stderr
+    got, want = without_dtype(outcome.stdout), without_dtype(mb.evaluate(scores, ids, toy_split).to_json())
+    (warning,) = got.pop("warnings")
+    assert said in warning and want.pop("warnings") == [] and got == want
+    assert run(*arguments, "--memory", "1K").stdout == outcome.stdout
+    side_by_side = run("compare", f"a={tmp_path / 'run'}", "--split", toy_split_file, "--bootstrap", 2)
+    assert said in side_by_side.stderr
+
+
+def test_the_python_side_names_the_order_too(given, toy_split):
+    frame = frame_of(*given, list(toy_split.class_names))[list(toy_split.class_names)[::-1]]
+    result = mb.evaluate(frame, split=toy_split)
+    assert "put in its place by its name" in result.warnings[0]
+    assert result.mAP == mb.evaluate(given[1], given[0], toy_split).mAP
+
+
+def test_other_class_names_are_refused_as_before(given, toy_split, toy_split_file, run, tmp_path):
+    names = ["walk", *toy_split.class_names[1:]]
+    for columns, complaint in (
+        (names, "1 class name(s) are others: 0 'walk' (expected 'Doing thing 0')"),
+        (["Doing thing 1", *toy_split.class_names[1:]], "1 class name(s) are others: 0 'Doing thing 1'"),
+    ):
+        frame_of(*given, columns).to_csv(tmp_path / "run.csv")
+        outcome = run("evaluate", tmp_path / "run.csv", "--split", toy_split_file)
+        assert outcome.exit_code == 1 and complaint in outcome.stderr
+
+
+# --- several files ----------------------------------------------------------------------------------------------
+
+
+def write_shards(folder, ids, scores, number=4):
+    """One CSV per process, as a script with a DistributedSampler writes it: the first videos fill the last shard."""
+    folder.mkdir()
+    sampler = torch.utils.data.DistributedSampler
+    for rank in range(number):
+        rows = list(sampler(ids, number, rank, shuffle=False))
+        frame_of([ids[row] for row in rows], scores[rows]).to_csv(folder / f"rank{rank}.csv")
+
+
+def test_the_files_of_all_processes_are_one_run(given, toy_split, toy_split_file, run, tmp_path):
+    write_shards(tmp_path / "shards", *given)
+    files = sorted((tmp_path / "shards").iterdir())
+    assert sum(len(pd.read_csv(file)) for file in files) == 52  # of 49 videos
+    (tmp_path / "shards/log.out").write_text("done")
+    outcomes = [
+        run("evaluate", *paths, "--split", toy_split_file, "--json", "-", *rest)
+        for paths in ([tmp_path / "shards"], files, files[::-1])
+        for rest in ([], ["--memory", "1K"])
+    ]
+    want = without_dtype(mb.evaluate(given[1], given[0], toy_split).to_json())
+    want.pop("warnings")
+    for outcome in outcomes:
+        assert "3 video(s) occur more than once, always with the same scores, and count once" in outcome.stderr
+        assert "torch's DistributedSampler repeats videos" in outcome.stderr
+        got = without_dtype(outcome.stdout)
+        assert len(got.pop("warnings")) == 1 and got == want
+    assert outcomes[0].stdout == outcomes[1].stdout
+    side_by_side = run("compare", f"all={tmp_path / 'shards'}", "--split", toy_split_file, "--bootstrap", 2)
+    assert side_by_side.exit_code == 0 and "count once" in side_by_side.stderr
+    outcome = run("evaluate", files[0], "--split", toy_split_file)
+    assert "36 of 49 videos are missing" in outcome.stderr
+    assert "if each process or shard wrote a file, give all of them" in outcome.stderr
+
+
+def test_a_repeated_video_counts_as_its_first_row_in_memory_too(given, toy_split):
+    ids, scores = given
+    twice = mb.evaluate(np.concatenate([scores[:5], scores]), ids[:5] + ids, toy_split)
+    assert twice.mAP == mb.evaluate(scores, ids, toy_split).mAP and "5 video(s)" in twice.warnings[0]
+    signed = np.where(scores == 0, -0.0, scores)
+    assert mb.evaluate(np.concatenate([signed, scores]), ids + ids, toy_split).mAP == twice.mAP
+
+
+@pytest.mark.parametrize("views", [2, 30])
+def test_views_of_a_video_are_refused_with_what_averages_them(views, given, toy_split, toy_split_file, run, tmp_path):
+    ids, scores = given
+    noise = np.random.default_rng(0).normal(size=(views, *scores.shape)).astype(np.float32)
+    stacked, names = (scores + noise).reshape(-1, 12), ids * views
+    frame_of(names, stacked).to_parquet(tmp_path / "run.parquet")
+    outcome = run("evaluate", tmp_path / "run.parquet", "--split", toy_split_file)
+    assert outcome.exit_code == 1
+    assert "49 video(s) occur more than once, with different scores" in outcome.stderr
+    assert "They are several views (clips, crops) of one video: average them first" in outcome.stderr
+    remedy = outcome.stderr.split("e.g. ")[1].strip()
+    averaged = eval(remedy, {"pandas": pd, "scores": stacked, "video_ids": names})
+    assert mb.evaluate(averaged, split=toy_split).diagnostics.videos == 49
+
+
+def test_some_videos_with_two_scores_are_views_or_padding(given, toy_split):
+    ids, scores = given
+    with pytest.raises(PredictionError) as caught:
+        mb.evaluate(np.concatenate([scores, scores[:2] + 1]), ids + ids[:2], toy_split)
+    assert f"2 video(s) occur more than once, with different scores: {ids[0]}, {ids[1]}" in str(caught.value)
+    assert "DistributedSampler repeats videos until all processes have the same number" in str(caught.value)
+    assert "keep the first row of each video" in str(caught.value)
+
+
+def test_files_that_do_not_belong_together_are_refused(given, toy_split, tmp_path):
+    ids, scores = given
+
+    def complaint(*arguments):
+        mb.write_predictions(tmp_path / "a", ids[:9], scores[:9], toy_split, "test")
+        mb.write_predictions(tmp_path / "b", *arguments)
+        with pytest.raises(PredictionError) as caught:
+            open_predictions([tmp_path / "a", tmp_path / "b"])
+        assert str(caught.value).startswith(str(tmp_path / "b"))
+        return str(caught.value)
+
+    assert "scores for 3 classes" in complaint(ids[9:], scores[9:, :3])
+    assert "scores of type float64" in complaint(ids[9:], scores[9:].astype(np.float64))
+    assert "its subset is not that of" in complaint(ids[9:], scores[9:], toy_split, "val")
+    frame_of(ids[:9], scores[:9]).to_csv(tmp_path / "c")
+    frame_of(ids[9:], scores[9:], list("abcdefghijkl")).to_csv(tmp_path / "d")
+    with pytest.raises(PredictionError, match="other class columns"):
+        open_predictions([tmp_path / "c", tmp_path / "d"])
+
+
+def test_one_shard_chosen_on_test_is_warned_of(given, toy_split, toy_split_file, run, tmp_path):
+    ids, scores = given
+    mb.write_predictions(tmp_path / "a", ids[:9], scores[:9], toy_split, "test", {"select_on": "val", "rank": 0})
+    mb.write_predictions(tmp_path / "b", ids[9:], scores[9:], toy_split, "test", {"select_on": "test", "rank": 1})
+    outcome = run("evaluate", tmp_path / "a", tmp_path / "b", "--split", toy_split_file)
+    assert outcome.exit_code == 0 and "the checkpoint was chosen on the test subset" in outcome.stderr
+
+
+def test_a_folder_is_refused_with_what_to_name(given, toy_split_file, run, tmp_path):
+    def complaint(command="evaluate"):
+        return run(command, tmp_path / "f", "--split", toy_split_file).stderr
+
+    (tmp_path / "f").mkdir()
+    assert "holds no file; expected prediction files" in complaint()
+    (tmp_path / "f/notes.md").write_text("x")
+    assert "holds notes.md; expected prediction files (.parquet" in complaint()
+    frame_of(*given).to_csv(tmp_path / "f/rank0.csv")
+    np.savez(tmp_path / "f/rank1.npz", video_ids=given[0], scores=given[1])
+    assert "holds files of several forms (1 .csv, 1 .npz); name the files of one run" in complaint()
+    for name in ("config.json", "log.jsonl"):
+        (tmp_path / "f" / name).write_text("{}")
+    for command in ("evaluate", "compare"):
+        told = complaint(command)
+        assert "is the folder of a run, which has no scores" in told
+        assert f"meidbench predict {tmp_path / 'f'} --out run.parquet" in told
+    (tmp_path / "f/predictions-test.parquet").touch()
+    assert f"name a file of scores in it: {tmp_path / 'f/predictions-test.parquet'}" in complaint()
+
+
+def test_an_output_never_replaces_a_file_of_the_folder(given, toy_split_file, run, tmp_path):
+    write_shards(tmp_path / "shards", *given)
+    before = (tmp_path / "shards/rank0.csv").read_bytes()
+    for paths in ([tmp_path / "shards"], [f"a={tmp_path / 'shards'}"]):
+        command = "compare" if "=" in str(paths[0]) else "evaluate"
+        option = "--per-class" if command == "evaluate" else "--json"
+        target = tmp_path / "shards/rank0.csv" if command == "evaluate" else tmp_path / "shards/rank0.json"
+        if command == "compare":
+            target.write_text("{}")
+        outcome = run(command, *paths, "--split", toy_split_file, option, target)
+        assert outcome.exit_code == 2 and "which would be lost" in outcome.stderr
+    assert (tmp_path / "shards/rank0.csv").read_bytes() == before
+
+
+# --- subsets, JSON lines, cross-check ---------------------------------------------------------------------------
+
+
+def test_a_split_without_test_is_scored_on_val(toy_split, run, tmp_path):
+    from meidbench.annotations.tables import split_from_table
+    from meidbench.splits.split import write_split
+
+    rows = [
+        f"{name},{subset},{k % 12}" for subset in ("train", "val") for k, name in enumerate(toy_split.video_ids(subset))
+    ]
+    (tmp_path / "mine.csv").write_text("\n".join(["video_id,subset,labels", *rows]))
+    split = split_from_table(tmp_path / "mine.csv", dataset="mine", head_above=30, tail_up_to=12)
+    path = write_split(split, tmp_path / "s.parquet")
+    ids = split.video_ids("val")
+    frame_of(ids, np.random.default_rng(0).normal(size=(len(ids), 12))).to_csv(tmp_path / "run.csv")
+    outcome = run("evaluate", tmp_path / "run.csv", "--split", path)
+    assert "note: mine has no test videos, so its val is scored" in outcome.stderr
+    assert ", val: 50 videos" in outcome.stdout
+    side_by_side = run("compare", tmp_path / "run.csv", "--split", path, "--bootstrap", 2)
+    assert "so its val is scored" in side_by_side.stderr and ", val: 50 videos" in side_by_side.stdout
+    assert "note" not in run("evaluate", tmp_path / "run.csv", "--split", path, "--subset", "val").stderr
+    outcome = run("evaluate", tmp_path / "run.csv", "--split", path, "--subset", "test")
+    assert "has no video in test; name one of train, val with --subset (subset=... in Python)" in outcome.stderr
+
+
+def test_predictions_of_another_subset_are_refused_with_its_name(toy_split, toy_split_file, run, tmp_path):
+    ids = toy_split.video_ids("val")
+    frame_of(ids, np.zeros((len(ids), 12))).to_csv(tmp_path / "run.csv")
+    outcome = run("evaluate", tmp_path / "run.csv", "--split", toy_split_file)
+    assert 'it holds videos of val alone: score them with --subset val (subset="val" in Python)' in outcome.stderr
+    assert run("evaluate", tmp_path / "run.csv", "--split", toy_split_file, "--subset", "val").exit_code == 0
+
+
+@pytest.mark.parametrize(("text", "complaint"), [
+    ('{"video_id": "a", "scores": [1]}\n{"video_id": "b"}\n', "line 2: it has no scores; expected one object"),
+    ('{"video_id": "a", "scores": [1]}\n[1]\n', "line 2: it holds a list; expected one object"),
+    ('{"video_id": "a", "scores": [1]}\n{"video_id": "b", "scores": [1, 2]}\n', "line 2 (b) has 2 scores, expected 1"),
+    ('{"video_id": "a", "scores": [1]}\n{"video_id": "b", "scores": ["1"]}\n', "line 2 (b): '1' is not a number"),
+    ('{"video_id": "a", "scores": [true]}\n', "line 1 (a): True is not a number"),
+    ('{"video_id": "a", "scores": [NaN]}\n', "line 1: NaN is not a finite number"),
+    ('{"video_id": "a", "scores": [1' + "0" * 400 + "]}\n", "line 1 (a): "),
+    ('{"video_id": ["a"], "scores": [[1]]}\n', "the id ['a'] is no text"),
+    ('{"video_id": "a", "scores": 1}\n', "scores is a int, expected a list of numbers"),
+    ('{"video_id": "a", "scores": {"run": 1}}\n{"video_id": "b", "scores": {"jump": 1}}\n', "line 2: its class names"),
+    ('{"scores": [1]}\n', "line 1: it has no video_id, but 'scores'"),
+    ('{\n"video_id": "a", "scores": [1]}\n', "line 1: Expecting"),
+])  # fmt: skip
+def test_json_lines_are_refused_with_the_line(text, complaint, tmp_path):
+    (tmp_path / "run.jsonl").write_text(text)
+    with pytest.raises(PredictionError) as caught:
+        read_predictions(tmp_path / "run.jsonl")
+    assert complaint in str(caught.value)
+
+
+def test_the_cross_check_prints_the_largest_difference(given, toy_split_file, run, tmp_path):
+    frame_of(*given).to_csv(tmp_path / "run.csv")
+    arguments = ["evaluate", tmp_path / "run.csv", "--split", toy_split_file]
+    plain, checked = run(*arguments, "--json", "-"), run(*arguments, "--cross-check", "--json", "-")
+    assert "scikit-learn gives the same average precision for 12 classes: largest difference" in checked.stderr
+    assert checked.stdout == plain.stdout
+    outcome = run(*arguments, "--cross-check", "--protocol", "apmeter")
+    assert outcome.exit_code == 2 and "--cross-check goes with --protocol tie-aware" in outcome.stderr
+
+
+def test_a_class_and_a_column_may_have_a_dot_in_the_name(tmp_path):
+    frame_of(["v0", "v1"], np.eye(2), ["a", "a.b"]).to_parquet(tmp_path / "run")
+    got = read_predictions(tmp_path / "run")
+    assert got.class_names == ["a", "a.b"] and np.array_equal(got.scores, np.eye(2))
