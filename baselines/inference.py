@@ -16,7 +16,7 @@ from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
-from meidbench.baselines.run_folder import RunFolder, digest_recipe
+from meidbench.baselines.run_folder import Inputs, RunFolder, digest_recipe
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.evaluate import average_precision, evaluate_scores, mean_by_group
@@ -305,9 +305,6 @@ def predict(
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
         if given is None and not before:
             raise MeidbenchError(f"the run does not record the path of its {name}; give it as {name} (--{name})")
-    if features is None and not Path(inputs.features_path).exists():
-        gone = f"the features of {folder.path} are not at {inputs.features_path} any more"
-        raise MeidbenchError(f"{gone}; name them as features (--features)")
     loaded = load_split(inputs.split_path if split is None else split)
     if loaded.digest != inputs.split_digest:
         raise MeidbenchError(
@@ -323,7 +320,7 @@ def predict(
     if not len(loaded.rows(subset)):
         present = ", ".join(name for name in SUBSETS if len(loaded.rows(name)))
         raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}; it has some in {present}")
-    source = features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)
+    source = _open_run_features(folder, inputs, features)
     with join_processes(device) as processes:
         loader = make_subset_loader(loaded, subset, source, config, processes)
         if source.dim != inputs.dim:
@@ -342,3 +339,13 @@ def predict(
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)
         processes.wait()
     return Path(out)
+
+
+def _open_run_features(
+    folder: RunFolder, inputs: Inputs, features: FeatureSource | str | os.PathLike[str] | None
+) -> FeatureSource:
+    """Open the features that are given, else those of the run."""
+    if features is None and not Path(inputs.features_path).exists():
+        gone = f"the features of {folder.path} are not at {inputs.features_path} any more"
+        raise MeidbenchError(f"{gone}; name them as features (--features)")
+    return features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)

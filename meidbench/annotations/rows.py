@@ -159,7 +159,7 @@ class _Mmaction2Rows(ListRows):
     """Lines of a path and its labels; for a folder of frames, their number stands between the two."""
 
     are_videos: bool | None = None  # None before the first line
-    lengths: set[int] = field(default_factory=set)  # how many numbers a line has
+    lengths: set[int] = field(default_factory=set)  # counts of numbers per line
 
     id_remedy: ClassVar[str] = (
         "; an id is the last name of a path without its ending, so write a table with ids of your own"
