@@ -150,11 +150,18 @@ class RunFolder:
         with written_whole(self.config) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-    def continued(self, config: Config) -> Config:
+    def continued(self, config: Config, *, trains_first: bool) -> Config:
         """Return the configuration that goes on with the run in the folder for more epochs, else the one that is given.
 
-        Values that follow from the number of epochs stay as the run has them. Fewer epochs are refused.
+        Values that follow from the number of epochs stay as the run has them. Fewer epochs are refused. With
+        ``trains_first`` the same is done for the first stage in the folder.
         """
+        config = self._continue_stage(config)
+        if config.first_stage is None or not trains_first:
+            return config
+        return replace(config, first_stage=RunFolder(self.path / FIRST_STAGE)._continue_stage(config.first_stage))
+
+    def _continue_stage(self, config: Config) -> Config:
         there = self.read()[0] if self.config.is_file() else config
         before, asked = there.schedule.epochs, config.schedule.epochs
         kept = config.keep_values_of(there)

@@ -131,9 +131,7 @@ def train(
         folder = RunFolder(Path(out))
         if find_scored_subsets(loaded, config.selection.subset) == ["val"]:
             report(f"note: {loaded.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
-        config = folder.continued(config)
-        if config.first_stage is not None and first_stage is None:
-            config = replace(config, first_stage=RunFolder(folder.path / FIRST_STAGE).continued(config.first_stage))
+        config = folder.continued(config, trains_first=first_stage is None)
         finished = None if folder.ends_before(config) else read_trained(folder, loaded)
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None
