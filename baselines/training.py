@@ -93,8 +93,7 @@ def train(
         Of ``meidbench.baselines.recipes.resolve``, or made by hand.
     out : path
         The folder of the run; see ``RunFolder``. A finished run stays as it is; where its predictions or results are
-        missing or damaged, they are written again from its best checkpoint. A run of fewer epochs goes on to those of
-        ``config``; its milestones stay, and ``report`` is told where a new run of all epochs would differ.
+        missing or damaged, they are written again from its best checkpoint. A run of fewer epochs goes on.
     first_stage : path, optional
         For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
         run is trained in ``OUT/first-stage``.
@@ -133,6 +132,7 @@ def train(
             report(f"note: {loaded.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
         config = folder.continued(config, trains_first=first_stage is None)
         finished = None if folder.ends_before(config) else read_trained(folder, loaded)
+        processes.wait()  # the first one may change the folder from here on
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None
             # A folder of others is refused before rows are read, which may take long.

@@ -599,6 +599,16 @@ def test_two_processes_give_the_result_of_one(toy_split, toy_split_file, feature
     )
 
 
+def test_two_processes_go_on_with_a_run_like_one_that_began_with_all_epochs(
+    toy_split, toy_split_file, features, tmp_path
+):
+    settings = ("schedule.epochs=3", "loss.drw_epoch=1")
+    for name, epochs in (("run", ()), ("run", ("schedule.epochs=3",)), ("whole", settings)):
+        tables = config_of(toy_split, *epochs, method="ldam").to_tables()
+        start_two(train_run, toy_split_file, features, tables, tmp_path / name, folder=tmp_path)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_batch_that_cannot_be_divided_is_refused(toy_split, features, tmp_path):
     with pytest.raises(MeidbenchError, match="cannot be divided among 1 process"):
         train(toy_split, features, config_of(toy_split, "schedule.accumulate=3"), tmp_path / "run")
