@@ -259,6 +259,17 @@ def _check_predictions(folder: RunFolder, split: Split, subset: str, told: MeanA
         raise MeidbenchError(f"{folder.result(subset)} is not the result of {path.name}")
 
 
+def _choose_subset(split: Split, subset: str | None, report: Report) -> str:
+    """Return the subset to score, by default the split's; refuse one without videos."""
+    if subset is None and split.default_subset != "test":
+        report(f"note: {split.dataset} has no test videos, so its {split.default_subset} is scored")
+    subset = subset or split.default_subset
+    if not len(split.rows(subset)):
+        present = ", ".join(name for name in SUBSETS if len(split.rows(name)))
+        raise MeidbenchError(f"the split {split.dataset} has no video in {subset}; it has some in {present}")
+    return subset
+
+
 def predict(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -314,12 +325,7 @@ def predict(
     if inputs.has_other_content(loaded.content_digest):
         others = "was trained on a split with other class names or groups"
         raise MeidbenchError(f"{folder.path} {others}; name its own as split (--split)")
-    if subset is None and loaded.default_subset != "test":
-        report(f"note: {loaded.dataset} has no test videos, so its {loaded.default_subset} is scored")
-    subset = subset or loaded.default_subset
-    if not len(loaded.rows(subset)):
-        present = ", ".join(name for name in SUBSETS if len(loaded.rows(name)))
-        raise MeidbenchError(f"the split {loaded.dataset} has no video in {subset}; it has some in {present}")
+    subset = _choose_subset(loaded, subset, report)
     source = _open_run_features(folder, inputs, features)
     with join_processes(device) as processes:
         loader = make_subset_loader(loaded, subset, source, config, processes)

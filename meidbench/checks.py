@@ -83,7 +83,7 @@ def one_of(name: str, value: str, known: Sequence[str], error: type[MeidbenchErr
     >>> one_of("reduction", "mean", ("mean", "sum"))
     'mean'
     """
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise error(f"unknown {name} {show(value)}{suggest(value, known)}; known: {', '.join(known)}")
     return value
 

@@ -334,8 +334,9 @@ def _label_pairs(rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.
     return np.repeat(np.arange(len(counts)), counts), np.asarray(labels.flatten())
 
 
-def write_split(split: Split, path: Path) -> Path:
+def write_split(split: Split, path: str | os.PathLike[str]) -> Path:
     """Write a split file; the same split gives the same bytes, and one that contradicts itself a ``SplitError``."""
+    path = Path(path)
     content, variant = split.content_digest, split.variant
     metadata = replace(split.metadata, variant=variant, content_digest=content, format_version=FORMAT_VERSION)
     SplitMetadata.from_json(metadata.to_json())

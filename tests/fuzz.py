@@ -94,6 +94,8 @@ FORMS = {
     "table, Parquet": Form("t.parquet", "parquet", (IMPORT,)),
     "table, JSON": Form("t.json", "json", (IMPORT,)),
     "table, JSON lines": Form("t.jsonl", "json", (IMPORT,)),
+    "list": Form("l.txt", "text", (IMPORT.replace("{}", "train={}"),)),
+    "list of mmaction2": Form("m.txt", "text", (IMPORT.replace("{}", "train={} --format mmaction2"),)),
     "class names": Form("names.txt", "text", ("import-split t.csv --class-names {}" + IMPORT.split("{}")[1],)),
     "feature file": Form("f.h5", "hdf5", (PREDICT,), checksum=True),
     "feature file, verified": Form("f.h5", "hdf5", ("verify-features {} --split split.parquet",), checksum=True),

@@ -81,6 +81,10 @@ def make_tables(split) -> None:
             rows.append([video_id, subset, indices, f"{subset}{len(rows) // 2}", len(rows) % 30 + 1])
     write_rows("t.csv", [header, *rows])
     write_rows("t.tsv", [header, *rows], "\t")
+    Path("l.txt").write_text("".join(f"{row[0]} {row[2].replace(';', ',')}\n" for row in rows))
+    Path("m.txt").write_text(
+        "".join(f"frames/{row[0]} {row[4]} {row[2].replace(';', ' ')}\n" for row in rows if row[2])
+    )
     records = [dict(zip(header, row, strict=True)) for row in rows]
     pq.write_table(pa.Table.from_pylist(records), "t.parquet")
     Path("t.json").write_text(json.dumps(records))

@@ -92,7 +92,9 @@ def test_a_drawn_split_is_not_replaced_by_one_with_other_targets(run, tmp_path):
     outcome = run(
         "build-splits", TOY_MANIFEST, "--annotations", TOY, "--out", tmp_path, "--variant", "pareto", "--set", "alpha=3"
     )
-    assert outcome.exit_code == 1 and "is of another split" in outcome.stderr and "another --out" in outcome.stderr
+    assert (
+        outcome.exit_code == 1 and "is of another split" in outcome.stderr and "another path (--out)" in outcome.stderr
+    )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -342,7 +344,7 @@ def test_extraction_takes_the_videos_of_the_split(run, films):
     ("", 1, "holds no video with a label"),
     ("a,\n", 1, "holds no video with a label"),
     ("a,run\n", 0, "1 class(es) with too few videos in test"),
-    ("".join(f"v{index},run\n" for index in range(90)), 0, "1 classes"),
+    ("".join(f"v{index},run\n" for index in range(90)), 0, "1 class, the distinct names"),
     ("".join(f"v{index},run;jump\n" for index in range(90)), 0, "no class is in head or medium"),
 ])  # fmt: skip
 def test_small_and_strange_tables(run, tmp_path, rows, code, told):

@@ -64,8 +64,9 @@ def test_labels_may_be_indices(labels):
     assert split.table.column("labels").to_pylist() == [[0, 2], [2], []]
     named = mb.split_from_pandas(make(labels), class_names=["x", "y", "z"], **THRESHOLDS)
     assert named.class_names == ("x", "y", "z") and named.digest == split.digest
-    single = mb.split_from_pandas(make([2, 0, 1]), **THRESHOLDS)
-    assert single.table.column("labels").to_pylist() == [[2], [0], [1]]
+    for cells in ([2, 0, 1], [np.int64(2), np.array(0), "1"]):
+        single = mb.split_from_pandas(make(cells), **THRESHOLDS)
+        assert single.table.column("labels").to_pylist() == [[2], [0], [1]]
 
 
 def test_classes_are_in_the_order_of_the_columns_or_of_the_names():

@@ -164,6 +164,8 @@ def test_wrong_arguments_are_refused_by_their_names(toy_split, ids, scores, fram
     write, path = mb.write_predictions, tmp_path / "p.parquet"
     assert "unknown subset 'tset'" in message_of(write, path, ids, scores, toy_split, "tset")
     assert "pass frame[list(split.class_names)]" in message_of(write, path, ids, frame[frame.columns[::-1]], toy_split)
+    assert "the order is write_predictions(path, video_ids, scores)" in message_of(write, ids, scores, path)
+    assert "a list of paths, got ndarray" in message_of(mb.read_predictions, scores)
     assert not list(tmp_path.iterdir())
 
 
@@ -228,6 +230,8 @@ def test_a_comparison_that_makes_no_sense_is_refused(runs, toy_split, ids, tmp_p
     compare = mb.compare
     assert 'in Python, a dict such as {"bce": "bce.parquet"}' in message_of(compare, {}, toy_split)
     assert "at least one run" in message_of(compare, [str(path)], toy_split)
+    assert "at least one run" in message_of(compare, path, toy_split)
+    assert "the reference array" in message_of(compare, {"a": path}, toy_split, reference=np.zeros(2))
     assert "has an empty list of scores" in message_of(compare, {"a": []}, toy_split)
     assert "'a@1' is not named METHOD or METHOD@SEED" in message_of(compare, {"a@1": [path, path]}, toy_split)
     assert "replicates must be a whole number of at least 2" in message_of(
@@ -331,7 +335,8 @@ def test_a_metric_refuses_what_does_not_belong_to_it(toy_split, ids, scores, fra
     assert "1 video(s) are not in test: else" in message_of(metric.compute)
     other = mb.MeanAveragePrecision(toy_split, "val")
     assert "are not on the same subset of the same split" in message_of(metric.merge, [other])
-    assert "merge takes metrics, got str" in message_of(metric.merge, "metric")
+    assert "merge takes metrics, got one of type NoneType" in message_of(metric.merge, None)
+    assert "merge takes metrics, got one of type str" in message_of(metric.merge, "metric")
 
 
 def test_a_pickled_metric_goes_on(toy_split, ids, scores):

@@ -91,6 +91,18 @@ def test_a_wrong_table_is_refused_with_the_line(tmp_path, text, complaint):
     assert complaint in str(caught.value)
 
 
+def test_a_table_is_tab_separated_where_its_header_is(tmp_path):
+    for name, comma in (("t.txt", ""), ("t.csv", ""), ("t.tsv", ",x")):
+        text = f"video_id\tsubset\tlabels{comma}\na\ttrain\trun, fast;swim\n"
+        (tmp_path / name).write_text(text)
+        if comma:  # the ending decides, and the column has another name
+            with pytest.raises(SplitError, match="has no column labels; its columns are video_id, subset, labels,x"):
+                split_from_table(tmp_path / name, dataset="t", head_above=1, tail_up_to=0)
+            continue
+        split = split_from_table(tmp_path / name, dataset="t", head_above=1, tail_up_to=0)
+        assert split.class_names == ("run, fast", "swim")
+
+
 def test_wrong_thresholds_names_and_files_are_refused(tmp_path):
     with pytest.raises(RequestError, match="tail_up_to 5 lies above head_above 1"):
         make(tmp_path, tail_up_to=5)

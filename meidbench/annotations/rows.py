@@ -159,7 +159,7 @@ class _Mmaction2Rows(ListRows):
     """Lines of a path and its labels; for a folder of frames, their number stands between the two."""
 
     are_videos: bool | None = None  # None before the first line
-    lengths: set[int] = field(default_factory=set)  # counts of numbers per line
+    lengths: set[int] = field(default_factory=set)  # how many numbers the lines have
 
     id_remedy: ClassVar[str] = (
         "; an id is the last name of a path without its ending, so write a table with ids of your own"
@@ -263,12 +263,14 @@ def _plain(column: "pd.Series[Any]") -> list[Any]:
 
 
 def _plain_labels(cell: Any) -> Any:
-    if isinstance(cell, tuple | set | frozenset | np.ndarray):
+    if isinstance(cell, np.ndarray | np.generic):
+        return cell.tolist()
+    if isinstance(cell, tuple | set | frozenset):
         cell = list(cell)
     return [part.item() if isinstance(part, np.generic) else part for part in cell] if isinstance(cell, list) else cell
 
 
-TABLES = "CSV, tab-separated text (.tsv), Parquet, a JSON list or JSON lines"
+TABLES = "CSV, tab-separated text, Parquet, a JSON list or JSON lines"
 
 
 def _check_types(path: Path, schema: pa.Schema) -> None:
@@ -296,7 +298,7 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[Rows]:
-    """Open a table: Parquet by its first bytes, JSON by a ``[`` or ``{``, tab-separated by ``.tsv``, otherwise CSV."""
+    """Open a table: Parquet or JSON by its first bytes, tab-separated by its header or ``.tsv``, otherwise CSV."""
     start = _read_start(path, 1 << 10)
     if (kind := describe_content(path)) == "a prediction file":
         raise SplitError(f"{path} is a prediction file; a table has the columns video_id and labels")
@@ -315,7 +317,9 @@ def open_table(path: Path) -> Iterator[Rows]:
             yield (_JsonList if first == b"[" else _JsonLines)(path, (), stream)
             return
         with _readable(path, "CSV"):
-            reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            line = start.partition(b"\n")[0]
+            has_tabs = path.suffix.lower() == ".tsv" or (b"\t" in line and b"," not in line)
+            reader = csv.reader(stream, delimiter="\t" if has_tabs else ",", strict=True)
             header = tuple(name.strip() for name in next(reader, []))
         yield Rows(path, header, reader)
 

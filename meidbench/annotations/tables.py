@@ -67,7 +67,7 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
     Parameters
     ----------
     path : Path
-        A CSV or, where its name ends in ``.tsv``, tab-separated text with a header; a Parquet file; a JSON list of
+        A CSV or tab-separated text with a header; a Parquet file; a JSON list of
         objects; or JSON lines, one object per line. Parquet and JSON are recognised by content. Columns or keys:
 
         - ``video_id``: text, no video twice.
@@ -370,9 +370,10 @@ def _check_header(rows: Rows, required: tuple[str, ...]) -> None:
     """Refuse a header that lacks a required column; JSON objects have no header, so each row is checked."""
     if rows.has_header and (missing := [name for name in required if name not in rows.columns]):
         found = first_few(rows.columns) or f"none; it is empty, and a table is {TABLES} with a header"
+        is_list = " " in rows.columns[0] if rows.columns else False
         remedies: dict[tuple[str, ...], str] = {
             ("subset",): f"; add it, or name the subset of the file, as in train={rows.path.name}",
-            ("video_id", "labels"): "; a list without a header is read with --format lists",
+            ("video_id", "labels"): "; a list without a header is read with --format lists" if is_list else "",
             ("labels",): "; meidbench.split_from_pandas also reads one column of 0 and 1 per class",
         }
         remedy = "" if isinstance(rows, FrameRows) else remedies.get(tuple(missing), "")

@@ -301,7 +301,7 @@ def compare(
     """
     if isinstance(runs, Mapping):
         runs = ComparedRun.from_mapping(runs)
-    if not runs or not all(isinstance(run, ComparedRun) for run in runs):
+    if not isinstance(runs, list | tuple) or not runs or not all(isinstance(run, ComparedRun) for run in runs):
         raise RequestError('a comparison needs at least one run; in Python, a dict such as {"bce": "bce.parquet"}')
     whole_number("the number of replicates", replicates, 2, RequestError)
     whole_number("seed", seed, 0, RequestError)
@@ -355,7 +355,7 @@ def _check_names(runs: Sequence[ComparedRun], names: Sequence[str], reference: s
         raise RequestError(
             f"{mixed[0]} has runs with and without a seed: name all of them NAME@SEED, or give them different names"
         )
-    if reference not in names:
+    if not isinstance(reference, str) or reference not in names:
         raise RequestError(f"the reference {reference!r} is not one of the runs: {', '.join(names)}")
     if len({(run.method, run.seed) for run in runs}) < len(runs):
         raise RequestError(

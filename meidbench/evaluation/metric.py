@@ -115,10 +115,10 @@ class MeanAveragePrecision:
         RequestError
             A metric belongs to another subset or split; nothing is added.
         """
-        metrics = [others] if isinstance(others, MeanAveragePrecision) else list(others)
+        metrics = list(others) if isinstance(others, Iterable) else [others]
         for other in metrics:
             if not isinstance(other, MeanAveragePrecision):
-                raise RequestError(f"merge takes metrics, got {type(other).__name__}")
+                raise RequestError(f"merge takes metrics, got one of type {type(other).__name__}")
             if (other.split.content_digest, other.subset) != (self.split.content_digest, self.subset):
                 raise RequestError(f"{other} and {self} are not on the same subset of the same split")
         # Listed first, so that a metric may be merged with itself.

@@ -3,6 +3,7 @@
 The sizes that a file announces are compared with the file before anything is allocated.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -105,7 +106,10 @@ def open_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> P
     PredictionError
         A file does not exist, is empty, damaged, or of an unknown form; the files of a run do not belong together.
     """
-    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    if not isinstance(listed, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in listed):
+        raise PredictionError(f"expected the path of a prediction file, or a list of paths, got {type(paths).__name__}")
+    given = [Path(path) for path in listed]
     if ids is not None:
         ids = Path(ids)
         if not ids.is_file():

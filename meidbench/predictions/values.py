@@ -120,7 +120,7 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
     elif video_ids is None and not in_index:
         raise PredictionError(
             f"the DataFrame has no video ids: its index holds {frame.index.inferred_type} values, and no column is "
-            "named video_id. Use frame.set_index(...), or pass video_ids=..."
+            "named video_id. Use frame.set_index(...), frame.rename_axis('video_id'), or pass video_ids=..."
         )
     ids = as_ids(frame.index if video_ids is None else video_ids)
     if "scores" in names and frame["scores"].dtype.kind == "O":
@@ -238,7 +238,7 @@ def check_numbers(scores: Scores) -> None:
 
 
 def write_predictions(
-    path: Path,
+    path: str | Path,
     video_ids: Iterable[Any],
     scores: Any,
     split: Split | str | Path | None = None,
@@ -268,6 +268,10 @@ def write_predictions(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not isinstance(path, str | os.PathLike):
+        raise PredictionError(
+            f"path is of type {type(path).__name__}; the order is write_predictions(path, video_ids, scores)"
+        )
     split = None if split is None else load_split(split)
     given = as_predictions(scores, as_ids(video_ids), half=False)
     assert isinstance(given, Predictions)  # scores with ids are no file
@@ -287,7 +291,7 @@ def write_predictions(
         raise PredictionError(f"the scores are {scores.dtype}, more than 64 bits: write scores.astype(np.float64)")
     if not np.isfinite(scores).all():
         raise PredictionError("the scores hold NaN or infinity; they must be finite real numbers")
-    facts: dict[str, Any] = {"run": _check_run(run or {}), "subset": subset}
+    facts: dict[str, Any] = {"run": _check_run({} if run is None else run), "subset": subset}
     if split is not None:
         facts |= {"dataset": split.dataset, "class_names": list(split.class_names)}
         facts |= {"split_digest": split.digest, "content_digest": split.content_digest}
