@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -186,8 +186,12 @@ class RunFolder:
                 f"{self.path} cannot go on: its {self.last.name} is gone; train again in another folder"
             )
         results = {subset: self.result(subset) for subset in SELECTION_SUBSETS if self.result(subset).is_file()}
-        reached = {subset: read_json(path).get("mAP") for subset, path in results.items()}
-        content["earlier"] = [*content.get("earlier", []), {"epochs": before, "mAP": reached}]
+        reached = {}
+        for subset, path in results.items():
+            with suppress(MeidbenchError):  # a damaged result is only left out
+                reached[subset] = read_json(path).get("mAP")
+        earlier = content.get("earlier")
+        content["earlier"] = [*(earlier if isinstance(earlier, list) else ()), {"epochs": before, "mAP": reached}]
         for path in results.values():
             path.unlink()
         self._write_config({**content, "config": config.to_tables()})

@@ -229,6 +229,16 @@ def test_a_run_whose_last_checkpoint_is_gone_cannot_go_on(toy_split, features, t
     assert train(toy_split, features, config_of(toy_split), tmp_path).was_finished
 
 
+def test_damaged_records_of_fewer_epochs_do_not_stop_more(toy_split, features, tmp_path):
+    train(toy_split, features, config_of(toy_split), tmp_path)
+    (tmp_path / "result-test.json").write_text("damaged")
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"earlier": 3}))
+    train(toy_split, features, config_of(toy_split, "schedule.epochs=3"), tmp_path)
+    earlier = json.loads((tmp_path / "config.json").read_text())["earlier"]
+    assert [(entry["epochs"], list(entry["mAP"])) for entry in earlier] == [(2, ["val"])]
+
+
 def test_more_epochs_and_another_setting_are_another_run(toy_split, features, tmp_path):
     train(toy_split, features, config_of(toy_split), tmp_path)
     with pytest.raises(MeidbenchError, match="holds another run") as refusal:
