@@ -333,12 +333,12 @@ def predict(
             raise FeatureError(
                 f"{folder.path} was trained on features of width {inputs.dim}, {source.path} has {source.dim}"
             )
-        rows = check_together(processes, source, loaded, [subset], check, config.seed, progress, report)
-        if digest_recipe(source) != inputs.recipe_digest:
-            report("warning: these features were made by another recipe than those of the training")
         with processes.fork_random():
             learner = Learner(config, make_model_inputs(config, loaded, source.dim), processes)
-            epoch = learner.load_weights(folder.best)
+            epoch = learner.load_weights(folder.best)  # before the rows, whose check may take minutes
+            rows = check_together(processes, source, loaded, [subset], check, config.seed, progress, report)
+            if digest_recipe(source) != inputs.recipe_digest:
+                report("warning: these features were made by another recipe than those of the training")
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
             facts = describe_run(config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})

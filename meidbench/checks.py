@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 import os
+import re
 import stat
 import sys
 import types
@@ -480,6 +481,17 @@ def describe_missing(what: str, path: Path) -> str:
     if (found := find_stat(path)) is None:
         return f"there is no {what} {path}"
     return f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}; expected a {what}"
+
+
+def is_url(path: object) -> bool:
+    """Return whether a path is an address, such as ``https://...`` or ``s3://...``; a ``Path`` is none.
+
+    Examples
+    --------
+    >>> is_url("s3://bucket/run.parquet"), is_url("C:/run.parquet"), is_url(Path("run.parquet"))
+    (True, False, False)
+    """
+    return isinstance(path, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

@@ -164,6 +164,8 @@ def find_id_rule(given: Iterable[str], wanted: Iterable[str]) -> IdRule | None:
         if len(pairs) >= enough:
             goal, name = next(iter(pairs.items()))
             return IdRule(f"{sentence}, {name!r} to {goal!r}", *(more if number == 0 else ()))
+    if len(have) > 1 and set(have) == set(map(str, range(len(have)))):
+        return IdRule("the ids are numbers of rows, from 0: write the ids of the videos")
     return None
 
 

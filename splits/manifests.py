@@ -192,7 +192,12 @@ def load_manifest(dataset: str) -> Manifest:
     except ValueError as error:
         problems.append(str(error))
     if problems := problems or _find_contradictions(manifest):
-        raise MeidbenchError(f"{dataset} is not a manifest:\n{bullet_list(problems)}")
+        plan = (
+            ""
+            if dataset in DATASETS
+            else "\nA plan of a new split has table, format or benchmark instead of these keys."
+        )
+        raise MeidbenchError(f"{dataset} is not a manifest:\n{bullet_list(problems)}{plan}")
     return manifest
 
 

@@ -310,7 +310,7 @@ def test_float16_scores_need_an_option(run, toy_split, toy_split_file, tmp_path)
     ids = toy_split.video_ids("val")
     np.savez(tmp_path / "p.npz", video_ids=np.array(ids), scores=np.zeros((len(ids), 12), np.float16))
     arguments = ["evaluate", tmp_path / "p.npz", "--split", toy_split_file, "--subset", "val"]
-    assert "allow it (--allow-float16" in run(*arguments).stderr
+    assert "allow them by --allow-float16" in run(*arguments).stderr
     assert run(*arguments, "--allow-float16").exit_code == 0
 
 

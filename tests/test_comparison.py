@@ -1,13 +1,14 @@
 """Comparisons against single evaluations and against paired resampling loops."""
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 import meidbench as mb
 from meidbench.errors import MeidbenchError
-from meidbench.evaluation.bootstrap import bootstrap_average_precision
+from meidbench.evaluation.bootstrap import bootstrap_average_precision, correct_holm
 from meidbench.evaluation.compare import ComparedRun, compare
 from meidbench.evaluation.ranking import Positives
 
@@ -66,6 +67,41 @@ def test_differences_are_paired(runs, toy_split):
     for c in range(12):
         low, high = np.clip(np.quantile(change[:, c], [0.025, 0.975]), -1, 1)
         assert (weak.ap_difference[c].low, weak.ap_difference[c].high) == pytest.approx((low, high))
+
+
+def test_holm_s_correction_is_the_closed_test_of_all_subsets():
+    generator = np.random.default_rng(4)
+    for count in (1, 2, 5, 8):
+        given = np.round(generator.random(count) ** 3, 2).tolist()
+        subsets = [s for size in range(1, count + 1) for s in combinations(range(count), size)]
+        expected = [max(min(1, len(s) * min(given[j] for j in s)) for s in subsets if i in s) for i in range(count)]
+        assert correct_holm(given) == pytest.approx(expected)
+    assert correct_holm([0.2, float("nan"), 0.01]) == pytest.approx([0.2, float("nan"), 0.02], nan_ok=True)
+    assert correct_holm([]) == []
+
+
+def test_the_corrected_probability_is_two_sided_and_per_group(runs, toy_split):
+    files = [ComparedRun.from_argument(str(path)) for path, _ in runs.values()]
+    comparison = compare(files, toy_split, "test", reference="better", replicates=50)
+    weak, better, best = comparison.methods
+    assert better.corrected is None
+    for group in ("overall", "head", "medium", "tail"):
+        better_than = [method.difference[group].probability for method in (weak, best)]
+        small, large = sorted(max(2 * min(p, 1 - p), 2 / 50) for p in better_than)
+        expected = [min(1, 2 * small), min(1, max(2 * small, large))]
+        assert sorted(method.corrected[group] for method in (weak, best)) == pytest.approx(expected)
+    frame = comparison.to_pandas().set_index(["method", "group"])["corrected"]
+    assert frame["best", "tail"] == best.corrected["tail"] and np.isnan(frame["better", "tail"])
+
+
+def test_another_reference_gives_what_a_comparison_with_it_gives(runs, toy_split):
+    files = [ComparedRun.from_argument(str(path)) for path, _ in runs.values()]
+    first = compare(files, toy_split, "test", replicates=20)
+    for name in ("weak", "better", "best"):
+        other = compare(files, toy_split, "test", replicates=20, reference=name)
+        assert first.with_reference(name).to_json() == other.to_json()
+    with pytest.raises(MeidbenchError, match="the reference 'meid' is not one of the runs: weak, better, best"):
+        first.with_reference("meid")
 
 
 def test_wins_ties_and_losses_are_counted_by_class(runs, toy_split, tmp_path):
@@ -142,7 +178,7 @@ def test_the_command_writes_every_form(run, runs, toy_split_file, tmp_path):
     first = {name: path.read_bytes() for name, path in files.items()}
     run("compare", *paths, "--split", toy_split_file, "--bootstrap", "50", *arguments)
     assert {name: path.read_bytes() for name, path in files.items()} == first
-    assert max(map(len, outcome.stdout.splitlines())) <= 110
+    assert max(map(len, outcome.stdout.splitlines())) <= 120
 
 
 def test_a_run_that_cannot_be_scored_is_named(run, runs, toy_split_file, tmp_path):

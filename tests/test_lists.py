@@ -185,6 +185,19 @@ def test_class_lists_of_benchmarks_give_their_names(tmp_path, text, names):
     assert read_class_names(tmp_path / "names.txt") == names
 
 
+def test_files_of_one_name_in_two_folders_and_endless_numbers_are_told_apart(tmp_path):
+    texts = {"one": "a 5 1\n", "two": "b 1\n"}
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "list.txt").write_text(text)
+    files = [("train", tmp_path / "one" / "list.txt"), ("val", tmp_path / "two" / "list.txt")]
+    assert rows(split_from_files(files, **THRESHOLDS)[0]) == [("a", "train", [1, 5]), ("b", "val", [1])]
+    with pytest.raises(SplitError, match="classes are more than a split file can hold|is not one of"):
+        read(tmp_path, {"train.txt": f"run {'9' * 5000} 1\nswim {'9' * 5000} 2\n"}, "lists")
+    with pytest.raises(SplitError, match="can be read in more than one way"):
+        read(tmp_path, {"train.txt": f"run {'9' * 5000} 1\nswim {'9' * 5000} 2\n"})
+
+
 def test_the_subset_is_named_before_a_file(run, tmp_path):
     (tmp_path / "a.txt").write_text("x/a.mp4 0\n")
     (tmp_path / "b.txt").write_text("x/b.mp4 0\n")

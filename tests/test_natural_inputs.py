@@ -294,7 +294,10 @@ def test_the_suffix_is_named_wherever_features_are_read(command, rows, split_fil
         with pytest.raises(mb.MeidbenchError) as caught:
             mb.FeatureDataset(mb.load_split(split_file), "train", features="features")
         text = "\n".join(str(caught.value).splitlines()[:2])
-        assert re.search(r"suffix.{0,3}_rgb", text) and "--suffix" not in text, caught.value
+        assert re.search(r"open_features\(.*suffix=.{0,2}_rgb", text) and "--suffix" not in text, caught.value
+        features = mb.open_features("features", suffix="_rgb")
+        data = mb.FeatureDataset(mb.load_split(split_file), "train", features=features, frames=3)
+        assert all(np.array_equal(sample["features"], rows[sample["video_id"]]) for sample in data)
     elif command == "train":
         text = first_two_lines(run("train", "--split", split_file, "--features", "features", "--method", "bce"))
         assert "--suffix _rgb" in text

@@ -110,7 +110,7 @@ targets = { alpha = "6" }
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
-    ('name = "a"', "one of benchmark, table, format must give the videos, got none of them"),
+    ('name = "a"', "one of benchmark, table, format must give the videos, got none of them\nA manifest of a published"),
     ('name = "a"\ntable = "t"\nbenchmark = "videolt"', "got benchmark and table"),
     ('table = "t"', "table needs name"),
     ('name = "a"\nformat = "activitynet"', "format needs files"),

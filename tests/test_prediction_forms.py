@@ -222,7 +222,8 @@ def test_a_matrix_and_ids_that_do_not_fit_are_refused(given, tmp_path):
             open_predictions(path, ids)
         return str(caught.value)
 
-    assert "without video ids. Give their file with --ids FILE (ids=FILE in Python)" in complaint(tmp_path / "s.npy")
+    assert "without video ids. Name the file of the ids" in complaint(tmp_path / "s.npy")
+    assert "by ids=FILE, or write" in complaint(tmp_path / "s.npy")
     assert "meidbench.write_predictions(path, video_ids, scores)" in complaint(tmp_path / "s.npy")
     assert "has 48 ids, the scores have 49 rows" in complaint(tmp_path / "s.npy", tmp_path / "ids")
     assert "the scores have shape (12,)" in complaint(tmp_path / "flat.npy", tmp_path / "ids")
@@ -435,14 +436,14 @@ def test_a_split_without_test_is_scored_on_val(toy_split, run, tmp_path):
     assert "so its val is scored" in side_by_side.stderr and ", val: 50 videos" in side_by_side.stdout
     assert "note" not in run("evaluate", tmp_path / "run.csv", "--split", path, "--subset", "val").stderr
     outcome = run("evaluate", tmp_path / "run.csv", "--split", path, "--subset", "test")
-    assert "has no video in test; name one of train, val with --subset (subset=... in Python)" in outcome.stderr
+    assert "has no video in test; name --subset train or --subset val\n" in outcome.stderr
 
 
 def test_predictions_of_another_subset_are_refused_with_its_name(toy_split, toy_split_file, run, tmp_path):
     ids = toy_split.video_ids("val")
     frame_of(ids, np.zeros((len(ids), 12))).to_csv(tmp_path / "run.csv")
     outcome = run("evaluate", tmp_path / "run.csv", "--split", toy_split_file)
-    assert 'it holds videos of val alone: score them with --subset val (subset="val" in Python)' in outcome.stderr
+    assert "it holds videos of val alone: score them with --subset val\n" in outcome.stderr
     assert run("evaluate", tmp_path / "run.csv", "--split", toy_split_file, "--subset", "val").exit_code == 0
 
 

@@ -129,6 +129,11 @@ def test_ids_read_as_numbers_lack_zeros():
     assert "read them as text, not as numbers (in pandas: dtype=str), '0' to '00000'" in str(rule)
 
 
+def test_numbers_of_rows_are_no_ids():
+    rule = find_id_rule(map(str, range(50)), [f"v{row * 7}" for row in range(1000, 1050)])
+    assert str(rule) == "the ids are numbers of rows, from 0: write the ids of the videos"
+
+
 def test_no_rule_is_invented():
     names = [f"{number:04d}" for number in range(100, 200)]
     for wrong in ([f"x{number}" for number in range(100)], [name[::-1] for name in names], names[:1], names, []):

@@ -160,7 +160,7 @@ def test_wrong_arguments_are_refused_by_their_names(toy_split, ids, scores, fram
     assert "shape (49, 12); expected (48, 12)" in message_of(evaluate, scores, ids[1:], toy_split)
     assert "there is no prediction file nowhere.npz" in message_of(evaluate, "nowhere.npz", split=toy_split)
     assert "(in PyTorch logits.float()" in message_of(evaluate, torch.zeros(49, 12).bfloat16(), ids, toy_split)
-    assert "in Python allow_float16=True" in message_of(evaluate, scores.astype("f2"), ids, toy_split)
+    assert "by allow_float16=True" in message_of(evaluate, scores.astype("f2"), ids, toy_split)
     write, path = mb.write_predictions, tmp_path / "p.parquet"
     assert "unknown subset 'tset'" in message_of(write, path, ids, scores, toy_split, "tset")
     assert "pass frame[list(split.class_names)]" in message_of(write, path, ids, frame[frame.columns[::-1]], toy_split)
@@ -329,7 +329,7 @@ def test_a_metric_refuses_what_does_not_belong_to_it(toy_split, ids, scores, fra
     assert f"9 of 49 videos are missing: {ids[40]}" in missing and "merge the metrics of all processes" in missing
     metric.update(ids[40:], scores[40:])
     metric.update(ids[:2], scores[:2] + 1)
-    assert "average the scores of a video first" in message_of(metric.compute)
+    assert "average them first" in message_of(metric.compute)
     metric.reset()
     metric.update(["else", *ids[1:]], scores)
     assert "1 video(s) are not in test: else" in message_of(metric.compute)

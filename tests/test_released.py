@@ -492,7 +492,9 @@ def test_unknown_and_damaged_manifests_are_refused(tmp_path):
     with pytest.raises(MeidbenchError, match="is not a manifest"):
         load_manifest(str(tmp_path / "x.toml"))
     (tmp_path / "y.toml").write_text('name = "y"')
-    with pytest.raises(MeidbenchError, match="title is missing"):
+    with pytest.raises(
+        MeidbenchError, match="(?s)title is missing.*\nA plan of a new split has table, format or benchmark"
+    ):
         load_manifest(str(tmp_path / "y.toml"))
     (tmp_path / "y.assignment.json").write_text("{")
     with pytest.raises(MeidbenchError, match="assignment of .* is damaged"):

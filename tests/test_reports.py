@@ -3,10 +3,13 @@
 import base64
 import hashlib
 import re
+import zlib
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,22 +22,22 @@ from meidbench.evaluation.compare import (
     Estimate,
     MethodResult,
     SeedSpread,
-    WinTieLoss,
     compare,
 )
 from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy, ClassFacts
-from meidbench.report.charts import choose_ticks, estimate_width, format_coordinate, format_tick, shorten
+from meidbench.report.drawing import choose_ticks, estimate_width, format_coordinate, format_tick, shorten
 from meidbench.report.html import comparison_html
 from meidbench.report.latex import comparison_latex, escape_latex
-from meidbench.report.plots import GROUP_COLOURS
+from meidbench.report.plots import GROUP_COLOURS, plot_class_frequencies
 from meidbench.report.text import (
     DASH,
     MINUS,
-    excludes_zero,
+    comparison_table,
     find_best,
+    format_corrected,
     format_interval,
     format_number,
-    format_percent,
+    format_probability,
     format_signed,
 )
 
@@ -63,7 +66,7 @@ def make_comparison(
     lift=0.03,
     **facts,
 ):
-    """Return a comparison of random methods, from replicates, as ``compare`` does; the first is the reference."""
+    """Return a comparison of random methods; the first is the reference."""
     generator = np.random.default_rng(generator_seed)
     counts = np.sort((1200 * generator.random(classes) ** 4).astype(int) + 3)[::-1]
     place = (np.arange(classes) + 0.5) / classes
@@ -98,41 +101,19 @@ def make_comparison(
             group: SeedSpread(len(seeds), 0.004, mean(ap, group) - 0.005, mean(ap, group) + 0.003)
             for group in GROUPS_SHOWN
         }
-        difference = tally = by_class = None
-        if index:
-            change, changes = ap - base_ap, samples - base
-            difference = {
-                group: Difference(
-                    float(mean(change, group)),
-                    *ends(mean(changes, group)),
-                    float(((mean(changes, group) > 0) + 0.5 * (mean(changes, group) == 0)).mean())
-                    if members[group].any() and replicates
-                    else NAN,
-                )
-                for group in GROUPS_SHOWN
-            }
-            tally = {
-                group: WinTieLoss(*(int(((np.sign(change) == sign) & members[group]).sum()) for sign in (1, 0, -1)))
-                for group in GROUPS_SHOWN
-            }
-            low, high = np.quantile(changes, [0.025, 0.975], axis=0) if replicates else np.full((2, classes), NAN)
-            by_class = tuple(
-                Difference(*numbers) if known[c] and replicates else Difference(float(change[c]), NAN, NAN, NAN)
-                for c, numbers in enumerate(
-                    zip(change.tolist(), low.tolist(), high.tolist(), [0.5] * classes, strict=True)
-                )
-            )
         methods.append(
             MethodResult(
                 name=name,
                 seeds=tuple(seeds),
                 mAP={group: Estimate(float(mean(ap, group)), *ends(mean(samples, group))) for group in GROUPS_SHOWN},
                 seed_spread=of_seeds if len(seeds) > 1 else None,
-                difference=difference,
-                tally=tally,
+                difference=None,
+                tally=None,
+                corrected=None,
+                samples=samples,
                 accuracy=Accuracy(0.4 + 0.01 * index, 0.7 + 0.01 * index),
                 ap=tuple(ap.tolist()),
-                ap_difference=by_class,
+                ap_difference=None,
                 warnings=tuple(warnings) if index == 0 else (),
             )
         )
@@ -156,7 +137,7 @@ def make_comparison(
             "methods": tuple(methods),
             **facts,
         }
-    )
+    ).with_reference(names[0])
 
 
 TWELVE = tuple(f"method {index}" for index in range(12))
@@ -245,30 +226,59 @@ def case(request):
 def test_page_is_well_formed_and_self_contained(case):
     _, text = case
     page = Page(text)
-    assert not [found for found in page.attributes if found[1] in ("src", "href", "xlink:href", "srcset", "data")]
+    assert not [found for found in page.attributes if found[1] in ("src", "xlink:href", "srcset", "data")]
+    links = [found for found in page.attributes if found[1] == "href"]
+    assert links and all(tag == "a" and value.startswith("#") for tag, _, value in links)
     assert {tag for tag, *_ in page.attributes} & {"link", "img", "iframe", "object", "use", "image"} == set()
     assert not re.search(r"https?:|//|@import|url\(", text.replace("http-equiv", ""))
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     identifiers = [value for _, name, value in page.attributes if name == "id"]
-    assert len(identifiers) == len(set(identifiers))
+    assert len(identifiers) == len(set(identifiers)) and {value[1:] for _, _, value in links} <= set(identifiers)
     assert ("html", "lang", "en") in page.attributes
     assert any(value.startswith("width=device-width") for _, name, value in page.attributes if name == "content")
     assert page.started.count("script") == 1
-    assert not re.search(r"\b(nan|inf)\b", text)
+    assert not re.search(r"\b(nan|inf)\b", re.sub("<template.*?</template>", "", text))
+
+
+def packed(text):
+    """Return what the page holds for each reference: name -> HTML."""
+    contents = re.findall('<template class="against" data-name="(.*?)"(?: data-shown)?>(.*?)</template>', text)
+    return {unescape(name): zlib.decompress(base64.urlsafe_b64decode(content)).decode() for name, content in contents}
+
+
+def test_page_holds_every_choice_of_the_reference(case):
+    comparison, text = case
+    names = [method.name for method in comparison.methods]
+    references = packed(text)
+    assert list(references) == (names if len(names) > 1 else [])
+    for name in list(references)[-1:]:
+        whole = comparison_html(comparison.with_reference(name))
+        parts = re.findall('<section id="(?:means|differences)">.*?</section>', whole, re.DOTALL)
+        found = references[name]
+        assert found.startswith("".join(parts)) and len(parts) == 2
+        assert Page(found).started.count("script") == 0
+        lines = found[found.index("<pre") :].removesuffix("</pre>").splitlines()[1:]
+        for line, row in zip(lines, Page(whole).tables[-1]["rows"][1:], strict=True):
+            cells = [[cell[0], *re.findall(r"[^][, ]+", "".join(cell[1:]))] for cell in row[5 + len(names) :]]
+            assert [cell.split(" ") for cell in line.split("\t")] == [
+                [number.replace(MINUS, "-") for number in cell] for cell in cells
+            ]
 
 
 def test_every_chart_has_a_text_alternative(case):
     comparison, text = case
     page = Page(text)
     groups = sum(comparison.group_classes[group] > 0 for group in GROUPS_SHOWN)
-    assert len(page.charts) == groups + len(comparison.methods) + 3 * (len(comparison.methods) - 1)
+    several = len(comparison.methods) > 1
+    both = several and comparison.group_classes["head"] > 0 and comparison.group_classes["tail"] > 0
+    assert len(page.charts) == groups + both + len(comparison.methods) + 4 * (len(comparison.methods) - 1)
     for chart in page.charts:
         names = [tag for tag, _ in chart["children"]]
         assert names[:2] == ["title", "desc"] and names.count("title") == names.count("desc") == 1
         assert chart["attributes"]["role"] == "img"
         assert chart["attributes"]["aria-labelledby"] == " ".join(key for _, key in chart["children"][:2])
         assert all(chart["text"].values()) and len(chart["text"]) == 2
-    overall = page.charts[0]["text"]["desc"] if groups else ""
+    overall = page.charts[int(both)]["text"]["desc"] if groups else ""
     for method in comparison.methods if groups else ():
         assert f"{method.name}: {format_number(method.mAP['overall'].value)}" in overall
 
@@ -299,8 +309,9 @@ def test_tables_hold_every_number(case):
                 assert cell[-1] == f"{tally.wins:,} / {tally.ties:,} / {tally.losses:,}"
             if not np.isnan(entry.low):
                 assert cell[1] == format_interval(entry.low, entry.high, with_sign=True)
-                probability = format_percent(entry.probability, comparison.replicates)
+                probability = format_probability(entry.probability, comparison.replicates)
                 assert cell[2] in (f"P = {probability}", f"P {probability}")
+                assert (cell[3] == f"Holm {format_corrected(method.corrected[group])}") == (len(rest) > 1)
     if seeds:
         for method, row in zip(comparison.methods, tables[1]["rows"][1:], strict=True):
             assert row[1] == ["3", "1, 2, 3"]
@@ -345,7 +356,7 @@ def test_only_the_page_s_own_script_may_run():
 
 def test_twelve_methods_on_a_thousand_classes_stay_small():
     comparison = make_comparison(TWELVE, 1004, class_names=[f"a class with a name, {index}" for index in range(1004)])
-    assert len(comparison_html(comparison).encode()) < 2_000_000
+    assert len(comparison_html(comparison).encode()) < 4_000_000
 
 
 def test_page_names_the_source_of_its_numbers():
@@ -359,27 +370,52 @@ def test_page_names_the_source_of_its_numbers():
         assert words in text
 
 
-def test_the_highest_of_a_column_is_bold_and_so_are_ties():
+def test_the_highest_of_a_column_is_underlined_and_so_are_ties():
     text = comparison_html(make_comparison(tied=True))
     means = text[text.index("<tbody>") : text.index("</tbody>")]
-    assert means.count("<b>") == 2 * 4 + 2
+    assert means.count("<u>") == 2 * 4 + 2 and "<b>" not in means
     alone = comparison_html(make_comparison(("bce",)))
-    assert "<b>" not in alone[alone.index("<tbody>") : alone.index("</tbody>")]
+    assert "<u>" not in alone[alone.index("<tbody>") : alone.index("</tbody>")]
 
 
-@pytest.mark.parametrize(("low", "high", "bold"), [
-    (-0.010, -0.0004, False), (-0.010, -0.0006, True), (0.0004, 0.02, False), (0.0005001, 0.02, True),
-    (-0.01, 0.01, False), (NAN, NAN, False),
-])  # fmt: skip
-def test_a_difference_is_bold_if_the_shown_digits_exclude_zero(low, high, bold):
-    comparison = make_comparison()
-    differences = {group: Difference(0.004, low, high, 0.9) for group in GROUPS_SHOWN}
-    methods = (comparison.methods[0], replace(comparison.methods[1], difference=differences))
-    text = comparison_html(replace(comparison, methods=methods))
-    table = text[text.index("Differences to the reference") :]
-    assert ("<b>+0.004</b>" in table) == bold == excludes_zero(low, high)
-    shown = format_interval(low, high, with_sign=True)
-    assert not bold or not (shown.startswith("[0.000") or shown.endswith(" 0.000]"))
+@pytest.mark.parametrize(("corrected", "bold"), [(0.049, True), (0.05, True), (0.051, False), (NAN, False)])
+def test_only_a_difference_that_holds_after_the_correction_is_bold(corrected, bold):
+    comparison = make_comparison(("bce", "meid", "ldam"))
+    fixed = {"difference": dict.fromkeys(GROUPS_SHOWN, Difference(0.004, -0.01, 0.02, 0.9))}
+    holm = [dict.fromkeys(GROUPS_SHOWN, 1.0) | {"tail": value} for value in (corrected, 1.0)]
+    others = [
+        replace(method, corrected=values, **fixed) for method, values in zip(comparison.methods[1:], holm, strict=True)
+    ]
+    comparison = replace(comparison, methods=(comparison.methods[0], *others))
+    text = comparison_html(comparison)
+    table = text[text.index('<table id="differences-table">') : text.index('<h3 id="against-1">')]
+    assert table[: table.index("</table>")].count("<b>") == bold and ("<b>+0.004</b>" in table) == bold
+    assert comparison_latex(comparison).count("\\textbf") == bold
+    assert comparison_table(comparison).count("* +0.0040 [-0.010, +0.020]") == bold
+    for place in (text, comparison_latex(comparison), comparison_table(comparison)):
+        assert "a two-sided probability of at most 0.05 after Holm" in place and "correction for 2 methods." in place
+
+
+def test_with_one_method_to_compare_nothing_is_corrected():
+    comparison = make_comparison(replicates=100)
+    probability = comparison.methods[1].difference["tail"].probability
+    expected = 2 * max(min(probability, 1 - probability), 0.01)
+    assert comparison.methods[1].corrected["tail"] == pytest.approx(expected)
+    assert "Holm" not in comparison_table(comparison) + comparison_latex(comparison)
+    assert "Holm" not in re.sub(
+        "<script>.*</script>|<template.*?</template>", "", comparison_html(comparison), flags=re.DOTALL
+    )
+
+
+def test_no_rounding_hides_a_sign():
+    comparison = make_comparison(("bce", "meid", "ldam"), replicates=1000)
+    small = dict.fromkeys(GROUPS_SHOWN, Difference(0.00004, -0.0002, 0.0003, 1.0))
+    methods = [replace(method, difference=small) for method in comparison.methods[1:]]
+    comparison = replace(comparison, methods=(comparison.methods[0], *methods))
+    table, page = comparison_table(comparison), comparison_html(comparison)
+    assert "+0.00004 [-0.0002, +0.0003]" in table and ">0.999" in table
+    assert "+0.00004<" in page and f"[{MINUS}0.0002, +0.0003]" in page and "P &gt;0.999" in page
+    assert "$+$0.00004" in comparison_latex(comparison)
 
 
 def test_page_of_real_runs(toy_split, tmp_path):
@@ -419,6 +455,27 @@ def test_page_and_plots_have_the_same_colours():
     assert light.keys() == dark.keys() and not set(re.findall(r"var\(--([\w-]+)\)", STYLE)) - light.keys() - {
         "shade", "faint", "fill", "edge",
     }  # fmt: skip
+
+
+def test_class_frequencies_are_dots_on_one_logarithmic_axis_under_the_paper_s_names(toy_split, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    named = replace(toy_split.metadata, dataset="charadeslt")
+    larger = replace(named, dataset="other", variant="pareto", train_counts=tuple(9 * toy_split.train_counts))
+    splits = [toy_split, *(SimpleNamespace(
+        metadata=facts, dataset=facts.dataset, variant=facts.variant, num_classes=facts.num_classes,
+        groups=toy_split.groups, train_counts=np.array(facts.train_counts),
+    ) for facts in (named, larger))]  # fmt: skip
+    plot_class_frequencies(splits, tmp_path / "p.svg")
+    panels = drawn[0].axes
+    assert [panel.get_title() for panel in panels] == ["toylt", "CharadesLT", "other (pareto)"]
+    assert {panel.get_ylim() for panel in panels} == {panels[0].get_ylim()}
+    low, high = panels[0].get_ylim()
+    for panel, split in zip(panels, splits, strict=True):
+        assert panel.get_yscale() == "log" and not panel.patches
+        dots = [line for line in panel.lines if line.get_marker() == "."]
+        counts = sorted((y for line in dots for y in line.get_ydata()), reverse=True)
+        assert counts == sorted(split.train_counts, reverse=True) and low < counts[-1] and counts[0] < high
 
 
 @pytest.mark.parametrize("text", ["", "short", "a_long_name_of_a_method_" * 9, "見出し" * 30, "W" * 90, " x " * 40])
@@ -465,13 +522,13 @@ def test_latex_names_that_tex_would_take_for_an_argument():
     assert "    {}[a] &" in text and "    {}*b &" in text
 
 
-def test_latex_is_bold_at_the_best_of_a_column():
+def test_latex_underlines_the_best_of_a_column():
     comparison = make_comparison(("bce", "meid", "ldam"), 60)
     text = comparison_latex(comparison)
     best = [format_number(max(method.mAP[group].value for method in comparison.methods)) for group in GROUPS_SHOWN]
-    assert sorted(re.findall(r"\\textbf{(.*?)}", text)) == sorted(best)
-    assert comparison_latex(make_comparison(tied=True)).count("\\textbf") == 2 * 4
-    assert "\\textbf" not in comparison_latex(make_comparison(("bce",)))
+    assert sorted(re.findall(r"\\underline{(.*?)}", text)) == sorted(best)
+    assert comparison_latex(make_comparison(tied=True)).count("\\underline") == 2 * 4
+    assert "\\underline" not in comparison_latex(make_comparison(("bce",)))
 
 
 def test_latex_holds_every_number():
@@ -505,4 +562,4 @@ def test_ticks_coordinates_and_best_values():
         "meid", "1", Path("out/predictions.parquet")
     )
     assert ComparedRun.from_argument("ldam@7.npz").seed == "7"
-    assert format_number(-0.0001) == "0.000" and format_percent(0.0, 40) == "< 2.5 %"
+    assert format_number(-0.0001) == "0.000" and format_probability(0.0, 40) == "<0.025"

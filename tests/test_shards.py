@@ -65,6 +65,14 @@ def test_torchrun_gives_each_process_its_shard():
     assert Shard.from_environment({}) is None and Shard.from_environment({"WORLD_SIZE": "1", "RANK": "0"}) is None
 
 
+def test_merging_other_files_names_what_they_are(run, tmp_path, toy_split_file):
+    (tmp_path / "part.pkl").write_bytes(b"\x80\x04]\x94.")
+    for path, kind in ((toy_split_file, "a split file"), (tmp_path / "part.pkl", "a pickle")):
+        outcome = run("merge-features", path, "--out", tmp_path / "whole.h5")
+        expected = "expected a feature file, as extract-features and pack-features write it"
+        assert outcome.exit_code == 1 and outcome.stderr == f"Error: {path} is {kind}; {expected}\n"
+
+
 def test_sharing_by_hand_and_merge_features_command(clips, run, tmp_path, small_resnet50):
     folder = tmp_path / "two"
     folder.mkdir()

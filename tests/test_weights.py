@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import sys
 import tarfile
@@ -192,7 +193,9 @@ def test_negative_variance_is_refused(tmp_path, good):
 
 def test_same_weight_twice_is_refused(tmp_path, good):
     state = dict(good, **{"module.bn1.bias": good["bn1.bias"]})
-    assert "twice" in refusal(write(tmp_path / "w.pth", state))
+    assert "not expected: module.bn1.bias" in refusal(write(tmp_path / "w.pth", state))
+    state = dict(good, **{"conv1.conv.weight": good["conv1.weight"]})
+    assert "holds some weights twice: conv1.conv.weight" in refusal(write(tmp_path / "w.pth", state))
 
 
 # --- files without weights, and dangerous ones ---
@@ -252,7 +255,7 @@ def test_tar_and_torchscript_never_reach_torch(tmp_path, good, monkeypatch):
     (bytes(1000), "not a weight file"),
     (b"PK\x03\x04", "damaged or cut short"),
     (b"\x80\x02", "damaged or cut short"),
-    (b"\x89HDF\r\n\x1a\n" + bytes(99), "not a weight file"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(99), "not a weight file: 107 bytes, an HDF5 file"),
 ])  # fmt: skip
 def test_other_files_are_told_apart(tmp_path, content, told):
     path = tmp_path / "w.pth"
@@ -555,13 +558,109 @@ def test_a_tensor_that_announces_more_bytes_than_the_file_has_is_refused(tmp_pat
     assert "announces a tensor of 4,000,000 bytes" in refusal(path)
 
 
-@pytest.mark.parametrize(("key", "make"), [
-    ("conv1.weight", lambda value: value.to(torch.complex64)),
-    ("bn1.num_batches_tracked", lambda value: torch.tensor(1j)),
+def test_complex_numbers_are_refused(tmp_path, good):
+    state = {**good, "conv1.weight": good["conv1.weight"].to(torch.complex64)}
+    message = refusal(write(tmp_path / "w.pth", state))
+    assert "of another type: conv1.weight torch.complex64" in message
+
+
+@pytest.mark.parametrize("counter", [
+    torch.tensor(3.0).half(), torch.tensor(3), torch.tensor([3]), torch.tensor(1j), torch.ones(()).expand(10**12),
 ])  # fmt: skip
-def test_complex_numbers_are_refused(tmp_path, good, key, make):
-    state = {**good, key: make(good[key])}
-    assert f"of another type: {key} torch.complex64" in refusal(write(tmp_path / "w.pth", state))
+def test_counters_without_effect_are_no_reason_to_refuse(tmp_path, good, counter):
+    state = {key: counter if key.endswith("num_batches_tracked") else value for key, value in good.items()}
+    model = fresh()
+    load_weights(model, SMALL, write(tmp_path / "w.pth", state))
+    found = model.state_dict()
+    assert all(torch.equal(found[key], good[key]) for key in good if not key.endswith("num_batches_tracked"))
+    assert found["bn1.num_batches_tracked"].dtype == torch.int64
+
+
+# --- networks within others ---
+
+
+def nested(state, prefix):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def as_mmaction2(state):
+    """Keys as mmaction2 writes them: each convolution wrapped with its normalisation."""
+    renamed = {}
+    for key, value in state.items():
+        key = re.sub(r"\bconv(\d)\.", r"conv\1.conv.", key)
+        key = re.sub(r"\bbn(\d)\.", r"conv\1.bn.", key)
+        renamed[key.replace("downsample.0.", "downsample.conv.").replace("downsample.1.", "downsample.bn.")] = value
+    return nested(renamed, "backbone.")
+
+
+FC = {"fc.weight": torch.ones(9, 9), "fc.bias": torch.ones(9)}
+FOREIGN = {
+    "DataParallel": lambda state: {"epoch": 90, "arch": "resnet50", "state_dict": nested({**state, **FC}, "module.")},
+    "MoCo": lambda state: {
+        "epoch": 200, "arch": "resnet50", "optimizer": {"state": {}, "param_groups": [{"lr": 0.03}]},
+        "state_dict": {
+            **nested({**state, "fc.0.weight": torch.ones(9, 9), "fc.2.bias": torch.ones(9)}, "module.encoder_q."),
+            "module.queue": torch.ones(9, 64), "module.queue_ptr": torch.zeros(1, dtype=torch.int64),
+        },
+    },
+    "mmaction2": lambda state: {
+        "meta": {"mmaction_version": "1.2.0", "epoch": 100},
+        "state_dict": {**as_mmaction2(state), "cls_head.fc_cls.weight": torch.ones(400, 9)},
+    },
+    "Lightning": lambda state: {
+        "epoch": 3, "global_step": 1000, "pytorch-lightning_version": "2.4.0", "callbacks": {}, "lr_schedulers": [],
+        "state_dict": {**nested({**state, **FC}, "model."), "criterion.weight": torch.ones(3)},
+    },
+    "a module of the user": lambda state: nested(state, "resnet."),
+}  # fmt: skip
+PREFIXES = {
+    "DataParallel": "module.", "MoCo": "module.encoder_q.", "mmaction2": "backbone.", "Lightning": "model.",
+    "a module of the user": "resnet.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["zip", "former"])
+@pytest.mark.parametrize("writer", FOREIGN)
+def test_a_network_under_one_prefix_is_read_and_the_prefix_told(tmp_path, good, writer, form):
+    path, told = write(tmp_path / "w.pth", FOREIGN[writer](good), form), []
+    model = fresh()
+    facts = load_weights(model, SMALL, path, report=told.append)
+    assert same(model, good)
+    others = {
+        "MoCo": "; left out: module.queue, module.queue_ptr", "Lightning": "; left out: criterion.weight",
+        "mmaction2": "; left out: cls_head.fc_cls.weight",
+    }.get(writer, "")  # fmt: skip
+    assert told == [f"w.pth: the weights under {PREFIXES[writer]!r} are read as those of small{others}"]
+    assert facts.source == f"file, under {PREFIXES[writer]!r}"
+
+
+def test_the_shifts_of_tsm_in_mmaction2_are_read(tmp_path):
+    wanted = fresh(SMALL_TSM)
+    load_weights(wanted, SMALL_TSM, "random", seed=2)
+    state = as_mmaction2(wanted.state_dict())
+    assert "backbone.layer1.0.conv1.conv.net.weight" in state
+    model = fresh(SMALL_TSM)
+    load_weights(model, SMALL_TSM, write(tmp_path / "w.pth", {"state_dict": state}))
+    assert same(model, wanted.state_dict())
+
+
+def test_several_networks_are_refused_and_the_remedy_takes_one(tmp_path, good, monkeypatch):
+    other = {key: value + 1 for key, value in good.items()}
+    state = {**nested(good, "module.encoder_q."), **nested(other, "module.encoder_k.")}
+    message = refusal(write(tmp_path / "moco.pth", {"state_dict": state}))
+    assert "holds 2 networks that may be meant, under 'module.encoder_q.' and 'module.encoder_k.'" in message
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(line.strip() for line in message.splitlines()[-2:]), {"torch": torch})
+    model = fresh()
+    load_weights(model, SMALL, tmp_path / "one.pt")
+    assert same(model, good)
+
+
+def test_what_is_missing_under_a_prefix_is_named(tmp_path, good):
+    state = nested({**good, "extra.weight": torch.ones(2)}, "backbone.")
+    del state["backbone.bn1.bias"]
+    message = refusal(write(tmp_path / "w.pth", {"state_dict": {**state, "head.weight": torch.ones(2)}}))
+    assert "missing: bn1.bias" in message and "not expected: extra.weight" in message and "head" not in message
 
 
 def test_a_backbone_of_the_user_with_a_known_name_and_no_weights(tmp_path):

@@ -1,12 +1,15 @@
-"""Download of official annotation files: verified, resumed, and never half a file under its final name."""
+"""Download of official annotation files (verified, resumed) and of a user's own files; never half a file."""
 
+import errno
 import hashlib
 import ipaddress
 import os
 import re
+import shutil
 import time
 import zipfile
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -16,10 +19,10 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
-from meidbench.errors import DownloadError, OutputError, first_few
+from meidbench.errors import DownloadError, MeidbenchError, OutputError, RequestError, first_few
 from meidbench.files import file_sha256, hash_file, locked, written_whole
-from meidbench.names import DownloadProgress, Report
-from meidbench.splits.manifests import Download, Manifest
+from meidbench.names import DownloadProgress, ProgressBar, Report
+from meidbench.splits.manifests import Download, Manifest, home
 
 TIMEOUT_S = (10.0, 30.0)  # to connect, and between two pieces of the body
 BACK_OFF_S = 0.5  # doubled at every attempt without progress
@@ -137,6 +140,16 @@ def fetch(
     return target
 
 
+def _is_loopback(url: str) -> bool:
+    """Return whether the host of an address is this very machine."""
+    parts = urlsplit(url)
+    # A user name in the address could look like a host.
+    host = "" if "@" in parts.netloc else parts.hostname or ""
+    with suppress(ValueError):
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False
+
+
 class _SafeSession(requests.Session):
     """Refuses an address whose answer somebody on the network could alter, also as the target of a redirect.
 
@@ -151,14 +164,9 @@ class _SafeSession(requests.Session):
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Send a request to a safe address; requests calls this for every redirect as well."""
-        parts = urlsplit(request.url or "")
-        # A user name in the address could look like a host.
-        host = "" if "@" in parts.netloc else parts.hostname or ""
-        loopback = host == "localhost"
-        with suppress(ValueError):
-            loopback = loopback or ipaddress.ip_address(host).is_loopback
-        self.only_https |= parts.scheme == "https"
-        if parts.scheme != "https" and (self.only_https or parts.scheme != "http" or not loopback):
+        scheme = urlsplit(request.url or "").scheme
+        self.only_https |= scheme == "https"
+        if scheme != "https" and (self.only_https or scheme != "http" or not _is_loopback(request.url or "")):
             raise _FailedError(f"the address {request.url}, which is not https; it was not asked", again=False)
         return super().send(request, **options)
 
@@ -332,3 +340,111 @@ def _member_parts(name: str) -> list[str]:
     if any(":" in part or not part.strip(" .") for part in parts):
         raise _FailedError(f"{name!r} leads out of the folder", again=False)
     return parts
+
+
+# --- files of the user, at any address ------------------------------------------------------------------------------
+
+# In what fsspec tells of a file, the facts that change with its content.
+_VERSION_FACTS = re.compile(
+    "etag|digest|md5|checksum|crc32c|generation|blob.?id|last.?modified|mtime|created|updated", re.I
+)
+
+
+def fetch_url(url: str, *, progress: ProgressBar | None = None, report: Report | None = None) -> Path:
+    """Fetch a file by its address (``https://``, ``s3://``, ``hf://``, ...) through fsspec; return the local copy.
+
+    The copy lies below ``MEIDBENCH_HOME/remote`` and is used again while the address tells the same size and the same
+    ETag, digest or time of the last change; where it tells none of these, the file is fetched again. A ``file://``
+    address is the file itself. ``DownloadError`` if the file cannot be fetched whole, ``MeidbenchError`` if a package
+    is missing that reads the address.
+    """
+    report = report or (lambda message: None)
+    # Queries and user names may be secrets, as in signed addresses.
+    shown = re.sub("//[^/@]*@", "//", url.partition("?")[0])
+    if urlsplit(url).scheme.lower() == "http" and not _is_loopback(url):
+        raise DownloadError(f"{shown} was not asked: its answer could be altered on the way; use https")
+    filesystem, path = _open_filesystem(url, shown)
+    if "file" in (filesystem.protocol, *filesystem.protocol):
+        return Path(path)
+    try:
+        facts = filesystem.info(path)
+    except Exception as error:  # each file system raises errors of its own
+        raise _unfetched(shown, error) from None
+    if facts.get("type") == "directory":
+        raise DownloadError(f"{shown} is a folder; name a file in it")
+    size = facts.get("size")
+    known = {key: str(value) for key, value in sorted(facts.items()) if _VERSION_FACTS.search(key)}
+    source, version = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (url, f"{size} {known}"))
+    remote = home() / "remote"
+    name = re.sub(r"[^\w.-]", "_", PurePosixPath(shown).name)[-100:].lstrip(".") or "file"
+    target = remote / f"{source}-{version}" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked(remote / source, lambda: report(f"{shown} is being fetched by another process; waiting for it")):
+        if not (known and target.is_file()):
+            report(f"fetching {shown}" + ("" if size is None else f" ({size:,} bytes)"))
+            with written_whole(target) as temporary:
+                _fetch_into(temporary, filesystem, path, shown, size, progress)
+        for old in remote.glob(f"{source}-*"):
+            if old != target.parent:
+                shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _open_filesystem(url: str, shown: str) -> tuple[Any, str]:
+    options: Mapping[str, Any] = {}
+    try:
+        from fsspec.core import url_to_fs
+
+        if urlsplit(url).scheme.lower() in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            connect, read = TIMEOUT_S
+            options = {"client_kwargs": {"timeout": ClientTimeout(sock_connect=connect, sock_read=read)}}
+        filesystem, path = url_to_fs(url, **options)
+    except ImportError as error:
+        cause = error if error.name else error.__cause__
+        package = (getattr(cause, "name", None) or "").partition(".")[0]
+        also = "" if package in ("", "fsspec", "aiohttp") else f" {package.replace('_', '-')}"
+        needed = " and ".join(dict.fromkeys(["fsspec", package or "fsspec"]))
+        raise MeidbenchError(f"{shown} is read by {needed}: pip install 'meidbench[remote]'{also}") from None
+    except Exception as error:
+        raise RequestError(f"{shown} cannot be read: {str(error).strip() or type(error).__name__}") from None
+    return filesystem, path
+
+
+def _fetch_into(
+    temporary: Path, filesystem: Any, path: str, shown: str, size: int | None, progress: ProgressBar | None
+) -> None:
+    """Fetch a file whole into a temporary file."""
+    from fsspec.callbacks import Callback
+
+    name = PurePosixPath(path).name
+    with progress(f"bytes of {name}", size) if progress and size else nullcontext(lambda steps: None) as advance:
+
+        class Steps(Callback):  # type: ignore[misc, unused-ignore]
+            def relative_update(self, inc: int = 1) -> None:
+                advance(inc)
+
+        try:
+            filesystem.get_file(path, str(temporary), callback=Steps())
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise _unfetched(shown, error) from None
+    if size not in (None, got := temporary.stat().st_size):
+        raise _unfetched(shown, EOFError(f"{got:,} of {size:,} bytes, then the end"))
+
+
+def _unfetched(shown: str, error: Exception) -> DownloadError:
+    # For fsspec, each failure of a first request is a file that is not there.
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    reason = re.sub(r"[?]\S*", "?...", (str(cause).strip().splitlines() or [""])[0])
+    got = f"{type(cause).__name__}: {reason}"
+    if status := getattr(cause, "status", None):
+        got = f"the answer {status} {getattr(cause, 'message', '')}".rstrip()
+    elif isinstance(cause, FileNotFoundError):
+        got = "there is no such file, or it is not public"
+    return DownloadError(
+        f"cannot fetch {shown}\n  got: {got}\n  remedy: compare the address, try again, or fetch the file by hand and "
+        "name the local one"
+    )

@@ -355,7 +355,7 @@ class RowFormat:
 
 _LIST_LINE = re.compile(r"[^\s,;/\\]+(\s+\d+((\s*,\s*|\s+)\d+)*)?")
 _MMACTION2_LINE = re.compile(r"(\S+)((?:\s+\d+)*)")
-_CLASS_LINE = re.compile(r"(.*\S)\s+(\d+)\s+\d+(?:\.0)?|c(\d{3})\s+(\S.*)")  # of VideoLT, and of Charades
+_CLASS_LINE = re.compile(r"(.*\S)\s+(\d{1,9})\s+\d+(?:\.0)?|c(\d{3})\s+(\S.*)")  # of VideoLT, and of Charades
 
 
 def _is_video(path: str) -> bool:
@@ -390,7 +390,7 @@ ROW_FORMATS: dict[str, RowFormat] = {
 
 def guess_format(paths: Sequence[Path]) -> str:
     """Return the one format that the first lines of all files have; refuse files that leave a choice."""
-    found: dict[str, set[str]] = {}
+    found: dict[Path, set[str]] = {}
     for path in paths:
         start = _read_start(path, 1 << 16)
         text = "" if b"\0" in start else start.decode("utf-8-sig", errors="replace")
@@ -400,17 +400,19 @@ def guess_format(paths: Sequence[Path]) -> str:
         shares = {name: sum(map(form.fits, lines)) / max(1, len(lines)) for name, form in ROW_FORMATS.items()}
         most = max(shares.values())
         # A few damaged lines are named by the reader.
-        found[path.name] = {name for name, share in shares.items() if share == most} if most >= 0.5 else {"table"}
+        found[path] = {name for name, share in shares.items() if share == most} if most >= 0.5 else {"table"}
         if not lines:
-            del found[path.name]
+            del found[path]
     common = set.intersection(set(ROW_FORMATS), *found.values()) if found else {"table"}
     if len(common) == 1:
         return common.pop()
     if not common:
-        kinds = (f"{name} ({' or '.join(sorted(names))})" for name, names in found.items())
+        kinds = (f"{path.name} ({' or '.join(sorted(names))})" for path, names in found.items())
         raise SplitError(f"the files are of different formats: {first_few(kinds)}; import files of one format")
     choice = bullet_list(f"--format {name}: {ROW_FORMATS[name].description}" for name in sorted(common))
-    raise SplitError(f"the lines of {first_few(found)} can be read in more than one way; choose one:\n{choice}")
+    raise SplitError(
+        f"the lines of {first_few(path.name for path in found)} can be read in more than one way; choose one:\n{choice}"
+    )
 
 
 def strip_class_indices(lines: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -94,9 +95,9 @@ class _Group(click.Group):
                 except KeyboardInterrupt as interrupt:
                     _end_interrupted(ctx, interrupt)
         except RequestError as error:
-            raise click.UsageError(str(error)) from None
+            raise click.UsageError(self._name_options(ctx, str(error))) from None
         except MeidbenchError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(self._name_options(ctx, str(error))) from None
         except ModuleNotFoundError as error:
             raise click.ClickException(str(missing_package(error))) from None
         except MemoryError as error:
@@ -114,6 +115,18 @@ class _Group(click.Group):
 
             ctx.fail(f"there is no command {name!r}{suggest(name, self.commands)}")
         return super().resolve_command(ctx, args)
+
+    def _name_options(self, ctx: click.Context, message: str) -> str:
+        """Name options in a message that names arguments of Python: ``subset="val"`` becomes ``--subset val``."""
+        command = self.commands.get(ctx.invoked_subcommand or "")
+        options = {option.name: option.opts[0] for option in command.params if option.opts} if command else {}
+
+        def replace(found: re.Match[str]) -> str:
+            option = options.get(found[1], "")
+            value = "" if found[2] == "True" else " " + found[2].strip('"')
+            return option + value if option.startswith("--") else found[0]
+
+        return re.sub(r'\b([a-z_0-9]+)=("[^"\n]*"|True\b|[A-Z]+\b)', replace, message)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

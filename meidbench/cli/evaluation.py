@@ -16,6 +16,8 @@ from meidbench.cli.parameters import (
     command,
     echo,
     json_file,
+    local_argument,
+    local_path,
     option_with_default,
     print_result,
     progress_bar,
@@ -31,14 +33,15 @@ if TYPE_CHECKING:
 
 
 class _Predictions(InputPath):
-    """A prediction file, or a folder of them."""
+    """A prediction file, a folder of them, or the address of a file."""
 
-    def files(self, value: Path) -> list[Path]:
+    def files(self, value: str | Path) -> list[Path]:
         """Return the path, and what a folder holds."""
-        return [value, *(value.iterdir() if value.is_dir() else ())]
+        path = Path(value)
+        return [path, *(path.iterdir() if path.is_dir() else ())]
 
 
-PREDICTIONS = _Predictions()
+PREDICTIONS = _Predictions(urls=True)
 # NAME=PATH, or a name that is a path's or not.
 NAMED_PREDICTIONS = InputName(
     lambda text: [*PREDICTIONS.files(Path(text)), *PREDICTIONS.files(Path(text.partition("=")[2] or text))]
@@ -110,13 +113,14 @@ def _choose_subset(split: "Split", subset: str | None) -> str:
     help="Limit for the scores; a larger file is scored block by block, with the same result.",
 )
 def evaluate(
-    predictions: tuple[Path, ...], split: str, subset: str | None, ids: Path | None, json_file: Path | None,
+    predictions: tuple[str | Path, ...], split: str, subset: str | None, ids: Path | None, json_file: Path | None,
     per_class: Path | None, protocol: str, bootstrap: int, seed: int, cross_check: bool, allow_float16: bool,
     memory: int,
 ) -> None:  # fmt: skip
     """Score PREDICTIONS: overall, head, medium and tail mAP, top-1 and top-5 accuracy.
 
-    PREDICTIONS is one run: a file, several files, or a folder of files (one per process or shard), rows in any order.
+    PREDICTIONS is one run: a file, several files, or a folder of files (one per process or shard), rows in any order. A
+    file may be at an address (https://, s3://, hf://).
 
     Scores are real numbers; a higher score is more likely. Logits and probabilities are both accepted; logits have no
     ties, which float32 probabilities near 1 have.
@@ -136,7 +140,7 @@ def evaluate(
         )
     loaded = load_split(split)
     subset = _choose_subset(loaded, subset)
-    opened = open_predictions(predictions, ids)
+    opened = open_predictions([local_path(path) for path in predictions], ids)
     scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap)
     with progress_bar("bootstrap", steps) as advance:
@@ -190,7 +194,7 @@ def compare(
     from meidbench.report.text import comparison_table, title_lines
     from meidbench.splits.split import load_split
 
-    runs = [ComparedRun.from_argument(text) for text in predictions]
+    runs = [ComparedRun.from_argument(local_argument(text)) for text in predictions]
     if missing := [run.scores for run in runs if not run.scores.exists()]:
         raise click.UsageError(f"there is no prediction file {first_few(missing)}")
     loaded = load_split(split)

@@ -21,14 +21,21 @@ from meidbench.names import DATASETS, SUBSET_NAMES, SUBSETS, Advance
 
 
 class InputPath(click.Path):
-    """A file or a folder that a command reads."""
+    """A file or a folder that a command reads; with ``urls``, also an address, which ``local_path`` fetches."""
 
-    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True, urls: bool = False) -> None:
         super().__init__(path_type=Path, exists=True, file_okay=file_okay, dir_okay=dir_okay)
+        self.urls = urls
 
-    def files(self, value: Path) -> list[Path]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a path that exists, or the text of an address."""
+        from meidbench.checks import is_url
+
+        return value if self.urls and is_url(value) else super().convert(value, param, ctx)
+
+    def files(self, value: str | Path) -> list[Path]:
         """Return the paths that a value names."""
-        return [value]
+        return [Path(value)]
 
 
 class InputName(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -242,6 +249,27 @@ DATASET_OR_MANIFEST = _DatasetOrManifest()
 SPLIT = _SplitName(_split_files)
 SPLIT_SOURCE = _SplitSource(lambda value: [value[1]])
 split_option = click.option("--split", required=True, type=SPLIT, help="A split file, or a built benchmark's name.")
+
+
+def local_path(value: str | Path) -> Path:
+    """Return the path that a value names; a file at an address is fetched first."""
+    from meidbench.checks import is_url
+
+    if not is_url(value):
+        return Path(value)
+    from meidbench.annotations.download import fetch_url
+
+    return fetch_url(str(value), progress=progress_bar, report=report)
+
+
+def local_argument(text: str) -> str:
+    """Return ``PATH`` or ``NAME=PATH`` with the local path of a file at an address."""
+    from meidbench.checks import is_url
+
+    name, equals, path = text.partition("=")
+    if is_url(text):
+        return str(local_path(text))
+    return f"{name}={local_path(path)}" if equals and is_url(path) else text
 
 
 @contextmanager

@@ -196,7 +196,9 @@ def read_plan(path: Path) -> SplitPlan:
     if "variant" not in facts and plan.targets.get("group_by"):
         plan = replace(plan, variant="grouped")
     if problems := problems + _find_contradictions(facts):
-        raise SplitError(f"{len(problems):,} problem(s) with the plan {path}:\n{bullet_list(problems)}")
+        is_other = not {"benchmark", "table", "format"} & set(facts)
+        manifest = "\nA manifest of a published split has reader and licence instead." if is_other else ""
+        raise SplitError(f"{len(problems):,} problem(s) with the plan {path}:\n{bullet_list(problems)}{manifest}")
     if plan.benchmark:
         benchmark = plan.benchmark if plan.benchmark in DATASETS else str(path.parent / plan.benchmark)
         plan = replace(plan, benchmark=benchmark, name=load_manifest(benchmark).name)

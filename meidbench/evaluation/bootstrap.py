@@ -8,7 +8,8 @@ class cut its ranking into segments. All segment sums of many replicates are one
 (segments x videos) with the weights (videos x replicates).
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,32 @@ Scores = npt.NDArray[Any]
 Reals = npt.NDArray[np.float64]
 
 
-def compute_interval(samples: Reals, level: float = LEVEL, *, within: tuple[float, float] = (0.0, 1.0)) -> Interval:
-    """Return the percentile interval of replicates, cut to the possible range; NaN if a replicate is NaN or missing."""
+def compute_interval(samples: Reals, level: float = LEVEL) -> Interval:
+    """Return the percentile interval of replicates, cut to 0 and 1; NaN if a replicate is NaN or missing."""
     if not len(samples) or np.isnan(samples).any():
         return Interval(float("nan"), float("nan"))
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.clip(low, *within)), float(np.clip(high, *within)))
+    return Interval(float(np.clip(low, 0.0, 1.0)), float(np.clip(high, 0.0, 1.0)))
+
+
+def correct_holm(probabilities: Sequence[float]) -> list[float]:
+    """Correct the two-sided probabilities of several differences that are tested together.
+
+    The smallest of m probabilities is multiplied by m, the next by m - 1, and so on; none becomes smaller than the one
+    before it, or larger than 1. A NaN does not count and stays NaN. Source: S. Holm, "A simple sequentially rejective
+    multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+
+    Examples
+    --------
+    >>> correct_holm([0.5, 0.01, 0.03])
+    [0.5, 0.03, 0.06]
+    """
+    tests = [place for place, value in enumerate(probabilities) if not math.isnan(value)]
+    corrected, highest = [math.nan] * len(probabilities), 0.0
+    for rank, place in enumerate(sorted(tests, key=lambda place: probabilities[place])):
+        highest = max(highest, min(1.0, (len(tests) - rank) * probabilities[place]))
+        corrected[place] = highest
+    return corrected
 
 
 def _group_size(videos: int, replicates: int) -> int:

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError, RequestError
-from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
+from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval, correct_holm
 from meidbench.evaluation.evaluate import bootstrap_means, evaluate_scores, group_members, subset_positives
 from meidbench.evaluation.results import (
     GROUPS_SHOWN,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Reals = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 _METHODS_PRINTED = 10
 EQUAL = 1e-12  # average precisions that differ only by rounding are a tie
 
@@ -139,6 +140,9 @@ class MethodResult(Measures):
     ``mAP``, ``seed_spread``, ``difference`` and ``tally`` are per group (overall, head, medium, tail), ``ap`` (NaN
     without positives) and ``ap_difference`` per class. The differences and the tally are against the reference, and
     None for itself; ``seed_spread`` is None without several seeds, ``seeds`` empty where the names have none.
+    ``corrected`` is the two-sided probability of each group's difference after Holm's correction
+    (``Comparison.with_reference``). ``samples`` are the (replicates, C) average precisions of the bootstrap; they are
+    not in the JSON.
     """
 
     name: str
@@ -149,6 +153,8 @@ class MethodResult(Measures):
     tally: dict[str, WinTieLoss] | None
     ap: tuple[float, ...]
     ap_difference: tuple[Difference, ...] | None
+    corrected: dict[str, float] | None
+    samples: Reals = field(repr=False, compare=False)
     warnings: tuple[str, ...]
 
 
@@ -179,14 +185,40 @@ class Comparison(Printed):
 
     def to_json(self) -> str:
         """Return the comparison as JSON: keys sorted, the same bytes for the same input."""
-        return render_json(asdict(self))
+        methods = tuple(replace(method, samples=np.empty(0)) for method in self.methods)
+        content = asdict(replace(self, methods=methods))
+        for method in content["methods"]:
+            del method["samples"]
+        return render_json(content)
+
+    def with_reference(self, name: str) -> "Comparison":
+        """Return the same comparison against another reference.
+
+        Per group, the two-sided probabilities of all methods but the reference are corrected together (Holm, 1979). The
+        two-sided probability is 2 min(P, 1 - P), where P is the probability of being better, and at least 2 /
+        ``replicates``: fewer than one replicate cannot be counted.
+        """
+        reference = next((method for method in self.methods if method.name == name), None)
+        if reference is None:
+            raise _unknown_reference(name, [method.name for method in self.methods])
+        groups = np.array([facts.group for facts in self.classes])
+        members = {group: np.flatnonzero((groups == group) | (group == GROUPS_SHOWN[0])) for group in GROUPS_SHOWN}
+        methods = [_compare_with(reference, method, members) for method in self.methods]
+        compared = {method.name: method.difference for method in methods if method.difference is not None}
+        corrected: dict[str, dict[str, float]] = {other: {} for other in compared}
+        for group in GROUPS_SHOWN:
+            probabilities = [_two_sided(difference[group], self.replicates) for difference in compared.values()]
+            for other, value in zip(compared, correct_holm(probabilities), strict=True):
+                corrected[other][group] = value
+        methods = [replace(method, corrected=corrected.get(method.name)) for method in methods]
+        return replace(self, reference=name, methods=tuple(methods))
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a DataFrame with one row per method and group.
 
         ``mAP``, ``difference`` (to the reference) and their intervals ``..._low``, ``..._high`` over videos;
-        ``probability`` of being better; ``wins``, ``ties`` and ``losses`` in classes; ``seeds``, and ``seed_std`` over
-        them. Cells that have no value are NaN.
+        ``probability`` of being better; ``corrected``, two-sided, after Holm's correction; ``wins``, ``ties`` and
+        ``losses`` in classes; ``seeds``, and ``seed_std`` over them. Cells that have no value are NaN.
         """
         import pandas as pd
 
@@ -199,6 +231,7 @@ class Comparison(Printed):
                 entry = method.difference[group] if method.difference else Difference(*[math.nan] * 4)
                 row |= {"difference": entry.value, "difference_low": entry.low, "difference_high": entry.high}
                 row["probability"] = entry.probability
+                row["corrected"] = method.corrected[group] if method.corrected else math.nan
                 tally = asdict(method.tally[group]) if method.tally else {}
                 row |= {name: tally.get(name, math.nan) for name in ("wins", "ties", "losses")}
                 rows.append(row)
@@ -212,9 +245,11 @@ class Comparison(Printed):
             name = method.name + (f" ({len(method.seeds)} seeds)" if len(method.seeds) > 1 else "")
             row = [name, *(format_value(method.mAP[group].value) for group in GROUPS_SHOWN)]
             if several:
-                change = method.difference["overall"] if method.difference else None
-                around = f" [{change.low:+.3f}, {change.high:+.3f}]" if change and not math.isnan(change.low) else ""
-                row.append(f"{change.value:+.4f}{around}" if change else "reference")
+                row.append("reference")
+            if method.difference is not None:
+                change = method.difference["overall"]
+                around = f" [{format_change(change.low, 3)}, {format_change(change.high, 3)}]"
+                row[-1] = format_change(change.value, 4) + ("" if math.isnan(change.low) else around)
             rows.append(row)
         more = len(self.methods) - len(rows)
         lines = [f"and {more} more methods"] if more else []
@@ -342,11 +377,8 @@ def _make_comparison(
             ClassFacts(entry.index, entry.name, entry.group, entry.train_count, entry.positives)
             for entry in first.per_class
         ),
-        methods=tuple(
-            _summarise(name, method, None if name == reference else methods[reference], split)
-            for name, method in methods.items()
-        ),
-    )
+        methods=tuple(_summarise(name, method, split) for name, method in methods.items()),
+    ).with_reference(reference)
 
 
 def _check_names(runs: Sequence[ComparedRun], names: Sequence[str], reference: str) -> None:
@@ -356,11 +388,15 @@ def _check_names(runs: Sequence[ComparedRun], names: Sequence[str], reference: s
             f"{mixed[0]} has runs with and without a seed: name all of them NAME@SEED, or give them different names"
         )
     if not isinstance(reference, str) or reference not in names:
-        raise RequestError(f"the reference {reference!r} is not one of the runs: {', '.join(names)}")
+        raise _unknown_reference(reference, names)
     if len({(run.method, run.seed) for run in runs}) < len(runs):
         raise RequestError(
             "two runs have the same name; tell them apart by NAME=PATH, seeds of a method by NAME@SEED=PATH"
         )
+
+
+def _unknown_reference(name: object, names: Sequence[str]) -> RequestError:
+    return RequestError(f"the reference {name!r} is not one of the runs: {', '.join(names)}")
 
 
 def _score(
@@ -377,21 +413,10 @@ def _score(
     return result, bootstrap_samples(scores, subset_positives(split, subset), ap, replicates, seed, advance)
 
 
-def _summarise(name: str, method: _SeedResults, reference: _SeedResults | None, split: Split) -> MethodResult:
+def _summarise(name: str, method: _SeedResults, split: Split) -> MethodResult:
     by_seed = {group: np.array([getattr(result.mAP, group) for result in method.results]) for group in GROUPS_SHOWN}
-    ap, means = method.ap, bootstrap_means(method.samples, split)
-    difference = tally = ap_difference = None
-    if reference is not None:
-        change, samples = ap - reference.ap, method.samples - reference.samples
-        change_means = bootstrap_means(samples, split)
-        difference, tally = {}, {}
-        for group, members in group_members(split).items():
-            known = change[members][~np.isnan(change[members])]
-            mean = float(known.mean()) if len(known) else float("nan")
-            difference[group] = _difference(mean, change_means[group])
-            wins, losses = int((known > EQUAL).sum()), int((known < -EQUAL).sum())
-            tally[group] = WinTieLoss(wins, len(known) - wins - losses, losses)
-        ap_difference = tuple(map(_difference, change.tolist(), samples.T))
+    samples = method.samples
+    means = bootstrap_means(samples, group_members(split))
     spread = {
         group: SeedSpread(len(values), float(values.std(ddof=1)), float(values.min()), float(values.max()))
         for group, values in by_seed.items()
@@ -403,18 +428,53 @@ def _summarise(name: str, method: _SeedResults, reference: _SeedResults | None, 
         seeds=tuple(method.seeds) if method.seeds != [""] else (),
         mAP={name: Estimate(float(by.mean()), **vars(compute_interval(means[name]))) for name, by in by_seed.items()},
         seed_spread=spread or None,
-        difference=difference,
-        tally=tally,
-        ap=tuple(ap.tolist()),
-        ap_difference=ap_difference,
+        difference=None,
+        tally=None,
+        ap=tuple(method.ap.tolist()),
+        ap_difference=None,
+        corrected=None,
+        samples=samples,
         warnings=tuple(dict.fromkeys(warning for result in method.results for warning in result.warnings)),
     )
 
 
-def _difference(value: float, samples: Reals) -> Difference:
-    if not len(samples) or np.isnan(samples).any():
-        return Difference(value, float("nan"), float("nan"), float("nan"))
-    interval = compute_interval(samples, within=(-1.0, 1.0))
+def _compare_with(reference: MethodResult, method: MethodResult, members: Mapping[str, Indices]) -> MethodResult:
+    if method.name == reference.name:
+        return replace(method, difference=None, tally=None, ap_difference=None)
+    change, samples = np.subtract(method.ap, reference.ap), method.samples - reference.samples
+    means = bootstrap_means(samples, members)
+    difference, tally = {}, {}
+    for group, indices in members.items():
+        known = change[indices][~np.isnan(change[indices])]
+        mean = known.mean() if len(known) else float("nan")
+        difference[group] = _differences(np.array([mean]), means[group][:, None])[0]
+        wins, losses = int((known > EQUAL).sum()), int((known < -EQUAL).sum())
+        tally[group] = WinTieLoss(wins, len(known) - wins - losses, losses)
+    return replace(method, difference=difference, tally=tally, ap_difference=tuple(_differences(change, samples)))
+
+
+def _differences(values: Reals, samples: Reals) -> list[Difference]:
+    """Return the differences with their (replicates, values) samples."""
+    if not len(samples):
+        return [Difference(value, math.nan, math.nan, math.nan) for value in values.tolist()]
+    low, high = np.clip(np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0), -1.0, 1.0)
     even = np.abs(samples) <= EQUAL
-    better = (np.count_nonzero(samples[~even] > 0) + 0.5 * np.count_nonzero(even)) / len(samples)
-    return Difference(value, interval.low, interval.high, float(better))
+    better = (np.count_nonzero(~even & (samples > 0), axis=0) + 0.5 * np.count_nonzero(even, axis=0)) / len(samples)
+    better[np.isnan(samples).any(axis=0)] = math.nan
+    return [Difference(*numbers) for numbers in np.column_stack([values, low, high, better]).tolist()]
+
+
+def _two_sided(difference: Difference, replicates: int) -> float:
+    better = difference.probability
+    return math.nan if math.isnan(better) else 2 * max(min(better, 1 - better), 1 / replicates)
+
+
+def format_change(value: float, digits: int) -> str:
+    """Round a difference; every number but zero gets a sign, and more digits where it would else look like zero."""
+    if abs(value) <= EQUAL:
+        return f"{0:.{digits}f}"
+    text = f"{value:+.{digits}f}"
+    while float(text) == 0:
+        digits += 1
+        text = f"{value:+.{digits}f}" if digits <= 6 else f"{value:+.0e}"
+    return text

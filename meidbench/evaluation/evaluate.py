@@ -1,6 +1,6 @@
 """Average precision per class, its mean per frequency group, and top-k accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,10 +199,10 @@ def mean_by_group(ap: Reals, split: Split) -> MeanAP:
     return MeanAP(**{name: _mean(ap[index][~np.isnan(ap[index])]) for name, index in group_members(split).items()})
 
 
-def bootstrap_means(samples: Reals, split: Split) -> dict[str, Reals]:
+def bootstrap_means(samples: Reals, groups: Mapping[str, npt.NDArray[np.intp]]) -> dict[str, Reals]:
     """Average (replicates, C) average precisions over the classes of each group; empty for a group without classes."""
     present: Labels = np.asarray(~np.isnan(samples).any(axis=0))
-    chosen = {name: members[present[members]] for name, members in group_members(split).items()}
+    chosen = {name: members[present[members]] for name, members in groups.items()}
     return {name: samples[:, members].mean(axis=1) if len(members) else np.empty(0) for name, members in chosen.items()}
 
 
@@ -321,7 +321,7 @@ def _tie_warnings(counts: RankCounts, positives: Positives) -> list[str]:
 
 
 def _intervals(samples: Reals, split: Split, seed: int) -> Intervals:
-    means = bootstrap_means(samples, split)
+    means = bootstrap_means(samples, group_members(split))
     return Intervals(
         method="Bayesian bootstrap over videos, percentile, centred on the value",
         replicates=len(samples),

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meidbench.checks import describe_missing, one_of, parse_json
-from meidbench.errors import FeatureError
+from meidbench.errors import FeatureError, describe_content
 from meidbench.features.source import Array, FeatureSource, Handle, UnusableVideo, check_array
 from meidbench.files import open_inside
 
@@ -136,6 +136,8 @@ def read_header(path: Path) -> Header:
     """Read all except the rows of a file that ``create`` made; refuse a damaged one, and another version or file."""
     if not path.is_file():
         raise FeatureError(describe_missing("feature file", path))
+    if (kind := describe_content(path)) not in ("an HDF5 file", ""):  # a feature file may have lost its first bytes
+        raise FeatureError(f"{path} is {kind}; expected a feature file, as extract-features and pack-features write it")
     try:
         with h5py.File(path, "r") as file:
             return _read_header(file)

@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from meidbench.checks import describe_missing
+from meidbench.checks import describe_missing, is_url
 from meidbench.errors import PredictionError, describe_content, first_few
 from meidbench.predictions.arrays import Hdf5File, NpyFile, NpzFile
 from meidbench.predictions.base import (
@@ -33,8 +33,8 @@ FORMS: dict[bytes, Callable[[Path], PredictionFile]] = {
     b"{": JsonLinesFile,
 }
 _MATRIX = b"\x93NUMPY"
-# A folder of files of one run may also hold logs.
-_ENDINGS = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv", ".txt", ".jsonl", ".json")
+# A folder of files of one run may also hold logs and settings.
+_ENDINGS = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv", ".txt", ".jsonl")
 
 _WRITE = 'meidbench.write_predictions("run.parquet", video_ids, {})'
 _NUMBERS = f"\n  {_WRITE.format('np.array(scores, np.float32)')}"
@@ -67,9 +67,10 @@ _JSON = (
     (r"\[\s*\[", "a list of scores without video ids", "video_ids", "found"),
     (
         r'\[\s*\{[^}]*"video_id"',
-        "a list of objects",
+        "a list of objects; JSON lines have one object per line",
         *(f'[e["{key}"] for e in found]' for key in ("video_id", "scores")),
     ),
+    (r"\[", "a list of another form", "video_ids", "np.array(scores, np.float32)"),
 )
 
 
@@ -88,18 +89,28 @@ def refuse_foreign(path: Path, start: bytes) -> None:
                 write = _WRITE.format(scores).replace("video_ids", ids, 1)
                 raise PredictionError(
                     f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  "
-                    f"found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
+                    f"import json, pathlib; found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
                 )
         raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")
 
 
-def open_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> PredictionFile:
+def _make_local(path: str | Path) -> Path:
+    """Return a local path; a file at an address is fetched first."""
+    if not is_url(path):
+        return Path(path)
+    from meidbench.annotations.download import fetch_url
+
+    return fetch_url(str(path))
+
+
+def open_predictions(paths: str | Path | Sequence[str | Path], ids: Path | None = None) -> PredictionFile:
     """Open the predictions of a run: one file, several files, or a folder of files (one per process or shard).
 
     The content of a file decides its form, not its name. Pickled objects are never loaded. The forms are Parquet
     (``video_id``, and ``scores`` as lists or a column per class), NPZ or HDF5 (``video_ids``, ``scores``), CSV, JSON
     lines (``video_id``, ``scores``), the official Charades text form, and a ``.npy`` matrix, whose ids the file
-    ``ids`` has: one id per line, in the order of the rows.
+    ``ids`` has: one id per line, in the order of the rows. A text such as ``https://...``, ``s3://...`` or
+    ``hf://...`` is an address, whose file is fetched through fsspec to ``MEIDBENCH_HOME`` first.
 
     Raises
     ------
@@ -109,7 +120,7 @@ def open_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> P
     listed = [paths] if isinstance(paths, str | os.PathLike) else paths
     if not isinstance(listed, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in listed):
         raise PredictionError(f"expected the path of a prediction file, or a list of paths, got {type(paths).__name__}")
-    given = [Path(path) for path in listed]
+    given = [_make_local(path if isinstance(path, str) else Path(path)) for path in listed]
     if ids is not None:
         ids = Path(ids)
         if not ids.is_file():

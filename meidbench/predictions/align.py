@@ -32,7 +32,7 @@ class BlockScores:
     blocks: Callable[[], Iterable[Block]]
 
 
-def read_predictions(paths: Path | Sequence[Path], ids: Path | None = None) -> Predictions:
+def read_predictions(paths: str | Path | Sequence[str | Path], ids: Path | None = None) -> Predictions:
     """Read the prediction file or files of a run, of any form, into memory; see ``open_predictions``."""
     file = open_predictions(paths, ids)
     try:
@@ -102,9 +102,8 @@ def align_predictions(
     """
     wanted = split.video_ids(subset)
     if not wanted:
-        others = [name for name in SUBSETS if split.video_ids(name)]
-        remedy = f"name one of {', '.join(others) or 'none'} with --subset (subset=... in Python)"
-        raise PredictionError(f"the split {split.dataset} has no video in {subset}; {remedy}")
+        others = " or ".join(f'subset="{name}"' for name in SUBSETS if split.video_ids(name))
+        raise PredictionError(f"the split {split.dataset} has no video in {subset}{others and f'; name {others}'}")
     problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, split, allow_float16)
     can_read = predictions.num_videos <= 2 * len(wanted) + 1000
     can_read = can_read and predictions.num_classes <= 2 * split.num_classes + 1000
@@ -185,10 +184,10 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
         if names in (None, list(split.class_names)) or (names == columns and _class_order(columns, split) is not None):
             continue
         if not isinstance(names, list) or len(names) != split.num_classes:
-            given = filter(lambda name: isinstance(name, str), names if isinstance(names, list) else ())
-            strange = first_few(name for name in given if name not in split.class_names)
-            rest = f"; others are {strange}" if strange else ""
-            problems.append(f"its class names are not {split.num_classes:,} names{rest}")
+            given = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+            others = [name for name in given if name not in split.class_names]
+            which = f": {first_few(others)} are no classes" if len(others) < len(given) / 2 else ""
+            problems.append(f"its class names are not {split.num_classes:,} names{which}")
         else:
             pairs = enumerate(zip(names, split.class_names, strict=True))
             other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
@@ -259,7 +258,7 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
         elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]
         hint = f"; it holds videos of {' and '.join(elsewhere)}" if elsewhere and elsewhere != [subset] else ""
         if len(elsewhere) == 1 and given <= set(split.video_ids(elsewhere[0])):
-            hint += f' alone: score them with --subset {elsewhere[0]} (subset="{elsewhere[0]}" in Python)'
+            hint += f' alone: score them with subset="{elsewhere[0]}"'
         elif rule := find_id_rule(unknown, missing):
             hint = f"; {rule}"
         elif {"0", "1"} <= set(unknown) <= set(map(str, range(len(video_ids)))):
@@ -291,8 +290,7 @@ def _shape_problems(predictions: Predictions | PredictionFile, split: Split, all
             raise PredictionError(f"the scores have shape {shape}; expected {expected}")
     problems = []
     if predictions.dtype.kind == "f" and predictions.dtype.itemsize == 2 and not allow_float16:
-        allowing = "allow it (--allow-float16; in Python allow_float16=True)"
-        problems.append(f"the scores are float16, which makes ties: write float32, or {allowing}")
+        problems.append("the scores are float16, which makes ties: write float32, or allow them by allow_float16=True")
     if predictions.num_classes != split.num_classes:
         problems.append(
             f"there are scores for {predictions.num_classes:,} classes, the split has {split.num_classes:,}"

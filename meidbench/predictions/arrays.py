@@ -16,7 +16,9 @@ from meidbench.errors import PredictionError, first_few
 from meidbench.files import open_inside, rehearse
 from meidbench.predictions.base import BLOCK_ROWS, ID_NAMES, LONGEST_ID, PredictionFile, Scores, find_names, id_text
 
-_EXPECTED = "expected video_ids (n,) and scores (n, C)"
+_EXPECTED = (
+    "expected video_ids (n,) and scores (n, C); meidbench.write_predictions(path, video_ids, scores) writes them"
+)
 # numpy parses headers with Python's own tokenizer, hence SyntaxError, TokenError and RecursionError.
 _NUMPY_ERRORS = (
     *(OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError, MemoryError),
@@ -33,8 +35,8 @@ class NpyFile(PredictionFile):
         super().__init__(path)
         if ids is None:
             raise self.refusal(
-                "it is a matrix without video ids. Give their file with --ids FILE (ids=FILE in Python): one id per "
-                "line, in the order of the rows; or write meidbench.write_predictions(path, video_ids, scores)"
+                "it is a matrix without video ids. Name the file of the ids, one per line in the order of the rows, by "
+                "ids=FILE, or write meidbench.write_predictions(path, video_ids, scores)"
             )
         with self._scores() as (_, shape, _, self.dtype):
             pass
@@ -146,7 +148,9 @@ def _read_header(stream: IO[bytes], name: str, announced: int) -> tuple[tuple[in
         raise ValueError(f"format version {version} of array {name} is unknown")
     shape, by_column, dtype = read(stream)
     if dtype.hasobject:
-        values = f"np.array({name}, dtype=str)" if name.lower() in ID_NAMES else "np.array(scores.tolist(), np.float32)"
+        values = (
+            f"np.array({name}).astype(str)" if name.lower() in ID_NAMES else "np.array(scores.tolist(), np.float32)"
+        )
         raise ValueError(f"{name} holds pickled objects, which are never loaded; save {name}={values}")
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize + stream.tell()
     if size != announced:

@@ -21,7 +21,7 @@ LONGEST_ID = 1 << 10  # bytes
 LONGEST_LINE = 1 << 24  # characters of a text file: the scores of some hundred thousand classes
 
 # Names of columns, arrays and keys, in any case of their letters. The first one is that of the documentation.
-ID_NAMES = ("video_id", "video_ids", "id", "ids", "video", "vid", "name")
+ID_NAMES = ("video_id", "video_ids", "id", "ids", "video", "vid", "name", "index")
 SCORE_NAMES = ("scores", "score", "logits", "probabilities", "probs", "predictions", "preds")
 # The index of a pandas DataFrame: as CSV, after CSV was read again, after reset_index, and as Parquet.
 INDEX_NAMES = ("", "Unnamed: 0", "index", "level_0", "__index_level_0__")
@@ -188,6 +188,7 @@ class TableFile(TextFile):
         self.is_csv = bool(self._delimiter and (found or not header[0])) or header[0].lower() in ID_NAMES
         if self.is_csv:
             self._id_place = header.index(found[0]) if found else 0
+            self._id_name = header[self._id_place]
             if self._id_place and header[0] in INDEX_NAMES:
                 self._index_place = 0
             header = [name for place, name in enumerate(header) if place not in (self._id_place, self._index_place)]
@@ -197,6 +198,9 @@ class TableFile(TextFile):
             start = " ".join(first)[:40]
             expected = "neither a CSV header (video_id, then the classes) nor 'ID s1 ... sC'"
             raise self.refusal(f"its first line {start!r} is {expected}")
+        elif re.fullmatch(r"[-+]?[0-9]+\.[0-9]*(e[-+]?[0-9]+)?", first[0]):
+            problem = f"its first line begins with the number {first[0][:40]}, not with a video_id"
+            raise self.refusal(f"{problem}. Write the ids into the first column, or a .npy matrix and ids=FILE")
         self.num_classes = len(header) - (not self.is_csv)
         self._keep_ids()
 
@@ -251,6 +255,9 @@ class TableFile(TextFile):
         column = f" (column {self.header[place][:40]!r})" if self.is_csv else ""
         if wrong.lstrip().startswith("["):
             remedy = ". A table has one column per class; write lists as Parquet, e.g. frame.to_parquet(path)"
+        elif self.is_csv and len(cells) == 2 and _is_number(cells[1]):
+            names = f"index={self._id_name!r}, columns={self.header[0]!r}, values={self.header[1]!r}"
+            remedy = f". A table has one row per video and one column per class: frame.pivot({names})"
         else:
             remedy = "; decimal numbers have a point" if "," in wrong else ""
         return f"{wrong[:40]!r} is not a number{column}{remedy}"

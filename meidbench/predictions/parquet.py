@@ -105,8 +105,8 @@ class ParquetFile(PredictionFile):
 
         named = find_names(schema.names, ID_NAMES)
         kinds = {name: schema.field(name).type for name in [*named, *index]}
-        found = [name for name in named if _is_text(kinds[name]) or pa.types.is_integer(kinds[name])]
-        found += [name for name in index if _is_text(kinds[name])]
+        found = [name for name in [*named, *index] if _is_text(kinds[name])]
+        found += [name for name in named if pa.types.is_integer(kinds[name])]
         if found:
             return found[0]
         if named:

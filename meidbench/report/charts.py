@@ -1,171 +1,56 @@
-"""The charts of a comparison as SVG: means per group, gains and losses per class, precision against frequency.
+"""The charts of a comparison as SVG: means, head against tail, gains and losses per class, precision by frequency.
 
 All charts have about the same width, so a phone shows one below the other with letters of full size.
 """
 
 import math
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.evaluation.compare import EQUAL, Comparison, Difference, MethodResult
+from meidbench.evaluation.compare import EQUAL, Comparison, Difference
 from meidbench.evaluation.results import ClassFacts
-from meidbench.report.text import DASH, MINUS, format_interval, format_number, format_signed
+from meidbench.report.drawing import (
+    Scale,
+    choose_ticks,
+    draw_horizontal_axis,
+    draw_interval,
+    draw_line,
+    draw_mark,
+    draw_svg,
+    draw_text,
+    draw_vertical_axis,
+    draw_vertical_line,
+    format_coordinate,
+    format_point,
+    format_tick,
+    mark_outline,
+    shorten,
+    wrap,
+)
+from meidbench.report.text import DASH, format_interval, format_number, format_signed
 from meidbench.splits.split import GROUP_NAMES
 
-FEW_CLASSES = 200  # up to this number each class has its own mark with an interval and a tooltip
+FEW_CLASSES = 200  # up to this number each class has its own mark with a tooltip
+_FEW_CHANGES = 1000  # the same for the differences of all methods, which the page holds for each reference
 MEDIAN_CLASSES = 50  # a running median of fewer classes shows noise
 _NAMED_CLASSES = 6  # gains, and losses, with their names
 
 Reals = npt.NDArray[np.float64]
-Bands = Sequence[tuple[float, float]]  # (top, bottom) of the parts of a chart that a vertical line covers
 Curve = Sequence[tuple[float, float]]
 Change = tuple[ClassFacts, Difference]
 
 
 @dataclass(frozen=True)
-class Scale:
-    """A linear map of ``low`` to ``high`` onto ``start`` to ``stop``."""
+class Chart:
+    """A chart with its caption; ``classes`` are the indices of the classes that it shows, None for all."""
 
-    low: float
-    high: float
-    start: float
-    stop: float
-
-    def __call__(self, value: float) -> float:
-        """Return the coordinate of a value."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
-
-
-def choose_ticks(low: float, high: float, at_most: int = 5) -> list[float]:
-    """Return round numbers between two limits."""
-    magnitude = 10.0 ** math.floor(math.log10((high - low) / at_most))
-    for factor in (1, 2, 5, 10):
-        step = factor * magnitude
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first < at_most:
-            break
-    return [round(place * step, 12) for place in range(first, last + 1)]
-
-
-def format_tick(value: float) -> str:
-    """Write the number of a tick."""
-    return (f"{value:,.0f}" if abs(value) >= 10 else f"{value:g}").replace("-", MINUS)
-
-
-def format_coordinate(value: float) -> str:
-    """Write a coordinate in few characters, rounded to a tenth."""
-    text = f"{value:.1f}".removesuffix(".0")
-    text = text.replace("0.", ".") if abs(value) < 1 else text
-    return "0" if text in ("-0", "-.0", "") else text
-
-
-def estimate_width(text: str, size: float) -> float:
-    """Estimate the width of a text in a common sans-serif font, too wide rather than too narrow."""
-    total = 0.0
-    for character in text:
-        if unicodedata.combining(character):
-            continue
-        if unicodedata.east_asian_width(character) in "WF":
-            total += 1.0
-        elif character in "iljtfrI.,:;'|![]() -":
-            total += 0.4
-        elif character in "mwMW@%":
-            total += 0.95
-        else:
-            total += 0.74 if character.isupper() else 0.62
-    return total * size
-
-
-def shorten(text: str, width: float, size: float) -> str:
-    """Cut out the middle of a text until it fits a width; names often differ at their ends."""
-    if estimate_width(text, size) <= width:
-        return text
-    for kept in range(len(text) - 1, 0, -1):
-        short = f"{text[: (kept + 1) // 2].rstrip()}…{text[len(text) - kept // 2 :].lstrip()}"
-        if estimate_width(short, size) <= width:
-            return short
-    return "…"
-
-
-def draw_text(x: float, y: float, text: str, kind: str = "", anchor: str = "") -> str:
-    """Return a text element; ``kind`` is its CSS class, ``anchor`` is ``middle`` or ``end``."""
-    css_class = f' class="{kind}"' if kind else ""
-    anchored = f' text-anchor="{anchor}"' if anchor else ""
-    return f'<text x="{format_coordinate(x)}" y="{format_coordinate(y)}"{css_class}{anchored}>{escape(text)}</text>'
-
-
-def draw_line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    """Return a straight line of a CSS class."""
-    return f'<path class="{kind}" d="M{_point(x1, y1)}L{_point(x2, y2)}"/>'
-
-
-def draw_vertical_line(x: float, bands: Bands, kind: str) -> str:
-    """Return a vertical line that covers only the given bands."""
-    d = "".join(f"M{_point(x, top)}V{format_coordinate(bottom)}" for top, bottom in bands)
-    return f'<path class="{kind}" d="{d}"/>'
-
-
-def draw_interval(low: float, high: float, y: float, kind: str = "whisker") -> str:
-    """Return a horizontal interval with end caps, on a halo that separates it from the marks below it."""
-    d = f"M{_point(low, y)}H{format_coordinate(high)}M{_point(low, y - 3)}v6M{_point(high, y - 3)}v6"
-    return f'<path class="halo" d="{d}"/><path class="{kind}" d="{d}"/>'
-
-
-def draw_mark(group: str, x: float, y: float, radius: float, tooltip: str = "") -> str:
-    """Return the mark of a class."""
-    end = f"><title>{escape(tooltip)}</title></path>" if tooltip else "/>"
-    return f'<path class="mark" d="{mark_outline(group, x, y, radius)}"{end}'
-
-
-def mark_outline(group: str, x: float, y: float, radius: float) -> str:
-    """Return the path of a mark: a disc, a square or a triangle of about the same area, by group."""
-    if group == "medium":
-        half = 0.88 * radius
-        side = format_coordinate(2 * half)
-        return f"M{_point(x - half, y - half)}h{side}v{side}h{format_coordinate(-2 * half)}z"
-    if group == "tail":
-        half = 1.2 * radius
-        return f"M{_point(x, y - half)}l{_point(half, 1.8 * half)}h{format_coordinate(-2 * half)}z"
-    turn = f"a{_point(radius, radius)} 0 1 0 "
-    return f"M{_point(x - radius, y)}{turn}{_point(2 * radius, 0)}{turn}{_point(-2 * radius, 0)}z"
-
-
-def _point(x: float, y: float) -> str:
-    return f"{format_coordinate(x)} {format_coordinate(y)}"
-
-
-def draw_horizontal_axis(scale: Scale, bands: Bands, bottom: float, ticks: Sequence[float]) -> list[str]:
-    """Return vertical grid lines, which leave the text between the bands free, with their numbers below."""
-    parts = []
-    for value in ticks:
-        parts.append(draw_vertical_line(scale(value), bands, "zero" if value == 0 else "grid"))
-        parts.append(draw_text(scale(value), bottom + 12, format_tick(value), "tick", "middle"))
-    return parts
-
-
-def draw_vertical_axis(scale: Scale, left: float, right: float, ticks: Sequence[float]) -> list[str]:
-    """Return horizontal grid lines with their numbers on the left; the line at zero is stronger."""
-    parts = []
-    for value in ticks:
-        y = scale(value)
-        parts.append(draw_line(left, y, right, y, "zero" if value == 0 else "grid"))
-        parts.append(draw_text(left - 5, y + 3.5, format_tick(value), "tick", "end"))
-    return parts
-
-
-def draw_svg(identifier: str, size: tuple[int, int], title: str, facts: Sequence[str], parts: Iterable[str]) -> str:
-    """Return an ``svg`` element with a title and the facts as text; ``identifier`` must be unique on the page."""
-    width, height = size
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{identifier}-t {identifier}-d">'
-        f'<title id="{identifier}-t">{escape(title)}</title>'
-        f'<desc id="{identifier}-d">{escape("; ".join(facts))}.</desc>{"".join(parts)}</svg>'
-    )
+    caption: str
+    svg: str
+    classes: tuple[int, ...] | None = None
 
 
 def _drop_nan(values: Iterable[float]) -> list[float]:
@@ -207,52 +92,90 @@ def mean_chart(comparison: Comparison, group: str) -> str:
     return draw_svg(f"mean-{group}", (width, bottom + 18), f"Mean average precision, {group}", facts, parts)
 
 
-def change_charts(comparison: Comparison) -> dict[str, dict[str, str]]:
-    """Draw the gains and losses per class of each method but the reference: name -> caption -> chart."""
+def head_tail_chart(comparison: Comparison) -> str:
+    """Draw one dot per method: its mean over the tail classes against its mean over the head classes."""
+    methods = sorted(comparison.methods, key=lambda method: -method.mAP["tail"].value)
+    head, tail = ([method.mAP[group].value for method in methods] for group in ("head", "tail"))
+    step, top, left, right = 15.0, 24.0, 40.0, 205.0
+    bottom = max(200.0, top + step * len(methods))
+    x, y = Scale(*_spread(head), left, right), Scale(*_spread(tail), bottom, top)
+    parts = draw_vertical_axis(y, left, right, choose_ticks(y.low, y.high))
+    parts += draw_horizontal_axis(x, [(top, bottom)], bottom, choose_ticks(x.low, x.high, 4))
+    # Names stand in a column beside the axis, in the order of the dots, so that none covers another.
+    names = [y(value) for value in tail]
+    for index in range(len(names)):
+        names[index] = max(names[index], top + step * index, names[index - 1] + step if index else 0.0)
+    for index in reversed(range(len(names))):
+        names[index] = min(names[index], bottom - step * (len(names) - 1 - index))
+    dots, facts = [], []
+    for method, px, py, place in zip(methods, map(x, head), map(y, tail), names, strict=True):
+        kind = "dot reference" if method.name == comparison.reference else "dot"
+        line = f"M{format_point(px, py)}L{format_point(right + 10, place)}h5"
+        parts.append(f'<path class="leader" d="{line}"/>')
+        dots.append(f'<circle class="{kind}" cx="{format_coordinate(px)}" cy="{format_coordinate(py)}" r="4"/>')
+        parts.append(draw_text(right + 18, place + 4, shorten(method.name, 340 - right - 18, 11), "name"))
+        numbers = " and ".join(format_number(method.mAP[group].value) for group in ("head", "tail"))
+        facts.append(f"{method.name}: {numbers}")
+    parts += [
+        *dots,
+        draw_text(right, bottom + 28, "head mAP", "tick", "end"),
+        draw_text(2, 10, "tail mAP", "tick"),
+    ]
+    return draw_svg("head-tail", (340, round(bottom) + 34), "Mean of the head and of the tail classes", facts, parts)
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return limits around all values, at least 0.02 apart."""
+    low, high = min(values), max(values)
+    margin = max(0.08 * (high - low), (0.02 - (high - low)) / 2)
+    return low - margin, high + margin
+
+
+def change_charts(comparison: Comparison) -> dict[str, list[Chart]]:
+    """Draw the gains and losses per class of each method but the reference."""
     changes: dict[str, list[Change]] = {}
     for method in comparison.methods:
         if method.ap_difference is not None:
             pairs = zip(comparison.classes, method.ap_difference, strict=True)
             changes[method.name] = [pair for pair in pairs if not math.isnan(pair[1].value)]
-    gained = {name: _find_largest(found, 1) for name, found in changes.items()}
-    lost = {name: _find_largest(found, -1) for name, found in changes.items()}
-    few = len(comparison.classes) <= FEW_CLASSES
-    limits = _change_limits(changes.values(), with_intervals=few)
-    # Gains are right of zero and losses left: each has its own limits, but a step has the same width in both.
-    gains = _change_limits(gained.values(), with_intervals=True)
-    losses = _change_limits(lost.values(), with_intervals=True)
-    span = max(gains[1] - gains[0], losses[1] - losses[0])
-    gains, losses = (gains[0], gains[0] + span), (losses[1] - span, losses[1])
-    caption = f"all classes, {'with intervals' if few and comparison.replicates else 'sorted'}"
+    few = _are_few(comparison)
+    shared = _change_limits([change for found in changes.values() for _, change in found], with_intervals=few)
     return {
-        name: {
-            caption: _draw_profile(f"change-{index}", name, comparison, found, limits),
-            "largest gains": _draw_largest(f"gain-{index}", f"Largest gains of {name}", gained[name], gains),
-            "largest losses": _draw_largest(f"loss-{index}", f"Largest losses of {name}", lost[name], losses),
-        }
+        name: [
+            _draw_profile(f"change-{index}", name, comparison, found, shared),
+            _draw_largest(f"gain-{index}", name, found, 1),
+            _draw_largest(f"loss-{index}", name, found, -1),
+            _draw_changes_by_frequency(f"trend-{index}", name, comparison, found),
+        ]
         for index, (name, found) in enumerate(changes.items())
     }
 
 
-def _change_limits(changes: Iterable[Sequence[Change]], with_intervals: bool) -> tuple[float, float]:
+def _are_few(comparison: Comparison) -> bool:
+    classes = len(comparison.classes)
+    return classes <= FEW_CLASSES and classes * len(comparison.methods) <= _FEW_CHANGES
+
+
+def _change_limits(changes: Iterable[Difference], with_intervals: bool) -> tuple[float, float]:
     values = [0.0]
-    for _, change in (entry for found in changes for entry in found):
+    for change in changes:
         values += _drop_nan((change.value, change.low, change.high) if with_intervals else (change.value,))
     low, high = min(values), max(values)
     margin = 0.03 * (high - low) or 0.1
     return low - margin, high + margin
 
 
-def _find_largest(changes: Sequence[Change], sign: int) -> list[Change]:
+def _find_changed(changes: Sequence[Change], sign: int) -> list[Change]:
+    """Return the gains (1) or losses (-1), the largest first."""
     found = [entry for entry in changes if sign * entry[1].value > EQUAL]
-    return sorted(found, key=lambda entry: (-sign * entry[1].value, entry[0].index))[:_NAMED_CLASSES]
+    return sorted(found, key=lambda entry: (-sign * entry[1].value, entry[0].index))
 
 
 def _draw_profile(
     identifier: str, name: str, comparison: Comparison, changes: Sequence[Change], limits: tuple[float, float]
-) -> str:
+) -> Chart:
     """Draw the changes of all classes, sorted within each group: a few as marks with intervals, many as an area."""
-    draw = _draw_sorted_marks if len(comparison.classes) <= FEW_CLASSES else _draw_sorted_area
+    draw = _draw_sorted_marks if _are_few(comparison) else _draw_sorted_area
     left, right, bottom = 34.0, 340.0, 196.0
     y = Scale(*limits, bottom, 8.0)
     parts = draw_vertical_axis(y, left, right, choose_ticks(*limits))
@@ -274,10 +197,12 @@ def _draw_profile(
         facts.append(f"{group}: higher, equal and lower in {tally} classes")
         left += width + gap
     for sign, word in ((1, "gain"), (-1, "loss")):
-        for largest, change in _find_largest(changes, sign)[:1]:
+        for largest, change in _find_changed(changes, sign)[:1]:
             facts.append(f"largest {word} {format_signed(change.value)} ({largest.name})")
     title = f"Difference of average precision by class, {name} against {comparison.reference}"
-    return draw_svg(identifier, (340, 232), title, facts, parts)
+    intervals = draw is _draw_sorted_marks and comparison.replicates
+    caption = f"all {len(changes):,} classes, sorted{', with intervals' if intervals else ''}"
+    return Chart(caption, draw_svg(identifier, (340, 232), title, facts, parts))
 
 
 def _draw_sorted_marks(group: str, entries: Sequence[Change], left: float, step: float, y: Scale) -> str:
@@ -286,41 +211,53 @@ def _draw_sorted_marks(group: str, entries: Sequence[Change], left: float, step:
     for rank, (facts, change) in enumerate(entries):
         x = left + (rank + 0.5) * step
         if not math.isnan(change.low):
-            lines.append(f"M{_point(x, y(change.low))}V{format_coordinate(y(change.high))}")
+            lines.append(f"M{format_point(x, y(change.low))}V{format_coordinate(y(change.high))}")
         marks.append(draw_mark(group, x, y(change.value), radius, f"{facts.name}: {_describe_change(change)}"))
     return f'<g class="{group}"><path class="spread" d="{"".join(lines)}"/>{"".join(marks)}</g>'
 
 
 def _draw_sorted_area(group: str, entries: Sequence[Change], left: float, step: float, y: Scale) -> str:
-    zero = format_coordinate(y(0.0))
-    d = "".join(
-        f"V{format_coordinate(y(change.value))}H{format_coordinate(left + (rank + 1) * step)}"
-        for rank, (_, change) in enumerate(entries)
-    )
-    return f'<path class="area {group}" d="M{format_coordinate(left)} {zero}{d}V{zero}z"/>'
+    zero, d, before = format_coordinate(y(0.0)), "", ""
+    for rank, (_, change) in enumerate(entries):
+        height = format_coordinate(round(2 * y(change.value)) / 2)
+        if height != before:  # many classes look the same
+            d += (f"H{format_coordinate(left + rank * step)}" if rank else "") + f"V{height}"
+            before = height
+    end = format_coordinate(left + len(entries) * step)
+    return f'<path class="area {group}" d="M{format_coordinate(left)} {zero}{d}H{end}V{zero}z"/>'
 
 
-def _draw_largest(identifier: str, title: str, entries: Sequence[Change], limits: tuple[float, float]) -> str:
-    """Draw named classes one below the other, each with its interval."""
-    width, row, first = 340, 32, 4
-    x = Scale(*limits, 4.0, width - 4.0)
-    bottom = first + row * max(len(entries), 1) + 2
-    bands = [(first + row * index + 15, first + row * index + 31) for index in range(len(entries))]
-    parts = draw_horizontal_axis(x, bands, bottom, choose_ticks(*limits))
+def _draw_largest(identifier: str, name: str, changes: Sequence[Change], sign: int) -> Chart:
+    """Draw the largest gains or losses: the name of each class left of the axis, its number right of it."""
+    word = "gain" if sign > 0 else "loss"
+    changed = _find_changed(changes, sign)
+    entries = changed[:_NAMED_CLASSES]
+    left, right, width, row = 160.0, 285.0, 340, 32
+    low, high = _change_limits([change for _, change in entries], with_intervals=True)
+    x = Scale(low, high, left, right)
+    bottom = 4.0 + row * max(len(entries), 1)
+    parts = draw_horizontal_axis(x, [(4.0, bottom)], bottom, choose_ticks(low, high, 3)) if entries else []
     facts = []
     for index, (named, change) in enumerate(entries):
-        top = first + row * index
-        number = format_signed(change.value)
-        parts.append(draw_text(12, top + 12, shorten(named.name, width - 24 - 6.6 * len(number), 11), "name"))
-        parts.append(draw_text(width, top + 12, number, "number", "end"))
-        parts.append(f'<g class="{escape(named.group)}">{draw_mark(named.group, 5, top + 8.5, 3.2)}')
+        middle = 4.0 + row * (index + 0.5)
+        lines = wrap(named.name, left - 24, 11)
+        for place, line in enumerate(lines):
+            parts.append(draw_text(14, middle + 4 + 12 * (place - (len(lines) - 1) / 2), line, "name"))
+        parts.append(draw_text(width, middle + 4, format_signed(change.value), "number", "end"))
+        parts.append(f'<g class="{escape(named.group)}">{draw_mark(named.group, 5, middle, 3.2)}')
         if not math.isnan(change.low):
-            parts.append(draw_interval(x(change.low), x(change.high), top + 23, "limits"))
-        parts.append(draw_mark(named.group, x(change.value), top + 23, 4) + "</g>")
+            parts.append(draw_interval(x(change.low), x(change.high), middle, "limits"))
+        tooltip = f"{named.name}: {_describe_change(change)}"
+        parts.append(draw_mark(named.group, x(change.value), middle, 4, tooltip) + "</g>")
         facts.append(f"{named.name} ({named.group}): {_describe_change(change)}")
     if not entries:
         parts, facts = [draw_text(2, 16, "no class", "tick")], ["no class"]
-    return draw_svg(identifier, (width, bottom + 18), title, facts, parts)
+    many = {"gain": "gains", "loss": "losses"}[word]
+    caption = f"{many}: the {len(entries)} largest of {len(changed):,}" if len(changed) > len(entries) else many
+    if len(changed) <= len(entries):
+        caption = f"{many}: all {len(changed)}" if changed else f"{many}: none"
+    svg = draw_svg(identifier, (width, round(bottom) + 18), f"Largest {many} of {name}", facts, parts)
+    return Chart(caption, svg, tuple(named.index for named, _ in entries))
 
 
 def _describe_change(change: Difference) -> str:
@@ -334,22 +271,29 @@ def frequency_charts(comparison: Comparison) -> list[str]:
     The charts of the other methods show the reference's running median dashed. A class without a training video is at
     0, left of the classes with one video.
     """
-    logs = np.log10([max(facts.train_count, 0.5) for facts in comparison.classes])
-    low, high = (float(logs.min()), float(logs.max())) if len(logs) else (0.0, 1.0)
-    x = Scale(low - 0.07, max(high, low + 0.3) + 0.05, 34.0, 332.0)
     y = Scale(0.0, _upper_limit(ap for method in comparison.methods for ap in method.ap), 190.0, 10.0)
-    medians = {method.name: _running_median(logs, np.array(method.ap)) for method in comparison.methods}
+    reference = next(method for method in comparison.methods if method.name == comparison.reference)
     charts = []
     for index, method in enumerate(comparison.methods):
-        dashed = [] if method.name == comparison.reference else medians[comparison.reference]
-        curves = {"median reference": dashed, "median": medians[method.name]}
-        charts.append(_draw_frequencies(f"frequency-{index}", method, comparison, (x, y), curves))
+        title = f"Average precision of each class against its training videos, {method.name}"
+        dashed = () if method is reference else reference.ap
+        few = len(comparison.classes) <= FEW_CLASSES
+        plot = _Plot(f"frequency-{index}", title, "AP", format_number, y, few)
+        charts.append(_draw_by_frequency(plot, comparison.classes, method.ap, dashed))
     return charts
 
 
-def _running_median(logs: Reals, ap: Reals) -> Curve:
+def _draw_changes_by_frequency(identifier: str, name: str, comparison: Comparison, changes: Sequence[Change]) -> Chart:
+    limits = _change_limits([change for _, change in changes], with_intervals=False)
+    title = f"Difference of average precision against training videos, {name} against {comparison.reference}"
+    plot = _Plot(identifier, title, "difference", format_signed, Scale(*limits, 190.0, 10.0), _are_few(comparison))
+    svg = _draw_by_frequency(plot, [named for named, _ in changes], [change.value for _, change in changes])
+    return Chart(name, svg)
+
+
+def _running_median(logs: Reals, values: Reals) -> Curve:
     """Return the medians of neighbours in frequency, a tenth of the classes at a time; empty for few classes."""
-    known = np.flatnonzero(~np.isnan(ap))
+    known = np.flatnonzero(~np.isnan(values))
     if len(known) < MEDIAN_CLASSES:
         return []
     order = known[np.argsort(logs[known], kind="stable")]
@@ -360,45 +304,62 @@ def _running_median(logs: Reals, ap: Reals) -> Curve:
     for start in starts:
         some = order[start : start + window]
         at = float(np.median(logs[some]))
-        points.setdefault(round(15 * at), []).append((at, float(np.median(ap[some]))))
+        points.setdefault(round(15 * at), []).append((at, float(np.median(values[some]))))
     return [
         (float(np.mean([at for at, _ in near])), float(np.median([y for _, y in near]))) for near in points.values()
     ]
 
 
-def _draw_frequencies(
-    identifier: str, method: MethodResult, comparison: Comparison, scales: tuple[Scale, Scale], curves: dict[str, Curve]
+@dataclass(frozen=True)
+class _Plot:
+    """How values are drawn against the training videos of their classes."""
+
+    identifier: str
+    title: str
+    quantity: str
+    write: Callable[[float], str]
+    y: Scale
+    tooltips: bool
+
+
+def _draw_by_frequency(
+    plot: _Plot, classes: Sequence[ClassFacts], values: Sequence[float], dashed: Sequence[float] = ()
 ) -> str:
-    x, y = scales
-    parts = draw_vertical_axis(y, x.start, x.stop, choose_ticks(0.0, y.high)) + _draw_frequency_axis(x, y)
+    """Draw a mark per class and the running median; that of the values ``dashed`` is dashed."""
+    logs = np.log10([max(facts.train_count, 0.5) for facts in classes])
+    low, high = (float(logs.min()), float(logs.max())) if len(logs) else (0.0, 1.0)
+    x, y = Scale(low - 0.07, max(high, low + 0.3) + 0.05, 34.0, 332.0), plot.y
+    parts = draw_vertical_axis(y, x.start, x.stop, choose_ticks(y.low, y.high)) + _draw_frequency_axis(x, y)
     facts = []
     for group in GROUP_NAMES:
-        classes = [
-            (named, ap, x(math.log10(max(named.train_count, 0.5))), y(ap))
-            for named, ap in zip(comparison.classes, method.ap, strict=True)
-            if named.group == group and not math.isnan(ap)
+        members = [
+            (named, value, x(at), y(value))
+            for named, value, at in zip(classes, values, logs.tolist(), strict=True)
+            if named.group == group and not math.isnan(value)
         ]
-        if not classes:
+        if not members:
             continue
-        if len(comparison.classes) <= FEW_CLASSES:
+        if plot.tooltips:
             marks = ""
-            for named, ap, px, py in classes:
-                tooltip = f"{named.name}: {named.train_count:,} training videos, AP {format_number(ap)}"
+            for named, value, px, py in members:
+                tooltip = f"{named.name}: {named.train_count:,} training videos, {plot.quantity} {plot.write(value)}"
                 marks += draw_mark(group, px, py, 2.6, tooltip)
             parts.append(f'<g class="point {group}">{marks}</g>')
         else:
-            d = "".join(mark_outline(group, px, py, 1.5) for _, _, px, py in classes)
+            places = dict.fromkeys((round(px), round(py)) for _, _, px, py in members)
+            radius = 1.5 if len(classes) > FEW_CLASSES else 2.2
+            d = "".join(mark_outline(group, px, py, radius) for px, py in places)
             parts.append(f'<path class="points {group}" d="{d}"/>')
-        median = float(np.median([ap for _, ap, _, _ in classes]))
-        facts.append(f"{group}: median {format_number(median)} of {len(classes):,} classes")
-    for kind, curve in curves.items():
-        if curve:
-            d = "L".join(_point(x(at), y(value)) for at, value in curve)
-            parts.append(f'<path class="halo" d="M{d}"/><path class="{kind}" d="M{d}"/>')
+        median = float(np.median([value for _, value, _, _ in members]))
+        facts.append(f"{group}: median {plot.write(median)} of {len(members):,} classes")
+    for kind, chosen in (("dashed", dashed), ("solid", values)):
+        curve = _running_median(logs, np.array(chosen)) if len(chosen) else []
+        d = "L".join(format_point(x(at), y(value)) for at, value in curve)
+        paths = f'<path class="halo" d="M{d}"/><path class="median" d="M{d}"/>' if d else ""
+        parts.append(f'<g class="{kind}">{paths}</g>')
     parts.append(draw_text(x.stop, y.start + 28, "training videos", "tick", "end"))
-    parts.append(draw_text(x.start + 4, y.stop + 8, "AP", "tick"))
-    title = f"Average precision of each class against its training videos, {method.name}"
-    return draw_svg(identifier, (340, 224), title, facts or ["no class"], parts)
+    parts.append(draw_text(x.start + 4, y.stop + 8, plot.quantity, "tick"))
+    return draw_svg(plot.identifier, (340, 224), plot.title, facts or ["no class"], parts)
 
 
 def _draw_frequency_axis(x: Scale, y: Scale) -> list[str]:

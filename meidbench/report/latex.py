@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from meidbench.errors import escape_controls
 from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, SeedSpread
 from meidbench.evaluation.results import GROUPS_SHOWN
-from meidbench.report.text import DASH, MINUS, find_best, format_interval, format_number, format_signed
+from meidbench.report.text import (
+    DASH,
+    MINUS,
+    describe_correction,
+    find_best,
+    format_interval,
+    format_number,
+    format_signed,
+    is_significant,
+)
 
 _ESCAPES = str.maketrans(
     {
@@ -31,7 +40,8 @@ def comparison_latex(comparison: Comparison) -> str:
     r"""Return a comparison as a LaTeX table for a paper; it needs the package ``booktabs``.
 
     It is a ``table*`` (both columns of a page) with means and differences to the reference, or a ``table`` with only
-    the means of a single method. The best mean of a column and all equal to it in three decimals are bold.
+    the means of a single method. The best mean of a column and all equal to it in three decimals are underlined; a
+    difference is bold where it holds after Holm's correction.
     """
     differences = any(method.difference is not None for method in comparison.methods)
     environment = "table*" if differences else "table"
@@ -87,7 +97,9 @@ def _caption(comparison: Comparison, differences: bool) -> str:
     if any(method.seed_spread for method in comparison.methods):
         sentences.append("$\\pm$: standard deviation over training seeds.")
     if len(comparison.methods) > 1:
-        sentences.append("Bold: the highest mean of a column.")
+        sentences.append("Underlined: the highest mean of a column.")
+    if differences and comparison.replicates:
+        sentences.append(f"Bold: {describe_correction(comparison)}.")
     return " ".join(sentences)
 
 
@@ -101,7 +113,8 @@ def _method_rows(method: MethodResult, best: set[str], differences: bool) -> lis
         intervals.append(_interval(method.mAP[group]))
     for group in GROUPS_SHOWN if differences else ():
         difference = None if method.difference is None else method.difference[group]
-        values.append("" if difference is None else _symbols(format_signed(difference.value)))
+        change = "" if difference is None else _symbols(format_signed(difference.value))
+        values.append(f"\\textbf{{\\boldmath {change}}}" if is_significant(method, group) else change)
         intervals.append("" if difference is None else _interval(difference))
     return [_row(values), _row(intervals)]
 
@@ -110,9 +123,9 @@ def _row(cells: Sequence[str]) -> str:
     return ("    " + " & ".join(cells)).rstrip() + " \\\\"
 
 
-def _value(estimate: Estimate, bold: bool, spread: SeedSpread | None) -> str:
+def _value(estimate: Estimate, best: bool, spread: SeedSpread | None) -> str:
     text = _symbols(format_number(estimate.value))
-    text = f"\\textbf{{{text}}}" if bold else text
+    text = f"\\underline{{{text}}}" if best else text
     return f"{text} {{\\scriptsize $\\pm$\\,{_without_zero(format_number(spread.std))}}}" if spread else text
 
 

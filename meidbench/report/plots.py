@@ -4,14 +4,16 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.results import Result
 from meidbench.files import written_whole
-from meidbench.names import PLOT_FORMATS, RELEASED
+from meidbench.names import DATASETS, PLOT_FORMATS, RELEASED
 from meidbench.report.text import make_cells_safe
+from meidbench.splits.manifests import load_manifest
 from meidbench.splits.split import GROUP_NAMES, Split
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -19,7 +21,10 @@ GROUP_COLOURS = {"head": "#0072B2", "medium": "#E69F00", "tail": "#D55E00"}
 
 
 def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
-    """Draw one panel per split: training videos per class, descending, coloured by group; as PNG, SVG or PDF."""
+    """Draw one panel per split: a dot per class at its training videos, coloured by group; as PNG, SVG or PDF.
+
+    The logarithmic axis is the same in all panels, so the splits can be compared; it has no place for 0.
+    """
     if path.suffix.lower() not in PLOT_FORMATS:
         raise MeidbenchError(f"cannot draw {path.name}: known formats are {', '.join(PLOT_FORMATS)}")
     try:
@@ -30,29 +35,42 @@ def plot_class_frequencies(splits: Sequence[Split], path: Path) -> Path:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.hashsalt": "meidbench", "font.size": 10}):
-        figure = Figure(figsize=(5.0 * len(splits), 3.6), layout="constrained")
-        panels = figure.subplots(1, len(splits), squeeze=False)[0]
+        figure = Figure(figsize=(4.6 * len(splits), 3.8), layout="constrained")
+        panels = figure.subplots(1, len(splits), squeeze=False, sharey=True)[0]
         for axes, split in zip(panels, splits, strict=True):
-            order = np.argsort(-split.train_counts, kind="stable")
-            rank_of = np.empty_like(order)
-            rank_of[order] = np.arange(1, len(order) + 1)
-            for name in GROUP_NAMES:
-                group = getattr(split.groups, name)
-                label = f"{name} ({len(group)})"
-                axes.bar(rank_of[group], split.train_counts[group], width=1.0, color=GROUP_COLOURS[name], label=label)
-            for threshold in (split.metadata.head_above, split.metadata.tail_up_to):
-                axes.axhline(threshold, color="0.45", linewidth=0.8, linestyle=":")
-            axes.set_yscale("log")
-            axes.set_xlim(0.5, max(split.num_classes, 1) + 0.5)
-            axes.set_xlabel("class, by descending frequency")
-            axes.set_ylabel("training videos")
-            axes.set_title(split.dataset if split.variant == RELEASED else f"{split.dataset} ({split.variant})")
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, title="classes")
+            _draw_frequencies(axes, split)
+        counts = np.concatenate([split.train_counts for split in splits])
+        known = counts[counts > 0] if counts.any() else np.array([1, 10])
+        panels[0].set_yscale("log")
+        panels[0].set_ylim(0.75 * known.min(), 1.4 * known.max())
+        panels[0].yaxis.set_major_formatter("{x:,.0f}")
+        panels[0].set_ylabel("training videos")
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
         with written_whole(path) as temporary:
             figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=160, metadata=metadata)
     return path
+
+
+def _draw_frequencies(axes: Any, split: Split) -> None:
+    order = np.argsort(-split.train_counts, kind="stable")
+    rank_of = np.empty_like(order)
+    rank_of[order] = np.arange(1, len(order) + 1)
+    for threshold in (split.metadata.head_above, split.metadata.tail_up_to):
+        axes.axhline(threshold, color="0.45", linewidth=0.8, linestyle=":")
+        axes.annotate(f"{threshold:,}", (1, threshold), (-2, 2), xycoords=axes.get_yaxis_transform(),
+                      textcoords="offset points", color="0.35", fontsize=8, ha="right")  # fmt: skip
+    for name in GROUP_NAMES:
+        group = getattr(split.groups, name)
+        label = f"{name} ({len(group)})"
+        style = {"color": GROUP_COLOURS[name], "markersize": 4 if split.num_classes > 50 else 8}
+        axes.plot(rank_of[group], split.train_counts[group], ".", label=label, **style)
+    without = int((split.train_counts == 0).sum())
+    axes.set_xlim(0.5, max(split.num_classes, 1) + 0.5)
+    axes.set_xlabel("class, by descending frequency" + (f" ({without} without a training video)" if without else ""))
+    title = load_manifest(split.dataset).title if split.dataset in DATASETS else split.dataset
+    axes.set_title(title if split.variant == RELEASED else f"{title} ({split.variant})")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, title="classes", markerscale=1.5)
 
 
 def write_per_class(result: Result, path: Path) -> Path:

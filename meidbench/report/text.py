@@ -11,7 +11,7 @@ from tabulate import tabulate
 from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few
-from meidbench.evaluation.compare import Comparison, Difference, Estimate
+from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, format_change
 from meidbench.evaluation.results import GROUPS_SHOWN, Result, describe_subset, format_range
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.manifests import Manifest
@@ -20,6 +20,7 @@ from meidbench.splits.statistics import Statistics, describe_missing_subsets, sp
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+SIGNIFICANT = 0.05
 
 
 def format_number(value: float, digits: int = 3) -> str:
@@ -30,10 +31,15 @@ def format_number(value: float, digits: int = 3) -> str:
     return (text[1:] if float(text) == 0 else MINUS + text[1:]) if text.startswith("-") else text
 
 
-def format_signed(value: float) -> str:
-    """Round a difference; every number but zero gets a sign."""
-    text = format_number(value)
-    return f"+{text}" if value > 0 and float(text) > 0 else text
+def format_signed(value: float, digits: int = 3) -> str:
+    """Round a difference; every number but zero gets a sign, and more digits where it would else look like zero.
+
+    Examples
+    --------
+    >>> format_signed(0.0123), format_signed(-0.0004), format_signed(2e-9), format_signed(0.0)
+    ('+0.012', '−0.0004', '+2e-09', '0.000')
+    """
+    return DASH if math.isnan(value) else format_change(value, digits).replace("-", MINUS, value < 0)
 
 
 def format_interval(low: float, high: float, *, with_sign: bool = False) -> str:
@@ -44,27 +50,37 @@ def format_interval(low: float, high: float, *, with_sign: bool = False) -> str:
     return f"[{write(low)}, {write(high)}]"
 
 
-def format_percent(share: float, replicates: int) -> str:
-    """Write a probability that was counted over replicates: 0 and 1 become bounds, never 0 or 100 %."""
-    if math.isnan(share):
-        return DASH
-    least = max(100 / replicates, 0.1)
-    if 100 * share < least:
-        return f"< {format_number(least, 1)} %"
-    if 100 * share > 100 - least:
-        return f"> {format_number(100 - least, 1)} %"
-    return f"{format_number(100 * share, 1)} %"
-
-
-def excludes_zero(low: float, high: float) -> bool:
-    """Return whether the digits that ``format_interval`` shows say that an interval does not contain 0.
+def format_probability(value: float, replicates: int) -> str:
+    """Write a probability that was counted over replicates; what no replicate or every replicate shows is a bound.
 
     Examples
     --------
-    >>> excludes_zero(0.001, 0.2), excludes_zero(-0.01, -0.0004), format_interval(-0.01, -0.0004, with_sign=True)
-    (True, False, '[−0.010, 0.000]')
+    >>> format_probability(0.0, 1000), format_probability(0.9876, 1000), format_probability(1.0, 40)
+    ('<0.001', '0.988', '>0.975')
     """
-    return round(low, 3) > 0 or round(high, 3) < 0
+    if math.isnan(value):
+        return DASH
+    least = max(1 / replicates, 0.001)
+    if value < least:
+        return f"<{least:.4g}"
+    return f">{1 - least:.4g}" if value > 1 - least else f"{value:.3f}"
+
+
+def format_corrected(value: float) -> str:
+    """Write a probability after Holm's correction, which may be 1."""
+    return DASH if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def is_significant(method: MethodResult, group: str) -> bool:
+    """Return whether a method's difference in a group holds after Holm's correction; then it is bold, or has a star."""
+    return method.corrected is not None and method.corrected[group] <= SIGNIFICANT
+
+
+def describe_correction(comparison: Comparison) -> str:
+    """Return the condition under which a difference is bold, or has a star."""
+    compared = len(comparison.methods) - 1
+    how = f" after Holm's correction for {compared} methods" if compared > 1 else ""
+    return f"a two-sided probability of at most {SIGNIFICANT:g}{how}"
 
 
 def find_best(values: Sequence[float]) -> frozenset[int]:
@@ -203,7 +219,8 @@ def comparison_table(comparison: Comparison) -> str:
     seeds = any(method.seed_spread for method in comparison.methods)
     several = len(comparison.methods) > 1
     header = ["mAP", *(["over seeds"] if seeds else [])]
-    header += ["difference", "P(better)", "win/tie/loss"] if several else []
+    corrected = len(comparison.methods) > 2 and comparison.replicates > 0
+    header += ["difference", "P(better)", *(["p(Holm)"] if corrected else []), "win/tie/loss"] if several else []
     lines = []
     for group in GROUPS_SHOWN:
         rows = []
@@ -215,25 +232,32 @@ def comparison_table(comparison: Comparison) -> str:
                 row.append(f"{format_range(spread.low, spread.high)} ({spread.seeds})" if spread and known else "-")
             if method.difference is not None and method.tally is not None:
                 difference, tally = method.difference[group], method.tally[group]
-                wins = f"{tally.wins}/{tally.ties}/{tally.losses}"
-                row += [_with_interval(difference, "+"), _number(difference.probability, 3), wins]
+                star = "* " if is_significant(method, group) else ""
+                better = format_probability(difference.probability, comparison.replicates)
+                row += [f"{star}{_with_interval(difference)}", better]
+                row += [format_corrected(method.corrected[group])] if corrected and method.corrected else []
+                row.append(f"{tally.wins}/{tally.ties}/{tally.losses}")
             elif several:
-                row += ["reference", "-", "-"]
+                row += ["reference", *"-" * (3 if corrected else 2)]
             rows.append(row)
         lines += [_right_aligned([group, *header], rows), ""]
     lines.append(
         f"{comparison.level:.0%} intervals: Bayesian bootstrap over videos, {comparison.replicates:,} replicates, "
         f"seed {comparison.seed},\nthe same weights for every run; over seeds: lowest to highest (number of seeds)."
     )
+    if several and comparison.replicates:
+        lines.append(f"* {describe_correction(comparison)}.")
     return "\n".join(lines)
 
 
-def _with_interval(entry: Estimate | Difference, sign: str = "") -> str:
-    """Write a value with its interval, e.g. ``0.4572 [0.393, 0.576]``."""
+def _with_interval(entry: Estimate | Difference) -> str:
+    """Write a value with its interval, e.g. ``0.4572 [0.393, 0.576]``; a minus is the sign of a keyboard."""
     if math.isnan(entry.value):
         return "-"
-    around = "" if math.isnan(entry.low) else f" [{entry.low:{sign}.3f}, {entry.high:{sign}.3f}]"
-    return f"{entry.value:{sign}.4f}{around}"
+    signed = isinstance(entry, Difference)
+    value = format_signed(entry.value, 4) if signed else format_number(entry.value, 4)
+    around = "" if math.isnan(entry.low) else f" {format_interval(entry.low, entry.high, with_sign=signed)}"
+    return f"{value}{around}".replace(MINUS, "-")
 
 
 def construction_report(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from meidbench.annotations.download import fetch
-from meidbench.errors import FeatureError, RequestError, bullet_list, first_few
+from meidbench.errors import FeatureError, RequestError, bullet_list, describe_content, first_few
 from meidbench.extraction.encoders.backbones import BACKBONES, Backbone
 from meidbench.files import file_sha256
 from meidbench.names import DownloadProgress, Report
@@ -37,7 +37,7 @@ class LoadedWeights:
 
     name: str  # a published name, the file's name, or ``random``
     sha256: str  # of the file; for random weights that of their keys, shapes and bytes; 64 hexadecimal digits
-    source: str  # the address, ``file``, or ``random, seed N``
+    source: str  # the address, ``file``, ``file, under 'PREFIX'``, or ``random, seed N``
 
 
 def load_weights(
@@ -60,7 +60,8 @@ def load_weights(
     spec : str or path
         ``default`` (the backbone's first published weights), a published name, ``random``, or the path of a file: a
         state dict as ``torch.save`` writes it, bare or under ``state_dict`` or ``model``, or safetensors. The content
-        tells the format. Classifiers in it are left out.
+        tells the format. The keys may have one prefix, such as ``module.`` or ``backbone.``; ``report`` tells it.
+        Classifiers and what has another prefix are left out.
     seed : int, optional
         Required by random weights: the same seed gives the same numbers.
     offline : bool
@@ -104,12 +105,12 @@ def load_weights(
                 f"published for it: {first_few(backbone.weights) or 'none'}"
             )
         path = _fetch_published(name, backbone.weights[name], offline, progress, report)
-        return _load_file(model, backbone, path, name, backbone.weights[name].url)
+        return _load_file(model, backbone, path, name, backbone.weights[name].url, report)
     path = Path(name)
     if not path.exists():
         known = ", ".join(["default", *owners, RANDOM])
         raise RequestError(f"there are no weights {name!r}: not a file, and not one of {known}")
-    return _load_file(model, backbone, path, path.name, "file")
+    return _load_file(model, backbone, path, path.name, "file", report)
 
 
 def _fetch_published(
@@ -157,31 +158,78 @@ def _load_random(model: nn.Module, backbone: Backbone, seed: int | None, report:
     return LoadedWeights(RANDOM, digest.hexdigest(), f"random, seed {seed}")
 
 
-def _load_file(model: nn.Module, backbone: Backbone, path: Path, name: str, source: str) -> LoadedWeights:
-    checkpoint = read_checkpoint(path)
-    state = _adapt_keys(checkpoint.state, backbone, path)
-    wanted = model.state_dict()
+def _load_file(
+    model: nn.Module, backbone: Backbone, path: Path, name: str, source: str, report: Report
+) -> LoadedWeights:
+    checkpoint, wanted = read_checkpoint(path), model.state_dict()
+    state, prefix, others = _adapt_keys(checkpoint.state, wanted, backbone, path)
     for key, value in wanted.items():
-        if key.endswith(".num_batches_tracked"):
-            # Without effect on inference; files from before torch 0.4.1 lack them.
-            state.setdefault(key, torch.zeros_like(value))
+        # Without effect on inference: files from before torch 0.4.1 lack these counters, others hold them as floats.
+        if _is_counter(key) and (key not in state or not _is_like(state[key], value)):
+            state[key] = torch.zeros_like(value)
     # Names and shapes before any number is read or converted: a file may announce more numbers than memory holds.
     _check_names_and_shapes(state, wanted, backbone, path)
     state = {key: value.to(torch.float32) if value.is_floating_point() else value for key, value in state.items()}
     _check_numbers(state, path)
     model.load_state_dict(state)
+    if prefix:
+        left_out = f"; left out: {first_few(others)}" if others else ""
+        report(f"{path.name}: the weights under {prefix!r} are read as those of {backbone.name}{left_out}")
+        source += f", under {prefix!r}"
     return LoadedWeights(name, checkpoint.sha256, source)
 
 
-def _adapt_keys(state: Mapping[str, Tensor], backbone: Backbone, path: Path) -> dict[str, Tensor]:
-    """Bring a checkpoint to this package's keys, without the classifier."""
-    keys = {key: key for key in state}
-    # DataParallel puts `module.` in front, the authors of TSM `base_model.`.
-    for prefix in ("module.", "base_model."):
-        keys = {key: short.removeprefix(prefix) for key, short in keys.items()}
-    if len(set(keys.values())) < len(keys):
-        raise FeatureError(f"{path} holds some weights twice, with and without a prefix")
-    return {short: state[key] for key, short in keys.items() if not short.startswith(backbone.classifier)}
+def _is_counter(key: str) -> bool:
+    """Return whether a tensor counts batches of a training."""
+    return key.endswith(".num_batches_tracked")
+
+
+def _is_like(value: Tensor, other: Tensor) -> bool:
+    return value.shape == other.shape and value.dtype == other.dtype
+
+
+# mmaction2 wraps each convolution with its normalisation, and other toolboxes of its family do so, too.
+_WRAPPED = {
+    r"\bconv(\d+)\.conv\.": r"conv\1.",
+    r"\bconv(\d+)\.bn\.": r"bn\1.",
+    r"\bdownsample\.conv\.": "downsample.0.",
+    r"\bdownsample\.bn\.": "downsample.1.",
+}
+
+
+def _adapt_keys(
+    stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], backbone: Backbone, path: Path
+) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Return the network in a checkpoint by this package's keys, the prefix that its keys had, and the keys left out.
+
+    Networks are nested in others, such as ``module.`` of DataParallel and ``backbone.`` of mmaction2. Keys outside of
+    the prefix belong to other parts, and those of the classifier are left out.
+    """
+    state: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()
+    for stored_key, value in stored.items():
+        key = stored_key
+        for form, short in _WRAPPED.items():
+            key = re.sub(form, short, key)
+        if key in state:
+            raise FeatureError(f"{path} holds some weights twice: {stored_key}")
+        state[key] = value
+        for start in [0, *(found.end() for found in re.finditer(r"\.", key[:500]))]:
+            if key[start:] in wanted and not _is_counter(key):
+                counts[key[:start]] += 1
+    complete = [prefix for prefix, count in counts.items() if count == sum(not _is_counter(key) for key in wanted)]
+    if len(complete) > 1:
+        named = " and ".join(map(repr, complete))
+        raise FeatureError(
+            f"{path} holds {len(complete)} networks that may be meant, under {named}\n"
+            "  remedy: save the right one alone, in Python:\n"
+            f'  state = torch.load({path.name!r}, weights_only=True)["state_dict"]\n'
+            f"  torch.save({{k: v for k, v in state.items() if k.startswith({max(complete)!r})}}, 'one.pt')"
+        )
+    prefix = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    others = [key for key in state if not key.startswith(prefix)]
+    return {key: value for key, value in own.items() if not key.startswith(backbone.classifier)}, prefix, others
 
 
 def _check_names_and_shapes(
@@ -229,7 +277,7 @@ def _guess_backbone(state: Mapping[str, Tensor]) -> str:
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith(".num_batches_tracked")}
+    return {key: tuple(value.shape) for key, value in state.items() if not _is_counter(key)}
 
 
 @dataclass(frozen=True)
@@ -275,7 +323,7 @@ def _read_content(file: IO[bytes], path: Path) -> Any:
     elif start[257:262] == b"ustar":
         kind = "a tar archive; unpack it, or save its weights again with torch.save"
     else:
-        kind = f"beginning with {start[:8]!r}"
+        kind = describe_content(path) or f"beginning with {start[:8]!r}"
     raise FeatureError(
         f"{path} is not a weight file: {size:,} bytes, {kind}\n"
         "  expected: a state dict as torch.save writes it, or safetensors"
