@@ -119,7 +119,7 @@ def _choose_device(name: str, local_rank: int) -> torch.device:
         raise RequestError(f"unknown device {name!r}; known are auto, cpu, cuda and cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise RequestError(f"torch finds no CUDA device for {name!r}; use --device cpu (device 'cpu' in Python)")
+            raise RequestError(f'torch finds no CUDA device for {name!r}; use device="cpu"')
         index = local_rank if device.index is None else device.index
         if index >= torch.cuda.device_count():
             raise RequestError(f"there is no cuda:{index}; torch finds {torch.cuda.device_count()} CUDA device(s)")

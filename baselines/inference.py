@@ -45,8 +45,7 @@ def find_scored_subsets(split: Split, select_on: str) -> list[str]:
     present = [subset for subset in SUBSETS if len(split.rows(subset))]
     for subset in ("train", select_on):
         if subset not in present:
-            found = ", ".join(present) or "none"
-            problem = f"the split {split.dataset} has no video in {subset}; it has some in {found}"
+            problem = split.describe_absence(subset)
             if subset == "val" and "test" in present:
                 problem += (
                     "\nval chooses the checkpoint. --select-on test (selection.subset) makes test choose it, and "
@@ -265,8 +264,7 @@ def _choose_subset(split: Split, subset: str | None, report: Report) -> str:
         report(f"note: {split.dataset} has no test videos, so its {split.default_subset} is scored")
     subset = subset or split.default_subset
     if not len(split.rows(subset)):
-        present = ", ".join(name for name in SUBSETS if len(split.rows(name)))
-        raise MeidbenchError(f"the split {split.dataset} has no video in {subset}; it has some in {present}")
+        raise MeidbenchError(split.describe_absence(subset))
     return subset
 
 
@@ -294,8 +292,7 @@ def predict(
         ``train``, ``val`` or ``test``; by default test, or val where the split has no test.
     split, features : optional
         Those of the run, at their old paths, where they are left out.
-    device : str
-    check, progress, report
+    device, check, progress, report
         As for ``train``. The prediction file records ``check`` where not all rows were read.
 
     Returns
@@ -315,16 +312,16 @@ def predict(
     refuse_lost_inputs(Path(out), [*folder.files(), *paths])
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
         if given is None and not before:
-            raise MeidbenchError(f"the run does not record the path of its {name}; give it as {name} (--{name})")
+            raise MeidbenchError(f"the run does not record the path of its {name}; give it with {name}=...")
     loaded = load_split(inputs.split_path if split is None else split)
     if loaded.digest != inputs.split_digest:
         raise MeidbenchError(
             f"{folder.path} was trained on {inputs.dataset} with the digest {inputs.split_digest[:12]}..., this split "
-            f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own as split (--split)"
+            f"({loaded.dataset}) has {loaded.digest[:12]}...; name the run's own with split=..."
         )
     if inputs.has_other_content(loaded.content_digest):
         others = "was trained on a split with other class names or groups"
-        raise MeidbenchError(f"{folder.path} {others}; name its own as split (--split)")
+        raise MeidbenchError(f"{folder.path} {others}; name its own with split=...")
     subset = _choose_subset(loaded, subset, report)
     source = _open_run_features(folder, inputs, features)
     with join_processes(device) as processes:
@@ -353,5 +350,5 @@ def _open_run_features(
     """Open the features that are given, else those of the run."""
     if features is None and not Path(inputs.features_path).exists():
         gone = f"the features of {folder.path} are not at {inputs.features_path} any more"
-        raise MeidbenchError(f"{gone}; name them as features (--features)")
+        raise MeidbenchError(f"{gone}; name them with features=...")
     return features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)

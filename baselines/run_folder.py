@@ -170,7 +170,7 @@ class RunFolder:
         if asked < before:
             raise MeidbenchError(
                 f"{self.path} is a run of {before} epochs, {asked} are asked for; a run can go on for more epochs, not "
-                "end after fewer: name another folder as out (--out)"
+                "end after fewer: name another folder with out=..."
             )
         return kept
 
@@ -203,7 +203,7 @@ class RunFolder:
         if not self.config.is_file():
             entries = self.path.iterdir() if self.path.is_dir() else ()
             if any(not entry.name.startswith(".") and entry.name != FIRST_STAGE for entry in entries):
-                raise MeidbenchError(f"{self.path} is not empty and holds no run; name another folder as out (--out)")
+                raise MeidbenchError(f"{self.path} is not empty and holds no run; name another folder with out=...")
             return False
         there, before = self.read()
         if there.schedule.epochs < config.schedule.epochs:
@@ -212,7 +212,7 @@ class RunFolder:
         if problems := there.differences(config) + before.differences(inputs):
             raise MeidbenchError(
                 f"{self.path} holds another run:\n{bullet_list(problems, 8)}\n"
-                "Name another folder as out (--out), or use the settings and inputs that the run began with."
+                "Name another folder with out=..., or use the settings and inputs that the run began with."
             )
         return True
 

@@ -105,6 +105,17 @@ def first_few(items: Iterable[object], shown: int = 5) -> str:
     return f"{named} and {rest:,} more" if rest else named
 
 
+def write_count(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun, whose plural ends in s unless it is given.
+
+    Examples
+    --------
+    >>> write_count(1, "video"), write_count(2000, "video"), write_count(0, "class", "classes")
+    ('1 video', '2,000 videos', '0 classes')
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def bullet_list(problems: Iterable[str], most: int | None = None) -> str:
     """Render problems as indented lines, one per problem, for the body of an error message.
 
@@ -165,7 +176,7 @@ def find_id_rule(given: Iterable[str], wanted: Iterable[str]) -> IdRule | None:
             goal, name = next(iter(pairs.items()))
             return IdRule(f"{sentence}, {name!r} to {goal!r}", *(more if number == 0 else ()))
     if len(have) > 1 and set(have) == set(map(str, range(len(have)))):
-        return IdRule("the ids are numbers of rows, from 0: write the ids of the videos")
+        return IdRule("the ids are row numbers, such as the index of a DataFrame: write the ids of the videos")
     return None
 
 

@@ -276,6 +276,11 @@ class Split:
         """``test``, or ``val`` in a split without test videos."""
         return "test" if self.video_ids("test") or not self.video_ids("val") else "val"
 
+    def describe_absence(self, subset: str) -> str:
+        """Return the message that a subset has no video, with the subsets that have some."""
+        present = ", ".join(name for name in SUBSETS if len(self.rows(name))) or "none"
+        return f"the split {self.dataset} has no video in {subset}; it has some in {present}"
+
     def rows(self, subset: str) -> pa.Table:
         """Return the rows of one subset, in official order."""
         if one_of("subset", subset, SUBSETS, SplitError) not in self._rows:
@@ -363,7 +368,7 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     if not path.is_file():
         raise SplitError(describe_missing("split file", path))
     if (kind := describe_content(path)) not in ("a split file", "a Parquet file"):
-        remedy = "Name the split file in its place (--split)" if kind == "a prediction file" else _ORIGIN
+        remedy = "Name the split file in its place" if kind == "a prediction file" else _ORIGIN
         raise SplitError(f"{path} is {kind or 'text, or of an unknown kind'}; expected a split file\n{remedy}")
     try:
         table = pq.read_table(path, partitioning=None, page_checksum_verification=True)

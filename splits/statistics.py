@@ -95,7 +95,7 @@ def describe_missing_subsets(videos: Mapping[str, int]) -> list[str]:
     if not videos["train"]:
         return ["no videos in train: every class is in the tail, and nothing can be trained"]
     if not videos["val"] and not videos["test"]:
-        return ["no videos in val and test: nothing can be scored"]
+        return ["no videos in val and test: train, evaluate and compare refuse this split; import val or test too"]
     notes = {
         "val": "no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good",
         "test": "no videos in test: evaluate, compare and predict take val, which also chooses the checkpoint of a run",

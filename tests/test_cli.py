@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
+import meidbench as mb
 from meidbench.baselines.reproduction.materials import renamed
 from meidbench.cli import main
 from meidbench.splits.manifests import split_path
@@ -358,3 +359,19 @@ def test_a_missing_package_gives_one_line(toy_split_file, tmp_path, package, arg
         assert last.startswith("Error: ") and "Traceback" not in outcome.stderr
         assert len(outcome.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_arguments_in_messages_are_shown_as_the_options_of_the_command(run, toy_split, toy_split_file, tmp_path):
+    """Python callers read ``subset="test"``, and callers of a command without the option, too."""
+    ids = toy_split.video_ids("test")
+    path = mb.write_predictions(tmp_path / "p.parquet", ids, np.zeros((len(ids), 12)))
+    wrong = run("evaluate", path, "--split", toy_split_file, "--subset", "val")
+    assert wrong.exit_code == 1 and "score them with --subset test" in wrong.stderr
+    with pytest.raises(mb.MeidbenchError, match='score them with subset="test"'):
+        mb.evaluate(path, split=toy_split, subset="val")
+    np.save(tmp_path / "m.npy", np.zeros((len(ids), 12)))
+    assert "by --ids FILE, or write" in run("evaluate", tmp_path / "m.npy", "--split", toy_split_file).stderr
+    split = run("pack-features", toy_split_file, "--out", tmp_path / "f.h5")
+    assert "Name it with --split" in split.stderr
+    joined = run("merge-features", toy_split_file, "--out", tmp_path / "f.h5")
+    assert joined.exit_code == 1 and "--split" not in joined.stderr

@@ -129,6 +129,8 @@ def one_hot(**columns):
     (make(subset=["train", "dev", None]), {},
      "2 problem(s) with frame:\n  - frame, row 1 (b): subset 'dev' is not one of train, val, test\n  - frame, row 2"),
     (make(video_id=["a", "a", "c"]), {}, "1 video(s) occur more than once: a (rows 0, 1)"),
+    (make([["run"], ["swim"], []], video_id=["a", "a", "c"]), {},
+     "a (rows 0, 1); the rows of a video differ only in labels: write one row per video, with all its labels"),
     (make([["run"], [1], []]), {}, "names in some rows and indices in others, which needs class names: 'run' (row 0)"),
     (make([["run"], [1.5], []]), {}, "frame, row 1 (b): label 1.5 is neither a name nor an index"),
     (make([1, 2, np.nan]), {}, "frame, row 0 (a): labels 1.0 are not a list of names or indices"),

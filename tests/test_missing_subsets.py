@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from meidbench.errors import MeidbenchError
 from meidbench.features.simulation import simulate_features
-from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
 from meidbench.predictions.align import read_predictions
 from meidbench.splits.split import load_split
@@ -35,7 +35,7 @@ def without(toy_split, tmp_path, run):
 NOTES = {
     ("test",): "no videos in test: evaluate, compare and predict take val, which also chooses the checkpoint of a run",
     ("val",): "no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good",
-    ("val", "test"): "no videos in val and test: nothing can be scored",
+    ("val", "test"): "no videos in val and test: train, evaluate and compare refuse this split; import val or test too",
     ("train",): "no videos in train: every class is in the tail, and nothing can be trained",
 }
 
@@ -80,8 +80,8 @@ def test_a_benchmark_without_test_is_trained_predicted_and_scored_on_val(without
     scored = run("evaluate", tmp_path / "p.parquet", "--split", split, "--json", tmp_path / "r.json")
     assert scored.exit_code == 0 and "so its val is scored" in scored.stderr
     assert (tmp_path / "r.json").read_bytes() == (tmp_path / "run" / "result-val.json").read_bytes()
-    data = FeatureDataset(split, "test", features=features, frames=4)
-    assert len(data) == 0 and list(BatchLoader(data, 4)) == []
+    with pytest.raises(MeidbenchError, match="the split mine has no video in test; it has some in train, val"):
+        FeatureDataset(split, "test", features=features, frames=4)
 
 
 def test_a_benchmark_without_val_needs_test_to_choose_the_checkpoint(without, run, features, tmp_path):

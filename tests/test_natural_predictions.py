@@ -147,6 +147,12 @@ def drop_label_column():
     return ["mended.parquet"]
 
 
+@form(REFUSED, r"Doing thing 7\b", by_write_predictions)
+def parquet_without_a_class(ids, scores, names):
+    frame = pd.DataFrame(scores, index=pd.Index(ids, name="video_id"), columns=names)
+    frame.drop(columns="Doing thing 7").to_parquet("preds.parquet")
+
+
 @form(EITHER, r"to_parquet", lambda i, s, n: {"pandas": pd})
 def feather(ids, scores, names):
     pd.DataFrame({"video_id": ids, "scores": list(scores)}).to_feather("preds.feather")
@@ -240,6 +246,12 @@ def index_renamed():
 @form(EITHER, r"pivot|column per class|row per video", lambda i, s, n: pivoted(n))
 def csv_of_a_long_frame(ids, scores, names):
     frame = pd.DataFrame(scores, index=pd.Index(ids, name="video_id"), columns=names).reset_index()
+    frame.melt("video_id", var_name="class", value_name="score").to_csv("preds.csv", index=False)
+
+
+@form(EITHER, r"pivot|column per class|row per video", lambda i, s, n: pivoted(range(len(n))))
+def csv_of_a_long_frame_of_indices(ids, scores, names):
+    frame = pd.DataFrame(scores, index=pd.Index(ids, name="video_id")).reset_index()
     frame.melt("video_id", var_name="class", value_name="score").to_csv("preds.csv", index=False)
 
 

@@ -223,7 +223,7 @@ def test_a_matrix_and_ids_that_do_not_fit_are_refused(given, tmp_path):
         return str(caught.value)
 
     assert "without video ids. Name the file of the ids" in complaint(tmp_path / "s.npy")
-    assert "by ids=FILE, or write" in complaint(tmp_path / "s.npy")
+    assert "by video_ids=FILE, or write" in complaint(tmp_path / "s.npy")
     assert "meidbench.write_predictions(path, video_ids, scores)" in complaint(tmp_path / "s.npy")
     assert "has 48 ids, the scores have 49 rows" in complaint(tmp_path / "s.npy", tmp_path / "ids")
     assert "the scores have shape (12,)" in complaint(tmp_path / "flat.npy", tmp_path / "ids")

@@ -131,7 +131,7 @@ def test_ids_read_as_numbers_lack_zeros():
 
 def test_numbers_of_rows_are_no_ids():
     rule = find_id_rule(map(str, range(50)), [f"v{row * 7}" for row in range(1000, 1050)])
-    assert str(rule) == "the ids are numbers of rows, from 0: write the ids of the videos"
+    assert str(rule) == "the ids are row numbers, such as the index of a DataFrame: write the ids of the videos"
 
 
 def test_no_rule_is_invented():

@@ -39,7 +39,7 @@ def scores(toy_split, ids):
 def message_of(call, *arguments, **options):
     with pytest.raises(mb.MeidbenchError) as caught:
         call(*arguments, **options)
-    assert "--" not in str(caught.value) or "in Python" in str(caught.value)
+    assert "--" not in str(caught.value)
     return str(caught.value)
 
 
@@ -135,6 +135,11 @@ def test_files_are_scored_as_by_the_command(run, frame, toy_split, toy_split_fil
     assert mb.evaluate(path, split=toy_split).to_json() == (tmp_path / "r.json").read_text()
     halves = [mb.write_predictions(tmp_path / f"{k}.parquet", ids[k::2], scores[k::2], toy_split) for k in (0, 1)]
     assert mb.evaluate(halves, split=str(toy_split_file)).mAP == mb.evaluate(scores, ids, toy_split).mAP
+    np.save(tmp_path / "m.npy", scores)
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    assert (
+        mb.evaluate(tmp_path / "m.npy", tmp_path / "ids.txt", toy_split).mAP == mb.evaluate(path, split=toy_split).mAP
+    )
     assert mb.read_predictions(path).to_pandas().equals(frame)
     assert mb.evaluate(mb.read_predictions(path), split=toy_split).mAP == mb.evaluate(path, split=toy_split).mAP
 

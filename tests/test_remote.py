@@ -95,6 +95,14 @@ def test_predictions_at_an_address_are_scored_as_the_file_itself(predictions, si
     assert kept() == ["run.parquet"] * 3
 
 
+def test_addresses_are_scored_and_compared_in_python(predictions, memory, toy_split):
+    memory.pipe("/a@1.parquet", predictions.read_bytes())
+    want = mb.evaluate(predictions, split=toy_split)
+    assert mb.evaluate("memory://a@1.parquet", split=toy_split).to_json() == want.to_json()
+    compared = mb.compare({"a": ["memory://a@1.parquet"], "b": "memory://a@1.parquet"}, toy_split)
+    assert [method.mAP["overall"].value for method in compared.methods] == pytest.approx([want.mAP.overall] * 2)
+
+
 def test_runs_at_addresses_are_compared_under_their_names(predictions, site, memory, toy_split_file, run):
     site.body = predictions.read_bytes()
     memory.pipe("/meid.parquet", site.body)

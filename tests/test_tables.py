@@ -253,6 +253,8 @@ def test_groups_are_kept_so_that_the_audit_finds_what_leaks(tmp_path, run):
     ("t.csv", "video_id,labels\na,0\nb,0\na,0\nc,0\na,0\n", "occur more than once: a (lines 2, 4, 6)"),
     ("t.csv", "video_id,labels,Group\na,0,g\n", "column 'Group' would be ignored; write 'group'"),
     ("t.csv", "video_id,labels,groups\na,0,g\n", "column 'groups' would be ignored"),
+    ("t.csv", "video_id,labels\na,run\nb,run\na,swim\n", "a (lines 2, 4); the rows of a video differ only in labels"),
+    ("t.csv", "video_id,labels,group\na,0,g\na,1,h\n", "occur more than once: a (lines 2, 3)"),
     ("t.csv", "video_id,labels,group,pair_id\na,0,g,g\n", "a column more than once: group (also called pair_id)"),
     ("t.csv", "video_id,labels,labels\na,0,1\n", "a column more than once: labels"),
     ("t.csv", "video_id,labels,length_s\na,0,-3\n", "length_s '-3' is not a length in seconds"),

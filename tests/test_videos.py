@@ -187,7 +187,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, run):
     assert "left out: 5 files that are no videos (.srt 2, " in outcome.stderr
     assert f"left out: 2 links whose target is missing: {tmp_path / 'v' / 'c.mp4'}, " in outcome.stderr
     assert outcome.stderr.endswith("Error: 'toaster' is no device that can be used; known: auto, cpu, cuda, cuda:N\n")
-    with pytest.raises(FeatureError, match=r"no videos in .*\nleft out: 1 files that are no videos \(.srt 1\)"):
+    with pytest.raises(FeatureError, match=r"no videos in .*\nleft out: 1 file that is no video \(.srt 1\)"):
         (tmp_path / "v" / "deep" / "b.SRT").rename(tmp_path / "v" / "deep" / "x.srt")
         find_videos(tmp_path / "v" / "deep")
 

@@ -321,7 +321,7 @@ def _read(
         problems += rows.problems + _slips(rows.columns)
         if len(opened) > 1 and not ids and not rows.problems:
             problems.append(f"{rows.path.name} holds no video; leave it out if that is meant")
-    problems += _repeated(seen)
+    problems += _repeated(seen, table)
     indexed = index.finish(table.labels)
     problems += indexed.problems
     what = first_few(rows.path if len(seen) == 1 else rows.path.name for rows, _, _ in seen) or "the files"
@@ -430,7 +430,7 @@ def _append_rows(
     return seen, numbers
 
 
-def _repeated(seen: Sequence[tuple[Rows, list[str], Sequence[int]]]) -> list[str]:
+def _repeated(seen: Sequence[tuple[Rows, list[str], Sequence[int]]], table: Annotations) -> list[str]:
     """Return the problem of ids that occur more than once, with their places."""
     every = [video_id for _, ids, _ in seen for video_id in ids]
     if len(set(every)) == len(every):
@@ -442,7 +442,13 @@ def _repeated(seen: Sequence[tuple[Rows, list[str], Sequence[int]]]) -> list[str
                 places[video_id].append(f"{number:,}" if len(seen) == 1 else f"{rows.path.name} {rows.noun} {number:,}")
     plural = f"{seen[0][0].noun}s " if len(seen) == 1 else ""
     named = (f"{video_id} ({plural}{first_few(places[video_id])})" for video_id in places)
-    return [f"{len(places):,} video(s) occur more than once: {first_few(named)}{seen[0][0].id_remedy}"]
+    facts = zip(table.video_ids, table.sources, table.pair_ids, table.subjects, map(str, table.lengths), strict=True)
+    rows = [(row, labels) for row, labels in zip(facts, table.labels, strict=True) if row[0] in places]
+    # As DataFrame.explode makes them.
+    only_labels = len({row for row, _ in rows}) == len(places) and len(set(rows)) == len(rows)
+    remedy = "; the rows of a video differ only in labels: write one row per video, with all its labels"
+    remedy = seen[0][0].id_remedy or (remedy if only_labels else "")
+    return [f"{len(places):,} video(s) occur more than once: {first_few(named)}{remedy}"]
 
 
 def _text(value: Any, what: str) -> str:

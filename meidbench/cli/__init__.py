@@ -123,10 +123,10 @@ class _Group(click.Group):
 
         def replace(found: re.Match[str]) -> str:
             option = options.get(found[1], "")
-            value = "" if found[2] == "True" else " " + found[2].strip('"')
+            value = "" if found[2] in ("True", "...") else " " + found[2].strip('"')
             return option + value if option.startswith("--") else found[0]
 
-        return re.sub(r'\b([a-z_0-9]+)=("[^"\n]*"|True\b|[A-Z]+\b)', replace, message)
+        return re.sub(r'\b([a-z_0-9]+)=("[^"\n]*"|True\b|\.\.\.|[A-Z]+\b)', replace, message)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

@@ -78,6 +78,7 @@ def _choose_subset(split: "Split", subset: str | None) -> str:
 @subset_option
 @click.option(
     "--ids",
+    "video_ids",
     type=INPUT_FILE,
     help="The ids of a .npy matrix: text with one id per line, in the order of the rows, or .npy of text.",
 )
@@ -113,7 +114,7 @@ def _choose_subset(split: "Split", subset: str | None) -> str:
     help="Limit for the scores; a larger file is scored block by block, with the same result.",
 )
 def evaluate(
-    predictions: tuple[str | Path, ...], split: str, subset: str | None, ids: Path | None, json_file: Path | None,
+    predictions: tuple[str | Path, ...], split: str, subset: str | None, video_ids: Path | None, json_file: Path | None,
     per_class: Path | None, protocol: str, bootstrap: int, seed: int, cross_check: bool, allow_float16: bool,
     memory: int,
 ) -> None:  # fmt: skip
@@ -140,7 +141,7 @@ def evaluate(
         )
     loaded = load_split(split)
     subset = _choose_subset(loaded, subset)
-    opened = open_predictions([local_path(path) for path in predictions], ids)
+    opened = open_predictions([local_path(path) for path in predictions], video_ids)
     scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap)
     with progress_bar("bootstrap", steps) as advance:

@@ -28,7 +28,7 @@ from meidbench.cli.parameters import (
     reading_options,
     report,
 )
-from meidbench.errors import FeatureError, MeidbenchError, bullet_list, escape_controls, first_few
+from meidbench.errors import FeatureError, MeidbenchError, bullet_list, escape_controls, first_few, write_count
 from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS, STORED_DTYPES
 
 if TYPE_CHECKING:
@@ -156,8 +156,8 @@ def _conclude(
         echo_json(json.dumps(result, indent=2))
     else:
         echo(
-            f"{summary.path}: {summary.videos:,} videos, {summary.ok:,} ok, {summary.salvaged:,} salvaged, "
-            f"{summary.failed:,} failed ({summary.extracted:,} extracted now)"
+            f"{summary.path}: {write_count(summary.videos, 'video')}, {summary.ok:,} ok, "
+            f"{summary.salvaged:,} salvaged, {summary.failed:,} failed ({summary.extracted:,} extracted now)"
         )
     for status in ("salvaged", "failed"):
         if entries := [f"{name} ({why})" for name, kind, why in summary.troubles if kind == status]:
@@ -250,9 +250,11 @@ def _describe_packing(summary: "PackingSummary") -> str:
     if summary.failed:
         named = [f"{video_id}: {reason}" for video_id, reason in list(summary.failed.items())[:5]]
         more = f"\n  and {len(summary.failed) - 5:,} more" if len(summary.failed) > 5 else ""
-        lines.append(f"failed   {len(summary.failed):,} videos\n{bullet_list(named)}{more}")
+        lines.append(f"failed   {write_count(len(summary.failed), 'video')}\n{bullet_list(named)}{more}")
     if summary.missing:
-        lines.append(f"missing  {len(summary.missing):,} videos of the split: {first_few(summary.missing)}")
+        lines.append(
+            f"missing  {write_count(len(summary.missing), 'video')} of the split: {first_few(summary.missing)}"
+        )
     return "\n".join([*lines, f"wrote    {summary.path} ({summary.num_bytes / 1e6:,.1f} MB)"])
 
 

@@ -152,7 +152,7 @@ def _check_grouping(annotations: Annotations, group_by: Sequence[str], dataset: 
     if not empty:
         return
     others = [name for name in GROUP_KEYS if name not in empty and any(named[name])]
-    rest = f"\nThere are others to keep together: --group-by {others[0]} (group_by in Python)" if others else ""
+    rest = f'\nThere are others to keep together: group_by="{others[0]}"' if others else ""
     raise SplitError(f"the videos of {dataset} have no {' and no '.join(empty)} that could be kept together{rest}")
 
 

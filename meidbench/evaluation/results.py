@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tabulate import tabulate
 
-from meidbench.errors import escape_controls
+from meidbench.errors import escape_controls, write_count
 from meidbench.files import render_json
 from meidbench.splits.metadata import Thresholds
 from meidbench.splits.split import GROUP_NAMES
@@ -197,7 +197,7 @@ def _lay_out(shown: PrintedTable, form: str) -> str:
 
 def describe_subset(result: Any, videos: int) -> str:
     """Return the title of numbers on a subset: dataset, variant, subset, number of videos."""
-    return f"{result.dataset} ({result.variant}), {result.subset}: {videos:,} videos"
+    return f"{result.dataset} ({result.variant}), {result.subset}: {write_count(videos, 'video')}"
 
 
 def format_value(value: float) -> str:

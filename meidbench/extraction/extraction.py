@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from meidbench.checks import refuse_lost_inputs
-from meidbench.errors import FeatureError, bullet_list, first_few
+from meidbench.errors import FeatureError, bullet_list, first_few, write_count
 from meidbench.extraction.decoder_pool import (
     SLOT_BYTES,
     TIMEOUT_S,
@@ -346,7 +346,7 @@ def _find_row_counts(
     }
     counts = np.array([known.get((video.video_id, video.size), -1) for video in videos], np.int64)
     if len(unknown := np.flatnonzero(counts < 0)):
-        report(f"counting the frames of {len(unknown):,} videos")
+        report(f"counting the frames of {write_count(len(unknown), 'video')}")
         with make_pool([videos[position] for position in unknown.tolist()], counting=True) as pool:
             for event in pool:
                 if isinstance(event, RowsCounted):
@@ -372,7 +372,7 @@ def _encode_videos(pool: DecoderPool, extractor: Extractor, positions: list[int]
     except torch.OutOfMemoryError:
         raise FeatureError(
             f"the memory of {extractor.device} is too small for batches of {extractor.batch_size} frames; "
-            "choose a smaller --batch-size (batch_size in Python) and run the same again: it continues where it stopped"
+            "choose a smaller batch_size=N and run the same again: it continues where it stopped"
         ) from None
 
 

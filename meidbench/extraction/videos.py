@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from meidbench.errors import FeatureError, bullet_list, first_few
+from meidbench.errors import FeatureError, bullet_list, first_few, write_count
 from meidbench.extraction.frame_folders import parse_frame_name
 from meidbench.features.source import is_usable_id
 from meidbench.names import VIDEO_SUFFIXES
@@ -43,7 +43,8 @@ class VideoList:
         lines = []
         if self.left_out:
             kinds = [f"{ending} {count:,}" for ending, count in self.left_out.items()]
-            lines.append(f"left out: {sum(self.left_out.values()):,} files that are no videos ({first_few(kinds)})")
+            number = write_count(sum(self.left_out.values()), "file that is no video", "files that are no videos")
+            lines.append(f"left out: {number} ({first_few(kinds)})")
         if self.dangling:
             lines.append(f"left out: {len(self.dangling):,} links whose target is missing: {first_few(self.dangling)}")
         return lines

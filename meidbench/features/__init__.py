@@ -24,7 +24,7 @@ _REMEDIES = {
     "damaged": "\nGet the file again.",
     "archive": "\nUnpack it first.",
     "prediction file": "\nPredictions have no features; they are scored by meidbench evaluate.",
-    "split file": "\nName it with --split (split=... in Python).",
+    "split file": "\nName the features in its place, and this file as the split.",
     "video file": "\nFeatures of videos are made by meidbench extract-features VIDEOS --out FILE.h5.",
 }
 

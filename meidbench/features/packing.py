@@ -194,7 +194,7 @@ def _check_width(index: _SourceIndex, source: FeatureSource, backbone: str, repo
     if (expected := BACKBONES.get(backbone, index.dim)) != index.dim:
         raise FeatureError(
             f"the features in {source.path} have {index.dim:,} numbers per row, those of {backbone} have "
-            f"{expected:,}; name the network that made them with --backbone (backbone=... in Python), or leave it out"
+            f"{expected:,}; name the network that made them with backbone=..., or leave it out"
         )
     if index.fixed and len(index.video_ids) > 1 and index.rows[0] > index.dim:
         report(

@@ -83,7 +83,7 @@ class FeatureDataset(Dataset[Sample]):
     Raises
     ------
     SplitError
-        The split or the subset does not exist, or the split is of another dataset.
+        The split or the subset does not exist, the subset has no video, or the split is of another dataset.
     FeatureError
         Features are missing or malformed (one message names them), or an argument makes no sense.
     """
@@ -128,6 +128,8 @@ class FeatureDataset(Dataset[Sample]):
             )
         self.subset = subset
         self.video_ids = split.video_ids(subset)
+        if not self.video_ids:
+            raise SplitError(split.describe_absence(subset))
         # Not the matrix: each spawned worker would get a copy, for VideoLT 180 MB with 0.1 % ones.
         positions, self._classes = np.nonzero(split.labels(subset))
         self._starts = np.searchsorted(positions, np.arange(len(self.video_ids) + 1))

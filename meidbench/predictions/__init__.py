@@ -103,13 +103,15 @@ def _make_local(path: str | Path) -> Path:
     return fetch_url(str(path))
 
 
-def open_predictions(paths: str | Path | Sequence[str | Path], ids: Path | None = None) -> PredictionFile:
+def open_predictions(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], video_ids: str | os.PathLike[str] | None = None
+) -> PredictionFile:
     """Open the predictions of a run: one file, several files, or a folder of files (one per process or shard).
 
     The content of a file decides its form, not its name. Pickled objects are never loaded. The forms are Parquet
     (``video_id``, and ``scores`` as lists or a column per class), NPZ or HDF5 (``video_ids``, ``scores``), CSV, JSON
     lines (``video_id``, ``scores``), the official Charades text form, and a ``.npy`` matrix, whose ids the file
-    ``ids`` has: one id per line, in the order of the rows. A text such as ``https://...``, ``s3://...`` or
+    ``video_ids`` has: one id per line, in the order of the rows. A text such as ``https://...``, ``s3://...`` or
     ``hf://...`` is an address, whose file is fetched through fsspec to ``MEIDBENCH_HOME`` first.
 
     Raises
@@ -121,10 +123,9 @@ def open_predictions(paths: str | Path | Sequence[str | Path], ids: Path | None 
     if not isinstance(listed, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in listed):
         raise PredictionError(f"expected the path of a prediction file, or a list of paths, got {type(paths).__name__}")
     given = [_make_local(path if isinstance(path, str) else Path(path)) for path in listed]
-    if ids is not None:
-        ids = Path(ids)
-        if not ids.is_file():
-            raise PredictionError(describe_missing("file of ids", ids))
+    ids = None if video_ids is None else Path(video_ids)
+    if ids is not None and not ids.is_file():
+        raise PredictionError(describe_missing("file of ids", ids))
     files = [file for path in given for file in (_list_folder(path) if path.is_dir() else [path])]
     if not files:
         raise PredictionError("no prediction file was given")

@@ -32,9 +32,9 @@ class BlockScores:
     blocks: Callable[[], Iterable[Block]]
 
 
-def read_predictions(paths: str | Path | Sequence[str | Path], ids: Path | None = None) -> Predictions:
+def read_predictions(paths: str | Path | Sequence[str | Path], video_ids: Path | None = None) -> Predictions:
     """Read the prediction file or files of a run, of any form, into memory; see ``open_predictions``."""
-    file = open_predictions(paths, ids)
+    file = open_predictions(paths, video_ids)
     try:
         scores = np.empty((file.num_videos, file.num_classes), dtype=file.dtype)
     except (MemoryError, ValueError):
@@ -261,8 +261,6 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
             hint += f' alone: score them with subset="{elsewhere[0]}"'
         elif rule := find_id_rule(unknown, missing):
             hint = f"; {rule}"
-        elif {"0", "1"} <= set(unknown) <= set(map(str, range(len(video_ids)))):
-            hint = "; these are row numbers, such as the index of a DataFrame: write the ids of the videos"
         # A hint is in the first lines of a message, because it mends the rest.
         place = 0 if hint else len(problems)
         problems.insert(place, f"{len(unknown):,} video(s) are not in {subset}: {_named(unknown)}{hint}")

@@ -36,7 +36,7 @@ class NpyFile(PredictionFile):
         if ids is None:
             raise self.refusal(
                 "it is a matrix without video ids. Name the file of the ids, one per line in the order of the rows, by "
-                "ids=FILE, or write meidbench.write_predictions(path, video_ids, scores)"
+                "video_ids=FILE, or write meidbench.write_predictions(path, video_ids, scores)"
             )
         with self._scores() as (_, shape, _, self.dtype):
             pass
@@ -175,7 +175,7 @@ class Hdf5File(PredictionFile):
         self._rehearsed: set[str] = set()
         with self._opened() as file:
             held = [name for name in file if isinstance(name, str)]
-            features = "features are given to 'meidbench train' and 'predict' with --features"
+            features = "it has features, which meidbench train reads"
             self._scores_name = self.find_scores(held, "datasets", features if "features" in held else _EXPECTED)
             self._ids_name = next(iter(find_names(held, ID_NAMES)), ID_NAMES[1])
             ids, scores = self._dataset(file, self._ids_name), self._dataset(file, self._scores_name)

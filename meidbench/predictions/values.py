@@ -90,10 +90,10 @@ def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> 
     """
     if video_ids is None and isinstance(scores, Predictions | PredictionFile):
         return scores
-    if video_ids is None and isinstance(scores, str | os.PathLike):
-        return open_predictions(Path(scores))
+    if isinstance(scores, str | os.PathLike) and isinstance(video_ids, str | os.PathLike | None):
+        return open_predictions(scores, video_ids)
     if video_ids is None and isinstance(scores, list) and all(isinstance(path, str | os.PathLike) for path in scores):
-        return open_predictions([Path(path) for path in scores])
+        return open_predictions(scores)
     if video_ids is None and isinstance(scores, tuple) and len(scores) == 2:
         return as_predictions(scores[1], scores[0], half=half)
     if hasattr(scores, "iloc") and hasattr(scores, "columns"):
@@ -112,7 +112,7 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise PredictionError(f"the DataFrame has several columns {first_few(repeated)}")
     frame = frame.set_axis(names, axis="columns")
-    in_index = frame.index.name in _ID_COLUMNS or frame.index.inferred_type in ("string", "bytes")
+    in_index = frame.index.name in _ID_COLUMNS or frame.index.inferred_type in ("string", "bytes", "categorical")
     if "video_id" in names or (not in_index and video_ids is None and "id" in names):
         id_column = "video_id" if "video_id" in names else "id"
         video_ids = frame[id_column] if video_ids is None else video_ids
