@@ -16,7 +16,7 @@ from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
-from meidbench.baselines.run_folder import Inputs, RunFolder, digest_recipe
+from meidbench.baselines.run_folder import RunFolder, digest_recipe
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.evaluate import average_precision, evaluate_scores, mean_by_group
@@ -133,6 +133,13 @@ def check_together(
         return rows
 
     return processes.ask_first(read, RowCheck("", 0, 0, "", False))
+
+
+def report_notes(features: FeatureSource, video_ids: list[str], report: Report) -> None:
+    """Check these videos, and tell what users should know of their arrays."""
+    features.check(video_ids)
+    for note in features.take_notes():
+        report(note)
 
 
 def report_repeated_rows(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
@@ -307,7 +314,7 @@ def predict(
     """
     folder = RunFolder(Path(run))
     config, inputs = folder.read()
-    sources = (inputs.split_path, inputs.features_path, split, features)
+    sources = (inputs.split_path, inputs.features_path, split, getattr(features, "path", features))
     paths = [Path(source) for source in sources if source and isinstance(source, str | os.PathLike)]
     refuse_lost_inputs(Path(out), [*folder.files(), *paths])
     for name, given, before in (("split", split, inputs.split_path), ("features", features, inputs.features_path)):
@@ -323,8 +330,9 @@ def predict(
         others = "was trained on a split with other class names or groups"
         raise MeidbenchError(f"{folder.path} {others}; name its own with split=...")
     subset = _choose_subset(loaded, subset, report)
-    source = _open_run_features(folder, inputs, features)
+    source = inputs.open_features() if features is None else open_features(features)
     with join_processes(device) as processes:
+        report_notes(source, loaded.video_ids(subset), report if processes.is_first else lambda line: None)
         loader = make_subset_loader(loaded, subset, source, config, processes)
         if source.dim != inputs.dim:
             raise FeatureError(
@@ -342,13 +350,3 @@ def predict(
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)
         processes.wait()
     return Path(out)
-
-
-def _open_run_features(
-    folder: RunFolder, inputs: Inputs, features: FeatureSource | str | os.PathLike[str] | None
-) -> FeatureSource:
-    """Open the features that are given, else those of the run."""
-    if features is None and not Path(inputs.features_path).exists():
-        gone = f"the features of {folder.path} are not at {inputs.features_path} any more"
-        raise MeidbenchError(f"{gone}; name them with features=...")
-    return features if isinstance(features, FeatureSource) else open_features(features or inputs.features_path)

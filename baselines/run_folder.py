@@ -22,7 +22,7 @@ from meidbench.baselines.configuration import Config, flatten
 from meidbench.checks import convert, is_whole_number, read_json, show
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, first_few
 from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
-from meidbench.features import FeatureSource, PackedFile
+from meidbench.features import FeatureSource, PackedFile, open_features
 from meidbench.features.feature_file import Header, stored_checksums
 from meidbench.files import locked, remove_stale, written_whole
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Report
@@ -49,6 +49,9 @@ class Inputs:
     recipe_digest: str  # of the recipe in the feature file; empty without a recipe
     split_path: str = ""  # where it was; two runs that differ only in paths are the same run
     features_path: str = ""
+    features_prefix: str = ""  # as in ``open_features``; with the path, they open the features again
+    features_suffix: str = ""
+    features_dataset: str = ""
     first_stage_digest: str = ""  # of the weights that the run begins with; empty for new weights
     rows_check: str = ""  # full, sample or none: the rows that were read before the training
     rows_digest: str = ""  # of all rows as they were read; empty where not all were
@@ -69,8 +72,18 @@ class Inputs:
             digest_recipe(features),
             split_path,
             str(features.path),
+            **{f"features_{name}": value for name, value in vars(features.naming).items()},
             content_digest=split.content_digest,
         )
+
+    def open_features(self) -> FeatureSource:
+        """Open the features at their path."""
+        if not Path(self.features_path).exists():
+            raise MeidbenchError(
+                f"the features of the run are not at {self.features_path} any more; name them with features=..."
+            )
+        naming = {"prefix": self.features_prefix, "suffix": self.features_suffix, "dataset": self.features_dataset}
+        return open_features(self.features_path, **naming)
 
     def differences(self, other: "Inputs") -> list[str]:
         """Return one line per difference from other inputs; paths do not count."""
@@ -296,7 +309,9 @@ def digest_features(split: Split, features: FeatureSource) -> str:
             continue
         digest.update(features.check(video_ids).tobytes())
         if checksums is not None:
-            digest.update(np.array([checksums[video_id] for video_id in video_ids], "<u4").tobytes())
+            digest.update(
+                np.array([checksums[features.naming.stored(video_id)] for video_id in video_ids], "<u4").tobytes()
+            )
             continue
         sampled = np.linspace(0, len(video_ids) - 1, min(_SAMPLED_VIDEOS, len(video_ids))).astype(int)
         for position in np.unique(sampled):

@@ -122,11 +122,13 @@ def train(
     """
     loaded = load_split(split)
     config = Config.from_tables(config.to_tables())  # one that was made by hand was never checked
-    source = features if isinstance(features, FeatureSource) else open_features(features)
+    source = open_features(features)
     with join_processes(config.execution.device) as processes:
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
+        for note in source.take_notes():
+            report(note)
         folder = RunFolder(Path(out))
         if find_scored_subsets(loaded, config.selection.subset) == ["val"]:
             report(f"note: {loaded.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")

@@ -16,6 +16,7 @@ compare                 compares the scores of several methods, with intervals a
 comparison_html         a comparison as one self-contained HTML page
 evaluate                scores predictions: arrays, tensors, a DataFrame or files
 load_split              the split of a benchmark by its name, or of a file
+open_features           features in every form that is read, also with other names than the ids
 read_predictions        reads a prediction file
 split_from_pandas       a split of a DataFrame of video ids, subsets and labels
 write_predictions       writes a prediction file that names its split
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from meidbench.evaluation.evaluate import average_precision, evaluate
     from meidbench.evaluation.metric import MeanAveragePrecision
     from meidbench.evaluation.results import Result
+    from meidbench.features import open_features
     from meidbench.loading.datasets import CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
     from meidbench.predictions.align import read_predictions
     from meidbench.predictions.values import write_predictions
@@ -46,7 +48,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CharadesEgoLT", "CharadesLT", "Comparison", "FeatureDataset", "MeanAveragePrecision", "MeidbenchError", "Result",
     "Split", "VideoLT", "__version__", "average_precision", "compare", "comparison_html", "evaluate", "load_split",
-    "read_predictions", "split_from_pandas", "write_predictions", "write_split",
+    "open_features", "read_predictions", "split_from_pandas", "write_predictions", "write_split",
 ]  # fmt: skip
 # As the imports above, which type checkers read; here a name is imported at its first use, so that this import is fast.
 _HOMES = {
@@ -56,6 +58,7 @@ _HOMES = {
     "evaluation.evaluate": ("average_precision", "evaluate"),
     "evaluation.metric": ("MeanAveragePrecision",),
     "evaluation.results": ("Result",),
+    "features": ("open_features",),
     "loading.datasets": ("CharadesEgoLT", "CharadesLT", "FeatureDataset", "VideoLT"),
     "predictions.align": ("read_predictions",),
     "predictions.values": ("write_predictions",),

@@ -293,7 +293,7 @@ _rehearser: "subprocess.Popen[bytes] | None" = None
 
 
 def rehearse(path: Path, datasets: Sequence[str] = ()) -> str:
-    """Let another process read the index of an HDF5 file, and some datasets of the root group whole.
+    """Let another process read the index of an HDF5 file, and some datasets whole; ``NAME/`` is the index of a group.
 
     Return why the file or a dataset cannot be read; empty where it can. Datasets that the file does not have, and
     objects of the index that cannot be read, are not reported: they may not be needed.
@@ -411,7 +411,10 @@ def _read_in_steps(path: str, datasets: list[str]) -> Iterator[None]:
                     yield
         for name in datasets:
             dataset = open_inside(file, name)
-            if isinstance(dataset, h5py.Dataset) and dataset.shape:
+            if name.endswith("/"):
+                for _ in _read_members(dataset) if isinstance(dataset, h5py.Group) else ():
+                    yield
+            elif isinstance(dataset, h5py.Dataset) and dataset.shape:
                 width = max(dataset.dtype.itemsize * dataset.size // max(len(dataset), 1), 1)
                 rows = max(_BLOCK_BYTES // width, 1)
                 for start in range(0, len(dataset), rows):

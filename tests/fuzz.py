@@ -103,6 +103,10 @@ FORMS = {
     "HDF5 with one dataset per video": Form("grouped.h5", "hdf5", (PREDICT, "pack-features {} --out out.h5")),
     "folder of .npy": Form("npy/*.npy", "npy", (PREDICT.format("now/npy"),), "npy"),
     "folder of .npy, packed": Form("npy/*.npy", "npy", ("pack-features now/npy --out out.h5",), "npy"),
+    "folder of .npz": Form("npz/*.npz", "zip", (PREDICT.format("now/npz"),), "npz", checksum=True),
+    "HDF5 with ids in the root": Form("root.h5", "hdf5", (PREDICT, "pack-features {} --out out.h5")),
+    "HDF5 with one group per video": Form("inner.h5", "hdf5", (
+        PREDICT + " --dataset rgb", "pack-features {} --dataset rgb --out out.h5")),
     "part of an extraction": Form("parts/x.part-1-of-2.h5", "hdf5", (
         "merge-features now/parts/x.part-1-of-2.h5 now/parts/x.part-2-of-2.h5 --out out.h5",), "parts", checksum=True),
     "best.pt": Form("run/best.pt", "zip", ("predict now/run --out out.parquet --device cpu",), "run", checksum=True),

@@ -157,11 +157,16 @@ def make_features(split) -> None:
         for name in ("video_ids", "features"):
             file.create_dataset(name, data=ours[name][()])
     Path("npy").mkdir()
-    with closing(open_features("f.h5")) as source, h5py.File("grouped.h5", "w") as file:
-        for video_id in split.video_ids("test"):
-            rows = source.read(video_id)
-            file[f"features/{video_id}"] = rows
-            np.save(f"npy/{video_id}.npy", rows)
+    Path("npz").mkdir()
+    with closing(open_features("f.h5")) as source:
+        rows = {video_id: source.read(video_id) for video_id in split.video_ids("test")}
+    for path, name in (("grouped.h5", "features/{}"), ("root.h5", "{}"), ("inner.h5", "{}/rgb")):
+        with h5py.File(path, "w") as file:
+            for video_id, array in rows.items():
+                file[name.format(video_id)] = array
+    for video_id, array in rows.items():
+        np.save(f"npy/{video_id}.npy", array)
+        np.savez_compressed(f"npz/{video_id}.npz", features=array)
     make_parts()
 
 

@@ -14,6 +14,7 @@ from material import REAL, TOY, TOY_MANIFEST, real_data
 import meidbench as mb
 from meidbench.baselines.reproduction.materials import renamed
 from meidbench.cli import main
+from meidbench.cli.parameters import name_options
 from meidbench.splits.manifests import split_path
 from meidbench.splits.split import load_split, read_split, write_split
 
@@ -371,7 +372,8 @@ def test_arguments_in_messages_are_shown_as_the_options_of_the_command(run, toy_
         mb.evaluate(path, split=toy_split, subset="val")
     np.save(tmp_path / "m.npy", np.zeros((len(ids), 12)))
     assert "by --ids FILE, or write" in run("evaluate", tmp_path / "m.npy", "--split", toy_split_file).stderr
-    split = run("pack-features", toy_split_file, "--out", tmp_path / "f.h5")
-    assert "Name it with --split" in split.stderr
-    joined = run("merge-features", toy_split_file, "--out", tmp_path / "f.h5")
-    assert joined.exit_code == 1 and "--split" not in joined.stderr
+    message = 'give it with split=..., and pass allow_float16=True or subset="val"'
+    assert name_options(message, main.commands["evaluate"]) == (
+        "give it with --split, and pass --allow-float16 or --subset val"
+    )
+    assert name_options(message, main.commands["merge-features"]) == message

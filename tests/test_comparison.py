@@ -1,7 +1,10 @@
 """Comparisons against single evaluations and against paired resampling loops."""
 
 import json
+import re
+import shutil
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,7 +173,7 @@ def test_the_command_writes_every_form(run, runs, toy_split_file, tmp_path):
     arguments = [part for name, path in files.items() for part in (f"--{name}", path)]
     outcome = run("compare", *paths, "--split", toy_split_file, "--bootstrap", "50", *arguments)
     assert outcome.exit_code == 0, outcome.stderr
-    for text in ("over seeds", "P(better)", "win/tie/loss", "reference", "50 replicates"):
+    for text in ("over seeds", "Holm", "win/tie/loss", "reference", "50 replicates"):
         assert text in outcome.stdout
     content = json.loads(files["json"].read_text())
     assert content["reference"] == "weak" and len(content["methods"]) == 3
@@ -178,7 +181,29 @@ def test_the_command_writes_every_form(run, runs, toy_split_file, tmp_path):
     first = {name: path.read_bytes() for name, path in files.items()}
     run("compare", *paths, "--split", toy_split_file, "--bootstrap", "50", *arguments)
     assert {name: path.read_bytes() for name, path in files.items()} == first
-    assert max(map(len, outcome.stdout.splitlines())) <= 120
+    assert max(map(len, outcome.stdout.splitlines())) <= 80
+
+
+def test_the_readme_shows_what_the_command_prints(run, toy_split, toy_split_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("toy-out").mkdir()
+    shutil.copy(toy_split_file, "toy-out/toylt.parquet")
+    labels = toy_split.labels("test")
+    for name, knowledge, seed in (("bce", 1.0, 0), ("meid@1", 1.5, 1), ("meid@2", 1.5, 2)):
+        scores = np.random.default_rng(seed).normal(size=labels.shape) + knowledge * labels
+        mb.write_predictions(f"{name}.parquet", toy_split.video_ids("test"), scores, toy_split, "test")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    arguments, shown = re.search(r"^\$ meidbench (compare .*)\n([^`]*)", readme, re.MULTILINE).groups()
+    outcome = run(*arguments.split())
+    assert outcome.stderr + outcome.stdout == shown
+
+
+@pytest.mark.parametrize("names", [("reference", "twelve@1", "twelve@2"), ("a" * 12, "b" * 12, "c" * 12)])
+def test_a_comparison_fits_a_terminal(run, runs, toy_split_file, names):
+    paths = [f"{name}={path}" for name, (path, _) in zip(names, list(runs.values())[1:], strict=True)]
+    outcome = run("compare", *paths, "--split", toy_split_file, "--bootstrap", "50")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert max(map(len, outcome.stdout.splitlines())) <= 80
 
 
 def test_a_run_that_cannot_be_scored_is_named(run, runs, toy_split_file, tmp_path):

@@ -15,8 +15,9 @@ from meidbench.errors import FeatureError
 from meidbench.extraction import decoding as video_files
 from meidbench.extraction.decoding import count_rows, decoder_versions, read_frames
 from meidbench.extraction.frames import DecodingResult, FrameRule, Restart
-from meidbench.extraction.videos import VIDEO_SUFFIXES, Video
+from meidbench.extraction.videos import Video
 from meidbench.features.frame_sampling import uniform_indices
+from meidbench.names import VIDEO_SUFFIXES
 
 RULES = ["uniform=200", "uniform=7", "all", "fps=4.5"]
 

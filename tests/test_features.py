@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from meidbench import files
 from meidbench.errors import FeatureError
 from meidbench.features import PROBLEMS, FeatureSource, GroupedFile, NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import Layout, create
+from meidbench.features.source import EXPECTED
 from meidbench.predictions.values import write_predictions
 
 LENGTHS = {"ATOYW": 7, "0BXY1": 1, "zz..top": 12, "-dash_": 5}
@@ -175,7 +175,7 @@ def test_check_says_nothing_where_there_is_no_terminal(tmp_path, file_format, ca
 
 def test_every_problem_of_a_folder_is_told_at_once(tmp_path):
     folder = store(make_arrays(), tmp_path, "npy")
-    np.save(folder / "flat.npy", np.zeros(8, np.float32))
+    np.save(folder / "single.npy", np.float32(8))
     np.save(folder / "cube.npy", np.zeros((2, 2, 2), np.float32))
     np.save(folder / "rowless.npy", np.zeros((0, WIDTH), np.float32))
     np.save(folder / "colless.npy", np.zeros((3, 0), np.float32))
@@ -188,27 +188,37 @@ def test_every_problem_of_a_folder_is_told_at_once(tmp_path):
     os.truncate(folder / "cut.npy", 150)
     (folder / "text.npy").write_text("not an array")
     (folder / "folder.npy").mkdir()
-    asked = [*LENGTHS, "gone", "../flat", "flat", "cube", "rowless", "colless", "narrow", "bytes", "complex"]
+    asked = [*LENGTHS, "gone", "../single", "single", "cube", "rowless", "colless", "narrow", "bytes", "complex"]
     asked += ["objects", "named", "cut", "text", "folder", "gone"]
     message = refusal(open_features(folder), *asked)
     assert message.splitlines() == [
         f"14 of 18 videos cannot be used from {folder}:",
         "  - 1 missing: gone",
-        "  - 1 no usable id (empty, a dot, with a path separator, or not UTF-8): '../flat'",
+        "  - 1 no usable id (empty, a dot, with a path separator, or not UTF-8): '../single'",
         "  - 1 cannot be read: folder (Is a directory)",
         "  - 1 not a .npy file: text (it does not begin as one)",
         "  - 1 pickled Python objects, which are never loaded: objects",
         "  - 3 not float16, float32 or float64: bytes (uint8), complex (complex64), named ([('x', '<f4')])",
-        "  - 2 not 2-D: flat (shape (8,)), cube (shape (2, 2, 2))",
+        "  - 2 not 2-D: single (shape ()), cube (shape (2, 2, 2))",
         "  - 2 empty: rowless (shape (0, 6)), colless (shape (3, 0))",
         "  - 1 truncated: cut (150 of 200 bytes)",
         "  - 1 not of the width of most (6): narrow (5)",
         "Expected a folder of VIDEO_ID.npy: T x D, T at least 1, one D for all, float16, float32 or float64.",
-        "Copy or extract these videos again, or name the features of this dataset (these are of 16 videos, "
-        "such as -dash_).",
+        "These are features of 16 videos, such as -dash_: name those of this dataset, or make them of its videos: "
+        "'meidbench extract-features VIDEOS --out FILE.h5'.",
+        "An id is the name of a file without its folder and its ending; write the ids of the split so.",
+        "Copy or extract damaged videos again.",
+        "A pickle is data which is never loaded: that can run a program. If you trust it, two lines of Python make a "
+        "folder of it:",
+        '  import os, pathlib, numpy as np; os.makedirs("npy")',
+        f'  for path in pathlib.Path({str(folder)!r}).rglob("*.npy"): np.save(f"npy/{{path.stem}}.npy", '
+        'np.stack(list(np.load(path, allow_pickle=True))).astype("float32"))',
+        'Store numbers of other types as array.astype("float32").',
+        "Store one row per frame: average over other axes, such as those of a 7 x 7 grid; axes of size 1 may stay.",
+        "Take the features of one network; where all have one number of rows, transpose them (C x T to T x C).",
     ]
-    # Two more can only befall a packed file.
-    assert set(PROBLEMS) - {"pending", "failed"} == {
+    # Two more can only befall a packed file, and one an archive.
+    assert set(PROBLEMS) - {"pending", "failed", "array"} == {
         "missing", "id", "unreadable", "format", "objects", "dtype", "ndim", "empty", "truncated", "width"
     }  # fmt: skip
 
@@ -217,7 +227,7 @@ def test_every_problem_of_an_hdf5_file_is_told_at_once(tmp_path):
     path = store(make_arrays(), tmp_path, "hdf5")
     with h5py.File(path, "r+") as file:
         group = file["features"]
-        group["flat"] = np.zeros(8, np.float32)
+        group["cube"] = np.zeros((2, 2, 2), np.float32)
         group["scalar"] = 1.5
         group["null"] = h5py.Empty("f4")
         group["rowless"] = np.zeros((0, WIDTH), np.float32)
@@ -227,17 +237,18 @@ def test_every_problem_of_an_hdf5_file_is_told_at_once(tmp_path):
         group["dangling"] = h5py.SoftLink("/features/nowhere")
         group["elsewhere"] = h5py.ExternalLink("nowhere.h5", "/features/x")
         group["folder/inside"] = np.zeros((3, WIDTH), np.float32)
-    asked = [*LENGTHS, "gone", "flat", "scalar", "null", "rowless", "narrow", "bytes", "text", "dangling"]
+    asked = [*LENGTHS, "gone", "cube", "scalar", "null", "rowless", "narrow", "bytes", "text", "dangling"]
     asked += ["elsewhere", "folder", "folder/inside", "."]
     message = refusal(open_features(path), *asked)
-    assert message.splitlines()[:-2] == [
+    assert message[: message.index("\nExpected")].splitlines() == [
         f"13 of 17 videos cannot be used from {path}:",
         "  - 2 missing: gone, dangling",
         "  - 2 no usable id (empty, a dot, with a path separator, or not UTF-8): 'folder/inside', '.'",
         "  - 1 cannot be read: elsewhere (elsewhere is a link to another file; numbers are read from the file itself "
         "alone)",
+        "  - 1 without one array that must be the features: folder (a group of inside)",
         "  - 2 not float16, float32 or float64: bytes (uint8), text (object)",
-        "  - 4 not 2-D: flat (shape (8,)), scalar (shape ()), null (shape None), folder (a group, not a dataset)",
+        "  - 3 not 2-D: cube (shape (2, 2, 2)), scalar (shape ()), null (shape None)",
         "  - 1 empty: rowless (shape (0, 6))",
         "  - 1 not of the width of most (6): narrow (5)",
     ]
@@ -248,16 +259,16 @@ def test_five_offenders_are_named_and_the_rest_counted(tmp_path, file_format):
     message = refusal(source, *LENGTHS, *(f"gone{number}" for number in range(1234)))
     assert message.startswith(f"1,234 of 1,238 videos cannot be used from {source.path}:\n")
     assert "  - 1,234 missing: gone0, gone1, gone2, gone3, gone4 and 1,229 more\n" in message
-    assert "these are of 4 videos, such as -dash_)." in message
+    assert "These are features of 4 videos, such as -dash_: name those of this dataset" in message
 
 
 def test_one_video_tells_its_problem_when_read(tmp_path, file_format):
-    source = open_features(store({**make_arrays(), "flat": np.zeros(8)}, tmp_path, file_format))
+    source = open_features(store({**make_arrays(), "cube": np.zeros((2, 2, 2))}, tmp_path, file_format))
     for ask in (source.num_frames, source.read, lambda video_id: source.read(video_id, [0])):
         with pytest.raises(FeatureError, match=r"1 of 1 videos cannot be used .*\n  - 1 missing: gone\n"):
             ask("gone")
-        with pytest.raises(FeatureError, match=r"  - 1 not 2-D: flat \(shape \(8,\)\)\n"):
-            ask("flat")
+        with pytest.raises(FeatureError, match=r"  - 1 not 2-D: cube \(shape \(2, 2, 2\)\)\n"):
+            ask("cube")
     source.close()
 
 
@@ -297,8 +308,7 @@ def test_nothing_is_ever_unpickled(tmp_path):
     trace.unlink()
     source = open_features(tmp_path)
     message = refusal(source, "array", "pickle")
-    assert "  - 1 not a .npy file: pickle (it does not begin as one)\n" in message
-    assert "  - 1 pickled Python objects, which are never loaded: array\n" in message
+    assert "  - 2 pickled Python objects, which are never loaded: array, pickle (it does not begin as one)\n" in message
     for video_id in ("array", "pickle"):
         with pytest.raises(FeatureError):
             source.read(video_id)
@@ -426,27 +436,21 @@ def test_the_kind_of_source_follows_from_what_is_there(tmp_path):
 
 
 def test_what_is_no_feature_file_is_refused(tmp_path):
-    with pytest.raises(FeatureError, match=r"there are no features at .*nowhere; expected a folder of VIDEO_ID"):
+    with pytest.raises(FeatureError, match=r"there are no features at .*nowhere; expected a feature file \("):
         open_features(tmp_path / "nowhere")
-    saved = io.BytesIO()  # as torch.save writes
-    with zipfile.ZipFile(saved, "w") as archive:
-        archive.writestr("rows/data.pkl", b"")
     for content, kind, remedy in (
-        (b"PK\5\6" + bytes(18), "a zip archive", "Unpack it first."),
+        (b"PK\5\6" + bytes(18), "a zip archive", "Unpack it, and name the folder."),
         (b"PK\3\4", "a damaged zip archive", "Get the file again."),
-        (b"\x1f\x8b", "a compressed archive", "Unpack it first."),
-        (pickle.dumps([1]), "a pickle", "It is never loaded. If you trust it, load it in Python, and write the rows"),
-        (saved.getvalue(), "a file of torch.save", "It is not loaded. torch.load it in Python, and write the rows"),
-        (b"\0\0\0\x20ftypisom", "a video file", "Features of videos are made by meidbench extract-features"),
+        (b"\x1f\x8b", "a compressed archive", "Unpack it, and name the folder."),
         (b"", "empty", None), (b"hello", "not an HDF5 file", None),
     ):  # fmt: skip
         (tmp_path / "features").write_bytes(content)
         with pytest.raises(FeatureError) as caught:
             open_features(tmp_path / "features")
         told, *rest = str(caught.value).splitlines()
-        expected = "expected a folder of VIDEO_ID.npy, or an HDF5 file with /features/VIDEO_ID"
-        assert told == f"{tmp_path / 'features'} is {kind}; {expected}"
-        assert rest[0].startswith(remedy) if remedy else not rest
+        assert told == f"{tmp_path / 'features'} is {kind}; expected {EXPECTED}"
+        assert rest == ([remedy] if remedy else [])
+    assert EXPECTED.startswith("a feature file ('meidbench extract-features VIDEOS --out FILE.h5' makes one of videos)")
 
 
 def test_splits_and_predictions_are_no_features(tmp_path, toy_split, toy_split_file):
@@ -461,16 +465,14 @@ def test_an_hdf5_file_of_something_else_is_refused(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["scores"] = np.zeros(3)
         file["video_ids"] = np.zeros(3)
-    with pytest.raises(
-        FeatureError, match=r"no group /features \(it holds scores, video_ids\): it has predictions; exp"
-    ):
+    with pytest.raises(FeatureError, match=r"has no /features \(it holds scores, video_ids\): it has predictions\nExp"):
         open_features(tmp_path / "other.h5")
     with h5py.File(tmp_path / "packed.h5", "w") as file:
         file["features"] = np.zeros((2, 3, 4))
     with pytest.raises(FeatureError, match=r"has /features but no /video_ids"):
         open_features(tmp_path / "packed.h5")
     h5py.File(tmp_path / "empty.h5", "w").close()
-    with pytest.raises(FeatureError, match=r"no group /features \(it holds nothing\)"):
+    with pytest.raises(FeatureError, match=r"has no /features \(it holds nothing\)\nExpected a feature file"):
         open_features(tmp_path / "empty.h5")
 
 
@@ -484,9 +486,11 @@ def test_a_truncated_hdf5_file_is_refused(tmp_path):
 def test_a_folder_without_features_has_no_width(tmp_path):
     (tmp_path / "readme.txt").write_text("nothing here")
     source = open_features(tmp_path)
-    with pytest.raises(FeatureError, match=r"there are no features in .*; expected a folder of VIDEO_ID.npy"):
+    with pytest.raises(FeatureError, match=r"there are no features in .*; expected a feature file"):
         _ = source.dim
-    assert "(these are of 0 videos)." in refusal(source, "v")
+    assert refusal(source, "v").startswith(
+        f"there are no features in {tmp_path}; expected {EXPECTED}\nIt holds files such"
+    )
     tmp_path.joinpath("readme.txt").unlink()
     tmp_path.rmdir()
     with pytest.raises(FeatureError, match="cannot list the folder"):

@@ -727,8 +727,16 @@ def as_matrix(scores, ids, split):
     return mb.evaluate("scores.npy", split=split)
 
 
+def test_a_matrix_and_a_file_of_ids_from_python(given, toy_split):
+    ids, scores, labels = given
+    np.save("scores.npy", scores)
+    Path("ids.txt").write_text("\n".join(ids))
+    result = mb.evaluate("scores.npy", video_ids="ids.txt", split=toy_split)
+    assert result.mAP.overall == pytest.approx(reference(scores, labels), abs=1e-12)
+
+
 @pytest.mark.parametrize(("call", "argument"), [
-    (as_matrix, r"\b(video_)?ids\b"),
+    (as_matrix, r"\bvideo_ids="),
     (lambda scores, ids, split: mb.evaluate(torch.tensor(scores).half(), ids, split), "allow_float16|float32"),
     (lambda scores, ids, split: mb.evaluate(scores, ids, split, subset="val"), 'subset="test"'),
     (lambda scores, ids, split: mb.evaluate(scores, [f"{video}.mp4" for video in ids], split), r"\.mp4"),

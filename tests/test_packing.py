@@ -315,15 +315,15 @@ def test_a_split_limits_what_is_packed_and_what_it_misses_is_named(tmp_path, toy
 
 def test_a_folder_without_a_usable_video_is_refused(tmp_path):
     (tmp_path / "npy").mkdir()
-    with pytest.raises(FeatureError, match="there is no video to pack in"):
+    with pytest.raises(FeatureError, match="there are no features in .*npy; expected a feature file"):
         pack(tmp_path / "npy", tmp_path / "f.h5")
     (tmp_path / "npy" / "._copied.npy").write_bytes(b"of a file manager")
-    with pytest.raises(FeatureError, match="there is no video to pack in"):
+    with pytest.raises(FeatureError, match="there are no features in .*npy; expected a feature file"):
         pack(tmp_path / "npy", tmp_path / "f.h5")
     (tmp_path / "npy" / "cut.npy").write_bytes(b"\x93NUM")
     with pytest.raises(FeatureError, match=r"none of the 1 videos(.|\n)* - cut: truncated"):
         pack(tmp_path / "npy", tmp_path / "f.h5")
-    with pytest.raises(FeatureError, match=r"asked for x, y, there is \._copied"):
+    with pytest.raises(FeatureError, match=r"asked for x, y\nThese are features of 2 videos, such as \._copied"):
         pack(tmp_path / "npy", tmp_path / "f.h5", only=["x", "y"])
     with pytest.raises(FeatureError, match="a collection of ids, got the text 'xy'"):
         pack(tmp_path / "npy", tmp_path / "f.h5", only="xy")

@@ -282,6 +282,27 @@ def test_other_class_names_are_refused_as_before(given, toy_split, toy_split_fil
         assert outcome.exit_code == 1 and complaint in outcome.stderr
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_long_table_is_refused_with_what_makes_it_wide(form, given, toy_split, tmp_path):
+    frame = frame_of(*given, list(toy_split.class_names))
+    long = frame.reset_index().melt("video_id", var_name="class", value_name="score")
+    getattr(long, f"to_{form}")(tmp_path / "run", index=False)
+    with pytest.raises(PredictionError, match="one row per video and class. Make one row per video") as caught:
+        open_predictions(tmp_path / "run")
+    wide = eval(str(caught.value).split("per class: ")[1], {"frame": long})
+    assert mb.evaluate(wide, split=toy_split).mAP == mb.evaluate(frame, split=toy_split).mAP
+
+
+def test_a_class_too_few_or_too_many_is_named(given, toy_split, toy_split_file, run, tmp_path):
+    frame = frame_of(*given, list(toy_split.class_names))
+    for changed, complaint in (
+        (frame.drop(columns="Doing thing 7"), "not 12 names; missing: Doing thing 7\n"),
+        (frame.assign(label=1), "not 12 names; unknown: label\n"),
+    ):
+        changed.to_parquet(tmp_path / "run")
+        assert complaint in run("evaluate", tmp_path / "run", "--split", toy_split_file).stderr
+
+
 # --- several files ----------------------------------------------------------------------------------------------
 
 
@@ -323,8 +344,11 @@ def test_a_repeated_video_counts_as_its_first_row_in_memory_too(given, toy_split
     ids, scores = given
     twice = mb.evaluate(np.concatenate([scores[:5], scores]), ids[:5] + ids, toy_split)
     assert twice.mAP == mb.evaluate(scores, ids, toy_split).mAP and "5 video(s)" in twice.warnings[0]
-    signed = np.where(scores == 0, -0.0, scores)
-    assert mb.evaluate(np.concatenate([signed, scores]), ids + ids, toy_split).mAP == twice.mAP
+    zero = scores.copy()
+    zero[:, 0] = 0
+    minus = np.where(zero == 0, np.float32(-0.0), zero)
+    again = mb.evaluate(np.concatenate([minus, zero]), ids + ids, toy_split)
+    assert again.mAP == mb.evaluate(zero, ids, toy_split).mAP and "49 video(s)" in again.warnings[0]
 
 
 @pytest.mark.parametrize("views", [2, 30])

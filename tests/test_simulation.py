@@ -323,3 +323,10 @@ def test_every_label_of_the_real_splits_shows_somewhere(name):
         moments = draw_appearances(row, 60, generator)
         assert {moment.label for moment in moments} == set(row["labels"])
         assert all(0 <= moment.first <= moment.last < 60 for moment in moments)
+
+
+def test_simulated_features_cannot_be_extracted_again(toy_split, tmp_path, run):
+    path = simulate_features(toy_split, tmp_path / "f.h5", **SMALL)
+    (tmp_path / "videos").mkdir()
+    outcome = run("verify-features", path, "--videos", tmp_path / "videos")
+    assert outcome.exit_code == 1 and "Error: these features are simulated: there are no videos" in outcome.stderr

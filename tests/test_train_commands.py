@@ -118,7 +118,8 @@ def test_a_run_whose_features_are_gone_asks_for_them(trained, invoke, tmp_path):
     outcome = invoke("predict", run, "--out", tmp_path / "p.parquet")
     assert outcome.exit_code == 1
     assert (
-        f"the features of {run} are not at {tmp_path / 'gone.h5'} any more; name them with --features" in outcome.stderr
+        f"the features of the run are not at {tmp_path / 'gone.h5'} any more; name them with --features"
+        in outcome.stderr
     )
 
 

@@ -275,7 +275,7 @@ def test_another_run_in_the_same_folder_is_refused_and_its_differences_named(toy
     with pytest.raises(MeidbenchError) as refused:
         train(toy_split, features, other, tmp_path / "run")
     message = str(refused.value)
-    for said in ("schedule.epochs: 1 in the run, 4 asked for", "seed: 2021", "loss.name: 'bce'", "--out"):
+    for said in ("schedule.epochs: 1 in the run, 4 asked for", "seed: 2021", "loss.name: 'bce'", "with out=..."):
         assert said in message
     wider = simulate_features(toy_split, tmp_path / "wide.h5", frames=6, dim=20)
     with pytest.raises(MeidbenchError, match="16 wide in the run, 20 now"):

@@ -340,7 +340,7 @@ def test_a_file_of_others_is_verified(tmp_path):
 def test_an_empty_folder_is_no_folder_that_was_packed(tmp_path):
     path = store(tmp_path, make_arrays(2), "float32")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FeatureError, match=r"there are no features in .*empty; expected a folder"):
+    with pytest.raises(FeatureError, match=r"there are no features in .*empty; expected a feature file"):
         verify(path, npy=tmp_path / "empty")
 
 

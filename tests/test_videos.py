@@ -14,8 +14,9 @@ from meidbench.errors import FeatureError
 from meidbench.extraction.decoding import count_rows, read_frames
 from meidbench.extraction.frame_folders import parse_frame_name
 from meidbench.extraction.frames import FrameRule
-from meidbench.extraction.videos import VIDEO_SUFFIXES, find_videos
+from meidbench.extraction.videos import find_videos
 from meidbench.features.frame_sampling import uniform_indices
+from meidbench.names import VIDEO_SUFFIXES
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -145,11 +146,19 @@ def test_folders_of_frames_of_other_names(tmp_path, form):
         Image.fromarray(image).save(tmp_path / "deep" / "v" / form.format(number))
     touch(tmp_path, "deep/v/preview.jpg", "deep/v/cover-000001.jpg")
     listing = find_videos(tmp_path)
+    assert listing.describe_left_out()[0] == "left out: 2 files that are no videos (.jpg 2)"
     assert [(video.video_id, video.is_folder, video.size) for video in listing.videos] == [("v", True, 12)]
     assert listing.left_out == {".jpg": 2}
     got = read(listing.videos[0].path, "uniform=3")
     assert got.result.indices.tolist() == [0, 5, 11] and got.result.num_frames == 12
     assert abs(got.images[5].astype(int) - images[5]).mean() < 12
+
+
+@pytest.mark.parametrize("name", ["IMG_0001.jpg", "frame0001.jpg", "v.0001.png"])
+def test_where_frames_have_other_names_the_names_that_are_read_are_told(tmp_path, name):
+    touch(tmp_path, f"v/{name}")
+    with pytest.raises(FeatureError, match=r"left out: 1 file .*\nFrames of a video .* ID: ID-000001.jpg, .*img_00"):
+        find_videos(tmp_path)
 
 
 def test_of_several_kinds_of_names_one_is_the_video(tmp_path):

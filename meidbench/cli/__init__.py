@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import signal
 import threading
 import time
@@ -17,7 +16,7 @@ from meidbench import __version__
 from meidbench.cli.benchmarks import datasets, download
 from meidbench.cli.evaluation import compare, evaluate
 from meidbench.cli.features import extract_features, merge_features, pack_features, verify_features
-from meidbench.cli.parameters import guarded_streams, report
+from meidbench.cli.parameters import guarded_streams, name_options, report
 from meidbench.cli.splits import audit, build_splits, import_split, stats
 from meidbench.cli.training import demo, methods, predict, reproduce, train
 from meidbench.errors import MeidbenchError, RequestError, escape_controls, missing_package
@@ -95,9 +94,9 @@ class _Group(click.Group):
                 except KeyboardInterrupt as interrupt:
                     _end_interrupted(ctx, interrupt)
         except RequestError as error:
-            raise click.UsageError(self._name_options(ctx, str(error))) from None
+            raise click.UsageError(name_options(str(error), self._find_command(ctx))) from None
         except MeidbenchError as error:
-            raise click.ClickException(self._name_options(ctx, str(error))) from None
+            raise click.ClickException(name_options(str(error), self._find_command(ctx))) from None
         except ModuleNotFoundError as error:
             raise click.ClickException(str(missing_package(error))) from None
         except MemoryError as error:
@@ -116,17 +115,8 @@ class _Group(click.Group):
             ctx.fail(f"there is no command {name!r}{suggest(name, self.commands)}")
         return super().resolve_command(ctx, args)
 
-    def _name_options(self, ctx: click.Context, message: str) -> str:
-        """Name options in a message that names arguments of Python: ``subset="val"`` becomes ``--subset val``."""
-        command = self.commands.get(ctx.invoked_subcommand or "")
-        options = {option.name: option.opts[0] for option in command.params if option.opts} if command else {}
-
-        def replace(found: re.Match[str]) -> str:
-            option = options.get(found[1], "")
-            value = "" if found[2] in ("True", "...") else " " + found[2].strip('"')
-            return option + value if option.startswith("--") else found[0]
-
-        return re.sub(r'\b([a-z_0-9]+)=("[^"\n]*"|True\b|\.\.\.|[A-Z]+\b)', replace, message)
+    def _find_command(self, ctx: click.Context) -> click.Command | None:
+        return self.commands.get(ctx.invoked_subcommand or "")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

@@ -22,6 +22,8 @@ from meidbench.cli.parameters import (
     echo,
     echo_json,
     json_file,
+    name_options,
+    naming_options,
     option_with_default,
     print_result,
     progress_bar,
@@ -33,6 +35,7 @@ from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS, STORED_DTYP
 
 if TYPE_CHECKING:
     from meidbench.extraction.extraction import ExtractionSummary
+    from meidbench.features import FeatureSource
     from meidbench.features.packing import PackingSummary
     from meidbench.features.records import VideoRows
     from meidbench.features.verification import Verification
@@ -203,10 +206,13 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
 @command(
     "pack-features",
     short_help="Put a folder of .npy features into one file.",
-    epilog="\b\nExample:\n  meidbench pack-features VideoLT/feature/ResNet101/ \\\n"
-    "      --out videolt_r101.h5 --backbone resnet101",
+    epilog="\b\nExamples:\n  meidbench pack-features VideoLT/feature/ResNet101/ \\\n"
+    "      --out videolt_r101.h5 --backbone resnet101\n"
+    "  meidbench pack-features clips/ --prefix v_ --suffix _clip --out clips.h5\n"
+    "  meidbench pack-features i3d.h5 --dataset rgb --out i3d_rgb.h5",
 )
 @click.argument("source", metavar="DIR", type=INPUT)
+@naming_options
 @_out(help="The feature file to write (HDF5).")
 @option_with_default(
     "--dtype", type=click.Choice(STORED_DTYPES), default="float16", help="int8 has one scale per row: max|row| / 127."
@@ -216,21 +222,24 @@ def merge_features(parts: tuple[Path, ...], out: Path) -> None:
 @option_with_default("--backbone", default="unknown", help="Network of the features, for the recipe.")
 @as_json
 def pack_features(
-    source: Path, out: Path, dtype: str, split: str | None, retry_failed: bool, backbone: str, as_json: bool
-) -> None:
+    source: Path, out: Path, dtype: str, split: str | None, retry_failed: bool, backbone: str, as_json: bool,
+    **naming: str,
+) -> None:  # fmt: skip
     """Put the features in DIR, VIDEO_ID.npy of T x D numbers each, into one file that is read at memory speed.
 
-    DIR may also be an HDF5 file: one with /features/VIDEO_ID, or another feature file. After an interruption, run the
-    same command again to continue. A video that cannot be packed is recorded with the reason, and the run continues;
-    the exit code is then 1, and also where videos of the split are missing.
+    DIR may hold .npz files or folders (train/VIDEO_ID.npy). It may also be an HDF5 file: one with /features/VIDEO_ID or
+    /VIDEO_ID, with features and video_ids (or ids) of all videos, or another feature file. Axes of size 1 are left out.
+    After an interruption, run the same command again to continue. A video that cannot be packed is recorded with the
+    reason, and the run continues; the exit code is then 1, and also where videos of the split are missing.
     """
     from dataclasses import asdict
 
+    from meidbench.features import open_features
     from meidbench.features.packing import pack
 
     summary = pack(
-        source, out, dtype=dtype, backbone=backbone, only=_split_ids(split), retry_failed=retry_failed,
-        progress=progress_bar, report=report,
+        open_features(source, **naming), out, dtype=dtype, backbone=backbone, only=_split_ids(split),
+        retry_failed=retry_failed, progress=progress_bar, report=report,
     )  # fmt: skip
     if as_json:
         echo_json(json.dumps({**asdict(summary), "path": str(summary.path)}, indent=2, sort_keys=True))
@@ -272,6 +281,7 @@ def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str,
     "      --recipe backbone=resnet101",
 )
 @click.argument("file", type=INPUT)
+@naming_options
 @click.option("--split", type=SPLIT, help="Its videos must all be there: a split file, or a built benchmark's name.")
 @click.option(
     "--recipe",
@@ -293,11 +303,11 @@ def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str,
 def verify_features(
     file: Path, split: str | None, recipe: dict[str, str], npy: Path | None, videos: Path | None,
     weights: str | None, weights_seed: int | None, device: str, sample: int | None, seed: int,
-    json_file: Path | None,
+    json_file: Path | None, **naming: str,
 ) -> None:  # fmt: skip
     """Read all rows of FILE and list what is wrong with them.
 
-    FILE is a feature file, a folder of VIDEO_ID.npy or an HDF5 file with /features/VIDEO_ID. Errors: videos missing,
+    FILE is a feature file, or another form that pack-features reads. Errors: videos missing,
     failed, unreadable, damaged since they were written (checksum), of another width, with NaN or with rows of one
     number; another recipe. Warnings: rows of zeros, one row throughout, several videos with the same rows, and other
     facts that users should know. The exit code is 1 where there is an error.
@@ -309,48 +319,50 @@ def verify_features(
     if npy is not None and videos is not None:
         raise click.UsageError("--npy and --videos exclude each other: features were packed or extracted")
 
+    from meidbench.features import open_features
     from meidbench.features.verification import verify
     from meidbench.splits.split import load_split
 
+    source = open_features(file, **naming)
     verification = verify(
-        file, split=None if split is None else load_split(split), recipe=recipe, npy=npy, seed=seed,
-        extract=None if videos is None else _make_extract(file, videos, weights, weights_seed, device),
+        source, split=None if split is None else load_split(split), recipe=recipe, npy=npy, seed=seed,
+        extract=None if videos is None else _make_extract(source, videos, weights, weights_seed, device),
         sample=3 if sample is None and videos is not None else sample, progress=progress_bar,
     )  # fmt: skip
-    print_result(json_file, verification.to_json(), _describe_verification(verification))
+    missing = next((found.concerned for found in verification.findings if found.check == "missing"), ())
+    hint = name_options(source.find_remedy("missing", missing), click.get_current_context().command) if missing else ""
+    print_result(json_file, verification.to_json(), _describe_verification(verification, hint))
     if not verification.is_sound:
         sys.exit(1)
 
 
 def _make_extract(
-    file: Path, videos: Path, weights: str | None, seed: int | None, device: str
+    source: "FeatureSource", videos: Path, weights: str | None, seed: int | None, device: str
 ) -> Callable[[str], "VideoRows"]:
     """Return a function that extracts a video as the file's recipe says."""
-    from meidbench.features import open_features
-    from meidbench.features.feature_file import is_feature_file, read_header
+    from meidbench.features import PackedFile
 
-    open_features(file).close()
-    if not is_feature_file(file):
+    header = source.header if isinstance(source, PackedFile) else None
+    if header is None:
         raise FeatureError(
-            f"{file} was not written by extract-features, so --videos has no recipe to follow; use --npy"
+            f"{source.path} was not written by extract-features, so --videos has no recipe to follow; use --npy"
         )
 
     from meidbench.extraction.encoders.extractor import Extractor
     from meidbench.extraction.videos import find_videos
 
-    header = read_header(file)
     extractor = Extractor.from_recipe(header.recipe, weights, seed=seed, device=device, report=report)
     found = {video.video_id: video for video in find_videos(videos, header.layout.video_ids).videos}
 
     def extract(video_id: str) -> "VideoRows":
-        if video_id not in found:
-            raise FeatureError(f"video {video_id} is not in {videos}")
-        return extractor.extract(found[video_id])
+        if (stored := source.naming.stored(video_id)) not in found:
+            raise FeatureError(f"video {stored} is not in {videos}")
+        return extractor.extract(found[stored])
 
     return extract
 
 
-def _describe_verification(verification: "Verification") -> str:
+def _describe_verification(verification: "Verification", hint: str) -> str:
     from tabulate import tabulate
 
     statuses = ", ".join(f"{count:,} {status}" for status, count in verification.statuses.items() if count)
@@ -377,6 +389,8 @@ def _describe_verification(verification: "Verification") -> str:
         ]
         header = ["severity", "check", "count", "what"]
         lines += ["", in_columns(found, header, maxcolwidths=[None, None, None, 80])]
+    if hint:
+        lines += ["", hint]
     names = {entry.check for entry in verification.findings}
     lines += ["", f"nothing found by: {', '.join(check for check in verification.checks if check not in names)}"]
     return "\n".join(lines)

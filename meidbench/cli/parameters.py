@@ -5,6 +5,7 @@ The type of a parameter says whether its files are read or written. ``Command`` 
 
 import errno
 import os
+import re
 import shlex
 import sys
 import time
@@ -188,6 +189,34 @@ SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
 subset_option = click.option("--subset", type=SUBSET, help="[default: test; val where the split has no test]")
 bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
+
+
+def naming_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of ``open_features``, by which other programs' names of files and datasets are understood."""
+    helps = (
+        ("--prefix", "TEXT", "What the names of files or datasets have before the id, such as v_ of v_VIDEO_ID.npy."),
+        ("--suffix", "TEXT", "What they have after the id, such as _clip of VIDEO_ID_clip.npy."),
+        ("--dataset", "PATH", "HDF5: the NAME of /NAME/VIDEO_ID, of /VIDEO_ID/NAME or of one array; .npz: the array."),
+    )
+    for option, metavar, text in reversed(helps):
+        function = click.option(option, default="", metavar=metavar, help=text)(function)
+    return function
+
+
+def name_options(message: str, command: click.Command | None) -> str:
+    """Name options in a message that names arguments of Python: ``subset="val"`` becomes ``--subset val``."""
+    options = {option.name: option.opts[0] for option in command.params if option.opts} if command else {}
+    if "suffix" in options:  # a command that opens features itself
+        message = re.sub(r"\bopen_features\(PATH, ([^()\n]*)\)", lambda found: found[1].replace(", ", " "), message)
+
+    def replace(found: re.Match[str]) -> str:
+        option = options.get(found[1], "")
+        value = "" if found[2] in ("True", "...") else " " + shlex.quote(found[2].strip('"'))
+        return option + value if option.startswith("--") else found[0]
+
+    return re.sub(r'\b([a-z_0-9]+)=("[^"\n]*"|True\b|\.\.\.|[A-Z]+\b)', replace, message)
+
+
 json_file = click.option("--json", "json_file", type=JSON_FILE, help="Write the result as JSON; - is stdout.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 

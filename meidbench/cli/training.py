@@ -24,6 +24,7 @@ from meidbench.cli.parameters import (
     echo,
     echo_json,
     json_file,
+    naming_options,
     progress_bar,
     reading_options,
     refuse_unusable_outputs,
@@ -104,7 +105,13 @@ def methods(as_json: bool) -> None:
     "      --features videolt_r50.h5 --method eql",
 )
 @split_option
-@click.option("--features", required=True, type=INPUT, help="A feature file, or a folder of VIDEO_ID.npy.")
+@click.option(
+    "--features",
+    required=True,
+    type=INPUT,
+    help="A feature file of extract-features or pack-features, a folder of VIDEO_ID.npy, or a file of others.",
+)
+@naming_options
 @click.option(
     "--method",
     required=True,
@@ -160,6 +167,9 @@ def train(
     first_stage: Path | None,
     check: str,
     as_json: bool,
+    prefix: str,
+    suffix: str,
+    dataset: str,
     **short: Any,
 ) -> None:
     """Train a baseline and score its best checkpoint on val and test.
@@ -176,6 +186,7 @@ def train(
     from meidbench.baselines.recipes import resolve
     from meidbench.baselines.training import train as train_run
     from meidbench.evaluation.results import MeanAP
+    from meidbench.features import open_features
     from meidbench.files import render_json
     from meidbench.splits.split import load_split
 
@@ -187,7 +198,14 @@ def train(
         out = Path("runs") / f"{Path(split).stem}-{method}-{config.aggregator_name}-{config.seed}"
     with _telling_of_memory():
         trained = train_run(
-            split, features, config, out, first_stage=first_stage, check=check, progress=progress_bar, report=report
+            split,
+            open_features(features, prefix=prefix, suffix=suffix, dataset=dataset),
+            config,
+            out,
+            first_stage=first_stage,
+            check=check,
+            progress=progress_bar,
+            report=report,
         )
     if os.environ.get("RANK", "0") != "0":
         return
@@ -211,13 +229,22 @@ def train(
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The prediction file to write (Parquet).")
 @click.option("--split", type=SPLIT, help="A split file, or a built benchmark's name [default: the run's].")
 @click.option("--features", type=INPUT, help="A feature file or folder [default: the run's].")
+@naming_options
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
 @_check
-def predict(run: Path, out: Path, **options: Any) -> None:
+def predict(
+    run: Path, out: Path, features: Path | None, prefix: str, suffix: str, dataset: str, **options: Any
+) -> None:
     """Score SUBSET with the best checkpoint in RUN, a folder that 'meidbench train' made."""
     import os
 
     from meidbench.baselines.inference import predict as predict_run
+    from meidbench.features import open_features
+
+    if features is not None:
+        options["features"] = open_features(features, prefix=prefix, suffix=suffix, dataset=dataset)
+    elif prefix or suffix or dataset:
+        raise click.UsageError("--prefix, --suffix and --dataset go with --features: the run's own names are recorded")
 
     with _telling_of_memory():
         path = predict_run(run, out, progress=progress_bar, report=report, **options)
@@ -246,7 +273,8 @@ def predict(run: Path, out: Path, **options: Any) -> None:
     "--features",
     type=NAMED_FILE,
     metavar="ENCODER=PATH",
-    help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable.",
+    help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable. Where names have more "
+    "than the id, 'pack-features' makes a file of them.",
 )
 @_repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
 @_repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")

@@ -39,12 +39,17 @@ class VideoList:
     dangling: tuple[str, ...] = ()  # links whose target is missing
 
     def describe_left_out(self) -> list[str]:
-        """Return a line about the files, and one about the links; none where nothing was left out."""
+        """Return lines about the files, and one about the links; none where nothing was left out."""
         lines = []
         if self.left_out:
             kinds = [f"{ending} {count:,}" for ending, count in self.left_out.items()]
             number = write_count(sum(self.left_out.values()), "file that is no video", "files that are no videos")
             lines.append(f"left out: {number} ({first_few(kinds)})")
+            if not {".jpg", ".jpeg", ".png"}.isdisjoint(self.left_out):
+                lines.append(
+                    "Frames of a video are images in a folder ID: ID-000001.jpg, ID_000001.jpg, frame_000001.jpg, "
+                    "img_00001.jpg, image_1.jpg or 000001.jpg."
+                )
         if self.dangling:
             lines.append(f"left out: {len(self.dangling):,} links whose target is missing: {first_few(self.dangling)}")
         return lines

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from meidbench.checks import describe_missing, one_of, parse_json
 from meidbench.errors import FeatureError, describe_content
-from meidbench.features.source import Array, FeatureSource, Handle, UnusableVideo, check_array
+from meidbench.features.source import TYPES, Array, FeatureSource, Handle, Naming, UnusableVideo, check_array
 from meidbench.files import open_inside
 
 FORMAT = "meidbench-features"
@@ -247,18 +247,26 @@ def is_feature_file(path: Path) -> bool:
     return start.startswith(b"\x89HDF") and FORMAT.encode() in start
 
 
+# In a file of others: the ids, and the datasets that tell where the rows of each video are.
+ID_NAMES = ("video_ids", "ids")
+INDEX = ("row_starts", "row_counts", "status", "scales")
+
+
 class PackedFile(FeatureSource):
     """An HDF5 file with ``/video_ids`` and ``/features`` of (V, T, D), or (R, D) with ``/row_starts``, ``/row_counts``.
+
+    In files of others, ``naming.dataset`` may be in the place of ``/features``, ``ids`` beside it in that of
+    ``/video_ids``, and (V, D) is one row per video.
 
     The files that ``meidbench`` writes are contiguous and ``mapped``: rows are read straight from the file's pages.
     Chunked or compressed files of other programs are read by h5py, which is slower. ``read`` converts int8 rows to
     float32; ``dtype`` is that of the stored rows. ``header`` is that of a feature file; None for files of others.
     """
 
-    expected = "an HDF5 file with the rows of all videos in /features and their ids in /video_ids"
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, naming: Naming = Naming()) -> None:  # noqa: B008 - immutable
+        super().__init__(path, naming)
+        self._name = naming.dataset.strip("/") or "features"
+        self.expected = f"an HDF5 file with the rows of all videos in /{self._name} and their ids in /video_ids or /ids"
         self._handle = Handle(self.path)
         self._map: npt.NDArray[Any] | None = None
         self._scale_map: npt.NDArray[Any] | None = None
@@ -296,44 +304,57 @@ class PackedFile(FeatureSource):
     def _read_index(self, file: h5py.File) -> None:
         if is_feature_file(self.path) or is_marked(file):
             self.header = read_header(self.path)
-        features = open_inside(file, "features")
+        features = open_inside(file, self._name)
         shape, self.dtype = features.shape, features.dtype
-        if len(shape) not in (2, 3):
-            raise FeatureError(f"/features of {self.path} has shape {shape}; expected {self.expected}")
-        fixed = self._fixed = len(shape) == 3
-        joint = shape[0] * shape[1] if fixed else shape[0]
+        self._stored_shape: tuple[int, ...] | None = None  # of a video of others that is not T x D
+        if len(shape or ()) < 2:
+            raise FeatureError(f"/{self._name} of {self.path} has shape {shape}; expected {self.expected}")
         if self.header is not None:
             layout = self.header.layout
             ids: Sequence[str] = layout.video_ids
             self._scaled = layout.dtype == "int8"
             self._starts, self._counts, self._status = layout.starts, self.header.row_counts, self.header.status
         else:
-            ids = self._read_index_of_others(file, shape)
-        self._index = {video_id: position for position, video_id in enumerate(ids)}
-        sizes = {len(self._index), len(self._starts), len(self._counts), len(self._status)}
+            ids, shape = self._read_index_of_others(file, shape)
+        fixed = self._fixed = len(shape) == 3
+        joint = shape[0] * shape[1] if fixed else shape[0]
+        positions = {stored: position for position, stored in enumerate(ids)}
+        named = {self.naming.video_id(stored): position for stored, position in positions.items()}
+        self._index = {video_id: position for video_id, position in named.items() if video_id is not None}
+        sizes = {len(positions), len(self._starts), len(self._counts), len(self._status)}
         if sizes != {len(ids)} or (fixed and shape[0] != len(ids)):
             raise FeatureError(f"{self.path} contradicts itself: {len(ids):,} ids, not one for each video's rows")
         outside = (self._starts + self._counts > joint) | (self._counts > (shape[1] if fixed else joint))
         if (np.minimum(self._starts, self._counts) < 0).any() or outside.any():
-            raise FeatureError(f"{self.path} contradicts itself: rows of a video lie outside /features")
+            raise FeatureError(f"{self.path} contradicts itself: rows of a video lie outside /{self._name}")
         self._width, self._joint = int(shape[-1]), int(joint)
         # None where the rows are not contiguous.
         self._offset: int | None = features.id.get_offset() if features.size else None
         self.mapped = self._offset is not None and self._maps_right(features)
 
-    def _read_index_of_others(self, file: h5py.File, shape: tuple[int, ...]) -> list[str]:
-        """Read where the rows of each video are, from a file of another program; return the ids."""
-        names = ("video_ids", "row_starts", "row_counts", "status", "scales")
-        found = {name: dataset for name in names if (dataset := open_inside(file, name)) is not None}
-        if "video_ids" not in found:
-            raise FeatureError(f"{self.path} has /features but no /video_ids; expected {self.expected}")
+    def _read_index_of_others(self, file: h5py.File, shape: tuple[int, ...]) -> tuple[list[str], tuple[int, ...]]:
+        """Read where the rows of each video are, from a file of another program; return the ids, and (V, T, D)."""
+        found = {name: dataset for name in INDEX if (dataset := open_inside(file, name)) is not None}
+        beside = self._name.rpartition("/")[0]
+        places = [f"{beside}/{name}" for name in ID_NAMES if beside] + [*ID_NAMES]
+        stored = next((dataset for name in places if (dataset := open_inside(file, name)) is not None), None)
+        if stored is None:
+            raise FeatureError(f"{self.path} has /{self._name} but no /video_ids; expected {self.expected}")
+        if stored.dtype.kind not in "OS" or len(stored.shape) != 1:
+            raise FeatureError(
+                f"the ids of {self.path} are {stored.dtype} of shape {stored.shape}; expected texts (n,)"
+            )
+        ids = [name if isinstance(name, str) else name.decode() for name in stored[()].tolist()]
         self._scaled = self.dtype == np.int8 and "scales" in found
+        dtype = np.dtype(np.float16) if self._scaled else self.dtype
         try:
-            check_array((1, shape[-1]), np.dtype(np.float16) if self._scaled else self.dtype)
+            if len(shape) == 2 and "row_starts" in found:
+                check_array((1, shape[-1]), dtype)
+            else:
+                self._stored_shape = shape[1:] if len(shape) != 3 else None
+                shape = (shape[0], *check_array(shape[1:], dtype))
         except UnusableVideo as error:
-            expected = "expected float16, float32 or float64"
-            raise FeatureError(f"/features of {self.path} is {error.detail}; {expected}") from None
-        ids = [name if isinstance(name, str) else name.decode() for name in found["video_ids"][()].tolist()]
+            raise FeatureError(f"/{self._name} of {self.path} is {error.detail}; expected {TYPES}") from None
         if len(shape) == 3:
             self._starts = np.arange(len(ids), dtype=np.int64) * shape[1]
             self._counts = np.full(len(ids), shape[1], np.int64)
@@ -342,7 +363,7 @@ class PackedFile(FeatureSource):
         if "row_counts" in found or len(shape) == 2:
             self._counts = found["row_counts"][()].astype(np.int64)
         self._status = found["status"][()].astype(np.uint8) if "status" in found else np.ones(len(ids), np.uint8)
-        return ids
+        return ids, shape
 
     def _maps_right(self, features: h5py.Dataset) -> bool:
         """Return whether map and h5py agree on the first and last row; some file systems cannot map."""
@@ -350,8 +371,8 @@ class PackedFile(FeatureSource):
             mapped = self.mapped_rows()
         except (OSError, ValueError):
             return False
-        first, last = (0,) * (features.ndim - 1), tuple(size - 1 for size in features.shape[:-1])
-        return all(mapped[at].tobytes() == features[row].tobytes() for at, row in ((0, first), (-1, last)))
+        ends = [np.asarray(features[at]).reshape(-1, self._width)[at] for at in (0, -1)]
+        return all(mapped[at].tobytes() == row.tobytes() for at, row in zip((0, -1), ends, strict=True))
 
     def mapped_rows(self) -> npt.NDArray[Any]:
         """Return the memory map of all rows, (R, D), read-only; only where ``mapped``."""
@@ -378,8 +399,9 @@ class PackedFile(FeatureSource):
 
     def shape(self, video_id: str) -> tuple[int, int]:  # noqa: D102
         shape = int(self._counts[self._position(video_id)]), self._width
-        check_array(shape, np.dtype(np.float16))
-        return shape
+        if self._stored_shape is not None:
+            return self._squeeze(video_id, self._stored_shape, np.dtype(np.float16))
+        return check_array(shape, np.dtype(np.float16))
 
     def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:  # noqa: D102
         stored, scales = self.load_stored(video_id, rows)
@@ -399,8 +421,9 @@ class PackedFile(FeatureSource):
         else:
             # h5py refuses repeated rows, and is slower on chosen ones.
             with self._handle.reading() as file:
-                rows_of_all = file["features"]
-                stored = rows_of_all[position, :count] if self._fixed else rows_of_all[start : start + count]
+                rows_of_all = file[self._name]
+                stored = rows_of_all[position] if self._fixed else rows_of_all[start : start + count]
+                stored = stored.reshape(-1, self._width)
             stored = stored[indices]
         scales = self.row_scales()
         return stored, None if scales is None else scales[start + indices]

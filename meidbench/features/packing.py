@@ -19,7 +19,7 @@ from meidbench.errors import FeatureError, bullet_list, first_few
 from meidbench.features import NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import DTYPES, FAILED, READY, Layout, Recipe, read_header, stored_checksums
 from meidbench.features.records import StoredVideos, VideoRows, encode, is_faithful, read_rows
-from meidbench.features.source import FeatureSource, UnusableVideo, is_usable_id
+from meidbench.features.source import TYPES, FeatureSource, UnusableVideo, is_usable_id
 from meidbench.features.store import FeatureWriter, feature_writer
 from meidbench.files import resolve_output
 from meidbench.names import BACKBONES, ProgressBar, Report
@@ -77,8 +77,8 @@ def pack(
     Parameters
     ----------
     source : path or FeatureSource
-        A folder of ``VIDEO_ID.npy``, or another source that ``open_features`` takes. Names that begin with a dot are
-        left out unless ``only`` names them. Frame indices, times and the recipe of a feature file are kept.
+        A folder of ``VIDEO_ID.npy``, or another source of ``open_features``. Names that begin with a dot are left out
+        unless ``only`` names them. Frame indices, times and the recipe of a feature file are kept.
     out : path
         The feature file, with a fixed or a varying number of rows, as the videos have.
     dtype, backbone : str
@@ -116,6 +116,8 @@ def pack(
     videos = StoredVideos(open_features(source))
     refuse_lost_inputs(out, [videos.source.path])
     index = _read_index(videos, only, progress)
+    for note in videos.source.take_notes():
+        report(note)
     _check_width(index, videos.source, backbone, report)
     timed = videos.header is not None and videos.header.layout.timed
     layout = Layout(index.video_ids, index.rows, index.fixed, index.dim, dtype, timed, index.sizes)
@@ -149,25 +151,27 @@ def _read_index(videos: StoredVideos, only: Iterable[str] | None, progress: Prog
     chosen, missing = _choose(videos.source, only)
     video_ids = tuple(sorted(chosen))
 
-    def examine(video_id: str) -> tuple[tuple[int, int] | None, int, str]:
+    def examine(video_id: str) -> tuple[tuple[int, int] | None, int, UnusableVideo | None]:
         size = videos.size(video_id)
         try:
-            return videos.source.shape(video_id), size, ""
+            return videos.source.shape(video_id), size, None
         except UnusableVideo as error:
-            return None, size, str(error)
+            return None, size, error
 
     examined = []
     with progress("reading headers", len(video_ids)) as advance:
         for facts in map_ahead(examine, video_ids, videos.threads):
             examined.append(facts)
             advance(1)
-    refused = {position: why for position, (_, _, why) in enumerate(examined) if why}
+    refused = {position: str(error) for position, (_, _, error) in enumerate(examined) if error}
     widths = Counter(shape[1] for shape, _, _ in examined if shape)
     if not widths:
         named = [f"{video_ids[position]}: {why}" for position, why in list(refused.items())[:5]]
+        problems = dict.fromkeys(error.problem for _, _, error in examined if error)
+        remedies = dict.fromkeys(videos.source.find_remedy(problem) for problem in problems)
         raise FeatureError(
             f"none of the {len(video_ids):,} videos in {videos.source.path} can be packed:\n{bullet_list(named)}\n"
-            f"Expected {videos.source.expected}: T x D, T at least 1, one D for all, float16, float32 or float64."
+            f"Expected {videos.source.expected}: {TYPES}.\n" + "\n".join(remedies)
         )
     dim, number = widths.most_common(1)[0]
     shapes = [shape for shape, _, _ in examined if shape]
@@ -207,12 +211,14 @@ def _choose(source: FeatureSource, only: Iterable[str] | None) -> tuple[set[str]
     """Return the ids to pack, and those that are wanted and missing."""
     present, wanted = source.ids(), None if only is None else set(only)
     # Some systems put "._VIDEO_ID.npy" beside each file that they copy.
+    if not present:
+        raise source.refuse_empty()
     chosen = {name for name in present if not name.startswith(".")} if wanted is None else present & wanted
     missing = tuple(sorted(wanted - present)) if wanted is not None else ()
     if not chosen:
         asked = f"; asked for {first_few(missing)}" if missing else ""
-        example = f", there is {min(present)}" if missing and present else ""
-        raise FeatureError(f"there is no video to pack in {source.path}{asked}{example}\nExpected {source.expected}.")
+        remedy = source.find_remedy("missing", missing) if missing else ""
+        raise FeatureError(f"there is no video to pack in {source.path}{asked}\n{remedy}".rstrip())
     if unusable := [ascii(video_id) for video_id in chosen if not is_usable_id(video_id)]:
         reasons = f"(a dot, a path separator, or not Unicode): {first_few(sorted(unusable))}"
         raise FeatureError(
@@ -229,13 +235,14 @@ def _recipe(videos: StoredVideos, dtype: str, backbone: str) -> Recipe:
     if header is not None:
         kind = f"feature file of {header.layout.dtype}"
     elif isinstance(source, NpyFolder):
-        kind = "VIDEO_ID.npy folder"
+        kind = f"VIDEO_ID{source.ending} folder"
     earlier: Recipe = {} if header is None else dict(header.recipe)
     if backbone != "unknown" or "backbone" not in earlier:
         earlier["backbone"] = backbone
     libraries = {"h5py": h5py.__version__, "meidbench": __version__, "numpy": np.__version__}
     return {
         **earlier,
+        **{f"source_{name}": value for name, value in vars(source.naming).items() if value},
         "made_by": "pack-features",
         "source": kind,
         "dtype": dtype,

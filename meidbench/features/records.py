@@ -19,7 +19,8 @@ from meidbench.features.feature_file import (
     PackedFile,
     stored_checksums,
 )
-from meidbench.features.source import FeatureSource, NpyFolder, UnusableVideo, check_id
+from meidbench.features.folders import NpyFolder
+from meidbench.features.source import FeatureSource, UnusableVideo, check_id
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,13 @@ class StoredVideos:
         """Return a number that reveals a changed video: the bytes of its file, or the checksum in a feature file."""
         if self.header is not None:
             return int(self._checksums[self._position(video_id)])
-        if not isinstance(self.source, NpyFolder):
-            return self.source.path.stat().st_size
-        try:
-            return (self.source.path / f"{video_id}.npy").stat().st_size
-        except OSError:
-            return 0
+        return self.source.size(video_id)
 
     def _position(self, video_id: str) -> int:
-        if video_id not in self._positions:
+        stored = self.source.naming.stored(video_id)
+        if stored not in self._positions:
             raise UnusableVideo("missing")
-        return self._positions[video_id]
+        return self._positions[stored]
 
 
 LARGEST_INT8 = 127

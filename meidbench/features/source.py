@@ -1,27 +1,29 @@
-"""The base class of all stored features, and two forms of them: a folder of .npy files and grouped HDF5."""
+"""The base class of all stored features, and HDF5 files with one dataset per video."""
 
-import math
 import os
-import stat
-import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from hashlib import sha256
-from io import BytesIO, FileIO
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
-from numpy.lib import format as npy
 from tqdm import tqdm
 
-from meidbench.errors import FeatureError, bullet_list, escape_controls, first_few
+from meidbench.errors import (
+    FeatureError,
+    RequestError,
+    bullet_list,
+    escape_controls,
+    find_id_rule,
+    first_few,
+    write_count,
+)
 from meidbench.files import open_inside
 
 # The words for each problem, in the order in which a message lists them.
@@ -33,12 +35,35 @@ PROBLEMS = {
     "unreadable": "cannot be read",
     "format": "not a .npy file",
     "objects": "pickled Python objects, which are never loaded",
+    "array": "without one array that must be the features",
     "dtype": "not float16, float32 or float64",
     "ndim": "not 2-D",
     "empty": "empty",
     "truncated": "truncated",
     "width": "not of the width of most",
 }
+_AGAIN = "Copy or extract damaged videos again."
+# Where the features themselves are to be mended; "missing" depends on the source.
+_REMEDIES = {
+    "id": "An id is the name of a file without its folder and its ending; write the ids of the split so.",
+    "pending": "Run the command that makes the file again: it continues.",
+    "failed": "Run the command that made the file again with --retry-failed.",
+    "unreadable": _AGAIN,
+    "format": _AGAIN,
+    "array": "Name the array that holds the features: open_features(PATH, dataset=NAME).",
+    "dtype": 'Store numbers of other types as array.astype("float32").',
+    "ndim": "Store one row per frame: average over other axes, such as those of a 7 x 7 grid; axes of size 1 may stay.",
+    "empty": _AGAIN,
+    "truncated": _AGAIN,
+    "width": "Take the features of one network; where all have one number of rows, transpose them (C x T to T x C).",
+}
+HDF5_GROUP = "features"
+_COMMAND = "'meidbench extract-features VIDEOS --out FILE.h5'"
+EXPECTED = (
+    f"a feature file ({_COMMAND} makes one of videos), a folder of VIDEO_ID.npy or VIDEO_ID.npz, or an HDF5 file with "
+    f"/{HDF5_GROUP}/VIDEO_ID"
+)
+TYPES = "T x D, T at least 1, one D for all, float16, float32 or float64"
 
 # A backslash separates folders on Windows only, but such a file could not be copied there. A colon ends a drive there.
 _FORBIDDEN_IN_IDS = frozenset("/\\\0:" if os.name == "nt" else "/\\\0")
@@ -56,6 +81,40 @@ class UnusableVideo(Exception):
         return with_detail(PROBLEMS[self.problem], self.detail)
 
 
+@dataclass(frozen=True)
+class Naming:
+    """The text before and after the id in the names of stored features, and the HDF5 path or the array of ``.npz``.
+
+    Examples
+    --------
+    >>> naming = Naming(suffix="_clip")
+    >>> naming.stored("ATOYW"), naming.video_id("ATOYW_clip"), naming.video_id("ATOYW_flow")
+    ('ATOYW_clip', 'ATOYW', None)
+    """
+
+    prefix: str = ""
+    suffix: str = ""
+    dataset: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, str):
+                raise RequestError(f"{name} must be a text, got {value!r}")
+            if name != "dataset" and not _FORBIDDEN_IN_IDS.isdisjoint(value):
+                raise RequestError(f"{name}={value!r} is no part of a file's name; folders are searched without it")
+
+    def stored(self, video_id: str) -> str:
+        """Return the stored name of a video."""
+        return f"{self.prefix}{video_id}{self.suffix}"
+
+    def video_id(self, stored: str) -> str | None:
+        """Return the id in a stored name; None where the name has another prefix or suffix."""
+        if not self.prefix and not self.suffix:
+            return stored
+        fits = stored.startswith(self.prefix) and stored.endswith(self.suffix)
+        return stored[len(self.prefix) : len(stored) - len(self.suffix)] or None if fits else None
+
+
 class FeatureSource(ABC):
     """Frame features of videos, by id; ``open_features`` opens them.
 
@@ -65,14 +124,16 @@ class FeatureSource(ABC):
 
     expected: str
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+    def __init__(self, path: Path, naming: Naming = Naming()) -> None:
+        self.path, self.naming = path.absolute(), naming
         self._dim: int | None = None
         self._checked: dict[str, tuple[object, tuple[int, int]]] = {}
+        self.squeezed: dict[str, tuple[int, ...]] = {}  # the stored shape of videos that are read as T x D, and are not
+        self._has_told = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Each spawned worker would get a copy (58 MB of 180,000 videos), and checks no video again.
-        return {**self.__dict__, "_checked": {}}
+        return {**self.__dict__, "_checked": {}, "squeezed": {}}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -83,7 +144,7 @@ class FeatureSource(ABC):
         if self._dim is None:
             ids = self.ids()
             if not ids:
-                raise FeatureError(f"there are no features in {self.path}; expected {self.expected}")
+                raise self.refuse_empty()
             with self._refusing(first := min(ids)):
                 self._dim = self.shape(first)[1]
         return self._dim
@@ -122,6 +183,8 @@ class FeatureSource(ABC):
         """
         asked = list(video_ids)
         present = self.ids()
+        if asked and not present:
+            raise self.refuse_empty()
         shapes: dict[str, tuple[int, int]] = {}
         offenders: dict[str, list[str]] = {problem: [] for problem in PROBLEMS}
         title = f"checking {escape_controls(self.path.name)}"
@@ -160,18 +223,52 @@ class FeatureSource(ABC):
 
     def _refusal(self, offenders: dict[str, list[str]], asked: int, width: int | None) -> FeatureError:
         words = {**PROBLEMS, "width": f"{PROBLEMS['width']} ({width})"}
-        found = [f"{len(names):,} {words[kind]}: {first_few(names)}" for kind, names in offenders.items() if names]
-        remedy = "Copy or extract these videos again"
-        if offenders.get("missing"):
-            ids = self.ids()
-            example = f", such as {min(ids)}" if ids else ""
-            remedy += f", or name the features of this dataset (these are of {len(ids):,} videos{example})"
-        return FeatureError(
-            f"{sum(map(len, offenders.values())):,} of {asked:,} videos cannot be used from {self.path}:\n"
-            f"{bullet_list(found)}\n"
-            f"Expected {self.expected}: T x D, T at least 1, one D for all, float16, float32 or float64.\n"
-            f"{remedy}."
-        )
+        found = {kind: names for kind, names in offenders.items() if names}
+        listed = [f"{len(names):,} {words[kind]}: {first_few(names)}" for kind, names in found.items()]
+        missing = found.get("missing", [])
+        naming = self.find_naming(missing)
+        remedies = [self.find_remedy(kind, missing) for kind in found if kind != "missing" or not naming]
+        head = f"{sum(map(len, found.values())):,} of {asked:,} videos cannot be used from {self.path}"
+        lines = [f"{head}; {naming}" if naming else f"{head}:", bullet_list(listed)]
+        lines += [f"Expected {self.expected}: {TYPES}.", *dict.fromkeys(remedies)]
+        return FeatureError("\n".join(lines))
+
+    def find_remedy(self, problem: str, missing: Collection[str] = ()) -> str:
+        """Return what to do about a problem, a key of ``PROBLEMS``, with videos, which may be missing."""
+        if problem != "missing":
+            return _REMEDIES[problem]
+        if naming := self.find_naming(missing):
+            return f"{naming[0].upper()}{naming[1:]}."
+        ids = self.ids()
+        there = f"These are features of {len(ids):,} videos, such as {min(ids)}" if ids else "There are no features"
+        return f"{there}: name those of this dataset, or make them of its videos: {_COMMAND}."
+
+    def find_naming(self, missing: Collection[str]) -> str:
+        """Return the one rule by which names in the source become ids that are missing; empty without one."""
+        ids = self.ids() if missing else set()
+        if (rule := find_id_rule(ids, missing)) is None:
+            return ""
+        if not (rule.prefix or rule.suffix):
+            return f"rename these videos, or mend the ids of the split: {rule}"
+        whole = Naming(self.naming.prefix + rule.prefix, rule.suffix + self.naming.suffix)
+        named = ", ".join(f'{name}="{part}"' for name, part in vars(whole).items() if part)
+        first = next(name for name in sorted(missing) if f"{rule.prefix}{name}{rule.suffix}" in ids)
+        return f"open these features with open_features(PATH, {named}): {whole.stored(first)} is the name of {first}"
+
+    def refuse_empty(self) -> FeatureError:
+        """Return the error for a source without any video."""
+        return FeatureError(f"there are no features in {self.path}; expected {EXPECTED}")
+
+    def take_notes(self) -> list[str]:
+        """Return what users should know of the videos that were checked or read; a second call returns nothing."""
+        if self._has_told or not self.squeezed:
+            return []
+        self._has_told = True
+        video_id, shape = next(iter(self.squeezed.items()))
+        rows, width = check_array(shape, np.dtype(np.float16))
+        read = f"{video_id} of shape {shape} is read as {rows:,} x {width:,}"
+        number = write_count(len(self.squeezed), "video")
+        return [f"note: {number} in {self.path} with other axes than T x D: {read}"]
 
     @abstractmethod
     def ids(self) -> set[str]:
@@ -186,9 +283,20 @@ class FeatureSource(ABC):
         """Return these rows or all as an array of its own, or raise ``UnusableVideo``."""
 
     def stamp(self, video_ids: Iterable[str]) -> str:
-        """Return a text that changes where the size or the time of a file of these videos changes."""
+        """Return a text that changes where the naming, or the size or the time of a file of these videos changes."""
         facts = self.path.stat()
-        return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
+        return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}{self.naming if self.naming != Naming() else ''}"
+
+    def size(self, video_id: str) -> int:
+        """Return the bytes of the file that holds a video, which reveal a changed one; 0 where it is missing."""
+        return self.path.stat().st_size
+
+    def _squeeze(self, video_id: str, shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> tuple[int, int]:
+        """Return T x D of a stored array as ``check_array`` does, and keep the shape where it is another."""
+        found = check_array(shape, dtype)
+        if shape is not None and len(shape) != 2:
+            self.squeezed[video_id] = shape
+        return found
 
     def _version(self, video_id: str) -> object:
         """Return a value that changes with the file of a video; an HDF5 file does not change while it is read."""
@@ -202,15 +310,28 @@ class FeatureSource(ABC):
             )
 
 
-def check_array(shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> None:
-    """Refuse everything but T x D arrays of floats."""
+def check_array(shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Return T x D of an array of floats; raise ``UnusableVideo`` for every other array.
+
+    (D,) is one row. Of more than two axes, those of size 1 are left out: two others are T x D, and one is one row.
+
+    Examples
+    --------
+    >>> half = np.dtype(np.float16)
+    >>> check_array((1, 150, 2048), half), check_array((150, 2048, 1, 1), half), check_array((2048, 1, 1), half)
+    ((150, 2048), (150, 2048), (1, 2048))
+    """
     # numpy's long double is a float, too, but its bits depend on the machine.
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         raise UnusableVideo("dtype", str(dtype))
-    if shape is None or len(shape) != 2:
+    axes = shape or ()
+    if len(axes) > 2:
+        axes = tuple(size for size in axes if size != 1) or (1,)
+    if not 1 <= len(axes) <= 2:
         raise UnusableVideo("ndim", f"shape {shape}")
-    if min(shape) < 1:
+    if min(axes) < 1:
         raise UnusableVideo("empty", f"shape {shape}")
+    return (axes[0] if len(axes) == 2 else 1), axes[-1]
 
 
 def is_usable_id(video_id: str) -> bool:
@@ -233,131 +354,6 @@ def with_detail(name: str, detail: str) -> str:
 
 def _named(video_id: str, error: UnusableVideo) -> str:
     return with_detail(repr(video_id) if error.problem == "id" else video_id, error.detail)
-
-
-# Bytes that numpy writes before the data of an ordinary array, and more than it accepts (10,000 bytes).
-_USUAL_HEADER = 128
-_LONGEST_HEADER = 1 << 14
-
-
-class NpyFolder(FeatureSource):
-    """A folder with one ``VIDEO_ID.npy`` per video; files with other names do not matter."""
-
-    expected = "a folder of VIDEO_ID.npy"
-
-    def ids(self) -> set[str]:  # noqa: D102
-        try:
-            with os.scandir(self.path) as entries:
-                return {entry.name[:-4] for entry in entries if entry.name.endswith(".npy")}
-        except OSError as error:
-            raise FeatureError(f"cannot list the folder {self.path}: {error.strerror}") from None
-
-    def stamp(self, video_ids: Iterable[str]) -> str:  # noqa: D102
-        return sha256("".join(f"{name} {self._version(name)}\n" for name in video_ids).encode()).hexdigest()
-
-    def _version(self, video_id: str) -> object:
-        try:
-            facts = (self.path / f"{video_id}.npy").stat()
-        except OSError:
-            return None
-        return facts.st_size, facts.st_mtime_ns, facts.st_ino
-
-    def shape(self, video_id: str) -> tuple[int, int]:  # noqa: D102
-        with self._opened(video_id) as (_, header):
-            return header.shape
-
-    def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:  # noqa: D102
-        with self._opened(video_id) as (stream, header):
-            order: Literal["C", "F"] = "F" if header.by_column else "C"
-            if rows is not None:
-                stored = np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)
-                self._check_rows(video_id, rows, len(stored))
-                return np.asarray(stored)[rows.astype(np.intp)]
-            # In one go; a memory map would read all rows page by page.
-            whole = np.empty(math.prod(header.shape), header.dtype)
-            stream.seek(header.offset)
-            space = whole.view(np.uint8).data
-            while space and (count := stream.readinto(space)):
-                space = space[count:]
-            if space:
-                raise UnusableVideo("truncated", "while it was read")
-            return whole.reshape(header.shape, order=order)
-
-    @contextmanager
-    def _opened(self, video_id: str) -> Iterator[tuple[FileIO, "_Header"]]:
-        try:
-            # Without O_NONBLOCK, opening a FIFO would wait for a writer.
-            with open(self.path / f"{video_id}.npy", "rb", buffering=0, opener=_open_at_once) as stream:
-                yield stream, _read_header(stream)
-        except FileNotFoundError:
-            raise UnusableVideo("missing") from None
-        except OSError as error:
-            raise UnusableVideo("unreadable", error.strerror or str(error)) from None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-class _Header(NamedTuple):
-    shape: tuple[int, int]
-    by_column: bool
-    dtype: np.dtype[Any]
-    offset: int
-
-
-def _read_header(stream: FileIO) -> _Header:
-    """Read the header of a ``.npy`` file and check it against the size of the file."""
-    facts = os.fstat(stream.fileno())
-    if not stat.S_ISREG(facts.st_mode):
-        raise UnusableVideo("unreadable", "no regular file")
-    head, size = stream.read(_USUAL_HEADER), facts.st_size
-    try:
-        try:
-            # Most videos of a dataset have the same header, and parsing costs more than reading.
-            shape, by_column, dtype, offset = _parse_usual_header(head)
-        except _HeaderError:
-            shape, by_column, dtype, offset = _parse_header(head + stream.read(_LONGEST_HEADER))
-    except _HeaderError as error:
-        if size < _USUAL_HEADER and (head.startswith(npy.MAGIC_PREFIX) or npy.MAGIC_PREFIX.startswith(head)):
-            raise UnusableVideo("truncated", f"{size} bytes") from None
-        raise UnusableVideo("format", str(error)) from None
-    if dtype.hasobject:
-        raise UnusableVideo("objects")
-    check_array(shape, dtype)
-    needed = offset + math.prod(shape) * dtype.itemsize
-    if size < needed:
-        raise UnusableVideo("truncated", f"{size:,} of {needed:,} bytes")
-    return _Header((shape[0], shape[1]), by_column, dtype, offset)
-
-
-class _HeaderError(Exception):
-    """A ``.npy`` header cannot be parsed."""
-
-
-def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Return shape, whether in Fortran order, dtype and offset of the data."""
-    stream = BytesIO(head)
-    try:
-        version = npy.read_magic(stream)
-    except ValueError:
-        raise _HeaderError("it does not begin as one") from None
-    # Version 3 is for structured arrays whose field names are not Latin-1, which features never are.
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    if version not in readers:
-        raise _HeaderError(f"format version {version[0]}.{version[1]}")
-    try:
-        with warnings.catch_warnings():
-            # Shapes written by Python 2 ("150L") are read all the same; a warning per file helps nobody.
-            warnings.simplefilter("ignore")
-            shape, by_column, dtype = readers[version](stream)
-    except Exception as error:
-        # Not only ValueError: on a damaged header, numpy passes on the errors of Python's tokenizer.
-        raise _HeaderError(f"damaged header: {str(error).partition(chr(10))[0]}") from None
-    return shape, by_column, dtype, stream.tell()
-
-
-_parse_usual_header = lru_cache(maxsize=256)(_parse_header)
 
 
 class Handle:
@@ -407,65 +403,61 @@ class Handle:
             raise FeatureError(f"cannot read {self.path}: {error}; copy or extract it again") from None
 
 
-HDF5_GROUP = "features"
-
-
 class GroupedFile(FeatureSource):
-    """An HDF5 file with one dataset ``/features/VIDEO_ID`` per video."""
+    """An HDF5 file with one dataset per video: ``/GROUP/VIDEO_ID``, or ``/GROUP/VIDEO_ID/MEMBER`` with a ``member``."""
 
-    expected = f"an HDF5 file with /{HDF5_GROUP}/VIDEO_ID"
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(
+        self,
+        path: Path,
+        naming: Naming = Naming(),
+        *,
+        group: str = HDF5_GROUP,
+        member: str = "",
+    ) -> None:
+        super().__init__(path, naming)
+        self._group_name, self._member = group, member
+        place = "".join(f"/{part}" for part in (group, naming.stored("VIDEO_ID"), member) if part)
+        self.expected = f"an HDF5 file with {place}"
         self._handle = Handle(self.path)
-        try:
-            self._group()  # at once, to refuse other files
-        finally:
-            self.close()
 
     def close(self) -> None:  # noqa: D102
         self._handle.close()
 
     def _group(self) -> Any:
         with self._handle.reading() as file:
-            group = open_inside(file, HDF5_GROUP)
-            if not isinstance(group, h5py.Group):
-                held = f"has no group /{HDF5_GROUP} (it holds {first_few(sorted(file)) or 'nothing'})"
-                predicted = ": it has predictions" if "scores" in file else ""
-                raise FeatureError(f"{self.path} {held}{predicted}; expected {self.expected}")
-        return group
+            return open_inside(file, self._group_name)
 
     def ids(self) -> set[str]:  # noqa: D102
         with self._handle.reading():
-            return set(self._group())
+            return {video_id for name in self._group() if (video_id := self.naming.video_id(name)) is not None}
 
     def shape(self, video_id: str) -> tuple[int, int]:  # noqa: D102
-        rows, width = self._dataset(video_id).shape
-        return rows, width
+        return self._dataset(video_id)[1]
 
     def load(self, video_id: str, rows: npt.NDArray[Any] | None) -> Array:  # noqa: D102
-        dataset = self._dataset(video_id)
+        dataset, shape = self._dataset(video_id)
         if rows is not None:
-            self._check_rows(video_id, rows, len(dataset))
+            self._check_rows(video_id, rows, shape[0])
         try:
             # h5py's own row selection refuses repeated rows, and is slower than reading all of them.
-            whole: Array = dataset[()]
+            whole: Array = dataset[()].reshape(shape)
         except (OSError, RuntimeError, ValueError) as error:
             raise UnusableVideo("unreadable", str(error)) from None
         return whole if rows is None else whole[rows.astype(np.intp)]
 
-    def _dataset(self, video_id: str) -> Any:
+    def _dataset(self, video_id: str) -> tuple[Any, tuple[int, int]]:
         try:
-            dataset = open_inside(self._group(), video_id)
+            stored = self.naming.stored(video_id)
+            dataset = open_inside(self._group(), f"{stored}/{self._member}" if self._member else stored)
             if dataset is None:
                 raise UnusableVideo("missing")
             if not isinstance(dataset, h5py.Dataset):
-                raise UnusableVideo("ndim", "a group, not a dataset")
-            check_array(dataset.shape, dataset.dtype)
+                held = first_few(sorted(dataset)) if isinstance(dataset, h5py.Group) else ""
+                raise UnusableVideo("array", f"a group of {held or 'nothing'}")
+            return dataset, self._squeeze(video_id, dataset.shape, dataset.dtype)
         except FeatureError:
             raise
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UnusableVideo("unreadable", str(error)) from None
         except TypeError as error:  # numpy lacks some types of HDF5
             raise UnusableVideo("dtype", str(error)) from None
-        return dataset

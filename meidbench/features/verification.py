@@ -45,6 +45,7 @@ CHECKS = {
     "duplicates": ("warning", "groups of videos have the same rows"),
     "salvaged": ("warning", "videos were made from the readable part of a damaged file"),
     "dtype": ("warning", "videos are not of the dtype of most"),
+    "axes": ("warning", "videos are not stored as T x D, and are read so"),
     "extra": ("warning", "videos are not in the split"),
 }
 
@@ -164,10 +165,11 @@ def verify(
     # Hidden files of a folder are not videos; a feature file holds only videos.
     ids = {name for name in source.ids() if header is not None or not name.startswith(".")}
     if not ids:
-        raise FeatureError(f"there are no features in {source.path}; expected {source.expected}")
+        raise source.refuse_empty()
     found: dict[str, list[str]] = {check: [] for check in CHECKS}
     checked = _check_all(stored, sorted(ids), found, progress)
     ready = {video_id: check for video_id, check in checked.items() if not check.problem}
+    found["axes"] += [f"{video_id} {source.squeezed[video_id]}" for video_id in ready if video_id in source.squeezed]
     wanted = set(ready) if split is None else set(split.table.column("video_id").to_pylist())
     if split is not None:
         found["missing"] += wanted - ids
@@ -178,6 +180,7 @@ def verify(
     chosen = [] if extract is None else _draw([video_id for video_id in ready if video_id in wanted], sample, seed)
     similarities = [] if extract is None else _compare(stored, chosen, extract, found, progress)
     skipped = {"width", "dtype"} if header is not None else {"failed", "pending", "checksum", "salvaged"}
+    skipped.add("axes")  # no check, but a remark where there is one
     options = (("missing", split), ("extra", split), ("recipe", recipe), ("similarity", extract))
     skipped |= {check for check, given in options if not given}
     return Verification(
@@ -196,7 +199,7 @@ def verify(
 def _read_originals(npy: str | os.PathLike[str] | FeatureSource) -> Extract:
     originals = open_features(npy)
     if not originals.ids():
-        raise FeatureError(f"there are no features in {originals.path}; expected {originals.expected}")
+        raise originals.refuse_empty()
     return StoredVideos(originals).read
 
 

@@ -58,7 +58,8 @@ class FeatureDataset(Dataset[Sample]):
     subset : str
         ``train``, ``val`` or ``test``.
     features : FeatureSource, str or Path
-        A source of ``meidbench.features.open_features``, or its path.
+        The path of features, or a source of ``open_features(path, prefix=..., suffix=..., dataset=...)`` where names
+        have more than the id. A warning tells where arrays are not stored as T x D.
     frames : int, "default" or None
         Rows of each video, 200 by default (``VideoLT``: 150); a video with fewer rows repeats some. None takes all:
         videos then differ in length, and a ``DataLoader`` needs ``batch_size=1`` or a ``collate_fn`` that pads.
@@ -137,6 +138,8 @@ class FeatureDataset(Dataset[Sample]):
         self.class_names = split.class_names
         self.source = open_features(features)
         self.num_frames = self.source.check(self.video_ids)
+        for note in self.source.take_notes():
+            warnings.warn(note, stacklevel=2)
         self.frame_rows = FrameRows(self.num_frames, self.frames, sampling, replacement, self.seed)
         self.motion_frame_rows = self.frame_rows
         if motion is not None and not motion.same_index:

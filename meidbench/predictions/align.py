@@ -185,9 +185,11 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
             continue
         if not isinstance(names, list) or len(names) != split.num_classes:
             given = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-            others = [name for name in given if name not in split.class_names]
-            which = f": {first_few(others)} are no classes" if len(others) < len(given) / 2 else ""
-            problems.append(f"its class names are not {split.num_classes:,} names{which}")
+            unknown = [name for name in given if name not in split.class_names]
+            missing = [name for name in split.class_names if name not in given]
+            named = (("unknown", unknown), ("missing", missing))
+            parts = [f"; {what}: {first_few(found)}" for what, found in named if 0 < len(found) < len(given) / 2]
+            problems.append(f"its class names are not {split.num_classes:,} names{''.join(parts)}")
         else:
             pairs = enumerate(zip(names, split.class_names, strict=True))
             other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]

@@ -107,6 +107,14 @@ class PredictionFile(ABC):
             raise self.refusal(f"it has the {what} {first_few(found)}; name the one to score {SCORE_NAMES[0]}")
         raise self.refusal(f"it lacks {SCORE_NAMES[0]}; it holds {first_few(held) or 'nothing'}; {expected}")
 
+    def refuse_long(self, id_name: str, columns: Sequence[str]) -> None:
+        """Refuse a table whose columns are ids, classes and scores: one row per video and class."""
+        if len(columns) == 2 and len(scores := find_names(columns, SCORE_NAMES)) == 1:
+            (classes,) = (name for name in columns if name != scores[0])
+            names = f"index={id_name!r}, columns={classes!r}, values={scores[0]!r}"
+            problem = f"it has the columns {id_name}, {first_few(columns)}: one row per video and class"
+            raise self.refusal(f"{problem}. Make one row per video, one column per class: frame.pivot({names})")
+
     @cached_property
     def video_ids(self) -> list[str]:
         """Ids in the file's order."""
@@ -188,10 +196,11 @@ class TableFile(TextFile):
         self.is_csv = bool(self._delimiter and (found or not header[0])) or header[0].lower() in ID_NAMES
         if self.is_csv:
             self._id_place = header.index(found[0]) if found else 0
-            self._id_name = header[self._id_place]
+            id_name = header[self._id_place]
             if self._id_place and header[0] in INDEX_NAMES:
                 self._index_place = 0
             header = [name for place, name in enumerate(header) if place not in (self._id_place, self._index_place)]
+            self.refuse_long(id_name, header)
             self.class_names = name_classes(header)
             self.header = header
         elif len(first) < 2 or not all(map(_is_number, first[1:])):
@@ -255,9 +264,6 @@ class TableFile(TextFile):
         column = f" (column {self.header[place][:40]!r})" if self.is_csv else ""
         if wrong.lstrip().startswith("["):
             remedy = ". A table has one column per class; write lists as Parquet, e.g. frame.to_parquet(path)"
-        elif self.is_csv and len(cells) == 2 and _is_number(cells[1]):
-            names = f"index={self._id_name!r}, columns={self.header[0]!r}, values={self.header[1]!r}"
-            remedy = f". A table has one row per video and one column per class: frame.pivot({names})"
         else:
             remedy = "; decimal numbers have a point" if "," in wrong else ""
         return f"{wrong[:40]!r} is not a number{column}{remedy}"

@@ -132,21 +132,18 @@ class ParquetFile(PredictionFile):
         """Prepare for a column of numbers per class; the index of a DataFrame is no class."""
         import pyarrow as pa
 
-        def is_index(name: str) -> bool:
-            is_named_so = name in INDEX_NAMES and pa.types.is_integer(schema.field(name).type)
-            return name == self._id_name or name in index or is_named_so
-
-        columns = [(place, name) for place, name in enumerate(schema.names) if not is_index(name)]
-        if wrong := [
-            f"{name} ({schema.field(name).type})" for _, name in columns if not _is_number(schema.field(name).type)
-        ]:
+        kinds = {name: schema.field(name).type for name in schema.names}
+        numbers = {name for name in INDEX_NAMES if name in kinds and pa.types.is_integer(kinds[name])}
+        columns = [name for name in schema.names if name not in (self._id_name, *index, *numbers)]
+        self.refuse_long(self._id_name, columns)
+        if wrong := [f"{name} ({kinds[name]})" for name in columns if not _is_number(kinds[name])]:
             raise self.refusal(f"it has columns that hold no real numbers: {first_few(wrong)}; {_EXPECTED}")
         if not columns:
             raise self.refusal(f"it has the columns {first_few(schema.names)}; {_EXPECTED}")
-        self._places = [place for place, _ in columns]
+        self._places = [schema.names.index(name) for name in columns]
         self.num_classes = len(columns)
-        self.class_names = name_classes([name for _, name in columns])
-        self.dtype = np.result_type(*{np.dtype(schema.field(name).type.to_pandas_dtype()) for _, name in columns})
+        self.class_names = name_classes(columns)
+        self.dtype = np.result_type(*{np.dtype(kinds[name].to_pandas_dtype()) for name in columns})
 
     def _open_reader(self) -> Any:
         import pyarrow.parquet as pq

@@ -264,6 +264,14 @@ def write_predictions(
     PredictionError
         The shapes do not fit, a score is NaN, infinite or of a type that is not scored, or ``run`` cannot become JSON.
         Nothing is written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_predictions(f"{folder}/run.parquet", ["7UPGT", "3XFA0"], [[0.5, 2.0], [-1.0, 0.0]])
+    ...     open_predictions(path).video_ids
+    ['7UPGT', '3XFA0']
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

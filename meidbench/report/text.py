@@ -12,7 +12,7 @@ from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few
 from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, format_change
-from meidbench.evaluation.results import GROUPS_SHOWN, Result, describe_subset, format_range
+from meidbench.evaluation.results import GROUPS_SHOWN, Result, describe_subset
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import GROUP_NAMES, Split
@@ -21,6 +21,7 @@ from meidbench.splits.statistics import Statistics, describe_missing_subsets, sp
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 SIGNIFICANT = 0.05
+STAR = "*"
 
 
 def format_number(value: float, digits: int = 3) -> str:
@@ -169,7 +170,7 @@ def _number(value: float | None, digits: int) -> str:
 def _right_aligned(header: list[str], rows: list[list[str]]) -> str:
     """Lay out a table with text in the first column and numbers in the others."""
     aligned = ["left", *["right"] * (len(header) - 1)]
-    return tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=aligned)
+    return tabulate(rows, header, tablefmt="simple", disable_numparse=True, colalign=aligned, preserve_whitespace=True)
 
 
 def title_lines(result: Result | Comparison, videos: int) -> str:
@@ -215,38 +216,65 @@ def _is_formula(text: str) -> bool:
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Lay out the means with their intervals, and the differences to the reference, group by group."""
-    seeds = any(method.seed_spread for method in comparison.methods)
+    """Lay out the means with their intervals, and the differences to the reference, group by group, in 80 columns.
+
+    Wins, ties and losses, and the spread over seeds, have a table each.
+    """
     several = len(comparison.methods) > 1
-    header = ["mAP", *(["over seeds"] if seeds else [])]
     corrected = len(comparison.methods) > 2 and comparison.replicates > 0
-    header += ["difference", "P(better)", *(["p(Holm)"] if corrected else []), "win/tie/loss"] if several else []
-    lines = []
+    header = ["mAP", *(["difference ", "P"] if several else []), *(["Holm"] if corrected else [])]
+    tables = []
     for group in GROUPS_SHOWN:
         rows = []
         for method in comparison.methods:
             row = [escape_controls(method.name), _with_interval(method.mAP[group])]
-            if seeds:
-                spread = method.seed_spread[group] if method.seed_spread else None
-                known = spread is not None and not math.isnan(spread.low)
-                row.append(f"{format_range(spread.low, spread.high)} ({spread.seeds})" if spread and known else "-")
-            if method.difference is not None and method.tally is not None:
-                difference, tally = method.difference[group], method.tally[group]
-                star = "* " if is_significant(method, group) else ""
-                better = format_probability(difference.probability, comparison.replicates)
-                row += [f"{star}{_with_interval(difference)}", better]
+            if method.difference is not None:
+                difference = method.difference[group]
+                # A blank in the place of a star keeps the brackets in one column.
+                row.append(_with_interval(difference) + (STAR if is_significant(method, group) else " "))
+                row.append(format_probability(difference.probability, comparison.replicates))
                 row += [format_corrected(method.corrected[group])] if corrected and method.corrected else []
-                row.append(f"{tally.wins}/{tally.ties}/{tally.losses}")
             elif several:
-                row += ["reference", *"-" * (3 if corrected else 2)]
+                row += ["reference ", *"-" * (2 if corrected else 1)]
             rows.append(row)
-        lines += [_right_aligned([group, *header], rows), ""]
-    lines.append(
+        tables.append(_right_aligned([group, *header], rows))
+    if several:
+        tables.append(_right_aligned(["win/tie/loss", *GROUPS_SHOWN], _tallies(comparison)))
+    if spreads := _spreads_over_seeds(comparison):
+        tables.append(_right_aligned(["over seeds", *GROUPS_SHOWN], spreads))
+    return "\n\n".join([*tables, _explain_comparison(comparison, bool(spreads))])
+
+
+def _tallies(comparison: Comparison) -> list[list[str]]:
+    rows = []
+    for method in comparison.methods:
+        if method.tally is not None:
+            tallies = [method.tally[group] for group in GROUPS_SHOWN]
+            rows.append([escape_controls(method.name), *(f"{n.wins}/{n.ties}/{n.losses}" for n in tallies)])
+    return rows
+
+
+def _spreads_over_seeds(comparison: Comparison) -> list[list[str]]:
+    rows = []
+    for method in comparison.methods:
+        if (spread := method.seed_spread) is not None:
+            ends = [(spread[group].low, spread[group].high) for group in GROUPS_SHOWN]
+            cells = ["-" if math.isnan(low) else f"{format_number(low)} to {format_number(high)}" for low, high in ends]
+            rows.append([f"{escape_controls(method.name)} ({len(method.seeds)})", *cells])
+    return rows
+
+
+def _explain_comparison(comparison: Comparison, seeds: bool) -> str:
+    lines = [
         f"{comparison.level:.0%} intervals: Bayesian bootstrap over videos, {comparison.replicates:,} replicates, "
-        f"seed {comparison.seed},\nthe same weights for every run; over seeds: lowest to highest (number of seeds)."
-    )
-    if several and comparison.replicates:
-        lines.append(f"* {describe_correction(comparison)}.")
+        f"seed {comparison.seed},\nthe same weights for every run."
+    ]
+    if len(comparison.methods) > 1:
+        lines.append("P: the probability of being better than the reference.")
+        if comparison.replicates:
+            lines.append(f"{STAR} {describe_correction(comparison)}.")
+    if seeds:
+        lines.append("over seeds: lowest to highest mAP (number of seeds).")
     return "\n".join(lines)
 
 

@@ -136,6 +136,8 @@ class Extractor:
         The weights are by default those that the recipe names; ``options`` are ``seed``, ``device``, ``batch_size`` and
         those of ``load_weights``. FeatureError: the file was not extracted from videos, or the weights are others.
         """
+        if recipe.get("backbone") == "simulation":
+            raise FeatureError("these features are simulated: there are no videos that they were extracted from")
         if recipe.get("made_by") != "extract-features":
             raise FeatureError(
                 f"these features were made by {recipe.get('made_by', 'others')}, not by extract-features, so "
