@@ -127,11 +127,8 @@ def train(
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
-        for note in source.take_notes():
-            report(note)
         folder = RunFolder(Path(out))
-        if find_scored_subsets(loaded, config.selection.subset) == ["val"]:
-            report(f"note: {loaded.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
+        _report_on_inputs(loaded, source, config, report)
         config = folder.continued(config, trains_first=first_stage is None)
         finished = None if folder.ends_before(config) else read_trained(folder, loaded)
         processes.wait()  # the first one may change the folder from here on
@@ -148,6 +145,13 @@ def train(
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
         inputs = replace(inputs, first_stage_digest=start.digest)
         return _train_stage(context, config, inputs, folder, start.weights, finished)
+
+
+def _report_on_inputs(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
+    for note in features.take_notes():
+        report(note)
+    if find_scored_subsets(split, config.selection.subset) == ["val"]:
+        report(f"note: {split.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
 
 
 @dataclass(frozen=True)

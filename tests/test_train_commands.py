@@ -117,10 +117,8 @@ def test_a_run_whose_features_are_gone_asks_for_them(trained, invoke, tmp_path):
     config.write_text(json.dumps(content))
     outcome = invoke("predict", run, "--out", tmp_path / "p.parquet")
     assert outcome.exit_code == 1
-    assert (
-        f"the features of the run are not at {tmp_path / 'gone.h5'} any more; name them with --features"
-        in outcome.stderr
-    )
+    gone = f"the features of the run are not at {tmp_path / 'gone.h5'} any more"
+    assert f"{gone}; name them with --features" in outcome.stderr
 
 
 def test_a_path_that_is_no_run_names_the_runs_there(trained, invoke, tmp_path):
