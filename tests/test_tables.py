@@ -96,7 +96,9 @@ def test_a_table_is_tab_separated_where_its_header_is(tmp_path):
         text = f"video_id\tsubset\tlabels{comma}\na\ttrain\trun, fast;swim\n"
         (tmp_path / name).write_text(text)
         if comma:  # the ending decides, and the column has another name
-            with pytest.raises(SplitError, match="has no column labels; its columns are video_id, subset, labels,x"):
+            with pytest.raises(
+                SplitError, match="has no column labels, and no column of 0 and 1 per class; its columns are"
+            ):
                 split_from_table(tmp_path / name, dataset="t", head_above=1, tail_up_to=0)
             continue
         split = split_from_table(tmp_path / name, dataset="t", head_above=1, tail_up_to=0)
@@ -253,6 +255,12 @@ def test_groups_are_kept_so_that_the_audit_finds_what_leaks(tmp_path, run):
     ("t.csv", "video_id,labels\na,0\nb,0\na,0\nc,0\na,0\n", "occur more than once: a (lines 2, 4, 6)"),
     ("t.csv", "video_id,labels,Group\na,0,g\n", "column 'Group' would be ignored; write 'group'"),
     ("t.csv", "video_id,labels,groups\na,0,g\n", "column 'groups' would be ignored"),
+    ("t.csv", "video_id,run,fps\na,1,25\n", "classes, which need 0 or 1 in every row: not so in fps; drop the columns"),
+    ("t.csv", "video_id,run,swim\na,1,0\nb,,no\n", "0 or 1 in every row: not so in run, swim; drop the columns"),
+    ("t.csv", "video_id,run,run\na,1,0\n", "has a column more than once: run"),
+    ("t.csv", "video_id,run,swim\na,1\n", "t.csv, line 2 (a): 2 cells, expected 3"),
+    ("t.csv", "video_id,label\na,1\n", "column 'label' would be ignored; write 'labels'"),
+    ("t.csv", "video_id,note\na,x\n", "no column labels, and no column of 0 and 1 per class; its columns are"),
     ("t.csv", "video_id,labels\na,run\nb,run\na,swim\n", "a (lines 2, 4); the rows of a video differ only in labels"),
     ("t.csv", "video_id,labels,group\na,0,g\na,1,h\n", "occur more than once: a (lines 2, 3)"),
     ("t.csv", "video_id,labels,group,pair_id\na,0,g,g\n", "a column more than once: group (also called pair_id)"),

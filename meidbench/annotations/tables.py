@@ -20,6 +20,7 @@ from meidbench.annotations.rows import (
     ListRows,
     Rows,
     guess_format,
+    read_class_columns,
     read_frame,
     strip_class_indices,
 )
@@ -40,7 +41,7 @@ class TableContent:
     ``annotations`` have the table's groups as ``pair_ids`` and its subsets, verbatim, as ``sources``; empty where it
     gives none. ``subsets`` are ``train``, ``val`` or ``test`` for each video, None unless the table has a column
     ``subset`` with no other names. ``classes_from`` is the source of the class names: ``class names``, or the
-    ``labels`` or ``indices`` in the table.
+    ``labels``, ``indices`` or ``columns`` of the table.
     """
 
     annotations: Annotations
@@ -52,6 +53,7 @@ class TableContent:
         """The number of classes, the source of their order, and the first names, for a person."""
         source = {
             "class names": "in the order of the list of class names",
+            "columns": "the columns of 0 and 1",
             "labels": "the distinct names among the labels, sorted by code points",
             "indices": "0 to the highest index among the labels",
         }
@@ -74,6 +76,7 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
         - ``labels``: class names or class indices, none twice; joined by ``;`` in text, also as a list in Parquet and
           JSON, where names may hold semicolons; empty for a video without a label. Other forms of a list in text
           (``[0, 2]``, ``['run', 'swim']``, ``0 2``, ``0|2``) are read where they cannot be a class name, else refused.
+          CSV and Parquet may have a column of 0 and 1 (or of bool) per class instead.
         - ``group`` (or ``pair_id``): videos with the same text must not be separated: takes of one script, pieces of
           one film. Empty for a video on its own.
         - ``subset``, ``subject``: the subset in which the dataset has it; the person in the video.
@@ -303,7 +306,7 @@ def _read(
     subsets: _FileSubsets | None = None,
 ) -> TableContent:
     """Read all files; with ``subsets`` each video needs one, as in a split."""
-    table, index = Annotations(()), LabelIndex(names)
+    table, index, from_columns = Annotations(()), LabelIndex(names), False
     problems: list[str] = []
     seen: list[tuple[Rows, list[str], Sequence[int]]] = []
     for place, entry in enumerate(opened):
@@ -314,9 +317,18 @@ def _read(
                 problems.append(f"the name of {name} does not tell the subset; name it, as in train={name}")
                 continue
             needs_column = subset is not None and not subset.name
-            _check_header(rows, ("video_id", "subset", "labels") if needs_column else ("video_id", "labels"))
+            if _check_header(rows, ("video_id", "subset", "labels") if needs_column else ("video_id", "labels")):
+                entries: Iterable[tuple[int, Sequence[Any]]] = rows.read(_NAMES)
+            else:
+                entries, found = read_class_columns(rows, _NAMES, None if from_columns else names)
+                if names is None and not seen:
+                    names = check_class_names(list(found), f"the columns of {rows.path.name}", "column")
+                    index, from_columns = LabelIndex(names), True
+                elif set(found) != set(names or ()):
+                    others = first_few(sorted(set(found) ^ set(names or ())))
+                    raise SplitError(f"{rows.path} has other classes than {seen[0][0].path.name}: {others}")
             index.noun = rows.noun if len(opened) == 1 else f"{rows.path.name}, {rows.noun}"
-            ids, numbers = _append_rows(rows, table, index, subset)
+            ids, numbers = _append_rows(rows, entries, table, index, subset)
         seen.append((rows, ids, numbers))
         problems += rows.problems + _slips(rows.columns)
         if len(opened) > 1 and not ids and not rows.problems:
@@ -334,7 +346,7 @@ def _read(
     table.views = [""] * len(table.labels)
     known = all(source.lower() in SUBSET_NAMES for source in set(table.sources))
     named = tuple([SUBSET_NAMES[source.lower()] for source in table.sources]) if known else None
-    return TableContent(table, named, indexed.made_from)
+    return TableContent(table, named, "columns" if from_columns else indexed.made_from)
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -366,15 +378,18 @@ def check_class_names(names: list[str], where: str, noun: str) -> tuple[str, ...
 # --- rows to columns --------------------------------------------------------------------------------------------
 
 
-def _check_header(rows: Rows, required: tuple[str, ...]) -> None:
-    """Refuse a header that lacks a required column; JSON objects have no header, so each row is checked."""
-    if rows.has_header and (missing := [name for name in required if name not in rows.columns]):
+def _check_header(rows: Rows, required: tuple[str, ...]) -> bool:
+    """Refuse a header that lacks a required column; return whether it has labels, and not a column per class instead.
+
+    JSON objects have no header, so each row is checked.
+    """
+    missing = [name for name in required if name not in rows.columns] if rows.has_header else []
+    if missing and missing != ["labels"]:
         found = first_few(rows.columns) or f"none; it is empty, and a table is {TABLES} with a header"
         is_list = " " in rows.columns[0] if rows.columns else False
         remedies: dict[tuple[str, ...], str] = {
             ("subset",): f"; add it, or name the subset of the file, as in train={rows.path.name}",
             ("video_id", "labels"): "; a list without a header is read with --format lists" if is_list else "",
-            ("labels",): "; meidbench.split_from_pandas also reads one column of 0 and 1 per class",
         }
         remedy = "" if isinstance(rows, FrameRows) else remedies.get(tuple(missing), "")
         raise SplitError(f"{rows.path} has no column {', '.join(missing)}; its columns are {found}{remedy}")
@@ -383,6 +398,7 @@ def _check_header(rows: Rows, required: tuple[str, ...]) -> None:
         twice.append(f"group (also called {PAIR})")
     if twice:
         raise SplitError(f"{rows.path} has a column more than once: {', '.join(twice)}")
+    return not missing
 
 
 def _slips(columns: tuple[str, ...]) -> list[str]:
@@ -396,14 +412,20 @@ def _slips(columns: tuple[str, ...]) -> list[str]:
     ]
 
 
+_NAMES = (*COLUMNS[:3], PAIR, *COLUMNS[3:])
+
+
 def _append_rows(
-    rows: Rows, table: Annotations, index: LabelIndex, file_subset: _FileSubset | None
+    rows: Rows,
+    entries: Iterable[tuple[int, Sequence[Any]]],
+    table: Annotations,
+    index: LabelIndex,
+    file_subset: _FileSubset | None,
 ) -> tuple[list[str], Sequence[int]]:
-    """Read all rows into a table, and their problems into ``rows.problems``; return all ids and numbers of rows."""
+    """Put all entries into a table, and their problems into ``rows.problems``; return all ids and numbers of rows."""
     seen, numbers = list[str](), array("q")
     shared: dict[str, str] = {}  # one object for each text of a column, however many rows have it
-    names = (*COLUMNS[:3], PAIR, *COLUMNS[3:])
-    for number, (video_id, cell, group, pair, subset, length, subject) in rows.read(names):
+    for number, (video_id, cell, group, pair, subset, length, subject) in entries:
         try:
             video_id = _text(video_id, "")
             if not video_id:
@@ -443,9 +465,9 @@ def _repeated(seen: Sequence[tuple[Rows, list[str], Sequence[int]]], table: Anno
     plural = f"{seen[0][0].noun}s " if len(seen) == 1 else ""
     named = (f"{video_id} ({plural}{first_few(places[video_id])})" for video_id in places)
     facts = zip(table.video_ids, table.sources, table.pair_ids, table.subjects, map(str, table.lengths), strict=True)
-    repeats = [(row, labels) for row, labels in zip(facts, table.labels, strict=True) if row[0] in places]
+    repeated = [(row, labels) for row, labels in zip(facts, table.labels, strict=True) if row[0] in places]
     # As DataFrame.explode makes them.
-    only_labels = len({row for row, _ in repeats}) == len(places) and len(set(repeats)) == len(repeats)
+    only_labels = len({row for row, _ in repeated}) == len(places) and len(set(repeated)) == len(repeated)
     remedy = "; the rows of a video differ only in labels: write one row per video, with all its labels"
     remedy = seen[0][0].id_remedy or (remedy if only_labels else "")
     return [f"{len(places):,} video(s) occur more than once: {first_few(named)}{remedy}"]
