@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few
+from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few, write_count
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
 from meidbench.predictions.base import Scores, number_classes
@@ -111,7 +111,8 @@ def align_predictions(
         problems += _repeat_problems(predictions, can_read)
         problems += _id_problems(predictions.video_ids, wanted, split, subset)
     else:
-        problems.append(f"there are {predictions.num_videos:,} rows, {subset} has {len(wanted):,} videos")
+        held = write_count(predictions.num_videos, "row")
+        problems.append(f"the predictions have {held}, {subset} has {write_count(len(wanted), 'video')}")
     if problems:
         raise _refusal(problems + (_number_problems(predictions) if can_read else []), split, subset)
     rows = _target_rows(predictions.video_ids, wanted)
@@ -293,7 +294,8 @@ def _shape_problems(predictions: Predictions | PredictionFile, split: Split, all
         problems.append("the scores are float16, which makes ties: write float32, or allow them by allow_float16=True")
     if predictions.num_classes != split.num_classes:
         problems.append(
-            f"there are scores for {predictions.num_classes:,} classes, the split has {split.num_classes:,}"
+            f"there are scores for {write_count(predictions.num_classes, 'class', 'classes')}, "
+            f"the split has {split.num_classes:,}"
         )
     return problems
 
