@@ -296,8 +296,8 @@ def test_a_long_table_is_refused_with_what_makes_it_wide(form, given, toy_split,
 def test_a_class_too_few_or_too_many_is_named(given, toy_split, toy_split_file, run, tmp_path):
     frame = frame_of(*given, list(toy_split.class_names))
     for changed, complaint in (
-        (frame.drop(columns="Doing thing 7"), "not 12 names; missing: Doing thing 7\n"),
-        (frame.assign(label=1), "not 12 names; unknown: label\n"),
+        (frame.drop(columns="Doing thing 7"), "not those of the split; missing: Doing thing 7\n"),
+        (frame.assign(label=1), "not those of the split; unknown: label\n"),
     ):
         changed.to_parquet(tmp_path / "run")
         assert complaint in run("evaluate", tmp_path / "run", "--split", toy_split_file).stderr
@@ -337,7 +337,7 @@ def test_the_files_of_all_processes_are_one_run(given, toy_split, toy_split_file
     assert side_by_side.exit_code == 0 and "count once" in side_by_side.stderr
     outcome = run("evaluate", files[0], "--split", toy_split_file)
     assert "36 of 49 videos are missing" in outcome.stderr
-    assert "if each process or shard wrote a file, give all of them" in outcome.stderr
+    assert "if each process or shard wrote a file, name their folder as the run" in outcome.stderr
 
 
 def test_a_repeated_video_counts_as_its_first_row_in_memory_too(given, toy_split):
@@ -479,7 +479,7 @@ def test_predictions_of_another_subset_are_refused_with_its_name(toy_split, toy_
     ('{"video_id": "a", "scores": [true]}\n', "line 1 (a): True is not a number"),
     ('{"video_id": "a", "scores": [NaN]}\n', "line 1: NaN is not a finite number"),
     ('{"video_id": "a", "scores": [1' + "0" * 400 + "]}\n", "line 1 (a): "),
-    ('{"video_id": ["a"], "scores": [[1]]}\n', "the id ['a'] is no text"),
+    ('{"video_id": "a", "scores": [1]}\n{"video_id": ["a"], "scores": [1]}\n', "the id ['a'] is no text"),
     ('{"video_id": "a", "scores": 1}\n', "scores is a int, expected a list of numbers"),
     ('{"video_id": "a", "scores": {"run": 1}}\n{"video_id": "b", "scores": {"jump": 1}}\n', "line 2: its class names"),
     ('{"scores": [1]}\n', "line 1: it has no video_id, but 'scores'"),
