@@ -454,7 +454,7 @@ def test_what_is_no_feature_file_is_refused(tmp_path):
 
 
 def test_splits_and_predictions_are_no_features(tmp_path, toy_split, toy_split_file):
-    with pytest.raises(FeatureError, match="is a split file; expected .*\nName the features in its place"):
+    with pytest.raises(FeatureError, match=r"is a split file; expected .*\nName it with split=\.\.\., and name the f"):
         open_features(toy_split_file)
     scores = write_predictions(tmp_path / "p.parquet", ["a"], np.ones((1, 2)))
     with pytest.raises(FeatureError, match="is a prediction file; expected .*\nPredictions have no features"):

@@ -195,7 +195,7 @@ def test_a_name_that_promises_something_else_is_a_wrong_call(run, arguments):
 
 def test_a_folder_or_a_file_in_the_wrong_place_is_called_so(run, toy_split_file, tmp_path, monkeypatch):
     assert "is a folder; expected a split file" in run("stats", tmp_path).stderr
-    assert "is a folder; expected a prediction file" in run("compare", tmp_path, "--split", toy_split_file).stderr
+    assert "holds no file; expected prediction files" in run("compare", tmp_path, "--split", toy_split_file).stderr
     (tmp_path / "home").write_text("")
     monkeypatch.setenv("MEIDBENCH_HOME", str(tmp_path / "home"))
     outcome = run("stats", "charadeslt")

@@ -254,10 +254,15 @@ def read_class_columns(
     return [(number, values) for (number, _), (_, values) in numbered], read_names or ()
 
 
+_TRUTHS = {"0": 0, "1": 1, "false": 0, "true": 1}
+
+
 def _plain_cell(cell: str) -> float | str:
     """Return the number that a cell of text holds; true and false are 1 and 0."""
+    if (known := _TRUTHS.get(cell.lower())) is not None:
+        return known
     try:
-        return float({"true": "1", "false": "0"}.get(cell.lower(), cell))
+        return float(cell)
     except ValueError:
         return cell
 

@@ -465,9 +465,9 @@ def _repeated(seen: Sequence[tuple[Rows, list[str], Sequence[int]]], table: Anno
     plural = f"{seen[0][0].noun}s " if len(seen) == 1 else ""
     named = (f"{video_id} ({plural}{first_few(places[video_id])})" for video_id in places)
     facts = zip(table.video_ids, table.sources, table.pair_ids, table.subjects, map(str, table.lengths), strict=True)
-    found = [(row, labels) for row, labels in zip(facts, table.labels, strict=True) if row[0] in places]
+    repeated = [(row, labels) for row, labels in zip(facts, table.labels, strict=True) if row[0] in places]
     # As DataFrame.explode makes them.
-    only_labels = len({row for row, _ in found}) == len(places) and len(set(found)) == len(found)
+    only_labels = len({row for row, _ in repeated}) == len(places) and len(set(repeated)) == len(repeated)
     remedy = "; the rows of a video differ only in labels: write one row per video, with all its labels"
     remedy = seen[0][0].id_remedy or (remedy if only_labels else "")
     return [f"{len(places):,} video(s) occur more than once: {first_few(named)}{remedy}"]

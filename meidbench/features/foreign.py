@@ -31,7 +31,7 @@ _REMEDIES = {
     "damaged": "Get the file again.",
     "archive": "Unpack it, and name the folder.",
     "prediction file": "Predictions have no features; they are scored by 'meidbench evaluate'.",
-    "split file": "Name the features in its place, and this file as the split.",
+    "split file": "Name it with split=..., and name the features in its place.",
 }
 
 
