@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from meidbench.errors import FeatureError, bullet_list, first_few
-from meidbench.features.foreign import describe_folder, describe_objects, is_pickle
+from meidbench.errors import FeatureError, bullet_list, describe_content, first_few
+from meidbench.features.foreign import describe_folder, describe_objects
 from meidbench.features.source import Array, FeatureSource, Naming, UnusableVideo
 from meidbench.files import find_stat
 
@@ -211,7 +211,8 @@ class NpyFolder(FeatureSource):
         except _HeaderError as error:
             if size < _USUAL_HEADER and (head.startswith(npy.MAGIC_PREFIX) or npy.MAGIC_PREFIX.startswith(head)):
                 raise UnusableVideo("truncated", f"{size} bytes") from None
-            raise UnusableVideo("objects" if is_pickle(head) else "format", str(error)) from None
+            pickled = describe_content(Path(self._path(video_id))) == "a pickle"
+            raise UnusableVideo("objects" if pickled else "format", str(error)) from None
         if dtype.hasobject:
             raise UnusableVideo("objects")
         rows, width = self._squeeze(video_id, shape, dtype)
