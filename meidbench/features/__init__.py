@@ -42,7 +42,7 @@ def open_features(
     dataset : str, optional
         For HDF5, a group (``rgb`` of ``/rgb/VIDEO_ID``), an array of all videos, or the dataset in the group of each
         video (``rgb`` of ``/VIDEO_ID/rgb`` or ``/features/VIDEO_ID/rgb``). For ``.npz``, the name of the array; by
-        default the only one, or ``features``.
+        default the only one, or ``features``. For a folder per video, the name of its file: ``VIDEO_ID/rgb.npy``.
 
     Raises
     ------

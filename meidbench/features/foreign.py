@@ -28,6 +28,7 @@ _LINE = "one line of Python makes a folder of it:"
 _TRUST = f"which is never loaded: that can run a program. If you trust it, {_LINE}"
 # For files without features, by a word of ``describe_content``.
 _REMEDIES = {
+    "checkpoint": "Name the features that the run read: config.json beside it has their path.",
     "damaged": "Get the file again.",
     "archive": "Unpack it, and name the folder.",
     "prediction file": "Predictions have no features; they are scored by 'meidbench evaluate'.",
@@ -59,7 +60,9 @@ def describe_folder(folder: Path, naming: Naming) -> str:
     for path in islice(_walk(folder), _MOST_FILES):
         endings.setdefault(path.suffix.lower(), []).append(path)
     if arrays := endings.get(".npy", []) + endings.get(".npz", []):
-        return f"it holds {arrays[0].name}, but no name has the form {naming.stored('VIDEO_ID')}{arrays[0].suffix}"
+        member = f"/{naming.dataset}" if naming.dataset and arrays[0].suffix == ".npy" else ""
+        form = f"{naming.stored('VIDEO_ID')}{member}{arrays[0].suffix}"
+        return f"it holds {arrays[0].name}, but no name has the form {form}"
     for suffixes, what in ((VIDEO_SUFFIXES, "videos"), (_IMAGES, "frames of videos")):
         if there := [path for ending in suffixes for path in endings.get(ending, [])]:
             return f"it holds {what} ({there[0].name})\n{_extract(folder)} makes their features."
