@@ -51,9 +51,8 @@ class VideoList:
                     "img_00001.jpg, image_1.jpg or 000001.jpg."
                 )
         if self.dangling:
-            lines.append(
-                f"left out: {write_count(len(self.dangling), 'link')} whose target is missing: {first_few(self.dangling)}"
-            )
+            number = write_count(len(self.dangling), "link")
+            lines.append(f"left out: {number} whose target is missing: {first_few(self.dangling)}")
         return lines
 
 
