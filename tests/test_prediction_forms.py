@@ -535,14 +535,14 @@ def test_an_output_never_replaces_a_file_of_the_folder(given, toy_split_file, ru
 
 
 def test_a_split_without_test_is_scored_on_val(toy_split, run, tmp_path):
-    from meidbench.annotations.tables import split_from_table
+    from meidbench.annotations.tables import split_from_files
     from meidbench.splits.split import write_split
 
     rows = [
         f"{name},{subset},{k % 12}" for subset in ("train", "val") for k, name in enumerate(toy_split.video_ids(subset))
     ]
     (tmp_path / "mine.csv").write_text("\n".join(["video_id,subset,labels", *rows]))
-    split = split_from_table(tmp_path / "mine.csv", dataset="mine", head_above=30, tail_up_to=12)
+    split = split_from_files([("", tmp_path / "mine.csv")], dataset="mine", head_above=30, tail_up_to=12)[0]
     path = write_split(split, tmp_path / "s.parquet")
     ids = split.video_ids("val")
     frame_of(ids, np.random.default_rng(0).normal(size=(len(ids), 12))).to_csv(tmp_path / "run.csv")
