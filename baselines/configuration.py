@@ -12,7 +12,7 @@ from meidbench.baselines.augmentation import AUGMENTATIONS, Augmentation
 from meidbench.baselines.losses import LOSSES, Loss
 from meidbench.baselines.models import MODELS, Model, ModelInputs
 from meidbench.baselines.samplers import SAMPLERS, VideoSampler
-from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass, show
+from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass, show, suggest
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.evaluation.evaluate import subset_positives
 from meidbench.loading.motion import STATIC, WHEN, Motion
@@ -62,9 +62,13 @@ class Choice:
 
 def _read_choice(family: str, table: Any, default: Choice, prefix: str, problems: list[str]) -> Choice:
     known = FAMILIES[family]
-    name = table.get("name", default.name) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        problems.append(f"{prefix}{family} is no value by itself; set {prefix}{family}.name={table}")
+        return default
+    name = table.get("name", default.name)
     if not isinstance(name, str) or name not in known:
-        problems.append(f"unknown {prefix}{family}.name {show(name)}; known: {', '.join(known)}")
+        found = suggest(name, known)
+        problems.append(f"unknown {prefix}{family}.name {show(name)}{found}; known: {', '.join(known)}")
         return default
     options, hints = {}, known_options(known[name])
     for key, value in table.items():
@@ -73,7 +77,10 @@ def _read_choice(family: str, table: Any, default: Choice, prefix: str, problems
             if not valid:
                 problems.append(f"{prefix}{family}.{key} must be {describe_type(hints[key])}, got {show(value)}")
         elif key != "name":
-            problems.append(f"unknown key {prefix}{family}.{key}; known of {name}: {', '.join(['name', *hints])}")
+            found = suggest(key, [f"{prefix}{family}.{hint}" for hint in hints])
+            problems.append(
+                f"unknown key {prefix}{family}.{key}{found}; known of {name}: {', '.join(['name', *hints])}"
+            )
     return Choice(name, options)
 
 
@@ -122,6 +129,21 @@ class Schedule:
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""
         return self.lr * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+
+    def describe_added_epochs(self, done: int) -> str:
+        """Say what the learning rate is in the epochs after the first ``done``; milestones do not move.
+
+        Examples
+        --------
+        >>> Schedule(epochs=500).describe_added_epochs(400)
+        'the milestones stay at 30, 60: the learning rate of the added epochs is 1e-06'
+        """
+        falls = [str(milestone) for milestone in self.milestones if done < milestone < self.epochs]
+        stay = f"the milestones stay at {', '.join(map(str, self.milestones))}: " if self.milestones else ""
+        rate = f"{self.learning_rate(done):g}"
+        if falls:
+            return f"{stay}the learning rate begins with {rate} and falls at {', '.join(falls)}"
+        return f"{stay}the learning rate of the added epochs is {rate}"
 
     def describe_late_milestones(self) -> str:
         """Say which milestones lie beyond the last epoch; empty where none does.
@@ -247,7 +269,7 @@ class Config:
         Choice(name='asl', options={'gamma_neg': 2.0})
         """
         problems: list[str] = []
-        config = read_dataclass(cls, tables, problems, readers=_READERS)
+        config = read_dataclass(cls, tables, problems, readers=_READERS, known_keys=list_keys(tables))
         if problems:
             raise MeidbenchError(f"{len(problems)} problem(s) with the configuration:\n{bullet_list(problems)}")
         return config
@@ -276,6 +298,65 @@ class Config:
             for key in {**here, **there}
             if here.get(key) != there.get(key) and "execution" not in key.split(".")[:-1]
         ]
+
+    def with_epochs(self, epochs: int) -> "Config":
+        """Return the same configuration for another number of epochs; nothing that follows from it is changed."""
+        return dataclasses.replace(self, schedule=dataclasses.replace(self.schedule, epochs=epochs))
+
+    def epoch_values(self) -> dict[tuple[str, str], int]:
+        """Return the options that follow from the number of epochs unless they are set, by family and option."""
+        values = {}
+        if self.loss.name == "ldam":
+            values["loss", "drw_epoch"] = self.schedule.epochs // 2  # VideoLT: 50 of 100
+        if self.sampler.name == "progressively_balanced":
+            values["sampler", "epochs"] = self.schedule.epochs
+        return values
+
+    def keep_values_of(self, run: "Config") -> "Config":
+        """Return this configuration with some values of a run, so that it goes on with the run for other epochs.
+
+        They are the values that follow from the number of epochs, and the first stage. ``differences`` tells the rest.
+        """
+        kept, before = self, run.epoch_values()
+        for (family, option), value in self.epoch_values().items():
+            here, there = getattr(self, family).options, getattr(run, family).options
+            if here.get(option) == value and (family, option) in before and option in there:
+                choice = Choice(getattr(self, family).name, {**here, option: there[option]})
+                kept = dataclasses.replace(kept, **{family: choice})  # type: ignore[arg-type]
+        if self.first_stage is not None and run.first_stage is not None:
+            first = self.first_stage.keep_values_of(run.first_stage).with_epochs(run.first_stage.schedule.epochs)
+            kept = dataclasses.replace(kept, first_stage=first)
+        return kept
+
+    def describe_longer_run(self, done: int) -> str:
+        """Say what a run of ``done`` epochs that goes on with this configuration is, and how a new one would differ."""
+        lines = [self.schedule.describe_added_epochs(done)]
+        if self.first_stage is not None:
+            lines.append(f"the first stage stays as it is, with {self.first_stage.schedule.epochs} epochs")
+        differing = [
+            f"{family}.{option} stays {here} (it would be {value})"
+            for (family, option), value in self.epoch_values().items()
+            if (here := getattr(self, family).options.get(option)) != value
+        ]
+        if done % self.selection.every:
+            differing.append(
+                f"epoch {done} was scored, being the last (it would not be: selection.every={self.selection.every})"
+            )
+        new = f"a new run of {self.schedule.epochs} epochs"
+        lines += [f"{new} would differ: {text}" for text in differing] or [f"the result is that of {new}"]
+        return "\n".join(f"  {line}" for line in lines)
+
+
+def list_keys(tables: Any = None) -> list[str]:
+    """Return the keys that can be set, such as ``schedule.lr``, with the options of the components that are chosen."""
+    keys = [key for key in flatten(Config().to_tables()) if key not in ("method", "first_stage")]
+    for family, known in FAMILIES.items():
+        chosen = tables.get(family) if isinstance(tables, dict) else None
+        name = chosen.get("name") if isinstance(chosen, dict) else None
+        keys += (
+            [f"{family}.{key}" for key in known_options(known[name])] if isinstance(name, str) and name in known else []
+        )
+    return keys
 
 
 def _to_json(value: Any) -> Any:

@@ -171,13 +171,17 @@ def describe_run(config: Config, epoch: int) -> dict[str, Any]:
 
 def write_scores(
     folder: RunFolder, split: Split, subset: str, scores: npt.NDArray[np.float32], facts: dict[str, Any]
-) -> None:
-    """Write the scores of a subset and their evaluation, which has the same bytes as that of ``meidbench evaluate``."""
+) -> MeanAP:
+    """Write the scores of a subset and their evaluation, which has the same bytes as that of ``meidbench evaluate``.
+
+    Returns the mean AP of the subset.
+    """
     write_predictions(folder.predictions(subset), split.video_ids(subset), scores, split, subset, facts)
     result = evaluate_scores(scores, split, subset, warnings=run_warnings({"run": facts}))
     # This file comes last: a subset with a result is done.
     with written_whole(folder.result(subset)) as temporary:
         temporary.write_text(result.to_json(), encoding="utf-8")
+    return result.mAP
 
 
 @dataclass(frozen=True)

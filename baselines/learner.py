@@ -199,6 +199,9 @@ class Learner:
             trained_with = Config.from_tables(parse_json(content["config"]))
         except (ValueError, RecursionError) as error:
             raise _make_mismatch_error(path, [f"its configuration is damaged: {error}"]) from None
+        epochs = self.config.schedule.epochs  # the run may have become longer since
+        if trained_with.schedule.epochs < epochs:
+            trained_with = trained_with.with_epochs(epochs)
         if differences := trained_with.differences(self.config):
             raise _make_mismatch_error(path, differences)
         self.module.load_state_dict(content["model"])

@@ -3,30 +3,15 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import resources
 
 from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, Config, known_options, option_defaults
+from meidbench.baselines.methods import METHOD_NAMES, PUBLIC_FORMS, read_recipe_file
 from meidbench.baselines.models import MODELS
-from meidbench.checks import Table, one_of, parse_settings, parse_toml
+from meidbench.checks import Table, one_of, parse_settings
 from meidbench.errors import MeidbenchError, first_few
 from meidbench.evaluation.results import MeanAP
 from meidbench.splits.split import Split
 
-PUBLISHED_TABLES = {
-    "table2": "MEID, Table 2",
-    "table3": "MEID, Table 3",
-    "table4": "MEID, Table 4",
-    "supp5": "MEID, supplementary Table 5",
-    "rivals": "MOVE, from a second-hand source",
-    "modelzoo": "VideoLT, MODELZOO.md",
-}
-# The forms of a method that behave like public code, by the section of its recipe: ending of the name, description.
-COMPAT_ENDING = "-compat"
-_PUBLIC_FORMS = {
-    "compat": (COMPAT_ENDING, "as in VideoLT's public code"),
-    "release": ("-release", "as its authors' public code has it"),
-}
 _PER_STAGE = ("distill_", "neck_", "recompute")  # options of a model that may differ between its stages
 
 
@@ -61,11 +46,11 @@ def read_recipes(names: Iterable[str]) -> dict[str, Recipe]:
     """Read the recipes of methods, each with its forms like public code: ``NAME-compat``, ``NAME-release``."""
     recipes = {}
     for name in names:
-        content = _read_file(name)
+        content = read_recipe_file(name)
         published = tuple(Published(**{**row, "mAP": MeanAP(*row["mAP"])}) for row in content["published"])
         first = content.get("first_stage", "")
         recipes[name] = _add_values(Recipe(name, content["title"], published, first), content)
-        for section, (ending, description) in _PUBLIC_FORMS.items():
+        for section, (ending, description) in PUBLIC_FORMS.items():
             if section in content:
                 recipes[name + ending] = dataclasses.replace(
                     _add_values(recipes[name], content[section]),
@@ -94,17 +79,11 @@ def _add_values(recipe: Recipe, content: Table) -> Recipe:
 
 def read_benchmark(dataset: str, compat: bool = False) -> tuple[Table, dict[str, str]]:
     """Return the values that the published rows of a benchmark have in common, and the source of each."""
-    content = _read_file("benchmarks")
+    content = read_recipe_file("benchmarks")
     values: Table = content[dataset if dataset in content else "other"]
     public = values.get("compat", {}) if compat else {}
     tables = merge_tables(values["config"], public.get("config", {}))
     return tables, {**values["sources"], **public.get("sources", {})}
-
-
-@cache
-def _read_file(name: str) -> Table:
-    path = resources.files("meidbench.baselines") / "recipes" / f"{name}.toml"
-    return parse_toml(path.read_text(encoding="utf-8"))
 
 
 def merge_tables(*layers: Table) -> Table:
@@ -223,13 +202,11 @@ def _join_stages(first: Config, second: Config) -> Config:
 
 def _complete(config: Config, split: Split) -> Config:
     """Fill in the values that follow from the split and from other values; a new configuration is changed in place."""
-    loss, sampler, aggregator = config.loss.options, config.sampler.options, config.aggregator.options
+    loss, aggregator = config.loss.options, config.aggregator.options
     if config.loss.name == "eql" and loss.get("tail_up_to") is None and loss.get("tail_below") is None:
         loss["tail_up_to"] = split.metadata.tail_up_to
-    if config.loss.name == "ldam":
-        loss.setdefault("drw_epoch", config.schedule.epochs // 2)  # VideoLT: 50 of 100
-    if config.sampler.name == "progressively_balanced":
-        sampler.setdefault("epochs", config.schedule.epochs)
+    for (family, option), value in config.epoch_values().items():
+        getattr(config, family).options.setdefault(option, value)
     if aggregator.get("flavor") == "meid_compat" and aggregator.get("frames") is None:
         aggregator["frames"] = config.frames.train
     return dataclasses.replace(config, mask_other_labels=config.masks_labels)
@@ -272,9 +249,5 @@ def _check(config: Config, aggregator_asked: bool) -> None:
         )
 
 
-_NAMES = (
-    *("bce", "focal", "cb", "ldam", "eql", "cbs", "srs", "mixup", "framestack", "db", "asl", "logit_adjusted"),
-    *("repeat_factor", "class_aware", "meid_block", "meid_one", "meid", "move_aggregator", "move"),
-)
-METHODS: dict[str, Recipe] = read_recipes(_NAMES)
+METHODS: dict[str, Recipe] = read_recipes(METHOD_NAMES)
 """The methods by name: ``NAME-compat`` behaves like VideoLT's public code, ``NAME-release`` like its authors'."""

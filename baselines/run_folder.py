@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -20,7 +20,7 @@ import torch
 import meidbench
 from meidbench.baselines.configuration import Config, flatten
 from meidbench.checks import convert, is_whole_number, read_json, show
-from meidbench.errors import MeidbenchError, bullet_list
+from meidbench.errors import MeidbenchError, RequestError, bullet_list, first_few
 from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
 from meidbench.features import FeatureSource, PackedFile, open_features
 from meidbench.features.feature_file import Header, stored_checksums
@@ -78,6 +78,10 @@ class Inputs:
 
     def open_features(self) -> FeatureSource:
         """Open the features at their path."""
+        if not Path(self.features_path).exists():
+            raise MeidbenchError(
+                f"the features of the run are not at {self.features_path} any more; name them with features=..."
+            )
         naming = {"prefix": self.features_prefix, "suffix": self.features_suffix, "dataset": self.features_dataset}
         return open_features(self.features_path, **naming)
 
@@ -138,10 +142,13 @@ class RunFolder:
         names += [make(subset) for subset in SELECTION_SUBSETS for make in (self.predictions, self.result)]
         return names + [path.parent / FIRST_STAGE / path.name for path in names]
 
-    def open(self, config: Config, inputs: Inputs) -> None:
-        """Begin a run, or make sure that the run in the folder may be resumed."""
+    def open(self, config: Config, inputs: Inputs) -> str:
+        """Begin a run, or make sure that the run in the folder may be resumed.
+
+        Returns what a user must know of a run that gets more epochs, empty for others.
+        """
         if self._holds(config, inputs):
-            return
+            return self._lengthen(config) if self.ends_before(config) else ""
         content = {
             "format_version": FORMAT_VERSION,
             "config": config.to_tables(),
@@ -149,8 +156,60 @@ class RunFolder:
             "versions": list_versions(),
             "threads": torch.get_num_threads(),
         }
+        self._write_config(content)
+        return ""
+
+    def _write_config(self, content: dict[str, Any]) -> None:
         with written_whole(self.config) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def continued(self, config: Config, *, trains_first: bool) -> Config:
+        """Return the configuration that goes on with the run in the folder for more epochs, else the one that is given.
+
+        Values that follow from the number of epochs stay as the run has them. Fewer epochs are refused. With
+        ``trains_first`` the same is done for the first stage in the folder.
+        """
+        config = self._continue_stage(config)
+        if config.first_stage is None or not trains_first:
+            return config
+        return replace(config, first_stage=RunFolder(self.path / FIRST_STAGE)._continue_stage(config.first_stage))
+
+    def _continue_stage(self, config: Config) -> Config:
+        there = self.read()[0] if self.config.is_file() else config
+        before, asked = there.schedule.epochs, config.schedule.epochs
+        kept = config.keep_values_of(there)
+        if before == asked or there.differences(kept.with_epochs(before)):
+            return config  # the same run, or another one, which is refused
+        if asked < before:
+            raise MeidbenchError(
+                f"{self.path} is a run of {before} epochs, {asked} are asked for; a run can go on for more epochs, not "
+                "end after fewer: name another folder with out=..."
+            )
+        return kept
+
+    def ends_before(self, config: Config) -> bool:
+        """Return whether the folder holds a run of fewer epochs."""
+        return self.config.is_file() and self.read()[0].schedule.epochs < config.schedule.epochs
+
+    def _lengthen(self, config: Config) -> str:
+        """Record more epochs, and remove the results of fewer, by which a run is finished."""
+        content, before = self._read_config(), self.read()[0].schedule.epochs
+        if self.best.is_file() and not self.last.is_file():
+            raise MeidbenchError(
+                f"{self.path} cannot go on: its {self.last.name} is gone; train again in another folder"
+            )
+        results = {subset: self.result(subset) for subset in SELECTION_SUBSETS if self.result(subset).is_file()}
+        reached = {}
+        for subset, path in results.items():
+            with suppress(MeidbenchError):  # a damaged result is only left out
+                reached[subset] = read_json(path).get("mAP")
+        earlier = content.get("earlier")
+        content["earlier"] = [*(earlier if isinstance(earlier, list) else ()), {"epochs": before, "mAP": reached}]
+        for path in results.values():
+            path.unlink()
+        self._write_config({**content, "config": config.to_tables()})
+        what = f"{self.path} goes on: {before} epochs become {config.schedule.epochs}"
+        return f"{what}\n{config.describe_longer_run(before)}"
 
     def _holds(self, config: Config, inputs: Inputs) -> bool:
         """Return whether the folder holds this run, or nothing yet; refuse anything else."""
@@ -160,9 +219,12 @@ class RunFolder:
                 raise MeidbenchError(f"{self.path} is not empty and holds no run; name another folder with out=...")
             return False
         there, before = self.read()
+        if there.schedule.epochs < config.schedule.epochs:
+            longer = there.with_epochs(config.schedule.epochs)
+            there = there if longer.differences(config) else longer
         if problems := there.differences(config) + before.differences(inputs):
             raise MeidbenchError(
-                f"{self.path} holds another run:\n{bullet_list(problems)}\n"
+                f"{self.path} holds another run:\n{bullet_list(problems, 8)}\n"
                 "Name another folder with out=..., or use the settings and inputs that the run began with."
             )
         return True
@@ -200,8 +262,12 @@ class RunFolder:
         return threads if is_whole_number(threads, 1) else None
 
     def _read_config(self) -> dict[str, Any]:
+        if self.path.is_file():
+            raise RequestError(f"{self.path} is a file; name the folder of the run, such as {self.path.parent}")
         if not self.config.is_file():
-            raise MeidbenchError(f"{self.path} holds no run (there is no config.json); 'meidbench train' makes one")
+            inside = sorted(path.parent for path in self.path.glob(f"*/{self.config.name}"))
+            remedy = f"its folders with runs: {first_few(inside)}" if inside else "'meidbench train' makes one"
+            raise MeidbenchError(f"{self.path} holds no run (there is no config.json); {remedy}")
         try:
             content = read_json(self.config)
         except MeidbenchError as error:
@@ -290,7 +356,7 @@ class RunLog:
         self._board: Any = None
         # torch's writer imports tensorboard only when it is made.
         if importlib.util.find_spec("tensorboard") is None:
-            report("TensorBoard is not installed: the log is log.jsonl alone (pip install tensorboard)")
+            report("note: TensorBoard is not installed: the log is log.jsonl alone (pip install tensorboard)")
         else:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -93,7 +93,7 @@ def train(
         Of ``meidbench.baselines.recipes.resolve``, or made by hand.
     out : path
         The folder of the run; see ``RunFolder``. A finished run stays as it is; where its predictions or results are
-        missing or damaged, they are written again from its best checkpoint.
+        missing or damaged, they are written again from its best checkpoint. A run of fewer epochs goes on.
     first_stage : path, optional
         For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
         run is trained in ``OUT/first-stage``.
@@ -127,12 +127,11 @@ def train(
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
-        for note in source.take_notes():
-            report(note)
         folder = RunFolder(Path(out))
-        if find_scored_subsets(loaded, config.selection.subset) == ["val"]:
-            report(f"note: {loaded.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
-        finished = read_trained(folder, loaded)
+        _report_on_inputs(loaded, source, config, report)
+        config = folder.continued(config, trains_first=first_stage is None)
+        finished = None if folder.ends_before(config) else read_trained(folder, loaded)
+        processes.wait()  # the first one may change the folder from here on
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None
             # A folder of others is refused before rows are read, which may take long.
@@ -146,6 +145,13 @@ def train(
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
         inputs = replace(inputs, first_stage_digest=start.digest)
         return _train_stage(context, config, inputs, folder, start.weights, finished)
+
+
+def _report_on_inputs(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
+    for note in features.take_notes():
+        report(note)
+    if find_scored_subsets(split, config.selection.subset) == ["val"]:
+        report(f"note: {split.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,8 @@ def _train_stage(
 
         def open_folder() -> None:
             stack.enter_context(folder.lock())
-            folder.open(config, inputs)
+            if longer := folder.open(config, inputs):
+                context.report(longer)
 
         processes.ask_first(open_folder, None)
         trained = finished or read_trained(folder, context.split, report=context.report)
@@ -396,7 +403,9 @@ class _Run:
         facts: dict[str, Any] = {"epoch": position.epoch, "loss": position.loss_sum / steps, "lr": rate}
         if model_facts := learner.module.log_values():
             facts |= {"penalty": position.penalty_sum / steps, "model": model_facts}
-        line = f"epoch {position.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
+        line = (
+            f"{self.config.method}: epoch {position.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
+        )
         if position.epoch % selection.every == 0 or position.epoch == self.config.schedule.epochs:
             means = self._compute_means(selection.subset)
             is_best = means.overall > position.best
@@ -466,4 +475,5 @@ class _Run:
         for subset, loader in self.scored.items():
             scores = score_subset(self.learner.module, loader, self.processes, self.progress)
             if self.processes.is_first:
-                write_scores(self.folder, self.split, subset, scores, facts)
+                means = write_scores(self.folder, self.split, subset, scores, facts)
+                self._write_log("result", epoch=facts["epoch"], **{subset: asdict(means)})

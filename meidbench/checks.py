@@ -17,6 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from meidbench.errors import MeidbenchError, OutputError
 from meidbench.files import find_stat, is_written_through
+from meidbench.names import OTHER_NAMES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,7 +77,7 @@ def in_range(name: str, value: float, low: float, high: float = math.inf, *, ope
 
 
 def one_of(name: str, value: str, known: Sequence[str], error: type[MeidbenchError] = MeidbenchError) -> str:
-    """Return a known value; refuse an unknown one and list those that are known.
+    """Return a known value; refuse an unknown one, suggest those that are like it, and list those that are known.
 
     Examples
     --------
@@ -84,8 +85,67 @@ def one_of(name: str, value: str, known: Sequence[str], error: type[MeidbenchErr
     'mean'
     """
     if not isinstance(value, str) or value not in known:
-        raise error(f"unknown {name} {show(value)}; known: {', '.join(known)}")
+        raise error(f"unknown {name} {show(value)}{suggest(value, known)}; known: {', '.join(known)}")
     return value
+
+
+def suggest(text: object, known: Iterable[str]) -> str:
+    """Return the known names that a text may mean, as ``" (did you mean A or B?)"``; empty where no name is like it.
+
+    A name is like a text that is a part of it, is spelt nearly so, or is another name for it (``names.OTHER_NAMES``).
+    Of names with dots, such as ``schedule.lr``, the last part counts.
+
+    Examples
+    --------
+    >>> suggest("LDAM", ("bce", "ldam")), suggest("learning_rate", ("seed", "schedule.lr")), suggest("x", ("bce",))
+    (' (did you mean ldam?)', ' (did you mean schedule.lr?)', '')
+    """
+    names = list(known)
+    found = find_like(text, names)
+    return f" (did you mean {' or '.join(found[:3])}?)" if found and not len(found) == len(names) > 1 else ""
+
+
+def find_like(text: object, known: Sequence[str]) -> list[str]:
+    """Return the known names that a text may mean, the likeliest first; see ``suggest``.
+
+    Examples
+    --------
+    >>> find_like("vlad", ["mean", "netvlad", "nextvlad"])
+    ['netvlad', 'nextvlad']
+    """
+    section, _, word = str(text).rpartition(".")
+    inside = [name for name in known if section and name.startswith(f"{section}.")]
+    return _like(_plain_name(word), inside) or _like(_plain_name(word), known)
+
+
+def _like(word: str, names: Sequence[str]) -> list[str]:
+    """Return the names whose last part is a word, is another name for it, contains it, or is spelt like it."""
+    from difflib import SequenceMatcher
+
+    last = {name: _plain_name(name.rpartition(".")[2]) for name in names}
+    for meant in ([word], [_plain_name(other) for other in OTHER_NAMES.get(word, ())]):
+        if found := [name for other in meant for name in names if last[name] == other]:
+            return found
+    likeness = {name: SequenceMatcher(None, word, last[name]).ratio() for name in names}
+    shared = [
+        name for name in names if min(len(word), len(last[name])) > 2 and (word in last[name] or last[name] in word)
+    ]
+    return sorted(shared or [name for name in names if likeness[name] >= 0.6], key=lambda name: -likeness[name])
+
+
+def match_name(text: str, known: Iterable[str]) -> str:
+    """Return the known name that differs from a text only in case, hyphens, underscores and blanks; else the text.
+
+    Examples
+    --------
+    >>> match_name("Charades-LT", ("videolt", "charadeslt"))
+    'charadeslt'
+    """
+    return next((name for name in known if _plain_name(name) == _plain_name(text)), text)
+
+
+def _plain_name(text: str) -> str:
+    return "".join(character for character in text.casefold() if character not in "-_ ")
 
 
 def parse_toml(text: str) -> Table:
@@ -222,6 +282,7 @@ def read_dataclass(
     problems: list[str],
     prefix: str = "",
     readers: Mapping[type, FieldReader] | None = None,
+    known_keys: Sequence[str] = (),
 ) -> _Dataclass:
     """Make a frozen dataclass, whose fields all have defaults, from a table.
 
@@ -239,6 +300,8 @@ def read_dataclass(
         What stands before a key in a message, such as ``schedule.``.
     readers : mapping of type to FieldReader, optional
         Readers of the fields that are annotated with these types.
+    known_keys : sequence of str, optional
+        The whole keys to suggest in place of an unknown one; by default those of this table.
 
     Returns
     -------
@@ -251,9 +314,12 @@ def read_dataclass(
         return kind()
     hints = get_type_hints(kind)
     names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    if unknown := [f"{prefix}{key}" for key in table if key not in names]:
+    if unknown := [key for key in table if key not in names]:
         keys, inside = "key" if len(unknown) == 1 else "keys", f" in {where}" if where else ""
-        problems.append(f"unknown {keys} {', '.join(unknown)}; known{inside}: {', '.join(names)}")
+        named = [
+            f"{prefix}{key}{suggest(_first_key(prefix + key, table[key]), known_keys or names)}" for key in unknown
+        ]
+        problems.append(f"unknown {keys} {', '.join(named)}; known{inside}: {', '.join(names)}")
     problems += [f"{prefix}{name} is missing" for name in getattr(kind, "_required", ()) if name not in table]
     values: Table = {}
     for name in names:
@@ -265,7 +331,7 @@ def read_dataclass(
         elif nested := next(filter(dataclasses.is_dataclass, _alternatives(hint)), None):
             absent = value in (None, "none") and nested is not hint
             inner = f"{prefix}{name}."
-            values[name] = None if absent else read_dataclass(nested, value, problems, inner, readers)  # type: ignore[arg-type]
+            values[name] = None if absent else read_dataclass(nested, value, problems, inner, readers, known_keys)  # type: ignore[arg-type]
         elif isinstance(value, list) and get_args(hint) and dataclasses.is_dataclass(item := get_args(hint)[0]):
             entries = [(f"{prefix}{name}[{place}].", entry) for place, entry in enumerate(value)]
             values[name] = tuple(read_dataclass(item, entry, problems, inner, readers) for inner, entry in entries)  # type: ignore[arg-type]
@@ -278,10 +344,15 @@ def read_dataclass(
     return kind() if problems else kind(**values)
 
 
+def _first_key(key: str, value: object) -> str:
+    """Return a key that was set: of ``optimiser.lr=1`` the whole, not ``optimiser`` alone."""
+    return f"{key}.{next(iter(value))}" if isinstance(value, dict) and value else key
+
+
 def _broken_bound(kind: Any, name: str, value: Any) -> str:
     known = getattr(kind, "_known", {}).get(name)
     if known and value not in known:
-        return f"one of {', '.join(known)}"
+        return f"one of {', '.join(known)}{suggest(value, known)}"
     least, above = getattr(kind, "_least", {}).get(name), getattr(kind, "_above", {}).get(name)
     if least is not None and value is not None and not least <= value < math.inf:
         return f"at least {least}"

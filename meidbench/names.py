@@ -32,6 +32,46 @@ RESIDENT = ("auto", "never", "always")
 STATISTICS_TABLE = "table1"
 TABLES = (STATISTICS_TABLE, "table2", "table3", "table4", "table5", "table6", "table7", "supp1", "supp2", "supp5")
 
+# Other names of the field, without case, hyphens, underscores and blanks, and the names that they may mean here.
+# Messages suggest those that are known at the place: a command, a method, a component, the last part of a setting.
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    # commands
+    **dict.fromkeys(("score", "test", "metrics"), ("evaluate",)),
+    **dict.fromkeys(("infer", "inference", "apply"), ("predict",)),
+    **dict.fromkeys(("fetch", "get"), ("download",)),
+    **dict.fromkeys(("fit", "run"), ("train",)),
+    **dict.fromkeys(("list", "benchmarks"), ("datasets",)),
+    **dict.fromkeys(("recipes", "models", "baselines"), ("methods",)),
+    # methods, losses and samplers
+    **dict.fromkeys(("ce", "crossentropy", "binarycrossentropy", "baseline", "erm"), ("bce",)),
+    **dict.fromkeys(("classbalanced", "cbloss", "effectivenumber"), ("cb", "cbs", "class_balanced")),
+    **dict.fromkeys(("cb", "cbs", "classbalancedsampling", "balanced"), ("class_balanced",)),
+    **dict.fromkeys(("squareroot", "sqrt", "squarerootsampling", "srs"), ("srs", "square_root")),
+    **dict.fromkeys(("distributionbalanced", "dbloss", "db"), ("db", "distribution_balanced")),
+    **dict.fromkeys(("equalization", "equalisation"), ("eql",)),
+    **dict.fromkeys(("asymmetric", "asymmetricloss"), ("asl",)),
+    **dict.fromkeys(("la", "logitadjustment"), ("logit_adjusted",)),
+    **dict.fromkeys(("rfs", "oversampling"), ("repeat_factor",)),
+    **dict.fromkeys(("random", "uniform", "shuffle"), ("instance",)),
+    "meid": ("meid_two",),
+    # aggregators
+    **dict.fromkeys(("average", "avg", "avgpool", "averagepooling", "gap", "pooling"), ("mean", "early_mean")),
+    **dict.fromkeys(("mlp", "linear"), ("nonlinear",)),
+    **dict.fromkeys(("attn", "transformer"), ("attention",)),
+    # settings
+    **dict.fromkeys(("learningrate", "baselr"), ("lr",)),
+    **dict.fromkeys(("bs", "batch"), ("batch_size",)),
+    **dict.fromkeys(("numepochs", "nepochs", "maxepochs", "iterations"), ("epochs",)),
+    **dict.fromkeys(("wd", "l2"), ("weight_decay",)),
+    **dict.fromkeys(("steps", "lrsteps"), ("milestones",)),
+    **dict.fromkeys(("gradclip", "clipgrad", "clipgradient", "clip"), ("clip_norm",)),
+    **dict.fromkeys(("amp", "fp16", "bf16", "dtype"), ("precision",)),
+    **dict.fromkeys(("numframes", "nframes", "framenum", "segments"), ("train", "test")),
+    **dict.fromkeys(("gpu", "cuda"), ("device",)),
+    **dict.fromkeys(("workers", "numworkers"), ("prefetch",)),
+    **dict.fromkeys(("accumulation", "accumsteps", "gradaccumulation"), ("accumulate",)),
+}
+
 # Called with one line of text for the user.
 Report = Callable[[str], None]
 # Called with the number of steps that were just done.

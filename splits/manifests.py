@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-from meidbench.checks import FieldReader, parse_toml, read_dataclass
+from meidbench.checks import FieldReader, parse_toml, read_dataclass, suggest
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.names import DATASETS, RELEASED, SUBSETS
 
@@ -165,7 +165,7 @@ def _manifest_text(dataset: str, ending: str) -> str:
     path = Path(dataset)
     if path.suffix != ".toml":
         known = f"{', '.join(DATASETS)}, or the path of a manifest (.toml)"
-        raise MeidbenchError(f"unknown dataset {dataset!r}; known: {known}")
+        raise MeidbenchError(f"unknown dataset {dataset!r}{suggest(dataset, DATASETS)}; known: {known}")
     try:
         return path.with_suffix(ending).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from meidbench.annotations import Annotations
-from meidbench.checks import describe_missing, one_of
+from meidbench.checks import describe_missing, match_name, one_of, suggest
 from meidbench.errors import SplitError, bullet_list, describe_content, escape_controls, first_few
 from meidbench.files import written_whole
 from meidbench.names import DATASETS, RELEASED, SUBSETS
@@ -306,7 +306,8 @@ class Split:
     def to_pandas(self) -> "pd.DataFrame":
         """Return the videos as a DataFrame, with a list of class names as ``labels``; segments are left out.
 
-        ``meidbench.split_from_pandas`` makes the split again, with ``class_names`` where their order matters.
+        ``meidbench.split_from_pandas`` makes the split again, with ``class_names`` where their order matters. It has
+        the same ids, subsets, labels, lengths, subjects and groups, but no views, no segments and no official subsets.
         """
         frame: pd.DataFrame = self.table.drop_columns(["segments"]).to_pandas()
         rows = self.table.column("labels").to_pylist()
@@ -474,19 +475,20 @@ def repeated_ids(table: pa.Table) -> list[str]:
 def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     """Return a split by its benchmark's name or its file's path; a ``Split`` is returned unchanged.
 
-    A benchmark (``videolt``, ``charadeslt`` or ``charadesegolt``) must have been built under ``MEIDBENCH_HOME``;
-    ``check`` is as in ``read_split``. ``SplitError`` if the split does not exist or cannot be used.
+    A benchmark (``videolt``, ``charadeslt`` or ``charadesegolt``, also as ``CharadesLT``) must have been built under
+    ``MEIDBENCH_HOME``; ``check`` is as in ``read_split``. ``SplitError`` if the split does not exist or cannot be used.
     """
     if isinstance(split, Split):
         return split
     if not isinstance(split, str | os.PathLike):
         raise SplitError(f"split is of type {type(split).__name__}; expected a Split, its path, or a benchmark's name")
-    path = Path(split)
-    if str(split) in DATASETS and not path.is_file():
-        path = split_path(str(split))
+    path, name = Path(split), match_name(str(split), DATASETS)
+    if name in DATASETS and not path.is_file():
+        path = split_path(name)
         if not path.is_file():
-            remedy = f"Build it: meidbench build-splits {split} --annotations DIR"
-            raise SplitError(f"the split {split} is not built yet (looked for {path})\n{remedy}")
+            remedy = f"Build it: meidbench build-splits {name} --annotations DIR"
+            raise SplitError(f"the split {name} is not built yet (looked for {path})\n{remedy}")
     if not path.exists() and path.name == str(split) and not path.suffix:
-        raise SplitError(f"{split!r} is neither a split file nor one of {', '.join(DATASETS)}")
+        found = suggest(name, DATASETS)
+        raise SplitError(f"{str(split)!r} is neither a split file nor one of {', '.join(DATASETS)}{found}")
     return read_split(path, check=check)

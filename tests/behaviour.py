@@ -69,7 +69,7 @@ RANDOM = "--backbone resnet50 --weights random --device cpu --workers 1 --batch-
 EXTRACT = f"extract-features clips {RANDOM} --seed 0 --frames 4"
 HELP = (
     "datasets download build-splits import-split stats audit extract-features merge-features pack-features "
-    "verify-features train predict evaluate compare reproduce demo"
+    "verify-features methods train predict evaluate compare reproduce demo"
 )
 COMMANDS = f"""
 datasets-empty: datasets

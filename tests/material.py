@@ -42,10 +42,10 @@ def released_split(name: str) -> Split:
     return build_released(name, real_data(REAL[name]))
 
 
-def first_two_lines(outcome: Result, number: int = 2) -> str:
-    """Return the first lines of the error of a command, after the usage that a wrong call prints."""
+def first_two_lines(outcome: Result) -> str:
+    """Return the first two lines of the error of a command, after the usage that a wrong call prints."""
     assert isinstance(outcome.exception, SystemExit), outcome.exception
-    return "\n".join(outcome.stderr[outcome.stderr.index("Error:") :].splitlines()[:number])
+    return "\n".join(outcome.stderr[outcome.stderr.index("Error:") :].splitlines()[:2])
 
 
 def run_code_of(outcome: Result, names: dict[str, Any]) -> None:

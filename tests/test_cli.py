@@ -12,10 +12,11 @@ import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
 import meidbench as mb
+from meidbench.baselines.reproduction.materials import renamed
 from meidbench.cli import main
 from meidbench.cli.parameters import name_options
 from meidbench.splits.manifests import split_path
-from meidbench.splits.split import read_split
+from meidbench.splits.split import load_split, read_split, write_split
 
 
 def test_help_of_every_command_has_an_example(run):
@@ -31,6 +32,61 @@ def test_help_keeps_its_lines_apart_and_within_80_columns(run, command):
     assert "\\b" not in text and "\b" not in text
     assert re.search(r"Examples?:\n    meidbench \w+", text)
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("word", "command"), [
+    ("eval", "evaluate"),
+    ("extract", "extract-features"),
+    ("statistics", "stats"),
+    ("trian", "train"),
+    ("score", "evaluate"),
+    ("infer", "predict"),
+    ("split", "build-splits or import-split"),
+    ("Methods", "methods"),
+])  # fmt: skip
+def test_an_unknown_command_suggests_a_known_one(run, word, command):
+    outcome = run(word)
+    assert outcome.exit_code == 2
+    assert f"there is no command {word!r} (did you mean {command}?)" in outcome.stderr
+
+
+def test_an_unknown_command_that_is_like_no_other_suggests_none(run):
+    assert "there is no command 'xyzzy'\n" in run("xyzzy").stderr
+
+
+@pytest.mark.parametrize("spelling", ["CharadesLT", "Charades-LT", "CHARADES_LT"])
+def test_a_benchmark_is_taken_in_the_spelling_of_the_paper(run, toy_split, tmp_path, spelling):
+    assert run("download", spelling).stderr == run("download", "charadeslt").stderr
+    build = ("build-splits", "--annotations", tmp_path / "nothing")
+    assert run(*build, spelling).stderr == run(*build, "charadeslt").stderr
+    for arguments in (["stats"], ["audit"], ["evaluate", TOY / "predictions.npz", "--split"]):
+        outcome = run(*arguments, spelling)
+        assert outcome.exit_code == 1 and "the split charadeslt is not built yet" in outcome.stderr
+    write_split(renamed(toy_split, "charadeslt", "subset"), split_path("charadeslt"))
+    assert run("stats", spelling).stdout == run("stats", "charadeslt").stdout
+    assert load_split(spelling).digest == toy_split.digest
+    own = write_split(toy_split, tmp_path / spelling)  # a file of this name goes before the benchmark
+    assert run("stats", own).stdout == run("stats", tmp_path / spelling).stdout
+
+
+@pytest.mark.parametrize("arguments", [
+    ["download", "charades"],
+    ["build-splits", "charades"],
+    ["stats", "charades"],
+    ["evaluate", TOY / "predictions.npz", "--split", "charades"],
+])  # fmt: skip
+def test_an_unknown_benchmark_suggests_known_ones(run, arguments):
+    outcome = run(*arguments)
+    assert outcome.exit_code == 2 and "(did you mean charadeslt or charadesegolt?)" in outcome.stderr
+
+
+def test_messages_name_paths_as_they_were_given(run, toy_split_file, tmp_path, monkeypatch):
+    (tmp_path / "npy").mkdir()
+    np.save(tmp_path / "npy" / "other.npy", np.zeros((3, 4), np.float32))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("npy", tmp_path / "npy"):
+        outcome = run("train", "--split", toy_split_file, "--features", folder, "--method", "bce")
+        assert outcome.exit_code == 1 and f"cannot be used from {folder}:" in outcome.stderr
 
 
 def modules_after(statement: str) -> set[str]:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import meidbench as mb
+from meidbench.annotations.tables import split_from_files
 from meidbench.errors import MeidbenchError
 from meidbench.splits.split import read_split
 
@@ -111,6 +112,32 @@ def test_a_split_comes_back_exactly(toy_split):
     assert inferred.to_pandas()["labels"].map(sorted).tolist() == frame["labels"].map(sorted).tolist()
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form.startswith(("columns", "nullable"))])
+def test_a_file_with_a_column_per_class_is_read_as_its_frame(form, tmp_path):
+    frame = FORMS[form]
+    want = mb.split_from_pandas(frame, **THRESHOLDS)
+    frame.to_csv(tmp_path / "mine.csv", index=False)
+    frame.to_csv(tmp_path / "numbered.csv")
+    frame.to_csv(tmp_path / "mine.tsv", sep="\t", index=False)
+    frame.to_parquet(tmp_path / "mine.parquet")
+    for path in tmp_path.iterdir():
+        split = split_from_files([("", path)], **THRESHOLDS)[0]
+        assert (split.digest, split.class_names) == (want.digest, want.class_names)
+        assert str(split.table.to_pylist()) == str(want.table.to_pylist())
+
+
+def test_files_of_classes_may_have_them_in_another_order_or_by_name(tmp_path):
+    (tmp_path / "train.csv").write_text("video_id,run,fps,swim\na,1,0,0\n")
+    (tmp_path / "val.csv").write_text("video_id,swim,run,fps\nb,1,0,0\n")
+    files = [("train", tmp_path / "train.csv"), ("val", tmp_path / "val.csv")]
+    split, notes = split_from_files(files, **THRESHOLDS)
+    assert rows(split) == [("a", "train", ["run"]), ("b", "val", ["swim"])]
+    assert notes[-1] == "3 classes, the columns of 0 and 1: run, fps, swim"
+    (tmp_path / "names.txt").write_text("swim\nrun\n")
+    split, _ = split_from_files(files, class_names=tmp_path / "names.txt", **THRESHOLDS)
+    assert split.class_names == ("swim", "run") and rows(split)[1] == ("b", "val", ["swim"])
+
+
 def one_hot(**columns):
     return make(**columns).drop(columns="labels")
 
@@ -139,10 +166,11 @@ def one_hot(**columns):
     (make().drop(columns="video_id"), {},
      "frame has no column video_id, and no index of texts; its columns are subset, labels"),
     (one_hot(), {},
-     "frame has neither a column labels nor a column of 0 and 1 per class; its columns are video_id, subset"),
+     "frame has no column labels, and no column of 0 and 1 per class; its columns are video_id, subset"),
     (one_hot(run=[1, 0, 1], fps=[25, 30, 25]), {},
      "which need 0 or 1 in every row: not so in fps; drop the columns that are no"),
     (one_hot(run=[1, 0, np.nan]), {}, "not so in run"),
+    (one_hot(run=[1, 0, "no"]), {}, "not so in run"),
     (one_hot(run=[1, 0, 1]), {"class_names": ["run", "swim"]},
      "frame has no column labels, and no column of 0 and 1 for swim"),
     (pd.concat([one_hot(run=[1, 0, 1]), one_hot(run=[1, 0, 1])[["run"]]], axis=1), {}, "a column more than once: run"),

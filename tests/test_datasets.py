@@ -349,7 +349,7 @@ def test_a_file_that_goes_missing_later_is_named(split, arrays, tmp_path):
         ({"seed": None}, "seed must be a whole number of at least 0, got None"),
         ({"motion": "full"}, r"motion must be a meidbench.loading.motion.Motion or None, got 'full'"),
         ({"frames": None, "sampling": "random"}, "random sampling needs a number of frames"),
-        ({"subset": "validation"}, "unknown subset 'validation'; known: train, val, test"),
+        ({"subset": "validation"}, r"unknown subset 'validation' \(did you mean val\?\); known: train, val, test"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(split, folder, arguments, message):

@@ -2,19 +2,31 @@
 
 import json
 import re
+from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from meidbench.cli import main
+from meidbench.cli.parameters import report
 from meidbench.errors import SplitError
 from meidbench.features.simulation import simulate_split
 from meidbench.splits.split import load_split, write_split
 
 
-def test_demo_runs_to_its_report_and_resumes(run, tmp_path):
-    out = tmp_path / "demo"
-    outcome = run("demo", "--out", out, "--epochs", 2, "--bootstrap", 20)
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """The demo as the README runs it: its outcome and its folder."""
+    folder = tmp_path_factory.mktemp("demo") / "demo-out"
+    outcome = CliRunner().invoke(main, ["demo", "--out", str(folder)])
     assert outcome.exit_code == 0, outcome.output
+    return outcome, folder
+
+
+def test_demo_runs_to_its_report_and_resumes(run, shown):
+    outcome, out = shown
     assert "simulated features" in outcome.stdout.splitlines()[0]
     overall = dict(re.findall(r"^(\w+) +(0\.\d{4}) \[", outcome.stdout, re.MULTILINE)[:5])
     assert list(overall) == ["bce", "ldam", "eql", "cbs", "framestack"]
@@ -22,14 +34,50 @@ def test_demo_runs_to_its_report_and_resumes(run, tmp_path):
     for method, value in overall.items():
         result = json.loads((out / method / "result-test.json").read_text())
         assert f"{result['mAP']['overall']:.4f}" == value and method in page
-    again = run("demo", "--out", out, "--epochs", 2, "--bootstrap", 20)
+        assert f"{method}: epoch 12 of 12: loss" in outcome.stderr
+        assert json.loads((out / method / "log.jsonl").read_text().splitlines()[-1])["test"] == result["mAP"]
+    again = run("demo", "--out", out)
     assert again.stdout == outcome.stdout and again.stderr.count("is finished") == 5
-    other = run("demo", "--out", out, "--epochs", 3, "--bootstrap", 20)
-    assert other.exit_code == 1 and "schedule.epochs" in other.stderr
+    other = run("demo", "--out", out, "--epochs", 15, "--bootstrap", 20)
+    assert other.exit_code == 1 and "schedule.epochs" in other.stderr and "schedule.milestones" in other.stderr
     before = (out / "simulatedlt.parquet").read_bytes()
-    seed = run("demo", "--out", out, "--epochs", 2, "--seed", 1)
+    seed = run("demo", "--out", out, "--seed", 1)
     assert seed.exit_code == 1 and "of another seed" in seed.stderr
     assert (out / "simulatedlt.parquet").read_bytes() == before
+
+
+NUMBER = re.compile(r"[+-]?\d+\.\d+|\d+/\d+/\d+")
+
+
+def leeway(number: str) -> float:
+    """How far a number may lie from the README's: of an mAP, of a bound or a probability, of a count of classes."""
+    return 3 if "/" in number else 0.002 if len(number.partition(".")[2]) == 4 else 0.03
+
+
+def form_of(text: str) -> str:
+    """A text without its numbers, the marks that depend on them, and the widths of columns."""
+    return re.sub(r"(?m)^ | $", "", re.sub(r" +|-{2,}", " ", re.sub(r"(\* |[<>])?#", "#", NUMBER.sub("#", text))))
+
+
+def test_the_readme_shows_the_output_of_the_demo(shown):
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    printed = re.search(r"```text\n(simulatedlt .*?)```", text, re.DOTALL)[1]
+    output = shown[0].stdout
+    assert form_of(printed) == form_of(output)
+    for theirs, ours in zip(NUMBER.findall(printed), NUMBER.findall(output), strict=True):
+        here, there = ([float(part) for part in number.split("/")] for number in (ours, theirs))
+        assert here == pytest.approx(there, abs=leeway(theirs)), (theirs, ours)
+    assert "another number of threads changes the last digits" in text
+
+
+def test_a_note_is_told_once_per_command():
+    @click.command
+    def command() -> None:
+        for line in ("note: once", "epoch 1", "note: once", "epoch 1", "note: other"):
+            report(line)
+
+    for _ in range(2):
+        assert CliRunner().invoke(command).stderr.splitlines() == ["note: once", "epoch 1", "epoch 1", "note: other"]
 
 
 def test_a_page_of_others_is_not_replaced(run, tmp_path):

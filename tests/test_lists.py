@@ -152,9 +152,10 @@ def test_class_names_of_a_list_are_given_or_inferred(tmp_path):
     ({"train=mine.csv": "video_id,subset,labels\na,val,0\n"}, "",
      "line 2 (a): its subset is val, but the file was given as train"),
     ({"train.csv": "video_id,subset,labels\na,,0\n"}, "", "line 2 (a): subset '' is not one of train, val, test"),
-    ({"train.csv": "video_id,subset,run,swim\na,train,1,0\n"}, "",
-     "has no column labels; its columns are video_id, subset, run, "
-     "swim; meidbench.split_from_pandas also reads one column of 0 and 1 per class"),
+    ({"train.csv": "video_id,run\na,1\n", "val.csv": "video_id,swim\nb,1\n"}, "",
+     "val.csv has other classes than train.csv: run, swim"),
+    ({"train.csv": "video_id,labels\na,run\n", "val.csv": "video_id,swim\nb,1\n"}, "",
+     "val.csv has other classes than train.csv: swim"),
 ])  # fmt: skip
 def test_a_list_that_cannot_be_meant_is_refused(tmp_path, files, form, complaint):
     with pytest.raises(SplitError) as caught:
@@ -196,6 +197,13 @@ def test_files_of_one_name_in_two_folders_and_endless_numbers_are_told_apart(tmp
         read(tmp_path, {"train.txt": f"run {'9' * 5000} 1\nswim {'9' * 5000} 2\n"}, "lists")
     with pytest.raises(SplitError, match="can be read in more than one way"):
         read(tmp_path, {"train.txt": f"run {'9' * 5000} 1\nswim {'9' * 5000} 2\n"})
+
+
+def test_a_file_is_named_once(tmp_path):
+    (tmp_path / "train.txt").write_text("x/a.mp4 0\n")
+    for other in (tmp_path / "train.txt", tmp_path / ".." / tmp_path.name / "train.txt"):
+        with pytest.raises(SplitError, match="given more than once: .*train.txt; name each file once"):
+            split_from_files([("train", tmp_path / "train.txt"), ("val", other)], **THRESHOLDS)
 
 
 def test_the_subset_is_named_before_a_file(run, tmp_path):

@@ -465,7 +465,7 @@ def test_a_class_without_training_videos_is_refused_where_it_matters(name):
 @pytest.mark.parametrize(
     ("name", "switches", "message"),
     [
-        ("bce", {"reduction": "sum"}, "unknown reduction 'sum'; known: mean"),
+        ("bce", {"reduction": "sum"}, r"unknown reduction 'sum' \(did you mean sum_classes_mean_batch\?\)"),
         ("focal", {"gamma": -1}, "gamma must be a number at least 0"),
         ("focal", {"gamma": True}, "gamma must be"),
         ("focal", {"alpha": 2.0, "alpha_mode": "balanced"}, r"alpha must be a number in \[0, 1\]"),

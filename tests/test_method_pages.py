@@ -24,7 +24,7 @@ import pytest
 
 from meidbench.baselines import METHODS, resolve
 from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, flatten, option_defaults
-from meidbench.baselines.recipes import PUBLISHED_TABLES
+from meidbench.baselines.methods import PUBLISHED_TABLES
 from meidbench.checks import parse_settings
 from meidbench.cli.training import train
 from meidbench.names import DATASETS

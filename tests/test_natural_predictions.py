@@ -373,7 +373,7 @@ def matrix_with_ids(ids):
     return ["scores.npy", "--ids", "ids.txt"]
 
 
-@form(REFUSED, r"--ids|video_id", lambda i, s, n: matrix_of_text(i))
+@form(REFUSED, r"--ids", lambda i, s, n: matrix_of_text(i))
 def text_of_savetxt(ids, scores, names):
     np.savetxt("scores.txt", scores)
 

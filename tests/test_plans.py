@@ -101,7 +101,7 @@ targets = { alpha = "6" }
         plan_of(tmp_path, text)
     for part in (
         "7 problem(s) with the plan", "mine.toml", "name 'a/b' is not",
-        f"unknown key tabel; known: {', '.join(entry.name for entry in fields(SplitPlan))}",
+        f"unknown key tabel (did you mean table?); known: {', '.join(entry.name for entry in fields(SplitPlan))}",
         "unknown format 'csv'; known: activitynet, youtube8m", "files must be a list of file names, got ['x', 3]",
         "unknown variant 'fair'; known: pareto, grouped, exact", "seed must be a whole number, got True",
         "class_names goes with table",

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from meidbench.baselines import AGGREGATORS, AUGMENTATIONS, LOSSES, METHODS, SAMPLERS, Config, resolve, train
 from meidbench.baselines.configuration import (
     EXAMPLE_SETTING,
+    FAMILIES,
     Schedule,
     flatten,
     known_options,
+    list_keys,
     make_aggregator,
     make_augmentation,
     make_loss,
@@ -20,13 +23,15 @@ from meidbench.baselines.configuration import (
     option_defaults,
 )
 from meidbench.baselines.losses import Loss
+from meidbench.baselines.methods import PUBLISHED_TABLES
 from meidbench.baselines.models import MODELS
-from meidbench.baselines.recipes import PUBLISHED_TABLES, merge_tables, read_benchmark, read_recipes
+from meidbench.baselines.recipes import merge_tables, read_benchmark, read_recipes
 from meidbench.baselines.samplers import VideoSampler
-from meidbench.checks import parse_settings
+from meidbench.checks import match_name, parse_settings
+from meidbench.cli import main
 from meidbench.errors import MeidbenchError
 from meidbench.features.simulation import simulate_features
-from meidbench.names import DATASETS
+from meidbench.names import DATASETS, OTHER_NAMES
 from meidbench.splits.split import Split
 
 TINY = ("frames.train=6", "frames.test=6", "schedule.batch_size=16", "execution.device=cpu")
@@ -215,18 +220,51 @@ def test_all_problems_of_settings_are_named_at_once(toy_split):
     message = str(refused.value)
     for said in (
         "11 problem(s)",
-        "unknown key schedule.epoch; known in schedule: epochs, batch_size, accumulate",
+        "unknown key schedule.epoch (did you mean schedule.epochs?); known in schedule: epochs, batch_size, accumulate",
         "unknown key loss.gamma; known of ldam: name, max_margin, scale, drw_epoch, drw_beta, margins, reduction",
         "schedule.lr must be a number, got 'fast'",
         "loss.scale must be a number, got True",
         "unknown key tau; known: method, seed, model, aggregator",
         "schedule.precision must be one of fp32, bf16, fp16, got 'fp8'",
         "schedule.milestones must be rising epochs",
-        "unknown aggregator.name 'vlad'; known: nonlinear, early_mean, mean, attention, netvlad, nextvlad",
+        "unknown aggregator.name 'vlad' (did you mean netvlad or nextvlad?); known: nonlinear, early_mean, mean",
         "seed must be at least 0, got -1",
         "schedule.batch_size must be a whole number, got 2.5",
     ):
         assert said in message, message
+
+
+@pytest.mark.parametrize(("method", "settings", "suggested"), [
+    ("LDAM", [], "unknown method 'LDAM' (did you mean ldam?)"),
+    ("ldam_loss", [], "(did you mean ldam?)"),
+    ("class_balanced", [], "(did you mean cb or cbs?)"),
+    ("cross-entropy", [], "(did you mean bce?)"),
+    ("bce", ["lr=1e-3"], "unknown key lr (did you mean schedule.lr?)"),
+    ("bce", ["learning_rate=1e-3"], "unknown key learning_rate (did you mean schedule.lr?)"),
+    ("bce", ["batch_size=4", "epochs=3"],
+     "batch_size (did you mean schedule.batch_size?), epochs (did you mean schedule.epochs?)"),
+    ("bce", ["optimizer.lr=1"], "unknown key optimizer (did you mean schedule.lr?)"),
+    ("bce", ["schedule.weightdecay=0"], "(did you mean schedule.weight_decay?)"),
+    ("bce", ["dropout=0.3"], "(did you mean aggregator.dropout?)"),
+    ("focal", ["gamma=2"], "(did you mean loss.gamma?)"),
+    ("focal", ["loss.gama=2"], "unknown key loss.gama (did you mean loss.gamma?); known of focal"),
+    ("meid", ["stage2.lr=2e-4"], "unknown key lr (did you mean schedule.lr?)"),
+    ("bce", ["schedule.precision=half"], "schedule.precision must be one of fp32, bf16, fp16"),
+    ("bce", ["aggregator.name=average"], "unknown aggregator.name 'average' (did you mean mean or early_mean?)"),
+    ("bce", ["loss.name=focal_loss", "sampler.name=cbs"], "(did you mean class_balanced?)"),
+    ("bce", ["model.name=meid"], "(did you mean meid_two?)"),
+])  # fmt: skip
+def test_unknown_names_suggest_known_ones(toy_split, method, settings, suggested):
+    with pytest.raises(MeidbenchError, match=re.escape(suggested)):
+        resolve(method, toy_split, settings=settings)
+
+
+def test_every_other_name_leads_to_names_that_exist():
+    keys = [key.rpartition(".")[2] for key in list_keys()]
+    components = [name for family in FAMILIES.values() for name in family]
+    known = {*main.commands, *METHODS, *components, *keys}
+    assert {name for names in OTHER_NAMES.values() for name in names} <= known
+    assert all(match_name(name, [name]) and name == re.sub("[-_ ]", "", name.casefold()) for name in OTHER_NAMES)
 
 
 @pytest.mark.parametrize(("method", "settings", "said"), [
@@ -235,10 +273,11 @@ def test_all_problems_of_settings_are_named_at_once(toy_split):
     ("bce", ["=3"], "is not a setting"),
     ("bce", ["seed=1", "seed=2"], "seed is set twice"),
     ("bce", ["seed=1", "seed.value=2"], "seed.value is set twice"),
-    ("bce", ["loss=3"], "unknown loss.name None"),
+    ("bce", ["loss=focal"], "loss is no value by itself; set loss.name=focal"),
+    ("bce", ["loss.name=3"], "unknown loss.name 3; known: bce"),
     ("bce", ["schedule=3"], "schedule must be a table, got 3"),
     ("bce", ["schedule.lr=inf"], "schedule.lr must be above 0"),
-    ("bce", ["schedule.rate=1", "schedule.steps=2"], "unknown keys schedule.rate, schedule.steps; known in schedule:"),
+    ("bce", ["schedule.rate=1", "schedule.steps=2"], "unknown keys schedule.rate, schedule.steps (did you mean"),
     ("bce", ["schedule.lr=" + "9" * 400], "above 0, got a whole number of about 400 digits"),
     ("bce", ["schedule.lr=" + "9" * 5000], "schedule.lr must be a number, got '999"),
     ("bce", ["seed=" + "9" * 400], "seed must be a whole number, got a whole number of about 400 digits"),

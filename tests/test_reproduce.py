@@ -609,3 +609,49 @@ def test_settings_of_the_user_lie_above_those_of_the_row():
         layered(["seed=1", "seed=2"])
     simulation, others = parse_simulation(["seed=1", "simulation.dim=5"])
     assert simulation == Simulation(dim=5) and others == ("seed=1",)
+
+
+def test_the_commands_of_a_plan_can_be_copied(run, monkeypatch):
+    for width in (50, 80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        text = run("reproduce", "table2", "table1", "--plan").stdout
+        needs = json.loads(run("reproduce", "table2", "--plan", "--json", "-").stdout)
+        shown = re.sub(r" \\\n +| &&\n +", lambda found: " && " if "&" in found[0] else " ", text)
+        lines = [line.strip() for line in shown.splitlines()]
+        commands = [need["command"] for need in needs["features"]]
+        commands += [split["command"] for split in needs["splits"].values()]
+        commands.append("meidbench pack-features FOLDER --split videolt --out FILE.h5")
+        assert commands[0] and all(command in lines for command in commands), text
+        assert max(len(line) for line in text.splitlines() if "meidbench" in line) <= max(width, 60)
+
+
+def test_tables_of_others_are_not_replaced(run, toy_videolt, tmp_path):
+    (tmp_path / "table2.csv").write_text("mine")
+    arguments = ("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, tmp_path))
+    outcome = run(*arguments)
+    assert outcome.exit_code == 2 and (tmp_path / "table2.csv").read_text() == "mine"
+    assert f"not written by this command, and would be replaced: {tmp_path / 'table2.csv'}" in outcome.stderr
+    (tmp_path / "table2.csv").unlink()
+    (tmp_path / "table2.json").write_text('{"table": "of mine"}')
+    assert run(*arguments).exit_code == 2
+    (tmp_path / "table2.json").unlink()
+    for _ in range(2):  # its own tables are
+        outcome = run(*arguments)
+        assert outcome.exit_code == 0, outcome.output
+    assert "eql-compat: epoch 1 of 1" not in outcome.stderr  # the run was finished
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["table3", "--row", "meid"], "no row is called meid (did you mean meid-charadeslt or meid-charadesegolt"),
+    (["table3", "--features", "CharadesLT:resnet101=nope.h5"], "reproduce TABLE --plan' prints the command"),
+    (["table3", "--features", "charades:resnet101=nope.h5"], "names no features; expected ENCODER=PATH"),
+    (["table3", "--features", "resnet-101=nope.h5"], "unknown encoder 'resnet-101' (did you mean ResNet101?)"),
+    (["table9"], "'table9' is not one of 'table1', 'table2'"),
+])  # fmt: skip
+def test_wrong_calls_name_what_is_meant(run, arguments, said):
+    outcome = run("reproduce", *arguments)
+    assert outcome.exit_code == 2 and said in outcome.stderr
+
+
+def test_a_table_is_taken_in_any_case(run):
+    assert run("reproduce", "Table2", "--plan").stdout == run("reproduce", "table2", "--plan").stdout

@@ -107,7 +107,9 @@ def test_thresholds_are_exclusive_above_and_inclusive_below():
 
 
 def test_an_unknown_subset_is_refused(toy_split):
-    with pytest.raises(SplitError, match="unknown subset 'validation'; known: train, val, test"):
+    with pytest.raises(
+        SplitError, match=r"unknown subset 'validation' \(did you mean val\?\); known: train, val, test"
+    ):
         toy_split.video_ids("validation")
 
 

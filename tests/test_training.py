@@ -131,6 +131,130 @@ def test_a_finished_run_stays_as_it_is(toy_split, features, tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == times
 
 
+SCORED = ("predictions-val.parquet", "predictions-test.parquet", "result-val.json", "result-test.json")
+
+
+def assert_same_run(one, other):
+    for name in ("last.pt", "best.pt"):
+        before, after = weights_of(one, name), weights_of(other, name)
+        assert [key for key, tensor in before.items() if not torch.equal(tensor, after[key])] == [], name
+    moments = [load_checkpoint(Path(folder, "last.pt"))["optimiser"]["state"] for folder in (one, other)]
+    assert all(torch.equal(moments[0][index]["exp_avg"], moments[1][index]["exp_avg"]) for index in moments[0])
+    for name in SCORED:
+        assert Path(one, name).read_bytes() == Path(other, name).read_bytes(), name
+
+
+@pytest.mark.parametrize(("method", "settings"), [
+    ("bce", ("schedule.milestones=[1,3]",)),
+    ("framestack-compat", ("sampler.name=square_root", "schedule.batch_size=40")),
+])  # fmt: skip
+def test_a_finished_run_goes_on_to_more_epochs_like_one_that_began_with_them(
+    toy_split, features, tmp_path, method, settings
+):
+    def train_for(epochs, folder, lines=None):
+        config = config_of(toy_split, *settings, f"schedule.epochs={epochs}", method=method)
+        tell = (lambda line: None) if lines is None else lines.append
+        return train(toy_split, features, config, tmp_path / folder, report=tell)
+
+    lines = []
+    before = train_for(2, "run")
+    longer = train_for(4, "run", lines)
+    assert not longer.was_finished
+    train_for(4, "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    told = next(line for line in lines if "goes on" in line)
+    assert f"{tmp_path / 'run'} goes on: 2 epochs become 4" in told
+    assert "the result is that of a new run of 4 epochs" in told
+    if method == "bce":
+        assert "the milestones stay at 1, 3: the learning rate begins with 0.0002 and falls at 3" in told
+    assert not [line for line in lines if "epoch 1 of" in line or "epoch 2 of" in line]
+    content, whole = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("run", "whole"))
+    assert content["config"] == whole["config"]
+    means = {subset: dataclasses.asdict(group) for subset, group in before.mAP.items()}
+    assert content["earlier"] == [{"epochs": 2, "mAP": means}]
+    assert [line["epoch"] for line in log_of(tmp_path / "run", "epoch")] == [1, 2, 3, 4]
+    assert train_for(4, "run").was_finished
+    saved = (tmp_path / "run" / "result-test.json").read_bytes()
+    with pytest.raises(MeidbenchError, match="is a run of 4 epochs, 3 are asked for; a run can go on for more epochs"):
+        train_for(3, "run")
+    assert (tmp_path / "run" / "result-test.json").read_bytes() == saved
+
+
+@pytest.mark.parametrize(("method", "epochs", "settings", "same_as", "said"), [
+    ("ldam", 6, (), ("loss.drw_epoch=1",), "of 6 epochs would differ: loss.drw_epoch stays 1 (it would be 3)"),
+    ("bce", 4, ("sampler.name=progressively_balanced",), ("sampler.epochs=2",), "epochs stays 2 (it would be 4)"),
+])  # fmt: skip
+def test_values_that_follow_from_the_epochs_stay_and_are_told(
+    toy_split, features, tmp_path, method, epochs, settings, same_as, said
+):
+    lines = []
+    train(toy_split, features, config_of(toy_split, *settings, method=method), tmp_path / "run")
+    longer = config_of(toy_split, *settings, f"schedule.epochs={epochs}", method=method)
+    train(toy_split, features, longer, tmp_path / "run", report=lines.append)
+    assert said in "\n".join(lines) and "the result is that of" not in "\n".join(lines)
+    whole = config_of(toy_split, *settings, *same_as, f"schedule.epochs={epochs}", method=method)
+    train(toy_split, features, whole, tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_last_epoch_that_a_longer_run_would_not_score_is_told(toy_split, features, tmp_path):
+    lines = []
+    for epochs in (3, 4):
+        config = config_of(toy_split, f"schedule.epochs={epochs}", "selection.every=2")
+        train(toy_split, features, config, tmp_path, report=lines.append)
+    assert "epoch 3 was scored, being the last (it would not be: selection.every=2)" in "\n".join(lines)
+
+
+def test_more_epochs_that_were_interrupted_go_on_and_can_be_scored(toy_split, features, tmp_path):
+    def stop(line):
+        if "epoch 3 of 5" in line:
+            raise KeyboardInterrupt
+
+    train(toy_split, features, config_of(toy_split), tmp_path / "run")
+    config = config_of(toy_split, "schedule.epochs=5")
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_split, features, config, tmp_path / "run", report=stop)
+    assert not (tmp_path / "run" / "result-test.json").exists()
+    predict(tmp_path / "run", tmp_path / "test.parquet", split=toy_split, features=features)
+    assert not train(toy_split, features, config, tmp_path / "run").was_finished
+    train(toy_split, features, config, tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_whose_last_checkpoint_is_gone_cannot_go_on(toy_split, features, tmp_path):
+    train(toy_split, features, config_of(toy_split), tmp_path)
+    (tmp_path / "last.pt").unlink()
+    with pytest.raises(MeidbenchError, match=r"cannot go on: its last\.pt is gone"):
+        train(toy_split, features, config_of(toy_split, "schedule.epochs=3"), tmp_path)
+    assert train(toy_split, features, config_of(toy_split), tmp_path).was_finished
+
+
+def test_damaged_records_of_fewer_epochs_do_not_stop_more(toy_split, features, tmp_path):
+    train(toy_split, features, config_of(toy_split), tmp_path)
+    (tmp_path / "result-test.json").write_text("damaged")
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"earlier": 3}))
+    train(toy_split, features, config_of(toy_split, "schedule.epochs=3"), tmp_path)
+    earlier = json.loads((tmp_path / "config.json").read_text())["earlier"]
+    assert [(entry["epochs"], list(entry["mAP"])) for entry in earlier] == [(2, ["val"])]
+
+
+def test_more_epochs_and_another_setting_are_another_run(toy_split, features, tmp_path):
+    train(toy_split, features, config_of(toy_split), tmp_path)
+    with pytest.raises(MeidbenchError, match="holds another run") as refusal:
+        train(toy_split, features, config_of(toy_split, "schedule.epochs=3", "schedule.lr=1"), tmp_path)
+    assert "schedule.epochs: 2 in the run, 3" in str(refusal.value) and "schedule.lr: 0.002" in str(refusal.value)
+
+
+def test_the_log_ends_with_the_results(toy_split, features, tmp_path):
+    train(toy_split, features, config_of(toy_split), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()][-2:]
+    for line, subset in zip(lines, ("val", "test"), strict=True):
+        assert line["event"] == "result"
+        assert line[subset] == json.loads((tmp_path / f"result-{subset}.json").read_text())["mAP"]
+        assert line["epoch"] == load_checkpoint(tmp_path / "best.pt")["epoch"]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_refusal_of_the_first_process_ends_all(rank, monkeypatch):
     told = []
@@ -485,6 +609,16 @@ def test_two_processes_give_the_result_of_one(toy_split, toy_split_file, feature
     )
 
 
+def test_two_processes_go_on_with_a_run_like_one_that_began_with_all_epochs(
+    toy_split, toy_split_file, features, tmp_path
+):
+    settings = ("schedule.epochs=3", "loss.drw_epoch=1")
+    for name, epochs in (("run", ()), ("run", ("schedule.epochs=3",)), ("whole", settings)):
+        tables = config_of(toy_split, *epochs, method="ldam").to_tables()
+        start_two(train_run, toy_split_file, features, tables, tmp_path / name, folder=tmp_path)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_batch_that_cannot_be_divided_is_refused(toy_split, features, tmp_path):
     with pytest.raises(MeidbenchError, match="cannot be divided among 1 process"):
         train(toy_split, features, config_of(toy_split, "schedule.accumulate=3"), tmp_path / "run")
@@ -638,9 +772,9 @@ def test_without_tensorboard_the_user_is_told_once(toy_split, features, tmp_path
     lines = []
     train(toy_split, features, config_of(toy_split), tmp_path / "run", report=lines.append)
     assert [line for line in lines if "TensorBoard" in line] == [
-        "TensorBoard is not installed: the log is log.jsonl alone (pip install tensorboard)"
+        "note: TensorBoard is not installed: the log is log.jsonl alone (pip install tensorboard)"
     ]
-    assert [line.split(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert [line.split(":")[0] for line in lines if line.startswith("bce")] == ["bce", "bce"]
 
 
 def test_another_process_in_the_folder_is_refused(toy_split, features, tmp_path):

@@ -403,3 +403,25 @@ def test_two_processes_give_the_result_of_one(toy_split, toy_split_file, feature
     one, two = (read_predictions(tmp_path / name / "predictions-test.parquet") for name in ("one", "two"))
     assert one.video_ids == two.video_ids
     np.testing.assert_allclose(two.scores, one.scores, atol=5e-3)
+
+
+def test_more_epochs_go_to_the_second_stage_once_it_has_begun(toy_split, features, tmp_path):
+    lines = []
+    train(toy_split, features, config_of(toy_split), tmp_path / "run")
+    first = (tmp_path / "run" / FIRST_STAGE / "best.pt").read_bytes()
+    train(toy_split, features, config_of(toy_split, "schedule.epochs=3"), tmp_path / "run", report=lines.append)
+    assert "the first stage stays as it is, with 2 epochs" in "\n".join(lines)
+    assert (tmp_path / "run" / FIRST_STAGE / "best.pt").read_bytes() == first
+    whole = config_of(toy_split, "stage2.schedule.epochs=3")
+    train(toy_split, features, whole, tmp_path / "whole")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert RunFolder(tmp_path / "run").read()[0] == whole
+
+
+def test_a_first_stage_gets_more_epochs_before_the_second_has_begun(toy_split, features, tmp_path):
+    train(toy_split, features, config_of(toy_split).first_stage, tmp_path / "run" / FIRST_STAGE)
+    longer = config_of(toy_split, "schedule.epochs=3")
+    for name in ("run", "whole"):
+        train(toy_split, features, longer, tmp_path / name)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same(tmp_path / "run" / FIRST_STAGE, tmp_path / "whole" / FIRST_STAGE)

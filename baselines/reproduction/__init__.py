@@ -6,7 +6,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from meidbench.checks import one_of, parse_toml
+from meidbench.checks import one_of, parse_toml, suggest
 from meidbench.errors import RequestError, bullet_list
 from meidbench.evaluation.results import MeanAP
 from meidbench.names import STATISTICS_TABLE, TABLES
@@ -82,6 +82,8 @@ def choose_rows(tables: Sequence[str], rows: Sequence[str] = ()) -> dict[str, tu
     known = {name: row_names(name) for name in names}
     if unknown := [row for row in rows if not any(row in there for there in known.values())]:
         listed = bullet_list(f"{name}: {', '.join(there)}" for name, there in known.items())
-        raise RequestError(f"no row is called {', '.join(unknown)}; the rows are\n{listed}")
+        every = [row for there in known.values() for row in there]
+        named_so = ", ".join(f"{row}{suggest(row, every)}" for row in unknown)
+        raise RequestError(f"no row is called {named_so}; the rows are\n{listed}")
     named = {name: tuple(row for row in there if row in rows) for name, there in known.items()}
     return {name: there for name, there in named.items() if there or not rows}

@@ -14,7 +14,7 @@ from meidbench.baselines.aggregators import AGGREGATORS
 from meidbench.baselines.configuration import known_options
 from meidbench.baselines.reproduction import table_content
 from meidbench.baselines.run_folder import Inputs, read_feature_header
-from meidbench.checks import parse_settings, read_dataclass
+from meidbench.checks import match_name, parse_settings, read_dataclass, suggest
 from meidbench.errors import FeatureError, MeidbenchError, RequestError, bullet_list
 from meidbench.features import FeatureSource, open_features
 from meidbench.features.simulation import simulate_features, simulate_split
@@ -34,18 +34,22 @@ def parse_features(texts: Iterable[str]) -> dict[tuple[str, str], Path]:
     for text in texts:
         name, equals, path = text.partition("=")
         dataset, colon, encoder = name.rpartition(":")
+        dataset = match_name(dataset, DATASETS)
         if not equals or not path or (colon and dataset not in DATASETS):
             raise RequestError(
                 f"{text!r} names no features; expected ENCODER=PATH or DATASET:ENCODER=PATH with one of {known} and "
                 f"one of {', '.join(DATASETS)}"
             )
         if encoder.lower() not in encoders:
-            raise RequestError(f"unknown encoder {encoder!r}; known: {known}")
+            raise RequestError(f"unknown encoder {encoder!r}{suggest(encoder, encoders.values())}; known: {known}")
         key = (dataset, encoders[encoder.lower()])
         if key in paths:
             raise RequestError(f"features of {name} are named twice: {paths[key]} and {path}")
         if not Path(path).exists():
-            raise RequestError(f"there are no features of {name} at {path}")
+            raise RequestError(
+                f"there are no features of {name} at {path}\n"
+                "'meidbench reproduce TABLE --plan' prints the command that makes them"
+            )
         try:
             open_features(path).close()  # what cannot be opened is not there; rows are read by the runs
         except FeatureError as error:

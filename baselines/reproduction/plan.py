@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from meidbench.baselines.configuration import Config, flatten, make_model, make_model_inputs
-from meidbench.baselines.recipes import COMPAT_ENDING, METHODS, resolve
+from meidbench.baselines.methods import COMPAT_ENDING
+from meidbench.baselines.recipes import METHODS, resolve
 from meidbench.baselines.reproduction import PaperTable, Row, table_content
 from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, renamed, stand_in
 from meidbench.checks import one_of, parse_settings

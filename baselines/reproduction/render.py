@@ -3,18 +3,21 @@
 import csv
 import io
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from meidbench.baselines.recipes import COMPAT_ENDING
+from meidbench.baselines.methods import COMPAT_ENDING
 from meidbench.baselines.reproduction import PaperTable, read_table, runs, table_content
 from meidbench.baselines.reproduction.materials import InputFiles
 from meidbench.baselines.reproduction.plan import CostPlan, Request, build_command, make_jobs, make_plan
 from meidbench.baselines.reproduction.runs import RowOutcome, RunStore
+from meidbench.checks import parse_json
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import render_json
 from meidbench.names import STATISTICS_TABLE
@@ -22,7 +25,7 @@ from meidbench.report.text import make_cells_safe
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.statistics import split_statistics
 
-ENDINGS = ("md", "csv", "json")  # of the files that hold a table
+ENDINGS = ("json", "md", "csv")  # of the files that hold a table; the first tells that they are ours
 STATISTICS = ("classes", "head", "medium", "tail", "train", "val", "test", "labels_per_video", "imbalance_ratio")
 _RATIOS = STATISTICS[-2:]  # printed with one decimal
 _MARK = "SIMULATED"
@@ -78,6 +81,20 @@ def render_tables(
         remarks += [] if only_plan else [f"nothing of {name} can be run yet: no number is filled in"]
         plan = make_plan(table, jobs[name], gpu)
         yield RenderedTable(name, asdict(plan), _plan_text(plan, table.source, width), {}, remarks, only_plan)
+
+
+def find_foreign_files(out: Path, names: Iterable[str]) -> list[Path]:
+    """Return the files with the names of results that hold something else, such as a user's own ``table1.csv``."""
+    foreign = []
+    for name in names:
+        there = [path for ending in ENDINGS if (path := out / f"{name}.{ending}").is_file()]
+        try:
+            content = parse_json((out / f"{name}.json").read_bytes())
+        except (OSError, ValueError):
+            content = None
+        is_ours = isinstance(content, dict) and content.get("table") == name and "rows" in content
+        foreign += [] if is_ours else there
+    return foreign
 
 
 def _render_result(
@@ -257,7 +274,7 @@ def _plan_text(plan: CostPlan, source: str, width: int) -> str:
     parts = [_wrap(f"{plan.table}: {plan.title} ({source})", width), "", "Needs:"]
     for dataset, split in plan.splits.items():
         parts.append(_wrap(f"split of {dataset}: {'there' if split['built'] else 'MISSING'}", width, "  ", "    "))
-        parts += [] if split["built"] else [_wrap(split["command"], width, "    ", "      ")]
+        parts += [] if split["built"] else [_wrap_command(split["command"], width)]
     for need in plan.features:
         state = "there" if need.named else "MISSING"
         parts.append(_wrap(f"features of {need.encoder} on {need.dataset}: {state}", width, "  ", "    "))
@@ -265,7 +282,7 @@ def _plan_text(plan: CostPlan, source: str, width: int) -> str:
         shape = f"{need.videos:,} videos x {need.frames} frames x {need.width:,} wide, in float16 {size}"
         facts = [shape, f"from {need.source}", f"weights: {need.weights}", need.command]
         facts.append(f"then: --features {need.dataset}:{need.encoder}=FILE.h5")
-        parts += [] if need.named else [_wrap(fact, width, "    ", "      ") for fact in facts]
+        parts += [] if need.named else [_wrap_command(fact, width) for fact in facts]
     lines = []
     for row in plan.rows:
         inputs = "quoted only" if row.quoted else f"missing {len(row.missing)}" if row.missing else "can be run"
@@ -313,7 +330,7 @@ def _render_statistics(files: InputFiles, datasets: Sequence[str], only_plan: bo
     content |= {"verdict": verdict, "rows": rows}
     text_table = _text_table(["", "statistic", "paper", "ours", ""], lines, "llrrl", width)
     parts = [_wrap(title, width), _wrap(f"({source})", width), "", text_table, ""]
-    text = "\n".join([*parts, *(_wrap(line, width) for line in (verdict, *remarks))])
+    text = "\n".join([*parts, _wrap(verdict, width), *(_wrap_command(line, width, "") for line in remarks)])
     markdown = [f"# {title}", "", f"Published: {source}.", ""]
     markdown += _markdown_table(["benchmark", "statistic", "paper", "ours", "verdict"], lines, "llrrl")
     markdown += ["", *(f"- {text}" for text in (verdict, *remarks, *facts["protocol"])), ""]
@@ -325,6 +342,21 @@ def _render_statistics(files: InputFiles, datasets: Sequence[str], only_plan: bo
 
 def _wrap(text: str, width: int, first: str = "", later: str = "") -> str:
     return textwrap.fill(text, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
+
+
+def _wrap_command(text: str, width: int, indent: str = "    ") -> str:
+    """Wrap a text that may end with a command, which begins a line and can be copied into a shell."""
+    before, command, rest = text.partition("meidbench ")
+    lines = [_wrap(before.rstrip(), width, indent, f"{indent}  ")] if before.strip() else []
+    indent += "  " if lines and command else ""
+    parts = (command + rest).split(" && ") if command else []
+    for number, part in enumerate(parts, 1):
+        # An option and its value stay on one line where they fit.
+        joined = re.sub(r"(--[\w-]+) (?=[^-])", "\\1\0", part) if width >= 60 else part
+        wrapper = textwrap.TextWrapper(width - 3, indent, f"{indent}  ", break_on_hyphens=False, break_long_words=False)
+        wrapped = wrapper.wrap(joined)
+        lines.append(" \\\n".join(wrapped).replace("\0", " ") + (" &&" if number < len(parts) else ""))
+    return "\n".join(lines)
 
 
 def _text_table(header: Sequence[str], lines: Sequence[Sequence[str]], align: str, width: int) -> str:

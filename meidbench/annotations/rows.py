@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("video_id", "labels", "group", "subset", "length_s", "subject")
 PAIR = "pair_id"  # the name of the group in a split file, and in a split as CSV
+_NO_CLASS = {*COLUMNS, PAIR, "source", "view"}  # in a table with a column per class
 
 
 @dataclass
@@ -54,7 +55,9 @@ class Rows:
                     yield reader.line_num, [None if place is None else row[place].strip() for place in places]
                 elif any(cell.strip() for cell in row):
                     # Or a row whose labels are joined by commas would lose all but the first label.
-                    what = f"{len(row)} cells, expected {expected}; labels are joined by semicolons"
+                    is_split = reader.dialect.delimiter == ";"
+                    remedy = "quote a cell that holds semicolons" if is_split else "labels are joined by semicolons"
+                    what = f"{len(row)} cells, expected {expected}; {remedy}"
                     self.problems.append(f"{self.place(reader.line_num, row[0])}: {what}")
 
     def place(self, number: int, video_id: object) -> str:
@@ -199,11 +202,13 @@ class FrameRows(Rows):
         yield from enumerate(zip(*(self.source.get(name, blank) for name in names), strict=True))
 
 
-def read_frame(frame: "pd.DataFrame", class_names: Sequence[str] | None) -> tuple[FrameRows, Sequence[str] | None]:
+def read_frame(
+    frame: "pd.DataFrame", class_names: Sequence[str] | None, where: str = "frame"
+) -> tuple[FrameRows, Sequence[str] | None]:
     """Return the rows of a DataFrame, and the class names: those given, or those of its columns, or None.
 
     The ids are the column ``video_id`` or an index of texts. Without a column ``labels``, every column of bool, or of
-    0 and 1, is a class.
+    0 and 1, is a class. ``where`` names the frame in messages.
     """
     from pandas.api.types import is_object_dtype, is_string_dtype
 
@@ -216,45 +221,84 @@ def read_frame(frame: "pd.DataFrame", class_names: Sequence[str] | None) -> tupl
         source["video_id"] = _plain(index.to_series())
     shown = first_few(str(name) for name in frame.columns) or "none"
     if "video_id" not in columns:
-        raise SplitError(f"frame has no column video_id, and no index of texts; its columns are {shown}")
+        raise SplitError(f"{where} has no column video_id, and no index of texts; its columns are {shown}")
     if "labels" in columns:
         source["labels"] = [_plain_labels(cell) for cell in source.get("labels", ())]
-    elif class_columns := _find_class_columns(frame, columns, class_names):
+    elif class_columns := _find_class_columns(frame, columns, class_names, where):
         class_names = list(class_columns)
         values = np.column_stack([frame.iloc[:, place].to_numpy(bool) for place in class_columns.values()])
         source["labels"] = [[class_names[index] for index in np.flatnonzero(row)] for row in values]
         columns.append("labels")
     else:
-        raise SplitError(
-            f"frame has neither a column labels nor a column of 0 and 1 per class; its columns are {shown}"
-        )
-    return FrameRows(Path("frame"), tuple(columns), source), class_names
+        raise SplitError(f"{where} has no column labels, and no column of 0 and 1 per class; its columns are {shown}")
+    return FrameRows(Path(where), tuple(columns), source), class_names
+
+
+def read_class_columns(
+    rows: Rows, names: Sequence[str], class_names: Sequence[str] | None
+) -> tuple[list[tuple[int, Sequence[Any]]], Sequence[str]]:
+    """Return what ``rows.read(names)`` yields, with labels of the columns of 0 and 1, and the class names."""
+    import pandas as pd
+
+    where = str(rows.path)
+    columns = [name for name in rows.columns if name]  # the row numbers of pandas have no name
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise SplitError(f"{where} has a column more than once: {first_few(twice)}")
+    entries = list(rows.read(columns))
+    if problems := rows.problems:
+        raise SplitError(f"{len(problems):,} problem(s) with {where}:\n{bullet_list(problems, 5)}")
+    frame = pd.DataFrame([values for _, values in entries], columns=columns, dtype=object)
+    if rows.is_text:
+        for name in set(columns) - _NO_CLASS:
+            frame[name] = pd.Series([_plain_cell(cell) for cell in frame[name]], dtype=object)
+    found, read_names = read_frame(frame, class_names, where)
+    numbered = zip(entries, found.read(names), strict=True)
+    return [(number, values) for (number, _), (_, values) in numbered], read_names or ()
+
+
+_TRUTHS = {"0": 0, "1": 1, "false": 0, "true": 1}
+
+
+def _plain_cell(cell: str) -> float | str:
+    """Return the number that a cell of text holds; true and false are 1 and 0."""
+    if (known := _TRUTHS.get(cell.lower())) is not None:
+        return known
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def _find_class_columns(
-    frame: "pd.DataFrame", columns: Sequence[str], class_names: Sequence[str] | None
+    frame: "pd.DataFrame", columns: Sequence[str], class_names: Sequence[str] | None, where: str
 ) -> dict[str, int]:
     """Return the places of the columns that are classes, by name; refuse one with other values than 0 and 1."""
-    from pandas.api.types import infer_dtype
-
-    kinds = ("boolean", "integer", "floating", "mixed-integer-float", "decimal")
-    known = {*COLUMNS, PAIR, "source", "view"}
     places = {
         name: place
         for place, name in enumerate(columns)
-        if name not in known and infer_dtype(frame.iloc[:, place], skipna=True) in kinds
+        if name not in _NO_CLASS and place < frame.shape[1] and _holds_numbers(frame.iloc[:, place])
     }
     if class_names is not None:
         if missing := [name for name in class_names if name not in places]:
-            raise SplitError(f"frame has no column labels, and no column of 0 and 1 for {first_few(missing)}")
+            raise SplitError(f"{where} has no column labels, and no column of 0 and 1 for {first_few(missing)}")
         places = {name: places[name] for name in class_names}
     if twice := sorted({name for name in places if columns.count(name) > 1}):
-        raise SplitError(f"frame has a column more than once: {first_few(twice)}")
+        raise SplitError(f"{where} has a column more than once: {first_few(twice)}")
     if wrong := [name for name, place in places.items() if not frame.iloc[:, place].isin((0, 1)).all()]:
-        remedy = "drop the columns that are no class, or name the classes as class_names"
+        remedy = "drop the columns that are no class, or name the classes: class_names=NAMES"
         what = "so its columns of numbers are classes, which need 0 or 1 in every row"
-        raise SplitError(f"frame has no column labels, {what}: not so in {first_few(wrong)}; {remedy}")
+        raise SplitError(f"{where} has no column labels, {what}: not so in {first_few(wrong)}; {remedy}")
     return places
+
+
+def _holds_numbers(column: "pd.Series[Any]") -> bool:
+    """Return whether a column holds numbers, or 0 or 1 beside texts: then it is a class with a slip."""
+    from pandas.api.types import infer_dtype
+
+    kind = infer_dtype(column, skipna=True)
+    if kind not in ("mixed", "mixed-integer"):
+        return kind in ("boolean", "integer", "floating", "mixed-integer-float", "decimal")
+    return {type(cell) for cell in column} <= {int, float, bool, str} and any(cell in (0, 1) for cell in column)
 
 
 def _plain(column: "pd.Series[Any]") -> list[Any]:
@@ -298,9 +342,11 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[Rows]:
-    """Open a table: Parquet or JSON by its first bytes, tab-separated by its header or ``.tsv``, otherwise CSV."""
+    """Open a table: Parquet or JSON by its first bytes, else text with commas, or tabs or semicolons by its header."""
     start = _read_start(path, 1 << 10)
-    if (kind := describe_content(path)) == "a prediction file":
+    if (kind := describe_content(path)) == "a split file":  # its labels are indices of names that a table does not have
+        raise SplitError(f"{path} is a split file already: name it where a command takes SPLIT")
+    if kind == "a prediction file":
         raise SplitError(f"{path} is a prediction file; a table has the columns video_id and labels")
     if start.startswith(b"PAR1"):
         with _readable(path, "Parquet"):
@@ -318,8 +364,9 @@ def open_table(path: Path) -> Iterator[Rows]:
             return
         with _readable(path, "CSV"):
             line = start.partition(b"\n")[0]
-            has_tabs = path.suffix.lower() == ".tsv" or (b"\t" in line and b"," not in line)
-            reader = csv.reader(stream, delimiter="\t" if has_tabs else ",", strict=True)
+            others = [mark for mark in "\t;" if mark.encode() in line and b"," not in line]
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else [*others, ","][0]
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
             header = tuple(name.strip() for name in next(reader, []))
         yield Rows(path, header, reader)
 

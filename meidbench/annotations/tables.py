@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex, quote
+from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex, find_repeated, quote
 from meidbench.annotations.rows import (
     COLUMNS,
     PAIR,
@@ -20,11 +20,12 @@ from meidbench.annotations.rows import (
     ListRows,
     Rows,
     guess_format,
+    read_class_columns,
     read_frame,
     strip_class_indices,
 )
 from meidbench.checks import whole_number
-from meidbench.errors import RequestError, SplitError, bullet_list, first_few
+from meidbench.errors import RequestError, SplitError, bullet_list, first_few, write_count
 from meidbench.files import file_sha256
 from meidbench.names import RELEASED, SUBSET_NAMES, SUBSETS
 from meidbench.splits.split import Split
@@ -40,7 +41,7 @@ class TableContent:
     ``annotations`` have the table's groups as ``pair_ids`` and its subsets, verbatim, as ``sources``; empty where it
     gives none. ``subsets`` are ``train``, ``val`` or ``test`` for each video, None unless the table has a column
     ``subset`` with no other names. ``classes_from`` is the source of the class names: ``class names``, or the
-    ``labels`` or ``indices`` in the table.
+    ``labels``, ``indices`` or ``columns`` of the table.
     """
 
     annotations: Annotations
@@ -52,11 +53,15 @@ class TableContent:
         """The number of classes, the source of their order, and the first names, for a person."""
         source = {
             "class names": "in the order of the list of class names",
+            "columns": "the columns of 0 and 1",
             "labels": "the distinct names among the labels, sorted by code points",
             "indices": "0 to the highest index among the labels",
         }
         names = self.annotations.class_names
-        return f"{len(names):,} class{'es' if len(names) > 1 else ''}, {source[self.classes_from]}: {first_few(names)}"
+        shown = first_few(map(repr, names) if any("," in name for name in names) else names)
+        note = f"{write_count(len(names), 'class', 'classes')}, {source[self.classes_from]}: {shown}"
+        counts_from_1 = self.classes_from == "indices" and all(0 not in row for row in self.annotations.labels)
+        return f"{note}; no video has the index 0: take 1 from each if they count from 1" if counts_from_1 else note
 
 
 def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
@@ -74,6 +79,7 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
         - ``labels``: class names or class indices, none twice; joined by ``;`` in text, also as a list in Parquet and
           JSON, where names may hold semicolons; empty for a video without a label. Other forms of a list in text
           (``[0, 2]``, ``['run', 'swim']``, ``0 2``, ``0|2``) are read where they cannot be a class name, else refused.
+          CSV and Parquet may have a column of 0 and 1 (or of bool) per class instead.
         - ``group`` (or ``pair_id``): videos with the same text must not be separated: takes of one script, pieces of
           one film. Empty for a video on its own.
         - ``subset``, ``subject``: the subset in which the dataset has it; the person in the video.
@@ -107,17 +113,6 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
     return content
 
 
-def split_from_table(
-    path: Path, *, dataset: str, head_above: int, tail_up_to: int, class_names: Path | None = None
-) -> Split:
-    """Make a split from a table with the columns ``video_id``, ``subset`` and ``labels``: ``split_from_files`` of one.
-
-    The table is as in ``read_table``, but ``subset`` must be train, val or test.
-    """
-    thresholds = {"head_above": head_above, "tail_up_to": tail_up_to}
-    return split_from_files([("", path)], "table", dataset=dataset, class_names=class_names, **thresholds)[0]
-
-
 def split_from_files(
     files: Sequence[tuple[str, Path]],
     form: str = "",
@@ -146,6 +141,8 @@ def split_from_files(
     """
     _check_thresholds(head_above, tail_up_to)
     paths = [path for _, path in files]
+    if twice := find_repeated([str(Path(path).resolve()) for path in paths]):
+        raise SplitError(f"given more than once: {first_few(twice)}; name each file once")
     names = None if class_names is None else read_class_names(Path(class_names))
     chosen = form or guess_format(paths)
     notes = [f"read as {chosen} ({ROW_FORMATS[chosen].description})"] if not form else []
@@ -245,7 +242,7 @@ def _make_split(content: TableContent, dataset: str, variant: str, head_above: i
 
 def _count_unlabelled(split: Split) -> list[str]:
     count = sum(not labels for labels in split.table.column("labels").to_pylist())
-    return [f"{count:,} of {len(split.table):,} videos have no label"] if count else []
+    return [f"{count:,} of {write_count(len(split.table), 'video')} have no label"] if count else []
 
 
 def _record_files(table: Annotations, paths: Iterable[Path | None]) -> None:
@@ -303,7 +300,7 @@ def _read(
     subsets: _FileSubsets | None = None,
 ) -> TableContent:
     """Read all files; with ``subsets`` each video needs one, as in a split."""
-    table, index = Annotations(()), LabelIndex(names)
+    table, index, from_columns = Annotations(()), LabelIndex(names), False
     problems: list[str] = []
     seen: list[tuple[Rows, list[str], Sequence[int]]] = []
     for place, entry in enumerate(opened):
@@ -314,9 +311,18 @@ def _read(
                 problems.append(f"the name of {name} does not tell the subset; name it, as in train={name}")
                 continue
             needs_column = subset is not None and not subset.name
-            _check_header(rows, ("video_id", "subset", "labels") if needs_column else ("video_id", "labels"))
+            if _check_header(rows, ("video_id", "subset", "labels") if needs_column else ("video_id", "labels")):
+                entries: Iterable[tuple[int, Sequence[Any]]] = rows.read(_NAMES)
+            else:
+                entries, found = read_class_columns(rows, _NAMES, None if from_columns else names)
+                if names is None and not seen:
+                    names = check_class_names(list(found), f"the columns of {rows.path.name}", "column")
+                    index, from_columns = LabelIndex(names), True
+                elif set(found) != set(names or ()):
+                    others = first_few(sorted(set(found) ^ set(names or ())))
+                    raise SplitError(f"{rows.path} has other classes than {seen[0][0].path.name}: {others}")
             index.noun = rows.noun if len(opened) == 1 else f"{rows.path.name}, {rows.noun}"
-            ids, numbers = _append_rows(rows, table, index, subset)
+            ids, numbers = _append_rows(rows, entries, table, index, subset)
         seen.append((rows, ids, numbers))
         problems += rows.problems + _slips(rows.columns)
         if len(opened) > 1 and not ids and not rows.problems:
@@ -334,7 +340,7 @@ def _read(
     table.views = [""] * len(table.labels)
     known = all(source.lower() in SUBSET_NAMES for source in set(table.sources))
     named = tuple([SUBSET_NAMES[source.lower()] for source in table.sources]) if known else None
-    return TableContent(table, named, indexed.made_from)
+    return TableContent(table, named, "columns" if from_columns else indexed.made_from)
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -366,23 +372,28 @@ def check_class_names(names: list[str], where: str, noun: str) -> tuple[str, ...
 # --- rows to columns --------------------------------------------------------------------------------------------
 
 
-def _check_header(rows: Rows, required: tuple[str, ...]) -> None:
-    """Refuse a header that lacks a required column; JSON objects have no header, so each row is checked."""
-    if rows.has_header and (missing := [name for name in required if name not in rows.columns]):
+def _check_header(rows: Rows, required: tuple[str, ...]) -> bool:
+    """Refuse a header that lacks a required column; return whether it has labels, and not a column per class instead.
+
+    JSON objects have no header, so each row is checked.
+    """
+    missing = [name for name in required if name not in rows.columns] if rows.has_header else []
+    if missing and missing != ["labels"]:
         found = first_few(rows.columns) or f"none; it is empty, and a table is {TABLES} with a header"
-        is_list = " " in rows.columns[0] if rows.columns else False
-        remedies: dict[tuple[str, ...], str] = {
-            ("subset",): f"; add it, or name the subset of the file, as in train={rows.path.name}",
-            ("video_id", "labels"): "; a list without a header is read with --format lists" if is_list else "",
-            ("labels",): "; meidbench.split_from_pandas also reads one column of 0 and 1 per class",
-        }
-        remedy = "" if isinstance(rows, FrameRows) else remedies.get(tuple(missing), "")
+        remedy = ""
+        if missing == ["subset"] and not isinstance(rows, FrameRows):
+            remedy = f"; add it, or name the subset of the file, as in train={rows.path.name}"
+        elif rows.is_text and rows.columns and {"video_id", "labels"} <= set(missing):
+            is_list = " " in rows.columns[0]
+            no_header = "a list without a header is read with --format lists"
+            remedy = f"; {no_header if is_list else 'the first line of a table names its columns'}"
         raise SplitError(f"{rows.path} has no column {', '.join(missing)}; its columns are {found}{remedy}")
     twice = [name for name in (*COLUMNS, PAIR) if rows.columns.count(name) > 1]
     if "group" in rows.columns and PAIR in rows.columns:
         twice.append(f"group (also called {PAIR})")
     if twice:
         raise SplitError(f"{rows.path} has a column more than once: {', '.join(twice)}")
+    return not missing
 
 
 def _slips(columns: tuple[str, ...]) -> list[str]:
@@ -396,14 +407,20 @@ def _slips(columns: tuple[str, ...]) -> list[str]:
     ]
 
 
+_NAMES = (*COLUMNS[:3], PAIR, *COLUMNS[3:])
+
+
 def _append_rows(
-    rows: Rows, table: Annotations, index: LabelIndex, file_subset: _FileSubset | None
+    rows: Rows,
+    entries: Iterable[tuple[int, Sequence[Any]]],
+    table: Annotations,
+    index: LabelIndex,
+    file_subset: _FileSubset | None,
 ) -> tuple[list[str], Sequence[int]]:
-    """Read all rows into a table, and their problems into ``rows.problems``; return all ids and numbers of rows."""
+    """Put all entries into a table, and their problems into ``rows.problems``; return all ids and numbers of rows."""
     seen, numbers = list[str](), array("q")
     shared: dict[str, str] = {}  # one object for each text of a column, however many rows have it
-    names = (*COLUMNS[:3], PAIR, *COLUMNS[3:])
-    for number, (video_id, cell, group, pair, subset, length, subject) in rows.read(names):
+    for number, (video_id, cell, group, pair, subset, length, subject) in entries:
         try:
             video_id = _text(video_id, "")
             if not video_id:

@@ -18,7 +18,7 @@ from meidbench.cli.evaluation import compare, evaluate
 from meidbench.cli.features import extract_features, merge_features, pack_features, verify_features
 from meidbench.cli.parameters import guarded_streams, name_options, report
 from meidbench.cli.splits import audit, build_splits, import_split, stats
-from meidbench.cli.training import demo, predict, reproduce, train
+from meidbench.cli.training import demo, methods, predict, reproduce, train
 from meidbench.errors import MeidbenchError, RequestError, escape_controls, missing_package
 
 # SIGHUP comes when a terminal is closed; Windows does not have it.
@@ -107,6 +107,14 @@ class _Group(click.Group):
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(escape_controls(f"{where}{error.strerror or error}")) from None
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = str(args[0])
+        if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
+            from meidbench.checks import suggest
+
+            ctx.fail(f"there is no command {name!r}{suggest(name, self.commands)}")
+        return super().resolve_command(ctx, args)
+
     def _find_command(self, ctx: click.Context) -> click.Command | None:
         return self.commands.get(ctx.invoked_subcommand or "")
 
@@ -155,5 +163,5 @@ for command in (datasets, download, build_splits, import_split, stats, audit):
     main.add_command(command)
 for command in (extract_features, merge_features, pack_features, verify_features):
     main.add_command(command)
-for command in (train, predict, evaluate, compare, reproduce, demo):
+for command in (methods, train, predict, evaluate, compare, reproduce, demo):
     main.add_command(command)

@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,21 @@ class OutputFile(click.Path):
 class Command(click.Command):
     """A command that is refused before any work where an output would destroy an input or another output."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; a refusal names the setting for an unknown option, or commands that make features."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if any(parameter.name == "settings" for parameter in self.params):
+                _name_setting(error)
+            raise
+        except click.BadParameter as error:
+            if error.param is None or error.param.name != "features" or isinstance(error.param.type, InputName):
+                raise
+            split = dict(zip(given, [*given[1:], ""], strict=True)).get("--split", "SPLIT")
+            raise click.UsageError(f"{error.format_message()}\n{_describe_making_features(split)}", ctx) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Compare the outputs with the inputs, then run."""
         outputs, inputs = [], []
@@ -85,7 +100,72 @@ class Command(click.Command):
             there = [(name, path) for name, path in inputs if os.path.lexists(path)]
             if problems := output_problems(outputs, there):
                 raise click.UsageError("\n".join(problems))
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except MeidbenchError as error:
+            error.args = (_name_as_given(str(error.args[0]), ctx.params.values()),)
+            raise
+
+
+def _name_as_given(text: str, values: Iterable[Any]) -> str:
+    """Return a message in which the paths of a call are as the user wrote them, not made absolute."""
+    entries = [entry for value in values for entry in (value if isinstance(value, tuple) else (value,))]
+    paths = [Path(entry) for entry in entries if isinstance(entry, str | Path) and str(entry)]
+    for path in sorted(paths, key=lambda path: -len(str(path))):
+        if not path.is_absolute() and path.exists():
+            text = text.replace(str(path.absolute()), str(path))
+    return text
+
+
+def _name_setting(error: click.NoSuchOption) -> None:
+    """Raise a refusal that names the setting for an option such as ``--lr``, where no option is like it."""
+    from meidbench.baselines.configuration import list_keys
+    from meidbench.checks import find_like
+
+    name = error.option_name.lstrip("-")
+    options = [option.lstrip("-") for option in error.possibilities or ()]
+    if not find_like(name, options) and (found := find_like(name, list_keys())):
+        settings = " or ".join(f"--set {key}=VALUE" for key in found[:2])
+        raise click.UsageError(
+            f"there is no option {error.option_name}; it is a setting: {settings}", error.ctx
+        ) from None
+
+
+def _describe_making_features(split: str) -> str:
+    """Return the commands that make a feature file of a split."""
+    name = _match_dataset(split)
+    frames = " --frames 150" if name == "videolt" else ""  # as its authors' features, see needs.toml
+    stem, quoted = ("features", name) if name == "SPLIT" else (Path(name).stem, shlex.quote(name))
+    return (
+        "A feature file is made from the videos, or from a folder of .npy files:\n"
+        f"  meidbench extract-features VIDEOS --split {quoted} \\\n     {frames} --out {stem}.h5\n"
+        f"  meidbench pack-features FOLDER --split {quoted} \\\n      --out {stem}.h5"
+    )
+
+
+def _match_dataset(text: str) -> str:
+    """Return a benchmark's name for its spelling in the paper (``Charades-LT``), any other text as it is."""
+    if text in DATASETS:
+        return text
+    from meidbench.checks import match_name
+
+    return match_name(text, DATASETS)
+
+
+def _suggest_dataset(text: str) -> str:
+    from meidbench.checks import suggest
+
+    return suggest(text, DATASETS)
+
+
+class _Dataset(click.Choice):  # type: ignore[type-arg,unused-ignore]
+    """A benchmark's name, also as the paper spells it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = _match_dataset(str(value))
+        if name not in DATASETS:
+            self.fail(f"{name!r} is not one of {', '.join(DATASETS)}{_suggest_dataset(name)}", param, ctx)
+        return name
 
 
 def _split_files(value: str) -> list[Path]:
@@ -104,7 +184,7 @@ INPUT_FOLDER = InputPath(file_okay=False)
 NAMED_FILE = InputName(lambda value: [Path(value), Path(value.partition("=")[2] or value)])
 JSON_FILE = OutputFile(".json", allow_dash=True)
 SEED = click.IntRange(min=0)
-DATASET = click.Choice(DATASETS)
+DATASET = _Dataset(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
 subset_option = click.option("--subset", type=SUBSET, help="[default: test; val where the split has no test]")
@@ -156,12 +236,13 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
     name = "dataset"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
+        text = _match_dataset(str(value))
         if text.endswith(".toml") and not Path(text).is_file():
             problem = f"{text!r} is a folder" if Path(text).is_dir() else f"the file {text!r} does not exist"
             self.fail(f"{problem}; expected a manifest or a plan", param, ctx)
         if text not in DATASETS and not text.endswith(".toml"):
-            self.fail(f"{text!r} is neither one of {', '.join(DATASETS)} nor a manifest or a plan (.toml)", param, ctx)
+            known = f"one of {', '.join(DATASETS)}{_suggest_dataset(text)}"
+            self.fail(f"{text!r} is neither {known} nor a manifest or a plan (.toml)", param, ctx)
         return text
 
 
@@ -171,9 +252,10 @@ class _SplitName(InputName):
     name = "split"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
+        text = str(value) if Path(str(value)).is_file() else _match_dataset(str(value))
         if text not in DATASETS and not Path(text).exists():
-            self.fail(f"{text!r} is neither a split file nor one of {', '.join(DATASETS)}", param, ctx)
+            known = f"one of {', '.join(DATASETS)}{_suggest_dataset(text)}"
+            self.fail(f"{text!r} is neither a split file nor {known}", param, ctx)
         return text
 
 
@@ -239,7 +321,13 @@ def echo_json(text: str) -> None:
 
 
 def report(line: str) -> None:
-    """Print a line to stderr."""
+    """Print a line to stderr; a note of several trainings is printed once per command."""
+    context = click.get_current_context(silent=True)
+    if line.startswith("note: ") and context is not None:
+        told: set[str] = context.meta.setdefault(f"{__name__}.notes", set())
+        if line in told:
+            return
+        told.add(line)
     echo(line, err=True)
 
 

@@ -363,8 +363,9 @@ def import_split(
     \b
     table      CSV, TSV, Parquet, a JSON list or JSON lines with the columns
                video_id and labels: names or indices of classes, joined by
-               semicolons, or a list. Optional: subset; group (videos that
-               belong together, which the audit checks), length_s, subject.
+               semicolons, or a list; or a column of 0 and 1 per class.
+               Optional: subset; group (videos that belong together, which the
+               audit checks), length_s, subject.
     lists      A line per video: VIDEO_ID and labels, joined by commas or
                blanks, such as the lists of VideoLT, MEID and build-splits.
     mmaction2  A line per video: PATH/ID.mp4 and class indices, or a folder of

@@ -1,5 +1,6 @@
 """``meidbench train``, ``predict``, ``reproduce`` and ``demo``: baselines, from features to scored predictions."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,7 @@ from meidbench.cli.parameters import (
     subset_option,
     write_text,
 )
+from meidbench.errors import first_few
 from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
 
 _repeatable = partial(click.option, multiple=True)
@@ -73,6 +75,24 @@ def _telling_of_memory() -> Iterator[None]:
 
 
 @command(
+    short_help="List the methods that 'train' knows.",
+    epilog="\b\nExamples:\n  meidbench methods\n  meidbench methods --json",
+)
+@as_json
+def methods(as_json: bool) -> None:
+    """List every method: title, paper, and the benchmarks with published numbers.
+
+    With --json, every form of a method (NAME-compat, NAME-release) is an entry of its own, with the published rows.
+    """
+    from meidbench.baselines.methods import list_methods, methods_table
+
+    if as_json:
+        echo_json(json.dumps([method.to_json() for method in list_methods()], indent=2))
+    else:
+        echo(methods_table())
+
+
+@command(
     short_help="Train a baseline; resumable.",
     epilog="\b\nExamples:\n"
     "  meidbench train --split charadeslt --features charades_r101.h5 \\\n"
@@ -95,7 +115,8 @@ def _telling_of_memory() -> Iterator[None]:
 @click.option(
     "--method",
     required=True,
-    help="A recipe: bce, ldam, meid, move...; ldam-compat is as in VideoLT's code, meid-release as in its authors'.",
+    help="A recipe that 'meidbench methods' lists: bce, ldam, meid...; ldam-compat is as in VideoLT's code, "
+    "meid-release as in its authors'.",
 )
 @click.option(
     "--aggregator",
@@ -112,7 +133,12 @@ def _telling_of_memory() -> Iterator[None]:
     help="For a method of two stages, a finished run of its first [default: trained in RUN/first-stage].",
 )
 @_check
-@_short_for("schedule.epochs", "--epochs", type=click.IntRange(min=1), help="Short for --set schedule.epochs=N.")
+@_short_for(
+    "schedule.epochs",
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Short for --set schedule.epochs=N. A run of fewer epochs goes on.",
+)
 @_short_for("seed", "--seed", type=SEED, help="Short for --set seed=N.")
 @_short_for("execution.device", "--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto].")
 @_short_for(
@@ -198,7 +224,7 @@ def train(
     short_help="Write the predictions of a trained run.",
     epilog="\b\nExample:\n  meidbench predict runs/ldam --subset val --out predictions.parquet",
 )
-@click.argument("run", metavar="RUN", type=INPUT_FOLDER)
+@click.argument("run", metavar="RUN", type=INPUT)
 @subset_option
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The prediction file to write (Parquet).")
 @click.option("--split", type=SPLIT, help="A split file, or a built benchmark's name [default: the run's].")
@@ -237,7 +263,9 @@ def predict(
     "      --seed 1 --seed 2 --seed 3\n"
     "  meidbench reproduce table3 --simulate --out try",
 )
-@click.argument("tables", nargs=-1, required=True, metavar="TABLE...", type=click.Choice((*TABLES, "all")))
+@click.argument(
+    "tables", nargs=-1, required=True, metavar="TABLE...", type=click.Choice((*TABLES, "all"), case_sensitive=False)
+)
 @_repeatable(
     "--row", "rows", metavar="NAME", help="Run only this row, as --plan names it; repeatable. Others stay in the table."
 )
@@ -303,6 +331,10 @@ def reproduce(
     named = options["split_files"], options["annotations"], materials.parse_features(features)
     chosen = choose_rows(tables, options["rows"])
     refuse_unusable_outputs(json_file, *(out / f"{name}.{ending}" for name in chosen for ending in render.ENDINGS))
+    if not only_plan and (foreign := render.find_foreign_files(out, chosen)):
+        raise click.UsageError(
+            f"not written by this command, and would be replaced: {first_few(foreign)}\nName another folder with --out"
+        )
     rendered = render.render_tables(
         chosen,
         materials.InputFiles(*named, simulation, out, progress_bar),
@@ -315,8 +347,8 @@ def reproduce(
     on_stdout = str(json_file) == "-"
     done: list[Any] = []
     for table in rendered:
-        for ending, text in table.files.items():
-            write_text(out / f"{table.name}.{ending}", text)
+        for ending in render.ENDINGS if table.files else ():
+            write_text(out / f"{table.name}.{ending}", table.files[ending])
         if not on_stdout:
             echo(f"\n{table.text}" if done else table.text)
         for remark in table.remarks:
