@@ -160,7 +160,7 @@ def test_float16_and_integers_are_scored_where_allowed(given, toy_split):
     ({"subset": "val"}, "its subset is 'val', expected 'test'"),
     ({"split_digest": "abc"}, "its split_digest is 'abc'"),
     ({"content_digest": "abc"}, "its content_digest is 'abc'"),
-    ({"class_names": ["x"]}, "its class names are not 12 names"),
+    ({"class_names": ["x"]}, "its class names are not those of the split; unknown: x; missing: Doing thing 0"),
     ({"class_names": ["Doing thing 1", "thing 0", *(f"Doing thing {i}" for i in range(2, 12))]},
      "2 class name(s) are others: 0 'Doing thing 1' (expected 'Doing thing 0'), 1 'thing 0'"),
     ({"class_names": ["Doing thing 0", "Doing thing 0", *(f"Doing thing {i}" for i in range(2, 12))]},

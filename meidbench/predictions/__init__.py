@@ -34,10 +34,10 @@ FORMS: dict[bytes, Callable[[Path], PredictionFile]] = {
 }
 _MATRIX = b"\x93NUMPY"
 # A folder of files of one run may also hold logs and settings.
-_ENDINGS = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv", ".txt", ".jsonl")
+ENDINGS = (".parquet", ".npz", ".npy", ".h5", ".hdf5", ".csv", ".tsv", ".txt", ".jsonl")
 
-_WRITE = 'meidbench.write_predictions("run.parquet", video_ids, {})'
-_NUMBERS = f"\n  {_WRITE.format('np.array(scores, np.float32)')}"
+_WRITE = 'meidbench.write_predictions("run.parquet", {})'
+_NUMBERS = f"\n  import meidbench, numpy as np; {_WRITE.format('video_ids, np.array(scores, np.float32)')}"
 _UNPACK = ". Unpack it, and name the file in it"
 _NO_SCORES = f". It has no scores; those of a model are written by meidbench predict, or by a script:{_NUMBERS}"
 # The remedy for each kind of file that is not read, by the words of ``describe_content``.
@@ -45,13 +45,14 @@ REMEDIES = {
     "a pickle": ", which is never loaded: that could run a program. If you trust it, load it in Python and write its "
     f"scores:{_NUMBERS}\nThe scores in mmaction2's result.pkl are in the order of its annotation file.",
     "a file of torch.save": ", which is not loaded. If it holds scores, torch.load it in Python and write them:\n  "
-    f"{_WRITE.format('scores')}\nA checkpoint has no scores; meidbench predict RUN --out run.parquet writes those of "
-    "a run.",
+    f"import meidbench; {_WRITE.format('video_ids, scores')}\nA checkpoint has no scores; meidbench predict RUN --out "
+    "run.parquet writes those of a run.",
     "a NumPy array of Python objects": ", pickled and never loaded. Where you have the array, write its numbers:\n  "
-    f"{_WRITE.format('np.array(scores.tolist(), np.float32)')}",
+    f"import meidbench, numpy as np; {_WRITE.format('video_ids, np.array(scores.tolist(), np.float32)')}",
     **dict.fromkeys(("a zip archive", "a compressed archive", "a tar archive"), _UNPACK),
-    "an Excel workbook": '. Save the sheet as CSV:\n  pandas.read_excel({name!r}).to_csv("run.csv", index=False)',
-    "an Arrow file": '. Write it as Parquet:\n  pandas.read_feather({name!r}).to_parquet("run.parquet")',
+    "an Excel workbook": ". Save the sheet as CSV:\n  "
+    'import pandas; pandas.read_excel({name!r}).to_csv("run.csv", index=False)',
+    "an Arrow file": '. Write it as Parquet:\n  import pandas; pandas.read_feather({name!r}).to_parquet("run.parquet")',
     **dict.fromkeys(("a database", "a MATLAB file"), f". Read it in Python, and write its scores:{_NUMBERS}"),
     "text in UTF-16": ". Save the text in UTF-8",
     "a web page": ", sent by a server in the place of the file. Download the file again",
@@ -59,42 +60,61 @@ REMEDIES = {
     "a split file": ". Name the prediction file in its place, and this file with --split",
     **dict.fromkeys(("an image", "a video file", "a PDF document"), _NO_SCORES),
 }
+_IDS, _SCORES = "|".join(ID_NAMES), "|".join(SCORE_NAMES)
 # JSON lines: an object with a key that names ids or scores.
-_OBJECT = re.compile(rf'\{{.*"({"|".join((*ID_NAMES, *SCORE_NAMES))})"\s*:', re.IGNORECASE | re.DOTALL)
-# Forms of JSON by their beginning: the words, and the ids and the scores in what json.load returns.
+_OBJECT = re.compile(rf'\{{.*"({_IDS}|{_SCORES})"\s*:', re.IGNORECASE | re.DOTALL)
+_OTHER_KEY = rf'\{{\s*"(?!(?:{_SCORES})")[^"]*"\s*:\s*'
+# Forms of JSON that are not read, by their beginning: the words, and the arguments that write the scores in ``found``.
 _JSON = (
-    (r'\{\s*"[^"]*"\s*:\s*\[\s*-?\d', "scores by video id", "list(found)", "list(found.values())"),
-    (r"\[\s*\[", "a list of scores without video ids", "video_ids", "found"),
+    (rf'\{{\s*"({_IDS})"\s*:\s*\[', "an object of ids and scores", 'found["{0}"], found["scores"]'),
+    (rf'\{{\s*"({_SCORES})"\s*:\s*\[\s*\[', "an object of scores and ids", 'found["video_ids"], found["{0}"]'),
+    (rf"{_OTHER_KEY}\[\s*-?\d", "scores by video id", "list(found), list(found.values())"),
     (
-        r'\[\s*\{[^}]*"video_id"',
-        "a list of objects; JSON lines have one object per line",
-        *(f'[e["{key}"] for e in found]' for key in ("video_id", "scores")),
+        rf'{_OTHER_KEY}\{{\s*"[^"]*"\s*:\s*["\d-]',
+        "one object per class, or per video (then add .T)",
+        "pandas.DataFrame(found)",
     ),
-    (r"\[", "a list of another form", "video_ids", "np.array(scores, np.float32)"),
+    (r"\[\s*\[", "a list of scores without video ids", "video_ids, found"),
+    (
+        r'\[\s*\{[^}]*"(?:video_)?id"',
+        "a list of objects; JSON lines have one object per line",
+        "pandas.DataFrame(found)",
+    ),
 )
+_RESULT = re.compile(r'\{\s*"(accuracy"\s*:|classes"\s*:\s*\[)\s*\{')  # of evaluate and of compare
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
     """Refuse a file of a kind that is not read, by its content and its first bytes; the message names the remedy."""
     kind, name = describe_content(path), str(path)
-    if kind == "a file of torch.save" and path.with_name("config.json").is_file():
+    if kind == "a checkpoint of a run":
         command = f"meidbench predict {path.parent} --out run.parquet"
         raise PredictionError(f"{path} is a checkpoint of a run, which has no scores. Write them:\n  {command}")
     if kind in REMEDIES:
         raise PredictionError(f"{path} is {kind}{REMEDIES[kind].replace('{name!r}', repr(name))}")
     text = start.decode("utf-8-sig", errors="replace").lstrip()
-    if kind == "JSON" and not _OBJECT.match(text):
-        for form, words, ids, scores in _JSON:
-            if re.match(form, text):
-                write = _WRITE.format(scores).replace("video_ids", ids, 1)
-                raise PredictionError(
-                    f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  "
-                    f"import json, pathlib; found = json.loads(pathlib.Path({name!r}).read_text()); {write}"
-                )
+    if kind == "JSON":
+        _refuse_json(path, text)
+
+
+def _refuse_json(path: Path, text: str) -> None:
+    """Refuse JSON that is no JSON lines, by the beginning of its text."""
+    if _RESULT.match(text):
+        result = "a result of meidbench evaluate or compare, which has no scores"
+        raise PredictionError(f"{path} is {result}. Name a prediction file in its place")
+    for form, words, arguments in _JSON:
+        if found := re.match(form, text, re.IGNORECASE):
+            pandas = ", pandas" if "pandas" in arguments else ""
+            read = f"found = json.loads(pathlib.Path({str(path)!r}).read_text())"
+            raise PredictionError(
+                f"{path} is JSON, {words}. Write a prediction file of it in Python:\n  "
+                f"import json, meidbench, pathlib{pandas}; {read}; {_WRITE.format(arguments.format(*found.groups()))}"
+            )
+    if not _OBJECT.match(text):
         raise PredictionError(f"{path} is JSON of another form, or damaged. Write its scores in Python:{_NUMBERS}")
 
 
-def _make_local(path: str | Path) -> Path:
+def _make_local(path: str | os.PathLike[str]) -> Path:
     """Return a local path; a file at an address is fetched first."""
     if not is_url(path):
         return Path(path)
@@ -122,7 +142,7 @@ def open_predictions(
     listed = [paths] if isinstance(paths, str | os.PathLike) else paths
     if not isinstance(listed, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in listed):
         raise PredictionError(f"expected the path of a prediction file, or a list of paths, got {type(paths).__name__}")
-    given = [_make_local(path if isinstance(path, str) else Path(path)) for path in listed]
+    given = [_make_local(path) for path in listed]
     ids = None if video_ids is None else Path(video_ids)
     if ids is not None and not ids.is_file():
         raise PredictionError(describe_missing("file of ids", ids))
@@ -162,10 +182,10 @@ def _list_folder(folder: Path) -> list[Path]:
         command = f"meidbench predict {folder} --out run.parquet"
         raise PredictionError(f"{folder} is the folder of a run, which has no scores. Write them:\n  {command}")
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    found = [path for path in files if path.suffix.lower() in _ENDINGS]
+    found = [path for path in files if path.suffix.lower() in ENDINGS]
     if not found:
         held = first_few(path.name for path in files) or "no file"
-        raise PredictionError(f"{folder} holds {held}; expected prediction files ({', '.join(_ENDINGS)})")
+        raise PredictionError(f"{folder} holds {held}; expected prediction files ({', '.join(ENDINGS)})")
     if len(counts := Counter(path.suffix.lower() for path in found)) > 1:
         kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
         raise PredictionError(f"{folder} holds files of several forms ({kinds}); name the files of one run")

@@ -77,6 +77,7 @@ def reading_warnings(predictions: Predictions | PredictionFile, split: Split) ->
 
 _PADDING = "torch's DistributedSampler repeats videos until all processes have the same number of them"
 _AVERAGE = "pandas.DataFrame(scores, index=video_ids).groupby(level=0).mean()"
+_LONG = "If each row is a video and a class: frame.pivot(index=..., columns=..., values=...), with these column names"
 _MOST_VIEWS = 64  # per video, in a file whose ids are read
 
 
@@ -108,10 +109,11 @@ def align_predictions(
     can_read = predictions.num_videos <= 2 * len(wanted) + 1000
     can_read = can_read and predictions.num_classes <= 2 * split.num_classes + 1000
     if predictions.num_videos <= _MOST_VIEWS * len(wanted) + 1000:
-        problems += _repeat_problems(predictions, can_read)
+        problems += _repeat_problems(predictions, can_read, predictions.num_classes < split.num_classes)
         problems += _id_problems(predictions.video_ids, wanted, split, subset)
     else:
-        problems.append(f"there are {predictions.num_videos:,} rows, {subset} has {len(wanted):,} videos")
+        rest = f". {_LONG}" if predictions.num_classes < split.num_classes else ""
+        problems.append(f"there are {predictions.num_videos:,} rows, {subset} has {len(wanted):,} videos{rest}")
     if problems:
         raise _refusal(problems + (_number_problems(predictions) if can_read else []), split, subset)
     rows = _target_rows(predictions.video_ids, wanted)
@@ -183,18 +185,21 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
     for names in (metadata.get("class_names"), predictions.class_names):
         if names in (None, list(split.class_names)) or (names == columns and _class_order(columns, split) is not None):
             continue
-        if not isinstance(names, list) or len(names) != split.num_classes:
-            given = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-            unknown = [name for name in given if name not in split.class_names]
-            missing = [name for name in split.class_names if name not in given]
-            named = (("unknown", unknown), ("missing", missing))
-            parts = [f"; {what}: {first_few(found)}" for what, found in named if 0 < len(found) < len(given) / 2]
-            problems.append(f"its class names are not {split.num_classes:,} names{''.join(parts)}")
-        else:
-            pairs = enumerate(zip(names, split.class_names, strict=True))
-            other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
-            problems.append(f"{len(other):,} class name(s) are others: {first_few(other)}")
+        problems.append(_name_problem(names if isinstance(names, list) else [], split.class_names))
     return problems
+
+
+def _name_problem(names: list[Any], wanted: Sequence[str]) -> str:
+    """Return the problem with class names: those that differ by place, or those that are unknown or missing."""
+    unknown = [name for name in names if name not in wanted]
+    missing = [name for name in wanted if name not in names]
+    if len(names) == len(wanted):
+        pairs = enumerate(zip(names, wanted, strict=True))
+        other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
+        if not unknown or len(other) <= 2 * len(unknown):  # else a column too many moves the rest
+            return f"{len(other):,} class name(s) are others: {first_few(other)}"
+    parts = [f"; {what}: {first_few(found)}" for what, found in (("unknown", unknown), ("missing", missing)) if found]
+    return f"its class names are not those of the split{''.join(parts)}"
 
 
 def _column_names(predictions: Predictions | PredictionFile) -> list[str] | None:
@@ -226,7 +231,7 @@ def _find_repeated(video_ids: list[str]) -> dict[str, int]:
     return {video_id: count for video_id, count in Counter(video_ids).items() if count > 1}
 
 
-def _repeat_problems(predictions: Predictions | PredictionFile, can_read: bool) -> list[str]:
+def _repeat_problems(predictions: Predictions | PredictionFile, can_read: bool, is_narrow: bool) -> list[str]:
     """Return the problem with videos of several rows; rows with the same scores are none."""
     video_ids = predictions.video_ids
     if not (repeated := _find_repeated(video_ids)):
@@ -242,6 +247,8 @@ def _repeat_problems(predictions: Predictions | PredictionFile, can_read: bool) 
     if not differing:
         return []
     problem = f"{len(differing):,} video(s) occur more than once, with different scores: {_named(list(differing))}"
+    if is_narrow:
+        return [f"{problem}. {_LONG}"]
     views = f"several views (clips, crops) of one video: average them first, e.g. {_AVERAGE}"
     if len(repeated) == len(set(video_ids)):
         return [f"{problem}. They are {views}"]
@@ -254,7 +261,8 @@ def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: 
     problems = []
     given, known = set(video_ids), set(wanted)
     if missing := [video_id for video_id in wanted if video_id not in given]:
-        rest = "; if each process or shard wrote a file, give all of them" if _is_shard(given, known) else ""
+        shards = "; if each process or shard wrote a file, name their folder as the run"
+        rest = shards if _is_shard(given, known) else ""
         problems.append(f"{len(missing):,} of {len(wanted):,} videos are missing: {first_few(missing)}{rest}")
     if unknown := [video_id for video_id in dict.fromkeys(video_ids) if video_id not in known]:
         elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]

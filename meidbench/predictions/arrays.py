@@ -1,6 +1,7 @@
 """Prediction files that hold arrays: NumPy's archives and matrices, and HDF5. Pickled objects are never loaded."""
 
 import lzma
+import sys
 import tokenize
 import zipfile
 import zlib
@@ -14,7 +15,17 @@ from numpy.lib import format as npy
 
 from meidbench.errors import PredictionError, first_few
 from meidbench.files import open_inside, rehearse
-from meidbench.predictions.base import BLOCK_ROWS, ID_NAMES, LONGEST_ID, PredictionFile, Scores, find_names, id_text
+from meidbench.predictions.base import (
+    BLOCK_ROWS,
+    CLASS_NAMES,
+    ID_NAMES,
+    LONGEST_ID,
+    PredictionFile,
+    Scores,
+    find_names,
+    id_text,
+    name_classes,
+)
 
 _EXPECTED = (
     "expected video_ids (n,) and scores (n, C); meidbench.write_predictions(path, video_ids, scores) writes them"
@@ -93,6 +104,10 @@ class NpzFile(PredictionFile):
         if len(shape) != 2 or shape[0] != ids_shape[0]:
             raise self.refusal(f"the scores have shape {shape}; expected ({ids_shape[0]:,}, classes)")
         self.num_videos, self.num_classes = shape
+        for name in find_names(names, CLASS_NAMES):
+            with self._array(name) as array:
+                if self.has_class_names(name, array[1], array[3].kind in "US"):
+                    self.class_names = name_classes(_read_texts(*array, self.refusal, name))
 
     @contextmanager
     def _array(self, name: str) -> Iterator[_Array]:
@@ -138,6 +153,8 @@ def _read_texts(
     """Return the ids of a one-dimensional array of text, bytes or whole numbers."""
     _check_texts(shape, dtype, refusal, name)
     raw = _read_exactly(stream, dtype.itemsize * shape[0])
+    if dtype.kind == "U" and (np.frombuffer(raw, np.dtype("u4").newbyteorder(dtype.byteorder)) > sys.maxunicode).any():
+        raise ValueError(f"{name} holds numbers that are no characters")
     return list(map(id_text, np.frombuffer(raw, dtype=dtype).tolist()))
 
 
@@ -148,9 +165,8 @@ def _read_header(stream: IO[bytes], name: str, announced: int) -> tuple[tuple[in
         raise ValueError(f"format version {version} of array {name} is unknown")
     shape, by_column, dtype = read(stream)
     if dtype.hasobject:
-        values = (
-            f"np.array({name}).astype(str)" if name.lower() in ID_NAMES else "np.array(scores.tolist(), np.float32)"
-        )
+        is_text = name.lower() in (*ID_NAMES, *CLASS_NAMES)
+        values = f"np.array({name}).astype(str)" if is_text else "np.array(scores.tolist(), np.float32)"
         raise ValueError(f"{name} holds pickled objects, which are never loaded; save {name}={values}")
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize + stream.tell()
     if size != announced:
@@ -186,6 +202,10 @@ class Hdf5File(PredictionFile):
                 raise self.refusal(f"{self._ids_name} are not strings")
             self.num_videos, self.num_classes = scores.shape
             self.dtype = scores.dtype.newbyteorder("=")
+            found = [name for name in find_names(held, CLASS_NAMES) if self._holds_names(open_inside(file, name), name)]
+        for name in found:
+            with self._opened(name) as file:
+                self.class_names = name_classes(_read_strings(self._dataset(file, name)))
 
     @contextmanager
     def _opened(self, *datasets: str) -> Iterator[Any]:
@@ -207,20 +227,30 @@ class Hdf5File(PredictionFile):
             raise self.refusal(f"it lacks {name}; it holds {first_few(file) or 'nothing'}")
         if not isinstance(found, h5py.Dataset):
             raise self.refusal(f"{name} is not a dataset")
-        if name == self._ids_name and found.dtype.itemsize > LONGEST_ID:
+        if name != self._scores_name and found.dtype.itemsize > LONGEST_ID:
             raise self.refusal(f"{name} takes {found.dtype.itemsize:,} bytes per id: it is damaged")
         return found
 
+    def _holds_names(self, found: Any, name: str) -> bool:
+        import h5py
+
+        is_dataset = isinstance(found, h5py.Dataset)
+        return is_dataset and self.has_class_names(name, found.shape, h5py.check_string_dtype(found.dtype) is not None)
+
     def _read_ids(self) -> list[str]:
         with self._opened(self._ids_name) as file:
-            ids = file[self._ids_name]
-            if ids.dtype.kind == "O":
-                texts: list[str] = ids.asstr()[:].tolist()
-                return texts
-            return list(map(id_text, ids[:].tolist()))
+            return _read_strings(file[self._ids_name])
 
     def blocks(self) -> Iterator[tuple[int, Scores]]:  # noqa: D102 - as in the base class
         with self._opened(self._scores_name) as file:
             scores = file[self._scores_name]
             for start in range(0, self.num_videos, BLOCK_ROWS):
                 yield start, scores[start : start + BLOCK_ROWS].astype(self.dtype, copy=False)
+
+
+def _read_strings(dataset: Any) -> list[str]:
+    """Return the ids or class names of a dataset of text, bytes or whole numbers."""
+    if dataset.dtype.kind == "O":
+        texts: list[str] = dataset.asstr()[:].tolist()
+        return texts
+    return list(map(id_text, dataset[:].tolist()))

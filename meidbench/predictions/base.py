@@ -23,6 +23,11 @@ LONGEST_LINE = 1 << 24  # characters of a text file: the scores of some hundred 
 # Names of columns, arrays and keys, in any case of their letters. The first one is that of the documentation.
 ID_NAMES = ("video_id", "video_ids", "id", "ids", "video", "vid", "name", "index")
 SCORE_NAMES = ("scores", "score", "logits", "probabilities", "probs", "predictions", "preds")
+CLASS_NAMES = ("class_names", "classes")  # of arrays beside the scores
+# The class and the score in a table with one row per video and class.
+_LONG_CLASSES = ("class", "class_id", "class_index", "class_name", "label", "label_id", "category", "variable")
+_LONG_SCORES = (*SCORE_NAMES, "value", "prob", "probability", "confidence")
+_LONG_COLUMNS = 6
 # The index of a pandas DataFrame: as CSV, after CSV was read again, after reset_index, and as Parquet.
 INDEX_NAMES = ("", "Unnamed: 0", "index", "level_0", "__index_level_0__")
 
@@ -63,6 +68,26 @@ def number_classes(names: Sequence[str]) -> list[int] | None:
 def name_classes(names: Sequence[str]) -> list[str] | None:
     """Return the class names of a header; None where it numbers the classes in their order."""
     return None if number_classes(names) == list(range(len(names))) else list(names)
+
+
+def describe_long(id_name: str, columns: Sequence[str]) -> str:
+    """Return the problem with a table whose columns are ids, classes and scores, with its remedy; else an empty text.
+
+    Examples
+    --------
+    >>> print(describe_long("id", ["variable", "value"]).partition(". ")[2])
+    Make one row per video, one column per class: frame.pivot(index='id', columns='variable', values='value')
+    """
+    scores, classes = find_names(columns, _LONG_SCORES), find_names(columns, _LONG_CLASSES)
+    if len(columns) == 2 and len(scores) == 1:
+        classes = [name for name in columns if name not in scores]
+    if not scores or not classes or len(columns) > _LONG_COLUMNS:
+        return ""
+    index = f"index={id_name!r}, " if id_name else ""
+    named = first_few([id_name, *columns] if id_name else columns)
+    problem = f"it has the columns {named}: one row per video and class"
+    pivot = f"frame.pivot({index}columns={classes[0]!r}, values={scores[0]!r})"
+    return f"{problem}. Make one row per video, one column per class: {pivot}"
 
 
 def id_text(value: object) -> str:
@@ -107,13 +132,13 @@ class PredictionFile(ABC):
             raise self.refusal(f"it has the {what} {first_few(found)}; name the one to score {SCORE_NAMES[0]}")
         raise self.refusal(f"it lacks {SCORE_NAMES[0]}; it holds {first_few(held) or 'nothing'}; {expected}")
 
-    def refuse_long(self, id_name: str, columns: Sequence[str]) -> None:
-        """Refuse a table whose columns are ids, classes and scores: one row per video and class."""
-        if len(columns) == 2 and len(scores := find_names(columns, SCORE_NAMES)) == 1:
-            (classes,) = (name for name in columns if name != scores[0])
-            names = f"index={id_name!r}, columns={classes!r}, values={scores[0]!r}"
-            problem = f"it has the columns {id_name}, {first_few(columns)}: one row per video and class"
-            raise self.refusal(f"{problem}. Make one row per video, one column per class: frame.pivot({names})")
+    def has_class_names(self, name: str, shape: tuple[int, ...], is_text: bool) -> bool:
+        """Return whether an array has a name per class; refuse ``class_names`` that are something else."""
+        fits = is_text and shape == (self.num_classes,)
+        if not fits and name.strip().lower() == CLASS_NAMES[0]:
+            got = f"shape {shape}{'' if is_text else ' and no text'}"
+            raise self.refusal(f"{name} has {got}; expected one text per class, ({self.num_classes},)")
+        return fits
 
     @cached_property
     def video_ids(self) -> list[str]:
@@ -200,7 +225,6 @@ class TableFile(TextFile):
             if self._id_place and header[0] in INDEX_NAMES:
                 self._index_place = 0
             header = [name for place, name in enumerate(header) if place not in (self._id_place, self._index_place)]
-            self.refuse_long(id_name, header)
             self.class_names = name_classes(header)
             self.header = header
         elif len(first) < 2 or not all(map(_is_number, first[1:])):
@@ -212,6 +236,9 @@ class TableFile(TextFile):
             raise self.refusal(f"{problem}. Write the ids into the first column, or a .npy matrix and ids=FILE")
         self.num_classes = len(header) - (not self.is_csv)
         self._keep_ids()
+        is_repeated = self.is_csv and len(set(self.video_ids)) < self.num_videos
+        if is_repeated and (problem := describe_long(id_name, header)):
+            raise self.refusal(problem)
 
     def _choose_delimiter(self) -> list[str]:
         """Return the cells of the first line, whose delimiter is kept; blank for any blanks."""
@@ -270,12 +297,15 @@ class TableFile(TextFile):
 
 
 class JsonLinesFile(TextFile):
-    """One JSON object per line: an id, and ``scores`` as a list of numbers or an object class name -> number."""
+    """One JSON object per line: an id, and its scores.
+
+    ``scores`` is a list of numbers or an object class name -> number, or each class name is a key beside the id.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._names: tuple[str, str] | None = None
-        self._places: dict[str, int] | None = None
+        self._id_name, self._scores_name = "", ""
+        self._classes: list[str] | None = None
         self.num_classes = 0
         self._keep_ids()
 
@@ -295,29 +325,41 @@ class JsonLinesFile(TextFile):
     def _parse(self, row: Any) -> tuple[str, list[Any]]:
         if not isinstance(row, dict):
             raise ValueError(f"it holds a {type(row).__name__}")
-        if self._names is None:
-            if not (ids := find_names(row, ID_NAMES)):
-                raise ValueError(f"it has no video_id, but {first_few(repr(key[:40]) for key in row) or 'nothing'}")
-            self._names = ids[0], self.find_scores(row, "keys", _LINE)
-            self._keep_classes(row[self._names[1]])
-        id_name, scores_name = self._names
-        if missing := {id_name, scores_name} - set(row):
+        if not self._id_name:
+            self._keep_names(row)
+        if missing := {self._id_name, self._scores_name or self._id_name} - set(row):
             raise ValueError(f"it has no {' and no '.join(sorted(missing))}")
-        video_id, scores = row[id_name], row[scores_name]
+        video_id, scores = row[self._id_name], self._find_values(row)
         if type(video_id) not in (str, int):
             raise ValueError(f"the id {video_id!r:.40} is no text")
-        if self._places is not None:
-            if not isinstance(scores, dict) or scores.keys() != self._places.keys():
+        if self._classes is not None:
+            if not isinstance(scores, dict) or scores.keys() != set(self._classes):
                 raise ValueError("its class names are not those of the first line")
-            return str(video_id), [scores[name] for name in self._places]
+            return str(video_id), [scores[name] for name in self._classes]
         if not isinstance(scores, list):
-            raise ValueError(f"{scores_name} is a {type(scores).__name__}, expected a list of numbers")
+            raise ValueError(f"{self._scores_name} is a {type(scores).__name__}, expected a list of numbers")
         return str(video_id), scores
 
-    def _keep_classes(self, scores: Any) -> None:
+    def _find_values(self, row: dict[str, Any]) -> Any:
+        if self._scores_name:
+            return row[self._scores_name]
+        return {name: value for name, value in row.items() if name != self._id_name}
+
+    def _keep_names(self, row: dict[str, Any]) -> None:
+        """Keep the names of the keys of the first line, and its classes."""
+        if not (ids := find_names(row, ID_NAMES)):
+            raise ValueError(f"it has no video_id, but {first_few(repr(key[:40]) for key in row) or 'nothing'}")
+        self._id_name = ids[0]
+        keys = [name for name in row if name != ids[0]]
+        has_numbers = bool(keys) and not any(isinstance(row[name], list | dict) for name in keys)
+        if has_numbers and (problem := describe_long(ids[0], keys)):
+            raise self.refusal(problem)
+        if not has_numbers or find_names(keys, SCORE_NAMES):
+            self._scores_name = self.find_scores(row, "keys", _LINE)
+        scores = self._find_values(row)
         if isinstance(scores, dict):
-            self._places = {name: place for place, name in enumerate(scores)}
-            self.class_names = name_classes(list(scores))
+            self._classes = list(scores)
+            self.class_names = name_classes(self._classes)
         self.num_classes = len(scores) if isinstance(scores, dict | list) else 0
 
     @staticmethod
@@ -327,8 +369,11 @@ class JsonLinesFile(TextFile):
         return cells
 
     def _refuse_cell(self, cells: list[Any]) -> str:
-        wrong = next((cell for cell in cells if type(cell) not in (int, float)), cells)
-        return f"{wrong!r:.40} is not a number"
+        place = next((place for place, cell in enumerate(cells) if type(cell) not in (int, float)), None)
+        if place is None:
+            return f"{cells!r:.40} has a number that is too large"
+        name = f" ({self._classes[place][:40]!r})" if self._classes else ""
+        return f"{cells[place]!r:.40} is not a number{name}"
 
 
 def _is_number(cell: str) -> bool:

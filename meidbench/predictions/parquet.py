@@ -18,6 +18,7 @@ from meidbench.predictions.base import (
     LONGEST_ID,
     PredictionFile,
     Scores,
+    describe_long,
     find_names,
     id_text,
     name_classes,
@@ -135,7 +136,8 @@ class ParquetFile(PredictionFile):
         kinds = {name: schema.field(name).type for name in schema.names}
         numbers = {name for name in INDEX_NAMES if name in kinds and pa.types.is_integer(kinds[name])}
         columns = [name for name in schema.names if name not in (self._id_name, *index, *numbers)]
-        self.refuse_long(self._id_name, columns)
+        if problem := describe_long(self._id_name, columns):
+            raise self.refusal(problem)
         if wrong := [f"{name} ({kinds[name]})" for name in columns if not _is_number(kinds[name])]:
             raise self.refusal(f"it has columns that hold no real numbers: {first_few(wrong)}; {_EXPECTED}")
         if not columns:

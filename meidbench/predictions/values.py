@@ -14,14 +14,18 @@ from meidbench.checks import one_of
 from meidbench.errors import PredictionError, first_few
 from meidbench.files import written_whole
 from meidbench.names import SUBSETS
-from meidbench.predictions import PredictionFile, open_predictions
-from meidbench.predictions.base import BLOCK_ROWS, Scores, name_classes
+from meidbench.predictions import ENDINGS, PredictionFile, open_predictions
+from meidbench.predictions.base import BLOCK_ROWS, Scores, describe_long, name_classes
 from meidbench.splits.split import METADATA_KEY, Split, load_split
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _ID_COLUMNS = ("video_id", "id")
+_ORDERS = (
+    "evaluate(scores, video_ids, split=...), write_predictions(path, video_ids, scores), metric.update(video_ids, "
+    "scores), and (video_ids, scores) for a pair; the labels are those of the split"
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
     names = list(map(str, frame.columns))
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise PredictionError(f"the DataFrame has several columns {first_few(repeated)}")
-    frame = frame.set_axis(names, axis="columns")
+    frame, id_column = frame.set_axis(names, axis="columns"), ""
     in_index = frame.index.name in _ID_COLUMNS or frame.index.inferred_type in ("string", "bytes", "categorical")
     if "video_id" in names or (not in_index and video_ids is None and "id" in names):
         id_column = "video_id" if "video_id" in names else "id"
@@ -125,6 +129,8 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
     ids = as_ids(frame.index if video_ids is None else video_ids)
     if "scores" in names and frame["scores"].dtype.kind == "O":
         return Predictions(ids, as_array("scores", frame["scores"].tolist(), half=half))
+    if problem := describe_long(id_column, list(map(str, frame))):
+        raise PredictionError(f"the DataFrame: {problem}")
     kinds = [getattr(kind, "numpy_dtype", kind) for kind in frame.dtypes]  # of pandas' own and Arrow's types, too
     if wrong := [f"{name} ({kind})" for name, kind in zip(frame, kinds, strict=True) if kind.kind not in "fiu"]:
         raise PredictionError(
@@ -163,6 +169,9 @@ def as_ids(video_ids: Iterable[Any]) -> list[str]:
     values = video_ids.tolist() if hasattr(video_ids, "tolist") else video_ids
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise PredictionError(f"video_ids is of type {type(video_ids).__name__}; expected one id per row of the scores")
+    values = list(values)
+    if hasattr(video_ids, "columns") or any(map(_is_row, values)):
+        raise PredictionError(f"video_ids holds rows of numbers, as scores do. The order is {_ORDERS}")
     ids: list[str] = []
     wrong = []
     for row, value in enumerate(values):
@@ -176,6 +185,12 @@ def as_ids(video_ids: Iterable[Any]) -> list[str]:
     if wrong:
         raise PredictionError(f"{len(wrong):,} video id(s) are no text: {first_few(wrong)}")
     return ids
+
+
+def _is_row(value: Any) -> bool:
+    """Return whether a value in the place of an id is a row of numbers."""
+    entries = value.tolist() if hasattr(value, "tolist") else value
+    return isinstance(entries, list | tuple) and not any(isinstance(entry, str | bytes) for entry in entries)
 
 
 def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
@@ -239,8 +254,8 @@ def check_numbers(scores: Scores) -> None:
 
 def write_predictions(
     path: str | Path,
-    video_ids: Iterable[Any],
-    scores: Any,
+    video_ids: Any,
+    scores: Any = None,
     split: Split | str | Path | None = None,
     subset: str | None = None,
     run: dict[str, Any] | None = None,
@@ -249,7 +264,10 @@ def write_predictions(
 
     Parameters
     ----------
-    path, video_ids : Path, and sequence of n str
+    path : Path
+        Its name should end in ``.parquet``; an ending of another form, such as ``.csv``, is refused.
+    video_ids : sequence of n str
+        Or, without ``scores``, a DataFrame that has the ids as index or as column ``video_id``, or ``Predictions``.
     scores : array, tensor, list or DataFrame, (n, C)
         Finite real numbers of at most 64 bits, not half precision. float32 is recommended: compact, and exact where a
         model computes in it.
@@ -276,13 +294,8 @@ def write_predictions(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not isinstance(path, str | os.PathLike):
-        raise PredictionError(
-            f"path is of type {type(path).__name__}; the order is write_predictions(path, video_ids, scores)"
-        )
     split = None if split is None else load_split(split)
-    given = as_predictions(scores, as_ids(video_ids), half=False)
-    assert isinstance(given, Predictions)  # scores with ids are no file
+    given = _read_arguments(path, video_ids, scores)
     if split is not None:
         check_class_order(given, split)
     ids, scores = given.video_ids, np.ascontiguousarray(given.scores)
@@ -300,6 +313,7 @@ def write_predictions(
     if not np.isfinite(scores).all():
         raise PredictionError("the scores hold NaN or infinity; they must be finite real numbers")
     facts: dict[str, Any] = {"run": _check_run({} if run is None else run), "subset": subset}
+    facts |= {} if given.class_names is None else {"class_names": given.class_names}
     if split is not None:
         facts |= {"dataset": split.dataset, "class_names": list(split.class_names)}
         facts |= {"split_digest": split.digest, "content_digest": split.content_digest}
@@ -313,6 +327,25 @@ def write_predictions(
         options = {"row_group_size": BLOCK_ROWS, "compression": "zstd", "write_page_checksum": True}
         pq.write_table(table, temporary, use_dictionary=False, column_encoding=encoding, **options)
     return Path(path)
+
+
+def _read_arguments(path: str | Path, video_ids: Any, scores: Any) -> Predictions:
+    """Return what ``write_predictions`` is given: ids and scores, or both in one."""
+    if not isinstance(path, str | os.PathLike):
+        raise PredictionError(
+            f"path is of type {type(path).__name__}; the order is write_predictions(path, video_ids, scores)"
+        )
+    if Path(path).suffix.lower() in set(ENDINGS) - {".parquet"}:
+        raise PredictionError(f"{path}: the file is written as Parquet; name it .parquet")
+    if scores is None and not (isinstance(video_ids, Predictions) or hasattr(video_ids, "columns")):
+        raise PredictionError(
+            "scores are missing; expected write_predictions(path, video_ids, scores), or write_predictions(path, "
+            "frame) for a DataFrame with the ids as index"
+        )
+    both = (video_ids, None) if scores is None else (scores, as_ids(video_ids))
+    given = as_predictions(*both, half=False)
+    assert isinstance(given, Predictions)  # neither is a file
+    return given
 
 
 def _text_column(ids: list[str]) -> Any:
