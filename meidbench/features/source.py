@@ -228,7 +228,7 @@ class FeatureSource(ABC):
         missing = found.get("missing", [])
         naming = self.find_naming(missing)
         remedies = [self.find_remedy(kind, missing) for kind in found if kind != "missing" or not naming]
-        head = f"{sum(map(len, found.values())):,} of {asked:,} videos cannot be used from {self.path}"
+        head = f"{sum(map(len, found.values())):,} of {write_count(asked, 'video')} cannot be used from {self.path}"
         lines = [f"{head}; {naming}" if naming else f"{head}:", bullet_list(listed)]
         lines += [f"Expected {self.expected}: {TYPES}.", *dict.fromkeys(remedies)]
         return FeatureError("\n".join(lines))
