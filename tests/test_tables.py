@@ -144,7 +144,7 @@ def test_wrong_thresholds_names_and_files_are_refused(tmp_path):
     with pytest.raises(SplitError, match="class names occur more than once: run"):
         make(tmp_path, class_names=names)
     names.write_text("run\n")
-    with pytest.raises(SplitError, match="label 2 is outside the 1 classes"):
+    with pytest.raises(SplitError, match="label 2 is outside the 1 class"):
         make(tmp_path, class_names=names)
     with pytest.raises(SplitError, match="cannot read the class names"):
         make(tmp_path, class_names=tmp_path / "none")
