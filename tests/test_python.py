@@ -81,6 +81,9 @@ FRAMES = {
     "ids as unnamed index": lambda frame: frame.rename_axis(None),
     "column video_id": lambda frame: frame.reset_index(),
     "column id": lambda frame: frame.reset_index(names="id"),
+    "column Video": lambda frame: frame.reset_index(names="Video"),
+    "column index": lambda frame: frame.rename_axis(None).reset_index(),
+    "lists of logits": lambda frame: pd.DataFrame({"vid": frame.index, "logits": frame.to_numpy().tolist()}),
     "classes in another order": lambda frame: frame[frame.columns[::-1]],
     "numbered classes": lambda frame: frame.set_axis(range(12), axis="columns"),
     "rows in another order": lambda frame: frame.sample(frac=1, random_state=1),
@@ -480,7 +483,7 @@ def test_everything_prints_in_few_lines(toy_split, ids, scores, tmp_path):
     predictions = mb.read_predictions(mb.write_predictions(tmp_path / "p.parquet", ids, scores))
     for shown, words in {
         toy_split: "toylt (released): 114 / 50 / 49 videos, 12 classes",
-        data: "FeatureDataset test: 49 videos, 12 classes, 5 rows per video, 3 numbers per row",
+        data: "5 rows per video, 3 numbers per row (rows repeated in 49 that have fewer)",
         data.source: str(tmp_path),
         BatchLoader(data, 8): "BatchLoader of 8 videos per batch, on cpu, of <FeatureDataset test",
     }.items():

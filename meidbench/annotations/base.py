@@ -320,7 +320,7 @@ class LabelIndex:
             if number == len(self._places):
                 self._places.append(f"{self.noun} {row:,}")
         else:
-            rest = f"{hint}; give class names if it is one" if hint else ""
+            rest = f"{hint}; if it is one name, give the class names" if hint else ""
             raise ValueError(f"label {quote(text)} is not one of the class names or indices{rest}")
         self._of_text[text] = number
         return number

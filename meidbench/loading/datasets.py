@@ -198,8 +198,8 @@ class FeatureDataset(Dataset[Sample]):
     def __repr__(self) -> str:
         size = f"{write_count(len(self), 'video')}, {write_count(self.num_classes, 'class', 'classes')}"
         few = 0 if self.frames is None else int((self.num_frames < self.frames).sum())
-        repeated = f" (repeated in {write_count(few, 'video that has', 'videos that have')} fewer)" if few else ""
-        rows = f"{'all' if self.frames is None else self.frames} rows per video{repeated}, {self.dim:,} numbers per row"
+        repeated = f" (rows repeated in {few:,} that have fewer)" if few else ""
+        rows = f"{'all' if self.frames is None else self.frames} rows per video, {self.dim:,} numbers per row{repeated}"
         return f"<{type(self).__name__} {self.subset}: {size}, {rows}, features {self.source.path}>"
 
     @cached_property
