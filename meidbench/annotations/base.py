@@ -311,9 +311,8 @@ class LabelIndex:
                     hint = " (names that hold a semicolon need lists, as in JSON or Parquet, or indices)"
                 raise ValueError(f"label {quote(text)} is not one of the class names or indices{hint}")
             if int(text) >= len(self._names):
-                raise ValueError(
-                    f"label {text} is outside the {write_count(len(self._names), 'class', 'classes')}; the first has index 0"
-                )
+                classes = write_count(len(self._names), "class", "classes")
+                raise ValueError(f"label {text} is outside the {classes}; the first has index 0")
             number = int(text)
         elif is_index or (not hint and _can_be_name(text)):
             number = self._seen.setdefault(int(text) if is_index else text, len(self._seen))
