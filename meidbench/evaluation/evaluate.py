@@ -296,7 +296,8 @@ def cross_check_precisions(scores: BlockScores, positives: Positives, ap: Reals)
             labels[positives.rows[positives.class_slice(index)]] = True
             if labels.any():
                 again[index] = average_precision_score(labels, column)
-    differences = np.nan_to_num(np.abs(again - ap))
+    differences = np.where(np.isnan(again) & np.isnan(ap), 0.0, np.abs(again - ap))
+    differences[np.isnan(differences)] = np.inf  # one of the two has no value
     worst = int(differences.argmax())
     if differences[worst] > _DIFFERENCE_ALLOWED:
         raise PredictionError(
