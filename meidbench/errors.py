@@ -238,7 +238,7 @@ def describe_content(path: Path) -> str:
     r"""Return the kind of a file by its content, such as "a pickle"; an empty text for plain text and unknown kinds.
 
     Nothing is loaded. A Parquet file may be "a split file" or "a prediction file", a zip archive "a NumPy archive", "a
-    file of torch.save" or "an Excel workbook"; JSON is "JSON".
+    file of torch.save", "a checkpoint of a run" or "an Excel workbook"; JSON is "JSON".
 
     Examples
     --------
@@ -277,7 +277,8 @@ def _describe_zip(path: Path) -> str:
     except Exception:  # zipfile raises a dozen kinds
         return "a damaged zip archive"
     if any(name.endswith("/data.pkl") for name in names):
-        return "a file of torch.save"
+        of_run = path.name in ("best.pt", "last.pt") and path.with_name("config.json").is_file()
+        return "a checkpoint of a run" if of_run else "a file of torch.save"
     if "xl/workbook.xml" in names:
         return "an Excel workbook"
     return "a NumPy archive" if names and all(name.endswith(".npy") for name in names) else "a zip archive"

@@ -306,7 +306,8 @@ class Split:
     def to_pandas(self) -> "pd.DataFrame":
         """Return the videos as a DataFrame, with a list of class names as ``labels``; segments are left out.
 
-        ``meidbench.split_from_pandas`` makes the split again, with ``class_names`` where their order matters.
+        ``meidbench.split_from_pandas`` makes the split again, with ``class_names`` where their order matters. It has
+        the same ids, subsets, labels, lengths, subjects and groups, but no views, no segments and no official subsets.
         """
         frame: pd.DataFrame = self.table.drop_columns(["segments"]).to_pandas()
         rows = self.table.column("labels").to_pylist()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import meidbench as mb
-from meidbench.annotations.tables import split_from_files, split_from_table
+from meidbench.annotations.tables import split_from_files
 from meidbench.errors import MeidbenchError
 from meidbench.splits.split import read_split
 
@@ -121,7 +121,7 @@ def test_a_file_with_a_column_per_class_is_read_as_its_frame(form, tmp_path):
     frame.to_csv(tmp_path / "mine.tsv", sep="\t", index=False)
     frame.to_parquet(tmp_path / "mine.parquet")
     for path in tmp_path.iterdir():
-        split = split_from_table(path, **THRESHOLDS)
+        split = split_from_files([("", path)], **THRESHOLDS)[0]
         assert (split.digest, split.class_names) == (want.digest, want.class_names)
         assert str(split.table.to_pylist()) == str(want.table.to_pylist())
 

@@ -101,6 +101,7 @@ FORMS = {
     "prefix and suffix": (folder("v_{}_clip.npy"), {"prefix": "v_", "suffix": "_clip"}),
     "nested": (folder("train/{}.npy"), {}),
     "nested twice, with a suffix": (folder("rgb/class 1/{}-x.npy"), {"suffix": "-x"}),
+    "a folder per video": (folder("sub/v_{}/rgb.npy"), {"prefix": "v_", "dataset": "rgb"}),
     "archives": (folder("{}.npz", save=np.savez), {}),
     "compressed archives": (folder("{}.npz", save=np.savez_compressed), {}),
     "archives with a known array": (folder("{}.npz", save=two_arrays), {}),
@@ -337,9 +338,28 @@ def test_no_rule_is_told_where_it_does_not_mend_what_is_missing(tmp_path, arrays
 
 def test_an_array_of_a_file_with_one_array_is_no_choice(tmp_path, arrays, run):
     folder("train/{}.npy")(tmp_path, arrays)
-    for path in (tmp_path, tmp_path / "train"):
-        outcome = run("verify-features", path, "--dataset", "rgb")
-        assert outcome.exit_code == 1 and "holds no .npz files: leave out --dataset rgb\n" in outcome.stderr
+    outcome = run("verify-features", tmp_path / "train", "--dataset", "rgb")
+    assert outcome.exit_code == 1 and "a .npy file has one array: leave out --dataset rgb\n" in outcome.stderr
+    outcome = run("verify-features", tmp_path, "--dataset", "rgb")
+    assert outcome.exit_code == 1 and "but no name has the form VIDEO_ID/rgb.npy\n" in outcome.stderr
+
+
+def test_the_files_of_a_folder_per_video_are_a_choice(tmp_path, arrays, run):
+    folder("{}/rgb.npy")(tmp_path, arrays)
+    folder("{}/flow.npy", np.negative)(tmp_path, arrays)
+    said = f"{tmp_path} has a folder per video, with files such as {min(arrays)}/flow.npy; choose one of flow, rgb: "
+    with pytest.raises(FeatureError) as caught:
+        open_features(tmp_path).check(arrays)
+    assert str(caught.value) == f"{said}open_features(PATH, dataset=NAME)"
+    outcome = run("pack-features", tmp_path, "--out", tmp_path / "f.h5")
+    assert outcome.exit_code == 1 and f"{said}--dataset NAME\n" in outcome.stderr
+    for name, sign in (("rgb", 1), ("flow", -1)):
+        source = open_features(tmp_path, dataset=name)
+        assert all(np.array_equal(source.read(video_id), sign * array) for video_id, array in arrays.items())
+    with pytest.raises(FeatureError, match=r'with open_features\(PATH, suffix="_x", dataset="rgb"\): '):
+        for video_id in arrays:
+            (tmp_path / video_id).rename(tmp_path / f"{video_id}_x")
+        open_features(tmp_path, dataset="rgb").check(arrays)
 
 
 def test_ids_that_differ_otherwise_are_told_with_their_rule(tmp_path, arrays):
@@ -538,7 +558,7 @@ def test_two_datasets_of_a_file_are_not_confused(tmp_path, arrays, toy_split):
         pack(open_features(path, dataset="flow"), tmp_path / "packed.h5")
 
 
-# --- refusals with lines of Python that are run ---------------------------------------------------
+# --- refusals with a line of Python that is run -----------------------------------------------------
 
 
 def save_pickle(file, array):
@@ -601,7 +621,7 @@ def save_dict(path, arrays):
     (whole(save_matrix), "a NumPy array without ids"),
     (whole(save_dict), "a NumPy array of Python objects"),
 ])  # fmt: skip
-def test_the_lines_of_a_refusal_make_features_that_are_read(
+def test_the_line_of_a_refusal_makes_features_that_are_read(
     write, kind, tmp_path, arrays, monkeypatch, run, toy_split_file
 ):
     path = write(tmp_path / "given", arrays)
@@ -610,13 +630,12 @@ def test_the_lines_of_a_refusal_make_features_that_are_read(
     message = str(caught.value)
     assert kind in message
     assert ("never loaded" in message) == ("pickle" in kind or "objects" in kind)
-    lines = [line.strip() for line in message.splitlines() if line.startswith("  ") and not line.startswith("  - ")]
-    assert len(lines) == 2
+    (line,) = (line.strip() for line in message.splitlines() if line.startswith("  ") and not line.startswith("  - "))
     outcome = run("pack-features", path, "--out", tmp_path / "f.h5")
-    assert outcome.exit_code == 1 and all(line in outcome.stderr for line in lines)
+    assert outcome.exit_code == 1 and line in outcome.stderr
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    exec("\n".join(lines), {"video_ids": list(arrays)})
+    exec(line, {"video_ids": list(arrays)})
     made = open_features("npy")
     assert all(np.array_equal(made.read(video_id), array) for video_id, array in arrays.items())
 

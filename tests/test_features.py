@@ -208,11 +208,11 @@ def test_every_problem_of_a_folder_is_told_at_once(tmp_path):
         "'meidbench extract-features VIDEOS --out FILE.h5'.",
         "An id is the name of a file without its folder and its ending; write the ids of the split so.",
         "Copy or extract damaged videos again.",
-        "A pickle is data which is never loaded: that can run a program. If you trust it, two lines of Python make a "
-        "folder of it:",
-        '  import os, pathlib, numpy as np; os.makedirs("npy")',
-        f'  for path in pathlib.Path({str(folder)!r}).rglob("*.npy"): np.save(f"npy/{{path.stem}}.npy", '
-        'np.stack(list(np.load(path, allow_pickle=True))).astype("float32"))',
+        "A pickle is data which is never loaded: that can run a program. If you trust it, one line of Python makes "
+        "a folder of it:",
+        '  import os, pathlib, numpy as np; os.makedirs("npy"); _ = [np.save(f"npy/{path.stem}.npy", '
+        'np.stack(list(np.load(path, allow_pickle=True))).astype("float32")) '
+        f'for path in pathlib.Path({str(folder)!r}).rglob("*.npy")]',
         'Store numbers of other types as array.astype("float32").',
         "Store one row per frame: average over other axes, such as those of a 7 x 7 grid; axes of size 1 may stay.",
         "Take the features of one network; where all have one number of rows, transpose them (C x T to T x C).",

@@ -454,7 +454,7 @@ def test_streams_that_fail_cost_no_result(predictions, toy_split_file, tmp_path,
 
 
 def test_cells_of_csv_for_people_are_no_formulas(tmp_path):
-    from meidbench.annotations.tables import split_from_table
+    from meidbench.annotations.tables import split_from_files
     from meidbench.evaluation.evaluate import evaluate_scores
     from meidbench.report.plots import write_per_class
     from meidbench.splits.released import write_csv
@@ -465,14 +465,14 @@ def test_cells_of_csv_for_people_are_no_formulas(tmp_path):
             for label in [";".join(map(str, range(6)))]]  # fmt: skip
     (tmp_path / "t.csv").write_text("\n".join(["video_id,subset,labels", *rows]) + "\n")
     given = {"head_above": 3, "tail_up_to": 1, "class_names": tmp_path / "names.txt"}
-    split = split_from_table(tmp_path / "t.csv", dataset="t", **given)
+    split = split_from_files([("", tmp_path / "t.csv")], dataset="t", **given)[0]
     import numpy as np
 
     path = write_per_class(evaluate_scores(np.zeros((1, 6), np.float32), split, "test"), tmp_path / "r.csv")
     with path.open(newline="") as stream:
         assert [row["name"] for row in csv.DictReader(stream)] == [f"'{name}" for name in names[:4]] + names[4:]
     # The split as CSV is data that import-split reads: ids of videos stay, also those that begin with a minus.
-    again = split_from_table(write_csv(split, tmp_path / "s.csv"), dataset="t", **given)
+    again = split_from_files([("", write_csv(split, tmp_path / "s.csv"))], dataset="t", **given)[0]
     assert again.digest == split.digest and again.video_ids("test") == ["=v1"]
 
 

@@ -199,6 +199,13 @@ def test_files_of_one_name_in_two_folders_and_endless_numbers_are_told_apart(tmp
         read(tmp_path, {"train.txt": f"run {'9' * 5000} 1\nswim {'9' * 5000} 2\n"})
 
 
+def test_a_file_is_named_once(tmp_path):
+    (tmp_path / "train.txt").write_text("x/a.mp4 0\n")
+    for other in (tmp_path / "train.txt", tmp_path / ".." / tmp_path.name / "train.txt"):
+        with pytest.raises(SplitError, match="given more than once: .*train.txt; name each file once"):
+            split_from_files([("train", tmp_path / "train.txt"), ("val", other)], **THRESHOLDS)
+
+
 def test_the_subset_is_named_before_a_file(run, tmp_path):
     (tmp_path / "a.txt").write_text("x/a.mp4 0\n")
     (tmp_path / "b.txt").write_text("x/b.mp4 0\n")

@@ -42,14 +42,14 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def split_file(tmp_path_factory):
-    from meidbench.annotations.tables import split_from_table
+    from meidbench.annotations.tables import split_from_files
     from meidbench.splits.split import write_split
 
     folder = tmp_path_factory.mktemp("mine")
     (folder / "mine.json").write_text(json.dumps(table_rows()))
     (folder / "classes.txt").write_text("\n".join(NAMES))
     facts = {"dataset": "mine", "head_above": 1, "tail_up_to": 0, "class_names": folder / "classes.txt"}
-    split = split_from_table(folder / "mine.json", **facts)
+    split, _ = split_from_files([("", folder / "mine.json")], **facts)
     return write_split(split, folder / "mine.parquet")
 
 

@@ -282,25 +282,118 @@ def test_other_class_names_are_refused_as_before(given, toy_split, toy_split_fil
         assert outcome.exit_code == 1 and complaint in outcome.stderr
 
 
-@pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_a_long_table_is_refused_with_what_makes_it_wide(form, given, toy_split, tmp_path):
-    frame = frame_of(*given, list(toy_split.class_names))
-    long = frame.reset_index().melt("video_id", var_name="class", value_name="score")
-    getattr(long, f"to_{form}")(tmp_path / "run", index=False)
+LONG_FORMS = {
+    "CSV": lambda frame, path: frame.to_csv(path, index=False),
+    "CSV with row numbers": lambda frame, path: frame.to_csv(path),
+    "Parquet": lambda frame, path: frame.to_parquet(path),
+    "JSON lines": lambda frame, path: frame.to_json(path, orient="records", lines=True, double_precision=15),
+    "DataFrame": None,
+    "DataFrame, ids as index": None,
+}
+
+
+@pytest.mark.parametrize("names", [("class", "score"), ("variable", "value"), ("action", "score")])
+@pytest.mark.parametrize("classes", ["names", "numbers"])
+@pytest.mark.parametrize("form", LONG_FORMS)
+def test_a_long_table_is_refused_with_what_makes_it_wide(form, classes, names, given, toy_split, tmp_path):
+    frame = frame_of(*given, list(toy_split.class_names) if classes == "names" else range(12))
+    long = frame.reset_index().melt("video_id", var_name=names[0], value_name=names[1])
+    long = long.set_index("video_id") if form.endswith("index") else long
+    write = LONG_FORMS[form]
+    if write is not None:
+        write(long, tmp_path / "run")
     with pytest.raises(PredictionError, match="one row per video and class. Make one row per video") as caught:
-        open_predictions(tmp_path / "run")
+        mb.evaluate(long if write is None else tmp_path / "run", split=toy_split)
     wide = eval(str(caught.value).split("per class: ")[1], {"frame": long})
     assert mb.evaluate(wide, split=toy_split).mAP == mb.evaluate(frame, split=toy_split).mAP
 
 
-def test_a_class_too_few_or_too_many_is_named(given, toy_split, toy_split_file, run, tmp_path):
+def test_a_long_table_of_any_size_and_names_is_not_taken_for_views(given, toy_split, tmp_path):
+    frame = frame_of(*given, range(12)).reset_index()
+    long = frame.melt("video_id", var_name="action", value_name="confidence of it")
+    for repeats in (1, 100):
+        pd.concat([long] * repeats).to_csv(tmp_path / "run.csv", index=False)
+        with pytest.raises(PredictionError, match=r"If each row is a video and a class: frame\.pivot\(") as caught:
+            mb.evaluate(tmp_path / "run.csv", split=toy_split)
+        assert "average" not in str(caught.value)
+
+
+def test_classes_too_few_or_too_many_are_named(given, toy_split, toy_split_file, run, tmp_path):
     frame = frame_of(*given, list(toy_split.class_names))
+    few = frame[["Doing thing 0", "Doing thing 9"]]
+    first = frame.drop(columns="Doing thing 7")
+    first.insert(0, "label", 1)
     for changed, complaint in (
         (frame.drop(columns="Doing thing 7"), "not those of the split; missing: Doing thing 7\n"),
         (frame.assign(label=1), "not those of the split; unknown: label\n"),
+        (few.assign(label=1, y=2), "unknown: label, y; missing: Doing thing 1, Doing thing 2, Doing thing 3"),
+        (first, "not those of the split; unknown: label; missing: Doing thing 7\n"),
     ):
         changed.to_parquet(tmp_path / "run")
         assert complaint in run("evaluate", tmp_path / "run", "--split", toy_split_file).stderr
+
+
+# --- class names beside the scores ------------------------------------------------------------------------------
+
+
+def write_npz(path, arrays):
+    with path.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def write_hdf5(path, arrays):
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array.astype("S") if array.dtype.kind == "U" else array
+
+
+def write_hdf5_of_strings(path, arrays):
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array.tolist() if array.dtype.kind == "U" else array
+
+
+@pytest.mark.parametrize("write", [write_npz, write_hdf5, write_hdf5_of_strings])
+@pytest.mark.parametrize("key", ["class_names", "Classes"])
+def test_class_names_beside_the_scores_name_the_columns(key, write, given, toy_split, tmp_path):
+    ids, scores = given
+    order = np.random.default_rng(3).permutation(12)
+    names = np.array(toy_split.class_names)[order]
+    write(tmp_path / "run", {"video_ids": np.array(ids), "scores": scores[:, order], key: names})
+    result = mb.evaluate(tmp_path / "run", split=toy_split)
+    assert "put in its place by its name" in result.warnings[0]
+    assert result.mAP == mb.evaluate(scores, ids, toy_split).mAP
+    assert read_predictions(tmp_path / "run").class_names == names.tolist()
+
+
+@pytest.mark.parametrize("write", [write_npz, write_hdf5, write_hdf5_of_strings])
+def test_other_arrays_beside_the_scores_are_no_class_names(write, given, toy_split, tmp_path):
+    ids, scores = given
+    arrays = {"video_ids": np.array(ids), "scores": scores, "labels": np.array(toy_split.class_names)}
+    for classes in (np.arange(len(ids)), np.arange(12)[::-1], np.array(ids)):  # the classes of videos, not of columns
+        write(tmp_path / "run", {**arrays, "classes": classes})
+        assert read_predictions(tmp_path / "run").class_names is None
+    for names in (np.arange(12), np.array(toy_split.class_names[1:]), np.array([toy_split.class_names])):
+        write(tmp_path / "run", {**arrays, "class_names": names})
+        with pytest.raises(PredictionError, match=r"class_names has shape .*; expected one text per class, \(12,\)"):
+            open_predictions(tmp_path / "run")
+
+
+def test_class_names_that_are_pickled_are_not_loaded(given, toy_split, tmp_path):
+    ids, scores = given
+    names = np.array(toy_split.class_names, dtype=object)
+    write_npz(tmp_path / "run", {"video_ids": np.array(ids), "scores": scores, "class_names": names})
+    with pytest.raises(PredictionError, match=r"never loaded; save class_names=np.array\(class_names\).astype\(str\)"):
+        open_predictions(tmp_path / "run")
+
+
+def test_ids_of_numbers_that_are_no_characters_are_refused(given, tmp_path):
+    ids, scores = given
+    damaged = np.array(ids)
+    damaged.view(np.uint32)[3] = 0x110000
+    write_npz(tmp_path / "run", {"video_ids": damaged, "scores": scores})
+    with pytest.raises(PredictionError, match="video_ids holds numbers that are no characters"):
+        read_predictions(tmp_path / "run")
 
 
 # --- several files ----------------------------------------------------------------------------------------------
@@ -442,14 +535,14 @@ def test_an_output_never_replaces_a_file_of_the_folder(given, toy_split_file, ru
 
 
 def test_a_split_without_test_is_scored_on_val(toy_split, run, tmp_path):
-    from meidbench.annotations.tables import split_from_table
+    from meidbench.annotations.tables import split_from_files
     from meidbench.splits.split import write_split
 
     rows = [
         f"{name},{subset},{k % 12}" for subset in ("train", "val") for k, name in enumerate(toy_split.video_ids(subset))
     ]
     (tmp_path / "mine.csv").write_text("\n".join(["video_id,subset,labels", *rows]))
-    split = split_from_table(tmp_path / "mine.csv", dataset="mine", head_above=30, tail_up_to=12)
+    split = split_from_files([("", tmp_path / "mine.csv")], dataset="mine", head_above=30, tail_up_to=12)[0]
     path = write_split(split, tmp_path / "s.parquet")
     ids = split.video_ids("val")
     frame_of(ids, np.random.default_rng(0).normal(size=(len(ids), 12))).to_csv(tmp_path / "run.csv")
@@ -482,6 +575,9 @@ def test_predictions_of_another_subset_are_refused_with_its_name(toy_split, toy_
     ('{"video_id": "a", "scores": [1]}\n{"video_id": ["a"], "scores": [1]}\n', "the id ['a'] is no text"),
     ('{"video_id": "a", "scores": 1}\n', "scores is a int, expected a list of numbers"),
     ('{"video_id": "a", "scores": {"run": 1}}\n{"video_id": "b", "scores": {"jump": 1}}\n', "line 2: its class names"),
+    ('{"video_id": "a", "run": 1}\n{"video_id": "b", "run": "x"}\n', "line 2 (b): 'x' is not a number ('run')"),
+    ('{"video_id": "a", "run": 1}\n{"video_id": "b", "walk": 1}\n', "line 2: its class names are not those"),
+    ('{"video_id": "a"}\n', "it lacks scores; it holds video_id"),
     ('{"scores": [1]}\n', "line 1: it has no video_id, but 'scores'"),
     ('{\n"video_id": "a", "scores": [1]}\n', "line 1: Expecting"),
 ])  # fmt: skip

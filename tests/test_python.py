@@ -170,8 +170,46 @@ def test_wrong_arguments_are_refused_by_their_names(toy_split, ids, scores, fram
     assert "unknown subset 'tset'" in message_of(write, path, ids, scores, toy_split, "tset")
     assert "pass frame[list(split.class_names)]" in message_of(write, path, ids, frame[frame.columns[::-1]], toy_split)
     assert "the order is write_predictions(path, video_ids, scores)" in message_of(write, ids, scores, path)
+    assert "p.csv: the file is written as Parquet; name it .parquet" in message_of(
+        write, tmp_path / "p.csv", ids, scores
+    )
+    assert "scores are missing; expected write_predictions(path, video_ids, scores)" in message_of(write, path, ids)
     assert "a list of paths, got ndarray" in message_of(mb.read_predictions, scores)
     assert not list(tmp_path.iterdir())
+
+
+def test_swapped_arguments_are_called_so(toy_split, ids, scores, frame, tmp_path):
+    metric, path = mb.MeanAveragePrecision(toy_split), tmp_path / "p.parquet"
+    for call in (
+        lambda: mb.evaluate(ids, scores, toy_split),
+        lambda: mb.evaluate(ids, frame, toy_split),
+        lambda: mb.write_predictions(path, scores, ids),
+        lambda: mb.write_predictions(path, scores.tolist(), ids),
+        lambda: metric.update(torch.from_numpy(scores), torch.ones(scores.shape)),
+        lambda: metric.update(list(torch.from_numpy(scores)), ids),
+        lambda: mb.compare({"a": (scores, ids)}, toy_split),
+    ):
+        told = message_of(call)
+        assert "video_ids holds rows of numbers, as scores do. The order is evaluate(scores, video_ids, split" in told
+    assert "no text: ['TOY" in message_of(mb.evaluate, scores, [[name] for name in ids], toy_split)
+
+
+def test_the_files_of_processes_are_no_seeds(toy_split, frame, tmp_path):
+    files = [tmp_path / f"{rank}.parquet" for rank in range(3)]
+    for rank, file in enumerate(files):
+        frame[rank::3].to_parquet(file)
+    assert "name their folder as the run" in message_of(mb.compare, {"a": files}, toy_split)
+    whole = mb.compare({"a": tmp_path}, toy_split, replicates=2)
+    assert whole.methods[0].mAP["overall"].value == mb.evaluate(frame, split=toy_split).mAP.overall
+
+
+def test_a_frame_and_what_was_read_are_written_without_separate_ids(toy_split, frame, tmp_path):
+    want = mb.evaluate(frame, split=toy_split).mAP
+    whole = mb.write_predictions(tmp_path / "frame.parquet", frame, split=toy_split, subset="test")
+    again = mb.write_predictions(tmp_path / "again.parquet", mb.read_predictions(whole))
+    turned = mb.write_predictions(tmp_path / "turned.parquet", frame[frame.columns[::-1]])
+    for path in (whole, again, turned):
+        assert mb.evaluate(path, split=toy_split).mAP == want
 
 
 class DeviceArray:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 import meidbench.features.simulation as simulation
-from meidbench.annotations.tables import split_from_table
+from meidbench.annotations.tables import split_from_files
 from meidbench.errors import FeatureError, SplitError
 from meidbench.features import open_features
 from meidbench.features.simulation import (
@@ -182,7 +182,7 @@ def test_labels_without_segments_get_one_each(length, segments):
 def test_a_split_without_segments_can_be_simulated(tmp_path):
     table = tmp_path / "mine.csv"
     table.write_text("video_id,subset,labels\na,train,0\nb,train,1\nc,val,0;1\nd,test,\n")
-    split = split_from_table(table, dataset="mine", head_above=1, tail_up_to=0)
+    split = split_from_files([("", table)], dataset="mine", head_above=1, tail_up_to=0)[0]
     features = {video_id: frame_features(split, video_id, **SMALL) for video_id in "abcd"}
     assert all(array.shape == (20, 32) and np.isfinite(array).all() for array in features.values())
 

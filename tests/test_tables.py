@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meidbench.annotations.tables import read_table, split_from_table
+from meidbench.annotations.tables import read_table, split_from_files
 from meidbench.errors import RequestError, SplitError
 from meidbench.splits.released import write_csv
 from meidbench.splits.split import read_split, write_split
@@ -27,6 +27,10 @@ c,x,val,1
 d,x,test,
 e,x,test,2;0
 """
+
+
+def split_from_table(path, **facts):
+    return split_from_files([("", path)], "table", **facts)[0]
 
 
 def make(tmp_path, text=TABLE, **options):
@@ -103,6 +107,33 @@ def test_a_table_is_tab_separated_where_its_header_is(tmp_path):
             continue
         split = split_from_table(tmp_path / name, dataset="t", head_above=1, tail_up_to=0)
         assert split.class_names == ("run, fast", "swim")
+
+
+def test_columns_may_be_separated_by_semicolons(tmp_path):
+    split = make(tmp_path, 'video_id;subset;labels;length_s\na;train;"0;2";1.5\nb;val;1,2;\n')
+    assert split.table.column("labels").to_pylist() == [[0, 2], [1, 2]]
+    assert split.table.column("length_s").to_pylist()[0] == 1.5
+    with pytest.raises(SplitError, match="line 2 \\(a\\): 4 cells, expected 3; quote a cell that holds semicolons"):
+        make(tmp_path, "video_id;subset;labels\na;train;0;2\n")
+
+
+def test_a_split_file_is_no_table(tmp_path):
+    write_split(make(tmp_path), tmp_path / "split.parquet")
+    with pytest.raises(SplitError, match="split.parquet is a split file already: name it where a command takes SPLIT"):
+        split_from_table(tmp_path / "split.parquet", dataset="t", head_above=1, tail_up_to=0)
+
+
+def test_the_note_tells_names_with_commas_and_indices_from_1(tmp_path):
+    def note(text):
+        (tmp_path / "t.csv").write_text(text)
+        return read_table(tmp_path / "t.csv").note
+
+    assert note('video_id,labels\na,"eat, run"\nb,eat\n').endswith("sorted by code points: 'eat', 'eat, run'")
+    assert note("video_id,labels\na,eat\n").startswith("1 class, the distinct names")
+    assert note("video_id,labels\na,1\nb,2\n").endswith(
+        "c000, c001, c002; no video has the index 0: take 1 from each if they count from 1"
+    )
+    assert note("video_id,labels\na,0\nb,1;2\n").endswith("c000, c001, c002")
 
 
 def test_wrong_thresholds_names_and_files_are_refused(tmp_path):
@@ -270,7 +301,8 @@ def test_groups_are_kept_so_that_the_audit_finds_what_leaks(tmp_path, run):
     ("t.csv", "video_id,labels,length_s\na,0,inf\n", "length_s 'inf' is not"),
     ("t.csv", "video_id,labels\n" + "".join(f"{n},1.5\n" for n in range(9)), "9 problem(s)"),
     ("t.csv", "video_id,labels\n" + "".join(f"{n},1.5\n" for n in range(9)), "... and 4 more"),
-    ("t.csv", "video_id;labels\na;0\n", "has no column video_id, labels; its columns are video_id;labels"),
+    ("t.csv", "video;labels\na;0\n", "has no column video_id; its columns are video, labels"),
+    ("t.csv", "x/a.mp4,0\nx/b.mp4,1\n", "its columns are x/a.mp4, 0; the first line of a table names its columns"),
     ("t.tsv", "video_id\tlabels\na\t0\tx\n", "line 2 (a): 3 cells, expected 2"),
     ("t.json", "[]", "holds no video with a label"),
     ("t.json", '[{"video_id": "a", "labels": [0]}', "is not a readable JSON file"),

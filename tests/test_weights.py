@@ -292,6 +292,14 @@ def test_safetensors_without_its_package(tmp_path, monkeypatch):
     assert "pip install safetensors" in refusal(path)
 
 
+def test_a_state_dict_under_another_name_gets_the_code_that_saves_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = refusal(write(tmp_path / "w.pth", {"net": {"conv1.weight": torch.ones(2)}, "acc": 91.2}))
+    assert "entries that are not tensors: net, acc" in told
+    exec(told.split("Save them:\n")[1].strip(), {})
+    assert torch.load("weights.pt").keys() == {"conv1.weight"}
+
+
 @pytest.mark.parametrize("content, told", [
     ([torch.ones(2)], "holds a list"),
     (torch.ones(2), "holds a Tensor"),

@@ -406,7 +406,8 @@ def _open_filesystem(url: str, shown: str) -> tuple[Any, str]:
         package = (getattr(cause, "name", None) or "").partition(".")[0]
         also = "" if package in ("", "fsspec", "aiohttp") else f" {package.replace('_', '-')}"
         needed = " and ".join(dict.fromkeys(["fsspec", package or "fsspec"]))
-        raise MeidbenchError(f"{shown} is read by {needed}: pip install 'meidbench[remote]'{also}") from None
+        absent = f"{package or 'fsspec'} is not installed"
+        raise MeidbenchError(f"{shown} is read by {needed}; {absent}: pip install 'meidbench[remote]'{also}") from None
     except Exception as error:
         raise RequestError(f"{shown} cannot be read: {str(error).strip() or type(error).__name__}") from None
     return filesystem, path

@@ -55,7 +55,9 @@ class Rows:
                     yield reader.line_num, [None if place is None else row[place].strip() for place in places]
                 elif any(cell.strip() for cell in row):
                     # Or a row whose labels are joined by commas would lose all but the first label.
-                    what = f"{len(row)} cells, expected {expected}; labels are joined by semicolons"
+                    is_split = reader.dialect.delimiter == ";"
+                    remedy = "quote a cell that holds semicolons" if is_split else "labels are joined by semicolons"
+                    what = f"{len(row)} cells, expected {expected}; {remedy}"
                     self.problems.append(f"{self.place(reader.line_num, row[0])}: {what}")
 
     def place(self, number: int, video_id: object) -> str:
@@ -340,9 +342,11 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[Rows]:
-    """Open a table: Parquet or JSON by its first bytes, tab-separated by its header or ``.tsv``, otherwise CSV."""
+    """Open a table: Parquet or JSON by its first bytes, else text with commas, or tabs or semicolons by its header."""
     start = _read_start(path, 1 << 10)
-    if (kind := describe_content(path)) == "a prediction file":
+    if (kind := describe_content(path)) == "a split file":  # its labels are indices of names that a table does not have
+        raise SplitError(f"{path} is a split file already: name it where a command takes SPLIT")
+    if kind == "a prediction file":
         raise SplitError(f"{path} is a prediction file; a table has the columns video_id and labels")
     if start.startswith(b"PAR1"):
         with _readable(path, "Parquet"):
@@ -360,8 +364,9 @@ def open_table(path: Path) -> Iterator[Rows]:
             return
         with _readable(path, "CSV"):
             line = start.partition(b"\n")[0]
-            has_tabs = path.suffix.lower() == ".tsv" or (b"\t" in line and b"," not in line)
-            reader = csv.reader(stream, delimiter="\t" if has_tabs else ",", strict=True)
+            others = [mark for mark in "\t;" if mark.encode() in line and b"," not in line]
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else [*others, ","][0]
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
             header = tuple(name.strip() for name in next(reader, []))
         yield Rows(path, header, reader)
 

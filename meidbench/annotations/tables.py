@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex, quote
+from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex, find_repeated, quote
 from meidbench.annotations.rows import (
     COLUMNS,
     PAIR,
@@ -25,7 +25,7 @@ from meidbench.annotations.rows import (
     strip_class_indices,
 )
 from meidbench.checks import whole_number
-from meidbench.errors import RequestError, SplitError, bullet_list, first_few
+from meidbench.errors import RequestError, SplitError, bullet_list, first_few, write_count
 from meidbench.files import file_sha256
 from meidbench.names import RELEASED, SUBSET_NAMES, SUBSETS
 from meidbench.splits.split import Split
@@ -58,7 +58,10 @@ class TableContent:
             "indices": "0 to the highest index among the labels",
         }
         names = self.annotations.class_names
-        return f"{len(names):,} class{'es' if len(names) > 1 else ''}, {source[self.classes_from]}: {first_few(names)}"
+        shown = first_few(map(repr, names) if any("," in name for name in names) else names)
+        note = f"{write_count(len(names), 'class', 'classes')}, {source[self.classes_from]}: {shown}"
+        counts_from_1 = self.classes_from == "indices" and all(0 not in row for row in self.annotations.labels)
+        return f"{note}; no video has the index 0: take 1 from each if they count from 1" if counts_from_1 else note
 
 
 def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
@@ -110,17 +113,6 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
     return content
 
 
-def split_from_table(
-    path: Path, *, dataset: str, head_above: int, tail_up_to: int, class_names: Path | None = None
-) -> Split:
-    """Make a split from a table with the columns ``video_id``, ``subset`` and ``labels``: ``split_from_files`` of one.
-
-    The table is as in ``read_table``, but ``subset`` must be train, val or test.
-    """
-    thresholds = {"head_above": head_above, "tail_up_to": tail_up_to}
-    return split_from_files([("", path)], "table", dataset=dataset, class_names=class_names, **thresholds)[0]
-
-
 def split_from_files(
     files: Sequence[tuple[str, Path]],
     form: str = "",
@@ -149,6 +141,8 @@ def split_from_files(
     """
     _check_thresholds(head_above, tail_up_to)
     paths = [path for _, path in files]
+    if twice := find_repeated([str(Path(path).resolve()) for path in paths]):
+        raise SplitError(f"given more than once: {first_few(twice)}; name each file once")
     names = None if class_names is None else read_class_names(Path(class_names))
     chosen = form or guess_format(paths)
     notes = [f"read as {chosen} ({ROW_FORMATS[chosen].description})"] if not form else []
@@ -248,7 +242,7 @@ def _make_split(content: TableContent, dataset: str, variant: str, head_above: i
 
 def _count_unlabelled(split: Split) -> list[str]:
     count = sum(not labels for labels in split.table.column("labels").to_pylist())
-    return [f"{count:,} of {len(split.table):,} videos have no label"] if count else []
+    return [f"{count:,} of {write_count(len(split.table), 'video')} have no label"] if count else []
 
 
 def _record_files(table: Annotations, paths: Iterable[Path | None]) -> None:
@@ -386,12 +380,13 @@ def _check_header(rows: Rows, required: tuple[str, ...]) -> bool:
     missing = [name for name in required if name not in rows.columns] if rows.has_header else []
     if missing and missing != ["labels"]:
         found = first_few(rows.columns) or f"none; it is empty, and a table is {TABLES} with a header"
-        is_list = " " in rows.columns[0] if rows.columns else False
-        remedies: dict[tuple[str, ...], str] = {
-            ("subset",): f"; add it, or name the subset of the file, as in train={rows.path.name}",
-            ("video_id", "labels"): "; a list without a header is read with --format lists" if is_list else "",
-        }
-        remedy = "" if isinstance(rows, FrameRows) else remedies.get(tuple(missing), "")
+        remedy = ""
+        if missing == ["subset"] and not isinstance(rows, FrameRows):
+            remedy = f"; add it, or name the subset of the file, as in train={rows.path.name}"
+        elif rows.is_text and rows.columns and {"video_id", "labels"} <= set(missing):
+            is_list = " " in rows.columns[0]
+            no_header = "a list without a header is read with --format lists"
+            remedy = f"; {no_header if is_list else 'the first line of a table names its columns'}"
         raise SplitError(f"{rows.path} has no column {', '.join(missing)}; its columns are {found}{remedy}")
     twice = [name for name in (*COLUMNS, PAIR) if rows.columns.count(name) > 1]
     if "group" in rows.columns and PAIR in rows.columns:

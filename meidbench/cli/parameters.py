@@ -196,7 +196,7 @@ def naming_options(function: Callable[..., Any]) -> Callable[..., Any]:
     helps = (
         ("--prefix", "TEXT", "What the names of files or datasets have before the id, such as v_ of v_VIDEO_ID.npy."),
         ("--suffix", "TEXT", "What they have after the id, such as _clip of VIDEO_ID_clip.npy."),
-        ("--dataset", "PATH", "HDF5: the NAME of /NAME/VIDEO_ID, of /VIDEO_ID/NAME or of one array; .npz: the array."),
+        ("--dataset", "PATH", "NAME of /NAME/VIDEO_ID, /VIDEO_ID/NAME or an array (HDF5, .npz) or VIDEO_ID/NAME.npy."),
     )
     for option, metavar, text in reversed(helps):
         function = click.option(option, default="", metavar=metavar, help=text)(function)

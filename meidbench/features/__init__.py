@@ -42,7 +42,7 @@ def open_features(
     dataset : str, optional
         For HDF5, a group (``rgb`` of ``/rgb/VIDEO_ID``), an array of all videos, or the dataset in the group of each
         video (``rgb`` of ``/VIDEO_ID/rgb`` or ``/features/VIDEO_ID/rgb``). For ``.npz``, the name of the array; by
-        default the only one, or ``features``.
+        default the only one, or ``features``. For a folder per video, the name of its file: ``VIDEO_ID/rgb.npy``.
 
     Raises
     ------
@@ -113,14 +113,13 @@ def _find_form(file: h5py.File, name: str) -> tuple[str, ...] | None:
         return (f"no /{HDF5_GROUP} {held}: it has predictions",)
     if any(_holds(file, ids, h5py.Dataset) for ids in ID_NAMES):
         return (f"ids but no /{HDF5_GROUP}: name the array of the features, open_features(PATH, dataset=NAME) {held}",)
-    groups = [name for name in file if _holds(file, name, h5py.Group)]
-    if len(groups) < len(file):
-        return "", ""
-    if not groups:
+    if not len(file):
         return (f"no /{HDF5_GROUP} {held}",)
-    inner = sorted(open_inside(file, groups[0]))
+    if not all(_holds(file, name, h5py.Group) for name in file):
+        return "", ""
+    inner = sorted(open_inside(file, next(iter(file))))
     # Many groups are videos with a few datasets each; a few groups have datasets of many videos.
-    choice = first_few(inner if len(inner) < len(groups) else groups)
+    choice = first_few(inner if len(inner) < len(file) else file)
     return (f"no /{HDF5_GROUP} {held}; choose one of {choice}: open_features(PATH, dataset=NAME)",)
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from meidbench.errors import FeatureError, bullet_list, first_few
-from meidbench.features.foreign import describe_folder, describe_objects, is_pickle
+from meidbench.errors import FeatureError, bullet_list, describe_content, first_few
+from meidbench.features.foreign import describe_folder, describe_objects
 from meidbench.features.source import Array, FeatureSource, Naming, UnusableVideo
 from meidbench.files import find_stat
 
@@ -40,21 +40,27 @@ class NpyFolder(FeatureSource):
     """A folder with one ``VIDEO_ID.npy`` or, where it has none of these, one ``VIDEO_ID.npz`` per video.
 
     Where the folder itself has no such file, the folders below it are looked through, and each id must be in one of
-    them. Files with other names do not matter. ``naming.dataset`` is the array to read of ``.npz`` files.
+    them. Files with other names do not matter. ``naming.dataset`` is the array to read of ``.npz`` files, or the file
+    in a folder per video: ``rgb`` of ``VIDEO_ID/rgb.npy``.
     """
 
     def __init__(self, path: Path, naming: Naming = Naming()) -> None:  # noqa: B008 - immutable
         super().__init__(path, naming)
         self.expected = f"a folder of {naming.stored('VIDEO_ID')}.npy"
-        # The ending of all files, and the folder of each id where that is not the folder itself; found by ``ids``.
+        # The ending of all files, and the path of each file below where it lies deeper; found by ``ids``.
         self._places: tuple[str, dict[str, str]] | None = None
 
     def ids(self) -> set[str]:  # noqa: D102
         names, below = self._list("")
         for ending, stored in names.items():
             if any(not name.startswith(".") for name in stored):  # not files such as "._VIDEO_ID.npy"
-                self._keep(ending, {})
-                return set(stored) if self.naming == Naming() else self._select(stored)
+                if ending == ".npy" and self.naming.dataset:
+                    raise FeatureError(
+                        f"{self.path} holds .npy files, and a .npy file has one array: leave out "
+                        f'dataset="{self.naming.dataset}"'
+                    )
+                self._places = ending, {}
+                return self._select(stored)
         found: dict[str, dict[str, list[str]]] = {ending: {} for ending in names}
         waiting, seen = below, set()
         while waiting:
@@ -67,25 +73,21 @@ class NpyFolder(FeatureSource):
             names, below = self._list(folder)
             waiting += [f"{folder}/{name}" for name in below]
             for ending, stored in names.items():
-                for video_id in self._select(stored):
-                    found[ending].setdefault(video_id, []).append(folder)
-        if not any(found.values()):
-            self._places = ".npy", {}
-            return set()
-        ending = next(ending for ending, folders in found.items() if folders)
-        self._refuse_doubled(ending, {name: folders for name, folders in found[ending].items() if len(folders) > 1})
-        self._keep(ending, {video_id: folders[0] for video_id, folders in found[ending].items()})
+                stored = [name for name in stored if not name.startswith(".")]
+                if ending == ".npy" and (member := self.naming.dataset):
+                    files = {video_id: member for video_id in self._select([Path(folder).name]) if member in stored}
+                else:
+                    files = {video_id: self.naming.stored(video_id) for video_id in self._select(stored)}
+                for video_id, file in files.items():
+                    found[ending].setdefault(video_id, []).append(f"{folder}/{file}")
+        ending = next((ending for ending, files_of in found.items() if files_of), ".npy")
+        self._refuse_doubled(ending, found[ending])
+        self._places = ending, {video_id: files[0] for video_id, files in found[ending].items()}
         return set(found[ending])
 
-    def _keep(self, ending: str, places: dict[str, str]) -> None:
-        if ending == ".npy" and self.naming.dataset:
-            named = f'dataset="{self.naming.dataset}"'
-            raise FeatureError(f"a .npy file has one array, and {self.path} holds no .npz files: leave out {named}")
-        self._places = ending, places
-
     def _select(self, stored: Iterable[str]) -> set[str]:
-        """Return the ids of stored names with the prefix and the suffix, which do not begin with a dot."""
-        return {video_id for name in stored if name[:1] != "." and (video_id := self.naming.video_id(name)) is not None}
+        """Return the ids of stored names with the prefix and the suffix."""
+        return {video_id for name in stored if (video_id := self.naming.video_id(name)) is not None}
 
     def _list(self, folder: str) -> tuple[dict[str, list[str]], list[str]]:
         """Return the files of a folder without their ending, by ending, and the folders in it."""
@@ -105,17 +107,23 @@ class NpyFolder(FeatureSource):
             raise FeatureError(f"cannot list the folder {self.path / folder}: {error.strerror}") from None
         return names, folders
 
-    def _refuse_doubled(self, ending: str, doubled: dict[str, list[str]]) -> None:
-        named = []
-        for video_id in sorted(doubled)[:5]:
-            files = sorted(f"{folder}/{self.naming.stored(video_id)}{ending}" for folder in doubled[video_id])
-            named.append(f"{video_id}: {first_few(files)}")
-        if doubled:
+    def _refuse_doubled(self, ending: str, found: dict[str, list[str]]) -> None:
+        doubled = {video_id: sorted(files) for video_id, files in found.items() if len(files) > 1}
+        if not doubled:
+            return
+        every = [file for files in found.values() for file in files]
+        # Many folders with a few names are videos; a few folders with many names are subsets or classes.
+        if ending == ".npy" and len(found) < len({file.rpartition("/")[0] for file in every}):
             raise FeatureError(
-                f"{len(doubled):,} ids are in more than one folder of {self.path}; an id is the name of one file, "
-                f"VIDEO_ID{ending}:\n{bullet_list(named)}\n"
-                "Name one of these folders as the features, or keep one file of each video under its id."
+                f"{self.path} has a folder per video, with files such as {min(every)}{ending}; choose one of "
+                f"{first_few(sorted(found))}: open_features(PATH, dataset=NAME)"
             )
+        named = [f"{name}: {first_few(f'{file}{ending}' for file in doubled[name])}" for name in sorted(doubled)[:5]]
+        raise FeatureError(
+            f"{len(doubled):,} ids are in more than one folder of {self.path}; an id is the name of one file, "
+            f"VIDEO_ID{ending}:\n{bullet_list(named)}\n"
+            "Name one of these folders as the features, or keep one file of each video under its id."
+        )
 
     def _find_places(self) -> tuple[str, dict[str, str]]:
         if self._places is None:
@@ -130,7 +138,7 @@ class NpyFolder(FeatureSource):
 
     def _path(self, video_id: str) -> str:
         ending, places = self._find_places()
-        return os.path.join(self.path, places.get(video_id, ""), f"{self.naming.stored(video_id)}{ending}")  # noqa: PTH118
+        return f"{self.path}/{places.get(video_id) or self.naming.stored(video_id)}{ending}"
 
     def refuse_empty(self) -> FeatureError:  # noqa: D102
         return FeatureError(f"there are no features in {self.path}; {describe_folder(self.path, self.naming)}")
@@ -211,7 +219,8 @@ class NpyFolder(FeatureSource):
         except _HeaderError as error:
             if size < _USUAL_HEADER and (head.startswith(npy.MAGIC_PREFIX) or npy.MAGIC_PREFIX.startswith(head)):
                 raise UnusableVideo("truncated", f"{size} bytes") from None
-            raise UnusableVideo("objects" if is_pickle(head) else "format", str(error)) from None
+            pickled = describe_content(Path(self._path(video_id))) == "a pickle"
+            raise UnusableVideo("objects" if pickled else "format", str(error)) from None
         if dtype.hasobject:
             raise UnusableVideo("objects")
         rows, width = self._squeeze(video_id, shape, dtype)

@@ -250,7 +250,7 @@ class FeatureSource(ABC):
             return ""
         if not (rule.prefix or rule.suffix):
             return f"rename these videos, or mend the ids of the split: {rule}"
-        whole = Naming(self.naming.prefix + rule.prefix, rule.suffix + self.naming.suffix)
+        whole = Naming(self.naming.prefix + rule.prefix, rule.suffix + self.naming.suffix, self.naming.dataset)
         named = ", ".join(f'{name}="{part}"' for name, part in vars(whole).items() if part)
         first = next(name for name in sorted(missing) if f"{rule.prefix}{name}{rule.suffix}" in ids)
         return f"open these features with open_features(PATH, {named}): {whole.stored(first)} is the name of {first}"

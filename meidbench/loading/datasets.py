@@ -197,7 +197,9 @@ class FeatureDataset(Dataset[Sample]):
 
     def __repr__(self) -> str:
         size = f"{len(self):,} videos, {self.num_classes:,} classes"
-        rows = f"{'all' if self.frames is None else self.frames} rows per video, {self.dim:,} numbers per row"
+        few = 0 if self.frames is None else int((self.num_frames < self.frames).sum())
+        repeated = f" (repeated in {few:,} videos that have fewer)" if few else ""
+        rows = f"{'all' if self.frames is None else self.frames} rows per video{repeated}, {self.dim:,} numbers per row"
         return f"<{type(self).__name__} {self.subset}: {size}, {rows}, features {self.source.path}>"
 
     @cached_property

@@ -88,7 +88,7 @@ _RESULT = re.compile(r'\{\s*"(accuracy"\s*:|classes"\s*:\s*\[)\s*\{')  # of eval
 def refuse_foreign(path: Path, start: bytes) -> None:
     """Refuse a file of a kind that is not read, by its content and its first bytes; the message names the remedy."""
     kind, name = describe_content(path), str(path)
-    if kind == "a file of torch.save" and path.with_name("config.json").is_file():
+    if kind == "a checkpoint of a run":
         command = f"meidbench predict {path.parent} --out run.parquet"
         raise PredictionError(f"{path} is a checkpoint of a run, which has no scores. Write them:\n  {command}")
     if kind in REMEDIES:

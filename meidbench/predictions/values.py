@@ -190,7 +190,7 @@ def as_ids(video_ids: Iterable[Any]) -> list[str]:
     if isinstance(values, str | bytes | Mapping | set | frozenset) or not isinstance(values, Iterable):
         raise PredictionError(f"video_ids is of type {type(video_ids).__name__}; expected one id per row of the scores")
     values = list(values)
-    if hasattr(video_ids, "columns") or any(isinstance(row, list | tuple) or getattr(row, "ndim", 0) for row in values):
+    if hasattr(video_ids, "columns") or any(map(_is_row, values)):
         raise PredictionError(f"video_ids holds rows of numbers, as scores do. The order is {_ORDERS}")
     ids: list[str] = []
     wrong = []
@@ -205,6 +205,12 @@ def as_ids(video_ids: Iterable[Any]) -> list[str]:
     if wrong:
         raise PredictionError(f"{len(wrong):,} video id(s) are no text: {first_few(wrong)}")
     return ids
+
+
+def _is_row(value: Any) -> bool:
+    """Return whether a value in the place of an id is a row of numbers."""
+    entries = value.tolist() if hasattr(value, "tolist") else value
+    return isinstance(entries, list | tuple) and not any(isinstance(entry, str | bytes) for entry in entries)
 
 
 def as_array(name: str, values: Any, *, half: bool = True) -> Scores:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from meidbench import evaluate
-from meidbench.annotations.tables import split_from_table
+from meidbench.annotations.tables import split_from_files
 from meidbench.features import open_features
 from meidbench.features.packing import pack
 from meidbench.features.simulation import frame_features
@@ -48,7 +48,7 @@ def invented_split(folder: Path, generator: np.random.Generator):
         subset = "train" if number < TRAIN else "test"
         lines.append(f"v{number:05},{subset},{';'.join(map(str, sorted(labels)))}")
     (folder / "split.csv").write_text("\n".join(lines) + "\n")
-    return split_from_table(folder / "split.csv", dataset="invented", head_above=300, tail_up_to=100)
+    return split_from_files([("", folder / "split.csv")], dataset="invented", head_above=300, tail_up_to=100)[0]
 
 
 def probe(path: Path, split):

@@ -441,6 +441,7 @@ def _damage_error(reason: Exception | str) -> TorchFileError:
 
 def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
     """Return the state dict in the content of a file."""
+    whole = content
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -450,9 +451,16 @@ def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
         kind = f"{'an empty' if content == {} else 'a'} {type(content).__name__}"
         raise FeatureError(f"{path} holds {kind}; {expected}")
     if strange := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
-        raise FeatureError(f"{path} holds entries that are not tensors: {first_few(strange)}; {expected}")
+        nested = [key for key, value in content.items() if _is_state(value)] if content is whole else []
+        loaded = f'torch.load({str(path)!r}, map_location="cpu")'
+        remedy = f'. Save them:\n  import torch; torch.save({loaded}[{nested[0]!r}], "weights.pt")' if nested else ""
+        raise FeatureError(f"{path} holds entries that are not tensors: {first_few(strange)}; {expected}{remedy}")
     if odd := [str(key) for key, value in content.items() if not is_dense(value)]:
         raise FeatureError(
             f"{path} holds tensors that are sparse, quantised or without data: {first_few(odd)}; {expected}"
         )
     return {str(key): value.detach() for key, value in content.items()}
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(entry, Tensor) for entry in value.values())
