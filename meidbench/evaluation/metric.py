@@ -126,8 +126,8 @@ class MeanAveragePrecision:
                 raise RequestError(f"merge takes metrics, got one of type {type(other).__name__}")
             if (other.split.content_digest, other.subset) != (self.split.content_digest, self.subset):
                 raise RequestError(f"{other} and {self} are not on the same subset of the same split")
-            for scores in other._scores:
-                _check_half(scores, self._options["allow_float16"])
+            for batch in other._scores:
+                _check_half(batch, self._options["allow_float16"])
         # Listed first, so that a metric may be merged with itself.
         added = [(list(other._video_ids), list(other._scores)) for other in metrics]
         for video_ids, scores in added:

@@ -239,7 +239,7 @@ class TableFile(TextFile):
             raise self.refusal(f"its first line {start!r} is {expected}")
         elif re.fullmatch(r"[-+]?[0-9]+\.[0-9]*(e[-+]?[0-9]+)?", first[0]):
             problem = f"its first line begins with the number {first[0][:40]}, not with a video_id"
-            raise self.refusal(f"{problem}. Write the ids into the first column, or a .npy matrix and ids=FILE")
+            raise self.refusal(f"{problem}. Write the ids into the first column, or a .npy matrix and video_ids=FILE")
         self.num_classes = len(header) - (not self.is_csv)
         self._keep_ids()
         is_repeated = self.is_csv and len(set(self.video_ids)) < self.num_videos
