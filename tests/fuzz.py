@@ -74,6 +74,7 @@ FORMS = {
     "predictions, Parquet of lists": Form("lists.parquet", "parquet", (EVALUATE,)),
     "predictions, tabs": Form("p.tsv", "text", (EVALUATE,)),
     "predictions, JSON lines": Form("p.jsonl", "json", (EVALUATE,)),
+    "predictions, JSON lines by class": Form("wide.jsonl", "json", (EVALUATE,)),
     "predictions, .npy": Form("p.npy", "npy", (EVALUATE + " --ids ids.txt",)),
     "ids of predictions, .npy": Form("ids.txt", "text", (EVALUATE.format("p.npy") + " --ids {}",)),
     "predictions, several files": Form("ranks/1.csv", "text", (EVALUATE.format("now/ranks"),), "ranks"),

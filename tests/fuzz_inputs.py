@@ -46,9 +46,10 @@ def make_predictions(split) -> None:
     ids, labels = split.video_ids("test"), split.labels("test")
     scores = (np.random.default_rng(0).normal(size=labels.shape) + labels).astype(np.float32)
     write_predictions(Path("p.parquet"), ids, scores, split, "test", {"select_on": "val"})
-    np.savez("p.npz", video_ids=np.array(ids), scores=scores)
+    names = list(split.class_names)
+    np.savez("p.npz", video_ids=np.array(ids), scores=scores, class_names=np.array(names))
     with h5py.File("p.h5", "w") as file:
-        file["video_ids"], file["scores"] = ids, scores
+        file["video_ids"], file["scores"], file["class_names"] = ids, scores, names
     with h5py.File("packed.h5", "w") as file:
         for name, data in (("video_ids", np.array(ids, "S20")), ("scores", scores)):
             file.create_dataset(name, data=data, compression="gzip", fletcher32=True, chunks=True)
@@ -61,6 +62,7 @@ def make_predictions(split) -> None:
     frame.to_csv("p.tsv", sep="\t")
     lines = ({"video_id": video_id, "scores": row} for video_id, *row in rows)
     Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    frame.reset_index().to_json("wide.jsonl", orient="records", lines=True, double_precision=15)
     np.save("p.npy", scores)
     Path("ids.txt").write_text("\n".join(ids))
     Path("ranks").mkdir()
@@ -200,7 +202,7 @@ def make_runs(train: str) -> None:
     from meidbench.cli import main, training
 
     def stop(line: str) -> None:
-        if line.startswith("epoch 2 of 3"):
+        if "epoch 2 of 3" in line:
             raise KeyboardInterrupt
 
     outcome = CliRunner().invoke(main, [*shlex.split(train), "run"])

@@ -671,5 +671,21 @@ def test_a_folder_whose_names_do_not_fit_is_told(tmp_path, arrays):
         open_features(tmp_path, suffix="_x").check(arrays)
 
 
+def test_an_empty_folder_is_told_with_the_forms_that_are_read(tmp_path):
+    with pytest.raises(FeatureError) as caught:
+        open_features(tmp_path).check(["a"])
+    assert str(caught.value) == f"there are no features in {tmp_path}; expected {EXPECTED}"
+
+
+def test_a_checkpoint_of_a_run_is_told_with_the_place_of_its_features(tmp_path):
+    torch.save({"model": {}}, tmp_path / "best.pt")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FeatureError) as caught:
+        open_features(tmp_path / "best.pt")
+    first, second = str(caught.value).splitlines()
+    assert first == f"{tmp_path / 'best.pt'} is a checkpoint of a run; expected {EXPECTED}"
+    assert second == "Name the features that the run read: config.json beside it has their path."
+
+
 def test_the_folder_is_read_by_threads_as_before(tmp_path, arrays):
     assert isinstance(open_features(folder("{}.npz", save=np.savez)(tmp_path, arrays)), NpyFolder)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import meidbench as mb
 
-
 if TYPE_CHECKING:  # nothing runs
     split: mb.Split = mb.load_split("charadeslt")
     result: mb.Result = mb.evaluate([[0.5]], ["a"], split, subset="test")

@@ -301,8 +301,8 @@ def cross_check_precisions(scores: BlockScores, positives: Positives, ap: Reals)
     worst = int(differences.argmax())
     if differences[worst] > _DIFFERENCE_ALLOWED:
         raise PredictionError(
-            f"the average precision of class {worst} is {float(ap[worst])!r}, and {float(again[worst])!r} by scikit-learn: this is a "
-            "fault of meidbench or of scikit-learn, please report it"
+            f"the average precision of class {worst} is {float(ap[worst])!r}, and {float(again[worst])!r} by "
+            "scikit-learn: this is a fault of meidbench or of scikit-learn, please report it"
         )
     return CrossCheck(int((~np.isnan(again)).sum()), float(differences[worst]), worst)
 

@@ -46,7 +46,8 @@ class NpyFolder(FeatureSource):
 
     def __init__(self, path: Path, naming: Naming = Naming()) -> None:  # noqa: B008 - immutable
         super().__init__(path, naming)
-        self.expected = f"a folder of {naming.stored('VIDEO_ID')}.npy"
+        name, member = naming.stored("VIDEO_ID"), naming.dataset
+        self.expected = f"a folder of {name}/{member}.npy or {name}.npz" if member else f"a folder of {name}.npy"
         # The ending of all files, and the path of each file below where it lies deeper; found by ``ids``.
         self._places: tuple[str, dict[str, str]] | None = None
 

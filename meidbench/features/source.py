@@ -240,7 +240,11 @@ class FeatureSource(ABC):
         if naming := self.find_naming(missing):
             return f"{naming[0].upper()}{naming[1:]}."
         ids = self.ids()
-        there = f"These are features of {len(ids):,} videos, such as {min(ids)}" if ids else "There are no features"
+        there = (
+            f"These are features of {write_count(len(ids), 'video')}, such as {min(ids)}"
+            if ids
+            else "There are no features"
+        )
         return f"{there}: name those of this dataset, or make them of its videos: {_COMMAND}."
 
     def find_naming(self, missing: Collection[str]) -> str:

@@ -15,13 +15,21 @@ from meidbench.errors import PredictionError, first_few
 from meidbench.files import written_whole
 from meidbench.names import SUBSETS
 from meidbench.predictions import ENDINGS, PredictionFile, open_predictions
-from meidbench.predictions.base import BLOCK_ROWS, Scores, describe_long, id_text, name_classes
+from meidbench.predictions.base import (
+    BLOCK_ROWS,
+    ID_NAMES,
+    SCORE_NAMES,
+    Scores,
+    describe_long,
+    find_names,
+    id_text,
+    name_classes,
+)
 from meidbench.splits.split import METADATA_KEY, Split, load_split
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ID_COLUMNS = ("video_id", "id")
 _ORDERS = (
     "evaluate(scores, video_ids, split=...), write_predictions(path, video_ids, scores), metric.update(video_ids, "
     "scores), and (video_ids, scores) for a pair; the labels are those of the split"
@@ -111,34 +119,36 @@ def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> 
 
 
 def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Predictions:
-    """Read a DataFrame: its ids, and a column of numbers per class or one column ``scores`` of lists."""
+    """Read a DataFrame: its ids, and a column of numbers per class or one column of lists; names are as in files."""
     names = list(map(str, frame.columns))
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise PredictionError(f"the DataFrame has several columns {first_few(repeated)}")
     frame, id_column = frame.set_axis(names, axis="columns"), ""
-    in_index = frame.index.name in _ID_COLUMNS or frame.index.inferred_type in ("string", "bytes", "categorical")
+    in_index = str(frame.index.name).lower() in ID_NAMES
+    in_index = in_index or frame.index.inferred_type in ("string", "bytes", "categorical")
     own_ids: Any = frame.index if in_index else None
-    if "video_id" in names or (not in_index and video_ids is None and "id" in names):
-        id_column = "video_id" if "video_id" in names else "id"
+    if found := find_names(names, ID_NAMES if video_ids is None and not in_index else ID_NAMES[:1]):
+        id_column = found[0]
         own_ids = frame[id_column]
         frame = frame.drop(columns=id_column)
+        names.remove(id_column)
     elif video_ids is None and not in_index:
         raise PredictionError(
             f"the DataFrame has no video ids: its index holds {frame.index.inferred_type} values, and no column is "
             "named video_id. Use frame.set_index(...), frame.rename_axis('video_id'), or pass video_ids=..."
         )
     ids = as_ids(own_ids if video_ids is None else video_ids)
-    if own_ids is not None and video_ids is not None:
+    if video_ids is not None and own_ids is not None and own_ids.name != "index":
         _compare_ids(own_ids.tolist(), ids)
-    if "scores" in names and frame["scores"].dtype.kind == "O":
-        return Predictions(ids, as_array("scores", frame["scores"].tolist(), half=half))
-    if problem := describe_long(id_column, list(map(str, frame))):
+    lists = [name for name in find_names(names, SCORE_NAMES) if frame[name].dtype.kind == "O"]
+    if lists:
+        return Predictions(ids, as_array("scores", frame[lists[0]].tolist(), half=half))
+    if problem := describe_long(id_column, names):
         raise PredictionError(f"the DataFrame: {problem}")
     kinds = [getattr(kind, "numpy_dtype", kind) for kind in frame.dtypes]  # of pandas' own and Arrow's types, too
     are_numbers = [isinstance(kind, np.dtype) and kind.kind in "fiu" for kind in kinds]
-    if wrong := [
-        f"{name} ({kind})" for name, kind, is_number in zip(frame, kinds, are_numbers, strict=True) if not is_number
-    ]:
+    if not all(are_numbers):
+        wrong = [f"{name} ({kind})" for name, kind, is_one in zip(names, kinds, are_numbers, strict=True) if not is_one]
         raise PredictionError(
             f"{len(wrong):,} column(s) of the DataFrame are no numbers: {first_few(wrong)}; expected the ids as index "
             "or as column video_id, and one column of scores per class"
@@ -148,7 +158,7 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
     dtype = np.result_type(*kinds)
     _refuse_hidden_half(kinds, dtype, half)
     scores = frame.to_numpy(dtype=dtype, na_value=np.nan)
-    return Predictions(ids, scores, class_names=list(map(str, frame)))
+    return Predictions(ids, scores, class_names=names)
 
 
 def _compare_ids(own: list[Any], given: list[str]) -> None:

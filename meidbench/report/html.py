@@ -103,14 +103,14 @@ def _header(comparison: Comparison) -> str:
     sentences = ["Values are mean average precision (mAP) over classes, from 0 to 1."]
     without = sum(entry.positives == 0 for entry in comparison.classes)
     if without:
-        sentences.append(f"{without:,} of the classes have no positive here and are left out of all means.")
+        sentences.append(f"Classes without a positive here are left out of all means (number of classes: {without:,}).")
     if comparison.replicates:
         level = f"{100 * comparison.level:g}&nbsp;%"
         sentences.append(
-            f"The brackets are {level} intervals: how much a value would change with other videos of the same kind. "
-            f"Each video got a random weight {comparison.replicates:,} times (Bayesian bootstrap over videos, seed "
-            f"{comparison.seed}), and {level} of the values, centred on the mean, lie within. They do not cover the "
-            "choice of the training seed."
+            f"The brackets are {level} intervals. They tell how much a value would change with other videos of the "
+            f"same kind: each video got a random weight {comparison.replicates:,} times (Bayesian bootstrap over "
+            f"videos, seed {comparison.seed}), and the brackets hold the middle {level} of the results, centred on the "
+            "value. They do not cover the choice of the training seed."
         )
     if len(comparison.methods) > 1:
         reference = f'<b class="reference-name">{escape(comparison.reference)}</b>'

@@ -65,7 +65,9 @@ def _draw_frequencies(axes: Any, split: Split) -> None:
         style = {"color": GROUP_COLOURS[name], "markersize": 4 if split.num_classes > 50 else 8}
         axes.plot(rank_of[group], split.train_counts[group], ".", label=label, **style)
     without = int((split.train_counts == 0).sum())
-    axes.set_xlim(0.5, max(split.num_classes, 1) + 0.5)
+    margin = max(0.5, split.num_classes / 60)  # the first and the last dot are whole
+    axes.set_xlim(1 - margin, max(split.num_classes, 1) + margin)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("class, by descending frequency" + (f" ({without} without a training video)" if without else ""))
     title = load_manifest(split.dataset).title if split.dataset in DATASETS else split.dataset
     axes.set_title(title if split.variant == RELEASED else f"{title} ({split.variant})")
