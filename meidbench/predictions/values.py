@@ -141,6 +141,8 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
     if video_ids is not None and own_ids is not None and own_ids.name != "index":
         _compare_ids(own_ids.tolist(), ids)
     lists = [name for name in find_names(names, SCORE_NAMES) if frame[name].dtype.kind == "O"]
+    if len(lists) > 1 and lists[0].lower() != SCORE_NAMES[0]:
+        raise PredictionError(f"the DataFrame has the columns {first_few(lists)}; name the one to score scores")
     if lists:
         return Predictions(ids, as_array("scores", frame[lists[0]].tolist(), half=half))
     if problem := describe_long(id_column, names):
