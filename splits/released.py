@@ -12,7 +12,7 @@ from itertools import chain, combinations
 from pathlib import Path
 
 from meidbench.annotations import Annotations, read_annotations
-from meidbench.errors import AnnotationError, bullet_list, first_few
+from meidbench.errors import AnnotationError, bullet_list, first_few, write_count
 from meidbench.files import written_whole
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.manifests import (
@@ -163,7 +163,7 @@ def _differing_videos(annotations: Annotations, manifest: Manifest, assignment: 
         got, expected = annotations.sources.count(file.source), assignment.source_videos[file.source]
         if got != expected:
             last = max(row for row, source in enumerate(annotations.sources) if source == file.source)
-            count = f"{file.name} holds {got:,} videos, expected {expected:,}"
+            count = f"{file.name} holds {write_count(got, 'video')}, expected {expected:,}"
             problems.append(f"{count}; the last is {annotations.video_ids[last]}")
             counts = source_positives(annotations, file.source), assignment.source_positives[file.source]
             problems += _differing_counts(*counts, f"videos per class in {file.name}", annotations.class_names)

@@ -295,11 +295,11 @@ def test_what_cannot_be_drawn_from_is_refused():
         construct(table([(), ()], num_classes=2), SMALL, **good)
     with pytest.raises(SplitError, match="more than once: v1"):
         construct(table([(0,), (0,)], ids=["v1", "v1"]), SMALL, **good)
-    with pytest.raises(SplitError, match="outside the 1 classes: v00001"):
+    with pytest.raises(SplitError, match="outside the 1 class: v00001"):
         construct(table([(0,), (1,)], num_classes=1), SMALL, **good)
     with pytest.raises(SplitError, match="a label occurs twice: v00000"):
         construct(table([(0, 0)]), SMALL, **good)
-    with pytest.raises(SplitError, match="2 entries in lengths for 1 videos"):
+    with pytest.raises(SplitError, match="2 entries in lengths for 1 video"):
         construct(table([(0,)], lengths=[1.0, 2.0]), SMALL, **good)
     for seed in (-1, 1.0, None, True):
         with pytest.raises(SplitError, match="a seed is a whole number"):

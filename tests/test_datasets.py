@@ -152,7 +152,7 @@ def test_what_a_dataset_knows(split, stored):
     assert data.labels is data.labels
     np.testing.assert_array_equal(data.labels, split.labels("val"))
     assert (data.num_classes, data.class_names, data.dim, data.subset) == (5, CLASSES, WIDTH, "val")
-    rows = f"200 rows per video (repeated in 3 videos that have fewer), {WIDTH} numbers per row"
+    rows = f"200 rows per video, {WIDTH} numbers per row (rows repeated in 3 that have fewer)"
     assert repr(data) == f"<CharadesLT val: 3 videos, 5 classes, {rows}, features {data.source.path}>"
 
 

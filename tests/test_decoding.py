@@ -333,7 +333,7 @@ def test_times_that_repeat_are_not_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr(video_files, "_scan_packets", confused)
     got = assert_as_decoded(path, "uniform=41")
     assert (got.restarts, got.result.status) == (1, "salvaged")
-    assert got.result.reason == "1 frames that packets announce did not come"
+    assert got.result.reason == "1 frame that packets announce did not come"
 
 
 def test_times_beyond_belief_are_not_trusted(tmp_path):
@@ -355,7 +355,7 @@ def test_room_is_kept_where_there_are_more_frames_than_packets(tmp_path, monkeyp
     monkeypatch.setattr(video_files, "_scan_packets", short)
     got = read(path, "all")
     assert (got.restarts, got.rows, len(got.result.indices)) == (1, 39, 39)
-    assert (got.result.status, got.result.reason) == ("salvaged", "more frames than packets, 1 rows left out")
+    assert (got.result.status, got.result.reason) == ("salvaged", "more frames than packets, 1 row left out")
 
 
 def test_a_frame_that_is_announced_and_does_not_come_is_told(tmp_path, monkeypatch):
@@ -369,7 +369,7 @@ def test_a_frame_that_is_announced_and_does_not_come_is_told(tmp_path, monkeypat
     monkeypatch.setattr(video_files, "_decode_frames", leave_out)
     result = read(path, "all").result
     assert (result.status, result.num_frames) == ("salvaged", 28)
-    assert result.reason == "1 frames that packets announce did not come"
+    assert result.reason == "1 frame that packets announce did not come"
     left_out = {0, 1, 2}  # a part of a longer video may begin with frames that refer to earlier ones
     assert read(path, "all").result.status == "ok"
     left_out = set(range(1, 30, 2))  # two packets per frame

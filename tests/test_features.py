@@ -265,7 +265,7 @@ def test_five_offenders_are_named_and_the_rest_counted(tmp_path, file_format):
 def test_one_video_tells_its_problem_when_read(tmp_path, file_format):
     source = open_features(store({**make_arrays(), "cube": np.zeros((2, 2, 2))}, tmp_path, file_format))
     for ask in (source.num_frames, source.read, lambda video_id: source.read(video_id, [0])):
-        with pytest.raises(FeatureError, match=r"1 of 1 videos cannot be used .*\n  - 1 missing: gone\n"):
+        with pytest.raises(FeatureError, match=r"1 of 1 video cannot be used .*\n  - 1 missing: gone\n"):
             ask("gone")
         with pytest.raises(FeatureError, match=r"  - 1 not 2-D: cube \(shape \(2, 2, 2\)\)\n"):
             ask("cube")

@@ -153,7 +153,7 @@ def test_choices_that_make_no_sense_are_refused(arguments, message):
         (torch.ones(4, 2), {"counts": [1, 3], "indices": [[1], [2]]}, "each inside its video, got (2, 1) for 2 videos"),
         (torch.ones(4, 2), {"indices": [[-1]]}, "each inside its video"),
         (torch.ones(4, 2), {"indices": [0, 1]}, "rows to take must be (V, F)"),
-        (torch.ones(4, 2), {"indices": [[0], [1]]}, "got (2, 1) for 1 videos"),
+        (torch.ones(4, 2), {"indices": [[0], [1]]}, "got (2, 1) for 1 video"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(rows, arguments, message):

@@ -321,7 +321,7 @@ def test_a_folder_without_a_usable_video_is_refused(tmp_path):
     with pytest.raises(FeatureError, match="there are no features in .*npy; expected a feature file"):
         pack(tmp_path / "npy", tmp_path / "f.h5")
     (tmp_path / "npy" / "cut.npy").write_bytes(b"\x93NUM")
-    with pytest.raises(FeatureError, match=r"none of the 1 videos(.|\n)* - cut: truncated"):
+    with pytest.raises(FeatureError, match=r"none of the 1 video(.|\n)* - cut: truncated"):
         pack(tmp_path / "npy", tmp_path / "f.h5")
     with pytest.raises(FeatureError, match=r"asked for x, y\nThese are features of 2 videos, such as \._copied"):
         pack(tmp_path / "npy", tmp_path / "f.h5", only=["x", "y"])
@@ -339,7 +339,7 @@ def test_an_output_is_not_overwritten_by_mistake(tmp_path):
     with pytest.raises(FeatureError, match=r"made with other settings(.|\n)*dtype: float16 there, int8 now"):
         pack(tmp_path / "npy", out, dtype="int8")
     (tmp_path / "npy" / "video03.npy").unlink()
-    with pytest.raises(FeatureError, match="holds 1 videos that are not to be written now.*: video03"):
+    with pytest.raises(FeatureError, match="holds 1 video that is not to be written now.*: video03"):
         pack(tmp_path / "npy", out)
     assert out.read_bytes() == before
     other = tmp_path / "other.h5"

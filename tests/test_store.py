@@ -448,7 +448,7 @@ def test_a_write_that_was_lost_is_not_vouched_for_later(tmp_path, monkeypatch):
 def test_finished_videos_are_not_thrown_away_by_a_shorter_list(tmp_path):
     path = write(tmp_path / "f.h5", make_layout(), VIDEOS)
     before = path.read_bytes()
-    with pytest.raises(FeatureError, match="holds 1 videos that are not to be written now.*ATOYW"):
+    with pytest.raises(FeatureError, match="holds 1 video that is not to be written now.*ATOYW"):
         write(path, make_layout((4, 4), ids=IDS[1:]), {})
     assert path.read_bytes() == before
 

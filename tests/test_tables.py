@@ -144,7 +144,7 @@ def test_wrong_thresholds_names_and_files_are_refused(tmp_path):
     with pytest.raises(SplitError, match="class names occur more than once: run"):
         make(tmp_path, class_names=names)
     names.write_text("run\n")
-    with pytest.raises(SplitError, match="label 2 is outside the 1 classes"):
+    with pytest.raises(SplitError, match="label 2 is outside the 1 class"):
         make(tmp_path, class_names=names)
     with pytest.raises(SplitError, match="cannot read the class names"):
         make(tmp_path, class_names=tmp_path / "none")
@@ -376,7 +376,7 @@ def test_names_are_read_where_they_are_unambiguous(tmp_path, cell, labels, names
 @pytest.mark.parametrize(("cell", "complaint"), [
     ("run|swim", "line 2 (a): label 'run|swim' is not one of"),
     ('"[run, swim]"', "label '[run, swim]' is not one of"),
-    ("\"'run', 'swim'\"", "it looks like a list, and labels are joined by semicolons; give class names"),
+    ("\"'run', 'swim'\"", "it looks like a list, and joined by semicolons; if it is one name, give the class names"),
     ("0/2/3", "label '0/2/3' is not one of"),
     ("0-2", "label '0-2' is not one of"),
     ('"[0.0, 1.0]"', "looks like a list"),

@@ -85,7 +85,7 @@ def test_two_of_one_id_are_refused_only_where_it_is_wanted(tmp_path):
     assert str(tmp_path / "a.mp4") in str(caught.value) and str(tmp_path / "old" / "a.mkv") in str(caught.value)
     assert str(tmp_path / "frames" / "c") in str(caught.value)
     assert [video.video_id for video in find_videos(tmp_path, only=["b"]).videos] == ["b"]
-    with pytest.raises(FeatureError, match="1 ids"):
+    with pytest.raises(FeatureError, match="1 id in .* is of more than one video"):
         find_videos(tmp_path, only=["a", "b"])
 
 
@@ -100,7 +100,7 @@ def test_what_is_said_where_there_is_nothing(tmp_path):
     with pytest.raises(FeatureError, match="no videos"):
         find_videos(tmp_path, only=["a"])
     touch(tmp_path, "b.mp4")
-    with pytest.raises(FeatureError, match="none of the 1 videos asked for.*a; there are others, such as b"):
+    with pytest.raises(FeatureError, match="none of the 1 video asked for.*a; there are others, such as b"):
         find_videos(tmp_path, only=["a"])
     with pytest.raises(FeatureError, match="collection of ids"):
         find_videos(tmp_path, only="b")

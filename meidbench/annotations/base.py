@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from meidbench.errors import AnnotationError, bullet_list, first_few
+from meidbench.errors import AnnotationError, bullet_list, first_few, write_count
 from meidbench.splits.manifests import Manifest
 
 Segment = tuple[int, float, float]
@@ -162,7 +162,7 @@ def check_codes(path: Path, codes: Sequence[str], form: str, manifest: Manifest)
         if code != expected:
             raise AnnotationError(f"{path.name}, entry {place + 1}: class code {code!r}, expected {expected!r}")
     if len(codes) != manifest.num_classes:
-        counts = f"{len(codes)} classes, {manifest.title} has {manifest.num_classes}"
+        counts = f"{write_count(len(codes), 'class', 'classes')}, {manifest.title} has {manifest.num_classes}"
         raise AnnotationError(f"{path.name}: {counts}; the file is cut off or of another dataset")
 
 
@@ -309,14 +309,14 @@ class LabelIndex:
                     hint = " (names that hold a semicolon need lists, as in JSON or Parquet, or indices)"
                 raise ValueError(f"label {quote(text)} is not one of the class names or indices{hint}")
             if int(text) >= len(self._names):
-                raise ValueError(f"label {text} is outside the {len(self._names):,} classes")
+                raise ValueError(f"label {text} is outside the {write_count(len(self._names), 'class', 'classes')}")
             number = int(text)
         elif is_index or (not hint and _can_be_name(text)):
             number = self._seen.setdefault(int(text) if is_index else text, len(self._seen))
             if number == len(self._places):
                 self._places.append(f"{self.noun} {row:,}")
         else:
-            rest = f"{hint}; give class names if it is one" if hint else ""
+            rest = f"{hint}; if it is one name, give the class names" if hint else ""
             raise ValueError(f"label {quote(text)} is not one of the class names or indices{rest}")
         self._of_text[text] = number
         return number

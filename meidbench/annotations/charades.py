@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from meidbench.annotations.base import Annotations, Format, LineReader, Segment, check_codes, quote, read_benchmark
-from meidbench.errors import first_few
+from meidbench.errors import first_few, write_count
 from meidbench.splits.manifests import Manifest
 
 # Python's float() also takes 1_0, 1e308 and full-width digits.
@@ -74,7 +74,8 @@ def _csv_rows(lines: LineReader, columns: Sequence[str], problems: list[str]) ->
             if len(row) == len(header):
                 yield f"{name}, line {lines.number} ({row[places[0]]})", [row[place] for place in places]
             elif row:
-                what = f"{len(row)} cells, expected {len(header)} ({first_few(header, 15)}); a cut-off line?"
+                wanted = f"expected {len(header)} ({first_few(header, 15)})"
+                what = f"{write_count(len(row), 'cell')}, {wanted}; a cut-off line?"
                 problems.append(f"{name}, line {lines.number} ({row[0]}): {what}")
     except csv.Error as error:
         problems.append(f"{name}, line {lines.number}: {error}; a quotation mark is open or the file is cut off")

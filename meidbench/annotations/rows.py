@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from meidbench.errors import SplitError, bullet_list, describe_content, first_few
+from meidbench.errors import SplitError, bullet_list, describe_content, first_few, write_count
 from meidbench.names import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Rows:
                     # Or a row whose labels are joined by commas would lose all but the first label.
                     is_split = reader.dialect.delimiter == ";"
                     remedy = "quote a cell that holds semicolons" if is_split else "labels are joined by semicolons"
-                    what = f"{len(row)} cells, expected {expected}; {remedy}"
+                    what = f"{write_count(len(row), 'cell')}, expected {expected}; {remedy}"
                     self.problems.append(f"{self.place(reader.line_num, row[0])}: {what}")
 
     def place(self, number: int, video_id: object) -> str:

@@ -16,7 +16,7 @@ from meidbench.annotations.base import (  # fmt: skip
     check_video_id,
     quote,
 )
-from meidbench.errors import AnnotationError, first_few
+from meidbench.errors import AnnotationError, first_few, write_count
 
 _TITLE = "YouTube-8M"
 _HEADERS = ("id", "vid_id", "video_id", "videoid")
@@ -93,7 +93,7 @@ def _read_vocabulary(path: Path) -> tuple[tuple[str, ...], FileRecord]:
                 continue
             where = f"{path.name}, line {lines.number:,}"
             if len(row) != len(header):
-                problems.append(f"{where}: {len(row)} cells, expected {len(header)}; a cut-off line?")
+                problems.append(f"{where}: {write_count(len(row), 'cell')}, expected {len(header)}; a cut-off line?")
                 continue
             text, name = (row[place].strip() for place in places)
             if not (text.isascii() and text.isdigit() and int(text[:9]) < MOST_CLASSES and len(text) < 9):
@@ -165,7 +165,8 @@ def _append_labels(path: Path, table: Annotations, problems: list[str]) -> None:
 
 def _describe_wrong_label(text: str, num_classes: int) -> str:
     if text.isascii() and text.isdigit() and not text.startswith("0"):
-        return f"{text[:20]} is outside the {num_classes:,} classes of the vocabulary; is that of another version?"
+        classes = write_count(num_classes, "class", "classes")
+        return f"{text[:20]} is outside the {classes} of the vocabulary; is that of another version?"
     return f"{quote(text)} is not an index; they are separated by blanks"
 
 

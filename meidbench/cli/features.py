@@ -168,11 +168,18 @@ def _conclude(
     problems = []
     if summary.failed == summary.videos > 0:
         kept = f"{summary.path} has no rows" if summary.path.exists() else "no file was written"
-        problems.append(f"all {summary.videos:,} videos failed; {kept}")
+        problems.append(
+            f"{'the only video' if summary.videos == 1 else f'all {summary.videos:,} videos'} failed; {kept}"
+        )
     elif summary.failed:
-        problems.append(f"{summary.failed:,} of {summary.videos:,} videos failed; --retry-failed tries them again")
+        problems.append(
+            f"{summary.failed:,} of {write_count(summary.videos, 'video')} failed; --retry-failed tries them again"
+        )
     if missing:
-        problems.append(f"{len(missing):,} videos of the split are not among the videos: {first_few(missing)}")
+        problems.append(
+            f"{write_count(len(missing), 'video of the split is', 'videos of the split are')} not among the videos: "
+            f"{first_few(missing)}"
+        )
     if problems:
         if summary.failed < summary.videos:
             problems.append(f"all others are in {summary.path}")
@@ -253,8 +260,8 @@ def _describe_packing(summary: "PackingSummary") -> str:
     there = f" ({summary.found:,} were there already)" if summary.found else ""
     count = "the same number of" if summary.fixed else "different numbers of"
     lines = [
-        f"packed   {summary.packed:,} of {summary.videos:,} videos{there}: {summary.rows:,} rows of "
-        f"{summary.dim:,} {summary.dtype}, {count} rows per video"
+        f"packed   {summary.packed:,} of {write_count(summary.videos, 'video')}{there}: "
+        f"{write_count(summary.rows, 'row')} of {summary.dim:,} {summary.dtype}, {count} rows per video"
     ]
     if summary.failed:
         named = [f"{video_id}: {reason}" for video_id, reason in list(summary.failed.items())[:5]]
@@ -381,7 +388,9 @@ def _describe_verification(verification: "Verification", hint: str) -> str:
         rows = [(entry.video_id, f"{entry.min:.6f}", f"{entry.mean:.6f}") for entry in lowest]
         lines += ["", in_columns(rows, ["compared", "least cosine", "mean cosine"])]
         if len(verification.similarities) > len(lowest):
-            lines.append(f"{len(verification.similarities):,} videos compared, the least similar ones are shown")
+            lines.append(
+                f"{write_count(len(verification.similarities), 'video')} compared, the least similar ones are shown"
+            )
     if verification.findings:
         found = [
             (entry.severity, entry.check, f"{entry.count:,}", f"{entry.what}: {first_few(entry.concerned)}")

@@ -194,8 +194,8 @@ bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2)
 def naming_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of ``open_features``, by which other programs' names of files and datasets are understood."""
     helps = (
-        ("--prefix", "TEXT", "What the names of files or datasets have before the id, such as v_ of v_VIDEO_ID.npy."),
-        ("--suffix", "TEXT", "What they have after the id, such as _clip of VIDEO_ID_clip.npy."),
+        ("--prefix", "TEXT", "Text before the id in the names of files or datasets, such as v_ of v_VIDEO_ID.npy."),
+        ("--suffix", "TEXT", "Text after the id, such as _clip of VIDEO_ID_clip.npy."),
         ("--dataset", "PATH", "NAME of /NAME/VIDEO_ID, /VIDEO_ID/NAME or an array (HDF5, .npz) or VIDEO_ID/NAME.npy."),
     )
     for option, metavar, text in reversed(helps):

@@ -25,7 +25,7 @@ from meidbench.cli.parameters import (
     echo,
     echo_json,
 )
-from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few
+from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few, write_count
 from meidbench.names import (
     DATASETS,
     GROUP_KEYS,
@@ -261,7 +261,7 @@ def _draw(
     videos = len(read.annotations.video_ids)
     if plan.variant == "exact" or videos >= _MANY:
         most = ", at most a minute or two" if plan.variant == "exact" else ""
-        echo(f"drawing {plan.stem} from {videos:,} videos{most}", err=True)
+        echo(f"drawing {plan.stem} from {write_count(videos, 'video')}{most}", err=True)
     made = make_split(plan, read.annotations)
     folder = out or split_path(plan.name).parent
     plan_path = folder / f"{plan.stem}{PLAN_SUFFIX}"
@@ -475,7 +475,7 @@ def audit(split: str, strict: bool, as_json: bool) -> None:
         echo(f"nothing found by: {', '.join(clean) or 'none of the checks'}")
         if unchecked:
             texts = [
-                name if count == videos else f"{name} ({count:,} of {videos:,} videos)"
+                name if count == videos else f"{name} ({count:,} of {write_count(videos, 'video')})"
                 for name, count in unchecked.items()
             ]
             echo(f"not checked (no data): {', '.join(texts)}")

@@ -13,7 +13,7 @@ from meidbench.construction.drawing import allow_by_group, build_split, check_se
 from meidbench.construction.outcome import Construction, find_shortfalls
 from meidbench.construction.pool import Flags, Integers, Pool
 from meidbench.construction.targets import ExactTargets, group_ranges
-from meidbench.errors import SplitError, bullet_list, first_few
+from meidbench.errors import SplitError, bullet_list, first_few, write_count
 from meidbench.splits.split import Split
 
 Floats = npt.NDArray[np.float64]
@@ -319,12 +319,12 @@ def _unmet(split: Split, targets: ExactTargets, pool: Pool) -> list[str]:
     """Return the numbers of val and test that a split does not have."""
     problems = [
         f"{entry.subset}: class {entry.class_index} {entry.class_name!r} has {entry.got} of {entry.wanted} videos "
-        f"({entry.available:,} candidates)"
+        f"({write_count(entry.available, 'candidate')})"
         for entry in find_shortfalls(split, targets, pool.available)[:5]
     ]
     for subset, size in (("val", targets.val_videos), ("test", targets.test_videos)):
         if size is not None and len(split.rows(subset)) != size:
-            problems.append(f"{subset} has {len(split.rows(subset)):,} videos, not {size:,}")
+            problems.append(f"{subset} has {write_count(len(split.rows(subset)), 'video')}, not {size:,}")
     return problems
 
 
@@ -333,7 +333,8 @@ def _refusal(dataset: str, nearest: _Nearest, targets: ExactTargets, annotations
     lines = [f"{name} {asked:,}: {found:,} can be met" for name, (asked, found) in nearest.changes.items()]
     if nearest.short:
         named = first_few(
-            f"{index} {annotations.class_names[index]!r} ({pool.available[index]:,} candidates, {count:,} too few)"
+            f"{index} {annotations.class_names[index]!r} "
+            f"({write_count(pool.available[index], 'candidate')}, {count:,} too few)"
             for index, count in nearest.short.items()
         )
         what = f"test_positives {targets.test_positives} and val_positives {targets.val_positives} leave"

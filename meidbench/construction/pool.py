@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from meidbench.annotations import Annotations
 from meidbench.annotations.base import MOST_CLASSES, find_repeated
-from meidbench.errors import SplitError, bullet_list, first_few
+from meidbench.errors import SplitError, bullet_list, first_few, write_count
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -53,7 +53,9 @@ class Pool:
         rows = ordered[usable[ordered]]
         if not len(rows):
             few = "" if least_seconds is None else f" and lasts {least_seconds:g} seconds"
-            raise SplitError(f"none of {len(ids):,} videos has a label{few}: there is nothing to draw a split from")
+            raise SplitError(
+                f"none of {write_count(len(ids), 'video')} has a label{few}: there is nothing to draw a split from"
+            )
         counts = counts[rows]
         flat = np.fromiter(chain.from_iterable(labels[row] for row in rows), np.int64, int(counts.sum()))
         flat = flat[np.lexsort((flat, np.repeat(np.arange(len(rows)), counts)))]
@@ -122,7 +124,11 @@ def _check_annotations(annotations: Annotations) -> None:
     num_classes, videos = len(annotations.class_names), len(annotations.video_ids)
     columns = ("sources", "labels", "lengths", "subjects", "views", "pair_ids", "segments")
     lengths = {name: len(getattr(annotations, name)) for name in columns}
-    problems = [f"{n:,} entries in {name} for {videos:,} videos" for name, n in lengths.items() if n != videos]
+    problems = [
+        f"{write_count(n, 'entry', 'entries')} in {name} for {write_count(videos, 'video')}"
+        for name, n in lengths.items()
+        if n != videos
+    ]
     if repeated := sorted(find_repeated(annotations.video_ids)):
         problems.append(f"{len(repeated):,} video id(s) occur more than once: {first_few(repeated)}")
     if num_classes > MOST_CLASSES:
@@ -132,7 +138,7 @@ def _check_annotations(annotations: Annotations) -> None:
         outside = [name for name, row in pairs if row and not (min(row) >= 0 and max(row) < num_classes)]
         twice = [name for name, row in pairs if len(set(row)) < len(row)]
         if outside:
-            problems.append(f"labels outside the {num_classes:,} classes: {first_few(outside)}")
+            problems.append(f"labels outside the {write_count(num_classes, 'class', 'classes')}: {first_few(outside)}")
         if twice:
             problems.append(f"a label occurs twice: {first_few(twice)}")
     if problems:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from meidbench.errors import PredictionError, RequestError
+from meidbench.errors import PredictionError, RequestError, write_count
 from meidbench.evaluation.evaluate import evaluate
 from meidbench.evaluation.results import Result
 from meidbench.predictions.base import Scores
@@ -151,7 +151,9 @@ class MeanAveragePrecision:
         except PredictionError as error:
             if missing := len(set(self.split.video_ids(self.subset)) - set(self._video_ids)):
                 remedy = "update the metric with each of them, and merge the metrics of all processes"
-                raise PredictionError(f"{error}\n{missing:,} videos have no scores yet: {remedy}") from None
+                raise PredictionError(
+                    f"{error}\n{write_count(missing, 'video has', 'videos have')} no scores yet: {remedy}"
+                ) from None
             raise
 
     def reset(self) -> None:

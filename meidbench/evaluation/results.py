@@ -153,7 +153,8 @@ class CrossCheck:
 
     def __str__(self) -> str:
         largest = f"largest difference {self.largest_difference:.1e} (class {self.class_index})"
-        return f"scikit-learn gives the same average precision for {self.classes:,} classes: {largest}"
+        classes = write_count(self.classes, "class", "classes")
+        return f"scikit-learn gives the same average precision for {classes}: {largest}"
 
 
 @dataclass(frozen=True)

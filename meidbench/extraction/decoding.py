@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from meidbench.errors import FeatureError
+from meidbench.errors import FeatureError, write_count
 from meidbench.extraction import frames
 from meidbench.extraction.frame_folders import count_images, read_images
 from meidbench.extraction.frames import DecodingResult, Frame, FrameRule, FrameStream, Restart, join_lines
@@ -119,7 +119,7 @@ def _read_counted(path: Path, rule: FrameRule, scan: "_PacketScan", most_rows: i
                     break
     if wanted:
         return DecodingResult.from_failure("decodes differently each time")
-    left_out = f"more frames than packets, {surplus:,} rows left out" if surplus else ""
+    left_out = f"more frames than packets, {write_count(surplus, 'row')} left out" if surplus else ""
     reason = join_lines("; ".join(filter(None, (damage.describe(len(times)), scan.cut, left_out))))
     status = "salvaged" if reason else "ok"
     return DecodingResult(rows.astype(np.int32), times[rows], status, reason, len(times), damage.frames)
@@ -172,7 +172,9 @@ class _Damage:
             number = self.packets or self.reads
             parts.append(f"{number:,} {what} ({self.first}); frames taken from the {num_frames:,} that could")
         if self.lost and not parts:
-            parts.append(f"{self.lost:,} frames that packets announce did not come")
+            parts.append(
+                f"{write_count(self.lost, 'frame that packets announce', 'frames that packets announce')} did not come"
+            )
         if self.frames:
             parts.append(f"{self.frames:,} of {num_frames:,} frames are damaged")
         return "; ".join(parts)

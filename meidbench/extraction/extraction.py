@@ -135,7 +135,9 @@ def merge_features(
     )
     ids = tuple(video_id for video_id, _, _ in entries)
     if doubled := sorted({first for first, second in pairwise(ids) if first == second}):
-        raise FeatureError(f"{len(doubled):,} videos are in more than one part: {first_few(doubled)}")
+        raise FeatureError(
+            f"{write_count(len(doubled), 'video is', 'videos are')} in more than one part: {first_few(doubled)}"
+        )
     layout = replace(
         next(iter(headers.values())).layout,
         video_ids=ids,
@@ -189,7 +191,7 @@ def _check_parts(headers: Mapping[Path, Header]) -> dict[str, object]:
             problems.append(f"{path} and {paths[shard]} are both part {shard}")
         paths[shard] = path
         if pending := int((header.status == STATUSES.index("pending")).sum()):
-            problems.append(f"{path} is not finished: {pending:,} videos are pending")
+            problems.append(f"{path} is not finished: {write_count(pending, 'video is', 'videos are')} pending")
     lists = [header.recipe.get("shared_list") for header in headers.values()]
     if len({json.dumps(entry, sort_keys=True) for entry in lists}) > 1:
         problems.append("they are shards of different lists of videos; extract all parts from the same videos")
@@ -435,7 +437,8 @@ def _open_writing_thread(writer: FeatureWriter) -> Iterator[_Put]:
             try:
                 video, most = wait_for_rows(), int(writer.layout.rows[position])
                 if len(video.rows) > most:
-                    why = f"gave {len(video.rows):,} rows where {most:,} were counted; --retry-failed counts again"
+                    rows = write_count(len(video.rows), "row")
+                    why = f"gave {rows} where {most:,} were counted; --retry-failed counts again"
                     video = VideoRows(video.rows[:0], status="failed", reason=why)
                 writer.put(position, video)
             except BaseException as error:

@@ -51,7 +51,8 @@ class VideoList:
                     "img_00001.jpg, image_1.jpg or 000001.jpg."
                 )
         if self.dangling:
-            lines.append(f"left out: {len(self.dangling):,} links whose target is missing: {first_few(self.dangling)}")
+            number = write_count(len(self.dangling), "link")
+            lines.append(f"left out: {number} whose target is missing: {first_few(self.dangling)}")
         return lines
 
 
@@ -104,8 +105,9 @@ def find_videos(folder: str | os.PathLike[str], only: Iterable[str] | None = Non
     if not found:
         if wanted and (there := [video.video_id for video in islice(_walk(root.absolute(), None), _MOST_OTHERS)]):
             raise FeatureError(
-                f"none of the {len(wanted):,} videos asked for is in {root}: asked for {first_few(sorted(wanted))}; "
-                f"there are others, such as {min(there)}\nName the folder of this dataset's videos."
+                f"none of the {write_count(len(wanted), 'video')} asked for is in {root}: "
+                f"asked for {first_few(sorted(wanted))}; there are others, such as {min(there)}\n"
+                "Name the folder of this dataset's videos."
             )
         expected = f"files ending in {', '.join(VIDEO_SUFFIXES)}, or folders of images (ID/ID-000001.jpg)"
         left_out = VideoList((), (), dict(others.most_common()), tuple(sorted(dangling))).describe_left_out()
@@ -207,7 +209,8 @@ def _refuse_double_ids(root: Path, found: dict[str, list[Video]]) -> None:
     if doubled := sorted(video_id for video_id, videos in found.items() if len(videos) > 1):
         lines = [f"{each}: {first_few(sorted(str(video.path) for video in found[each]))}" for each in doubled[:5]]
         raise FeatureError(
-            f"{len(doubled):,} ids in {root} are of more than one video:\n{bullet_list(lines)}\n"
+            f"{write_count(len(doubled), f'id in {root} is', f'ids in {root} are')} of more than one video:\n"
+            f"{bullet_list(lines)}\n"
             "Keep one of each, or name a folder that holds only one version of the videos."
         )
 
@@ -215,6 +218,6 @@ def _refuse_double_ids(root: Path, found: dict[str, list[Video]]) -> None:
 def _refuse_unusable_ids(root: Path, video_ids: Iterable[str]) -> None:
     if refused := [ascii(video_id) for video_id in video_ids if not is_usable_id(video_id)]:
         raise FeatureError(
-            f"{len(refused):,} names in {root} cannot be used as ids (a dot, with a path separator, or not UTF-8): "
-            f"{first_few(sorted(refused))}; rename these videos"
+            f"{write_count(len(refused), 'name')} in {root} cannot be used as ids "
+            f"(a dot, with a path separator, or not UTF-8): {first_few(sorted(refused))}; rename these videos"
         )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from meidbench import __version__
 from meidbench.checks import one_of, refuse_lost_inputs
-from meidbench.errors import FeatureError, bullet_list, first_few
+from meidbench.errors import FeatureError, bullet_list, first_few, write_count
 from meidbench.features import NpyFolder, PackedFile, open_features
 from meidbench.features.feature_file import DTYPES, FAILED, READY, Layout, Recipe, read_header, stored_checksums
 from meidbench.features.records import StoredVideos, VideoRows, encode, is_faithful, read_rows
@@ -170,8 +170,8 @@ def _read_index(videos: StoredVideos, only: Iterable[str] | None, progress: Prog
         problems = dict.fromkeys(error.problem for _, _, error in examined if error)
         remedies = dict.fromkeys(videos.source.find_remedy(problem) for problem in problems)
         raise FeatureError(
-            f"none of the {len(video_ids):,} videos in {videos.source.path} can be packed:\n{bullet_list(named)}\n"
-            f"Expected {videos.source.expected}: {TYPES}.\n" + "\n".join(remedies)
+            f"none of the {write_count(len(video_ids), 'video')} in {videos.source.path} can be packed:\n"
+            f"{bullet_list(named)}\nExpected {videos.source.expected}: {TYPES}.\n" + "\n".join(remedies)
         )
     dim, number = widths.most_common(1)[0]
     shapes = [shape for shape, _, _ in examined if shape]
@@ -222,7 +222,8 @@ def _choose(source: FeatureSource, only: Iterable[str] | None) -> tuple[set[str]
     if unusable := [ascii(video_id) for video_id in chosen if not is_usable_id(video_id)]:
         reasons = f"(a dot, a path separator, or not Unicode): {first_few(sorted(unusable))}"
         raise FeatureError(
-            f"{len(unusable):,} names in {source.path} cannot be used as ids {reasons}; rename these videos"
+            f"{write_count(len(unusable), 'name')} in {source.path} cannot be used as ids {reasons}; "
+            "rename these videos"
         )
     return chosen, missing
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meidbench.checks import one_of
-from meidbench.errors import FeatureError
+from meidbench.errors import FeatureError, write_count
 from meidbench.features.feature_file import (
     DTYPES,
     PER_ROW,
@@ -148,7 +148,9 @@ def encode(rows: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], Reals 
     rows = np.ascontiguousarray(rows, rows.dtype.newbyteorder("="))
     if not all_finite(rows):
         odd = ~np.isfinite(rows).all(axis=1)
-        raise FeatureError(f"NaN or infinity in {odd.sum():,} of {len(rows):,} rows, the first is row {odd.argmax():,}")
+        raise FeatureError(
+            f"NaN or infinity in {odd.sum():,} of {write_count(len(rows), 'row')}, the first is row {odd.argmax():,}"
+        )
     stored = _cast(rows, DTYPES["float16" if dtype == "float16" else "float32"])
     if not all_finite(stored):
         largest, limit = np.abs(rows).max(), np.finfo(stored.dtype).max

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from meidbench.checks import one_of, parse_json
-from meidbench.errors import FeatureError, OutputError, first_few
+from meidbench.errors import FeatureError, OutputError, first_few, write_count
 from meidbench.features import PackedFile
 from meidbench.features.packing import map_ahead
 from meidbench.features.records import StoredVideos
@@ -44,10 +44,10 @@ class RowCheck:
 
     def __str__(self) -> str:
         if self.kind == "none":
-            return f"features: the rows of {self.videos:,} videos are not checked (check: none)"
+            return f"features: the rows of {write_count(self.videos, 'video')} are not checked (check: none)"
         share = "all" if self.kind == "full" else f"{self.read:,} of"
         agree = "their checksums agree" if self.has_checksums else "they can be read (they have no checksums)"
-        return f"features: the rows of {share} {self.videos:,} videos are checked: {agree}"
+        return f"features: the rows of {share} {write_count(self.videos, 'video')} are checked: {agree}"
 
 
 def check_rows(

@@ -228,7 +228,7 @@ class FeatureSource(ABC):
         missing = found.get("missing", [])
         naming = self.find_naming(missing)
         remedies = [self.find_remedy(kind, missing) for kind in found if kind != "missing" or not naming]
-        head = f"{sum(map(len, found.values())):,} of {asked:,} videos cannot be used from {self.path}"
+        head = f"{sum(map(len, found.values())):,} of {write_count(asked, 'video')} cannot be used from {self.path}"
         lines = [f"{head}; {naming}" if naming else f"{head}:", bullet_list(listed)]
         lines += [f"Expected {self.expected}: {TYPES}.", *dict.fromkeys(remedies)]
         return FeatureError("\n".join(lines))
@@ -240,11 +240,8 @@ class FeatureSource(ABC):
         if naming := self.find_naming(missing):
             return f"{naming[0].upper()}{naming[1:]}."
         ids = self.ids()
-        there = (
-            f"These are features of {write_count(len(ids), 'video')}, such as {min(ids)}"
-            if ids
-            else "There are no features"
-        )
+        number = write_count(len(ids), "video")
+        there = f"These are features of {number}, such as {min(ids)}" if ids else "There are no features"
         return f"{there}: name those of this dataset, or make them of its videos: {_COMMAND}."
 
     def find_naming(self, missing: Collection[str]) -> str:

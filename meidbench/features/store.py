@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.errors import FeatureError, bullet_list, first_few
+from meidbench.errors import FeatureError, bullet_list, first_few, write_count
 from meidbench.features.feature_file import (
     DTYPES,
     FAILED,
@@ -176,7 +176,9 @@ class FeatureWriter:
         """Give the file its final name; refuse while videos are pending."""
         if len(self.pending):
             ids = (self.layout.video_ids[position] for position in self.pending)
-            raise FeatureError(f"{len(self.pending):,} videos are not there yet: {first_few(ids)}")
+            raise FeatureError(
+                f"{write_count(len(self.pending), 'video is', 'videos are')} not there yet: {first_few(ids)}"
+            )
         self.commit()
         if self.place != self.path:
             self._synchronise()
@@ -204,7 +206,8 @@ class FeatureWriter:
         number = len(self.status)
         more = [f"and {number - 5:,} more"] if number > 5 else []
         raise FeatureError(
-            f"none of the {number:,} videos can be {what}; no file is written:\n{bullet_list(reasons + more)}"
+            f"none of the {write_count(number, 'video')} can be {what}; no file is written:\n"
+            f"{bullet_list(reasons + more)}"
         )
 
     def close(self) -> None:
@@ -225,7 +228,7 @@ class FeatureWriter:
         if shape != (len(video.rows), dim) or video.rows.dtype != DTYPES[dtype] or not len(video.rows):
             raise FeatureError(f"video {name}: {shape} {video.rows.dtype}, expected rows of {dim} {dtype}")
         if len(video.rows) > room or (self.layout.fixed and len(video.rows) != room):
-            raise FeatureError(f"video {name} has {len(video.rows):,} rows, there is room for {room:,}")
+            raise FeatureError(f"video {name} has {write_count(len(video.rows), 'row')}, there is room for {room:,}")
 
     def _write(self, name: str, index: int, values: npt.NDArray[Any]) -> None:
         """Write values of a dataset, beginning at an index of its first (for rows: its joint row) axis."""
@@ -329,6 +332,7 @@ def _refuse_losses(layout: Layout, headers: dict[Path, Header]) -> None:
         there = (header.layout.video_ids[at] for at in np.flatnonzero(np.isin(header.status, READY)))
         if lost := [video_id for video_id in there if video_id not in known]:
             raise FeatureError(
-                f"{place} holds {len(lost):,} videos that are not to be written now, and would lose them: "
-                f"{first_few(lost)}\nName all videos, choose another output, or remove it to start again."
+                f"{place} holds {write_count(len(lost), 'video that is', 'videos that are')} not to be written now, "
+                f"and would lose them: {first_few(lost)}\n"
+                "Name all videos, choose another output, or remove it to start again."
             )

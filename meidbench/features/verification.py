@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meidbench.checks import parse_json
-from meidbench.errors import FeatureError
+from meidbench.errors import FeatureError, write_count
 from meidbench.features import open_features
 from meidbench.features.feature_file import STATUSES, Recipe
 from meidbench.features.packing import map_ahead
@@ -265,7 +265,7 @@ def _check_all(
             found["dtype"].append(with_detail(video_id, check.dtype))
     counts = {check.shape[0] for check in ready.values()}
     if len(ready) > 1 and len(counts) == 1 and max(check.shape[1] for check in ready.values()) < min(counts):
-        found["transposed"].append(f"{min(counts):,} rows of {dim}")
+        found["transposed"].append(f"{write_count(min(counts), 'row')} of {dim}")
     found["duplicates"] += _duplicates(stored, ready)
     return checked
 
@@ -387,7 +387,7 @@ def check_video(video: VideoRows, expected: int | None) -> VideoCheck:
         remarks.append(("constant-rows", _share(constant)))
     scales_same = video.scales is None or bool((video.scales == video.scales[0]).all())
     if len(rows) > 1 and np.array_equal(bits[0], bits[-1]) and scales_same and bool((bits == bits[0]).all()):
-        remarks.append(("frozen", f"{len(rows):,} rows"))
+        remarks.append(("frozen", f"{write_count(len(rows), 'row')}"))
     return VideoCheck("", "", shape, str(rows.dtype), actual, tuple(remarks))
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from meidbench.checks import one_of, whole_number
-from meidbench.errors import FeatureError, SplitError
+from meidbench.errors import FeatureError, SplitError, write_count
 from meidbench.features import FeatureSource, NpyFolder, PackedFile, open_features
 from meidbench.features.frame_sampling import FrameRows
 from meidbench.loading.motion import Indices, Motion, independent_seed, motion_rows
@@ -168,7 +168,7 @@ class FeatureDataset(Dataset[Sample]):
         if position < 0:
             position += len(self)
         if not 0 <= position < len(self):
-            raise IndexError(f"index {index} is outside the {len(self):,} videos of {self.subset}")
+            raise IndexError(f"index {index} is outside the {write_count(len(self), 'video')} of {self.subset}")
         features, motion = self._streams(position)
         labels = torch.zeros(self.num_classes, dtype=torch.float32, device="cpu")
         labels[self._classes[self._starts[position] : self._starts[position + 1]]] = 1
@@ -196,10 +196,10 @@ class FeatureDataset(Dataset[Sample]):
         return _read_tensor(self.source, self.video_ids[position], indices).to(torch.float32)
 
     def __repr__(self) -> str:
-        size = f"{len(self):,} videos, {self.num_classes:,} classes"
+        size = f"{write_count(len(self), 'video')}, {write_count(self.num_classes, 'class', 'classes')}"
         few = 0 if self.frames is None else int((self.num_frames < self.frames).sum())
-        repeated = f" (repeated in {few:,} videos that have fewer)" if few else ""
-        rows = f"{'all' if self.frames is None else self.frames} rows per video{repeated}, {self.dim:,} numbers per row"
+        repeated = f" (rows repeated in {few:,} that have fewer)" if few else ""
+        rows = f"{'all' if self.frames is None else self.frames} rows per video, {self.dim:,} numbers per row{repeated}"
         return f"<{type(self).__name__} {self.subset}: {size}, {rows}, features {self.source.path}>"
 
     @cached_property

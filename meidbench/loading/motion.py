@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from meidbench.checks import one_of
-from meidbench.errors import FeatureError
+from meidbench.errors import FeatureError, write_count
 
 WHEN = ("full", "sampled")
 STATIC = ("mean", "sum", "none")
@@ -121,7 +121,9 @@ def motion_rows(
         raise FeatureError(f"motion needs float32 rows (R, D), got {rows.dtype} of shape {tuple(rows.shape)}")
     lengths = np.array([len(rows)] if counts is None else counts, np.int64)
     if lengths.ndim != 1 or (lengths < 1).any() or lengths.sum() != len(rows):
-        raise FeatureError(f"counts of at least 1 must sum to the {len(rows):,} rows, got {lengths.tolist()[:5]}")
+        raise FeatureError(
+            f"counts of at least 1 must sum to the {write_count(len(rows), 'row')}, got {lengths.tolist()[:5]}"
+        )
     starts = np.cumsum(lengths) - lengths
     if indices is None:
         out = torch.empty_like(rows) if out is None else out.view(rows.shape)
@@ -132,7 +134,8 @@ def motion_rows(
         wanted = np.array(indices, np.int64)
         if wanted.ndim != 2 or len(wanted) != len(lengths) or ((wanted < 0) | (wanted >= lengths[:, None])).any():
             raise FeatureError(
-                f"rows to take must be (V, F), each inside its video, got {wanted.shape} for {len(lengths):,} videos"
+                f"rows to take must be (V, F), each inside its video, "
+                f"got {wanted.shape} for {write_count(len(lengths), 'video')}"
             )
         out = rows.new_empty(wanted.size, rows.shape[1]) if out is None else out.view(wanted.size, rows.shape[1])
         is_last = wanted == lengths[:, None] - 1

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few
+from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few, write_count
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
 from meidbench.predictions.base import Scores, name_classes, number_classes
@@ -301,7 +301,8 @@ def _shape_problems(predictions: Predictions | PredictionFile, split: Split, all
         problems.append("the scores are float16, which makes ties: write float32, or allow them by allow_float16=True")
     if predictions.num_classes != split.num_classes:
         problems.append(
-            f"there are scores for {predictions.num_classes:,} classes, the split has {split.num_classes:,}"
+            f"there are scores for {write_count(predictions.num_classes, 'class', 'classes')}, "
+            f"the split has {split.num_classes:,}"
         )
     return problems
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from meidbench.errors import PredictionError, first_few
+from meidbench.errors import PredictionError, first_few, write_count
 from meidbench.files import open_inside, rehearse
 from meidbench.predictions.base import (
     BLOCK_ROWS,
@@ -55,7 +55,8 @@ class NpyFile(PredictionFile):
             raise self.refusal(f"the scores have shape {shape}; expected (videos, classes)")
         self.num_videos, self.num_classes = shape
         if len(self.video_ids) != self.num_videos:
-            held = f"{ids} has {len(self.video_ids):,} ids, the scores have {self.num_videos:,} rows"
+            rows = write_count(self.num_videos, "row")
+            held = f"{ids} has {write_count(len(self.video_ids), 'id')}, the scores have {rows}"
             raise self.refusal(f"{held}; expected one id per row, in the order of the rows")
 
     @contextmanager

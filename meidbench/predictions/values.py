@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from meidbench.checks import one_of
-from meidbench.errors import PredictionError, first_few
+from meidbench.errors import PredictionError, first_few, write_count
 from meidbench.files import written_whole
 from meidbench.names import SUBSETS
 from meidbench.predictions import ENDINGS, PredictionFile, open_predictions
@@ -66,7 +66,7 @@ class Predictions:
             yield start, self.scores[start : start + BLOCK_ROWS]
 
     def __repr__(self) -> str:
-        size = f"{self.num_videos:,} videos x {self.num_classes:,} classes"
+        size = f"{write_count(self.num_videos, 'video')} x {write_count(self.num_classes, 'class', 'classes')}"
         return f"<Predictions {size}, {self.dtype}; ids: {first_few(self.video_ids, 3) or 'none'}>"
 
     def to_pandas(self) -> "pd.DataFrame":

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
-from meidbench.errors import escape_controls, first_few
+from meidbench.errors import escape_controls, first_few, write_count
 from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, format_change
 from meidbench.evaluation.results import GROUPS_SHOWN, Result, describe_subset
 from meidbench.names import RELEASED, SUBSETS
@@ -312,7 +312,7 @@ def construction_report(
     lasting = "" if least is None else f", of {least:.3g} s or more or of unknown length"
     lines = [
         _describe_targets(made),
-        f"candidates: {made.candidates:,} video{'s' * (made.candidates != 1)} with a label{lasting}",
+        f"candidates: {write_count(made.candidates, 'video')} with a label{lasting}",
         _describe_deviation(made),
     ]
     if empty := made.without_candidates:
@@ -346,7 +346,7 @@ def _describe_deviation(made: Construction) -> str:
         return "every class has its target number of training videos"
     far = int(np.abs(made.deviations).argmax())
     return (
-        f"distance to the target: {made.total_deviation:,} training video{'s' * (made.total_deviation != 1)}, "
+        f"distance to the target: {write_count(made.total_deviation, 'training video')}, "
         f"summed over the classes; at most {made.largest_deviation:,} (class {far} {made.split.class_names[far]!r}: "
         f"{made.split.train_counts[far]:,} for {made.target_counts[far]:,})"
     )
@@ -365,7 +365,7 @@ def construction_warnings(made: Construction) -> list[str]:
         )
     for subset, wanted in (("val", targets.val_videos), ("test", targets.test_videos)):
         if wanted is not None and (size := len(made.split.rows(subset))) != wanted:
-            warnings.append(f"{subset} has {size:,} videos, the target is {wanted:,}")
+            warnings.append(f"{subset} has {write_count(size, 'video')}, the target is {wanted:,}")
     for subset in SUBSETS:
         short = [entry for entry in made.shortfalls if entry.subset == subset]
         if short:

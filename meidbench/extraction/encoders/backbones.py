@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from meidbench.checks import one_of, whole_number
-from meidbench.errors import FeatureError
+from meidbench.errors import FeatureError, write_count
 from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing
 from meidbench.splits.manifests import Download
 
@@ -57,7 +57,7 @@ def check_clips(rows: int, clip: int) -> None:
     """Raise FeatureError for a number of rows that does not make whole clips."""
     if rows % clip:
         raise FeatureError(
-            f"{rows:,} frames do not make whole clips\n"
+            f"{write_count(rows, 'frame does', 'frames do')} not make whole clips\n"
             f"  expected: a multiple of {clip}, the frames of each clip in their order, clip after clip"
         )
 
