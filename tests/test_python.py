@@ -131,6 +131,17 @@ def test_a_frame_and_ids_in_another_order_are_refused(own, frame, toy_split, ids
     assert mb.evaluate(renamed, ids, toy_split) == mb.evaluate(scores, ids, toy_split)
 
 
+@pytest.mark.parametrize("axis", ["index", "columns"])
+def test_frames_of_scores_and_labels_in_another_order_are_refused(axis, frame, toy_split):
+    labels = pd.DataFrame(toy_split.labels("test"), index=frame.index, columns=frame.columns)
+    want = average_precision_score(labels, frame, average=None)
+    assert mb.average_precision(frame, labels) == pytest.approx(want)
+    other = frame.sample(frac=1, random_state=1, axis=axis)
+    complaint = f"the {axis} of scores and labels are in another order: pass scores.reindex_like(labels)"
+    assert message_of(mb.average_precision, other, labels) == complaint
+    assert mb.average_precision(other.reindex_like(labels), labels) == pytest.approx(want)
+
+
 def test_a_set_has_no_order(toy_split, ids, scores):
     assert "video_ids is of type set; expected one id per row" in message_of(mb.evaluate, scores, set(ids), toy_split)
 

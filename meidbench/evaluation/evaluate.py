@@ -87,6 +87,17 @@ def average_precision(scores: Scores, labels: Labels) -> Reals:
     >>> average_precision(scores, np.array([[True], [False], [True], [False]]))
     array([0.83333333])
     """
+    for axis in ("index", "columns"):
+        one, other = (getattr(given, axis, None) for given in (scores, labels))
+        if (
+            hasattr(one, "sort_values")
+            and hasattr(other, "sort_values")
+            and not one.equals(other)
+            and set(one) == set(other)
+        ):
+            raise PredictionError(
+                f"the {axis} of scores and labels are in another order: pass scores.reindex_like(labels)"
+            )
     scores, labels = as_array("scores", scores), as_array("labels", labels)
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise PredictionError(f"scores have shape {scores.shape}, labels {labels.shape}; expected (n, C) of both")
