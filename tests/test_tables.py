@@ -376,7 +376,7 @@ def test_names_are_read_where_they_are_unambiguous(tmp_path, cell, labels, names
 @pytest.mark.parametrize(("cell", "complaint"), [
     ("run|swim", "line 2 (a): label 'run|swim' is not one of"),
     ('"[run, swim]"', "label '[run, swim]' is not one of"),
-    ("\"'run', 'swim'\"", "it looks like a list, and joined by semicolons; if it is one name, give the class names"),
+    ("\"'run', 'swim'\"", "labels are joined by semicolons; if it is one name, give the class names"),
     ("0/2/3", "label '0/2/3' is not one of"),
     ("0-2", "label '0-2' is not one of"),
     ('"[0.0, 1.0]"', "looks like a list"),
