@@ -483,7 +483,7 @@ def test_everything_prints_in_few_lines(toy_split, ids, scores, tmp_path):
     predictions = mb.read_predictions(mb.write_predictions(tmp_path / "p.parquet", ids, scores))
     for shown, words in {
         toy_split: "toylt (released): 114 / 50 / 49 videos, 12 classes",
-        data: "FeatureDataset test: 49 videos, 12 classes, 5 rows per video (repeated in 49 videos that have fewer), 3 numbers",
+        data: "5 rows per video, 3 numbers per row (rows repeated in 49 that have fewer)",
         data.source: str(tmp_path),
         BatchLoader(data, 8): "BatchLoader of 8 videos per batch, on cpu, of <FeatureDataset test",
     }.items():
