@@ -78,7 +78,7 @@ def missing_package(error: ModuleNotFoundError) -> MeidbenchError:
     package = (error.name or "").partition(".")[0]
     if package in ("", "meidbench"):  # not an installation that lacks a package, but a fault of ours
         raise error
-    package = "pillow" if package == "PIL" else package
+    package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(package, package)
     return MeidbenchError(f"this needs the package {package}, which is not installed: pip install {package}")
 
 

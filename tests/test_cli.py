@@ -342,6 +342,7 @@ def test_tables_fit_a_narrow_terminal(run, toy_split_file):
     ("torch", ["python", "import meidbench; meidbench.VideoLT"]),
     ("matplotlib", ["stats", "SPLIT", "--plot", "OUT.svg"]),
     ("PIL", ["extract-features", TOY, "--out", "OUT"]),
+    ("sklearn", ["evaluate", TOY / "predictions.npz", "--split", "SPLIT", "--cross-check"]),
 ])  # fmt: skip
 def test_a_missing_package_gives_one_line(toy_split_file, tmp_path, package, arguments):
     """None in sys.modules is what import finds of a package that is not installed."""
@@ -352,7 +353,8 @@ def test_a_missing_package_gives_one_line(toy_split_file, tmp_path, package, arg
     outcome = subprocess.run([sys.executable, "-c", hide + code], capture_output=True, text=True)
     assert outcome.returncode == 1 and (outcome.stdout == "" or package == "matplotlib")
     *_, last = outcome.stderr.splitlines()
-    names = {"PIL": "pillow", "matplotlib": "'meidbench[plot]'"}  # of packages, where they differ from the module's
+    # The names of packages, where they differ from the module's.
+    names = {"PIL": "pillow", "sklearn": "scikit-learn", "matplotlib": "'meidbench[plot]'"}
     assert f"pip install {names.get(package, package)}" in last
     if arguments[0] == "python":
         assert last.startswith("meidbench.errors.MeidbenchError: ")

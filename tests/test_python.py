@@ -5,6 +5,7 @@ import pickle
 import pydoc
 import subprocess
 import sys
+from ast import literal_eval
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -59,6 +60,14 @@ def test_help_has_a_line_for_every_public_name():
     assert [name for name, _ in table] == [name for name in mb.__all__ if name != "__version__"]
     assert all(len(meaning) > 10 for _, meaning in table)
     assert table[0][1] in pydoc.plain(pydoc.render_doc(mb))
+
+
+def test_help_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None; import meidbench as mb; help(mb); print(dir(mb))"
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *shown, names = outcome.stdout.splitlines()
+    assert any(line.startswith("    evaluate(") for line in shown)
+    assert set(mb.__all__) - set(literal_eval(names)) == {"CharadesEgoLT", "CharadesLT", "FeatureDataset", "VideoLT"}
 
 
 def test_nothing_heavy_is_imported_before_a_name_is_used():
