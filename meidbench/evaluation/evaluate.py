@@ -87,17 +87,7 @@ def average_precision(scores: Scores, labels: Labels) -> Reals:
     >>> average_precision(scores, np.array([[True], [False], [True], [False]]))
     array([0.83333333])
     """
-    for axis in ("index", "columns"):
-        one, other = (getattr(given, axis, None) for given in (scores, labels))
-        if (
-            hasattr(one, "sort_values")
-            and hasattr(other, "sort_values")
-            and not one.equals(other)
-            and set(one) == set(other)
-        ):
-            raise PredictionError(
-                f"the {axis} of scores and labels are in another order: pass scores.reindex_like(labels)"
-            )
+    _compare_frames(scores, labels)
     scores, labels = as_array("scores", scores), as_array("labels", labels)
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise PredictionError(f"scores have shape {scores.shape}, labels {labels.shape}; expected (n, C) of both")
@@ -111,6 +101,17 @@ def average_precision(scores: Scores, labels: Labels) -> Reals:
     positives = Positives.from_pairs(rows, classes, *scores.shape)
     counts = count_ranks(as_blocks(scores).blocks, positives, scores.dtype, in_list_order=False)
     return precision_from_counts(counts, positives)
+
+
+def _compare_frames(scores: Any, labels: Any) -> None:
+    """Refuse two DataFrames with the same rows or columns in different orders."""
+    if not all(hasattr(given, "iloc") and hasattr(given, "columns") for given in (scores, labels)):
+        return
+    for axis in ("index", "columns"):
+        one, other = getattr(scores, axis), getattr(labels, axis)
+        if not one.equals(other) and set(one) == set(other):
+            order = f"the {axis} of scores and labels are in another order"
+            raise PredictionError(f"{order}: pass scores.reindex_like(labels)")
 
 
 def as_blocks(scores: Scores | BlockScores) -> BlockScores:
