@@ -459,7 +459,9 @@ class _Run:
         if done < 1 or not left:
             return ""
         minutes = math.ceil((time.monotonic() - self.start) / done * left / 60)
-        return f", {minutes // 60} h {minutes % 60} min left" if minutes >= 60 else f", {minutes} min left"
+        if minutes >= 60:
+            return f", {minutes // 60} h {minutes % 60} min left"
+        return f", {minutes} min left" if minutes > 1 else ", less than 1 min left"
 
     def _save(self) -> None:
         self.learner.save(self.folder.last, 0 if self.log is None else self.log.position)

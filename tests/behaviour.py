@@ -53,7 +53,7 @@ LONGEST_TEXT = 200_000
 VARYING = [
     (re.compile(r"^.*: [\d,]+ of [\d,]+\n", re.MULTILINE), ""),
     (re.compile(r"^Traceback .*\n(?: .*\n)+", re.MULTILINE), "Traceback\n"),
-    (re.compile(r", (\d+ h )?\d+ min left"), ""),
+    (re.compile(r", (less than )?(\d+ h )?\d+ min left"), ""),
     (re.compile(r'("videos_per_second": )[\d.]+'), r"\1RATE"),
 ]
 
