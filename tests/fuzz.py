@@ -1,6 +1,6 @@
 """Damaged inputs of every form, run through the commands that read them, and counted.
 
-``python tests/fuzz.py --mutants 10000 --out table.md`` takes half an hour on one core; ``--only FORM`` takes one form.
+``python tests/fuzz.py --mutants 10000 --out table.md`` takes 15 minutes on one core; ``--only FORM`` takes one form.
 A mutant is drawn from the seed, the form and its number, so it can be made again: ``--keep FOLDER`` writes the
 mutants that gave a traceback, a hang, a crash or another number, with their messages.
 

@@ -264,6 +264,26 @@ def test_columns_in_another_order_are_put_right_and_named(
     assert said in side_by_side.stderr
 
 
+@pytest.mark.parametrize("form", ["frame", "csv", "parquet"])
+def test_numbers_that_are_class_names_are_no_indices(form, tmp_path):
+    """Class names sorted as text: class_0, class_1, class_10, class_11, class_2."""
+    rng = np.random.default_rng(3)
+    rows = [
+        {"video_id": f"v{row:03d}", "subset": "train" if row % 2 else "test", "labels": [f"class_{k}" for k in chosen]}
+        for row, chosen in enumerate(rng.permuted(np.tile(range(12), (120, 1)), axis=1)[:, :2])
+    ]
+    split = mb.split_from_pandas(pd.DataFrame(rows), dataset="own", head_above=12, tail_up_to=8)
+    labels = split.labels("test")
+    scores = rng.normal(size=labels.shape) + labels
+    frame = frame_of(split.video_ids("test"), scores, list(split.class_names))[[f"class_{k}" for k in range(12)]]
+    assert list(frame) != list(split.class_names)
+    if form != "frame":
+        getattr(frame, f"to_{form}")(tmp_path / "run")
+    result = mb.evaluate(frame if form == "frame" else tmp_path / "run", split=split)
+    assert result.mAP.overall == pytest.approx(average_precision_score(labels, scores, average="macro"))
+    assert "put in its place by its name" in result.warnings[0]
+
+
 def test_the_python_side_names_the_order_too(given, toy_split):
     frame = frame_of(*given, list(toy_split.class_names))[list(toy_split.class_names)[::-1]]
     result = mb.evaluate(frame, split=toy_split)
@@ -482,6 +502,7 @@ def test_files_that_do_not_belong_together_are_refused(given, toy_split, tmp_pat
     assert "scores for 3 classes" in complaint(ids[9:], scores[9:, :3])
     assert "scores of type float64" in complaint(ids[9:], scores[9:].astype(np.float64))
     assert "its subset is not that of" in complaint(ids[9:], scores[9:], toy_split, "val")
+    assert "other class columns" in complaint(ids[9:], scores[9:])  # the first file has class names
     frame_of(ids[:9], scores[:9]).to_csv(tmp_path / "c")
     frame_of(ids[9:], scores[9:], list("abcdefghijkl")).to_csv(tmp_path / "d")
     with pytest.raises(PredictionError, match="other class columns"):

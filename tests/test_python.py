@@ -119,10 +119,56 @@ def test_a_frame_is_scored_as_its_numbers(form, frame, toy_split, ids, scores):
     (lambda f: f.rename(columns={"Doing thing 3": "Swimming"}), r"class name\(s\) are others: 3 'Swimming'"),
     (lambda f: f.rename(index={"TOY24655": None}).reset_index(), r"1 video id\(s\) are no text: nan \(row 48\)"),
     (lambda f: f[:0], "49 of 49 videos are missing"),
+    (lambda f: pd.DataFrame({"id": f.index, "probs": f.to_numpy().tolist(), "preds": (f > 1).to_numpy().tolist()}),
+     "has the columns probs, preds; name the one to score scores"),
+    (lambda f: f.astype(pd.SparseDtype("float32")), "are no numbers: Doing thing 0 .Sparse"),
 ])  # fmt: skip
 def test_a_frame_that_cannot_be_scored_is_refused(form, complaint, frame, toy_split):
     with pytest.raises(mb.MeidbenchError, match=complaint):
         mb.evaluate(form(frame), split=toy_split)
+
+
+@pytest.mark.parametrize("own", ["index", "column"])
+def test_a_frame_and_ids_in_another_order_are_refused(own, frame, toy_split, ids, scores, tmp_path):
+    frame = frame if own == "index" else frame.reset_index()
+    complaint = f"video_ids are others in 48 row(s): row 0 is '{ids[0]}' in the DataFrame, '{ids[-1]}' in video_ids"
+    assert complaint in message_of(mb.evaluate, frame, ids[::-1], toy_split)
+    assert complaint in message_of(mb.write_predictions, tmp_path / "p.parquet", ids[::-1], frame)
+    assert complaint in message_of(mb.MeanAveragePrecision(toy_split, "test").update, ids[::-1], frame)
+    assert mb.evaluate(frame, ids, toy_split) == mb.evaluate(scores, ids, toy_split)
+    renamed = frame.rename(index=str.lower) if own == "index" else frame.assign(video_id=frame["video_id"].str.lower())
+    assert mb.evaluate(renamed, ids, toy_split) == mb.evaluate(scores, ids, toy_split)
+
+
+@pytest.mark.parametrize("axis", ["index", "columns"])
+def test_frames_of_scores_and_labels_in_another_order_are_refused(axis, frame, toy_split):
+    labels = pd.DataFrame(toy_split.labels("test"), index=frame.index, columns=frame.columns)
+    want = average_precision_score(labels, frame, average=None)
+    assert mb.average_precision(frame, labels) == pytest.approx(want)
+    other = frame.sample(frac=1, random_state=1, axis=axis)
+    complaint = f"the {axis} of scores and labels are in another order: pass scores.reindex_like(labels)"
+    assert message_of(mb.average_precision, other, labels) == complaint
+    assert mb.average_precision(other.reindex_like(labels), labels) == pytest.approx(want)
+
+
+def test_a_set_has_no_order(toy_split, ids, scores):
+    assert "video_ids is of type set; expected one id per row" in message_of(mb.evaluate, scores, set(ids), toy_split)
+
+
+def test_half_precision_is_seen_beside_wider_types(frame, toy_split, ids, scores, tmp_path):
+    """In one column or row of float32, NumPy makes float32 of all."""
+    half = frame.astype(np.float16)
+    for kind in (np.float32, np.int64):
+        mixed = half.astype({half.columns[0]: kind})
+        assert "scores of some rows or columns are float16" in message_of(mb.evaluate, mixed, split=toy_split)
+    mixed.to_parquet(tmp_path / "p.parquet")
+    assert "some of its columns are float16" in message_of(mb.evaluate, tmp_path / "p.parquet", split=toy_split)
+    rows = [scores[0], *scores[1:].astype(np.float16)]
+    for given in (rows, list(map(torch.from_numpy, rows))):
+        assert "scores of some rows or columns are float16" in message_of(mb.evaluate, given, ids, toy_split)
+    lists = pd.DataFrame({"video_id": ids, "scores": rows})
+    assert "scores of some rows or columns are float16" in message_of(mb.evaluate, lists, split=toy_split)
+    assert mb.evaluate(rows, ids, toy_split, allow_float16=True).diagnostics.score_dtype == "float32"
 
 
 def test_a_frame_may_have_its_ids_beside_it(frame, toy_split, ids, scores):
@@ -374,6 +420,9 @@ def test_a_metric_refuses_what_does_not_belong_to_it(toy_split, ids, scores, fra
     assert "shape (2, 11); expected (2, 12)" in message_of(metric.update, ids[:2], scores[:2, 1:])
     assert "are float16" in message_of(metric.update, ids[:2], torch.from_numpy(scores[:2]).half())
     assert "are bfloat16" in message_of(metric.update, ids[:2], torch.from_numpy(scores[:2]).bfloat16())
+    for kind in (bool, object, str, complex):
+        assert "expected real numbers" in message_of(metric.update, ids[:2], scores[:2].astype(kind))
+    assert "are float16" in message_of(metric.update, ids[:2], scores[:2].astype(">f2"))
     assert "pass frame[list(split" in message_of(metric.update, None, frame[frame.columns[::-1]])
     path = mb.write_predictions(tmp_path / "p.parquet", ids, scores)
     assert "takes the scores of a batch, got PosixPath" in message_of(metric.update, None, path)
@@ -388,6 +437,9 @@ def test_a_metric_refuses_what_does_not_belong_to_it(toy_split, ids, scores, fra
     metric.reset()
     metric.update(["else", *ids[1:]], scores)
     assert "1 video(s) are not in test: else" in message_of(metric.compute)
+    halves = mb.MeanAveragePrecision(toy_split, "test", allow_float16=True)
+    halves.update(ids[:2], scores[:2].astype(np.float16))
+    assert "are float16" in message_of(metric.merge, halves)
     other = mb.MeanAveragePrecision(toy_split, "val")
     assert "are not on the same subset of the same split" in message_of(metric.merge, [other])
     assert "merge takes metrics, got one of type NoneType" in message_of(metric.merge, None)
@@ -528,6 +580,17 @@ def test_the_cross_check_refuses_another_value(toy_split, scores):
     ap[3] += 1e-6
     with pytest.raises(mb.MeidbenchError, match="the average precision of class 3 is .* by scikit-learn"):
         cross_check_precisions(as_blocks(scores), subset_positives(toy_split, "test"), ap)
+
+
+@pytest.mark.parametrize(("subset", "index", "value"), [("test", 3, np.nan), ("val", None, 0.0)])
+def test_the_cross_check_refuses_a_value_where_the_other_has_none(subset, index, value, toy_split):
+    labels = toy_split.labels(subset)
+    scores = np.random.default_rng(2).normal(size=labels.shape)
+    index = int(np.flatnonzero(~labels.any(axis=0))[0]) if index is None else index
+    ap = mb.average_precision(scores, labels)
+    ap[index] = value
+    with pytest.raises(mb.MeidbenchError, match=f"of class {index} is {value}, and .* by scikit-learn"):
+        cross_check_precisions(as_blocks(scores), subset_positives(toy_split, subset), ap)
 
 
 def test_the_cross_check_skips_classes_without_positives_and_needs_tied_ranks(toy_split, ids, scores):

@@ -24,13 +24,13 @@ class Site:
     """A server of one body, which counts the requests for it."""
 
     def __init__(self):
-        self.body, self.headers, self.announced, self.bodies_sent = b"", {}, None, 0
+        self.body, self.headers, self.announced, self.bodies_sent, self.status = b"", {}, None, 0, 200
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self):
                 found = self.path.startswith("/run.parquet")
-                self.send_response(200 if found else 404)
+                self.send_response(site.status if found else 404)
                 self.send_header("Content-Length", str(site.announced or len(site.body)) if found else "0")
                 for name, value in site.headers.items():
                     self.send_header(name, value)
@@ -187,6 +187,22 @@ def test_plain_http_of_another_machine_is_not_asked():
         fetch_url("http://user:secret@example.org/a?token=secret")
     with pytest.raises(DownloadError, match="was not asked"):
         fetch_url("http://127.0.0.1@example.org/a")
+    with pytest.raises(DownloadError, match="^http://example.org/a was not asked"):
+        fetch_url("http://user:sec@ret@example.org/a#secret")
+    with pytest.raises(RequestError, match="is no address: Invalid IPv6 URL"):
+        fetch_url("https://[::1/a?token=secret")
+
+
+def test_a_redirect_is_followed_to_safe_addresses_only(site):
+    site.status = 302
+    site.headers = {"Location": "/elsewhere"}
+    with pytest.raises(DownloadError, match="404 Not Found"):  # it was asked
+        fetch_url(site.url)
+    site.headers = {"Location": "http://192.0.2.1/run.parquet?token=secret"}
+    with pytest.raises(DownloadError) as caught:
+        fetch_url(f"{site.url}?other")
+    assert "got: a redirect to http://192.0.2.1/run.parquet, which is not https; it was not asked" in str(caught.value)
+    assert kept() == []
 
 
 @pytest.mark.parametrize(("url", "absent", "needed", "also"), [

@@ -144,7 +144,7 @@ def test_wrong_thresholds_names_and_files_are_refused(tmp_path):
     with pytest.raises(SplitError, match="class names occur more than once: run"):
         make(tmp_path, class_names=names)
     names.write_text("run\n")
-    with pytest.raises(SplitError, match="label 2 is outside the 1 class"):
+    with pytest.raises(SplitError, match="label 2 is outside the 1 class; the first has index 0"):
         make(tmp_path, class_names=names)
     with pytest.raises(SplitError, match="cannot read the class names"):
         make(tmp_path, class_names=tmp_path / "none")
@@ -279,7 +279,7 @@ def test_groups_are_kept_so_that_the_audit_finds_what_leaks(tmp_path, run):
     ("t.csv", "video_id,labels\na,run\nb,Run\n", "names that differ only in case or spacing: 'Run' / 'run'"),
     ("t.csv", "video_id,labels\na,run\nb,-1\n", "line 3 (b): label '-1' is not one of the class names or indices"),
     ("t.csv", "video_id,labels\na,1.0\n", "label '1.0' is not one of"),
-    ("t.csv", "video_id,labels\na,run;\n", "label '' is not one of"),
+    ("t.csv", "video_id,labels\na,run;\n", "or indices; take out the surplus separator"),
     ("t.csv", "video_id,labels\na,run; run\n", "a label occurs twice"),
     ("t.csv", "video_id,labels\na,7;07\n", "a label occurs twice"),
     ("t.csv", "video_id,labels\na,32767\n", "32,768 classes are more than a split file can hold (32,767)"),

@@ -302,6 +302,8 @@ class LabelIndex:
         if text in self._of_text:
             return self._of_text[text]
         is_index = _is_index(text)
+        if not text:
+            raise ValueError("label '' is not one of the class names or indices; take out the surplus separator")
         hint = "; it looks like a list, and labels are joined by semicolons" if _looks_like_list(text) else ""
         if self._names is not None:
             if not is_index:
@@ -309,7 +311,8 @@ class LabelIndex:
                     hint = " (names that hold a semicolon need lists, as in JSON or Parquet, or indices)"
                 raise ValueError(f"label {quote(text)} is not one of the class names or indices{hint}")
             if int(text) >= len(self._names):
-                raise ValueError(f"label {text} is outside the {write_count(len(self._names), 'class', 'classes')}")
+                classes = write_count(len(self._names), "class", "classes")
+                raise ValueError(f"label {text} is outside the {classes}; the first has index 0")
             number = int(text)
         elif is_index or (not hint and _can_be_name(text)):
             number = self._seen.setdefault(int(text) if is_index else text, len(self._seen))
@@ -360,7 +363,7 @@ def _is_index(text: str) -> bool:
 
 
 def _can_be_name(text: str) -> bool:
-    return bool(text) and text.isprintable() and not _NUMBER.fullmatch(text)
+    return text.isprintable() and not _NUMBER.fullmatch(text)
 
 
 def _joined(names: list[str]) -> list[str]:

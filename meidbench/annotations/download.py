@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
 
@@ -359,9 +359,13 @@ def fetch_url(url: str, *, progress: ProgressBar | None = None, report: Report |
     is missing that reads the address.
     """
     report = report or (lambda message: None)
-    # Queries and user names may be secrets, as in signed addresses.
-    shown = re.sub("//[^/@]*@", "//", url.partition("?")[0])
-    if urlsplit(url).scheme.lower() == "http" and not _is_loopback(url):
+    # Queries, fragments and user names may be secrets, as in signed addresses.
+    shown = re.sub("//[^/]*@", "//", re.split("[?#]", url)[0])
+    try:
+        scheme = urlsplit(url).scheme.lower()
+    except ValueError as error:
+        raise RequestError(f"{shown} is no address: {error}") from None
+    if scheme == "http" and not _is_loopback(url):
         raise DownloadError(f"{shown} was not asked: its answer could be altered on the way; use https")
     filesystem, path = _open_filesystem(url, shown)
     if "file" in (filesystem.protocol, *filesystem.protocol):
@@ -396,10 +400,7 @@ def _open_filesystem(url: str, shown: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
         if urlsplit(url).scheme.lower() in ("http", "https"):
-            from aiohttp import ClientTimeout
-
-            connect, read = TIMEOUT_S
-            options = {"client_kwargs": {"timeout": ClientTimeout(sock_connect=connect, sock_read=read)}}
+            options = {"client_kwargs": _http_settings()}
         filesystem, path = url_to_fs(url, **options)
     except ImportError as error:
         cause = error if error.name else error.__cause__
@@ -411,6 +412,22 @@ def _open_filesystem(url: str, shown: str) -> tuple[Any, str]:
     except Exception as error:
         raise RequestError(f"{shown} cannot be read: {str(error).strip() or type(error).__name__}") from None
     return filesystem, path
+
+
+def _http_settings() -> dict[str, Any]:
+    """Return what aiohttp needs to stop in time, and to refuse a redirect to an address that would be refused."""
+    from aiohttp import ClientTimeout, TraceConfig
+
+    async def check_redirect(session: Any, context: Any, facts: Any) -> None:
+        source = str(facts.response.url)
+        target = urljoin(source, facts.response.headers.get("Location", ""))
+        if not target.startswith("https:") and (source.startswith("https:") or not _is_loopback(target)):
+            raise DownloadError(f"a redirect to {re.split('[?#]', target)[0]}, which is not https; it was not asked")
+
+    connect, read = TIMEOUT_S
+    trace = TraceConfig()
+    trace.on_request_redirect.append(check_redirect)
+    return {"timeout": ClientTimeout(sock_connect=connect, sock_read=read), "trace_configs": [trace]}
 
 
 def _fetch_into(
@@ -440,7 +457,7 @@ def _unfetched(shown: str, error: Exception) -> DownloadError:
     # For fsspec, each failure of a first request is a file that is not there.
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     reason = re.sub(r"[?]\S*", "?...", (str(cause).strip().splitlines() or [""])[0])
-    got = f"{type(cause).__name__}: {reason}"
+    got = reason if isinstance(cause, DownloadError) else f"{type(cause).__name__}: {reason}"
     if status := getattr(cause, "status", None):
         got = f"the answer {status} {getattr(cause, 'message', '')}".rstrip()
     elif isinstance(cause, FileNotFoundError):

@@ -87,6 +87,17 @@ def average_precision(scores: Scores, labels: Labels) -> Reals:
     >>> average_precision(scores, np.array([[True], [False], [True], [False]]))
     array([0.83333333])
     """
+    for axis in ("index", "columns"):
+        one, other = (getattr(given, axis, None) for given in (scores, labels))
+        if (
+            hasattr(one, "sort_values")
+            and hasattr(other, "sort_values")
+            and not one.equals(other)
+            and set(one) == set(other)
+        ):
+            raise PredictionError(
+                f"the {axis} of scores and labels are in another order: pass scores.reindex_like(labels)"
+            )
     scores, labels = as_array("scores", scores), as_array("labels", labels)
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise PredictionError(f"scores have shape {scores.shape}, labels {labels.shape}; expected (n, C) of both")
@@ -296,12 +307,13 @@ def cross_check_precisions(scores: BlockScores, positives: Positives, ap: Reals)
             labels[positives.rows[positives.class_slice(index)]] = True
             if labels.any():
                 again[index] = average_precision_score(labels, column)
-    differences = np.nan_to_num(np.abs(again - ap))
+    differences = np.where(np.isnan(again) & np.isnan(ap), 0.0, np.abs(again - ap))
+    differences[np.isnan(differences)] = np.inf  # one of the two has no value
     worst = int(differences.argmax())
     if differences[worst] > _DIFFERENCE_ALLOWED:
         raise PredictionError(
-            f"the average precision of class {worst} is {ap[worst]!r}, and {again[worst]!r} by scikit-learn: this is a "
-            "fault of meidbench or of scikit-learn, please report it"
+            f"the average precision of class {worst} is {float(ap[worst])!r}, and {float(again[worst])!r} by "
+            "scikit-learn: this is a fault of meidbench or of scikit-learn, please report it"
         )
     return CrossCheck(int((~np.isnan(again)).sum()), float(differences[worst]), worst)
 

@@ -10,8 +10,13 @@ from meidbench.errors import PredictionError, RequestError, write_count
 from meidbench.evaluation.evaluate import evaluate
 from meidbench.evaluation.results import Result
 from meidbench.predictions.base import Scores
-from meidbench.predictions.values import Predictions, as_predictions, check_class_order, refuse_half
+from meidbench.predictions.values import Predictions, as_predictions, check_class_order, check_numbers, refuse_half
 from meidbench.splits.split import Split, load_split
+
+
+def _check_half(scores: Scores, allowed: bool) -> None:
+    if scores.dtype.kind == "f" and scores.dtype.itemsize == 2:
+        refuse_half("scores", "float16", allowed)
 
 
 class MeanAveragePrecision:
@@ -101,8 +106,8 @@ class MeanAveragePrecision:
         expected = (len(given.video_ids), self.split.num_classes)
         if given.scores.shape != expected:
             raise PredictionError(f"the scores of the batch have shape {given.scores.shape}; expected {expected}")
-        if given.scores.dtype == np.float16:
-            refuse_half("scores", "float16", half)
+        check_numbers(given.scores)
+        _check_half(given.scores, half)
         check_class_order(given, self.split)
         self._video_ids += given.video_ids
         self._scores.append(np.array(given.scores))
@@ -121,6 +126,8 @@ class MeanAveragePrecision:
                 raise RequestError(f"merge takes metrics, got one of type {type(other).__name__}")
             if (other.split.content_digest, other.subset) != (self.split.content_digest, self.subset):
                 raise RequestError(f"{other} and {self} are not on the same subset of the same split")
+            for batch in other._scores:
+                _check_half(batch, self._options["allow_float16"])
         # Listed first, so that a metric may be merged with itself.
         added = [(list(other._video_ids), list(other._scores)) for other in metrics]
         for video_ids, scores in added:

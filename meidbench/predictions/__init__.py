@@ -21,6 +21,7 @@ from meidbench.predictions.base import (
     PredictionFile,
     Scores,
     TableFile,
+    name_classes,
 )
 from meidbench.predictions.parquet import ParquetFile
 
@@ -192,6 +193,11 @@ def _list_folder(folder: Path) -> list[Path]:
     return found
 
 
+def _class_columns(file: PredictionFile) -> tuple[list[str] | None, Any]:
+    """Return what a file says about the order of its classes."""
+    return name_classes(file.class_names), file.metadata.get("class_names")
+
+
 class JoinedFiles(PredictionFile):
     """Several files as one: the rows of the first file, then those of the next one."""
 
@@ -203,10 +209,10 @@ class JoinedFiles(PredictionFile):
             other = ""
             if file.num_classes != first.num_classes:
                 other = f"scores for {file.num_classes:,} classes, {first.path} for {first.num_classes:,}"
-            elif file.class_names != first.class_names:
-                other = f"other class columns than {first.path}, or another order of them"
             elif file.dtype != first.dtype:
                 other = f"scores of type {file.dtype}, {first.path} of {first.dtype}"
+            elif _class_columns(file) != _class_columns(first):
+                other = f"other class columns than {first.path}, or another order of them"
             if other:
                 raise file.refusal(f"it has {other}; expected files of one run")
         self.num_classes, self.class_names, self.dtype = first.num_classes, first.class_names, first.dtype

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few, write_count
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
-from meidbench.predictions.base import Scores, number_classes
+from meidbench.predictions.base import Scores, name_classes, number_classes
 from meidbench.predictions.values import Predictions, check_numbers
 from meidbench.splits.split import Split
 
@@ -64,7 +64,7 @@ def run_warnings(metadata: dict[str, Any]) -> list[str]:
 def reading_warnings(predictions: Predictions | PredictionFile, split: Split) -> list[str]:
     """Return warnings about the run that wrote aligned predictions, and about rows and columns that were put right."""
     warnings = run_warnings(predictions.metadata)
-    names = _column_names(predictions)
+    names = _column_names(predictions, split)
     if _class_order(names, split) is not None:
         by = "name" if set(names or ()) == set(split.class_names) else "number"
         other = "the class columns are in another order than the classes of the split"
@@ -117,7 +117,7 @@ def align_predictions(
     if problems:
         raise _refusal(problems + (_number_problems(predictions) if can_read else []), split, subset)
     rows = _target_rows(predictions.video_ids, wanted)
-    order = _class_order(_column_names(predictions), split)
+    order = _class_order(_column_names(predictions, split), split)
     dtype = predictions.dtype.newbyteorder("=")
     size = dtype.itemsize * len(wanted) * split.num_classes
     if memory_limit is not None and size > memory_limit:
@@ -181,8 +181,8 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
             same = key == "content_digest" and metadata.get("split_digest") == split.digest
             rest = "; the labels are the same, but the class names or the groups are others" if same else ""
             problems.append(f"its {key} is {metadata[key]!r}, expected {value!r}{rest}")
-    columns = _column_names(predictions)
-    for names in (metadata.get("class_names"), predictions.class_names):
+    columns = _column_names(predictions, split)
+    for names in (metadata.get("class_names"), name_classes(predictions.class_names, split.class_names)):
         if names in (None, list(split.class_names)) or (names == columns and _class_order(columns, split) is not None):
             continue
         problems.append(_name_problem(names if isinstance(names, list) else [], split.class_names))
@@ -202,9 +202,9 @@ def _name_problem(names: list[Any], wanted: Sequence[str]) -> str:
     return f"its class names are not those of the split{''.join(parts)}"
 
 
-def _column_names(predictions: Predictions | PredictionFile) -> list[str] | None:
+def _column_names(predictions: Predictions | PredictionFile, split: Split) -> list[str] | None:
     """Return the names of the columns, or else those that the metadata give them; None without names."""
-    names = predictions.class_names or predictions.metadata.get("class_names")
+    names = name_classes(predictions.class_names, split.class_names) or predictions.metadata.get("class_names")
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if is_list else None
 

@@ -24,7 +24,6 @@ from meidbench.predictions.base import (
     Scores,
     find_names,
     id_text,
-    name_classes,
 )
 
 _EXPECTED = (
@@ -108,7 +107,7 @@ class NpzFile(PredictionFile):
         for name in find_names(names, CLASS_NAMES):
             with self._array(name) as array:
                 if self.has_class_names(name, array[1], array[3].kind in "US"):
-                    self.class_names = name_classes(_read_texts(*array, self.refusal, name))
+                    self.class_names = _read_texts(*array, self.refusal, name)
 
     @contextmanager
     def _array(self, name: str) -> Iterator[_Array]:
@@ -206,7 +205,7 @@ class Hdf5File(PredictionFile):
             found = [name for name in find_names(held, CLASS_NAMES) if self._holds_names(open_inside(file, name), name)]
         for name in found:
             with self._opened(name) as file:
-                self.class_names = name_classes(_read_strings(self._dataset(file, name)))
+                self.class_names = _read_strings(self._dataset(file, name))
 
     @contextmanager
     def _opened(self, *datasets: str) -> Iterator[Any]:

@@ -65,9 +65,15 @@ def number_classes(names: Sequence[str]) -> list[int] | None:
     return numbers if same_prefix and sorted(numbers) == list(range(len(names))) else None
 
 
-def name_classes(names: Sequence[str]) -> list[str] | None:
-    """Return the class names of a header; None where it numbers the classes in their order."""
-    return None if number_classes(names) == list(range(len(names))) else list(names)
+def name_classes(names: Sequence[str] | None, known: Sequence[str] = ()) -> list[str] | None:
+    """Return the class names of a header; None where it numbers the classes in their order.
+
+    Numbers that are the names of the known classes, in any order, are names: classes may be sorted as ``class_10``,
+    ``class_2``.
+    """
+    if names is None or (number_classes(names) == list(range(len(names))) and set(names) != set(known)):
+        return None
+    return list(names)
 
 
 def describe_long(id_name: str, columns: Sequence[str]) -> str:
@@ -225,7 +231,7 @@ class TableFile(TextFile):
             if self._id_place and header[0] in INDEX_NAMES:
                 self._index_place = 0
             header = [name for place, name in enumerate(header) if place not in (self._id_place, self._index_place)]
-            self.class_names = name_classes(header)
+            self.class_names = header
             self.header = header
         elif len(first) < 2 or not all(map(_is_number, first[1:])):
             start = " ".join(first)[:40]
@@ -359,7 +365,7 @@ class JsonLinesFile(TextFile):
         scores = self._find_values(row)
         if isinstance(scores, dict):
             self._classes = list(scores)
-            self.class_names = name_classes(self._classes)
+            self.class_names = self._classes
         self.num_classes = len(scores) if isinstance(scores, dict | list) else 0
 
     @staticmethod

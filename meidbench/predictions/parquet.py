@@ -21,7 +21,6 @@ from meidbench.predictions.base import (
     describe_long,
     find_names,
     id_text,
-    name_classes,
 )
 from meidbench.splits.split import METADATA_KEY
 
@@ -144,8 +143,11 @@ class ParquetFile(PredictionFile):
             raise self.refusal(f"it has the columns {first_few(schema.names)}; {_EXPECTED}")
         self._places = [schema.names.index(name) for name in columns]
         self.num_classes = len(columns)
-        self.class_names = name_classes(columns)
-        self.dtype = np.result_type(*{np.dtype(kinds[name].to_pandas_dtype()) for name in columns})
+        self.class_names = columns
+        types = {np.dtype(kinds[name].to_pandas_dtype()) for name in columns}
+        self.dtype = np.result_type(*types)
+        if np.dtype(np.float16) in types and len(types) > 1:
+            raise self.refusal("some of its columns are float16, which makes ties, others not: write all in float32")
 
     def _open_reader(self) -> Any:
         import pyarrow.parquet as pq

@@ -22,6 +22,7 @@ from meidbench.predictions.base import (
     Scores,
     describe_long,
     find_names,
+    id_text,
     name_classes,
 )
 from meidbench.splits.split import METADATA_KEY, Split, load_split
@@ -75,7 +76,7 @@ class Predictions:
         """
         import pandas as pd
 
-        names = self.class_names or self.metadata.get("class_names")
+        names = name_classes(self.class_names) or self.metadata.get("class_names")
         columns = names if isinstance(names, list) and len(names) == self.num_classes else None
         index = pd.Index(self.video_ids, name="video_id")
         frame: pd.DataFrame = pd.DataFrame(self.scores, index=index, columns=columns)
@@ -125,9 +126,10 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
     frame, id_column = frame.set_axis(names, axis="columns"), ""
     in_index = str(frame.index.name).lower() in ID_NAMES
     in_index = in_index or frame.index.inferred_type in ("string", "bytes", "categorical")
+    own_ids: Any = frame.index if in_index else None
     if found := find_names(names, ID_NAMES if video_ids is None and not in_index else ID_NAMES[:1]):
         id_column = found[0]
-        video_ids = frame[id_column] if video_ids is None else video_ids
+        own_ids = frame[id_column]
         frame = frame.drop(columns=id_column)
         names.remove(id_column)
     elif video_ids is None and not in_index:
@@ -135,27 +137,47 @@ def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Prediction
             f"the DataFrame has no video ids: its index holds {frame.index.inferred_type} values, and no column is "
             "named video_id. Use frame.set_index(...), frame.rename_axis('video_id'), or pass video_ids=..."
         )
-    ids = as_ids(frame.index if video_ids is None else video_ids)
+    ids = as_ids(own_ids if video_ids is None else video_ids)
+    if video_ids is not None and own_ids is not None and own_ids.name != "index":
+        _compare_ids(own_ids.tolist(), ids)
     lists = [name for name in find_names(names, SCORE_NAMES) if frame[name].dtype.kind == "O"]
+    if len(lists) > 1 and lists[0].lower() != SCORE_NAMES[0]:
+        raise PredictionError(f"the DataFrame has the columns {first_few(lists)}; name the one to score scores")
     if lists:
         return Predictions(ids, as_array("scores", frame[lists[0]].tolist(), half=half))
     if problem := describe_long(id_column, names):
         raise PredictionError(f"the DataFrame: {problem}")
     kinds = [getattr(kind, "numpy_dtype", kind) for kind in frame.dtypes]  # of pandas' own and Arrow's types, too
-    if wrong := [f"{name} ({kind})" for name, kind in zip(names, kinds, strict=True) if kind.kind not in "fiu"]:
+    are_numbers = [isinstance(kind, np.dtype) and kind.kind in "fiu" for kind in kinds]
+    if not all(are_numbers):
+        wrong = [f"{name} ({kind})" for name, kind, is_one in zip(names, kinds, are_numbers, strict=True) if not is_one]
         raise PredictionError(
             f"{len(wrong):,} column(s) of the DataFrame are no numbers: {first_few(wrong)}; expected the ids as index "
             "or as column video_id, and one column of scores per class"
         )
     if not kinds or frame.isna().any(axis=None):
         kinds.append(np.dtype(np.float32))  # whole numbers have no NaN, which is refused later
-    scores = frame.to_numpy(dtype=np.result_type(*kinds), na_value=np.nan)
-    return Predictions(ids, scores, class_names=name_classes(names))
+    dtype = np.result_type(*kinds)
+    _refuse_hidden_half(kinds, dtype, half)
+    scores = frame.to_numpy(dtype=dtype, na_value=np.nan)
+    return Predictions(ids, scores, class_names=names)
+
+
+def _compare_ids(own: list[Any], given: list[str]) -> None:
+    """Refuse ids beside a DataFrame that are its own ones in another order; those of another kind take their place."""
+    own = list(map(id_text, own))
+    differing = [row for row, (one, other) in enumerate(zip(own, given, strict=False)) if one != other]
+    if differing and not set(own).isdisjoint(given):
+        row = differing[0]
+        raise PredictionError(
+            f"the DataFrame has its own video ids, and video_ids are others in {len(differing):,} row(s): row {row} is "
+            f"{own[row]!r} in the DataFrame, {given[row]!r} in video_ids. Pass the ids of the DataFrame"
+        )
 
 
 def check_class_order(predictions: Predictions, split: Split) -> None:
     """Refuse named columns that are not the classes of the split in its order."""
-    if predictions.class_names not in (None, list(split.class_names)):
+    if name_classes(predictions.class_names, split.class_names) not in (None, list(split.class_names)):
         raise PredictionError(
             "the columns are not split.class_names in this order: pass frame[list(split.class_names)]"
         )
@@ -177,7 +199,7 @@ def as_ids(video_ids: Iterable[Any]) -> list[str]:
     ['7UPGT', '3XFA0']
     """
     values = video_ids.tolist() if hasattr(video_ids, "tolist") else video_ids
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+    if isinstance(values, str | bytes | Mapping | set | frozenset) or not isinstance(values, Iterable):
         raise PredictionError(f"video_ids is of type {type(video_ids).__name__}; expected one id per row of the scores")
     values = list(values)
     if hasattr(video_ids, "columns") or any(map(_is_row, values)):
@@ -232,6 +254,8 @@ def as_array(name: str, values: Any, *, half: bool = True) -> Scores:
         if np.ma.is_masked(values):
             raise ValueError("some are masked")
         array: Scores = np.asarray(values)
+        if isinstance(values, list | tuple):
+            _refuse_hidden_half([getattr(row, "dtype", None) for row in values], array.dtype, half, name)
     except PredictionError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -247,6 +271,16 @@ def refuse_half(name: str, dtype: str, allowed: bool = False) -> None:
             f"the {name} are {dtype}, in which scores that differ become the same: compute and write float32 (in "
             "PyTorch logits.float(), before a sigmoid)"
         )
+
+
+def _refuse_hidden_half(parts: list[Any], whole: np.dtype[Any], allowed: bool, name: str = "scores") -> None:
+    """Refuse half precision in some rows or columns, which a wider type of the others hides."""
+    if not _is_half(whole) and any(isinstance(part, np.dtype) and _is_half(part) for part in parts):
+        refuse_half(f"{name} of some rows or columns", "float16", allowed)
+
+
+def _is_half(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f" and dtype.itemsize == 2
 
 
 _REMEDY = (
@@ -323,7 +357,7 @@ def write_predictions(
     if not np.isfinite(scores).all():
         raise PredictionError("the scores hold NaN or infinity; they must be finite real numbers")
     facts: dict[str, Any] = {"run": _check_run({} if run is None else run), "subset": subset}
-    facts |= {} if given.class_names is None else {"class_names": given.class_names}
+    facts |= {} if name_classes(given.class_names) is None else {"class_names": given.class_names}
     if split is not None:
         facts |= {"dataset": split.dataset, "class_names": list(split.class_names)}
         facts |= {"split_digest": split.digest, "content_digest": split.content_digest}
