@@ -112,7 +112,7 @@ def _name_as_given(text: str, values: Iterable[Any]) -> str:
     entries = [entry for value in values for entry in (value if isinstance(value, tuple) else (value,))]
     paths = [Path(entry) for entry in entries if isinstance(entry, str | Path) and str(entry)]
     for path in sorted(paths, key=lambda path: -len(str(path))):
-        if not path.is_absolute() and path.exists():
+        if not path.is_absolute() and os.path.lexists(path):  # False of a text that can be no path
             text = text.replace(str(path.absolute()), str(path))
     return text
 
