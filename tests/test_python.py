@@ -216,7 +216,7 @@ def test_wrong_arguments_are_refused_by_their_names(toy_split, ids, scores, fram
     evaluate = mb.evaluate
     assert "pass video_ids=..., one id per row" in message_of(evaluate, scores, split=toy_split)
     assert "pass it by name, evaluate(scores, split=split)" in message_of(evaluate, frame, toy_split)
-    assert "split is of type NoneType; expected a Split, its path" in message_of(evaluate, frame)
+    assert "split is missing; expected a Split, its path" in message_of(evaluate, frame)
     assert "unknown subset 'tset' (did you mean test?)" in message_of(evaluate, scores, ids, toy_split, "tset")
     assert "video_ids is of type str; expected one id per row" in message_of(evaluate, scores, "TOY", toy_split)
     assert "1 video id(s) are no text: 0.5 (row 0)" in message_of(evaluate, scores, [0.5, *ids[1:]], toy_split)
