@@ -153,8 +153,9 @@ def find_id_rule(given: Iterable[str], wanted: Iterable[str]) -> IdRule | None:
     the ids lack zeros at their beginning: read them as text, not as numbers (in pandas: dtype=str), '7' to '007'
     """
     want = set(wanted)
+    targets = sorted(want)  # or the message would differ from call to call
     have = [name for name in dict.fromkeys(given) if name not in want]
-    more, less = _find_frame(have, want), _find_frame(want, set(have))
+    more, less = _find_frame(have, want), _find_frame(targets, set(have))
     inner = _find_frame([_last_part(name) for name in have], want)
     # A sentence, and what of a given and of a wanted id must be the same.
     rules: list[tuple[str, Callable[[str], str], Callable[[str], str]]] = [
@@ -170,7 +171,7 @@ def find_id_rule(given: Iterable[str], wanted: Iterable[str]) -> IdRule | None:
     ]
     enough = max(2, 0.9 * min(len(have), len(want)))
     for number, (sentence, of_given, of_wanted) in enumerate(rules):
-        owners = {of_wanted(name): name for name in sorted(want)}
+        owners = {of_wanted(name): name for name in targets}
         pairs = {owners[key]: name for name in have if (key := of_given(name)) and key in owners}
         if len(pairs) >= enough:
             goal, name = next(iter(pairs.items()))

@@ -227,7 +227,9 @@ class FeatureSource(ABC):
         listed = [f"{len(names):,} {words[kind]}: {first_few(names)}" for kind, names in found.items()]
         missing = found.get("missing", [])
         naming = self.find_naming(missing)
-        remedies = [self.find_remedy(kind, missing) for kind in found if kind != "missing" or not naming]
+        remedies = [self.find_remedy(kind) for kind in found if kind != "missing"]
+        if missing and not naming:
+            remedies.insert(0, self._describe_videos())
         head = f"{sum(map(len, found.values())):,} of {write_count(asked, 'video')} cannot be used from {self.path}"
         lines = [f"{head}; {naming}" if naming else f"{head}:", bullet_list(listed)]
         lines += [f"Expected {self.expected}: {TYPES}.", *dict.fromkeys(remedies)]
@@ -237,8 +239,10 @@ class FeatureSource(ABC):
         """Return what to do about a problem, a key of ``PROBLEMS``, with videos, which may be missing."""
         if problem != "missing":
             return _REMEDIES[problem]
-        if naming := self.find_naming(missing):
-            return f"{naming[0].upper()}{naming[1:]}."
+        naming = self.find_naming(missing)
+        return f"{naming[0].upper()}{naming[1:]}." if naming else self._describe_videos()
+
+    def _describe_videos(self) -> str:
         ids = self.ids()
         number = write_count(len(ids), "video")
         there = f"These are features of {number}, such as {min(ids)}" if ids else "There are no features"
@@ -247,7 +251,7 @@ class FeatureSource(ABC):
     def find_naming(self, missing: Collection[str]) -> str:
         """Return the one rule by which names in the source become ids that are missing; empty without one."""
         ids = self.ids() if missing else set()
-        if (rule := find_id_rule(ids, missing)) is None:
+        if (rule := find_id_rule(sorted(ids), missing)) is None:
             return ""
         if not (rule.prefix or rule.suffix):
             return f"rename these videos, or mend the ids of the split: {rule}"
