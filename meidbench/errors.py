@@ -228,11 +228,11 @@ _KINDS = {
     "a video file": (b"RIFF????AVI ", b"\0???ftyp", b"\x1a\x45\xdf\xa3", b"FLV\1"),
     "a pointer of Git LFS in the place of the file": (b"version https://git-lfs",),
 }
-_FORMS = [
-    (re.compile(re.escape(magic).replace(rb"\?", b"."), re.DOTALL), kind)
-    for kind, magics in _KINDS.items()
-    for magic in magics
-]
+
+
+def _begins_with(start: bytes, magic: bytes) -> bool:
+    pairs = zip(magic, start, strict=False)
+    return len(start) >= len(magic) and all(wanted in (byte, ord("?")) for wanted, byte in pairs)
 
 
 def describe_content(path: Path) -> str:
@@ -254,7 +254,7 @@ def describe_content(path: Path) -> str:
             start = stream.read(512)
     except (OSError, ValueError):
         return ""
-    kind = next((kind for form, kind in _FORMS if form.match(start)), "")
+    kind = next((kind for kind, magics in _KINDS.items() if any(_begins_with(start, magic) for magic in magics)), "")
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if kind == "a zip archive":
         return _describe_zip(path)
