@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from meidbench.annotations.base import find_repeated
 from meidbench.errors import SplitError, bullet_list, describe_content, first_few, write_count
 from meidbench.names import VIDEO_SUFFIXES
 
@@ -98,15 +99,15 @@ class _JsonLines(Rows):
                     raise SplitError(f"{self.path} is not a readable JSON file: {what}") from None
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
-        keys: set[str] = set()
+        keys = set(self.columns)
         with _readable(self.path, "JSON"):
             for number, entry in self.entries():
                 if not isinstance(entry, dict):
                     self.problems.append(f"{self.path.name}, {self.noun} {number:,}: not an object")
                     continue
-                if not entry.keys() <= keys:
-                    keys |= entry.keys()
-                    self.columns += tuple(key for key in entry if key not in self.columns)
+                if new := [key for key in entry if key not in keys]:
+                    keys.update(new)
+                    self.columns += tuple(new)
                 if missing := [name for name in ("video_id", "labels") if name not in entry]:
                     what = f"no {' and '.join(missing)}; its keys are {first_few(entry) or 'none'}"
                     self.problems.append(f"{self.place(number, entry.get('video_id'))}: {what}")
@@ -242,8 +243,8 @@ def read_class_columns(
 
     where = str(rows.path)
     columns = [name for name in rows.columns if name]  # the row numbers of pandas have no name
-    if twice := sorted({name for name in columns if columns.count(name) > 1}):
-        raise SplitError(f"{where} has a column more than once: {first_few(twice)}")
+    if twice := find_repeated(columns):
+        raise SplitError(f"{where} has a column more than once: {first_few(sorted(twice))}")
     entries = list(rows.read(columns))
     if problems := rows.problems:
         raise SplitError(f"{len(problems):,} problem(s) with {where}:\n{bullet_list(problems, 5)}")
@@ -282,7 +283,7 @@ def _find_class_columns(
         if missing := [name for name in class_names if name not in places]:
             raise SplitError(f"{where} has no column labels, and no column of 0 and 1 for {first_few(missing)}")
         places = {name: places[name] for name in class_names}
-    if twice := sorted({name for name in places if columns.count(name) > 1}):
+    if twice := sorted(places.keys() & set(find_repeated(columns))):
         raise SplitError(f"{where} has a column more than once: {first_few(twice)}")
     if wrong := [name for name, place in places.items() if not frame.iloc[:, place].isin((0, 1)).all()]:
         remedy = "drop the columns that are no class, or name the classes: class_names=NAMES"
@@ -478,8 +479,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of its keys and values; refuse a key that occurs twice, because one value would be lost."""
     entry = dict(pairs)
     if len(entry) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key(s) twice in one object: {first_few(sorted({n for n in names if names.count(n) > 1}))}")
+        twice = sorted(find_repeated([name for name, _ in pairs]))
+        raise ValueError(f"key(s) twice in one object: {first_few(twice)}")
     return entry
 
 
