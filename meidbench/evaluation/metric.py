@@ -10,12 +10,19 @@ from meidbench.errors import PredictionError, RequestError, write_count
 from meidbench.evaluation.evaluate import evaluate
 from meidbench.evaluation.results import Result
 from meidbench.predictions.base import Scores
-from meidbench.predictions.values import Predictions, as_predictions, check_class_order, check_numbers, refuse_half
+from meidbench.predictions.values import (
+    Predictions,
+    as_predictions,
+    check_class_order,
+    check_numbers,
+    is_half,
+    refuse_half,
+)
 from meidbench.splits.split import Split, load_split
 
 
 def _check_half(scores: Scores, allowed: bool) -> None:
-    if scores.dtype.kind == "f" and scores.dtype.itemsize == 2:
+    if is_half(scores.dtype):
         refuse_half("scores", "float16", allowed)
 
 

@@ -1,7 +1,6 @@
 """Score matrices: predictions are read, and refused or brought into the order of a split."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from meidbench.annotations.base import find_repeated
 from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few, write_count
 from meidbench.names import SUBSETS
 from meidbench.predictions import PredictionFile, open_predictions
 from meidbench.predictions.base import Scores, name_classes, number_classes
-from meidbench.predictions.values import Predictions, check_numbers
+from meidbench.predictions.values import Predictions, check_numbers, is_half
 from meidbench.splits.split import Split
 
 Places = npt.NDArray[np.int64]
@@ -69,9 +69,9 @@ def reading_warnings(predictions: Predictions | PredictionFile, split: Split) ->
         by = "name" if set(names or ()) == set(split.class_names) else "number"
         other = "the class columns are in another order than the classes of the split"
         warnings.append(f"{other}; each was put in its place by its {by}")
-    if repeated := _find_repeated(predictions.video_ids):
+    if repeated := find_repeated(predictions.video_ids):
         equal = f"{len(repeated):,} video(s) occur more than once, always with the same scores, and count once"
-        warnings.append(f"{equal}: {_named(list(repeated))}. {_PADDING}")
+        warnings.append(f"{equal}: {_named(repeated)}. {_PADDING}")
     return warnings
 
 
@@ -191,8 +191,9 @@ def _metadata_problems(predictions: Predictions | PredictionFile, split: Split, 
 
 def _name_problem(names: list[Any], wanted: Sequence[str]) -> str:
     """Return the problem with class names: those that differ by place, or those that are unknown or missing."""
-    unknown = [name for name in names if name not in wanted]
-    missing = [name for name in wanted if name not in names]
+    known, given = set(wanted), {name for name in names if isinstance(name, str)}  # metadata may hold anything
+    unknown = [name for name in names if not isinstance(name, str) or name not in known]
+    missing = [name for name in wanted if name not in given]
     if len(names) == len(wanted):
         pairs = enumerate(zip(names, wanted, strict=True))
         other = [f"{index} {got!r} (expected {want!r})" for index, (got, want) in pairs if got != want]
@@ -224,20 +225,13 @@ def _class_order(names: list[str] | None, split: Split) -> Places | None:
     return None if numbers is None else np.argsort(numbers)
 
 
-def _find_repeated(video_ids: list[str]) -> dict[str, int]:
-    """Return the ids that occur more than once, with their numbers of rows."""
-    if len(set(video_ids)) == len(video_ids):
-        return {}
-    return {video_id: count for video_id, count in Counter(video_ids).items() if count > 1}
-
-
 def _repeat_problems(predictions: Predictions | PredictionFile, can_read: bool, is_narrow: bool) -> list[str]:
     """Return the problem with videos of several rows; rows with the same scores are none."""
     video_ids = predictions.video_ids
-    if not (repeated := _find_repeated(video_ids)):
+    if not (repeated := dict.fromkeys(find_repeated(video_ids))):
         return []
     found: dict[str, bytes] = {}
-    differing = {} if can_read else dict.fromkeys(repeated)
+    differing = {} if can_read else repeated
     for start, block in predictions.blocks() if can_read else ():
         for video_id, row in zip(video_ids[start : start + len(block)], block, strict=True):
             if video_id in repeated:
@@ -297,7 +291,7 @@ def _shape_problems(predictions: Predictions | PredictionFile, split: Split, all
             expected = f"({len(predictions.video_ids):,}, {split.num_classes:,})"
             raise PredictionError(f"the scores have shape {shape}; expected {expected}")
     problems = []
-    if predictions.dtype.kind == "f" and predictions.dtype.itemsize == 2 and not allow_float16:
+    if is_half(predictions.dtype) and not allow_float16:
         problems.append("the scores are float16, which makes ties: write float32, or allow them by allow_float16=True")
     if predictions.num_classes != split.num_classes:
         problems.append(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from meidbench.annotations.base import find_repeated
 from meidbench.checks import one_of
 from meidbench.errors import PredictionError, first_few, write_count
 from meidbench.files import written_whole
@@ -121,8 +122,8 @@ def as_predictions(scores: Any, video_ids: Any = None, *, half: bool = True) -> 
 def _read_frame(frame: "pd.DataFrame", video_ids: Any, half: bool) -> Predictions:
     """Read a DataFrame: its ids, and a column of numbers per class or one column of lists; names are as in files."""
     names = list(map(str, frame.columns))
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise PredictionError(f"the DataFrame has several columns {first_few(repeated)}")
+    if repeated := find_repeated(names):
+        raise PredictionError(f"the DataFrame has several columns {first_few(sorted(repeated))}")
     frame, id_column = frame.set_axis(names, axis="columns"), ""
     in_index = str(frame.index.name).lower() in ID_NAMES
     in_index = in_index or frame.index.inferred_type in ("string", "bytes", "categorical")
@@ -275,11 +276,12 @@ def refuse_half(name: str, dtype: str, allowed: bool = False) -> None:
 
 def _refuse_hidden_half(parts: list[Any], whole: np.dtype[Any], allowed: bool, name: str = "scores") -> None:
     """Refuse half precision in some rows or columns, which a wider type of the others hides."""
-    if not _is_half(whole) and any(isinstance(part, np.dtype) and _is_half(part) for part in parts):
+    if not is_half(whole) and any(isinstance(part, np.dtype) and is_half(part) for part in parts):
         refuse_half(f"{name} of some rows or columns", "float16", allowed)
 
 
-def _is_half(dtype: np.dtype[Any]) -> bool:
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Return whether numbers are of half precision, of either byte order."""
     return dtype.kind == "f" and dtype.itemsize == 2
 
 
@@ -350,7 +352,7 @@ def write_predictions(
         expected = f"({len(ids):,}, {'C' if split is None else f'{classes:,}'})"
         raise PredictionError(f"scores have shape {scores.shape}; expected {expected}")
     check_numbers(scores)
-    if scores.dtype == np.float16:
+    if is_half(scores.dtype):
         refuse_half("scores", "float16")
     if scores.dtype.itemsize > 8:
         raise PredictionError(f"the scores are {scores.dtype}, more than 64 bits: write scores.astype(np.float64)")
