@@ -353,9 +353,8 @@ def list_keys(tables: Any = None) -> list[str]:
     for family, known in FAMILIES.items():
         chosen = tables.get(family) if isinstance(tables, dict) else None
         name = chosen.get("name") if isinstance(chosen, dict) else None
-        keys += (
-            [f"{family}.{key}" for key in known_options(known[name])] if isinstance(name, str) and name in known else []
-        )
+        if isinstance(name, str) and name in known:
+            keys += [f"{family}.{key}" for key in known_options(known[name])]
     return keys
 
 

@@ -248,9 +248,9 @@ class LabelIndex:
     ([(2, 1), (0, 1)], ('dive', 'run', 'swim'))
     """
 
-    def __init__(self, names: tuple[str, ...] | None = None, *, noun: str = "line") -> None:
+    def __init__(self, names: tuple[str, ...] | None = None) -> None:
         self._names = names
-        self.noun = noun
+        self.noun = "line"
         self._of_text: dict[str, int] = {name: index for index, name in enumerate(names or ())}
         # Without class names: a number for each label in order of appearance, and the place where it appeared.
         self._seen: dict[int | str, int] = {}

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from meidbench.errors import describe_content
+from meidbench.features.feature_file import ID_NAMES
 from meidbench.features.source import EXPECTED, Naming
 from meidbench.names import VIDEO_SUFFIXES
 
@@ -109,7 +110,7 @@ def _find_joint_arrays(path: Path) -> tuple[str, str] | None:
     """Return the names of the ids and of the features of all videos in an archive; None without ids."""
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
-    ids = [name for name in ("video_ids", "ids") if name in names]
+    ids = [name for name in ID_NAMES if name in names]
     others = sorted(set(names) - set(ids), key=lambda name: (name != "features", name))
     return (ids[0], others[0]) if ids and others else None
 
