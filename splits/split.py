@@ -481,8 +481,10 @@ def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     if isinstance(split, Split):
         return split
     if not isinstance(split, str | os.PathLike):
-        given = "missing" if split is None else f"of type {type(split).__name__}"
-        raise SplitError(f"split is {given}; expected a Split, its path, or a benchmark's name")
+        raise SplitError(
+            f"split is {'missing' if split is None else f'of type {type(split).__name__}'}; expected a Split, its "
+            "path, or a benchmark's name"
+        )
     path, name = Path(split), match_name(str(split), DATASETS)
     if name in DATASETS and not path.is_file():
         path = split_path(name)
