@@ -19,7 +19,7 @@ from meidbench.baselines.models import Model
 from meidbench.baselines.run_folder import RunFolder, digest_recipe
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
-from meidbench.evaluation.evaluate import average_precision, evaluate_scores, mean_by_group
+from meidbench.evaluation.evaluate import average_precision, choose_subset, evaluate_scores, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
 from meidbench.features.row_checks import RowCheck, check_rows
@@ -265,16 +265,6 @@ def _check_predictions(folder: RunFolder, split: Split, subset: str, told: MeanA
         raise MeidbenchError(f"{folder.result(subset)} is not the result of {path.name}")
 
 
-def _choose_subset(split: Split, subset: str | None, report: Report) -> str:
-    """Return the subset to score, by default the split's; refuse one without videos."""
-    if subset is None and split.default_subset != "test":
-        report(f"note: {split.dataset} has no test videos, so its {split.default_subset} is scored")
-    subset = subset or split.default_subset
-    if not len(split.rows(subset)):
-        raise MeidbenchError(split.describe_absence(subset))
-    return subset
-
-
 def predict(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -329,7 +319,9 @@ def predict(
     if inputs.has_other_content(loaded.content_digest):
         others = "was trained on a split with other class names or groups"
         raise MeidbenchError(f"{folder.path} {others}; name its own with split=...")
-    subset = _choose_subset(loaded, subset, report)
+    subset = choose_subset(loaded, subset, report)
+    if not len(loaded.rows(subset)):
+        raise MeidbenchError(loaded.describe_absence(subset))
     source = inputs.open_features() if features is None else open_features(features)
     with join_processes(device) as processes:
         report_notes(source, loaded.video_ids(subset), report if processes.is_first else lambda line: None)

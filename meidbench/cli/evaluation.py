@@ -1,7 +1,6 @@
 """``meidbench evaluate`` and ``compare``: scores of prediction files, and runs side by side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -21,15 +20,13 @@ from meidbench.cli.parameters import (
     option_with_default,
     print_result,
     progress_bar,
+    report,
     split_option,
     subset_option,
     write_text,
 )
 from meidbench.errors import escape_controls, first_few
 from meidbench.names import PROTOCOLS
-
-if TYPE_CHECKING:
-    from meidbench.splits.split import Split
 
 
 class _Predictions(InputPath):
@@ -50,12 +47,6 @@ _seed = option_with_default("--seed", type=SEED, default=0, help="Of the bootstr
 _allow_float16 = click.option(
     "--allow-float16", is_flag=True, help="Accept half-precision scores, in which rounding makes ties."
 )
-
-
-def _choose_subset(split: "Split", subset: str | None) -> str:
-    if subset is None and split.default_subset != "test":
-        echo(f"note: {split.dataset} has no test videos, so its {split.default_subset} is scored", err=True)
-    return subset or split.default_subset
 
 
 @command(
@@ -127,7 +118,7 @@ def evaluate(
     ties, which float32 probabilities near 1 have.
     """
     from meidbench.evaluation.bootstrap import bootstrap_steps
-    from meidbench.evaluation.evaluate import evaluate_scores
+    from meidbench.evaluation.evaluate import choose_subset, evaluate_scores
     from meidbench.predictions import open_predictions
     from meidbench.predictions.align import align_predictions, reading_warnings
     from meidbench.report.plots import write_per_class
@@ -140,7 +131,7 @@ def evaluate(
             f"{option} goes with --protocol tie-aware: the others give videos with the same score an arbitrary order"
         )
     loaded = load_split(split)
-    subset = _choose_subset(loaded, subset)
+    subset = choose_subset(loaded, subset, report)
     opened = open_predictions([local_path(path) for path in predictions], video_ids)
     scores = align_predictions(opened, loaded, subset, allow_float16=allow_float16, memory_limit=memory)
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap)
@@ -190,6 +181,7 @@ def compare(
     from meidbench.evaluation.bootstrap import bootstrap_steps
     from meidbench.evaluation.compare import ComparedRun
     from meidbench.evaluation.compare import compare as compare_runs
+    from meidbench.evaluation.evaluate import choose_subset
     from meidbench.report.html import comparison_html
     from meidbench.report.latex import comparison_latex
     from meidbench.report.text import comparison_table, title_lines
@@ -199,7 +191,7 @@ def compare(
     if missing := [run.scores for run in runs if not run.scores.exists()]:
         raise click.UsageError(f"there is no prediction file {first_few(missing)}")
     loaded = load_split(split)
-    subset = _choose_subset(loaded, subset)
+    subset = choose_subset(loaded, subset, report)
     steps = bootstrap_steps(len(loaded.video_ids(subset)), loaded.num_classes, bootstrap) * len(runs)
     with progress_bar("bootstrap", steps) as advance:
         comparison = compare_runs(

@@ -23,7 +23,7 @@ from meidbench.evaluation.results import (
     MeanAP,
     Result,
 )
-from meidbench.names import Advance
+from meidbench.names import Advance, Report
 from meidbench.predictions.align import BlockScores, align_predictions, not_finite, reading_warnings
 from meidbench.predictions.values import as_array, as_predictions, check_numbers
 from meidbench.splits.split import GROUP_NAMES, Split, load_split
@@ -199,6 +199,13 @@ class ProtocolScorer:
         """Return the (C,) average precisions by a protocol."""
         ap = precision_from_counts(self.count(protocol), self.positives, in_list_order=protocol.in_list_order)
         return np.where(np.isnan(ap), protocol.without_positives, ap)
+
+
+def choose_subset(split: Split, subset: str | None, report: Report) -> str:
+    """Return the subset to score, by default the split's; a note tells where that is not test."""
+    if subset is None and split.default_subset != "test":
+        report(f"note: {split.dataset} has no test videos, so its {split.default_subset} is scored")
+    return subset or split.default_subset
 
 
 def group_members(split: Split) -> dict[str, npt.NDArray[np.intp]]:
