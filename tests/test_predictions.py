@@ -284,6 +284,7 @@ def test_tensors_are_scored_as_their_numbers(toy_split, tmp_path):
 
 @pytest.mark.parametrize(("scores", "remedy"), [
     (lambda t: t.half(), "are float16, .* write float32"),
+    (lambda t: t.half().numpy().astype(">f2"), "are float16, .* write float32"),
     (lambda t: t.bfloat16(), "are bfloat16, .* write float32"),
     (lambda t: t.numpy().astype(np.longdouble), "write scores.astype"),
     (lambda t: t.numpy().astype(object), "of type object; .* an array of float32"),

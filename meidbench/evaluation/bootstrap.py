@@ -29,11 +29,11 @@ Scores = npt.NDArray[Any]
 Reals = npt.NDArray[np.float64]
 
 
-def compute_interval(samples: Reals, level: float = LEVEL) -> Interval:
+def compute_interval(samples: Reals) -> Interval:
     """Return the percentile interval of replicates, cut to 0 and 1; NaN if a replicate is NaN or missing."""
     if not len(samples) or np.isnan(samples).any():
         return Interval(float("nan"), float("nan"))
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(np.clip(low, 0.0, 1.0)), float(np.clip(high, 0.0, 1.0)))
 
 
