@@ -205,13 +205,14 @@ class JoinedFiles(PredictionFile):
         first = files[0]
         super().__init__(first.path)
         self.files = files
+        columns = _class_columns(first)
         for file in files[1:]:
             other = ""
             if file.num_classes != first.num_classes:
                 other = f"scores for {file.num_classes:,} classes, {first.path} for {first.num_classes:,}"
             elif file.dtype != first.dtype:
                 other = f"scores of type {file.dtype}, {first.path} of {first.dtype}"
-            elif _class_columns(file) != _class_columns(first):
+            elif _class_columns(file) != columns:
                 other = f"other class columns than {first.path}, or another order of them"
             if other:
                 raise file.refusal(f"it has {other}; expected files of one run")
