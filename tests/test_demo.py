@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from meidbench.cli import main
@@ -14,6 +15,8 @@ from meidbench.cli.parameters import report
 from meidbench.errors import SplitError
 from meidbench.features.simulation import simulate_split
 from meidbench.splits.split import load_split, write_split
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +59,19 @@ def leeway(number: str) -> float:
 
 def form_of(text: str) -> str:
     """A text without its numbers, the marks that depend on them, and the widths of columns."""
-    return re.sub(r"(?m)^ | $", "", re.sub(r" +|-{2,}", " ", re.sub(r"(\* |[<>])?#", "#", NUMBER.sub("#", text))))
+    return re.sub(r"(?m)^ | $", "", re.sub(r" +|-{2,}", " ", re.sub(r"(?<=\])\*|[<>](?=#)", "", NUMBER.sub("#", text))))
 
 
 def test_the_readme_shows_the_output_of_the_demo(shown):
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     printed = re.search(r"```text\n(simulatedlt .*?)```", text, re.DOTALL)[1]
     output = shown[0].stdout
     assert form_of(printed) == form_of(output)
+    # For the same seed, PyTorch 2.4 draws other dropout masks than 2.13.
+    pinned = f"torch=={torch.__version__.partition('+')[0]}" in (ROOT / "constraints.txt").read_text().splitlines()
     for theirs, ours in zip(NUMBER.findall(printed), NUMBER.findall(output), strict=True):
         here, there = ([float(part) for part in number.split("/")] for number in (ours, theirs))
-        assert here == pytest.approx(there, abs=leeway(theirs)), (theirs, ours)
+        assert here == pytest.approx(there, abs=leeway(theirs) * (1 if pinned else 10)), (theirs, ours)
     assert "another number of threads changes the last digits" in text
 
 
