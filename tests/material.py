@@ -1,8 +1,10 @@
-"""The data of the tests: the invented ToyLT, and the real annotations where their files are available."""
+"""The data of the tests: the invented ToyLT, the real annotations where their files are available, a local server."""
 
 import os
+import threading
 import warnings
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,22 @@ def run_code_of(outcome: Result, names: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # one line of code leaves a file open
         exec("\n".join(code), names)
+
+
+class LocalServer:
+    """A server on this machine, in a thread of its own until ``close``; ``url`` is its address without a path."""
+
+    def __init__(self, answer: type[BaseHTTPRequestHandler], server: type[ThreadingHTTPServer] = ThreadingHTTPServer):
+        class Handler(answer):  # type: ignore[misc, valid-type]
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.server = server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()

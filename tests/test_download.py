@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import requests
 from click.testing import CliRunner
+from material import LocalServer
 
 import meidbench.annotations.download
 import meidbench.files
@@ -33,7 +34,7 @@ BODY = bytes(range(256)) * 1000
 HALF = 7 << 14  # whole pieces of what is written at a time
 
 
-class Site:
+class Site(LocalServer):
     """A server with a list of answers for each path; the last answer of a path repeats."""
 
     def __init__(self):
@@ -48,26 +49,18 @@ class Site:
                 queue = site.answers[self.path]
                 (queue.pop(0) if len(queue) > 1 else queue[0])(self)
 
-            def log_message(self, *args):
-                pass
-
         class Server(ThreadingHTTPServer):
             def handle_error(self, request, client_address):
                 pass  # a client that hangs up is what several tests are about
 
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
+        super().__init__(Handler, Server)
 
     def ranges(self):
         return [headers.get("Range") for _, headers in self.seen]
 
     def close(self):
         self.over.set()
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+        super().close()
 
 
 def send(handler, status, body=b"", **headers):

@@ -492,26 +492,20 @@ def test_videos_that_lie_in_another_file_are_not_opened(tmp_path, arrays):
 # --- runs and other files that remember their features --------------------------------------------
 
 
+def train(run, split_file, *arguments):
+    return run(
+        "train", "--split", split_file, "--method", "bce", "--aggregator", "mean", "--device", "cpu", "--epochs", "1",
+        *arguments,
+    )  # fmt: skip
+
+
 def test_a_run_records_the_names_of_its_features(tmp_path, all_arrays, toy_split_file, run):
     folder("v_{}_clip.npy")(tmp_path / "npy", all_arrays)
-    train = [
-        "train",
-        "--split",
-        toy_split_file,
-        "--method",
-        "bce",
-        "--aggregator",
-        "mean",
-        "--device",
-        "cpu",
-        "--epochs",
-        "1",
-    ]
     named = ["--features", tmp_path / "npy", "--prefix", "v_", "--suffix", "_clip"]
-    assert run(*train, *named, "--out", tmp_path / "run").exit_code == 0
-    assert "is finished" in run(*train, *named, "--out", tmp_path / "run").stderr
+    assert train(run, toy_split_file, *named, "--out", tmp_path / "run").exit_code == 0
+    assert "is finished" in train(run, toy_split_file, *named, "--out", tmp_path / "run").stderr
     folder()(tmp_path / "plain", all_arrays)
-    outcome = run(*train, "--features", tmp_path / "plain", "--out", tmp_path / "run")
+    outcome = train(run, toy_split_file, "--features", tmp_path / "plain", "--out", tmp_path / "run")
     assert outcome.exit_code == 0 and "is finished" in outcome.stderr, "the same rows under other names"
     for number, given in enumerate(([], named, ["--features", tmp_path / "plain"])):
         outcome = run("predict", tmp_path / "run", "--device", "cpu", "--out", tmp_path / f"{number}.parquet", *given)
@@ -530,20 +524,7 @@ def test_feature_files_are_read_by_other_names_too(tmp_path, all_arrays, toy_spl
     assert source.ids() == set(all_arrays)
     check = check_rows(source, toy_split)
     assert check.has_checksums and check.digest == check_rows(open_features(tmp_path / "plain"), toy_split).digest
-    train = [
-        "train",
-        "--split",
-        toy_split_file,
-        "--method",
-        "bce",
-        "--aggregator",
-        "mean",
-        "--device",
-        "cpu",
-        "--epochs",
-        "1",
-    ]
-    outcome = run(*train, "--features", path, "--prefix", "v_", "--out", tmp_path / "run")
+    outcome = train(run, toy_split_file, "--features", path, "--prefix", "v_", "--out", tmp_path / "run")
     assert outcome.exit_code == 0 and "their checksums agree" in outcome.stderr
     assert verify(source, split=toy_split, npy=tmp_path / "plain").is_sound
 

@@ -3,13 +3,13 @@
 import errno
 import json
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+from material import LocalServer
 
 import meidbench as mb
 from meidbench.annotations.download import fetch_url
@@ -20,7 +20,7 @@ from meidbench.splits.manifests import home
 pytest.importorskip("aiohttp", reason="an optional dependency, of the extra 'remote'")
 
 
-class Site:
+class Site(LocalServer):
     """A server of one body, which counts the requests for it."""
 
     def __init__(self):
@@ -41,18 +41,8 @@ class Site:
                 site.bodies_sent += 1
                 self.wfile.write(site.body)
 
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/run.parquet"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+        super().__init__(Handler)
+        self.url += "/run.parquet"
 
 
 @pytest.fixture

@@ -9,16 +9,16 @@ import re
 import struct
 import sys
 import tarfile
-import threading
 import zipfile
 from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
 import torch
+from material import LocalServer
 from torch import nn
 
 from meidbench.errors import DownloadError, FeatureError, RequestError
@@ -381,7 +381,7 @@ def test_published_weights_are_those_of_torchvision():
         assert next(iter(backbone.weights), None) == (None if backbone.clip > 1 else f"{name}-imagenet-v1")
 
 
-class Site:
+class Site(LocalServer):
     """A server with one file."""
 
     def __init__(self, body):
@@ -395,17 +395,7 @@ class Site:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+        super().__init__(Handler)
 
 
 @pytest.fixture
@@ -414,7 +404,7 @@ def offered(tmp_path, good, monkeypatch):
     body = write(tmp_path / "source.pth", good).read_bytes()
     site = Site(body)
     digest = hashlib.sha256(body).hexdigest()
-    url = f"http://127.0.0.1:{site.server.server_port}/small-{digest[:8]}.pth"
+    url = f"{site.url}/small-{digest[:8]}.pth"
     monkeypatch.setenv("MEIDBENCH_HOME", str(tmp_path / "home"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
