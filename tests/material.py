@@ -1,8 +1,10 @@
 """The data of the tests: the invented ToyLT, the real annotations where their files are available, a local server."""
 
 import os
+import re
 import threading
 import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,6 +59,38 @@ def run_code_of(outcome: Result, names: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # one line of code leaves a file open
         exec("\n".join(code), names)
+
+
+READ, REFUSED, EITHER = "read", "refused", "either"  # what the documentation promises; EITHER where it promises nothing
+
+
+def read_or_mend(
+    call: Callable[..., Result],
+    arguments: Sequence[object],
+    promised: str,
+    says: str,
+    mend: Callable[[], Any],
+    made: str,
+) -> tuple[Result, Sequence[object]]:
+    """Return the outcome of a call that reads the arguments, at once or after the remedy, and the arguments read.
+
+    says is a pattern of stderr, or of the first two lines of a refusal. mend applies the remedy and returns other
+    arguments, or the names with which the code of the message writes the path ``made``.
+    """
+    outcome = call(*arguments)
+    if outcome.exit_code == 0:
+        assert promised != REFUSED, outcome.output
+        assert promised == EITHER or re.search(says, outcome.stderr, re.IGNORECASE), outcome.output
+        return outcome, arguments
+    assert promised != READ, outcome.stderr
+    assert re.search(says, first_two_lines(outcome), re.IGNORECASE), outcome.stderr
+    mended = mend()
+    if isinstance(mended, dict):
+        run_code_of(outcome, mended)
+        mended = [made]
+    outcome = call(*mended)
+    assert outcome.exit_code == 0, outcome.stderr
+    return outcome, mended
 
 
 class LocalServer:

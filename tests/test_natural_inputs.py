@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from material import TOY, first_two_lines, run_code_of
+from material import EITHER, READ, REFUSED, TOY, first_two_lines, read_or_mend
 
 import meidbench as mb
 
@@ -21,7 +21,6 @@ SUBSETS = {
     "test": {"g3Hj": ["drink", "eat", "run"], "h6Nb": ["eat"]},
 }
 NAMES = ["drink", "eat", "run"]
-READ, REFUSED, EITHER = "read", "refused", "either"
 FEATURES, LABELS = [], []
 
 
@@ -76,22 +75,13 @@ def rows():
 
 @pytest.mark.parametrize(("write", "promised", "says", "mend", "facts"), FEATURES)
 def test_features(write, promised, says, mend, facts, rows, split_file, run, tmp_path_factory):
-    path, *options = write(rows) or [path.name for path in Path().iterdir()]
+    arguments = write(rows) or [path.name for path in Path().iterdir()]
     pack = ("--split", split_file, "--dtype", "float32", "--out", tmp_path_factory.mktemp("packed") / "packed.h5")
-    outcome = run("pack-features", path, *options, *pack)
-    if outcome.exit_code == 0:
-        assert promised != REFUSED, outcome.output
-        assert promised == EITHER or re.search(says, outcome.output, re.I), outcome.output
-    else:
-        assert promised != READ, outcome.stderr
-        assert re.search(says, first_two_lines(outcome), re.I), outcome.stderr
-        mended = mend(rows)
-        if isinstance(mended, dict):
-            run_code_of(outcome, mended)
-            mended = ["npy"]
-        path, *options = mended
-        outcome = run("pack-features", path, *options, *pack)
-        assert outcome.exit_code == 0, outcome.stderr
+
+    def call(*arguments):
+        return run("pack-features", *arguments, *pack)
+
+    _, (path, *options) = read_or_mend(call, arguments, promised, says, lambda: mend(rows), "npy")
     want = facts.get("want", lambda array: array)
     for features in [pack[-1]] if options else [pack[-1], path]:
         with warnings.catch_warnings():
@@ -312,15 +302,11 @@ def test_the_suffix_is_named_wherever_features_are_read(command, rows, split_fil
 def test_labels(write, promised, says, mend, facts, run):
     arguments = write() or [path.name for path in Path().iterdir()]
     finish = ("--out", "split.parquet", "--head-above", 1, "--tail-up-to", 0)
-    outcome = run("import-split", *arguments, *finish)
-    if outcome.exit_code == 0:
-        assert promised != REFUSED, outcome.output
-        assert promised == EITHER or re.search(says, outcome.output, re.I), outcome.output
-    else:
-        assert promised != READ, outcome.stderr
-        assert re.search(says, first_two_lines(outcome), re.I), outcome.stderr
-        outcome = run("import-split", *mend(), *finish)
-        assert outcome.exit_code == 0, outcome.stderr
+
+    def call(*arguments):
+        return run("import-split", *arguments, *finish)
+
+    outcome, _ = read_or_mend(call, arguments, promised, says, mend, "")
     split = mb.load_split("split.parquet")
     for subset in facts.get("subsets", SUBSETS):
         labels = dict(zip(split.video_ids(subset), split.labels(subset), strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from material import first_two_lines, run_code_of
+from material import EITHER, READ, REFUSED, first_two_lines, read_or_mend
 from sklearn.metrics import average_precision_score
 from torch.utils.data import DistributedSampler
 
@@ -43,7 +43,6 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-READ, REFUSED, EITHER = "read", "refused", "either"
 FORMS = []
 
 
@@ -67,19 +66,11 @@ def test_form(write, promised, says, mend, stored, given, toy_split, toy_split_f
     ids, scores, labels = given
     names = list(toy_split.class_names)
     arguments = write(ids, scores, names) or [path.name for path in Path().iterdir()]
-    outcome = run("evaluate", *arguments, "--split", toy_split_file, "--json", "-")
-    if outcome.exit_code == 0:
-        assert promised != REFUSED, outcome.output
-        assert promised == EITHER or re.search(says, outcome.stderr, re.I), outcome.stderr
-    else:
-        assert promised != READ, outcome.stderr
-        assert re.search(says, first_two_lines(outcome), re.I), outcome.stderr
-        mended = mend(ids, scores, names)
-        if isinstance(mended, dict):
-            run_code_of(outcome, mended)
-            mended = ["run.parquet"]
-        outcome = run("evaluate", *mended, "--split", toy_split_file, "--json", "-")
-        assert outcome.exit_code == 0, outcome.stderr
+
+    def call(*arguments):
+        return run("evaluate", *arguments, "--split", toy_split_file, "--json", "-")
+
+    outcome, _ = read_or_mend(call, arguments, promised, says, lambda: mend(ids, scores, names), "run.parquet")
     want = reference(scores if stored is None else stored(scores), labels)
     assert json.loads(outcome.stdout)["mAP"]["overall"] == pytest.approx(want, abs=1e-12)
 

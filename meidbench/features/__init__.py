@@ -82,20 +82,18 @@ def open_features(
     handle = Handle(path.absolute())
     try:
         with handle.reading() as file:
-            form = _find_form(file, name)
+            form = _find_form(file, name, path)
         if form is None:
             return PackedFile(path, naming)
-        if len(form) == 1:
-            raise FeatureError(f"{path} has {form[0]}\nExpected {EXPECTED}.")
         return GroupedFile(path, naming, group=form[0], member=form[1])
     finally:
         handle.close()
 
 
-def _find_form(file: h5py.File, name: str) -> tuple[str, ...] | None:
+def _find_form(file: h5py.File, name: str, path: Path) -> tuple[str, str] | None:
     """Return the group and the member of a file with one dataset per video, None where one dataset has all videos.
 
-    Of another file, the only entry says what it has.
+    Another file is refused.
     """
     found = open_inside(file, name or HDF5_GROUP)
     if isinstance(found, h5py.Dataset):
@@ -108,19 +106,22 @@ def _find_form(file: h5py.File, name: str) -> tuple[str, ...] | None:
             group = open_inside(file, place)
             if isinstance(group, h5py.Group) and any(_holds(group, f"{each}/{name}", h5py.Dataset) for each in group):
                 return place, name
-        return (f"neither /{name} nor /VIDEO_ID/{name} {held}",)
-    if _holds(file, "scores", h5py.Dataset):
-        return (f"no /{HDF5_GROUP} {held}: it has predictions",)
-    if any(_holds(file, ids, h5py.Dataset) for ids in ID_NAMES):
-        return (f"ids but no /{HDF5_GROUP}: name the array of the features, open_features(PATH, dataset=NAME) {held}",)
-    if not len(file):
-        return (f"no /{HDF5_GROUP} {held}",)
-    if not all(_holds(file, name, h5py.Group) for name in file):
+        problem = f"neither /{name} nor /VIDEO_ID/{name} {held}"
+    elif _holds(file, "scores", h5py.Dataset):
+        problem = f"no /{HDF5_GROUP} {held}: it has predictions"
+    elif any(_holds(file, ids, h5py.Dataset) for ids in ID_NAMES):
+        remedy = "name the array of the features, open_features(PATH, dataset=NAME)"
+        problem = f"ids but no /{HDF5_GROUP}: {remedy} {held}"
+    elif not len(file):
+        problem = f"no /{HDF5_GROUP} {held}"
+    elif not all(_holds(file, each, h5py.Group) for each in file):
         return "", ""
-    inner = sorted(open_inside(file, next(iter(file))))
-    # Many groups are videos with a few datasets each; a few groups have datasets of many videos.
-    choice = first_few(inner if len(inner) < len(file) else file)
-    return (f"no /{HDF5_GROUP} {held}; choose one of {choice}: open_features(PATH, dataset=NAME)",)
+    else:
+        inner = sorted(open_inside(file, next(iter(file))))
+        # Many groups are videos with a few datasets each; a few groups have datasets of many videos.
+        choice = first_few(inner if len(inner) < len(file) else file)
+        problem = f"no /{HDF5_GROUP} {held}; choose one of {choice}: open_features(PATH, dataset=NAME)"
+    raise FeatureError(f"{path} has {problem}\nExpected {EXPECTED}.")
 
 
 def _holds(file: h5py.File, name: str, kind: type) -> bool:

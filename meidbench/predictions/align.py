@@ -110,7 +110,7 @@ def align_predictions(
     can_read = can_read and predictions.num_classes <= 2 * split.num_classes + 1000
     if predictions.num_videos <= _MOST_VIEWS * len(wanted) + 1000:
         problems += _repeat_problems(predictions, can_read, predictions.num_classes < split.num_classes)
-        problems += _id_problems(predictions.video_ids, wanted, split, subset)
+        problems += _id_problems(predictions, wanted, split, subset)
     else:
         rest = f". {_LONG}" if predictions.num_classes < split.num_classes else ""
         problems.append(f"there are {predictions.num_videos:,} rows, {subset} has {len(wanted):,} videos{rest}")
@@ -249,14 +249,15 @@ def _repeat_problems(predictions: Predictions | PredictionFile, can_read: bool, 
     return [f"{problem}. They may be {views}. Or {_PADDING}: keep the first row of each video"]
 
 
-def _id_problems(video_ids: list[str], wanted: list[str], split: Split, subset: str) -> list[str]:
+def _id_problems(predictions: Predictions | PredictionFile, wanted: list[str], split: Split, subset: str) -> list[str]:
+    video_ids = predictions.video_ids
     if video_ids == wanted:
         return []
     problems = []
     given, known = set(video_ids), set(wanted)
     if missing := [video_id for video_id in wanted if video_id not in given]:
         shards = "; if each process or shard wrote a file, name their folder as the run"
-        rest = shards if _is_shard(given, known) else ""
+        rest = shards if isinstance(predictions, PredictionFile) and _is_shard(given, known) else ""
         problems.append(f"{len(missing):,} of {len(wanted):,} videos are missing: {first_few(missing)}{rest}")
     if unknown := [video_id for video_id in dict.fromkeys(video_ids) if video_id not in known]:
         elsewhere = [other for other in SUBSETS if given & set(split.video_ids(other))]
