@@ -428,8 +428,9 @@ def test_a_metric_refuses_what_does_not_belong_to_it(toy_split, ids, scores, fra
     assert "takes the scores of a batch, got PosixPath" in message_of(metric.update, None, path)
     missing = message_of(metric.compute)
     assert "49 of 49 videos are missing" in missing and "49 videos have no scores yet: update" in missing
-    assert "folder as the run" not in missing, "a metric has no files"
-    metric.update(ids[:40], scores[:40])
+    metric.update(ids[:20], scores[:20])
+    assert "name their folder" not in message_of(metric.compute), "a metric has no files"
+    metric.update(ids[20:40], scores[20:40])
     missing = message_of(metric.compute)
     assert f"9 of 49 videos are missing: {ids[40]}" in missing and "merge the metrics of all processes" in missing
     metric.update(ids[40:], scores[40:])
