@@ -263,7 +263,9 @@ class RunFolder:
 
     def _read_config(self) -> dict[str, Any]:
         if self.path.is_file():
-            raise RequestError(f"{self.path} is a file; name the folder of the run, such as {self.path.parent}")
+            folder = self.path.parent
+            example = f", such as {folder}" if (folder / self.config.name).is_file() else ""
+            raise RequestError(f"{self.path} is a file; name the folder of the run{example}")
         if not self.config.is_file():
             inside = sorted(path.parent for path in self.path.glob(f"*/{self.config.name}"))
             remedy = f"its folders with runs: {first_few(inside)}" if inside else "'meidbench train' makes one"

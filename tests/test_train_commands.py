@@ -125,6 +125,9 @@ def test_a_path_that_is_no_run_names_the_runs_there(trained, invoke, tmp_path):
     _, run, _ = trained
     outcome = invoke("predict", run / "best.pt", "--out", tmp_path / "p.parquet")
     assert outcome.exit_code == 2 and f"is a file; name the folder of the run, such as {run}" in outcome.stderr
+    (tmp_path / "other.txt").touch()
+    outcome = invoke("predict", tmp_path / "other.txt", "--out", tmp_path / "p.parquet")
+    assert outcome.exit_code == 2 and "name the folder of the run\n" in outcome.stderr
     outcome = invoke("predict", tmp_path, "--out", tmp_path / "p.parquet")
     assert outcome.exit_code == 1 and f"its folders with runs: {run}" in outcome.stderr
 
