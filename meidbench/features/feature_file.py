@@ -155,7 +155,7 @@ def is_marked(file: h5py.File) -> bool:
 
 def _read_header(file: h5py.File) -> Header:
     if not is_marked(file):
-        raise FeatureError("is not a feature file of meidbench; choose another name for the output")
+        raise FeatureError("is not a feature file of meidbench; expected one of extract-features or pack-features")
     if not np.array_equal(version := file.attrs["format_version"], FORMAT_VERSION):
         raise FeatureError(f"is a feature file of version {version}; this is for {FORMAT_VERSION}")
     recipe = parse_json(file.attrs["recipe"])
