@@ -18,7 +18,7 @@ from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
 from meidbench.baselines.run_folder import RunFolder, digest_recipe
 from meidbench.checks import read_json, refuse_lost_inputs
-from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
+from meidbench.errors import DivergenceError, FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.evaluate import average_precision, choose_subset, evaluate_scores, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
@@ -107,7 +107,7 @@ def score_subset(
     scores[positions] = rows
     wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(wrong):
-        raise MeidbenchError(
+        raise DivergenceError(
             f"the scores of {len(wrong):,} video(s) of {data.subset} are NaN or infinite: "
             f"{first_few(data.video_ids[row] for row in wrong)}; the training has diverged (lower schedule.lr), or "
             "their features are damaged (check them with 'meidbench verify-features')"
@@ -212,16 +212,21 @@ class Trained:
 
 
 def read_trained(
-    folder: RunFolder, split: Split, *, just_finished: bool = False, report: Report = lambda line: None
+    folder: RunFolder,
+    split: Split,
+    subsets: Sequence[str] = SELECTION_SUBSETS,
+    *,
+    just_finished: bool = False,
+    report: Report = lambda line: None,
 ) -> Trained | None:
-    """Return a finished run; None where it is not finished, or its files are damaged, of which ``report`` tells.
+    """Return a run whose ``subsets`` are scored; None where it is not finished or damaged, of which ``report`` tells.
 
     Predictions are read and scored again, because a result has no checksum, unless the run has ``just_finished``.
     """
     means: dict[str, MeanAP] = {}
     warnings: dict[str, None] = {}  # a set in order
     problems = []
-    for subset in SELECTION_SUBSETS:
+    for subset in subsets:
         if not len(split.rows(subset)):
             continue
         file = folder.result(subset)
@@ -338,7 +343,8 @@ def predict(
                 report("warning: these features were made by another recipe than those of the training")
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
-            facts = describe_run(config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
+            facts = describe_run(config, epoch) | folder.read_tuning()
+            facts |= {} if rows.kind == "full" else {"rows_check": rows.kind}
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)
         processes.wait()
     return Path(out)

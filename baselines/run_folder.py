@@ -126,6 +126,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.json"
         self.last = path / "last.pt"  # the checkpoint to resume from
+        self.tuned = path / "tuned.json"  # of the winner of a study alone
         self.best = path / "best.pt"  # the weights with the best mAP on the subset that selects
 
     def predictions(self, subset: str) -> Path:
@@ -138,7 +139,7 @@ class RunFolder:
 
     def files(self) -> list[Path]:
         """Return the paths of all files of the run and of its first stage, which may not exist yet."""
-        names = [self.config, self.last, self.best, self.path / "log.jsonl"]
+        names = [self.config, self.last, self.best, self.tuned, self.path / "log.jsonl"]
         names += [make(subset) for subset in SELECTION_SUBSETS for make in (self.predictions, self.result)]
         return names + [path.parent / FIRST_STAGE / path.name for path in names]
 
@@ -255,6 +256,11 @@ class RunFolder:
         except (MeidbenchError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = str(error) if isinstance(error, MeidbenchError) else repr(error)
             raise MeidbenchError(f"{self.config} is damaged: {reason[:500]}\n{_CONFIG_REMEDY}") from None
+
+    def read_tuning(self) -> dict[str, int]:
+        """Return the number of trials of the study that chose this run, as ``trials``; empty for other runs."""
+        trials = read_json(self.tuned).get("trials") if self.tuned.is_file() else None
+        return {"trials": trials} if is_whole_number(trials, 1) else {}
 
     def count_threads(self) -> int | None:
         """Return the number of threads of torch that the run began with; None where it is not recorded."""
