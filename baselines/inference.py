@@ -19,6 +19,7 @@ from meidbench.baselines.models import Model
 from meidbench.baselines.run_folder import RunFolder, digest_recipe
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
+from meidbench.evaluation.budget import Budget, StageBudget
 from meidbench.evaluation.evaluate import average_precision, choose_subset, evaluate_scores, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
@@ -156,8 +157,12 @@ def report_repeated_rows(split: Split, features: FeatureSource, config: Config, 
             )
 
 
-def describe_run(config: Config, epoch: int) -> dict[str, Any]:
-    """Return the facts about a run that its prediction files hold; ``evaluate`` warns of ``select_on`` test."""
+def describe_run(folder: RunFolder, config: Config, epoch: int) -> dict[str, Any]:
+    """Return the facts about a run that its prediction files hold.
+
+    ``evaluate`` warns of ``select_on`` test; ``compare`` shows the budget, whose steps go to the end of the training,
+    also where the best checkpoint is an earlier one.
+    """
     subsets = {stage.selection.subset for stage in (config, config.first_stage) if stage is not None}
     return {
         "method": config.method,
@@ -166,7 +171,20 @@ def describe_run(config: Config, epoch: int) -> dict[str, Any]:
         "epoch": epoch,
         # One stage that selects on test is enough to make the scores too good.
         "select_on": "test" if "test" in subsets else config.selection.subset,
+        "budget": describe_budget(folder, config).to_facts(),
     }
+
+
+def describe_budget(folder: RunFolder, config: Config) -> Budget:
+    """Return the budget of a run, from its log and from what it recorded of its first stage."""
+    inputs = folder.read()[1]
+    steps = [(config.first_stage, inputs.first_stage_steps or None), (config, folder.count_steps())]
+    stages = [
+        StageBudget(count, stage.schedule.lr, stage.schedule.batch_size, stage.schedule.epochs)
+        for stage, count in steps
+        if stage is not None
+    ]
+    return Budget(tuple(stages), inputs.trials)
 
 
 def write_scores(
@@ -338,7 +356,7 @@ def predict(
                 report("warning: these features were made by another recipe than those of the training")
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
-            facts = describe_run(config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
+            facts = describe_run(folder, config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)
         processes.wait()
     return Path(out)

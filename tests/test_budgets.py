@@ -1,0 +1,191 @@
+"""Budgets of runs: the steps, rates and trials in prediction files, and what a comparison and a table make of them."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from meidbench.baselines import predict, resolve, train
+from meidbench.baselines.configuration import make_sampler
+from meidbench.baselines.run_folder import FIRST_STAGE
+from meidbench.errors import MeidbenchError
+from meidbench.evaluation.budget import COLUMNS, Budget, StageBudget, describe_budgets, describe_inequality
+from meidbench.features.simulation import simulate_features
+from meidbench.predictions.align import read_predictions
+
+TINY = ("frames.train=3", "frames.test=3", "schedule.batch_size=16", "schedule.epochs=2", "execution.device=cpu",
+        "schedule.milestones=[1]")  # fmt: skip
+NONSENSE = ("\x1b[31m1", True, -1, 0, 2.5, float("nan"), 10**5000, None, [1], {})
+ONE = StageBudget(300, 1e-4, 128, 100)
+
+
+@pytest.fixture(scope="module")
+def features(toy_split, tmp_path_factory):
+    return simulate_features(toy_split, tmp_path_factory.mktemp("features") / "toy.h5", frames=3, dim=8)
+
+
+def config_of(split, *settings, method="bce", aggregator=None):
+    asked = dict(setting.split("=", 1) for setting in (*TINY, *settings))
+    return resolve(method, split, aggregator=aggregator, settings=[f"{key}={value}" for key, value in asked.items()])
+
+
+def budget_of(path):
+    return read_predictions(path).metadata["run"]["budget"]
+
+
+def steps_in(folder):
+    """The last step in the log of a run, counted from its epochs."""
+    lines = map(json.loads, Path(folder, "log.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if line["event"] == "epoch"][-1]
+
+
+# --- the facts in prediction files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "aggregator", "settings"), [
+    ("bce", "mean", ()),
+    ("bce", "mean", ("schedule.accumulate=2", "schedule.batch_size=24")),
+    ("cbs", "mean", ("sampler.samples_per_epoch=77",)),
+    ("repeat_factor", "mean", ("sampler.threshold=0.5", "schedule.batch_size=4")),  # epochs of several lengths
+])  # fmt: skip
+def test_the_steps_are_those_of_all_epochs(toy_split, features, tmp_path, method, aggregator, settings):
+    config = config_of(toy_split, "schedule.epochs=3", *settings, method=method, aggregator=aggregator)
+    train(toy_split, features, config, tmp_path / "run")
+    draws, sampler = [], make_sampler(config, toy_split)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        draws.append(len(sampler.whole_epoch()))
+    assert method != "repeat_factor" or len(set(draws)) > 1
+    wanted = sum(math.ceil(count / config.schedule.batch_size) for count in draws)
+    stage = {"steps": wanted, "lr": config.schedule.lr, "batch_size": config.schedule.batch_size, "epochs": 3}
+    for subset in ("val", "test"):
+        assert budget_of(tmp_path / "run" / f"predictions-{subset}.parquet") == {"stages": [stage], "trials": 1}
+    assert wanted == steps_in(tmp_path / "run")
+    # Of a run from an earlier version, the log tells the steps.
+    assert budget_of(predict(tmp_path / "run", tmp_path / "p.parquet", device="cpu", split=toy_split))["stages"] == [
+        stage
+    ]
+
+
+def test_two_stages_have_both_budgets_wherever_the_first_lies(toy_split, features, tmp_path):
+    config = config_of(
+        toy_split, "stage1.schedule.epochs=1", "stage2.schedule.lr=5e-4", method="meid", aggregator="mean"
+    )
+    train(toy_split, features, config, tmp_path / "run", trials=7)
+    first, second = (steps_in(tmp_path / "run" / folder) for folder in (FIRST_STAGE, "."))
+    found = budget_of(tmp_path / "run" / "predictions-test.parquet")
+    assert [stage["steps"] for stage in found["stages"]] == [first, second] and found["trials"] == 7
+    rates = [config.first_stage.schedule.lr, 5e-4]
+    assert [stage["lr"] for stage in found["stages"]] == rates and rates[0] != 5e-4
+    assert [stage["epochs"] for stage in found["stages"]] == [1, 2]
+    apart = shutil.move(tmp_path / "run" / FIRST_STAGE, tmp_path / "apart")
+    train(toy_split, features, config, tmp_path / "other", first_stage=apart)
+    shutil.rmtree(apart)  # a finished run no longer needs it
+    out = predict(tmp_path / "other", tmp_path / "p.parquet", device="cpu", split=toy_split)
+    assert budget_of(out) == budget_of(tmp_path / "other" / "predictions-test.parquet") == {**found, "trials": 1}
+
+
+def test_more_epochs_are_more_steps_and_the_best_epoch_does_not_matter(toy_split, features, tmp_path):
+    for epochs in (1, 3):
+        config = config_of(toy_split, f"schedule.epochs={epochs}", "schedule.lr=1e-12", aggregator="mean")
+        train(toy_split, features, config, tmp_path / "run")
+        (stage,) = budget_of(tmp_path / "run" / "predictions-test.parquet")["stages"]
+        assert stage["steps"] == epochs * math.ceil(len(toy_split.video_ids("train")) / 16)
+    # Scored again after its last checkpoint is gone.
+    (tmp_path / "run" / "last.pt").unlink()
+    (tmp_path / "run" / "result-test.json").unlink()
+    train(toy_split, features, config, tmp_path / "run")
+    assert budget_of(tmp_path / "run" / "predictions-test.parquet")["stages"] == [stage]
+
+
+@pytest.mark.parametrize("log", [None, b"", b'{"step": "many"}\n[1]\n\xff\n' + b"[" * 100_000])
+def test_a_run_without_a_sound_log_has_unknown_steps(toy_split, features, tmp_path, log):
+    train(toy_split, features, config_of(toy_split, "schedule.epochs=1", aggregator="mean"), tmp_path / "run")
+    path = tmp_path / "run" / "log.jsonl"
+    path.unlink() if log is None else path.write_bytes(log)
+    out = predict(tmp_path / "run", tmp_path / "p.parquet", device="cpu", split=toy_split)
+    (stage,) = budget_of(out)["stages"]
+    assert stage["steps"] is None and stage["batch_size"] == 16
+
+
+def test_a_number_of_trials_that_makes_no_sense_is_refused(toy_split, features, tmp_path):
+    with pytest.raises(MeidbenchError, match="trials must be a whole number of at least 1, got 0"):
+        train(toy_split, features, config_of(toy_split), tmp_path / "run", trials=0)
+    assert not (tmp_path / "run").exists()
+
+
+# --- reading the facts of others ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [
+    None, 3, "1e9", [], {}, {"stages": None}, {"stages": {"steps": 1}}, {"stages": [3]}, {"stages": [{}] * 9},
+])  # fmt: skip
+def test_what_is_no_budget_is_unknown(budget):
+    for metadata in ({"run": {"budget": budget}}, {"run": [budget]}, {"run": None}, {}):
+        assert Budget.from_metadata(metadata) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\x1b[31m1", True, -1, 0, 2.5, float("nan"), 10**5000, None, [1], {}],
+    ids=lambda value: type(value).__name__,
+)
+def test_numbers_that_make_no_sense_are_unknown(value):
+    stage = dict.fromkeys(("steps", "batch_size", "epochs"), value) | {"lr": 1e-3}
+    budget = Budget.from_metadata({"run": {"budget": {"stages": [stage], "trials": value}}})
+    assert budget == Budget((StageBudget(None, 1e-3, None, None),), None) and budget.steps is None
+    assert describe_budgets([budget]) == {"steps": "-", "rate": "0.001", "batch": "-", "trials": "-"}
+    if value != 2.5:
+        rate = Budget.from_metadata({"run": {"budget": {"stages": [{**stage, "lr": value}]}}}).stages[0].lr
+        assert rate is None
+
+
+def test_facts_can_be_read_back():
+    budget = Budget((ONE, StageBudget(None, 1e-3, 64, 60)), 20)
+    assert Budget.from_metadata({"run": {"budget": json.loads(json.dumps(budget.to_facts()))}}) == budget
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+
+def stage(steps, lr=1e-3, batch=64):
+    return StageBudget(steps, lr, batch, 30)
+
+
+@pytest.mark.parametrize(("budgets", "texts"), [
+    ([Budget((ONE,))], ("300", "0.0001", "128", "1")),
+    ([Budget((stage(1800), stage(1750, 1e-4)), 20)], ("1,800 + 1,750", "0.001 + 0.0001", "64", "20")),
+    ([Budget((stage(1800),) * 2)], ("1,800 + 1,800", "0.001", "64", "1")),
+    ([Budget((stage(1800),)), Budget((stage(1790),))], ("1,790 to 1,800", "0.001", "64", "1")),
+    ([Budget((stage(1800),)), None], ("1,800 or unknown", "0.001 or unknown", "64 or unknown", "1 or unknown")),
+    ([Budget((stage(9),)), Budget((stage(9), stage(8)))], ("9 or 9 + 8", "0.001", "64", "1")),
+    ([Budget((stage(9, 0.00038123),), 3)], ("9", "0.000381", "64", "3")),
+    ([Budget((), 5)], ("no steps", "-", "-", "5")),
+    ([None, None], ("-", "-", "-", "-")),
+    ([], ("-", "-", "-", "-")),
+])  # fmt: skip
+def test_budgets_as_texts(budgets, texts):
+    assert describe_budgets(budgets) == dict(zip(COLUMNS, texts, strict=True))
+
+
+@pytest.mark.parametrize(("steps", "trials", "said"), [
+    ({"a": 300, "b": 600}, {}, ""),  # a factor of 2 is not more than 2
+    ({"a": 300, "b": 601}, {}, "300 steps (a) to 601 (b), a factor of 2"),
+    ({"a": 300, "b": 3600, "c": 100}, {}, "100 steps (c) to 3,600 (b), a factor of 36"),
+    ({"a": 1000, "b": 350}, {}, "350 steps (b) to 1,000 (a), a factor of 2.9"),
+    ({"a": 5, "b": 5}, {"b": 20}, "1 trial (a) to 20 (b)"),
+    ({"a": 1, "b": 5}, {"a": 20, "b": 2}, "1 step (a) to 5 (b), a factor of 5; 2 trials (b) to 20 (a)"),
+])  # fmt: skip
+def test_unequal_budgets_are_named(steps, trials, said):
+    budgets = {name: [Budget((stage(count),), trials.get(name, 1))] for name, count in steps.items()}
+    assert describe_inequality(budgets) == (said and f"Budgets are unequal: {said}.")
+    # Neither unknown budgets nor a method without an optimiser change the steps that are compared.
+    budgets |= {"unknown": [None], "probe": [Budget((), None)], "odd": [Budget((stage(None),), None)]}
+    assert describe_inequality(budgets) == (said and f"Budgets are unequal: {said}.")
+
+
+def test_both_stages_count_and_of_several_runs_the_largest():
+    budgets = {"two": [Budget((stage(200), stage(101)))], "one": [Budget((stage(140),)), Budget((stage(150),))]}
+    assert describe_inequality(budgets) == "Budgets are unequal: 150 steps (one) to 301 (two), a factor of 2."
