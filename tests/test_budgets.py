@@ -5,8 +5,11 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_reports import HOSTILE, Page, braces_balance
 
+import meidbench as mb
 from meidbench.baselines import predict, resolve, train
 from meidbench.baselines.configuration import make_sampler
 from meidbench.baselines.run_folder import FIRST_STAGE
@@ -14,6 +17,9 @@ from meidbench.errors import MeidbenchError
 from meidbench.evaluation.budget import COLUMNS, Budget, StageBudget, describe_budgets, describe_inequality
 from meidbench.features.simulation import simulate_features
 from meidbench.predictions.align import read_predictions
+from meidbench.report.html import comparison_html
+from meidbench.report.latex import comparison_latex
+from meidbench.report.text import DASH, comparison_table
 
 TINY = ("frames.train=3", "frames.test=3", "schedule.batch_size=16", "schedule.epochs=2", "execution.device=cpu",
         "schedule.milestones=[1]")  # fmt: skip
@@ -159,9 +165,10 @@ def stage(steps, lr=1e-3, batch=64):
     ([Budget((stage(1800), stage(1750, 1e-4)), 20)], ("1,800 + 1,750", "0.001 + 0.0001", "64", "20")),
     ([Budget((stage(1800),) * 2)], ("1,800 + 1,800", "0.001", "64", "1")),
     ([Budget((stage(1800),)), Budget((stage(1790),))], ("1,790 to 1,800", "0.001", "64", "1")),
-    ([Budget((stage(1800),)), None], ("1,800 or unknown", "0.001 or unknown", "64 or unknown", "1 or unknown")),
+    ([Budget((stage(1800),)), None], ("1,800 or unknown", "0.001", "64", "1")),
     ([Budget((stage(9),)), Budget((stage(9), stage(8)))], ("9 or 9 + 8", "0.001", "64", "1")),
     ([Budget((stage(9, 0.00038123),), 3)], ("9", "0.000381", "64", "3")),
+    ([Budget((stage(9, 1e-5), stage(8, 2e-12)))], ("9 + 8", "1e-5 + 2e-12", "64", "1")),
     ([Budget((), 5)], ("no steps", "-", "-", "5")),
     ([None, None], ("-", "-", "-", "-")),
     ([], ("-", "-", "-", "-")),
@@ -189,3 +196,91 @@ def test_unequal_budgets_are_named(steps, trials, said):
 def test_both_stages_count_and_of_several_runs_the_largest():
     budgets = {"two": [Budget((stage(200), stage(101)))], "one": [Budget((stage(140),)), Budget((stage(150),))]}
     assert describe_inequality(budgets) == "Budgets are unequal: 150 steps (one) to 301 (two), a factor of 2."
+
+
+# --- what a comparison shows ----------------------------------------------------------------------------------------
+
+
+def written(path, split, budget, seed=0):
+    """Write random predictions; without a budget, as an earlier version did."""
+    scores = np.random.default_rng(seed).normal(size=split.labels("test").shape)
+    facts = {"method": "x"} if budget is None else {"method": "x", "budget": budget.to_facts()}
+    return mb.write_predictions(path, split.video_ids("test"), scores, split, "test", run=facts)
+
+
+def compared(split, folder, **methods):
+    """Compare methods by their budgets, or lists of budgets of their seeds."""
+    runs = {}
+    for place, (name, budgets) in enumerate(methods.items()):
+        given = budgets if isinstance(budgets, list) else [budgets]
+        files = [written(folder / f"{place}@{seed}.parquet", split, each, seed) for seed, each in enumerate(given, 1)]
+        runs[name] = files if isinstance(budgets, list) else files[0]
+    return mb.compare(runs, split, replicates=5)
+
+
+PUBLISHED = Budget((StageBudget(300, 1e-4, 128, 100),))
+MEID = Budget((StageBudget(1800, 1e-3, 64, 60), StageBudget(1800, 1e-4, 64, 60)))
+
+
+def test_files_without_facts_give_the_comparison_of_before(toy_split, tmp_path):
+    comparison = compared(toy_split, tmp_path, bce=None, meid=None)
+    assert "budget" not in comparison.to_json() and "budget" not in comparison_table(comparison)
+    assert 'id="budgets"' not in comparison_html(comparison) and "Budget" not in comparison_latex(comparison)
+
+
+def test_a_comparison_has_the_budgets_of_its_runs(toy_split, tmp_path):
+    others = [Budget((stage(1790),), 20), Budget((stage(1800),), 20)]
+    comparison = compared(toy_split, tmp_path, bce=PUBLISHED, meid=MEID, seeds=others, old=None)
+    content = {entry["name"]: entry for entry in json.loads(comparison.to_json())["methods"]}
+    assert content["bce"]["budgets"] == [PUBLISHED.to_facts()] and content["meid"]["budgets"] == [MEID.to_facts()]
+    assert content["seeds"]["budgets"] == [budget.to_facts() for budget in others] and "budgets" not in content["old"]
+    unequal = "Budgets are unequal: 300 steps (bce) to 3,600 (meid), a factor of 12; 1 trial (bce) to 20 (seeds)."
+    assert comparison.unequal_budgets == comparison.with_reference("old").unequal_budgets == unequal
+    lines = comparison_table(comparison).splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("budget"))
+    assert [line.split() for line in lines[start + 2 : start + 6]] == [
+        ["bce", "300", "0.0001", "128", "1"],
+        ["meid", "1,800", "+", "1,800", "0.001", "+", "0.0001", "64", "1"],
+        ["seeds", "1,790", "to", "1,800", "0.001", "64", "20"],
+        ["old", "-", "-", "-", "-"],
+    ]
+    assert unequal in " ".join(lines)
+
+
+def test_the_page_has_the_budgets_and_a_warning(toy_split, tmp_path):
+    seeds = [Budget((stage(1790),) * 2, 20), Budget((stage(1800),) * 2, 20)]
+    comparison = compared(toy_split, tmp_path, bce=PUBLISHED, meid=seeds, probe=Budget((), 5), old=None)
+    text = comparison_html(comparison)
+    page = Page(text)
+    (table,) = [table for table in page.tables if table["caption"].startswith("The training behind the scores")]
+    assert table["rows"][1:] == [
+        [["bce"], ["300"], ["0.0001"], ["128"], ["1"]],
+        [["meid"], ["3,580 to 3,600", "1,790 to 1,800 + 1,790 to 1,800"], ["0.001"], ["64"], ["20"]],
+        [["probe"], ["0", "no steps"], [DASH], [DASH], ["5"]],
+        [["old"], [DASH], [DASH], [DASH], [DASH]],
+    ]
+    assert f'<li><a href="#budgets">{comparison.unequal_budgets}</a></li>' in text and "a factor of 12" in text
+    assert "Budgets are unequal" not in comparison_html(compared(toy_split, tmp_path, bce=PUBLISHED, other=PUBLISHED))
+
+
+def test_latex_has_a_note_of_the_budgets(toy_split, tmp_path):
+    text = comparison_latex(compared(toy_split, tmp_path, b_ce=PUBLISHED, meid=MEID, old=None))
+    assert "b\\_ce 300 (0.0001; 128; 1), meid 1,800 $+$ 1,800 (0.001 $+$ 0.0001; 64; 1), old unknown." in text
+    assert "Budgets are unequal: 300 steps (b\\_ce) to 3,600 (meid), a factor of 12." in text and braces_balance(text)
+
+
+def test_names_are_only_text(toy_split, tmp_path):
+    comparison = compared(toy_split, tmp_path, **{HOSTILE: PUBLISHED, "\x1b[31mred": MEID})
+    assert Page(comparison_html(comparison)).started.count("script") == 1
+    table = comparison_table(comparison)
+    assert "\x1b" not in table and "\\x1b[31mred" in table and braces_balance(comparison_latex(comparison))
+
+
+def test_budgets_fit_a_terminal(toy_split, tmp_path, run, toy_split_file):
+    names = ("a" * 12, "b" * 12, "c" * 12)
+    budgets = (PUBLISHED, MEID, Budget((stage(123_456), stage(123_456, 3.81e-4, 1024)), 100))
+    files = [written(tmp_path / name, toy_split, budget) for name, budget in zip(names, budgets, strict=True)]
+    paths = [f"{name}={path}" for name, path in zip(names, files, strict=True)]
+    outcome = run("compare", *paths, "--split", toy_split_file, "--bootstrap", "5")
+    assert outcome.exit_code == 0 and "Budgets are unequal" in outcome.stdout
+    assert max(map(len, outcome.stdout.splitlines())) <= 80

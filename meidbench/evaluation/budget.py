@@ -11,6 +11,7 @@ from meidbench.checks import is_whole_number
 
 UNEQUAL = 2  # budgets whose steps differ by a larger factor are unequal
 COLUMNS = ("steps", "rate", "batch", "trials")
+MEANING = "steps: of the optimiser; rate: the first; batch: videos per step; a + b: of two stages"
 _UNKNOWN = "-"
 _MOST = 1 << 53  # of a number in JSON that every reader has exactly
 _MOST_STAGES = 8
@@ -108,8 +109,14 @@ def describe_budgets(budgets: Budgets) -> dict[str, str]:
         "trials": _range([budget.trials for budget in known], ","),
     }
     if len(known) < len(budgets):
-        texts = {name: f"{text} or unknown" for name, text in texts.items()}
+        texts["steps"] += " or unknown"
     return texts
+
+
+def describe_total(budgets: Budgets) -> str:
+    """Return the steps of all stages together, a range where the runs differ; a dash where they are unknown."""
+    known = [budget for budget in budgets if budget is not None]
+    return _range([budget.steps for budget in known], ",") if known else _UNKNOWN
 
 
 def _over_stages(
@@ -123,7 +130,7 @@ def _range(values: Sequence[float | None], form: str) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return _UNKNOWN
-    texts = [f"{value:{form}}" for value in (min(known), max(known))]
+    texts = [f"{value:{form}}".replace("e-0", "e-") for value in (min(known), max(known))]
     return texts[0] if texts[0] == texts[1] else " to ".join(texts)
 
 
