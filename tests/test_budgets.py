@@ -1,5 +1,7 @@
 """Budgets of runs: the steps, rates and trials in prediction files, and what a comparison and a table make of them."""
 
+import csv
+import io
 import json
 import math
 import shutil
@@ -284,3 +286,50 @@ def test_budgets_fit_a_terminal(toy_split, tmp_path, run, toy_split_file):
     outcome = run("compare", *paths, "--split", toy_split_file, "--bootstrap", "5")
     assert outcome.exit_code == 0 and "Budgets are unequal" in outcome.stdout
     assert max(map(len, outcome.stdout.splitlines())) <= 80
+
+
+# --- what a reproduced table shows ----------------------------------------------------------------------------------
+
+SMALL = ("--simulate", "--bootstrap", 20, "--set", "schedule.epochs=1", "--set", "schedule.milestones=[]",
+         "--set", "simulation.frames=3", "--set", "simulation.dim=8", "--set", "simulation.split=invented")  # fmt: skip
+
+
+def test_a_table_shows_the_budget_of_each_row(run, tmp_path):
+    rows = ("--row", "ldam-charadeslt", "--row", "meid-charadeslt", "--row", "mixup-charadesegolt")
+    arguments = ("reproduce", "table3", *rows, *SMALL, "--set", "stage2.schedule.epochs=3", "--out", tmp_path / "out")
+    outcome = run(*arguments, "--set", "stage2.schedule.lr=1e-3")
+    assert outcome.exit_code == 0, outcome.output
+    content = {row["name"]: row for row in json.loads((tmp_path / "out" / "table3.json").read_text())["rows"]}
+    ldam, meid, mixup = (content[name]["ours"] for name in rows[1::2])
+    for ours in (ldam, meid, mixup):
+        (budget,) = ours["budgets"]
+        assert budget == budget_of(tmp_path / "out" / "runs" / ours["runs"][0] / "predictions-test.parquet")
+    once = steps_in(tmp_path / "out" / "runs" / ldam["runs"][0])
+    assert [[stage["steps"] for stage in ours["budgets"][0]["stages"]] for ours in (ldam, meid, mixup)] == [
+        [once], [once, 3 * once], [once],
+    ]  # fmt: skip
+    text = " ".join(outcome.stdout.split())
+    assert (
+        f"Budgets: - {once} steps at 0.002 in batches of 64, 1 trial: ldam-charadeslt "
+        f"- {once} + {3 * once} steps at 0.002 + 0.001 in batches of 64, 1 trial: meid-charadeslt "
+        f"- charadeslt: Budgets are unequal: {once} steps (ldam-charadeslt) to {4 * once} (meid-charadeslt), "
+        "a factor of 4. "
+        f"- {once} steps at 0.002 in batches of 64, 1 trial: mixup-charadesegolt How ours was made"
+    ) in text
+    assert (
+        f"meid, nextvlad; 1 + 3 epochs: {once} + {3 * once} steps at 0.002 + 0.001 in batches of 64, 1 trial; 3 frames"
+        in text
+    )
+    assert "## Budgets" in (tmp_path / "out" / "table3.md").read_text()
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "table3.csv").read_text())))
+    cells = {line["row"]: [line[name] for name in COLUMNS] for line in lines}
+    assert cells["meid-charadeslt"] == [f"{once} + {3 * once}", "0.002 + 0.001", "64", "1"]
+    assert cells["eql-charadeslt"] == ["", "", "", ""]
+    # Runs of an earlier version have no budget in their predictions.
+    for path in (tmp_path / "out" / "runs").glob("*/predictions-test.parquet"):
+        given = read_predictions(path)
+        split = mb.load_split(next((tmp_path / "out" / "splits").glob(f"{given.metadata['dataset']}-*")))
+        mb.write_predictions(path, given.video_ids, given.scores, split, "test", run={"method": "x"})
+    outcome = run(*arguments, "--set", "stage2.schedule.lr=1e-3")
+    assert outcome.exit_code == 0 and "0 newly trained" in outcome.stderr
+    assert "unknown budget: ldam-charadeslt, meid-charadeslt" in outcome.stdout and "unequal" not in outcome.stdout

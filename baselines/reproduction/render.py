@@ -18,6 +18,8 @@ from meidbench.baselines.reproduction.materials import InputFiles
 from meidbench.baselines.reproduction.plan import CostPlan, Request, build_command, make_jobs, make_plan
 from meidbench.baselines.reproduction.runs import RowOutcome, RunStore
 from meidbench.checks import parse_json
+from meidbench.evaluation.budget import COLUMNS as BUDGET_COLUMNS
+from meidbench.evaluation.budget import NO_STEPS, Budget, describe_budgets, describe_inequality
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import render_json
 from meidbench.names import STATISTICS_TABLE
@@ -185,13 +187,39 @@ def _sections(content: Content, shown: Sequence[str]) -> dict[str, list[str]]:
     without += [f"{runs.NOT_ASKED}: {', '.join(others)}"] if others else []
     made = [_describe_run(row) for row in done]
     made += [table_content("texts")["intervals"].format(**content["bootstrap"])] if done else []
-    sections = {"Without numbers of ours": without, "How ours was made": made}
+    sections = {"Without numbers of ours": without, "Budgets": _describe_budgets(done), "How ours was made": made}
     for differs in dict.fromkeys(row["differs"] for row in done):
         names = [row["name"] for row in done if row["differs"] == differs]
         title = "every row" if len(names) == len(rows) else ", ".join(names)
         sections[f"Set otherwise than the paper's row: {title}"] = [f"`{text}`" for text in differs]
     sections |= {"Protocol": content["protocol"], "Notes": content["notes"]}
     return {title: texts for title, texts in sections.items() if texts}
+
+
+def _describe_budgets(rows: Sequence[Content]) -> list[str]:
+    """Return the budget of each row, equal ones together, and how those of a benchmark are unequal."""
+    texts = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        budgets = {row["name"]: _budgets(row) for row in rows if row["dataset"] == dataset}
+        named: dict[str, list[str]] = {}
+        for name, given in budgets.items():
+            named.setdefault(_describe_budget(given), []).append(name)
+        texts += [f"{budget}: {', '.join(names)}" for budget, names in named.items()]
+        texts += [f"{dataset}: {unequal}"] if (unequal := describe_inequality(budgets)) else []
+    return texts
+
+
+def _budgets(row: Content) -> list[Budget | None]:
+    return [budget and Budget.from_facts(budget) for budget in row["ours"]["budgets"]]
+
+
+def _describe_budget(budgets: Sequence[Budget | None]) -> str:
+    if not any(budgets):
+        return "unknown budget"
+    texts = describe_budgets(budgets)
+    rate = "" if texts["rate"] == _DASH else f" at {texts['rate']} in batches of {texts['batch']}"
+    steps = texts["steps"] if texts["steps"] == NO_STEPS else f"{texts['steps']} steps"
+    return f"{steps}{rate}, {texts['trials']} trial{'' if texts['trials'] == '1' else 's'}"
 
 
 def _describe_run(row: Content) -> str:
@@ -201,7 +229,7 @@ def _describe_run(row: Content) -> str:
     texts = [
         f"`{row['name']}` ({row['label']}, {row['encoder']}, {row['aggregation']}): {config['method']}, "
         f"{config['aggregator']['name']}",
-        f"{epochs} epochs in batches of {schedule['batch_size']}, {frames['train']} frames in training and "
+        f"{epochs} epochs: {_describe_budget(_budgets(row))}; {frames['train']} frames in training and "
         f"{frames['test']} in scoring, checkpoint by {config['selection']['subset']}",
         row["note"],
     ]
@@ -254,16 +282,19 @@ def _result_csv(content: Content) -> str:
     facts = ("name", "label", "dataset", "encoder")
     kinds = ("paper", "ours", "low", "high", "difference")
     header = ["data", "table", "row", *facts[1:], "method", "aggregator", "status", "reason", "seeds"]
+    header += BUDGET_COLUMNS
     header += [f"{group}_{kind}" for group in GROUPS_SHOWN for kind in kinds]
     lines = [[*header, *(f"{group}_val" for group in GROUPS_SHOWN), "differs", "note"]]
     for row in content["rows"]:
         config, ours = row["config"], row["ours"] or {"seeds": (), "val": {}}
+        budget = describe_budgets(_budgets(row) if row["ours"] else ()).values()
         method = [config["method"], config["aggregator"]["name"]] if config else ["", ""]
         numbers = [number for group in GROUPS_SHOWN for number in _numbers(row, group)]
         numbers += [ours["val"].get(group, math.nan) for group in GROUPS_SHOWN]
         lines.append(
             [_MARK if content["simulated"] else "real", content["table"], *(row[key] for key in facts), *method]
             + [row["status"], row["reason"], " ".join(map(str, ours["seeds"]))]
+            + ["" if text == _DASH else text.replace(",", "") for text in budget]
             + ["" if math.isnan(number) else repr(number) for number in numbers]
             + ["; ".join(row["differs"]), row["note"]]
         )

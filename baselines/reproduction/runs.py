@@ -20,10 +20,12 @@ from meidbench.baselines.training import train
 from meidbench.checks import parse_json
 from meidbench.errors import FeatureError, MeidbenchError, RequestError
 from meidbench.evaluation.bootstrap import bootstrap_steps
+from meidbench.evaluation.budget import Budget
 from meidbench.evaluation.compare import ComparedRun, Estimate, SeedSpread, compare
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import written_whole
 from meidbench.names import ProgressBar, Report
+from meidbench.predictions import open_predictions
 from meidbench.splits.split import Split
 
 # The status of a row.
@@ -44,6 +46,7 @@ class Measured:
     seeds: tuple[int, ...]
     runs: tuple[str, ...]  # names of the runs' folders
     warnings: tuple[str, ...]
+    budgets: tuple[Budget | None, ...]  # one per run
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class RunStore:
             seeds=tuple(seeds),
             runs=tuple(run.path.name for run in runs),
             warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
+            budgets=tuple(Budget.from_metadata(open_predictions(run.predictions[_TEST]).metadata) for run in runs),
         )
 
     def _bootstrap(self, runs: Sequence[Trained], seeds: Sequence[int], split: Split) -> str:

@@ -12,6 +12,7 @@ from meidbench.checks import is_whole_number
 UNEQUAL = 2  # budgets whose steps differ by a larger factor are unequal
 COLUMNS = ("steps", "rate", "batch", "trials")
 MEANING = "steps: of the optimiser; rate: the first; batch: videos per step; a + b: of two stages"
+NO_STEPS = "no steps"
 _UNKNOWN = "-"
 _MOST = 1 << 53  # of a number in JSON that every reader has exactly
 _MOST_STAGES = 8
@@ -42,18 +43,22 @@ class Budget:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Budget | None":
-        """Read ``{"run": {"budget": ...}}`` of a prediction file; None where it is absent or no budget.
+        """Read ``{"run": {"budget": ...}}`` of a prediction file; None where it is absent or no budget."""
+        run = metadata.get("run")
+        return cls.from_facts(run.get("budget")) if isinstance(run, dict) else None
+
+    @classmethod
+    def from_facts(cls, table: object) -> "Budget | None":
+        """Read the table of ``to_facts``; None for what is no budget.
 
         Examples
         --------
         >>> stage = {"steps": 300, "lr": 1e-4, "batch_size": 128, "epochs": 100}
-        >>> Budget.from_metadata({"run": {"budget": {"stages": [stage], "trials": 1}}}).steps
+        >>> Budget.from_facts({"stages": [stage], "trials": 1}).steps
         300
         """
-        run = metadata.get("run")
-        table = run.get("budget") if isinstance(run, dict) else None
         stages = table.get("stages") if isinstance(table, dict) else None
-        if not isinstance(table, dict) or not isinstance(stages, list) or len(stages) > _MOST_STAGES:
+        if not isinstance(table, dict) or not isinstance(stages, list | tuple) or len(stages) > _MOST_STAGES:
             return None
         if not all(isinstance(stage, dict) for stage in stages):
             return None
@@ -64,7 +69,7 @@ class Budget:
         return cls(tuple(read), _count(table.get("trials")))
 
     def to_facts(self) -> dict[str, Any]:
-        """Return the table that ``from_metadata`` reads."""
+        """Return the table that ``from_facts`` reads."""
         return {"stages": [asdict(stage) for stage in self.stages], "trials": self.trials}
 
     @property
@@ -103,7 +108,7 @@ def describe_budgets(budgets: Budgets) -> dict[str, str]:
     numbers = dict.fromkeys(len(budget.stages) for budget in known)
     alike = [[budget.stages for budget in known if len(budget.stages) == number] for number in numbers]
     texts = {
-        "steps": _join(_over_stages(stages, lambda stage: stage.steps, ",") or "no steps" for stages in alike),
+        "steps": _join(_over_stages(stages, lambda stage: stage.steps, ",") or NO_STEPS for stages in alike),
         "rate": _join(_shorten(_over_stages(stages, lambda stage: stage.lr, ".3g")) for stages in alike),
         "batch": _join(_shorten(_over_stages(stages, lambda stage: stage.batch_size, ",")) for stages in alike),
         "trials": _range([budget.trials for budget in known], ","),
