@@ -144,7 +144,7 @@ def test_what_cannot_be_read_is_refused(folder, tmp_path):
         make_word_features(TOY_MANIFEST, folder, out, dim=0)
     with pytest.raises(FeatureError, match="dim must be at most 65,536, got 70,000"):
         make_word_features(TOY_MANIFEST, folder, out, dim=70_000)
-    edit(folder, lambda table: table.rename(columns={"script": "plot"}, inplace=True))
+    edit(folder, lambda table: setattr(table, "columns", [{"script": "plot"}.get(name, name) for name in table]))
     with pytest.raises(AnnotationError, match=r"Toy_v1_train.csv, line 1: no column script; the header is"):
         make_word_features(TOY_MANIFEST, folder, out)
     with pytest.raises(AnnotationError, match="Toy_v1_test.csv is missing"):
