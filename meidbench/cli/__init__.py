@@ -17,8 +17,9 @@ from meidbench.cli.benchmarks import datasets, download
 from meidbench.cli.evaluation import compare, evaluate
 from meidbench.cli.features import extract_features, merge_features, pack_features, verify_features
 from meidbench.cli.parameters import guarded_streams, name_options, report
+from meidbench.cli.reproduction import demo, reproduce
 from meidbench.cli.splits import audit, build_splits, import_split, stats
-from meidbench.cli.training import demo, methods, predict, reproduce, train
+from meidbench.cli.training import methods, predict, train
 from meidbench.errors import MeidbenchError, RequestError, escape_controls, missing_package
 
 # SIGHUP comes when a terminal is closed; Windows does not have it.
