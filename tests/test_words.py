@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from meidbench.errors import AnnotationError, FeatureError
 from meidbench.features import open_features
 from meidbench.features.verification import verify
 from meidbench.features.words import make_word_features, word_vector
+from meidbench.names import WATERMARKS
 
 TEXTS = ["A box, a BOX; the man's box.", "the box", "", " - ;", "box 2box re-box"]
 SCRIPT = "A man opens the box."
@@ -162,3 +164,49 @@ def test_real_descriptions(name, tmp_path):
     for row in table[["id", "descriptions", "script"]][::97].itertuples(index=False):
         words = words_by_loop(row.descriptions) or words_by_loop(row.script)
         assert source.read(row.id).tolist() == [vector_by_loop(word, 2) for word in words]
+
+
+def test_the_command_tells_of_the_file_and_of_the_proxy(folder, tmp_path, run):
+    out = tmp_path / "words.h5"
+    outcome = run("word-features", TOY_MANIFEST, "--annotations", folder, "--out", out, "--dim", 8)
+    table = read_both(folder)
+    assert outcome.exit_code == 0
+    first, watermark = outcome.stdout.splitlines()
+    assert first.startswith(f"{out}: {len(table)} videos of ToyLT's annotations, ") and " words of 8 numbers" in first
+    assert watermark == WATERMARKS["words"] and watermark.startswith("PROXY: ")
+    again = run("word-features", TOY_MANIFEST, "--annotations", folder, "--out", out, "--dim", 8, "--json")
+    assert f"{len(table)} of {len(table)} videos are there already" in again.stderr
+    assert json.loads(again.stdout) == {
+        "dataset": "toylt",
+        "dim": 8,
+        "path": str(out),
+        "rows": verify(open_features(out)).rows,
+        "videos": len(table),
+        "watermark": watermark,
+    }
+
+
+def test_the_command_refuses_wrong_input(folder, tmp_path, run):
+    out = tmp_path / "words.h5"
+    (tmp_path / "empty").mkdir()
+    for arguments, code, text in (
+        (("videolt", "--annotations", folder, "--out", out), 1, "VideoLT hold no descriptions of its videos"),
+        ((TOY_MANIFEST, "--annotations", tmp_path / "empty", "--out", out), 1, "Toy_v1_train.csv is missing"),
+        ((TOY_MANIFEST, "--annotations", tmp_path / "none", "--out", out), 2, "does not exist"),
+        ((TOY_MANIFEST, "--annotations", folder, "--out", out, "--dim", 0), 2, "0 is not in the range"),
+        ((TOY_MANIFEST, "--annotations", folder, "--out", tmp_path / "f.csv"), 2, "is written as .h5 or .hdf5"),
+        (("nothing", "--annotations", folder, "--out", out), 2, "is neither one of videolt, charadeslt"),
+    ):
+        outcome = run("word-features", *arguments)
+        assert outcome.exit_code == code and text in outcome.stderr, outcome.stderr
+    (tmp_path / "link.h5").symlink_to(folder / "Toy_v1_train.csv")
+    before = (folder / "Toy_v1_train.csv").read_bytes()
+    outcome = run("word-features", TOY_MANIFEST, "--annotations", folder, "--out", tmp_path / "link.h5")
+    assert outcome.exit_code == 2 and "choose another output" in outcome.stderr
+    assert (folder / "Toy_v1_train.csv").read_bytes() == before and not out.exists()
+
+
+def test_words_cannot_be_extracted_again(folder, tmp_path, run):
+    out = make_word_features(TOY_MANIFEST, folder, tmp_path / "words.h5", dim=8)
+    outcome = run("verify-features", out, "--videos", tmp_path)
+    assert outcome.exit_code == 1 and "these features are words: there are no videos that they were" in outcome.stderr
