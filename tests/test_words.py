@@ -202,7 +202,7 @@ def test_the_command_refuses_wrong_input(folder, tmp_path, run):
     (tmp_path / "link.h5").symlink_to(folder / "Toy_v1_train.csv")
     before = (folder / "Toy_v1_train.csv").read_bytes()
     outcome = run("word-features", TOY_MANIFEST, "--annotations", folder, "--out", tmp_path / "link.h5")
-    assert outcome.exit_code == 2 and "choose another output" in outcome.stderr
+    assert outcome.exit_code == 1 and "choose another output" in outcome.stderr
     assert (folder / "Toy_v1_train.csv").read_bytes() == before and not out.exists()
 
 
