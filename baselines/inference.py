@@ -16,7 +16,7 @@ from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
-from meidbench.baselines.run_folder import RunFolder, digest_recipe
+from meidbench.baselines.run_folder import RunFolder, digest_recipe, find_backbone
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.budget import Budget, StageBudget
@@ -27,7 +27,7 @@ from meidbench.features.row_checks import RowCheck, check_rows
 from meidbench.files import written_whole
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
-from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
+from meidbench.names import SELECTION_SUBSETS, SUBSETS, WATERMARKS, Advance, ProgressBar, Report
 from meidbench.predictions.align import align_predictions, read_predictions, run_warnings
 from meidbench.predictions.values import write_predictions
 from meidbench.splits.split import Split, load_split
@@ -187,6 +187,11 @@ def describe_budget(folder: RunFolder, config: Config) -> Budget:
     return Budget(tuple(stages), inputs.trials)
 
 
+def describe_features(*backbones: str) -> dict[str, str]:
+    """Return the fact about a run's features that becomes a watermark: no video was seen for one of the backbones."""
+    return next(({"backbone": name} for name in backbones if name in WATERMARKS), {})
+
+
 def write_scores(
     folder: RunFolder, split: Split, subset: str, scores: npt.NDArray[np.float32], facts: dict[str, Any]
 ) -> MeanAP:
@@ -194,6 +199,7 @@ def write_scores(
 
     Returns the mean AP of the subset.
     """
+    facts = facts | describe_features(folder.read()[1].backbone)
     write_predictions(folder.predictions(subset), split.video_ids(subset), scores, split, subset, facts)
     result = evaluate_scores(scores, split, subset, warnings=run_warnings({"run": facts}))
     # This file comes last: a subset with a result is done.
@@ -357,6 +363,7 @@ def predict(
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
             facts = describe_run(folder, config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
+            facts |= describe_features(find_backbone(source), inputs.backbone)
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)
         processes.wait()
     return Path(out)

@@ -35,7 +35,8 @@ from meidbench.names import STATISTICS_TABLE, TABLES
     "      --features charadeslt:ResNet101=charades_r101.h5\n"
     "  meidbench reproduce table2 --features ResNet50=videolt_r50.h5 \\\n"
     "      --seed 1 --seed 2 --seed 3\n"
-    "  meidbench reproduce table3 --simulate --out try",
+    "  meidbench reproduce table3 --simulate --out try\n"
+    "  meidbench reproduce table3 --proxy words --annotations Charades/",
 )
 @click.argument(
     "tables", nargs=-1, required=True, metavar="TABLE...", type=click.Choice((*TABLES, "all"), case_sensitive=False)
@@ -52,11 +53,14 @@ from meidbench.names import STATISTICS_TABLE, TABLES
 )
 @repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
 @repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")
-@click.option(
-    "--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, or reproduction-simulated]."
-)
+@click.option("--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, -simulated or -words].")
 @click.option("--plan", "only_plan", is_flag=True, help="List the needs of the rows, and run nothing.")
 @click.option("--simulate", is_flag=True, help="Run on simulated features, as a trial; every output is watermarked.")
+@click.option(
+    "--proxy",
+    type=click.Choice(("words",)),
+    help="Run on the words of --annotations: real labels, no vision; every output is watermarked.",
+)
 @repeatable("--set", "settings", metavar="KEY=VALUE", help="Change a value of every row; listed in the table.")
 @repeatable("--seed", "seeds", type=SEED, help="Seed of the training; repeatable, for a mean.")
 @click.option("--faithful", is_flag=True, help="Baselines as in their papers, not as in the public code.")
@@ -70,6 +74,7 @@ def reproduce(
     out: Path | None,
     only_plan: bool,
     simulate: bool,
+    proxy: str | None,
     settings: tuple[str, ...],
     seeds: tuple[int, ...],
     json_file: Path | None,
@@ -90,18 +95,24 @@ def reproduce(
     from meidbench.baselines.reproduction import choose_rows, materials, plan, render, runs  # type: ignore[import-not-found, unused-ignore]
     from meidbench.files import render_json
 
-    if simulate and (features or only_plan):
-        raise click.UsageError("--simulate takes neither --features nor --plan: it needs nothing")
-    if simulate and set(tables) == {STATISTICS_TABLE}:
-        raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate")
+    if simulate and (features or only_plan or proxy):
+        raise click.UsageError("--simulate takes neither --features nor --plan nor --proxy: it needs nothing")
+    if proxy and (features or only_plan):
+        raise click.UsageError("--proxy takes neither --features nor --plan: it needs annotations")
+    if (simulate or proxy) and set(tables) == {STATISTICS_TABLE}:
+        raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate or to train")
     if len(set(seeds)) < len(seeds):
         raise click.UsageError("a --seed is named twice")
     if seeds and any(text.partition("=")[0].strip() in ("seed", "stage1.seed", "stage2.seed") for text in settings):
         raise click.UsageError("seeds are named by --seed, which both stages have, or by --set seed=N, not by both")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise click.UsageError("reproduce runs in one process; for several, 'meidbench train' a row under torchrun")
-    simulation, settings = materials.parse_simulation(settings) if simulate else (None, settings)
-    out = out or Path("reproduction-simulated" if simulate else "reproduction")
+    substitute: materials.Substitute | None = None
+    if simulate:
+        substitute, settings = materials.parse_substitute(materials.Simulation, settings)
+    elif proxy:
+        substitute, settings = materials.parse_substitute(materials.WordProxy, settings)
+    out = out or Path("reproduction-simulated" if simulate else "reproduction-words" if proxy else "reproduction")
     named = options["split_files"], options["annotations"], materials.parse_features(features)
     chosen = choose_rows(tables, options["rows"])
     refuse_unusable_outputs(json_file, *(out / f"{name}.{ending}" for name in chosen for ending in render.ENDINGS))
@@ -111,8 +122,8 @@ def reproduce(
         )
     rendered = render.render_tables(
         chosen,
-        materials.InputFiles(*named, simulation, out, progress_bar),
-        plan.Request(settings, seeds, options["device"] or "", options["faithful"], simulation),
+        materials.InputFiles(*named, substitute, out, progress_bar),
+        plan.Request(settings, seeds, options["device"] or "", options["faithful"], substitute),
         runs.RunStore(out, options["bootstrap"], progress_bar, report),
         gpu=options["gpu"],
         only_plan=only_plan,
@@ -164,9 +175,8 @@ def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     runs = [ComparedRun(method, "", path) for method, path in made.predictions.items()]
     comparison = compare(runs, made.split, "test", replicates=bootstrap, seed=seed)
     write_text(out / "report.html", comparison_html(comparison))
-    for method in comparison.methods:
-        for warning in method.warnings:
-            report(f"warning: {method.name}: {warning}")
+    for name, warning in comparison.list_warnings():
+        report(f"warning: {name}: {warning}")
     echo(
         f"{comparison.dataset} ({comparison.variant}), test: {comparison.videos:,} videos, simulated features\n\n"
         f"{comparison_table(comparison)}"

@@ -18,12 +18,17 @@ from meidbench.evaluation.evaluate import bootstrap_means, evaluate_scores, grou
 from meidbench.evaluation.results import (
     GROUPS_SHOWN,
     ClassFacts,
+    Difference,
+    Estimate,
     Measures,
     Printed,
     PrintedTable,
     Result,
+    SeedSpread,
+    WinTieLoss,
     average_measures,
     describe_subset,
+    find_watermarks,
     format_value,
 )
 from meidbench.files import render_json
@@ -99,41 +104,6 @@ def _is_path(scores: Any) -> bool:
     return isinstance(scores, str | os.PathLike)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean average precision and its percentile interval over videos."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class SeedSpread:
-    """The mean average precision over a method's seeds: their number, standard deviation (n - 1), lowest, highest."""
-
-    seeds: int
-    std: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Difference(Estimate):
-    """Method minus reference under the same weights: value, interval over videos, probability of being better."""
-
-    probability: float
-
-
-@dataclass(frozen=True)
-class WinTieLoss:
-    """Numbers of classes of a group in which a method's AP is higher than, equal to, or lower than the reference's."""
-
-    wins: int
-    ties: int
-    losses: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class MethodResult(Measures):
     """The result of one method, averaged over its seeds.
@@ -165,7 +135,8 @@ class MethodResult(Measures):
 class Comparison(Printed):
     """Methods side by side, in the given order; ``group_classes`` counts the classes with positives, per group.
 
-    ``notes`` are the sentences of ``Split.notes``. A notebook shows a comparison as a table.
+    ``notes`` are the watermarks of any run and the sentences of ``Split.notes``. A notebook shows a comparison as a
+    table.
     """
 
     dataset: str
@@ -200,6 +171,15 @@ class Comparison(Printed):
     def unequal_budgets(self) -> str:
         """How the budgets of the methods are unequal (``describe_inequality``); empty where they are not."""
         return describe_inequality({method.name: method.budgets for method in self.methods})
+
+    def list_warnings(self) -> list[tuple[str, str]]:
+        """Return the warnings as pairs: the name of the method, or ``every run``, and the text."""
+        texts = dict.fromkeys(warning for method in self.methods for warning in method.warnings)
+        concerned = {text: [method.name for method in self.methods if text in method.warnings] for text in texts}
+        several = len(self.methods) > 1
+        shared = [text for text, names in concerned.items() if several and len(names) == len(self.methods)]
+        single = [(method.name, text) for method in self.methods for text in method.warnings if text not in shared]
+        return [("every run", text) for text in shared] + single
 
     def with_reference(self, name: str) -> "Comparison":
         """Return the same comparison against another reference.
@@ -283,6 +263,10 @@ class _SeedResults:
     def ap(self) -> Reals:
         mean: Reals = np.mean([[entry.ap for entry in result.per_class] for result in self.results], axis=0)
         return mean
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(warning for result in self.results for warning in result.warnings))
 
     @property
     def samples(self) -> Reals:
@@ -378,7 +362,7 @@ def _make_comparison(
         split_digest=split.digest,
         content_digest=split.content_digest,
         thresholds=split.thresholds,
-        notes=split.notes,
+        notes=(*find_watermarks(text for method in methods.values() for text in method.warnings), *split.notes),
         videos=first.diagnostics.videos,
         reference=reference,
         replicates=replicates,
@@ -447,7 +431,7 @@ def _summarise(name: str, method: _SeedResults, split: Split) -> MethodResult:
         ap_difference=None,
         corrected=None,
         samples=samples,
-        warnings=tuple(dict.fromkeys(warning for result in method.results for warning in result.warnings)),
+        warnings=method.warnings,
         budgets=tuple(method.budgets),
     )
 

@@ -17,8 +17,8 @@ from importlib.resources import files
 from meidbench.evaluation.budget import COLUMNS as BUDGET_COLUMNS
 from meidbench.evaluation.budget import MEANING as BUDGET_MEANING
 from meidbench.evaluation.budget import describe_total
-from meidbench.evaluation.compare import Comparison, Difference, MethodResult
-from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, MEANINGS
+from meidbench.evaluation.compare import Comparison, MethodResult
+from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, MEANINGS, Difference
 from meidbench.report.charts import (
     MEDIAN_CLASSES,
     Chart,
@@ -127,9 +127,8 @@ def _header(comparison: Comparison) -> str:
 
 
 def _warnings(comparison: Comparison) -> str:
-    items = ""
-    for method in comparison.methods:
-        items += "".join(f"<li><b>{escape(method.name)}</b>: {escape(warning)}</li>" for warning in method.warnings)
+    warnings = comparison.list_warnings()
+    items = "".join(f"<li><b>{escape(name)}</b>: {escape(warning)}</li>" for name, warning in warnings)
     if unequal := comparison.unequal_budgets:
         items += f'<li><a href="#budgets">{escape(unequal)}</a></li>'
     return f'<section class="warnings" role="note"><b>Warnings</b><ul>{items}</ul></section>' if items else ""

@@ -12,8 +12,8 @@ from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few, write_count
 from meidbench.evaluation.budget import COLUMNS, MEANING, describe_budgets
-from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, format_change
-from meidbench.evaluation.results import GROUPS_SHOWN, Result, describe_subset
+from meidbench.evaluation.compare import Comparison, MethodResult, format_change
+from meidbench.evaluation.results import GROUPS_SHOWN, Difference, Estimate, Result, describe_subset
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import GROUP_NAMES, Split
