@@ -37,7 +37,7 @@ from meidbench.checks import one_of, whole_number
 from meidbench.errors import DivergenceError, MeidbenchError, RequestError, bullet_list, first_few, missing_package
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
-from meidbench.files import render_json, written_whole
+from meidbench.files import render_json
 from meidbench.names import TUNED_GROUPS, Advance, ProgressBar, Report
 from meidbench.splits.split import Split, load_split
 
@@ -420,15 +420,10 @@ class _Study:
                     "folder of another machine, where the same command scores it on test"
                 )
                 return tuned
-            for path in sorted(self.folder.trials.glob(f"*/{run.tuned.name}")):
-                if path != run.tuned:
-                    report(f"note: {path.parent} won before trials were added, so it was scored on test, too")
-            if run.read_tuning() != {"trials": len(records)}:
-                # Its predictions are written again with this number.
-                for subset in ("val", "test"):
-                    run.result(subset).unlink(missing_ok=True)
-                with written_whole(run.tuned) as temporary:
-                    temporary.write_text(render_json({"trials": len(records), "objective": tuned.objective}))
+            for record in records:
+                if record != winner and RunFolder(record.path).result("test").is_file():
+                    report(f"note: trial {record.number} won before trials were added, so it was scored on test, too")
+            run.record_trials(len(records))
             return replace(tuned, trained=self.train_run(config, winner.path))
 
 
