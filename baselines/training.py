@@ -420,10 +420,9 @@ class _Run:
         facts: dict[str, Any] = {"epoch": position.epoch, "loss": position.loss_sum / steps, "lr": rate}
         if model_facts := learner.module.log_values():
             facts |= {"penalty": position.penalty_sum / steps, "model": model_facts}
-        line = (
-            f"{self.config.method}: epoch {position.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
-        )
-        if position.epoch % selection.every == 0 or position.epoch == self.config.schedule.epochs:
+        epochs = self.config.schedule.epochs
+        line = f"{self.config.method}: epoch {position.epoch} of {epochs}: loss {facts['loss']:.5f}"
+        if position.epoch % selection.every == 0 or position.epoch == epochs:
             means = self._compute_means(selection.subset)
             is_best = means.overall > position.best
             if is_best:
@@ -431,11 +430,12 @@ class _Run:
                 if self.processes.is_first:
                     learner.save_weights(self.folder.best, {selection.subset: asdict(means)})
             facts |= {selection.subset: asdict(means), "best": is_best}
-            self.watch(self.config, position, means)  # before the epoch is saved: a run that it ends repeats the epoch
             line += f", {selection.subset} mAP {means.overall:.4f}{' (best so far)' if is_best else ''}"
         position.loss_sum, position.penalty_sum, position.summed_steps = 0.0, 0.0, 0
         self._write_log("epoch", **facts)
         self.report(line + self._estimate_time_left())
+        if selection.subset in facts:  # before the epoch is saved: a run that it ends repeats the epoch
+            self.watch(self.config, position, MeanAP(**facts[selection.subset]))
         self._save()
 
     # --- its steps ----------------------------------------------------------------------------------------------
