@@ -1,7 +1,7 @@
 """A linear probe: logistic regression, class by class, on the mean frame of a video; scikit-learn fits it."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -105,7 +105,7 @@ class LinearProbe(Model):
             part /= scale
         self._rows = np.concatenate(parts)
 
-    def fit(self, labels: npt.NDArray[np.bool_], value: int, first: int = 0) -> Iterator[float]:
+    def fit(self, labels: npt.NDArray[np.bool_], value: int, first: int = 0) -> Generator[float, None, None]:
         """Fit the classes, from ``first`` on, with the C at place ``value`` of the grid; yield the mean loss of each.
 
         ``labels`` (N, C) are those of the videos given to ``standardise``. The threads are those of torch. One thread
