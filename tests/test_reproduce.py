@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from material import REAL, real_data
 
 from meidbench.baselines.inference import Trained
+from meidbench.baselines.learner import is_out_of_memory
 from meidbench.baselines.reproduction import read_table, row_names
-from meidbench.baselines.reproduction.materials import InputFiles, Simulation, parse_simulation, renamed
+from meidbench.baselines.reproduction.materials import InputFiles, Simulation, parse_substitute, renamed
 from meidbench.baselines.reproduction.plan import Request, layered, make_jobs
-from meidbench.baselines.reproduction.runs import is_out_of_memory
 from meidbench.cli import main
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.evaluate import evaluate
@@ -321,7 +321,7 @@ def test_simulated_features_are_of_the_own_videos_of_a_built_benchmark(run, toy_
     (row,) = rows_of(tmp_path / "own", "table3")
     assert "simulated features of the real split of charadeslt, 3 x 8" in row["differs"]
     assert toy_split.digest[:12] in next((tmp_path / "own" / "splits").iterdir()).name
-    few = InputFiles([split], simulation=Simulation(most_videos=10), out=tmp_path / "few").get(
+    few = InputFiles([split], substitute=Simulation(most_videos=10), out=tmp_path / "few").get(
         "charadeslt", "ResNet101"
     )
     assert few.split.variant == "invented" and "invented videos" in few.differences()[0]
@@ -573,7 +573,7 @@ def test_plain_runs_are_recorded_as_chosen_on_val(simulated):
 def test_difficulties_that_are_almost_alike_are_two_files(toy_split, tmp_path):
     split = write_split(renamed(toy_split, "videolt"), tmp_path / "videolt.parquet")
     paths = [
-        InputFiles([split], simulation=Simulation(difficulty=value, frames=1, dim=1), out=tmp_path)
+        InputFiles([split], substitute=Simulation(difficulty=value, frames=1, dim=1), out=tmp_path)
         .get("videolt", "ResNet50")
         .features.path
         for value in (0.5, 0.50000001)
@@ -611,7 +611,7 @@ def test_settings_of_the_user_lie_above_those_of_the_row():
     assert layered(["seed=1"], ["stage2.seed=2"]) == ("seed=1", "stage2.seed=2")
     with pytest.raises(MeidbenchError, match="set twice"):
         layered(["seed=1", "seed=2"])
-    simulation, others = parse_simulation(["seed=1", "simulation.dim=5"])
+    simulation, others = parse_substitute(Simulation, ["seed=1", "simulation.dim=5"])
     assert simulation == Simulation(dim=5) and others == ("seed=1",)
 
 

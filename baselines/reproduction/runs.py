@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from meidbench.baselines.configuration import Config
+from meidbench.baselines.configuration import Config, without_execution
 from meidbench.baselines.inference import Trained, read_trained
-from meidbench.baselines.learner import check_run
+from meidbench.baselines.learner import check_run, is_out_of_memory
 from meidbench.baselines.reproduction import table_content
 from meidbench.baselines.reproduction.materials import Material
 from meidbench.baselines.reproduction.plan import Job
@@ -20,18 +17,18 @@ from meidbench.baselines.training import train
 from meidbench.checks import parse_json
 from meidbench.errors import FeatureError, MeidbenchError, RequestError
 from meidbench.evaluation.bootstrap import bootstrap_steps
-from meidbench.evaluation.compare import ComparedRun, Estimate, SeedSpread, compare
-from meidbench.evaluation.results import GROUPS_SHOWN
+from meidbench.evaluation.budget import Budget
+from meidbench.evaluation.compare import ComparedRun, compare
+from meidbench.evaluation.results import GROUPS_SHOWN, Estimate, SeedSpread
 from meidbench.files import written_whole
-from meidbench.names import ProgressBar, Report
+from meidbench.names import WATERMARKS, ProgressBar, Report
+from meidbench.predictions import open_predictions
 from meidbench.splits.split import Split
 
 # The status of a row.
 DONE, NOT_RUN, QUOTED, FAILED, NOT_ASKED = "done", "not run", "quoted", "failed", "not asked for"
 BOOTSTRAP_SEED = 0
 _RUNS, _TEST = "runs", "test"
-# The allocator of the CPU raises a plain RuntimeError, and so do sizes beyond every memory.
-_MEMORY_TEXTS = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "size calculation overflowed")
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class Measured:
     seeds: tuple[int, ...]
     runs: tuple[str, ...]  # names of the runs' folders
     warnings: tuple[str, ...]
+    budgets: tuple[Budget | None, ...]  # one per run
 
 
 @dataclass(frozen=True)
@@ -58,20 +56,9 @@ class RowOutcome:
     trained: int = 0  # runs that were not finished before
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory was not enough."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS)
-
-
-def without_execution(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration's tables without ``execution``, which changes no result and may name a device."""
-    return {
-        key: without_execution(value) if isinstance(value, dict) else value
-        for key, value in tables.items()
-        if key != "execution"
-    }
+def find_mark(watermark: str) -> str:
+    """Return the word that marks names and cells, ``SIMULATED`` or ``PROXY``; empty without a watermark."""
+    return watermark.partition(":")[0]
 
 
 def run_name(config: Config, inputs: Inputs) -> str:
@@ -95,20 +82,24 @@ class RunStore:
     progress: ProgressBar
     report: Report
 
-    def prepare(self, simulated: bool) -> None:
-        """Make sure that the folder holds either simulated results or real ones; refuse the other kind."""
-        marker = self.out / "SIMULATED.txt"
-        if marker.is_file() and not simulated:
-            raise MeidbenchError(f"{self.out} holds simulated results; name another folder for real ones (--out)")
-        if simulated and not marker.is_file():
-            if (self.out / _RUNS).is_dir():
-                message = f"{self.out} holds runs on real features; name another folder for simulated ones (--out)"
-                raise MeidbenchError(message)
-            with written_whole(marker) as temporary:
-                temporary.write_text(table_content("texts")["watermark"] + "\n", encoding="utf-8")
+    def prepare(self, watermark: str) -> None:
+        """Make sure that the folder holds results with this watermark, empty for real ones; refuse another kind."""
+        wanted, marks = find_mark(watermark), map(find_mark, WATERMARKS.values())
+        there = next((mark for mark in marks if (self.out / f"{mark}.txt").is_file()), "")
+        if there == wanted:
+            return
+        kind = wanted.lower() or "real"
+        if there:
+            raise MeidbenchError(
+                f"{self.out} holds {there.lower()} results; name another folder for {kind} ones (--out)"
+            )
+        if (self.out / _RUNS).is_dir():
+            raise MeidbenchError(f"{self.out} holds runs on real features; name another folder for {kind} ones (--out)")
+        with written_whole(self.out / f"{wanted}.txt") as temporary:
+            temporary.write_text(f"{watermark}\n", encoding="utf-8")
 
     def find_finished(self, config: Config, material: Material) -> Trained | None:
-        """Return a finished run, None where it is not finished; nothing is trained or simulated."""
+        """Return a finished run, None where it is not finished; nothing is trained or made."""
         runs, path = f"{material.split.dataset}-{config.method}-s{config.seed}-*", material.features_path
         # Names tell of most runs that they do not exist, without a digest of all features.
         if path is None or not path.exists() or not any((self.out / _RUNS).glob(runs)):
@@ -141,6 +132,7 @@ class RunStore:
             seeds=tuple(seeds),
             runs=tuple(run.path.name for run in runs),
             warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
+            budgets=tuple(Budget.from_metadata(open_predictions(run.predictions[_TEST]).metadata) for run in runs),
         )
 
     def _bootstrap(self, runs: Sequence[Trained], seeds: Sequence[int], split: Split) -> str:
@@ -167,7 +159,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for job in (job for job in jobs if job.can_run):
         material = job.material
         try:
-            dim = material.simulation.dim if material.simulation else material.features.dim
+            dim = material.substitute.dim if material.substitute else material.features.dim
             check_run(job.configs[0], material.split, dim)  # the others differ by their seeds alone
         except FeatureError:
             continue  # the row will fail, and the others are run
@@ -200,11 +192,11 @@ def _run_job(job: Job, store: RunStore) -> RowOutcome:
         return RowOutcome(job, QUOTED, row.note)
     if not job.asked and (material.missing or not job.configs):
         return RowOutcome(job, NOT_ASKED)
-    if material.missing and not material.simulated:
+    if material.missing and not material.substituted:
         return RowOutcome(job, NOT_RUN, f"missing {', '.join(material.missing)}", differs)
     try:
-        if material.simulated:
-            raise MeidbenchError(f"needs {' and '.join(material.simulated)}; {texts['simulate']}")
+        if material.substituted:
+            raise MeidbenchError(f"needs {' and '.join(material.substituted)}; {texts['substitutes']}")
         finished = [] if job.asked else [store.find_finished(config, material) for config in job.configs]
         if not all(finished):
             return RowOutcome(job, NOT_ASKED)
