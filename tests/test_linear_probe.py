@@ -182,7 +182,8 @@ def test_a_best_c_at_the_end_of_the_grid_is_told(toy_split, features, tmp_path):
 
 
 def test_settings_that_it_cannot_have_are_refused(toy_split, features, tmp_path):
-    assert config_of(toy_split, "schedule.epochs=99").schedule.epochs == 3
+    config = config_of(toy_split, "schedule.epochs=99", "selection.every=5")
+    assert (config.schedule.epochs, config.selection.every) == (3, 1)
     with pytest.raises(MeidbenchError, match="has aggregators of its own; leave out the aggregator"):
         resolve("linear_probe", toy_split, aggregator="netvlad")
     with pytest.raises(MeidbenchError, match="takes no motion stream"):
