@@ -186,9 +186,10 @@ def report_on_inputs(split: Split, features: FeatureSource, config: Config, repo
 
 def report_repeated_rows(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
     """Report how many videos have fewer rows than a run takes of each, so that rows are repeated."""
+    is_fitted = MODELS[config.model.name].is_fitted  # to the rows that are scored
     for key, frames, subsets in (
-        ("frames.train", config.frames.train, ("train",)),
-        ("frames.test", config.frames.test, SELECTION_SUBSETS),
+        ("frames.train", None if is_fitted else config.frames.train, ("train",)),
+        ("frames.test", config.frames.test, SUBSETS if is_fitted else SELECTION_SUBSETS),
     ):
         counts = features.check([video_id for subset in subsets for video_id in split.video_ids(subset)])
         if frames is not None and (few := int((counts < frames).sum())):

@@ -75,6 +75,10 @@ def test_it_is_scikit_learn_on_means_with_the_c_that_is_best_on_val(toy_split, f
     for number, (line, c) in enumerate(zip(epochs, GRID, strict=True), 1):
         assert line.startswith(f"linear_probe: epoch {number} of 3: loss 0.") and f", C {c:g}, val mAP" in line
     assert any("no effect" in line and "schedule" in line for line in lines)
+    lines = []
+    train(toy_split, features, config_of(toy_split, *settings, "frames.test=9"), tmp_path / "nine", report=lines.append)
+    told = [line for line in lines if "have fewer rows than" in line]
+    assert len(told) == 1 and "213 videos of train and val and test" in told[0] and "frames.test=9" in told[0]
 
 
 def test_the_log_has_each_c_and_no_step_and_no_rate(toy_split, features, tmp_path):
