@@ -1,6 +1,6 @@
 """Average precision and its intervals on drawn test sets of CharadesLT's size, beside the value on endless videos.
 
-    python tests/benchmarks/intervals.py               # about five minutes on one core
+    python tests/benchmarks/intervals.py               # about two minutes on one core
     python tests/benchmarks/intervals.py --draws 40    # rougher
 
 Invented classes: 157 shares of positives in geometric order, the smallest 20 of 1,012 videos and 8.09 labels per video,
