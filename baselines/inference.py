@@ -20,7 +20,7 @@ from meidbench.baselines.run_folder import RunFolder, digest_recipe, find_backbo
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.evaluate import average_precision, choose_subset, evaluate_scores, mean_by_group
-from meidbench.evaluation.results import MeanAP
+from meidbench.evaluation.results import MeanAP, find_watermarks
 from meidbench.features import FeatureSource, open_features
 from meidbench.features.row_checks import RowCheck, check_rows
 from meidbench.files import written_whole
@@ -346,6 +346,8 @@ def predict(
         if processes.is_first:
             facts = describe_run(config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
             facts |= describe_features(find_backbone(source), inputs.backbone)
+            for mark in find_watermarks(run_warnings({"run": facts})):
+                report(f"warning: {mark}")
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)
         processes.wait()
     return Path(out)
