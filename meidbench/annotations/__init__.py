@@ -12,9 +12,20 @@ from meidbench.annotations.charades import CHARADES, CHARADESEGO
 from meidbench.annotations.videolt import VIDEOLT
 from meidbench.annotations.youtube8m import YOUTUBE8M
 from meidbench.errors import AnnotationError, bullet_list, first_few
-from meidbench.splits.manifests import Manifest
+from meidbench.names import DATASETS
+from meidbench.splits.manifests import Manifest, load_manifest
 
-__all__ = ["FORMATS", "Annotations", "FileRecord", "Format", "Segment", "annotation_paths", "read_annotations"]
+__all__ = [
+    "FORMATS",
+    "Annotations",
+    "FileRecord",
+    "Format",
+    "Segment",
+    "annotation_paths",
+    "has_texts",
+    "read_annotations",
+    "read_texts",
+]
 
 FORMATS: dict[str, Format] = {
     "charades": CHARADES,
@@ -31,12 +42,34 @@ def read_annotations(manifest: Manifest, folder: Path) -> Annotations:
     They lie in ``folder`` or in a folder inside it, as the archives unpack. An ``AnnotationError`` names each missing
     file, or file, line and column of the first five problems.
     """
-    folder = Path(folder)
-    paths = _find_files(folder, manifest)
+    paths = _find_files(Path(folder), manifest)
+    return _find_format(manifest).read(paths, manifest)
+
+
+def read_texts(manifest: Manifest, folder: Path) -> dict[str, tuple[str, str]]:
+    """Read what the annotators wrote about each video: its description, which may be empty, and its script, by id.
+
+    No label is read. An ``AnnotationError`` tells of a benchmark without texts, and otherwise as ``read_annotations``.
+    """
+    read = _find_format(manifest).read_texts
+    if read is None:
+        have = [name for name in DATASETS if has_texts(load_manifest(name))]
+        raise AnnotationError(
+            f"the annotations of {manifest.title} hold no descriptions of its videos; those of {' and '.join(have)} do"
+        )
+    return read(_find_files(Path(folder), manifest), manifest)
+
+
+def has_texts(manifest: Manifest) -> bool:
+    """Return whether the annotations of a benchmark hold texts that ``read_texts`` reads."""
+    return _find_format(manifest).read_texts is not None
+
+
+def _find_format(manifest: Manifest) -> Format:
     known = [name for name, form in FORMATS.items() if form.needs_manifest]
     if manifest.reader not in known:
         raise AnnotationError(f"{manifest.title}: unknown reader {manifest.reader!r}; known: {', '.join(known)}")
-    return FORMATS[manifest.reader].read(paths, manifest)
+    return FORMATS[manifest.reader]
 
 
 def annotation_paths(manifest: Manifest, folder: Path) -> dict[str, list[Path]]:

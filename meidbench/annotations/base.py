@@ -87,7 +87,8 @@ class Format:
 
     ``read`` takes the paths of the files, and the manifest where the format needs one; it returns ``Annotations``, or
     raises ``AnnotationError`` with the first five problems. A format that ``needs_manifest`` is read by
-    ``read_benchmark``, which takes classes and official subsets from a manifest.
+    ``read_benchmark``, which takes classes and official subsets from a manifest. ``read_texts`` reads the description
+    and the script of each video, by id, from the same files, where the format has them.
     """
 
     title: str
@@ -95,6 +96,7 @@ class Format:
     files: str
     read: Callable[..., Annotations]
     needs_manifest: bool = False
+    read_texts: Callable[[Sequence[Path], Manifest], dict[str, tuple[str, str]]] | None = None
 
 
 class LineReader:

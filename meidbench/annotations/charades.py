@@ -30,6 +30,27 @@ def read_charadesego(paths: Sequence[Path], manifest: Manifest) -> Annotations:
     return read_benchmark(paths, manifest, _read_class_names, partial(_append_rows, ego=True))
 
 
+def read_charades_texts(paths: Sequence[Path], manifest: Manifest) -> dict[str, tuple[str, str]]:
+    """Read the ``descriptions`` and the ``script`` of each video, by id, and no label; errors as in ``read_benchmark``.
+
+    Several descriptions of a video are joined by semicolons; many videos of CharadesEgo have none.
+    """
+    texts: dict[str, tuple[str, str]] = {}
+
+    def append_rows(lines: LineReader, source: str, table: Annotations, problems: list[str]) -> None:
+        for where, (video_id, descriptions, script) in _csv_rows(lines, ("id", "descriptions", "script"), problems):
+            try:
+                _check_id(video_id)
+            except ValueError as error:
+                problems.append(f"{where}, column id: {error}")
+                continue
+            table.append(video_id, source, ())
+            texts[video_id] = (descriptions, script)
+
+    read_benchmark(paths, manifest, _read_class_names, append_rows)
+    return texts
+
+
 def _read_class_names(lines: LineReader, manifest: Manifest) -> tuple[str, ...]:
     """Read ``cNNN NAME`` lines."""
     entries = [line.strip().partition(" ") for line in lines if line.strip()]
@@ -42,8 +63,7 @@ def _append_rows(lines: LineReader, source: str, table: Annotations, problems: l
         video_id, subject, actions, length = cells[:4]
         column = "id"
         try:
-            if not video_id or video_id.strip() != video_id or any(mark in video_id for mark in "/\\\t\n"):
-                raise ValueError(f"{quote(video_id)} is not a video id")
+            _check_id(video_id)
             column = "actions"
             segments = _parse_actions(actions, len(table.class_names))
             column = "length"
@@ -57,6 +77,11 @@ def _append_rows(lines: LineReader, source: str, table: Annotations, problems: l
         labels = tuple(dict.fromkeys(index for index, _, _ in segments))
         pair_id = video_id.removesuffix("EGO") if ego else ""
         table.append(video_id, source, labels, float(length), segments, subject, view, pair_id)
+
+
+def _check_id(video_id: str) -> None:
+    if not video_id or video_id.strip() != video_id or any(mark in video_id for mark in "/\\\t\n"):
+        raise ValueError(f"{quote(video_id)} is not a video id")
 
 
 def _csv_rows(lines: LineReader, columns: Sequence[str], problems: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -109,6 +134,7 @@ CHARADES = Format(
     files="Charades_v1_train.csv, Charades_v1_test.csv and Charades_v1_classes.txt",
     read=read_charades,
     needs_manifest=True,
+    read_texts=read_charades_texts,
 )
 CHARADESEGO = Format(
     title="CharadesEgo CSV",
@@ -116,4 +142,5 @@ CHARADESEGO = Format(
     files="CharadesEgo_v1_train.csv, CharadesEgo_v1_test.csv and Charades_v1_classes.txt",
     read=read_charadesego,
     needs_manifest=True,
+    read_texts=read_charades_texts,
 )
