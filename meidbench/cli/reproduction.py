@@ -52,8 +52,12 @@ from meidbench.names import STATISTICS_TABLE, TABLES
     "than the id, 'pack-features' makes a file of them.",
 )
 @repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
-@repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")
-@click.option("--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, -simulated or -words].")
+@repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, for missing splits and for words.")
+@click.option(
+    "--out",
+    type=FOLDER,
+    help="Folder for runs and tables [default: reproduction, or reproduction-simulated, or reproduction-words].",
+)
 @click.option("--plan", "only_plan", is_flag=True, help="List the needs of the rows, and run nothing.")
 @click.option("--simulate", is_flag=True, help="Run on simulated features, as a trial; every output is watermarked.")
 @click.option(
@@ -100,7 +104,7 @@ def reproduce(
     if proxy and (features or only_plan):
         raise click.UsageError("--proxy takes neither --features nor --plan: it needs annotations")
     if (simulate or proxy) and set(tables) == {STATISTICS_TABLE}:
-        raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate or to train")
+        raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate or to train on words")
     if len(set(seeds)) < len(seeds):
         raise click.UsageError("a --seed is named twice")
     if seeds and any(text.partition("=")[0].strip() in ("seed", "stage1.seed", "stage2.seed") for text in settings):
