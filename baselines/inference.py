@@ -18,7 +18,7 @@ from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
 from meidbench.baselines.run_folder import RunFolder, digest_recipe, find_backbone
 from meidbench.checks import read_json, refuse_lost_inputs
-from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
+from meidbench.errors import DivergenceError, FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.budget import Budget, StageBudget
 from meidbench.evaluation.evaluate import average_precision, choose_subset, evaluate_scores, mean_by_group
 from meidbench.evaluation.results import MeanAP
@@ -108,7 +108,7 @@ def score_subset(
     scores[positions] = rows
     wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(wrong):
-        raise MeidbenchError(
+        raise DivergenceError(
             f"the scores of {len(wrong):,} video(s) of {data.subset} are NaN or infinite: "
             f"{first_few(data.video_ids[row] for row in wrong)}; the training has diverged (lower schedule.lr), or "
             "their features are damaged (check them with 'meidbench verify-features')"
@@ -184,7 +184,7 @@ def describe_budget(folder: RunFolder, config: Config) -> Budget:
         for stage, count in steps
         if stage is not None
     ]
-    return Budget(tuple(stages), inputs.trials)
+    return Budget(tuple(stages), folder.count_trials())
 
 
 def describe_features(*backbones: str) -> dict[str, str]:
@@ -236,16 +236,21 @@ class Trained:
 
 
 def read_trained(
-    folder: RunFolder, split: Split, *, just_finished: bool = False, report: Report = lambda line: None
+    folder: RunFolder,
+    split: Split,
+    subsets: Sequence[str] = SELECTION_SUBSETS,
+    *,
+    just_finished: bool = False,
+    report: Report = lambda line: None,
 ) -> Trained | None:
-    """Return a finished run; None where it is not finished, or its files are damaged, of which ``report`` tells.
+    """Return a run whose ``subsets`` are scored; None where it is not finished or damaged, of which ``report`` tells.
 
     Predictions are read and scored again, because a result has no checksum, unless the run has ``just_finished``.
     """
     means: dict[str, MeanAP] = {}
     warnings: dict[str, None] = {}  # a set in order
     problems = []
-    for subset in SELECTION_SUBSETS:
+    for subset in subsets:
         if not len(split.rows(subset)):
             continue
         file = folder.result(subset)

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,11 +35,11 @@ from meidbench.baselines.inference import (
 from meidbench.baselines.learner import (
     MIXING,
     NOISE,
-    DivergenceError,
     EpochPlan,
     Learner,
     LossMonitor,
     MicroBatch,
+    Position,
     check_run,
     derive_seed,
     plan_epoch,
@@ -54,16 +55,17 @@ from meidbench.baselines.run_folder import (
     list_versions,
 )
 from meidbench.baselines.samplers import label_mask
-from meidbench.checks import whole_number
-from meidbench.errors import MeidbenchError
+from meidbench.errors import DivergenceError, MeidbenchError
 from meidbench.evaluation.evaluate import average_precision, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
 from meidbench.loading.batches import Batch, BatchLoader
 from meidbench.loading.datasets import FeatureDataset
-from meidbench.names import SUBSETS, Advance, ProgressBar, Report
+from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
 from meidbench.splits.split import Split, load_split
 
+# Sees a stage's configuration, its place, and the mean AP on the subset that selects.
+Watch = Callable[[Config, Position, MeanAP], None]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,8 +76,9 @@ def train(
     out: str | os.PathLike[str],
     *,
     first_stage: str | os.PathLike[str] | None = None,
-    trials: int = 1,
     check: str = "auto",
+    subsets: Sequence[str] = SELECTION_SUBSETS,
+    watch: Watch = lambda config, position, means: None,
     progress: ProgressBar = show_no_progress,
     report: Report = lambda line: None,
 ) -> Trained:
@@ -99,10 +102,13 @@ def train(
     first_stage : path, optional
         For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
         run is trained in ``OUT/first-stage``.
-    trials : int
-        The trials of a search from which ``config`` was chosen; a new run records it for its prediction files.
     check : str
         The rows that are read before the training; see ``meidbench.features.row_checks.check_rows``.
+    subsets : sequence of str
+        Those of val and test to score at the end. A later call with both scores the other one, and trains nothing.
+    watch : callable
+        Called after each scored epoch with the stage's configuration, its ``Position``, and the mean AP on the subset
+        that selects. An exception that it raises ends the run, which can be resumed.
     progress, report : callable
         See ``meidbench.names.ProgressBar`` and ``Report``.
 
@@ -131,11 +137,10 @@ def train(
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
-        inputs = replace(inputs, trials=whole_number("trials", trials, 1))
         folder = RunFolder(Path(out))
         _report_on_inputs(loaded, source, config, report)
         config = folder.continued(config, trains_first=first_stage is None)
-        finished = None if folder.ends_before(config) else read_trained(folder, loaded)
+        finished = None if folder.ends_before(config) else read_trained(folder, loaded, subsets)
         processes.wait()  # the first one may change the folder from here on
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None
@@ -144,7 +149,7 @@ def train(
             report_repeated_rows(loaded, source, config, report)
             rows = check_together(processes, source, loaded, SUBSETS, check, config.seed, progress, report)
             inputs = replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)
-        context = _Context(loaded, source, processes, progress, report, inputs.rows_check)
+        context = _Context(loaded, source, processes, progress, report, inputs.rows_check, tuple(subsets), watch)
         if config.first_stage is None and first_stage is None:
             return _train_stage(context, config, inputs, folder, finished=finished)
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
@@ -169,6 +174,8 @@ class _Context:
     progress: ProgressBar
     report: Report
     rows_check: str  # as in ``Inputs``, of this call
+    subsets: tuple[str, ...]
+    watch: Watch
 
 
 @dataclass(frozen=True)
@@ -225,14 +232,14 @@ def _train_stage(
                 context.report(longer)
 
         processes.ask_first(open_folder, None)
-        trained = finished or read_trained(folder, context.split, report=context.report)
+        trained = finished or read_trained(folder, context.split, context.subsets, report=context.report)
         if trained is not None:
             context.report(f"{folder.path} is finished")
             return trained
         with processes.fork_random():
             _Run(context, config, folder, weights).complete()
         processes.wait()
-        trained = read_trained(folder, context.split, just_finished=True)
+        trained = read_trained(folder, context.split, context.subsets, just_finished=True)
         assert trained is not None
         return trained
 
@@ -244,11 +251,12 @@ class _Run:
         split, features, processes = context.split, context.features, context.processes
         self.split, self.config, self.folder, self.processes = split, config, folder, processes
         self.progress, self.report, self.first_stage_weights = context.progress, context.report, weights
-        self.rows_check = context.rows_check
+        self.rows_check, self.watch = context.rows_check, context.watch
         # All subsets are opened now, so that missing test features are found before the training.
         self.scored = {
             subset: make_subset_loader(split, subset, features, config, processes)
             for subset in find_scored_subsets(split, config.selection.subset)
+            if subset in (*context.subsets, config.selection.subset)
         }
         self.learner = Learner(config, make_model_inputs(config, split, features.dim), processes)
         check_model(config, self.learner.module)
@@ -311,7 +319,7 @@ class _Run:
             self._score()
         except DivergenceError as error:
             if self.log is not None:
-                self.log.write("diverged", error.step, video_ids=error.video_ids)
+                self.log.write("diverged", error.step or position.step, video_ids=error.video_ids)
             raise
         finally:
             if self.log is not None:
@@ -420,6 +428,7 @@ class _Run:
                 if self.processes.is_first:
                     learner.save_weights(self.folder.best, {selection.subset: asdict(means)})
             facts |= {selection.subset: asdict(means), "best": is_best}
+            self.watch(self.config, position, means)  # before the epoch is saved: a run that it ends repeats the epoch
             line += f", {selection.subset} mAP {means.overall:.4f}{' (best so far)' if is_best else ''}"
         position.loss_sum, position.penalty_sum, position.summed_steps = 0.0, 0.0, 0
         self._write_log("epoch", **facts)

@@ -12,6 +12,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from meidbench.baselines.configuration import without_execution
 from meidbench.baselines.methods import COMPAT_ENDING
 from meidbench.baselines.reproduction import PaperTable, read_table, runs, table_content
 from meidbench.baselines.reproduction.materials import InputFiles
@@ -146,7 +147,7 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
                 "published": None if watermark else published,
                 "status": outcome.status,
                 "reason": outcome.reason,
-                "config": None if config is None else runs.without_execution(config.to_tables()),
+                "config": None if config is None else without_execution(config.to_tables()),
                 "differs": outcome.differs,
                 "ours": None if measured is None else asdict(measured),
                 "difference": difference,

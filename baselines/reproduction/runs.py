@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from meidbench.baselines.configuration import Config
+from meidbench.baselines.configuration import Config, without_execution
 from meidbench.baselines.inference import Trained, read_trained
-from meidbench.baselines.learner import check_run
+from meidbench.baselines.learner import check_run, is_out_of_memory
 from meidbench.baselines.reproduction import table_content
 from meidbench.baselines.reproduction.materials import Material
 from meidbench.baselines.reproduction.plan import Job
@@ -32,8 +29,6 @@ from meidbench.splits.split import Split
 DONE, NOT_RUN, QUOTED, FAILED, NOT_ASKED = "done", "not run", "quoted", "failed", "not asked for"
 BOOTSTRAP_SEED = 0
 _RUNS, _TEST = "runs", "test"
-# The allocator of the CPU raises a plain RuntimeError, and so do sizes beyond every memory.
-_MEMORY_TEXTS = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "size calculation overflowed")
 
 
 @dataclass(frozen=True)
@@ -64,22 +59,6 @@ class RowOutcome:
 def find_mark(watermark: str) -> str:
     """Return the word that marks names and cells, ``SIMULATED`` or ``PROXY``; empty without a watermark."""
     return watermark.partition(":")[0]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory was not enough."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS)
-
-
-def without_execution(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration's tables without ``execution``, which changes no result and may name a device."""
-    return {
-        key: without_execution(value) if isinstance(value, dict) else value
-        for key, value in tables.items()
-        if key != "execution"
-    }
 
 
 def run_name(config: Config, inputs: Inputs) -> str:

@@ -50,7 +50,7 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
 @contextmanager
 def _telling_of_memory() -> Iterator[None]:
     """Make a plain error of memory that was not enough."""
-    from meidbench.baselines.reproduction.runs import is_out_of_memory
+    from meidbench.baselines.learner import is_out_of_memory
     from meidbench.errors import MeidbenchError
 
     try:
