@@ -41,8 +41,11 @@ def show_no_progress(title: str, total: int) -> AbstractContextManager[Advance]:
     return nullcontext(lambda steps: None)
 
 
-def find_scored_subsets(split: Split, select_on: str) -> list[str]:
-    """Return those of val and test that have videos; refuse a split without videos to train on or to select on."""
+def find_scored_subsets(split: Split, select_on: str, asked: Sequence[str] = SELECTION_SUBSETS) -> list[str]:
+    """Return the subset that selects and those that are asked for, where they have videos.
+
+    A split without videos to train on or to select on is refused.
+    """
     present = [subset for subset in SUBSETS if len(split.rows(subset))]
     for subset in ("train", select_on):
         if subset not in present:
@@ -57,7 +60,7 @@ def find_scored_subsets(split: Split, select_on: str) -> list[str]:
             raise MeidbenchError(problem)
         if not split.positives(subset).any():
             raise MeidbenchError(f"no video in {subset} of the split {split.dataset} has a label")
-    return [subset for subset in present if subset != "train"]
+    return [subset for subset in present if subset in (*asked, select_on)]
 
 
 def make_subset_loader(
@@ -184,7 +187,7 @@ def describe_budget(folder: RunFolder, config: Config) -> Budget:
         for stage, count in steps
         if stage is not None
     ]
-    return Budget(tuple(stages), folder.count_trials())
+    return Budget(tuple(stages), inputs.trials)
 
 
 def describe_features(*backbones: str) -> dict[str, str]:

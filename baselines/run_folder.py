@@ -24,7 +24,7 @@ from meidbench.errors import MeidbenchError, RequestError, bullet_list, first_fe
 from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
 from meidbench.features import FeatureSource, PackedFile, open_features
 from meidbench.features.feature_file import Header, stored_checksums
-from meidbench.files import locked, remove_stale, render_json, written_whole
+from meidbench.files import locked, remove_stale, written_whole
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Report
 from meidbench.splits.split import Split
 
@@ -58,6 +58,7 @@ class Inputs:
     content_digest: str = ""  # of the split, with class names and groups; empty in runs of an earlier version
     backbone: str = ""  # in the recipe of the feature file; empty where it is unknown
     first_stage_steps: int = 0  # of the optimiser, as ``RunFolder.count_steps``; 0 without a first stage, or if unknown
+    trials: int = 1  # the trials of a search from which the configuration was chosen; another number is no other run
 
     @classmethod
     def from_sources(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
@@ -129,7 +130,6 @@ class RunFolder:
         self.path = path
         self.config = path / "config.json"
         self.last = path / "last.pt"  # the checkpoint to resume from
-        self.tuned = path / "tuned.json"  # of the winner of a study alone
         self.best = path / "best.pt"  # the weights with the best mAP on the subset that selects
 
     def predictions(self, subset: str) -> Path:
@@ -142,7 +142,7 @@ class RunFolder:
 
     def files(self) -> list[Path]:
         """Return the paths of all files of the run and of its first stage, which may not exist yet."""
-        names = [self.config, self.last, self.best, self.tuned, self.path / "log.jsonl"]
+        names = [self.config, self.last, self.best, self.path / "log.jsonl"]
         names += [make(subset) for subset in SELECTION_SUBSETS for make in (self.predictions, self.result)]
         return names + [path.parent / FIRST_STAGE / path.name for path in names]
 
@@ -260,19 +260,14 @@ class RunFolder:
             reason = str(error) if isinstance(error, MeidbenchError) else repr(error)
             raise MeidbenchError(f"{self.config} is damaged: {reason[:500]}\n{_CONFIG_REMEDY}") from None
 
-    def count_trials(self) -> int:
-        """Return the number of trials of the study that chose this run; 1 for other runs."""
-        trials = read_json(self.tuned).get("trials") if self.tuned.is_file() else None
-        return trials if is_whole_number(trials, 1) else 1
-
     def record_trials(self, trials: int) -> None:
-        """Record the number of trials of the study that chose this run; its predictions are then written anew."""
-        if trials == self.count_trials():
+        """Record the trials of the search that chose this run; its scores, which name another number, are dropped."""
+        if self.read()[1].trials == trials:
             return
+        content = self._read_config()
         for subset in SELECTION_SUBSETS:
-            self.result(subset).unlink(missing_ok=True)
-        with written_whole(self.tuned) as temporary:
-            temporary.write_text(render_json({"trials": trials}), encoding="utf-8")
+            self.result(subset).unlink(missing_ok=True)  # first: a run without its results is scored again
+        self._write_config({**content, "inputs": {**content["inputs"], "trials": trials}})
 
     def count_threads(self) -> int | None:
         """Return the number of threads of torch that the run began with; None where it is not recorded."""

@@ -19,7 +19,7 @@ from meidbench.baselines.learner import check_run
 from meidbench.baselines.methods import PUBLIC_FORMS, read_recipe_file
 from meidbench.baselines.models import MODELS
 from meidbench.baselines.recipes import resolve
-from meidbench.checks import Table, describe_type, parse_settings, read_toml, show, suggest
+from meidbench.checks import Table, parse_settings, read_toml, show, suggest
 from meidbench.errors import MeidbenchError, RequestError, bullet_list
 from meidbench.splits.split import Split
 
@@ -144,7 +144,8 @@ def _keep_possible(request: Request, base: Config, dim: int, key: str, entry: Ta
     """Read an entry of a recipe as far as it is possible; None where nothing is left to search."""
     if key not in _list_searchable(base):
         return None
-    searched = _read_entry(base, key, entry, problems := [])
+    problems: list[str] = []
+    searched = _read_entry(base, key, entry, problems)
     if searched is None:
         raise MeidbenchError(f"the recipe of {request.method}:\n{bullet_list(problems)}")
     refused = _list_refusals(request, base, dim, searched)
@@ -187,12 +188,11 @@ def _read_entry(base: Config, key: str, entry: Any, problems: list[str]) -> Sear
             problems.append(f"{key}: choices must be numbers, strings, true or false; got {show(choices)}")
             return None
         return Searched(key, published, choices=tuple(choices) if published in choices else (published, *kept))
-    low, high, log = entry.get("low"), entry.get("high"), entry.get("log", False)
-    numbers = [low, high, published]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers):
-        of = describe_type(float) if low is not None and high is not None else "two numbers"
-        problems.append(f"{key}: low and high must be {of}, as its published value; got {show(numbers)}")
-        return None
+    low, high, log = (entry.get(name, False) for name in ("low", "high", "log"))
+    for name, value in (("low", low), ("high", high), ("the published value", published)):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            problems.append(f"{key}: {name} must be a number, got {show(value)}")
+            return None
     if not -math.inf < low < high < math.inf or log not in (True, False) or (log and low <= 0):
         problems.append(f"{key}: low must be below high, and above 0 with log = true; got {show(entry)}")
         return None

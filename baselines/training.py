@@ -55,6 +55,7 @@ from meidbench.baselines.run_folder import (
     list_versions,
 )
 from meidbench.baselines.samplers import label_mask
+from meidbench.checks import whole_number
 from meidbench.errors import DivergenceError, MeidbenchError
 from meidbench.evaluation.evaluate import average_precision, mean_by_group
 from meidbench.evaluation.results import MeanAP
@@ -64,7 +65,7 @@ from meidbench.loading.datasets import FeatureDataset
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
 from meidbench.splits.split import Split, load_split
 
-# Sees a stage's configuration, its place, and the mean AP on the subset that selects.
+# Called with a stage's configuration, its place, and the mean AP on the subset that selects.
 Watch = Callable[[Config, Position, MeanAP], None]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -76,6 +77,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     first_stage: str | os.PathLike[str] | None = None,
+    trials: int = 1,
     check: str = "auto",
     subsets: Sequence[str] = SELECTION_SUBSETS,
     watch: Watch = lambda config, position, means: None,
@@ -102,13 +104,14 @@ def train(
     first_stage : path, optional
         For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
         run is trained in ``OUT/first-stage``.
+    trials : int
+        The trials of a search from which ``config`` was chosen; a new run records it for its prediction files.
     check : str
         The rows that are read before the training; see ``meidbench.features.row_checks.check_rows``.
     subsets : sequence of str
-        Those of val and test to score at the end. A later call with both scores the other one, and trains nothing.
+        Those of val and test to score at the end. A later call with both trains nothing, and scores the other one.
     watch : callable
-        Called after each scored epoch with the stage's configuration, its ``Position``, and the mean AP on the subset
-        that selects. An exception that it raises ends the run, which can be resumed.
+        Sees each scored epoch; see ``Watch``. An exception that it raises ends the run, which can be resumed.
     progress, report : callable
         See ``meidbench.names.ProgressBar`` and ``Report``.
 
@@ -137,6 +140,7 @@ def train(
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
+        inputs = replace(inputs, trials=whole_number("trials", trials, 1))
         folder = RunFolder(Path(out))
         _report_on_inputs(loaded, source, config, report)
         config = folder.continued(config, trains_first=first_stage is None)
@@ -255,8 +259,7 @@ class _Run:
         # All subsets are opened now, so that missing test features are found before the training.
         self.scored = {
             subset: make_subset_loader(split, subset, features, config, processes)
-            for subset in find_scored_subsets(split, config.selection.subset)
-            if subset in (*context.subsets, config.selection.subset)
+            for subset in find_scored_subsets(split, config.selection.subset, context.subsets)
         }
         self.learner = Learner(config, make_model_inputs(config, split, features.dim), processes)
         check_model(config, self.learner.module)

@@ -420,9 +420,9 @@ class _Study:
                     "folder of another machine, where the same command scores it on test"
                 )
                 return tuned
-            for path in sorted(self.folder.trials.glob(f"*/{run.tuned.name}")):
-                if path != run.tuned:
-                    report(f"note: {path.parent} won before trials were added, so it was scored on test, too")
+            for record in records:
+                if record != winner and RunFolder(record.path).result("test").is_file():
+                    report(f"note: trial {record.number} won before trials were added, so it was scored on test, too")
             run.record_trials(len(records))
             return replace(tuned, trained=self.train_run(config, winner.path))
 
