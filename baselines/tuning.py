@@ -132,10 +132,9 @@ def tune(
     RequestError
         An argument is wrong.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise missing_package(error) from None
+    check_optuna()
+    import optuna
+
     whole_number("trials", trials, 1, RequestError)
     whole_number("seed", seed, 0, RequestError)
     one_of("objective", objective, TUNED_GROUPS, RequestError)
@@ -161,6 +160,14 @@ def tune(
             return study.finish(report)
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def check_optuna() -> None:
+    """Refuse an installation without Optuna."""
+    try:
+        import optuna  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from None
 
 
 def _check_val(split: Split, base: Config, objective: str) -> None:
