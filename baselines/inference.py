@@ -21,7 +21,7 @@ from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import DivergenceError, FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.budget import Budget, StageBudget
 from meidbench.evaluation.evaluate import average_precision, choose_subset, evaluate_scores, mean_by_group
-from meidbench.evaluation.results import MeanAP
+from meidbench.evaluation.results import MeanAP, find_watermarks
 from meidbench.features import FeatureSource, open_features
 from meidbench.features.row_checks import RowCheck, check_rows
 from meidbench.files import written_whole
@@ -372,6 +372,8 @@ def predict(
         if processes.is_first:
             facts = describe_run(folder, config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
             facts |= describe_features(find_backbone(source), inputs.backbone)
+            for mark in find_watermarks(run_warnings({"run": facts})):
+                report(f"warning: {mark}")
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)
         processes.wait()
     return Path(out)

@@ -112,7 +112,8 @@ def _render_result(
     statuses, trained = [outcome.status for outcome in asked], sum(outcome.trained for outcome in asked)
     remarks = [f"{table.name}: {statuses.count(runs.DONE)} of {len(asked)} rows have numbers, {trained} newly trained"]
     if waiting := statuses.count(runs.NOT_RUN):
-        remarks.append(f"{waiting} row(s) lack inputs; 'meidbench reproduce {table.name} --plan' says which")
+        where = "the table names them" if watermark else f"'meidbench reproduce {table.name} --plan' says which"
+        remarks.append(f"{waiting} row(s) lack inputs; {where}")
     failed = [outcome for outcome in asked if outcome.status == runs.FAILED]
     remarks += [f"row {outcome.job.row.name} failed: {outcome.reason}" for outcome in failed]
     shown = [outcome.job.row.name for outcome in outcomes if outcome.job.asked or outcome.measured]

@@ -108,7 +108,7 @@ def reproduce(
     if proxy and (features or only_plan):
         raise click.UsageError("--proxy takes neither --features nor --plan: it needs annotations")
     if (simulate or proxy) and set(tables) == {STATISTICS_TABLE}:
-        raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate or to train")
+        raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate or to train on words")
     if len(set(seeds)) < len(seeds):
         raise click.UsageError("a --seed is named twice")
     if seeds and any(text.partition("=")[0].strip() in ("seed", "stage1.seed", "stage2.seed") for text in settings):
