@@ -15,7 +15,7 @@ from meidbench.baselines.samplers import SAMPLERS, VideoSampler
 from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass, show, suggest
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.evaluation.evaluate import subset_positives
-from meidbench.loading.motion import STATIC, WHEN, Motion
+from meidbench.loading.motion import STATIC, STATIC_ROWS, WHEN, Motion
 from meidbench.names import PRECISIONS, RESIDENT, SAMPLINGS, SELECTION_SUBSETS
 from meidbench.splits.split import Split
 
@@ -187,12 +187,17 @@ class MotionStream:
     same_index: bool = True
     static: str = "mean"
     release_bug: bool = False
+    static_row: str = "drawn"  # what runs without this setting had; recipes name theirs
 
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {"when": ("none", *WHEN), "static": STATIC}
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "when": ("none", *WHEN),
+        "static": STATIC,
+        "static_row": STATIC_ROWS,
+    }
 
     def motion(self) -> Motion | None:
         """Return the motion stream of a dataset; None where ``when`` is ``none``."""
-        return None if self.when == "none" else Motion(self.when, self.same_index, self.static, self.release_bug)
+        return None if self.when == "none" else Motion(**dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
@@ -237,6 +242,9 @@ class Config:
     augmentation: Choice = field(default_factory=lambda: Choice("none"))
     # Whether the loss leaves out other labels than the drawn one (samplers.label_mask); None follows the sampler.
     mask_other_labels: bool | None = None
+    # Whether the mask weights the "elements" of the loss, or the number of elements that it keeps per video multiplies
+    # the mean loss ("factor"), as in public code that averages the loss before it multiplies the mask.
+    mask_as: str = "elements"
     # The source of the average precision that some augmentations need in training: "untouched" videos, or a
     # "second_pass" over each batch, unmixed and in training mode, as in VideoLT's public code.
     running_ap: str = "untouched"
@@ -248,7 +256,10 @@ class Config:
     first_stage: "Config | None" = None  # of the run whose weights this run begins with
 
     _least: ClassVar[dict[str, float]] = {"seed": 0}
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {"running_ap": ("untouched", "second_pass")}
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "running_ap": ("untouched", "second_pass"),
+        "mask_as": ("elements", "factor"),
+    }
 
     def __post_init__(self) -> None:
         if self.first_stage is not None and self.first_stage.first_stage is not None:

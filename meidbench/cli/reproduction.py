@@ -54,8 +54,12 @@ from meidbench.names import STATISTICS_TABLE, TABLES
     "than the id, 'pack-features' makes a file of them.",
 )
 @repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
-@repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")
-@click.option("--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, -simulated or -words].")
+@repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, for missing splits and for words.")
+@click.option(
+    "--out",
+    type=FOLDER,
+    help="Folder for runs and tables [default: reproduction, or reproduction-simulated, or reproduction-words].",
+)
 @click.option("--plan", "only_plan", is_flag=True, help="List the needs of the rows, and run nothing.")
 @click.option("--simulate", is_flag=True, help="Run on simulated features, as a trial; every output is watermarked.")
 @click.option(
