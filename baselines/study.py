@@ -9,16 +9,16 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meidbench.baselines.configuration import Config, without_execution
-from meidbench.baselines.run_folder import Inputs
+from meidbench.baselines.run_folder import Inputs, RunFolder
 from meidbench.baselines.search import Searched
-from meidbench.checks import parse_json, read_json, show
+from meidbench.checks import read_json, show
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, missing_package
 from meidbench.evaluation.results import MeanAP
 from meidbench.files import locked, render_json, written_whole
@@ -205,12 +205,7 @@ def find_best(records: Sequence[TrialRecord]) -> TrialRecord | None:
 
 def count_steps(path: Path) -> int:
     """Return the steps of the optimiser in a run and its first stage, as their logs have them."""
-    steps = 0
-    for log in path.glob("**/log.jsonl"):
-        lines = log.read_text(encoding="utf-8").splitlines()
-        with suppress(ValueError, IndexError, KeyError, TypeError):
-            steps += int(parse_json(lines[-1])["step"])
-    return steps
+    return sum(RunFolder(log.parent).count_steps() or 0 for log in path.glob("**/log.jsonl"))
 
 
 # --- the storage ----------------------------------------------------------------------------------------------------

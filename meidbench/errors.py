@@ -90,7 +90,7 @@ def missing_package(error: ModuleNotFoundError) -> MeidbenchError:
     package = (error.name or "").partition(".")[0]
     if package in ("", "meidbench"):  # not an installation that lacks a package, but a fault of ours
         raise error
-    package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(package, package)
+    package = {"PIL": "pillow", "sklearn": "scikit-learn", "psycopg": "'psycopg[binary]'"}.get(package, package)
     return MeidbenchError(f"this needs the package {package}, which is not installed: pip install {package}")
 
 

@@ -36,7 +36,9 @@ from meidbench.names import STATISTICS_TABLE, TABLES
     "  meidbench reproduce table2 --features ResNet50=videolt_r50.h5 \\\n"
     "      --seed 1 --seed 2 --seed 3\n"
     "  meidbench reproduce table3 --simulate --out try\n"
-    "  meidbench reproduce table3 --proxy words --annotations Charades/",
+    "  meidbench reproduce table3 --proxy words --annotations Charades/\n"
+    "  meidbench reproduce table3 --proxy words --annotations Charades/ \\\n"
+    "      --tuned 20 --out tuned",
 )
 @click.argument(
     "tables", nargs=-1, required=True, metavar="TABLE...", type=click.Choice((*TABLES, "all"), case_sensitive=False)
@@ -67,6 +69,12 @@ from meidbench.names import STATISTICS_TABLE, TABLES
 )
 @repeatable("--set", "settings", metavar="KEY=VALUE", help="Change a value of every row; listed in the table.")
 @repeatable("--seed", "seeds", type=SEED, help="Seed of the training; repeatable, for a mean.")
+@click.option(
+    "--tuned",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Search the values of each row's method: N trials on val, the same number for every row.",
+)
 @click.option("--faithful", is_flag=True, help="Baselines as in their papers, not as in the public code.")
 @click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto; with --simulate, cpu].")
 @bootstrap_option
@@ -127,7 +135,7 @@ def reproduce(
     rendered = render.render_tables(
         chosen,
         materials.InputFiles(*named, substitute, out, progress_bar),
-        plan.Request(settings, seeds, options["device"] or "", options["faithful"], substitute),
+        plan.Request(settings, seeds, options["device"] or "", options["faithful"], substitute, options["tuned"] or 0),
         runs.RunStore(out, options["bootstrap"], progress_bar, report),
         gpu=options["gpu"],
         only_plan=only_plan,
