@@ -11,11 +11,12 @@ from meidbench.baselines.aggregators import AGGREGATORS, Aggregator
 from meidbench.baselines.augmentation import AUGMENTATIONS, Augmentation
 from meidbench.baselines.losses import LOSSES, Loss
 from meidbench.baselines.models import MODELS, Model, ModelInputs
+from meidbench.baselines.models.linear_probe import LinearProbe
 from meidbench.baselines.samplers import SAMPLERS, VideoSampler
 from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass, show, suggest
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.evaluation.evaluate import subset_positives
-from meidbench.loading.motion import STATIC, WHEN, Motion
+from meidbench.loading.motion import STATIC, STATIC_ROWS, WHEN, Motion
 from meidbench.names import PRECISIONS, RESIDENT, SAMPLINGS, SELECTION_SUBSETS
 from meidbench.splits.split import Split
 
@@ -187,12 +188,17 @@ class MotionStream:
     same_index: bool = True
     static: str = "mean"
     release_bug: bool = False
+    static_row: str = "drawn"  # what runs without this setting had; recipes name theirs
 
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {"when": ("none", *WHEN), "static": STATIC}
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "when": ("none", *WHEN),
+        "static": STATIC,
+        "static_row": STATIC_ROWS,
+    }
 
     def motion(self) -> Motion | None:
         """Return the motion stream of a dataset; None where ``when`` is ``none``."""
-        return None if self.when == "none" else Motion(self.when, self.same_index, self.static, self.release_bug)
+        return None if self.when == "none" else Motion(**dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
@@ -237,6 +243,9 @@ class Config:
     augmentation: Choice = field(default_factory=lambda: Choice("none"))
     # Whether the loss leaves out other labels than the drawn one (samplers.label_mask); None follows the sampler.
     mask_other_labels: bool | None = None
+    # Whether the mask weights the "elements" of the loss, or the number of elements that it keeps per video multiplies
+    # the mean loss ("factor"), as in public code that averages the loss before it multiplies the mask.
+    mask_as: str = "elements"
     # The source of the average precision that some augmentations need in training: "untouched" videos, or a
     # "second_pass" over each batch, unmixed and in training mode, as in VideoLT's public code.
     running_ap: str = "untouched"
@@ -248,7 +257,10 @@ class Config:
     first_stage: "Config | None" = None  # of the run whose weights this run begins with
 
     _least: ClassVar[dict[str, float]] = {"seed": 0}
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {"running_ap": ("untouched", "second_pass")}
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "running_ap": ("untouched", "second_pass"),
+        "mask_as": ("elements", "factor"),
+    }
 
     def __post_init__(self) -> None:
         if self.first_stage is not None and self.first_stage.first_stage is not None:
@@ -360,7 +372,7 @@ def list_keys(tables: Any = None) -> list[str]:
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, Choice):
-        return {"name": value.name, **value.options}
+        return {"name": value.name, **{key: _to_json(option) for key, option in value.options.items()}}
     if dataclasses.is_dataclass(value):
         return {entry.name: _to_json(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     return list(value) if isinstance(value, tuple) else value
@@ -408,9 +420,23 @@ def check_model(config: Config, model: Model) -> None:
         raise MeidbenchError(f"{name} begins with a trained first stage; take a method that has one: meid")
     if config.first_stage is not None and not model.needs_first_stage:
         raise MeidbenchError(f"{name} does not begin with a first stage; leave it out")
+    if isinstance(model, LinearProbe) and config.schedule.epochs != len(model.c_grid):
+        raise MeidbenchError(
+            f"schedule.epochs of {name} must be {len(model.c_grid)}, one per value of model.c_grid, got "
+            f"{config.schedule.epochs}; meidbench.baselines.resolve sets it"
+        )
     if config.mask_other_labels and model.mixes_targets:
         raise MeidbenchError(
             f"{name} mixes labels itself, so that no mask of them can be applied; set mask_other_labels=false"
+        )
+
+
+def check_processes(config: Config, processes: int) -> None:
+    """Refuse several processes for a model that scikit-learn fits, in one."""
+    if processes > 1 and MODELS[config.model.name].is_fitted:
+        raise MeidbenchError(
+            f"model.name={config.model.name} is fitted by one process with many threads (OMP_NUM_THREADS), got "
+            f"{processes} processes; train it without torchrun"
         )
 
 

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from meidbench.baselines.run_folder import checkpoint_remedy, load_checkpoint, s
 from meidbench.baselines.running_ap import RunningAveragePrecision
 from meidbench.checks import is_whole_number, parse_json, show
 from meidbench.errors import DivergenceError, MeidbenchError, bullet_list, first_few
+from meidbench.evaluation.results import MeanAP
 from meidbench.extraction.encoders.weights import is_dense
 from meidbench.splits.split import Split
 
@@ -63,6 +65,10 @@ class Position:
     summed_steps: int = 0
     best: float = -1.0  # the best mAP so far, -1 before the first
     best_epoch: int = 0  # the number of epochs after which it was reached
+
+
+# Called with a stage's configuration, its place, and the mean AP on the subset that selects.
+Watch = Callable[[Config, Position, MeanAP], None]
 
 
 class Learner:
@@ -328,6 +334,27 @@ class LossMonitor:
         return StepTotals(len(steps), sum(losses), float(values[2].sum()), max(norms))
 
 
+class EpochClock:
+    """Estimates how long the other epochs will take."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._start = 0.0
+
+    def estimate_time_left(self, epoch: int, epochs: int) -> str:
+        """Return the time that the epochs after ``epoch`` will take; empty before a whole epoch was timed."""
+        if self._first is None:
+            # The first epoch may have been resumed in its middle, so the clock starts after it.
+            self._first, self._start = epoch, time.monotonic()
+        done, left = epoch - self._first, epochs - epoch
+        if done < 1 or not left:
+            return ""
+        minutes = math.ceil((time.monotonic() - self._start) / done * left / 60)
+        if minutes >= 60:
+            return f", {minutes // 60} h {minutes % 60} min left"
+        return f", {minutes} min left" if minutes > 1 else ", less than 1 min left"
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """A batch as one process reads it."""
@@ -413,8 +440,13 @@ class EpochPlan:
         return MicroBatch(max(1, counted), counted * self.processes / of_step, ends)
 
 
-def plan_epoch(config: Config, model: nn.Module, draws: int, processes: int = 1, rank: int = 0) -> EpochPlan:
-    """Return the division of an epoch of a configuration; batch normalisation needs two videos per micro-batch."""
+def plan_epoch(config: Config, model: Model, draws: int, processes: int = 1, rank: int = 0) -> EpochPlan:
+    """Return the division of an epoch of a configuration; batch normalisation needs two videos per micro-batch.
+
+    For a model that is fitted, each class stands for a draw.
+    """
+    if model.is_fitted:
+        return EpochPlan(model.inputs.num_classes, batch_size=1)
     normalises = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
     schedule = config.schedule
     return EpochPlan(draws, schedule.batch_size, schedule.accumulate, processes, rank, smallest=2 if normalises else 1)

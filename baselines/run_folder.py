@@ -19,7 +19,7 @@ import torch
 
 import meidbench
 from meidbench.baselines.configuration import Config, flatten
-from meidbench.checks import convert, is_whole_number, parse_json, read_json, show
+from meidbench.checks import convert, is_whole_number, parse_json, read_json, show, whole_number
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, first_few
 from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
 from meidbench.features import FeatureSource, PackedFile, open_features
@@ -262,7 +262,7 @@ class RunFolder:
 
     def record_trials(self, trials: int) -> None:
         """Record the trials of the search that chose this run; its scores, which name another number, are dropped."""
-        if self.read()[1].trials == trials:
+        if whole_number("trials", trials, 1) == self.read()[1].trials:
             return
         content = self._read_config()
         for subset in SELECTION_SUBSETS:

@@ -1,10 +1,9 @@
 """Training of a baseline: one loop for all methods. A run that was killed anywhere resumes without a difference."""
 
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from meidbench.baselines.configuration import (
     Config,
     check_model,
+    check_processes,
     make_augmentation,
     make_loss,
     make_model_inputs,
@@ -26,7 +26,9 @@ from meidbench.baselines.inference import (
     describe_run,
     find_scored_subsets,
     make_subset_loader,
+    make_training_loader,
     read_trained,
+    report_on_inputs,
     report_repeated_rows,
     score_subset,
     show_no_progress,
@@ -35,17 +37,19 @@ from meidbench.baselines.inference import (
 from meidbench.baselines.learner import (
     MIXING,
     NOISE,
+    EpochClock,
     EpochPlan,
     Learner,
     LossMonitor,
     MicroBatch,
-    Position,
+    Watch,
     check_run,
     derive_seed,
     plan_epoch,
     read_first_stage,
 )
 from meidbench.baselines.models import Outputs
+from meidbench.baselines.models.linear_probe import LinearProbe
 from meidbench.baselines.run_folder import (
     FIRST_STAGE,
     Inputs,
@@ -55,18 +59,14 @@ from meidbench.baselines.run_folder import (
     list_versions,
 )
 from meidbench.baselines.samplers import label_mask
-from meidbench.checks import whole_number
 from meidbench.errors import DivergenceError, MeidbenchError
 from meidbench.evaluation.evaluate import average_precision, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
-from meidbench.loading.batches import Batch, BatchLoader
-from meidbench.loading.datasets import FeatureDataset
+from meidbench.loading.batches import Batch
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
 from meidbench.splits.split import Split, load_split
 
-# Called with a stage's configuration, its place, and the mean AP on the subset that selects.
-Watch = Callable[[Config, Position, MeanAP], None]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -77,7 +77,6 @@ def train(
     out: str | os.PathLike[str],
     *,
     first_stage: str | os.PathLike[str] | None = None,
-    trials: int = 1,
     check: str = "auto",
     subsets: Sequence[str] = SELECTION_SUBSETS,
     watch: Watch = lambda config, position, means: None,
@@ -104,14 +103,12 @@ def train(
     first_stage : path, optional
         For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
         run is trained in ``OUT/first-stage``.
-    trials : int
-        The trials of a search from which ``config`` was chosen; a new run records it for its prediction files.
     check : str
         The rows that are read before the training; see ``meidbench.features.row_checks.check_rows``.
     subsets : sequence of str
         Those of val and test to score at the end. A later call with both trains nothing, and scores the other one.
     watch : callable
-        Sees each scored epoch; see ``Watch``. An exception that it raises ends the run, which can be resumed.
+        Sees each scored epoch; an exception that it raises ends the run, which can be resumed.
     progress, report : callable
         See ``meidbench.names.ProgressBar`` and ``Report``.
 
@@ -140,9 +137,10 @@ def train(
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
-        inputs = replace(inputs, trials=whole_number("trials", trials, 1))
+        context = _Context(loaded, source, processes, progress, report, tuple(subsets), watch)
         folder = RunFolder(Path(out))
-        _report_on_inputs(loaded, source, config, report)
+        report_on_inputs(loaded, source, config, report)
+        check_processes(config, processes.size)
         config = folder.continued(config, trains_first=first_stage is None)
         finished = None if folder.ends_before(config) else read_trained(folder, loaded, subsets)
         processes.wait()  # the first one may change the folder from here on
@@ -150,22 +148,10 @@ def train(
             finished = None
             # A folder of others is refused before rows are read, which may take long.
             processes.ask_first(lambda: folder.find_first_stage_digest(config, inputs), "")
-            report_repeated_rows(loaded, source, config, report)
-            rows = check_together(processes, source, loaded, SUBSETS, check, config.seed, progress, report)
-            inputs = replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)
-        context = _Context(loaded, source, processes, progress, report, inputs.rows_check, tuple(subsets), watch)
-        if config.first_stage is None and first_stage is None:
-            return _train_stage(context, config, inputs, folder, finished=finished)
+            inputs = _check_rows(context, config, inputs, check)
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
         inputs = replace(inputs, first_stage_digest=start.digest, first_stage_steps=start.steps)
         return _train_stage(context, config, inputs, folder, start.weights, finished)
-
-
-def _report_on_inputs(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
-    for note in features.take_notes():
-        report(note)
-    if find_scored_subsets(split, config.selection.subset) == ["val"]:
-        report(f"note: {split.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
 
 
 @dataclass(frozen=True)
@@ -177,14 +163,21 @@ class _Context:
     processes: ProcessGroup
     progress: ProgressBar
     report: Report
-    rows_check: str  # as in ``Inputs``, of this call
     subsets: tuple[str, ...]
     watch: Watch
 
 
+def _check_rows(context: _Context, config: Config, inputs: Inputs, check: str) -> Inputs:
+    """Read the rows that are checked before a training, and return the inputs with them."""
+    split, features, report = context.split, context.features, context.report
+    report_repeated_rows(split, features, config, report)
+    rows = check_together(context.processes, features, split, SUBSETS, check, config.seed, context.progress, report)
+    return replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)
+
+
 @dataclass(frozen=True)
 class _FirstStageWeights:
-    """The checkpoint of a first stage, None where the second stage has begun already; its digest and its steps."""
+    """The checkpoint of a first stage, None where the second has begun or there is only one; its digest and steps."""
 
     weights: Path | None
     digest: str
@@ -194,8 +187,10 @@ class _FirstStageWeights:
 def _prepare_first_stage(
     context: _Context, config: Config, inputs: Inputs, folder: RunFolder, given: str | os.PathLike[str] | None
 ) -> _FirstStageWeights:
-    """Train the first stage in a folder of the run, or take the finished run that is given."""
+    """Train the first stage in a folder of the run, or take the finished run that is given; nothing for one stage."""
     wanted, processes = config.first_stage, context.processes
+    if wanted is None and given is None:
+        return _FirstStageWeights(None, "")
     if wanted is None:
         raise MeidbenchError(f"{config.method} is trained in one stage; leave out the first")
     # A mistake in the second stage must show before the first has been trained.
@@ -241,7 +236,7 @@ def _train_stage(
             context.report(f"{folder.path} is finished")
             return trained
         with processes.fork_random():
-            _Run(context, config, folder, weights).complete()
+            _Run(context, config, inputs.rows_check, folder, weights).complete()
         processes.wait()
         trained = read_trained(folder, context.split, context.subsets, just_finished=True)
         assert trained is not None
@@ -251,11 +246,13 @@ def _train_stage(
 class _Run:
     """A run in this process: the training loop, and the objects that it needs."""
 
-    def __init__(self, context: _Context, config: Config, folder: RunFolder, weights: Path | None) -> None:
+    def __init__(
+        self, context: _Context, config: Config, rows_check: str, folder: RunFolder, weights: Path | None
+    ) -> None:
         split, features, processes = context.split, context.features, context.processes
         self.split, self.config, self.folder, self.processes = split, config, folder, processes
         self.progress, self.report, self.first_stage_weights = context.progress, context.report, weights
-        self.rows_check, self.watch = context.rows_check, context.watch
+        self.rows_check, self.watch = rows_check, context.watch
         # All subsets are opened now, so that missing test features are found before the training.
         self.scored = {
             subset: make_subset_loader(split, subset, features, config, processes)
@@ -268,27 +265,13 @@ class _Run:
         self.sampler = make_sampler(config, split)
         self.sampler.shard(processes.rank, processes.size)
         self.monitor = LossMonitor()
-        data = FeatureDataset(
-            split,
-            "train",
-            features=features,
-            frames=config.frames.train,
-            sampling=config.frames.train_sampling,
-            replacement=config.frames.replacement,
-            seed=config.seed,
-            motion=config.motion.motion(),
-        )
-        self.loader = BatchLoader(
-            data,
-            self._plan_epoch().micro_batch_size,
-            sampler=self.sampler,
-            device=processes.device,
-            resident=config.execution.resident,
-            prefetch=config.execution.prefetch,
-        )
+        if self.learner.module.is_fitted:  # to the rows that are scored, in the order of the split
+            self.loader = make_subset_loader(split, "train", features, config, processes)
+        else:
+            size = self._plan_epoch().micro_batch_size
+            self.loader = make_training_loader(split, features, config, processes, self.sampler, size)
         self.log: RunLog | None = None
-        self.last_save = self.start = time.monotonic()
-        self.first_epoch = 1
+        self.last_save, self.clock = time.monotonic(), EpochClock()
 
     def complete(self) -> None:
         """Train to the end and score the best checkpoint."""
@@ -297,14 +280,14 @@ class _Run:
         self._report_notes()
         if self.folder.last.is_file():
             written = self.learner.restore(self.folder.last)
-            self.report(f"resuming after {position.epoch} epochs, {position.step} steps")
+            done = f"{position.micro_batch} classes" if self.learner.module.is_fitted else f"{position.step} steps"
+            self.report(f"resuming after {position.epoch} epochs, {done}")
         elif any(self.folder.result(subset).is_file() for subset in self.scored) and self.folder.best.is_file():
             self._score()  # the run was finished once, and only its last checkpoint is gone
             return
         elif self.first_stage_weights is not None:
             self.learner.module.load_first_stage(read_first_stage(self.first_stage_weights))
         self.log = RunLog(self.folder.path, self.report, written, position.step) if self.processes.is_first else None
-        self.first_epoch, self.start = position.epoch + 1, time.monotonic()
         try:
             self._write_log(
                 "begun",
@@ -314,10 +297,14 @@ class _Run:
                 rows_check=self.rows_check,
                 versions=list_versions(),
             )
-            with self.progress(f"training {self.config.method}", epochs * self._plan_epoch().steps) as advance:
-                advance(position.step)
+            plan = self._plan_epoch()
+            with self.progress(f"training {self.config.method}", epochs * plan.steps) as advance:
+                advance(position.epoch * plan.steps + position.micro_batch // plan.accumulate)
                 while position.epoch < epochs:
-                    self._train_epoch(advance)
+                    if isinstance(self.learner.module, LinearProbe):
+                        self._fit_epoch(self.learner.module, advance)
+                    else:
+                        self._train_epoch(advance)
                     self._end_epoch()
             self._score()
         except DivergenceError as error:
@@ -330,7 +317,10 @@ class _Run:
 
     def _report_notes(self) -> None:
         """Tell what a user may not expect of the schedule, and of the number of threads in a resumed run."""
-        if late := self.config.schedule.describe_late_milestones():
+        if self.learner.module.is_fitted:
+            ignored = "the loss, the sampler, the augmentation, frames.train and the schedule have no effect"
+            self.report(f"note: scikit-learn fits {self.config.method}, one epoch per value of model.c_grid; {ignored}")
+        elif late := self.config.schedule.describe_late_milestones():
             self.report(f"note: {late}")
         began, now = self.folder.count_threads(), torch.get_num_threads()
         if self.processes.device.type == "cpu" and began not in (None, now):
@@ -375,6 +365,18 @@ class _Run:
         finally:
             batches.close()
 
+    def _fit_epoch(self, model: LinearProbe, advance: Advance) -> None:
+        """Fit the classes with the next value of C; each takes the place of a micro-batch, without a step."""
+        position, labels = self.learner.position, self.split.labels("train")
+        model.standardise(batch["features"] for batch in self.loader)
+        with closing(model.fit(labels, position.epoch, position.micro_batch)) as losses:
+            for loss in losses:
+                position.loss_sum, position.summed_steps = position.loss_sum + loss, position.summed_steps + 1
+                position.micro_batch += 1
+                advance(1)
+                if position.micro_batch < self.split.num_classes and self._checkpoint_is_due():
+                    self._save()
+
     def _compute_loss(self, batch: Batch, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss of a micro-batch, and the model's penalty in it."""
         learner, position, processes = self.learner, self.learner.position, self.processes
@@ -392,7 +394,10 @@ class _Run:
             class_ap=learner.running.class_ap,
             streams=() if motion is None else (motion,),
         )
-        if mask is not None:
+        factor: torch.Tensor | float = 1.0
+        if mask is not None and self.config.mask_as == "factor":
+            factor, mask = mask[:videos].sum(dim=1).mean(), None
+        elif mask is not None:
             mask = mixed.mix(mask)[:videos]
         with self._autocast():
             outputs: Outputs = learner.model(mixed.features, next(iter(mixed.streams), None), mixed.targets)
@@ -400,11 +405,12 @@ class _Run:
             counted = torch.arange(len(labels), device=labels.device) < (videos if micro_batch.weight else 0)
             if self.config.running_ap == "second_pass":
                 with torch.no_grad(), self._autocast():
-                    learner.running.add(learner.module(batch["features"], motion, labels).logits, labels, counted)
+                    second_pass: Outputs = learner.module(batch["features"], motion, labels)
+                learner.running.add(second_pass.ranked, labels, counted)
             else:
-                learner.running.add(outputs.logits, labels, mixed.untouched & counted)
+                learner.running.add(outputs.ranked, labels, mixed.untouched & counted)
         targets = mixed.targets if outputs.targets is None else outputs.targets
-        loss: torch.Tensor = self.loss(outputs.logits[:videos], targets[:videos], mask)
+        loss: torch.Tensor = factor * self.loss(outputs.logits[:videos], targets[:videos], mask)
         if outputs.penalty is None:
             return loss, torch.zeros_like(loss)
         return loss + outputs.penalty, outputs.penalty
@@ -417,11 +423,15 @@ class _Run:
         rate = self.config.schedule.learning_rate(position.epoch)
         position.epoch, position.micro_batch = position.epoch + 1, 0
         steps = max(1, position.summed_steps)
-        facts: dict[str, Any] = {"epoch": position.epoch, "loss": position.loss_sum / steps, "lr": rate}
+        facts: dict[str, Any] = {"epoch": position.epoch, "loss": position.loss_sum / steps}
+        if not learner.module.is_fitted:
+            facts["lr"] = rate
         if model_facts := learner.module.log_values():
             facts |= {"penalty": position.penalty_sum / steps, "model": model_facts}
         epochs = self.config.schedule.epochs
         line = f"{self.config.method}: epoch {position.epoch} of {epochs}: loss {facts['loss']:.5f}"
+        if learner.module.is_fitted:
+            line += f", C {model_facts['C']:g}"
         if position.epoch % selection.every == 0 or position.epoch == epochs:
             means = self._compute_means(selection.subset)
             is_best = means.overall > position.best
@@ -433,7 +443,7 @@ class _Run:
             line += f", {selection.subset} mAP {means.overall:.4f}{' (best so far)' if is_best else ''}"
         position.loss_sum, position.penalty_sum, position.summed_steps = 0.0, 0.0, 0
         self._write_log("epoch", **facts)
-        self.report(line + self._estimate_time_left())
+        self.report(line + self.clock.estimate_time_left(position.epoch, epochs))
         if selection.subset in facts:  # before the epoch is saved: a run that it ends repeats the epoch
             self.watch(self.config, position, MeanAP(**facts[selection.subset]))
         self._save()
@@ -460,26 +470,13 @@ class _Run:
         return {"loss": totals.loss_sum / max(1, totals.steps), "gradient_norm": totals.largest_norm}
 
     def _checkpoint_is_due(self) -> bool:
-        execution, step = self.config.execution, self.learner.position.step
+        execution, position = self.config.execution, self.learner.position
+        step = position.micro_batch if self.learner.module.is_fitted else position.step
         if execution.checkpoint_steps is not None and step % execution.checkpoint_steps == 0:
             return True
         if execution.checkpoint_minutes is None or step % execution.log_every:
             return False
         return self.processes.broadcast(time.monotonic() - self.last_save >= 60 * execution.checkpoint_minutes)
-
-    def _estimate_time_left(self) -> str:
-        """Return the time that the other epochs will take; empty before a whole epoch was timed."""
-        epoch = self.learner.position.epoch
-        done, left = epoch - self.first_epoch, self.config.schedule.epochs - epoch
-        if done == 0:
-            # The first epoch may have been resumed in its middle, so the clock starts after it.
-            self.start = time.monotonic()
-        if done < 1 or not left:
-            return ""
-        minutes = math.ceil((time.monotonic() - self.start) / done * left / 60)
-        if minutes >= 60:
-            return f", {minutes // 60} h {minutes % 60} min left"
-        return f", {minutes} min left" if minutes > 1 else ", less than 1 min left"
 
     def _save(self) -> None:
         self.learner.save(self.folder.last, 0 if self.log is None else self.log.position)
@@ -492,6 +489,8 @@ class _Run:
     def _score(self) -> None:
         """Score val and test with the best checkpoint."""
         epoch = self.learner.load_weights(self.folder.best)
+        if note := self.learner.module.describe_weights():
+            self.report(f"note: {note}")
         for subset, loader in self.scored.items():
             scores = score_subset(self.learner.module, loader, self.processes, self.progress)
             if self.processes.is_first:

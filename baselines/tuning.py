@@ -91,6 +91,7 @@ def tune(
     aggregator: str | None = None,
     settings: Sequence[str] = (),
     space: str | os.PathLike[str] | None = None,
+    benchmark: str | None = None,
     check: str = "auto",
     progress: ProgressBar = show_no_progress,
     report: Report = lambda line: None,
@@ -120,6 +121,8 @@ def tune(
         overall mean AP in both cases, as ``train`` chooses it.
     space : path, optional
         A TOML file in the place of the method's search space; see ``meidbench.baselines.search.read_space``.
+    benchmark : str, optional
+        The name by which recipes are chosen; by default that of the split.
 
     Raises
     ------
@@ -128,15 +131,15 @@ def tune(
     RequestError
         An argument is wrong.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise missing_package(error) from None
+    check_optuna()
+    import optuna
+
     whole_number("trials", trials, 1, RequestError)
     whole_number("seed", seed, 0, RequestError)
     one_of("objective", objective, TUNED_GROUPS, RequestError)
     loaded, source = load_split(split), open_features(features)
-    request = Request(method, loaded, aggregator, tuple(settings))
+    named = loaded if benchmark is None else Split(loaded.table, replace(loaded.metadata, dataset=benchmark))
+    request = Request(method, named, aggregator, tuple(settings))
     base = request.resolve()
     _check_val(loaded, base, objective)
     inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
@@ -158,6 +161,14 @@ def tune(
             return study.finish(report)
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def check_optuna() -> None:
+    """Refuse an installation without Optuna."""
+    try:
+        import optuna  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from None
 
 
 def _check_val(split: Split, base: Config, objective: str) -> None:

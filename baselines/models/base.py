@@ -54,11 +54,19 @@ class Outputs(NamedTuple):
         A term to be added to the classification loss, already weighted.
     targets : Tensor, (B, C), or None
         Labels that replace the given ones, where the model mixed videos.
+    scores : Tensor, (B, C), or None
+        In training the scores that the videos would have now, where they are not the logits for the loss.
     """
 
     logits: torch.Tensor
     penalty: torch.Tensor | None = None
     targets: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+
+    @property
+    def ranked(self) -> torch.Tensor:
+        """The values (B, C) by which videos are ranked: the scores, or the logits where there are no others."""
+        return self.logits if self.scores is None else self.scores
 
 
 class Model(nn.Module):
@@ -73,6 +81,8 @@ class Model(nn.Module):
     takes_motion = False
     takes_aggregator = True
     needs_first_stage = False
+    # Whether scikit-learn fits it to whole training videos (``LinearProbe``), in place of steps of the optimiser.
+    is_fitted = False
     # A dataclass whose fields are options too, where ``__init__`` takes them as ``**``.
     further_options: ClassVar[type | None] = None
 
@@ -102,6 +112,10 @@ class Model(nn.Module):
     def log_values(self) -> dict[str, float]:
         """Return numbers to be logged after each epoch."""
         return {}
+
+    def describe_weights(self) -> str:
+        """Return what a user should know of the trained weights; empty where there is nothing to say."""
+        return ""
 
 
 class Plain(Model):

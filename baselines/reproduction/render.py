@@ -71,14 +71,14 @@ def render_tables(
     tables = {name: read_table(name) for name in chosen if name != STATISTICS_TABLE}
     # Errors in any table are found before the first training.
     jobs = {name: make_jobs(table, request, files, chosen[name]) for name, table in tables.items()}
-    for name in tables:
-        runs.check_jobs(jobs[name])
+    jobs = {name: runs.check_jobs(jobs[name]) for name in tables}
     ready = [name for name in tables if not only_plan and any(job.can_run for job in jobs[name])]
     if ready:
         store.prepare(watermark)
     for name, table in tables.items():
         if name in ready:
-            yield _render_result(table, runs.run_jobs(jobs[name], store), store.replicates, watermark, width)
+            outcomes = runs.run_jobs(jobs[name], store)
+            yield _render_result(table, outcomes, store.replicates, watermark, request.trials, width)
             continue
         if watermark:
             yield _refuse_table(table, jobs[name])
@@ -105,14 +105,15 @@ def find_foreign_files(out: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _render_result(
-    table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, watermark: str, width: int
+    table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, watermark: str, trials: int, width: int
 ) -> RenderedTable:
-    content = _result_content(table, outcomes, replicates, watermark)
+    content = _result_content(table, outcomes, replicates, watermark, trials)
     asked = [outcome for outcome in outcomes if outcome.job.asked]
     statuses, trained = [outcome.status for outcome in asked], sum(outcome.trained for outcome in asked)
     remarks = [f"{table.name}: {statuses.count(runs.DONE)} of {len(asked)} rows have numbers, {trained} newly trained"]
     if waiting := statuses.count(runs.NOT_RUN):
-        remarks.append(f"{waiting} row(s) lack inputs; 'meidbench reproduce {table.name} --plan' says which")
+        where = "the table names them" if watermark else f"'meidbench reproduce {table.name} --plan' says which"
+        remarks.append(f"{waiting} row(s) lack inputs; {where}")
     failed = [outcome for outcome in asked if outcome.status == runs.FAILED]
     remarks += [f"row {outcome.job.row.name} failed: {outcome.reason}" for outcome in failed]
     shown = [outcome.job.row.name for outcome in outcomes if outcome.job.asked or outcome.measured]
@@ -122,7 +123,9 @@ def _render_result(
     return RenderedTable(table.name, content, text, files, remarks, succeeded=not failed)
 
 
-def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, watermark: str) -> Content:
+def _result_content(
+    table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, watermark: str, trials: int
+) -> Content:
     texts, rows = table_content("texts"), []
     marked = {"watermark": watermark} if watermark else {}
     chosen: dict[str, list[str]] = {}
@@ -151,6 +154,7 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
                 "differs": outcome.differs,
                 "ours": None if measured is None else asdict(measured),
                 "difference": difference,
+                **({"chosen": outcome.chosen and asdict(outcome.chosen)} if trials else {}),
             }
         )
     names = {subset: f" ({', '.join(rows_of)})" if len(chosen) > 1 else "" for subset, rows_of in chosen.items()}
@@ -161,7 +165,12 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
         "source": table.source,
         "simulated": watermark == WATERMARKS["simulation"],
         **marked,
-        "protocol": [*table.protocol, *(texts["chosen_on"][subset].format(names[subset]) for subset in chosen)],
+        **({"trials": trials} if trials else {}),
+        "protocol": [
+            *table.protocol,
+            *(texts["chosen_on"][subset].format(names[subset]) for subset in chosen),
+            *([texts["tuned"].format(trials=trials)] if trials else []),
+        ],
         "notes": [*recipes, *table.notes],
         "bootstrap": {"replicates": replicates, "seed": runs.BOOTSTRAP_SEED},
         "rows": rows,
@@ -251,6 +260,9 @@ def _describe_run(row: Content) -> str:
         f"{frames['test']} in scoring, checkpoint by {config['selection']['subset']}",
         row["note"],
     ]
+    if chosen := row.get("chosen"):
+        searched = ", ".join(chosen["searched"])
+        texts.append(f"trial {chosen['winner']} of a study over {searched}, {chosen['steps']:,} steps in all trials")
     if ours["seed_spread"]:
         spread, seeds = ours["seed_spread"]["overall"], ", ".join(map(str, ours["seeds"]))
         texts.append(f"mean of seeds {seeds}, overall {spread['low']:.3f} to {spread['high']:.3f}")

@@ -204,8 +204,8 @@ def train(
     for warning in trained.warnings:
         report(f"warning: {warning}")
     if as_json:
-        content = {"run": str(trained.path), "mAP": {subset: asdict(means) for subset, means in trained.mAP.items()}}
-        echo_json(render_json(content))
+        means = {subset: asdict(values) for subset, values in trained.mAP.items()}
+        echo_json(render_json({"run": str(trained.path), "mAP": means, "warnings": trained.warnings}))
     else:
         rows = [(subset, *asdict(means).values()) for subset, means in trained.mAP.items()]
         echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
