@@ -77,6 +77,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     first_stage: str | os.PathLike[str] | None = None,
+    trials: int = 1,
     check: str = "auto",
     subsets: Sequence[str] = SELECTION_SUBSETS,
     watch: Watch = lambda config, position, means: None,
@@ -101,8 +102,9 @@ def train(
         The folder of the run; see ``RunFolder``. A finished run stays as it is; where its predictions or results are
         missing or damaged, they are written again from its best checkpoint. A run of fewer epochs goes on.
     first_stage : path, optional
-        For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
-        run is trained in ``OUT/first-stage``.
+        The folder of a finished run of ``config.first_stage``; by default that is trained in ``OUT/first-stage``.
+    trials : int
+        The trials of a search from which ``config`` was chosen; a new run records it for its prediction files.
     check : str
         The rows that are read before the training; see ``meidbench.features.row_checks.check_rows``.
     subsets : sequence of str
@@ -130,15 +132,13 @@ def train(
     ...     sorted(train(split, features, config, Path(folder, "run")).mAP)
     ['test', 'val']
     """
-    loaded = load_split(split)
     config = Config.from_tables(config.to_tables())  # one that was made by hand was never checked
-    source = open_features(features)
+    loaded, source, folder = load_split(split), open_features(features), RunFolder(Path(out))
     with join_processes(config.execution.device) as processes:
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
-        inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
+        inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split), trials)
         context = _Context(loaded, source, processes, progress, report, tuple(subsets), watch)
-        folder = RunFolder(Path(out))
         report_on_inputs(loaded, source, config, report)
         check_processes(config, processes.size)
         config = folder.continued(config, trains_first=first_stage is None)
@@ -146,9 +146,7 @@ def train(
         processes.wait()  # the first one may change the folder from here on
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None
-            # A folder of others is refused before rows are read, which may take long.
-            processes.ask_first(lambda: folder.find_first_stage_digest(config, inputs), "")
-            inputs = _check_rows(context, config, inputs, check)
+            inputs = _check_rows(context, config, inputs, folder, check)
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
         inputs = replace(inputs, first_stage_digest=start.digest, first_stage_steps=start.steps)
         return _train_stage(context, config, inputs, folder, start.weights, finished)
@@ -167,9 +165,11 @@ class _Context:
     watch: Watch
 
 
-def _check_rows(context: _Context, config: Config, inputs: Inputs, check: str) -> Inputs:
+def _check_rows(context: _Context, config: Config, inputs: Inputs, folder: RunFolder, check: str) -> Inputs:
     """Read the rows that are checked before a training, and return the inputs with them."""
     split, features, report = context.split, context.features, context.report
+    # A folder of others is refused before rows are read, which may take long.
+    context.processes.ask_first(lambda: folder.find_first_stage_digest(config, inputs), "")
     report_repeated_rows(split, features, config, report)
     rows = check_together(context.processes, features, split, SUBSETS, check, config.seed, context.progress, report)
     return replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)

@@ -7,8 +7,8 @@ anywhere goes on as if it had not been.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,8 +132,6 @@ def tune(
         An argument is wrong.
     """
     check_optuna()
-    import optuna
-
     whole_number("trials", trials, 1, RequestError)
     whole_number("seed", seed, 0, RequestError)
     one_of("objective", objective, TUNED_GROUPS, RequestError)
@@ -149,16 +147,24 @@ def tune(
     owner = folder.open(facts)
     report(f"{method}: searching {'; '.join(map(str, searched))}")
     train_run = partial(train, split, source, check=check, progress=progress, report=_repeat_notes(report))
+    with _silent_optuna(), telling_of_storage(storage), ExitStack() as stack:
+        with folder.lock():  # tables of SQLite are made by one process at a time
+            opened = stack.enter_context(open_storage(storage, folder.database))
+            study = _Study(folder, owner, facts, request, trials, opened, train_run)
+        with progress(f"tuning {method}", trials) as advance:
+            study.run_trials(advance, report)
+        return study.finish(report)
+
+
+@contextmanager
+def _silent_optuna() -> Iterator[None]:
+    """Let Optuna print warnings alone."""
+    import optuna
+
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with telling_of_storage(storage), ExitStack() as stack:
-            with folder.lock():  # tables of SQLite are made by one process at a time
-                opened = stack.enter_context(open_storage(storage, folder.database))
-                study = _Study(folder, owner, facts, request, trials, opened, train_run)
-            with progress(f"tuning {method}", trials) as advance:
-                study.run_trials(advance, report)
-            return study.finish(report)
+        yield
     finally:
         optuna.logging.set_verbosity(verbosity)
 

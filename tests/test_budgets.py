@@ -14,7 +14,7 @@ from test_reports import HOSTILE, Page, braces_balance
 import meidbench as mb
 from meidbench.baselines import predict, resolve, train
 from meidbench.baselines.configuration import make_sampler
-from meidbench.baselines.run_folder import FIRST_STAGE, RunFolder
+from meidbench.baselines.run_folder import FIRST_STAGE
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.budget import COLUMNS, Budget, StageBudget, describe_budgets, describe_inequality
 from meidbench.features.simulation import simulate_features
@@ -81,9 +81,7 @@ def test_two_stages_have_both_budgets_wherever_the_first_lies(toy_split, feature
     config = config_of(
         toy_split, "stage1.schedule.epochs=1", "stage2.schedule.lr=5e-4", method="meid", aggregator="mean"
     )
-    for _ in range(2):  # scored again with the number of trials, and not trained
-        train(toy_split, features, config, tmp_path / "run")
-        RunFolder(tmp_path / "run").record_trials(7)
+    train(toy_split, features, config, tmp_path / "run", trials=7)
     first, second = (steps_in(tmp_path / "run" / folder) for folder in (FIRST_STAGE, "."))
     found = budget_of(tmp_path / "run" / "predictions-test.parquet")
     assert [stage["steps"] for stage in found["stages"]] == [first, second] and found["trials"] == 7
@@ -122,7 +120,8 @@ def test_a_run_without_a_sound_log_has_unknown_steps(toy_split, features, tmp_pa
 
 def test_a_number_of_trials_that_makes_no_sense_is_refused(toy_split, features, tmp_path):
     with pytest.raises(MeidbenchError, match="trials must be a whole number of at least 1, got 0"):
-        RunFolder(tmp_path / "run").record_trials(0)
+        train(toy_split, features, config_of(toy_split), tmp_path / "run", trials=0)
+    assert not (tmp_path / "run").exists()
 
 
 # --- reading the facts of others ------------------------------------------------------------------------------------
