@@ -68,6 +68,8 @@ class Tuned:
         The winner's configuration.
     trained : Trained or None
         The winner's run, scored on val and test; None also where it lies in the folder of another machine.
+    watermark : str
+        The text that marks numbers on features of which no video was seen; empty for others.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class Tuned:
     winner: TrialRecord | None = None
     config: Config | None = None
     trained: Trained | None = None
+    watermark: str = ""
 
 
 def tune(
@@ -403,7 +406,7 @@ class _Study:
         """Write the table of trials, and report on one."""
         with self.folder.lock():
             records = self.list_records()
-            self.folder.write_table(records, list(self.ranges))
+            self.folder.write_table(records, self.facts)
         record, best = records[number], find_best(records)
         done = sum(record.state != UNFINISHED for record in records)
         ending = record.state if record.value is None else f"{self.facts.objective} mAP on val {record.value:.4f}"
@@ -415,8 +418,8 @@ class _Study:
         """Score the winner on test where all trials are finished."""
         with self.folder.lock():
             records = tuple(self.list_records())
-            self.folder.write_table(records, list(self.ranges))
-            tuned = Tuned(self.folder.path, self.facts.objective, records)
+            self.folder.write_table(records, self.facts)
+            tuned = Tuned(self.folder.path, self.facts.objective, records, watermark=self.facts.watermark)
             if left := [record.number for record in records if record.state == UNFINISHED]:
                 report(
                     f"note: trial {first_few(left)} is not finished: it runs in another process, or in the folder of "
