@@ -154,7 +154,7 @@ def test_a_class_that_all_or_no_training_videos_have_gets_one_score(toy_split):
     model = LinearProbe(inputs, c_grid=(1.0,))
     frames = torch.randn(videos, 2, 4, generator=torch.Generator().manual_seed(0))
     frames[:, :, 2] = 7.0  # a feature without variance
-    model.standardise([frames])
+    model.standardise([frames[:5], frames[5:]], videos)
     assert len(list(model.fit(labels, 0))) == toy_split.num_classes
     scores = model.eval()(frames).logits.detach()
     half = np.log(0.5 / (videos + 0.5))
