@@ -269,7 +269,7 @@ def _read_address(url: str) -> "sqlalchemy.engine.URL":
 
 
 @contextmanager
-def telling_of_storage(url: str | None) -> Iterator[None]:
+def telling_of_storage(url: str | None, database: Path) -> Iterator[None]:
     """Make a plain error of a storage that fails, without the password in its address."""
     import sqlalchemy
     from optuna.exceptions import StorageInternalError
@@ -280,12 +280,16 @@ def telling_of_storage(url: str | None) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason, where = (str(cause).splitlines() or [type(cause).__name__])[0], "study.db"
-        if url is not None:
-            address = _read_address(url)
-            where = address.render_as_string(hide_password=True)
-            if address.password:
-                reason = reason.replace(str(address.password), "***")
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        if url is None:
+            raise MeidbenchError(
+                f"{database} cannot be used: {reason}\nThe same command goes on when it can; of a damaged file, put back "
+                "a copy, or begin again in another folder"
+            ) from None
+        address = _read_address(url)
+        if address.password:
+            reason = reason.replace(str(address.password), "***")
         raise MeidbenchError(
-            f"the storage {where} cannot be used: {reason}\nThe trials are kept; the same command goes on"
+            f"the storage {address.render_as_string(hide_password=True)} cannot be used: {reason}\n"
+            "The trials are kept; the same command goes on"
         ) from None

@@ -150,7 +150,7 @@ def tune(
     owner = folder.open(facts)
     report(f"{method}: searching {'; '.join(map(str, searched))}")
     train_run = partial(train, split, source, check=check, progress=progress, report=_repeat_notes(report))
-    with _silent_optuna(), telling_of_storage(storage), ExitStack() as stack:
+    with _silent_optuna(), telling_of_storage(storage, folder.database), ExitStack() as stack:
         with folder.lock():  # tables of SQLite are made by one process at a time
             opened = stack.enter_context(open_storage(storage, folder.database))
             study = _Study(folder, owner, facts, request, trials, opened, train_run)

@@ -335,6 +335,15 @@ def test_a_folder_with_other_files_and_a_damaged_study_are_refused(arguments, tm
             tune(out=out, trials=1, **arguments)
 
 
+def test_a_damaged_database_is_told(study, arguments, tmp_path):
+    out = shutil.copytree(study[0], tmp_path / "study")
+    (out / "study.db").write_bytes(b"SQLite no more" * 100)
+    with pytest.raises(
+        MeidbenchError, match=r"study.db cannot be used: file is not a database\n(?s:.)*put back a copy"
+    ):
+        tune(out=out, trials=6, **arguments)
+
+
 # --- failures -------------------------------------------------------------------------------------------------------
 
 
