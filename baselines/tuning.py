@@ -432,7 +432,7 @@ class _Study:
             if left := [record.number for record in records if record.state == UNFINISHED]:
                 report(
                     f"note: unfinished trials: {first_few(left)}; they run in other processes, or in the folder of "
-                    "another machine; the last process to end scores the winner on test"
+                    "another machine; after their end, the same command scores the winner on test"
                 )
                 return tuned
             winner = find_best(records)
