@@ -15,8 +15,9 @@ import torch
 from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
-from meidbench.baselines.models import Model
+from meidbench.baselines.models import MODELS, Model
 from meidbench.baselines.run_folder import RunFolder, digest_recipe, find_backbone
+from meidbench.baselines.samplers import VideoSampler
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import DivergenceError, FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.budget import Budget, StageBudget
@@ -88,6 +89,35 @@ def make_subset_loader(
     )
 
 
+def make_training_loader(
+    split: Split,
+    features: FeatureSource,
+    config: Config,
+    processes: ProcessGroup,
+    sampler: VideoSampler,
+    micro_batch_size: int,
+) -> BatchLoader:
+    """Return the micro-batches of this process in training, in the order of a sampler."""
+    data = FeatureDataset(
+        split,
+        "train",
+        features=features,
+        frames=config.frames.train,
+        sampling=config.frames.train_sampling,
+        replacement=config.frames.replacement,
+        seed=config.seed,
+        motion=config.motion.motion(),
+    )
+    return BatchLoader(
+        data,
+        micro_batch_size,
+        sampler=sampler,
+        device=processes.device,
+        resident=config.execution.resident,
+        prefetch=config.execution.prefetch,
+    )
+
+
 def score_subset(
     model: Model, loader: BatchLoader, processes: ProcessGroup, progress: ProgressBar = show_no_progress
 ) -> npt.NDArray[np.float32]:
@@ -146,11 +176,20 @@ def report_notes(features: FeatureSource, video_ids: list[str], report: Report) 
         report(note)
 
 
+def report_on_inputs(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
+    """Tell what users should know of a split and its features before a training."""
+    for note in features.take_notes():
+        report(note)
+    if find_scored_subsets(split, config.selection.subset) == ["val"]:
+        report(f"note: {split.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
+
+
 def report_repeated_rows(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
     """Report how many videos have fewer rows than a run takes of each, so that rows are repeated."""
+    is_fitted = MODELS[config.model.name].is_fitted  # to the rows that are scored
     for key, frames, subsets in (
-        ("frames.train", config.frames.train, ("train",)),
-        ("frames.test", config.frames.test, SELECTION_SUBSETS),
+        ("frames.train", None if is_fitted else config.frames.train, ("train",)),
+        ("frames.test", config.frames.test, SUBSETS if is_fitted else SELECTION_SUBSETS),
     ):
         counts = features.check([video_id for subset in subsets for video_id in split.video_ids(subset)])
         if frames is not None and (few := int((counts < frames).sum())):
@@ -179,13 +218,16 @@ def describe_run(folder: RunFolder, config: Config, epoch: int) -> dict[str, Any
 
 
 def describe_budget(folder: RunFolder, config: Config) -> Budget:
-    """Return the budget of a run, from its log and from what it recorded of its first stage."""
+    """Return the budget of a run, from its log and from what it recorded of its first stage.
+
+    A model that scikit-learn fits has no stage. The values of C that val chooses from are no trials, like epochs.
+    """
     inputs = folder.read()[1]
     steps = [(config.first_stage, inputs.first_stage_steps or None), (config, folder.count_steps())]
     stages = [
         StageBudget(count, stage.schedule.lr, stage.schedule.batch_size, stage.schedule.epochs)
         for stage, count in steps
-        if stage is not None
+        if stage is not None and not MODELS[stage.model.name].is_fitted
     ]
     return Budget(tuple(stages), inputs.trials)
 

@@ -24,6 +24,7 @@ from meidbench.errors import MeidbenchError, RequestError, bullet_list
 from meidbench.splits.split import Split
 
 _STAGES = ("stage1", "stage2")
+_UNUSED_BY_FITTED = ("aggregator.", "augmentation.", "loss.", "sampler.", "schedule.", "frames.train")
 _EPOCHS, _MILESTONES = "schedule.epochs", "schedule.milestones"
 _FORM = "{ low = ..., high = ..., log = true } or { choices = [...] }"
 
@@ -156,11 +157,12 @@ def _keep_possible(request: Request, base: Config, dim: int, key: str, entry: Ta
 
 
 def _list_searchable(base: Config) -> list[str]:
-    """Return the keys that a configuration of a method has, with those of its stages."""
+    """Return the keys that have an effect in a configuration of a method, with those of its stages."""
     stages = {"": base} if base.first_stage is None else {"": base, "stage1.": base.first_stage, "stage2.": base}
     keys = [f"{name}{key}" for name, stage in stages.items() for key in list_keys(stage.to_tables())]
-    takes_aggregator = MODELS[base.model.name].takes_aggregator
-    return [key for key in keys if takes_aggregator or not _split_key(key)[1].startswith("aggregator.")]
+    model = MODELS[base.model.name]
+    unused = () if model.takes_aggregator else _UNUSED_BY_FITTED if model.is_fitted else ("aggregator.",)
+    return [key for key in keys if not _split_key(key)[1].startswith(unused)]
 
 
 def _read_entry(base: Config, key: str, entry: Any, problems: list[str]) -> Searched | None:

@@ -169,7 +169,7 @@ def reproduce(
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @bootstrap_option
 def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
-    """Simulate a benchmark, train five methods on it, and compare them.
+    """Simulate a benchmark, train six methods on it, and compare them.
 
     A split with a long tail and features of its frames are drawn from the seed; bce, ldam, eql, cbs and framestack are
     trained; the comparison is printed, and written to OUT/report.html. It takes half a minute on two cores. It shows
