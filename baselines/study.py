@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meidbench.baselines.configuration import Config, without_execution
-from meidbench.baselines.run_folder import Inputs, RunFolder
+from meidbench.baselines.run_folder import Inputs
 from meidbench.baselines.search import Searched
 from meidbench.checks import read_json, show
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, missing_package
@@ -152,11 +152,13 @@ class StudyFolder:
 
     def open(self, facts: StudyFacts) -> str:
         """Begin a study, or make sure that the folder holds this one; return the name by which a storage knows it."""
-        if not self.facts.is_file() and self.path.is_dir() and any(self.path.glob("[!.]*")):
-            raise MeidbenchError(f"{self.path} is not empty and holds no study; name another folder with out=...")
-        self.trials.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         with self.lock():
             if not self.facts.is_file():
+                if any(self.path.glob("[!.]*")):
+                    raise MeidbenchError(
+                        f"{self.path} is not empty and holds no study; name another folder with out=..."
+                    )
                 content = {"format_version": FORMAT_VERSION, "folder": secrets.token_hex(8), **facts.to_tables()}
                 with written_whole(self.facts) as temporary:
                     temporary.write_text(render_json(content), encoding="utf-8")
@@ -167,6 +169,7 @@ class StudyFolder:
                 problems, owner = facts.list_differences(there), str(there["folder"])
             except (MeidbenchError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise MeidbenchError(f"{self.facts} is damaged: {str(error)[:500]}") from None
+        self.trials.mkdir(exist_ok=True)
         if problems:
             raise MeidbenchError(
                 f"{self.path} holds another study:\n{bullet_list(problems, 8)}\n"
@@ -203,16 +206,21 @@ def find_best(records: Sequence[TrialRecord]) -> TrialRecord | None:
     return max(complete, key=lambda record: (record.value or 0.0, -record.number), default=None)
 
 
-def count_steps(path: Path) -> int:
-    """Return the steps of the optimiser in a run and its first stage, as their logs have them."""
-    return sum(RunFolder(log.parent).count_steps() or 0 for log in path.glob("**/log.jsonl"))
-
-
 # --- the storage ----------------------------------------------------------------------------------------------------
 
 
-def open_storage(url: str | None, database: Path) -> "optuna.storages.RDBStorage":
-    """Open the SQLite file of the folder, or the database of a server."""
+@contextmanager
+def open_storage(url: str | None, database: Path) -> Iterator["optuna.storages.RDBStorage"]:
+    """Open a SQLite file, or the database of a server; its connections end with the block."""
+    storage = _connect(url, database)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _connect(url: str | None, database: Path) -> "optuna.storages.RDBStorage":
     import sqlalchemy
     from optuna.storages import RDBStorage
 

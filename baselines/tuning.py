@@ -7,8 +7,8 @@ anywhere goes on as if it had not been.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.inference import Trained, show_no_progress
 from meidbench.baselines.learner import Position, check_run, is_out_of_memory
-from meidbench.baselines.run_folder import Inputs, RunFolder
+from meidbench.baselines.run_folder import FIRST_STAGE, Inputs, RunFolder
 from meidbench.baselines.search import Request, Searched, read_space
 from meidbench.baselines.study import (
     COMPLETE,
@@ -27,7 +27,6 @@ from meidbench.baselines.study import (
     StudyFacts,
     StudyFolder,
     TrialRecord,
-    count_steps,
     find_best,
     open_storage,
     telling_of_storage,
@@ -133,8 +132,6 @@ def tune(
         An argument is wrong.
     """
     check_optuna()
-    import optuna
-
     whole_number("trials", trials, 1, RequestError)
     whole_number("seed", seed, 0, RequestError)
     one_of("objective", objective, TUNED_GROUPS, RequestError)
@@ -150,14 +147,24 @@ def tune(
     owner = folder.open(facts)
     report(f"{method}: searching {'; '.join(map(str, searched))}")
     train_run = partial(train, split, source, check=check, progress=progress, report=_repeat_notes(report))
+    with _silent_optuna(), telling_of_storage(storage), ExitStack() as stack:
+        with folder.lock():  # tables of SQLite are made by one process at a time
+            opened = stack.enter_context(open_storage(storage, folder.database))
+            study = _Study(folder, owner, facts, request, trials, opened, train_run)
+        with progress(f"tuning {method}", trials) as advance:
+            study.run_trials(advance, report)
+        return study.finish(report)
+
+
+@contextmanager
+def _silent_optuna() -> Iterator[None]:
+    """Let Optuna print warnings alone."""
+    import optuna
+
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with telling_of_storage(storage):
-            study = _Study(folder, owner, facts, request, trials, storage, train_run)
-            with progress(f"tuning {method}", trials) as advance:
-                study.run_trials(advance, report)
-            return study.finish(report)
+        yield
     finally:
         optuna.logging.set_verbosity(verbosity)
 
@@ -203,7 +210,7 @@ class _Study:
         facts: StudyFacts,
         request: Request,
         number_asked: int,
-        url: str | None,
+        storage: "optuna.storages.RDBStorage",
         train_run: Callable[..., Trained],
     ) -> None:
         import optuna
@@ -211,11 +218,8 @@ class _Study:
         self.folder, self.owner, self.facts, self.request = folder, owner, facts, request
         self.number_asked, self.train_run = number_asked, train_run
         self.ranges = {entry.key: _make_distribution(entry) for entry in facts.searched}
-        with folder.lock():  # tables of SQLite are made by one process at a time
-            self.storage = open_storage(url, folder.database)
-            study = optuna.create_study(
-                storage=self.storage, study_name=facts.name(), direction="maximize", load_if_exists=True
-            )
+        self.storage = storage
+        study = optuna.create_study(storage=storage, study_name=facts.name(), direction="maximize", load_if_exists=True)
         self.study_id = self.storage.get_study_id_from_name(study.study_name)
 
     def _list_trials(self) -> "list[optuna.trial.FrozenTrial]":
@@ -332,7 +336,8 @@ class _Study:
             reason = f"there is not enough memory: {error}"
         if reason:
             self.storage.set_trial_user_attr(trial_id, _REASON, reason.splitlines()[0][:200])
-        self.storage.set_trial_user_attr(trial_id, _STEPS, count_steps(path))
+        steps = [RunFolder(folder).count_steps() or 0 for folder in (path, path / FIRST_STAGE)]
+        self.storage.set_trial_user_attr(trial_id, _STEPS, sum(steps))
         study.tell(number, value, state=state, skip_if_finished=True)
 
     def _list_settings(self, number: int, values: Mapping[str, Any]) -> tuple[str, ...]:

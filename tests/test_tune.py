@@ -69,9 +69,9 @@ def study(arguments, tmp_path_factory):
 
 def trials_of(out, url=None):
     """The trials in a storage, by number, as Optuna reads them."""
-    storage = open_storage(url, out / "study.db")
-    (summary,) = optuna.get_all_study_summaries(storage)
-    return optuna.load_study(study_name=summary.study_name, storage=storage).get_trials()
+    with open_storage(url, out / "study.db") as storage:
+        (summary,) = optuna.get_all_study_summaries(storage)
+        return optuna.load_study(study_name=summary.study_name, storage=storage).get_trials()
 
 
 def content_of(trials):
@@ -110,7 +110,7 @@ def test_every_trial_is_a_run_and_test_is_scored_for_the_winner_alone(study, arg
         assert row["steps"] == str(run.count_steps())
         config = run.read()[0]
         assert config.schedule.lr == float(row["schedule.lr"])
-        assert config.aggregator.options["dropout"] == float(row["aggregator.dropout"])
+        assert {"dropout": 0.5, **config.aggregator.options}["dropout"] == float(row["aggregator.dropout"])
         if row in complete:
             measured = evaluate(run.predictions("val"), split=split, subset="val").mAP
             assert float(row["value"]) == float(row["overall"]) == measured.overall
@@ -302,13 +302,16 @@ def test_more_trials_go_on_like_a_study_that_began_with_them(study, arguments, t
         tune(out=out, trials=5, **arguments)
 
 
+OTHER_SPLIT = simulate_split((40, 20, 12), num_classes=12, head_above=30, seed=1)
+
+
 @pytest.mark.parametrize(("changed", "difference"), [
     ({"settings": (*TINY, "schedule.weight_decay=0.1")}, "schedule.weight_decay: 0.0 in the study, 0.1 asked for"),
     ({"settings": (*TINY, "aggregator.dropout=0.5")}, "aggregator.dropout of the space: .* in the study, None asked"),
     ({"method": "focal"}, "loss.name: 'bce' in the study, 'focal' asked for"),
     ({"objective": "tail"}, "objective: 'overall' in the study, 'tail' asked for"),
     ({"seed": 1}, "seed: 3 in the study, 1 asked for"),
-    ({"split": simulate_split((40, 20, 12), num_classes=12, head_above=30, seed=1)}, "the split has other videos or labels"),
+    ({"split": OTHER_SPLIT}, "the split has other videos or labels"),
 ])  # fmt: skip
 def test_another_study_in_the_folder_is_refused_and_its_differences_named(study, arguments, changed, difference):
     if "split" in changed:
@@ -347,7 +350,7 @@ def test_a_trial_that_diverges_fails_and_the_study_goes_on(arguments, tmp_path):
     states = {trial.values["schedule.lr"]: trial.state for trial in tuned.trials}
     assert states == {1e-4: "complete", 1e30: "failed"} and tuned.winner == tuned.trials[0]
     failed = next(trial for trial in tuned.trials if trial.state == "failed")
-    assert "NaN or infinite" in failed.reason and any(failed.reason in line for line in lines)
+    assert "training diverged at step 1" in failed.reason and any(failed.reason in line for line in lines)
     assert not RunFolder(failed.path).result("val").is_file()
     # They are not tried again.
     assert tune(out=tmp_path / "study", trials=5, space=file, **arguments).trials == tuned.trials
@@ -451,7 +454,7 @@ def test_a_value_that_is_set_is_not_searched(split, settings, gone):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ('"schedule.learning_rate" = { low = 1, high = 2 }', r"unknown key schedule.learning_rate \(did you mean schedule.lr\?\)"),
+    ('"schedule.learning_rate" = { low = 1, high = 2 }', r"schedule.learning_rate \(did you mean schedule.lr\?\)"),
     ('"schedule.lr" = 3', "schedule.lr must be .*; got 3"),
     ('"schedule.lr" = { low = 1, up = 2 }', "schedule.lr must be .*; unknown up"),
     ('"schedule.lr" = { low = 2, high = 1 }', "schedule.lr: low must be below high"),

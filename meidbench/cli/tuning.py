@@ -27,7 +27,8 @@ from meidbench.cli.training import check_option
 from meidbench.names import TUNED_GROUPS
 
 if TYPE_CHECKING:
-    from meidbench.baselines.tuning import TrialRecord, Tuned
+    from meidbench.baselines.study import TrialRecord
+    from meidbench.baselines.tuning import Tuned
 
 _SHOWN = 10  # trials in the printed table
 
