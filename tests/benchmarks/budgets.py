@@ -137,8 +137,7 @@ def main() -> None:
     (asked.out / "report.html").write_text(page, encoding="utf-8")
     print(f"{WATERMARKS['words']}.\n")
     for title, comparison in both.items():
-        print(f"**{title[0].upper()}{title[1:]}.** {comparison.unequal_budgets or 'Budgets are equal.'}
-")
+        print(f"**{title[0].upper()}{title[1:]}.** {comparison.unequal_budgets or 'Budgets are equal.'}\n")
         header = ["method", "steps", "rate", "batch", *GROUPS, "overall, to MEID", "tail, to MEID"]
         print_table(header, [describe(method, comparison) for method in comparison.methods])
     print_conclusions(both)
