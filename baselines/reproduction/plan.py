@@ -155,7 +155,7 @@ def hold_switches(job: Job, switches: Collection[str], dim: int) -> Job:
     """Return a job whose study leaves the switches of its table as they are, in every row alike."""
     if job.search is None:
         return job
-    base, held = job.search.resolve(), []
+    base, held = job.search.resolve(), list[str]()
     for entry in read_space(job.search, base, dim):
         stage, key = _split_stage(entry.key)
         if stage != "stage1" and any(f"{key}.".startswith(f"{switch}.") for switch in switches):
