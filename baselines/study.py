@@ -22,6 +22,7 @@ from meidbench.checks import read_json, show
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, missing_package
 from meidbench.evaluation.results import MeanAP
 from meidbench.files import locked, render_json, written_whole
+from meidbench.names import WATERMARKS
 
 if TYPE_CHECKING:
     import optuna
@@ -100,6 +101,11 @@ class StudyFacts:
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"meidbench-{inputs.dataset}-{self.base.method}-{digest[:16]}"
 
+    @property
+    def watermark(self) -> str:
+        """The text that marks numbers on features of which no video was seen; empty for others."""
+        return WATERMARKS.get(self.inputs.backbone, "")
+
     def list_differences(self, there: Mapping[str, Any]) -> list[str]:
         """Return one line per difference from a study's file; raise ``KeyError`` and the like for damage."""
         lines = Config.from_tables(there["config"]).differences(self.base)
@@ -177,12 +183,13 @@ class StudyFolder:
             )
         return owner
 
-    def write_table(self, records: Sequence[TrialRecord], keys: Sequence[str]) -> None:
+    def write_table(self, records: Sequence[TrialRecord], facts: StudyFacts) -> None:
         """Write one row per trial, with a column per searched key."""
+        keys = [entry.key for entry in facts.searched]
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         groups = list(asdict(MeanAP(0, 0, 0, 0)))
-        table.writerow(["trial", "state", "value", *groups, "steps", "reason", *keys])
+        table.writerow(["trial", "state", "value", *groups, "steps", "reason", "watermark", *keys])
         for record in records:
             means = {} if record.mAP is None else asdict(record.mAP)
             own = [record.values.get(key, "") for key in keys]
@@ -193,6 +200,7 @@ class StudyFolder:
                     *("" if math.isnan(mean := means.get(group, math.nan)) else mean for group in groups),
                     record.steps,
                     record.reason,
+                    facts.watermark,
                     *own,
                 ]
             )
@@ -261,7 +269,7 @@ def _read_address(url: str) -> "sqlalchemy.engine.URL":
 
 
 @contextmanager
-def telling_of_storage(url: str | None) -> Iterator[None]:
+def telling_of_storage(url: str | None, database: Path) -> Iterator[None]:
     """Make a plain error of a storage that fails, without the password in its address."""
     import sqlalchemy
     from optuna.exceptions import StorageInternalError
@@ -272,12 +280,16 @@ def telling_of_storage(url: str | None) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason, where = (str(cause).splitlines() or [type(cause).__name__])[0], "study.db"
-        if url is not None:
-            address = _read_address(url)
-            where = address.render_as_string(hide_password=True)
-            if address.password:
-                reason = reason.replace(str(address.password), "***")
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        if url is None:
+            raise MeidbenchError(
+                f"{database} cannot be used: {reason}\nThe same command goes on when it can; of a damaged file, put back "
+                "a copy, or begin again in another folder"
+            ) from None
+        address = _read_address(url)
+        if address.password:
+            reason = reason.replace(str(address.password), "***")
         raise MeidbenchError(
-            f"the storage {where} cannot be used: {reason}\nThe trials are kept; the same command goes on"
+            f"the storage {address.render_as_string(hide_password=True)} cannot be used: {reason}\n"
+            "The trials are kept; the same command goes on"
         ) from None

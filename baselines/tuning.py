@@ -68,6 +68,8 @@ class Tuned:
         The winner's configuration.
     trained : Trained or None
         The winner's run, scored on val and test; None also where it lies in the folder of another machine.
+    watermark : str
+        The text that marks numbers on features of which no video was seen; empty for others.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class Tuned:
     winner: TrialRecord | None = None
     config: Config | None = None
     trained: Trained | None = None
+    watermark: str = ""
 
 
 def tune(
@@ -147,7 +150,7 @@ def tune(
     owner = folder.open(facts)
     report(f"{method}: searching {'; '.join(map(str, searched))}")
     train_run = partial(train, split, source, check=check, progress=progress, report=_repeat_notes(report))
-    with _silent_optuna(), telling_of_storage(storage), ExitStack() as stack:
+    with _silent_optuna(), telling_of_storage(storage, folder.database), ExitStack() as stack:
         with folder.lock():  # tables of SQLite are made by one process at a time
             opened = stack.enter_context(open_storage(storage, folder.database))
             study = _Study(folder, owner, facts, request, trials, opened, train_run)
@@ -403,7 +406,7 @@ class _Study:
         """Write the table of trials, and report on one."""
         with self.folder.lock():
             records = self.list_records()
-            self.folder.write_table(records, list(self.ranges))
+            self.folder.write_table(records, self.facts)
         record, best = records[number], find_best(records)
         done = sum(record.state != UNFINISHED for record in records)
         ending = record.state if record.value is None else f"{self.facts.objective} mAP on val {record.value:.4f}"
@@ -415,8 +418,8 @@ class _Study:
         """Score the winner on test where all trials are finished."""
         with self.folder.lock():
             records = tuple(self.list_records())
-            self.folder.write_table(records, list(self.ranges))
-            tuned = Tuned(self.folder.path, self.facts.objective, records)
+            self.folder.write_table(records, self.facts)
+            tuned = Tuned(self.folder.path, self.facts.objective, records, watermark=self.facts.watermark)
             if left := [record.number for record in records if record.state == UNFINISHED]:
                 report(
                     f"note: trial {first_few(left)} is not finished: it runs in another process, or in the folder of "

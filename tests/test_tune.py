@@ -33,6 +33,7 @@ from meidbench.predictions.align import read_predictions
 from meidbench.splits.split import write_split
 
 TINY = ("schedule.epochs=2", "schedule.batch_size=8", "schedule.milestones=[]", "frames.train=3", "frames.test=3")
+MARK = "SIMULATED: numbers say nothing of real data"
 # So that six trials are drawn by chance and by the sampler, and some of them end early.
 FEW = {"_DRAWN_AT_RANDOM": 3, "_NEVER_PRUNED": 2}
 
@@ -107,7 +108,7 @@ def test_every_trial_is_a_run_and_test_is_scored_for_the_winner_alone(study, arg
         run = RunFolder(out / "trials" / f"{int(row['trial']):04d}")
         assert run.result("val").is_file() == (row in complete)
         assert run.result("test").is_file() == run.predictions("test").is_file() == (row is winner)
-        assert row["steps"] == str(run.count_steps())
+        assert row["steps"] == str(run.count_steps()) and row["watermark"] == MARK
         config = run.read()[0]
         assert config.schedule.lr == float(row["schedule.lr"])
         assert {"dropout": 0.5, **config.aggregator.options}["dropout"] == float(row["aggregator.dropout"])
@@ -334,6 +335,15 @@ def test_a_folder_with_other_files_and_a_damaged_study_are_refused(arguments, tm
             tune(out=out, trials=1, **arguments)
 
 
+def test_a_damaged_database_is_told(study, arguments, tmp_path):
+    out = shutil.copytree(study[0], tmp_path / "study")
+    (out / "study.db").write_bytes(b"SQLite no more" * 100)
+    with pytest.raises(
+        MeidbenchError, match=r"study.db cannot be used: file is not a database\n(?s:.)*put back a copy"
+    ):
+        tune(out=out, trials=6, **arguments)
+
+
 # --- failures -------------------------------------------------------------------------------------------------------
 
 
@@ -414,10 +424,9 @@ def test_every_method_has_a_search_space_with_sources_around_its_published_value
     found = {entry.key: entry for entry in read_space(request, base, 16)}
     sources = read_space_sources(method)
     assert all(sources[key] for key in found)
-    # A value of the method's own recipe is left out only where this form of it does not have it.
-    assert {key for key in sources if not key.startswith(("frames.", "aggregator."))} - set(found) <= (
-        {"model.distill_weight"} if method.startswith("meid_block") else set()
-    )
+    # Values of every method are left out where this one does not have or use them.
+    ignored = ("frames.", "aggregator.", *(["schedule."] if method == "linear_probe" else []))
+    assert {key for key in sources if not key.startswith(ignored)} <= set(found)
     for entry in found.values():
         assert entry.published in entry.choices or entry.low <= entry.published <= entry.high
         for value in entry.bounds():
@@ -537,8 +546,10 @@ def test_the_command_prints_the_best_trials_and_the_winners_command(run, study, 
         f"6 trials: {len(complete)} complete, {pruned} pruned; {sum(int(row['steps']) for row in rows)} steps in all"
         in lines
     )
+    assert lines.count(MARK) == 1 and f"warning: {MARK}" in done.stderr
     done = run("tune", *options(arguments, out, 6, "--json"))
     content = json.loads(done.stdout)
+    assert content["watermark"] == MARK
     winner = content["winner"]
     assert winner["trial"] == int(complete[0]["trial"]) and set(winner["mAP"]) == {"val", "test"}
     assert [trial["state"] for trial in content["trials"]] == [row["state"] for row in rows]
