@@ -283,8 +283,8 @@ def telling_of_storage(url: str | None, database: Path) -> Iterator[None]:
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         if url is None:
             raise MeidbenchError(
-                f"{database} cannot be used: {reason}\nThe same command goes on when it can; of a damaged file, put back "
-                "a copy, or begin again in another folder"
+                f"{database} cannot be used: {reason}\nThe same command goes on when it can; of a damaged file, put "
+                "back a copy, or begin again in another folder"
             ) from None
         address = _read_address(url)
         if address.password:

@@ -7,6 +7,7 @@ anywhere goes on as if it had not been.
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _DRAWN_AT_RANDOM = 10  # the first trials, before the sampler learns from them
 _NEVER_PRUNED = 5  # trials that must be complete before one is pruned
 _TENTHS = 10  # of the epochs of a stage, after which its mean AP is recorded
+_NAMING_S = 3.0  # in which a live process names its folder in a trial that it has begun
 _LEAST_TENTHS = 3  # of the first stage before a trial is pruned
 # Attributes of a trial in the storage.
 _OWNER, _VAL, _STEPS, _REASON = "folder", "val", "steps", "reason"
@@ -266,7 +268,7 @@ class _Study:
 
         with self.folder.lock():
             for trial in self._list_trials()[: self.number_asked]:
-                if trial.state == TrialState.RUNNING and trial.user_attrs.get(_OWNER) == self.owner:
+                if trial.state == TrialState.RUNNING and self._is_ours(trial.number):
                     with suppress(BlockingIOError):
                         stack.enter_context(self.folder.claim(trial.number))
                         return trial.number
@@ -284,15 +286,22 @@ class _Study:
         from optuna.trial import TrialState
 
         trial_id = self._find_id(number)
-        try:
-            # Named first, because a process that dies between both leaves a trial that somebody owns.
+        with suppress(RuntimeError):  # it is finished by now
+            if self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                self.storage.set_trial_user_attr(trial_id, _OWNER, self.owner)
+                return True
+        return False
+
+    def _is_ours(self, number: int) -> bool:
+        """Return whether a running trial was begun in this folder, or by a process that died before it named one."""
+        trial_id, is_shared = self._find_id(number), self.storage.engine.dialect.name != "sqlite"
+        owner = self.storage.get_trial(trial_id).user_attrs.get(_OWNER)
+        if owner is None and is_shared:
+            time.sleep(_NAMING_S)  # a process of another machine may be about to name its folder
+            owner = self.storage.get_trial(trial_id).user_attrs.get(_OWNER)
+        if owner is None:
             self.storage.set_trial_user_attr(trial_id, _OWNER, self.owner)
-            if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                return False
-            self.storage.set_trial_user_attr(trial_id, _OWNER, self.owner)
-        except RuntimeError:  # it is finished by now
-            return False
-        return True
+        return owner in (None, self.owner)
 
     def _draw(self, study: "optuna.Study", number: int) -> dict[str, Any]:
         """Return the values of a trial; those that a killed process has drawn stay, the others come out the same."""
@@ -422,7 +431,7 @@ class _Study:
             tuned = Tuned(self.folder.path, self.facts.objective, records, watermark=self.facts.watermark)
             if left := [record.number for record in records if record.state == UNFINISHED]:
                 report(
-                    f"note: trial {first_few(left)} is not finished: it runs in another process, or in the folder of "
+                    f"note: unfinished trials: {first_few(left)}; they run in other processes, or in the folder of "
                     "another machine; the last process to end scores the winner on test"
                 )
                 return tuned

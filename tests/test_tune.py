@@ -257,6 +257,22 @@ def test_two_machines_share_the_trials_of_one_server(server, arguments, tmp_path
     assert sum("it ran in the folder of another machine" in line for line in lines) == 1
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_trial_whose_process_died_at_once_is_taken_over(arguments, tmp_path, monkeypatch, request, is_shared):
+    storage = request.getfixturevalue("server") if is_shared else None
+    asked = {**arguments, "out": tmp_path / "study", "trials": 1, "seed": 4, "storage": storage}
+    monkeypatch.setattr(tuning, "_NAMING_S", 0.01)
+
+    def die(study, number):  # before the trial tells whose it is
+        assert study.storage.set_trial_state_values(study._find_id(number), optuna.trial.TrialState.RUNNING)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(tuning._Study, "_begin", die)
+        tune(**asked)
+    assert [trial.state for trial in tune(**asked).trials] == ["complete"]
+
+
 def test_a_wrong_password_is_told_without_it(server, arguments, tmp_path):
     wrong = server.replace("of%2Fthe%3Aserver", "sesame%3A1")
     with pytest.raises(MeidbenchError) as raised:
