@@ -47,7 +47,8 @@ interruption. `{out}/report.html` compares all runs. The tables have mAP on test
 lowest and the highest seed, and the difference to the last method with its 95 % interval over videos. A star marks a
 difference that holds after Holm's correction.
 """
-_LIMITS = """**Limits.** The task has real labels and no vision. The models are small, and so is the number of trials: a search
+_LIMITS = """\
+**Limits.** The task has real labels and no vision. The models are small, and so is the number of trials: a search
 of this size finds a good rate, not the best settings of a method. Equal trials are not equal steps, and a trial of MEID
 costs two trainings. The intervals cover the choice of the test videos, not the choice of the trials. Features of
 videos may give another order; the same commands run on them."""
@@ -168,9 +169,8 @@ def main() -> None:
     print(_INTRODUCTION.format(watermark=WATERMARKS["words"], arguments=arguments, **facts))
     columns = [f"{group}, to {METHODS[rows[-1]]}" for group in ("overall", "tail")]
     for title, comparison in both.items():
-        print(
-            f"## {title[0].upper()}{title[1:]}\n\n{comparison.unequal_budgets or 'The trials are equal, and the steps differ by at most a factor of 2.'}\n"
-        )
+        unequal = comparison.unequal_budgets or "The trials are equal, and the steps differ by at most a factor of 2."
+        print(f"## {title[0].upper()}{title[1:]}\n\n{unequal}\n")
         cells = [describe(method, comparison) for method in comparison.methods]
         print_table(["method", "steps", "rate", "batch", *GROUPS, *columns], cells)
     print("## Which conclusions survive\n")
