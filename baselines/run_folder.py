@@ -277,7 +277,7 @@ class RunFolder:
         return threads if is_whole_number(threads, 1) else None
 
     def count_steps(self) -> int | None:
-        """Return the steps of the optimiser in the last sound line of the log; None where there is none."""
+        """Return the steps of the optimiser in the last sound line of the log; None without such a line."""
         with suppress(OSError):
             for line in reversed((self.path / "log.jsonl").read_bytes().splitlines()):
                 with suppress(ValueError, RecursionError):

@@ -144,7 +144,7 @@ def tune(
     named = loaded if benchmark is None else Split(loaded.table, replace(loaded.metadata, dataset=benchmark))
     request = Request(method, named, aggregator, tuple(settings))
     base = request.resolve()
-    _check_val(loaded, base, objective)
+    check_val(loaded, base, objective)
     inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
     searched = read_space(request, base, inputs.dim, None if space is None else Path(space))
     facts = StudyFacts(base, inputs, searched, objective, seed)
@@ -182,7 +182,7 @@ def check_optuna() -> None:
         raise missing_package(error) from None
 
 
-def _check_val(split: Split, base: Config, objective: str) -> None:
+def check_val(split: Split, base: Config, objective: str) -> None:
     """Refuse a split whose val cannot choose, and settings that let test choose."""
     stages = [stage for stage in (base, base.first_stage) if stage is not None]
     if any(stage.selection.subset != "val" for stage in stages):
