@@ -15,7 +15,7 @@ from meidbench.baselines.samplers import SAMPLERS, VideoSampler
 from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass, show, suggest
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.evaluation.evaluate import subset_positives
-from meidbench.loading.motion import STATIC, WHEN, Motion
+from meidbench.loading.motion import STATIC, STATIC_ROWS, WHEN, Motion
 from meidbench.names import PRECISIONS, RESIDENT, SAMPLINGS, SELECTION_SUBSETS
 from meidbench.splits.split import Split
 
@@ -187,12 +187,17 @@ class MotionStream:
     same_index: bool = True
     static: str = "mean"
     release_bug: bool = False
+    static_row: str = "drawn"  # what runs without this setting had; recipes name theirs
 
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {"when": ("none", *WHEN), "static": STATIC}
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "when": ("none", *WHEN),
+        "static": STATIC,
+        "static_row": STATIC_ROWS,
+    }
 
     def motion(self) -> Motion | None:
         """Return the motion stream of a dataset; None where ``when`` is ``none``."""
-        return None if self.when == "none" else Motion(self.when, self.same_index, self.static, self.release_bug)
+        return None if self.when == "none" else Motion(**dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)

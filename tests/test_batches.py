@@ -245,9 +245,10 @@ def test_all_rows_of_videos(split, packed):
 
 MOTIONS = {
     "paper": Motion(),
+    "drawn": Motion(static_row="drawn"),
     "sampled": Motion(when="sampled", static="none"),
     "independent": Motion(same_index=False, static="sum"),
-    "released": Motion(same_index=False, static="sum", release_bug=True),
+    "released": Motion(same_index=False, static="sum", release_bug=True, static_row="drawn"),
 }
 
 

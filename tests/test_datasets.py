@@ -4,6 +4,7 @@ import copy
 import inspect
 import multiprocessing
 import pickle
+from itertools import product
 
 import h5py
 import numpy as np
@@ -13,12 +14,13 @@ from torch.utils.data import DataLoader
 
 import meidbench
 from meidbench.annotations import Annotations
+from meidbench.baselines import resolve
 from meidbench.errors import FeatureError, MeidbenchError, SplitError
 from meidbench.features import open_features
 from meidbench.features.frame_sampling import random_indices
 from meidbench.loading.datasets import DATASET_CLASSES, CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
 from meidbench.loading.motion import Motion
-from meidbench.names import DATASETS
+from meidbench.names import DATASETS, SAMPLINGS
 from meidbench.splits.manifests import split_path
 from meidbench.splits.split import Split, write_split
 
@@ -211,6 +213,11 @@ def motion_by_hand(array):
     )
 
 
+def static_at_the_end(stream, rows):
+    """The rows of a whole stream X_M that are taken, of which the last is the static one, and no other."""
+    return np.concatenate([stream[np.minimum(rows[:-1], len(stream) - 2)], stream[-1:]])
+
+
 @pytest.mark.parametrize("sampling", ["uniform", "random"])
 def test_motion_is_that_of_the_whole_video_at_the_same_rows(split, arrays, stored, sampling):
     options = {"features": stored, "frames": 6, "sampling": sampling, "seed": 11}
@@ -222,7 +229,26 @@ def test_motion_is_that_of_the_whole_video_at_the_same_rows(split, arrays, store
             assert list(item) == ["video_id", "features", "labels", "motion"]
             assert_same([item], [plain[index]])
             rows = data.frame_rows.select_one(index, epoch)
-            np.testing.assert_array_equal(item["motion"].numpy(), motion_by_hand(arrays[item["video_id"]])[rows])
+            whole = motion_by_hand(arrays[item["video_id"]])
+            np.testing.assert_array_equal(item["motion"].numpy(), static_at_the_end(whole, rows))
+
+
+def test_the_paper_has_exactly_one_static_row_per_video_and_the_release_a_random_number(split, stored):
+    motions = {name: resolve(name, split).motion.motion() for name in ("meid", "meid-release")}
+    counts = {name: set() for name in motions}
+    draws = [(sampling, replacement) for sampling in SAMPLINGS for replacement in (True, False)]
+    for (sampling, replacement), frames, subset, name in product(draws, (1, 2, 7, 25), ("train", "test"), motions):
+        options = {"frames": frames, "sampling": sampling, "replacement": replacement, "features": stored}
+        data = CharadesLT(split, subset, motion=motions[name], **options)
+        whole = CharadesLT(split, subset, features=stored, frames=None, motion=motions[name])
+        for epoch, index in product((0, 5), range(len(data))):
+            data.set_epoch(epoch)
+            # The static row of a whole video is far from all differences of these features.
+            is_static = (data[index]["motion"] == whole[index]["motion"][-1]).all(dim=1)
+            counts[name].add(int(is_static.sum()))
+            assert name == "meid-release" or bool(is_static[-1])
+    assert counts["meid"] == {1}
+    assert {0, 1, 2} <= counts["meid-release"]
 
 
 def test_motion_of_all_rows(split, arrays, stored):
@@ -248,7 +274,8 @@ def test_independent_rows_of_motion_are_a_draw_of_their_own(split, arrays, folde
             rows, others = (some.select_one(index, epoch) for some in (data.frame_rows, data.motion_frame_rows))
             assert rows.tolist() != others.tolist()
             np.testing.assert_array_equal(item["features"].numpy(), arrays[item["video_id"]][rows].astype(np.float32))
-            np.testing.assert_array_equal(item["motion"].numpy(), motion_by_hand(arrays[item["video_id"]])[others])
+            whole = motion_by_hand(arrays[item["video_id"]])
+            np.testing.assert_array_equal(item["motion"].numpy(), static_at_the_end(whole, others))
             drawn.append(others.tolist())
     assert len({tuple(rows) for rows in drawn}) == len(drawn)
     # Evenly spaced rows are the same rows however often they are drawn.

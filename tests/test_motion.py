@@ -12,7 +12,8 @@ from meidbench.errors import FeatureError
 from meidbench.loading.motion import Motion, independent_seed, motion_rows
 
 WIDTH = 5
-RELEASED = Motion(same_index=False, static="sum", release_bug=True)
+RELEASED = Motion(same_index=False, static="sum", release_bug=True, static_row="drawn")
+DRAWN = Motion(static_row="drawn")
 
 
 def by_loop(rows, motion):
@@ -24,6 +25,16 @@ def by_loop(rows, motion):
     if motion.release_bug and made:
         made[0] = -video[0]
     return np.stack([*made, static])
+
+
+def taken_by_loop(rows, motion, indices):
+    """The rows of X_M that are taken, one by one in float64."""
+    stream, last = by_loop(rows, motion), len(rows) - 1
+    if motion.static_row == "drawn":
+        return np.stack([stream[index] for index in indices])
+    nothing = np.zeros(rows.shape[1])
+    before = [stream[min(index, last - 1)] if last else nothing for index in indices[:-1]]
+    return np.stack([*before, stream[last]])
 
 
 def make_rows(counts, seed=0):
@@ -42,14 +53,23 @@ def test_equation_10_worked_out_by_hand():
 
 def test_rows_that_are_taken_worked_out_by_hand():
     video = torch.tensor([[1.0], [3.0], [2.0], [6.0]])
-    assert motion_rows(video, indices=[[3, 0, 0, 2, 3]]).tolist() == [[3], [2], [2], [4], [3]]
+    assert motion_rows(video, DRAWN, indices=[[3, 0, 0, 2, 3]]).tolist() == [[3], [2], [2], [4], [3]]
+    # The static row is the last one alone; the last stored row has the difference of the row before it.
+    assert motion_rows(video, indices=[[3, 0, 0, 2, 3]]).tolist() == [[4], [2], [2], [4], [3]]
+    assert motion_rows(video, indices=[[0, 1]]).tolist() == [[2], [3]]
+    assert motion_rows(video, indices=[[2]]).tolist() == [[3]]
+    # Two rows: the difference before the last row is the first one, which the release writes as -x_1.
+    bug = Motion(static="sum", release_bug=True)
+    assert motion_rows(video[:2], bug, indices=[[0, 1, 1]]).tolist() == [[-1], [-1], [4]]
     assert motion_rows(video, RELEASED, indices=[[3, 0, 0, 2]]).tolist() == [[12], [-1], [-1], [4]]
 
 
 @pytest.mark.parametrize(("motion", "static"), [(Motion(), 7), (Motion(static="none"), 0), (RELEASED, 7)])
 def test_a_video_of_one_row_has_the_static_row_alone(motion, static):
     assert motion_rows(torch.full((1, 2), 7.0), motion).tolist() == [[static] * 2]
-    assert motion_rows(torch.full((1, 2), 7.0), motion, indices=[[0, 0]]).tolist() == [[static] * 2] * 2
+    first = static if motion.static_row == "drawn" else 0
+    made = motion_rows(torch.full((1, 2), 7.0), motion, indices=[[0, 0]])
+    assert made.tolist() == [[first] * 2, [static] * 2]
 
 
 def test_the_release_is_the_sum_that_overwrites_its_first_row():
@@ -70,7 +90,9 @@ def test_the_release_is_the_sum_that_overwrites_its_first_row():
 @settings(max_examples=60, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 40), min_size=1, max_size=8),
-    motion=st.sampled_from([Motion(), Motion(static="sum"), Motion(static="none"), RELEASED]),
+    motion=st.sampled_from(
+        [Motion(), Motion(static="sum"), Motion(static="none"), Motion(static="sum", release_bug=True), DRAWN, RELEASED]
+    ),
     frames=st.integers(1, 12),
     seed=st.integers(0, 99),
 )
@@ -84,7 +106,11 @@ def test_videos_of_any_length_are_the_plain_loop_alone_and_together(counts, moti
         alone = motion_rows(video.clone(), motion)
         np.testing.assert_allclose(alone.numpy(), by_loop(video.numpy(), motion), rtol=1e-5, atol=1e-5)
         assert torch.equal(alone, all_of_it)
-        assert torch.equal(some, alone[torch.from_numpy(chosen)])
+        np.testing.assert_allclose(some.numpy(), taken_by_loop(video.numpy(), motion, chosen), rtol=1e-5, atol=1e-5)
+        assert torch.equal(some, motion_rows(video, motion, indices=[chosen]))
+        assert torch.equal(some, motion_rows(video, motion, indices=[chosen], taken=video[torch.from_numpy(chosen)]))
+        if motion.static_row == "drawn":
+            assert torch.equal(some, alone[torch.from_numpy(chosen)])
 
 
 @pytest.mark.parametrize("count", [150, 200])
@@ -130,6 +156,7 @@ def test_independent_rows_have_a_seed_of_their_own():
     [
         ({"when": "before"}, "unknown when of motion 'before'; known: full, sampled"),
         ({"static": "max"}, "unknown static of motion 'max'; known: mean, sum, none"),
+        ({"static_row": "first"}, "unknown static_row of motion 'first'; known: last, drawn"),
         ({"same_index": 1}, "same_index of motion must be True or False, got 1"),
         ({"release_bug": "yes"}, "release_bug of motion must be True or False, got 'yes'"),
         ({"when": "sampled", "same_index": False}, "same_index=False needs when='full', got 'sampled'"),

@@ -11,6 +11,7 @@ from meidbench.errors import FeatureError, write_count
 
 WHEN = ("full", "sampled")
 STATIC = ("mean", "sum", "none")
+STATIC_ROWS = ("last", "drawn")
 
 # Number of partial sums per video, each of every eighth row, which are added in pairs at the end: this is fast, the
 # order is fixed, and rounding errors stay small.
@@ -37,6 +38,12 @@ class Motion:
         that changes random sampling only.
     static : str
         The last row: ``mean``, ``sum`` or ``none`` (zeros).
+    static_row : str
+        For ``full``, the place of the static row among N rows that are taken. ``last``: it is always the last one of
+        them, and no other, so that N frames have N - 1 differences and one static row, as in Eq 10. The last stored
+        row has no next one; where it is taken before, it has the difference of the row before it, x_T - x_(T-1) (0 in
+        a video of one row). ``drawn``: it is wherever the last stored row is taken, as in the authors' code; a random
+        draw has it never or several times.
     release_bug : bool
         The output of the authors' script, which sums into a row that it still needs: the first row is
         x_2 - (x_1 + x_2), which is -x_1 except for rounding. It needs ``static="sum"`` and ``when="full"``, the
@@ -50,18 +57,20 @@ class Motion:
     Examples
     --------
     >>> Motion()
-    Motion(when='full', same_index=True, static='mean', release_bug=False)
-    >>> released = Motion(same_index=False, static="sum", release_bug=True)
+    Motion(when='full', same_index=True, static='mean', release_bug=False, static_row='last')
+    >>> released = Motion(same_index=False, static="sum", release_bug=True, static_row="drawn")
     """
 
     when: str = "full"
     same_index: bool = True
     static: str = "mean"
     release_bug: bool = False
+    static_row: str = "last"
 
     def __post_init__(self) -> None:
         one_of("when of motion", self.when, WHEN, FeatureError)
         one_of("static of motion", self.static, STATIC, FeatureError)
+        one_of("static_row of motion", self.static_row, STATIC_ROWS, FeatureError)
         for name, flag in (("same_index", self.same_index), ("release_bug", self.release_bug)):
             if not isinstance(flag, bool):
                 raise FeatureError(f"{name} of motion must be True or False, got {flag!r}")
@@ -87,14 +96,14 @@ def motion_rows(
 ) -> torch.Tensor:
     """Return rows of the motion streams of videos (Eq 10 of MEID).
 
-    The bits of a video's numbers depend neither on other videos nor on the choice of rows.
+    The bits of a row depend neither on other videos nor on the other rows that are taken.
 
     Parameters
     ----------
     rows : (R, D) float32 tensor
         All rows of one video, or of several end to end.
     motion : Motion, optional
-        By default Eq 10 as in the paper; only ``static`` and ``release_bug`` are used.
+        By default Eq 10 as in the paper; only ``static``, ``static_row`` and ``release_bug`` are used.
     counts, indices : (V,) and (V, F) integers, optional
         Rows of each video, R in sum (one video by default), and rows to take, counted from 0 in each video.
     taken : (V * F, D) tensor, optional
@@ -114,7 +123,9 @@ def motion_rows(
     >>> motion_rows(video).tolist()
     [[3.0, 1.0], [0.0, 4.0], [3.0, 2.0]]
     >>> motion_rows(video, counts=[1, 2], indices=[[0, 0], [0, 1]]).tolist()
-    [[1.0, 0.0], [1.0, 0.0], [0.0, 4.0], [4.0, 3.0]]
+    [[0.0, 0.0], [1.0, 0.0], [0.0, 4.0], [4.0, 3.0]]
+    >>> motion_rows(video, indices=[[0, 2, 2, 2]]).tolist()
+    [[3.0, 1.0], [0.0, 4.0], [0.0, 4.0], [3.0, 2.0]]
     """
     motion = motion or Motion()
     if rows.ndim != 2 or rows.dtype != torch.float32:
@@ -142,8 +153,15 @@ def motion_rows(
         joint = starts[:, None] + wanted
         torch.index_select(rows, 0, _index(joint + ~is_last, rows), out=out)
         out.sub_(rows.index_select(0, _index(joint, rows)) if taken is None else taken)
-        is_first = (wanted == 0) & ~is_last
-        last, last_videos = np.flatnonzero(is_last), np.nonzero(is_last)[0]
+        is_static, is_first = is_last, (wanted == 0) & ~is_last
+        if motion.static_row == "last":
+            is_static = np.broadcast_to(np.arange(wanted.shape[1]) == wanted.shape[1] - 1, wanted.shape)
+            is_end = is_last & ~is_static & (lengths[:, None] > 1)
+            end = joint[is_end]
+            differences = rows.index_select(0, _index(end, rows)) - rows.index_select(0, _index(end - 1, rows))
+            out.index_copy_(0, _index(np.flatnonzero(is_end), out), differences)
+            is_first = (is_first | (is_end & (lengths[:, None] == 2))) & ~is_static
+        last, last_videos = np.flatnonzero(is_static), np.nonzero(is_static)[0]
         first, first_videos = np.flatnonzero(is_first), np.nonzero(is_first)[0]
     _put(out, last, last_videos, _static(rows, starts, lengths, motion.static))
     if motion.release_bug:
