@@ -11,6 +11,7 @@ from meidbench.baselines.aggregators import AGGREGATORS, Aggregator
 from meidbench.baselines.augmentation import AUGMENTATIONS, Augmentation
 from meidbench.baselines.losses import LOSSES, Loss
 from meidbench.baselines.models import MODELS, Model, ModelInputs
+from meidbench.baselines.models.linear_probe import LinearProbe
 from meidbench.baselines.samplers import SAMPLERS, VideoSampler
 from meidbench.checks import FieldReader, Table, convert, describe_type, read_dataclass, show, suggest
 from meidbench.errors import MeidbenchError, bullet_list
@@ -365,7 +366,7 @@ def list_keys(tables: Any = None) -> list[str]:
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, Choice):
-        return {"name": value.name, **value.options}
+        return {"name": value.name, **{key: _to_json(option) for key, option in value.options.items()}}
     if dataclasses.is_dataclass(value):
         return {entry.name: _to_json(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     return list(value) if isinstance(value, tuple) else value
@@ -404,9 +405,23 @@ def check_model(config: Config, model: Model) -> None:
         raise MeidbenchError(f"{name} begins with a trained first stage; take a method that has one: meid")
     if config.first_stage is not None and not model.needs_first_stage:
         raise MeidbenchError(f"{name} does not begin with a first stage; leave it out")
+    if isinstance(model, LinearProbe) and config.schedule.epochs != len(model.c_grid):
+        raise MeidbenchError(
+            f"schedule.epochs of {name} must be {len(model.c_grid)}, one per value of model.c_grid, got "
+            f"{config.schedule.epochs}; meidbench.baselines.resolve sets it"
+        )
     if config.mask_other_labels and model.mixes_targets:
         raise MeidbenchError(
             f"{name} mixes labels itself, so that no mask of them can be applied; set mask_other_labels=false"
+        )
+
+
+def check_processes(config: Config, processes: int) -> None:
+    """Refuse several processes for a model that scikit-learn fits, in one."""
+    if processes > 1 and MODELS[config.model.name].is_fitted:
+        raise MeidbenchError(
+            f"model.name={config.model.name} is fitted by one process with many threads (OMP_NUM_THREADS), got "
+            f"{processes} processes; train it without torchrun"
         )
 
 

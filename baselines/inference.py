@@ -17,6 +17,7 @@ from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
 from meidbench.baselines.run_folder import RunFolder, digest_recipe
+from meidbench.baselines.samplers import VideoSampler
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.evaluate import average_precision, choose_subset, evaluate_scores, mean_by_group
@@ -84,6 +85,35 @@ def make_subset_loader(
     )
 
 
+def make_training_loader(
+    split: Split,
+    features: FeatureSource,
+    config: Config,
+    processes: ProcessGroup,
+    sampler: VideoSampler,
+    micro_batch_size: int,
+) -> BatchLoader:
+    """Return the micro-batches of this process in training, in the order of a sampler."""
+    data = FeatureDataset(
+        split,
+        "train",
+        features=features,
+        frames=config.frames.train,
+        sampling=config.frames.train_sampling,
+        replacement=config.frames.replacement,
+        seed=config.seed,
+        motion=config.motion.motion(),
+    )
+    return BatchLoader(
+        data,
+        micro_batch_size,
+        sampler=sampler,
+        device=processes.device,
+        resident=config.execution.resident,
+        prefetch=config.execution.prefetch,
+    )
+
+
 def score_subset(
     model: Model, loader: BatchLoader, processes: ProcessGroup, progress: ProgressBar = show_no_progress
 ) -> npt.NDArray[np.float32]:
@@ -140,6 +170,14 @@ def report_notes(features: FeatureSource, video_ids: list[str], report: Report) 
     features.check(video_ids)
     for note in features.take_notes():
         report(note)
+
+
+def report_on_inputs(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
+    """Tell what users should know of a split and its features before a training."""
+    for note in features.take_notes():
+        report(note)
+    if find_scored_subsets(split, config.selection.subset) == ["val"]:
+        report(f"note: {split.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
 
 
 def report_repeated_rows(split: Split, features: FeatureSource, config: Config, report: Report) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -328,6 +329,27 @@ class LossMonitor:
         return StepTotals(len(steps), sum(losses), float(values[2].sum()), max(norms))
 
 
+class EpochClock:
+    """Estimates how long the other epochs will take."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._start = 0.0
+
+    def estimate_time_left(self, epoch: int, epochs: int) -> str:
+        """Return the time that the epochs after ``epoch`` will take; empty before a whole epoch was timed."""
+        if self._first is None:
+            # The first epoch may have been resumed in its middle, so the clock starts after it.
+            self._first, self._start = epoch, time.monotonic()
+        done, left = epoch - self._first, epochs - epoch
+        if done < 1 or not left:
+            return ""
+        minutes = math.ceil((time.monotonic() - self._start) / done * left / 60)
+        if minutes >= 60:
+            return f", {minutes // 60} h {minutes % 60} min left"
+        return f", {minutes} min left" if minutes > 1 else ", less than 1 min left"
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """A batch as one process reads it."""
@@ -413,8 +435,13 @@ class EpochPlan:
         return MicroBatch(max(1, counted), counted * self.processes / of_step, ends)
 
 
-def plan_epoch(config: Config, model: nn.Module, draws: int, processes: int = 1, rank: int = 0) -> EpochPlan:
-    """Return the division of an epoch of a configuration; batch normalisation needs two videos per micro-batch."""
+def plan_epoch(config: Config, model: Model, draws: int, processes: int = 1, rank: int = 0) -> EpochPlan:
+    """Return the division of an epoch of a configuration; batch normalisation needs two videos per micro-batch.
+
+    For a model that is fitted, each class stands for a draw.
+    """
+    if model.is_fitted:
+        return EpochPlan(model.inputs.num_classes, batch_size=1)
     normalises = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
     schedule = config.schedule
     return EpochPlan(draws, schedule.batch_size, schedule.accumulate, processes, rank, smallest=2 if normalises else 1)

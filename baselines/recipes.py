@@ -209,6 +209,9 @@ def _complete(config: Config, split: Split) -> Config:
         getattr(config, family).options.setdefault(option, value)
     if aggregator.get("flavor") == "meid_compat" and aggregator.get("frames") is None:
         aggregator["frames"] = config.frames.train
+    if MODELS[config.model.name].is_fitted:
+        options = option_defaults(MODELS[config.model.name]) | config.model.options
+        config = config.with_epochs(max(1, len(options["c_grid"])))
     return dataclasses.replace(config, mask_other_labels=config.masks_labels)
 
 

@@ -1,9 +1,8 @@
 """Training of a baseline: one loop for all methods. A run that was killed anywhere resumes without a difference."""
 
-import math
 import os
 import time
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from meidbench.baselines.configuration import (
     Config,
     check_model,
+    check_processes,
     make_augmentation,
     make_loss,
     make_model_inputs,
@@ -25,7 +25,9 @@ from meidbench.baselines.inference import (
     describe_run,
     find_scored_subsets,
     make_subset_loader,
+    make_training_loader,
     read_trained,
+    report_on_inputs,
     report_repeated_rows,
     score_subset,
     show_no_progress,
@@ -35,6 +37,7 @@ from meidbench.baselines.learner import (
     MIXING,
     NOISE,
     DivergenceError,
+    EpochClock,
     EpochPlan,
     Learner,
     LossMonitor,
@@ -45,6 +48,7 @@ from meidbench.baselines.learner import (
     read_first_stage,
 )
 from meidbench.baselines.models import Outputs
+from meidbench.baselines.models.linear_probe import LinearProbe
 from meidbench.baselines.run_folder import (
     FIRST_STAGE,
     Inputs,
@@ -58,8 +62,7 @@ from meidbench.errors import MeidbenchError
 from meidbench.evaluation.evaluate import average_precision, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
-from meidbench.loading.batches import Batch, BatchLoader
-from meidbench.loading.datasets import FeatureDataset
+from meidbench.loading.batches import Batch
 from meidbench.names import SUBSETS, Advance, ProgressBar, Report
 from meidbench.splits.split import Split, load_split
 
@@ -128,7 +131,8 @@ def train(
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
         folder = RunFolder(Path(out))
-        _report_on_inputs(loaded, source, config, report)
+        report_on_inputs(loaded, source, config, report)
+        check_processes(config, processes.size)
         config = folder.continued(config, trains_first=first_stage is None)
         finished = None if folder.ends_before(config) else read_trained(folder, loaded)
         processes.wait()  # the first one may change the folder from here on
@@ -145,13 +149,6 @@ def train(
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
         inputs = replace(inputs, first_stage_digest=start.digest)
         return _train_stage(context, config, inputs, folder, start.weights, finished)
-
-
-def _report_on_inputs(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
-    for note in features.take_notes():
-        report(note)
-    if find_scored_subsets(split, config.selection.subset) == ["val"]:
-        report(f"note: {split.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
 
 
 @dataclass(frozen=True)
@@ -251,27 +248,13 @@ class _Run:
         self.sampler = make_sampler(config, split)
         self.sampler.shard(processes.rank, processes.size)
         self.monitor = LossMonitor()
-        data = FeatureDataset(
-            split,
-            "train",
-            features=features,
-            frames=config.frames.train,
-            sampling=config.frames.train_sampling,
-            replacement=config.frames.replacement,
-            seed=config.seed,
-            motion=config.motion.motion(),
-        )
-        self.loader = BatchLoader(
-            data,
-            self._plan_epoch().micro_batch_size,
-            sampler=self.sampler,
-            device=processes.device,
-            resident=config.execution.resident,
-            prefetch=config.execution.prefetch,
-        )
+        if self.learner.module.is_fitted:  # to the rows that are scored, in the order of the split
+            self.loader = make_subset_loader(split, "train", features, config, processes)
+        else:
+            size = self._plan_epoch().micro_batch_size
+            self.loader = make_training_loader(split, features, config, processes, self.sampler, size)
         self.log: RunLog | None = None
-        self.last_save = self.start = time.monotonic()
-        self.first_epoch = 1
+        self.last_save, self.clock = time.monotonic(), EpochClock()
 
     def complete(self) -> None:
         """Train to the end and score the best checkpoint."""
@@ -280,14 +263,14 @@ class _Run:
         self._report_notes()
         if self.folder.last.is_file():
             written = self.learner.restore(self.folder.last)
-            self.report(f"resuming after {position.epoch} epochs, {position.step} steps")
+            done = f"{position.micro_batch} classes" if self.learner.module.is_fitted else f"{position.step} steps"
+            self.report(f"resuming after {position.epoch} epochs, {done}")
         elif any(self.folder.result(subset).is_file() for subset in self.scored) and self.folder.best.is_file():
             self._score()  # the run was finished once, and only its last checkpoint is gone
             return
         elif self.first_stage_weights is not None:
             self.learner.module.load_first_stage(read_first_stage(self.first_stage_weights))
         self.log = RunLog(self.folder.path, self.report, written, position.step) if self.processes.is_first else None
-        self.first_epoch, self.start = position.epoch + 1, time.monotonic()
         try:
             self._write_log(
                 "begun",
@@ -297,10 +280,14 @@ class _Run:
                 rows_check=self.rows_check,
                 versions=list_versions(),
             )
-            with self.progress(f"training {self.config.method}", epochs * self._plan_epoch().steps) as advance:
-                advance(position.step)
+            plan = self._plan_epoch()
+            with self.progress(f"training {self.config.method}", epochs * plan.steps) as advance:
+                advance(position.epoch * plan.steps + position.micro_batch // plan.accumulate)
                 while position.epoch < epochs:
-                    self._train_epoch(advance)
+                    if isinstance(self.learner.module, LinearProbe):
+                        self._fit_epoch(self.learner.module, advance)
+                    else:
+                        self._train_epoch(advance)
                     self._end_epoch()
             self._score()
         except DivergenceError as error:
@@ -313,7 +300,10 @@ class _Run:
 
     def _report_notes(self) -> None:
         """Tell what a user may not expect of the schedule, and of the number of threads in a resumed run."""
-        if late := self.config.schedule.describe_late_milestones():
+        if self.learner.module.is_fitted:
+            ignored = "the loss, the sampler, the augmentation, frames.train and the schedule have no effect"
+            self.report(f"note: scikit-learn fits {self.config.method}, one epoch per value of model.c_grid; {ignored}")
+        elif late := self.config.schedule.describe_late_milestones():
             self.report(f"note: {late}")
         began, now = self.folder.count_threads(), torch.get_num_threads()
         if self.processes.device.type == "cpu" and began not in (None, now):
@@ -358,6 +348,18 @@ class _Run:
         finally:
             batches.close()
 
+    def _fit_epoch(self, model: LinearProbe, advance: Advance) -> None:
+        """Fit the classes with the next value of C; each takes the place of a micro-batch, without a step."""
+        position, labels = self.learner.position, self.split.labels("train")
+        model.standardise(batch["features"] for batch in self.loader)
+        with closing(model.fit(labels, position.epoch, position.micro_batch)) as losses:
+            for loss in losses:
+                position.loss_sum, position.summed_steps = position.loss_sum + loss, position.summed_steps + 1
+                position.micro_batch += 1
+                advance(1)
+                if position.micro_batch < self.split.num_classes and self._checkpoint_is_due():
+                    self._save()
+
     def _compute_loss(self, batch: Batch, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss of a micro-batch, and the model's penalty in it."""
         learner, position, processes = self.learner, self.learner.position, self.processes
@@ -400,12 +402,16 @@ class _Run:
         rate = self.config.schedule.learning_rate(position.epoch)
         position.epoch, position.micro_batch = position.epoch + 1, 0
         steps = max(1, position.summed_steps)
-        facts: dict[str, Any] = {"epoch": position.epoch, "loss": position.loss_sum / steps, "lr": rate}
+        facts: dict[str, Any] = {"epoch": position.epoch, "loss": position.loss_sum / steps}
+        if not learner.module.is_fitted:
+            facts["lr"] = rate
         if model_facts := learner.module.log_values():
             facts |= {"penalty": position.penalty_sum / steps, "model": model_facts}
         line = (
             f"{self.config.method}: epoch {position.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
         )
+        if learner.module.is_fitted:
+            line += f", C {model_facts['C']:g}"
         if position.epoch % selection.every == 0 or position.epoch == self.config.schedule.epochs:
             means = self._compute_means(selection.subset)
             is_best = means.overall > position.best
@@ -417,7 +423,7 @@ class _Run:
             line += f", {selection.subset} mAP {means.overall:.4f}{' (best so far)' if is_best else ''}"
         position.loss_sum, position.penalty_sum, position.summed_steps = 0.0, 0.0, 0
         self._write_log("epoch", **facts)
-        self.report(line + self._estimate_time_left())
+        self.report(line + self.clock.estimate_time_left(position.epoch, self.config.schedule.epochs))
         self._save()
 
     # --- its steps ----------------------------------------------------------------------------------------------
@@ -442,26 +448,13 @@ class _Run:
         return {"loss": totals.loss_sum / max(1, totals.steps), "gradient_norm": totals.largest_norm}
 
     def _checkpoint_is_due(self) -> bool:
-        execution, step = self.config.execution, self.learner.position.step
+        execution, position = self.config.execution, self.learner.position
+        step = position.micro_batch if self.learner.module.is_fitted else position.step
         if execution.checkpoint_steps is not None and step % execution.checkpoint_steps == 0:
             return True
         if execution.checkpoint_minutes is None or step % execution.log_every:
             return False
         return self.processes.broadcast(time.monotonic() - self.last_save >= 60 * execution.checkpoint_minutes)
-
-    def _estimate_time_left(self) -> str:
-        """Return the time that the other epochs will take; empty before a whole epoch was timed."""
-        epoch = self.learner.position.epoch
-        done, left = epoch - self.first_epoch, self.config.schedule.epochs - epoch
-        if done == 0:
-            # The first epoch may have been resumed in its middle, so the clock starts after it.
-            self.start = time.monotonic()
-        if done < 1 or not left:
-            return ""
-        minutes = math.ceil((time.monotonic() - self.start) / done * left / 60)
-        if minutes >= 60:
-            return f", {minutes // 60} h {minutes % 60} min left"
-        return f", {minutes} min left" if minutes > 1 else ", less than 1 min left"
 
     def _save(self) -> None:
         self.learner.save(self.folder.last, 0 if self.log is None else self.log.position)
@@ -474,6 +467,8 @@ class _Run:
     def _score(self) -> None:
         """Score val and test with the best checkpoint."""
         facts = describe_run(self.config, self.learner.load_weights(self.folder.best))
+        if note := self.learner.module.describe_weights():
+            self.report(f"note: {note}")
         for subset, loader in self.scored.items():
             scores = score_subset(self.learner.module, loader, self.processes, self.progress)
             if self.processes.is_first:

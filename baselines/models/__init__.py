@@ -1,6 +1,7 @@
 """Models: an aggregator, and the layers before, around and after it. ``MODELS`` names them."""
 
 from meidbench.baselines.models.base import Model, ModelInputs, Outputs, Plain
+from meidbench.baselines.models.linear_probe import LinearProbe
 from meidbench.baselines.models.meid import ExpertOne, ExpertTwo
 from meidbench.baselines.models.move import Move
 
@@ -11,4 +12,5 @@ MODELS: dict[str, type[Model]] = {
     "meid_one": ExpertOne,
     "meid_two": ExpertTwo,
     "move": Move,
+    "linear_probe": LinearProbe,
 }

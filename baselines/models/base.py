@@ -73,6 +73,8 @@ class Model(nn.Module):
     takes_motion = False
     takes_aggregator = True
     needs_first_stage = False
+    # Whether scikit-learn fits it to whole training videos (``LinearProbe``), in place of steps of the optimiser.
+    is_fitted = False
     # A dataclass whose fields are options too, where ``__init__`` takes them as ``**``.
     further_options: ClassVar[type | None] = None
 
@@ -102,6 +104,10 @@ class Model(nn.Module):
     def log_values(self) -> dict[str, float]:
         """Return numbers to be logged after each epoch."""
         return {}
+
+    def describe_weights(self) -> str:
+        """Return what a user should know of the trained weights; empty where there is nothing to say."""
+        return ""
 
 
 class Plain(Model):
