@@ -243,6 +243,9 @@ class Config:
     augmentation: Choice = field(default_factory=lambda: Choice("none"))
     # Whether the loss leaves out other labels than the drawn one (samplers.label_mask); None follows the sampler.
     mask_other_labels: bool | None = None
+    # Whether the mask weights the "elements" of the loss, or the number of elements that it keeps per video multiplies
+    # the mean loss ("factor"), as in public code that averages the loss before it multiplies the mask.
+    mask_as: str = "elements"
     # The source of the average precision that some augmentations need in training: "untouched" videos, or a
     # "second_pass" over each batch, unmixed and in training mode, as in VideoLT's public code.
     running_ap: str = "untouched"
@@ -254,7 +257,10 @@ class Config:
     first_stage: "Config | None" = None  # of the run whose weights this run begins with
 
     _least: ClassVar[dict[str, float]] = {"seed": 0}
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {"running_ap": ("untouched", "second_pass")}
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "running_ap": ("untouched", "second_pass"),
+        "mask_as": ("elements", "factor"),
+    }
 
     def __post_init__(self) -> None:
         if self.first_stage is not None and self.first_stage.first_stage is not None:

@@ -377,7 +377,10 @@ class _Run:
             class_ap=learner.running.class_ap,
             streams=() if motion is None else (motion,),
         )
-        if mask is not None:
+        factor: torch.Tensor | float = 1.0
+        if mask is not None and self.config.mask_as == "factor":
+            factor, mask = mask[:videos].sum(dim=1).mean(), None
+        elif mask is not None:
             mask = mixed.mix(mask)[:videos]
         with self._autocast():
             outputs: Outputs = learner.model(mixed.features, next(iter(mixed.streams), None), mixed.targets)
@@ -385,11 +388,12 @@ class _Run:
             counted = torch.arange(len(labels), device=labels.device) < (videos if micro_batch.weight else 0)
             if self.config.running_ap == "second_pass":
                 with torch.no_grad(), self._autocast():
-                    learner.running.add(learner.module(batch["features"], motion, labels).logits, labels, counted)
+                    second_pass: Outputs = learner.module(batch["features"], motion, labels)
+                learner.running.add(second_pass.ranked, labels, counted)
             else:
-                learner.running.add(outputs.logits, labels, mixed.untouched & counted)
+                learner.running.add(outputs.ranked, labels, mixed.untouched & counted)
         targets = mixed.targets if outputs.targets is None else outputs.targets
-        loss: torch.Tensor = self.loss(outputs.logits[:videos], targets[:videos], mask)
+        loss: torch.Tensor = factor * self.loss(outputs.logits[:videos], targets[:videos], mask)
         if outputs.penalty is None:
             return loss, torch.zeros_like(loss)
         return loss + outputs.penalty, outputs.penalty

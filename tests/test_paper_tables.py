@@ -222,7 +222,7 @@ def test_operations_are_counted_as_by_hand():
     assert forward_flops(config, split, 2048, 60) == by_hand(60)
     cost = run_cost(config, split, "videolt", 2048, "A100")
     steps = -(-179_334 // 128) * 100
-    scored = 100 * 25_619 + 25_619 + 51_239
+    scored = 20 * 25_619 + 25_619 + 51_239  # every fifth epoch, and at the end
     assert cost.flops == pytest.approx(steps * 128 * 3 * by_hand(60) + scored * by_hand(150))
     assert cost.bytes_read == pytest.approx((steps * 128 * 60 + scored * 150) * 4096)
     assert cost.hours == pytest.approx(max(cost.flops / (0.4 * 19.5e12), cost.bytes_read / 2e9) / 3600)

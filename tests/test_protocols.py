@@ -123,7 +123,11 @@ def matlab_classify(scores, labels):
 
 
 def torchnet_meter(scores, labels):
-    """The meter of VideoLT's code: float32 scores, a stable descending sort, zero for an empty class."""
+    """The meter of VideoLT's code: float32 scores, a descending sort, zero for an empty class.
+
+    Its own sort is not stable: its ties have no defined order from 17 videos on. Here they are in list order, as the
+    protocol defines; a stable sort is the deterministic stand-in, not the meter's.
+    """
     with np.errstate(over="ignore"):
         single = scores.astype(np.float32)
     result = []

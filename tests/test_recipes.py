@@ -390,3 +390,11 @@ def test_options_have_types_and_defaults():
     assert known_options(LOSSES["focal"])["gamma"] is float
     assert list(known_options(AGGREGATORS["early_mean"])) == ["dropout", "classifier", "bias_prior"]
     assert option_defaults(MODELS["meid_two"])["beta"] == 0.5
+
+
+def test_runs_that_were_begun_before_a_setting_existed_keep_what_they_did(toy_split):
+    tables = resolve("meid", toy_split).to_tables()
+    del tables["motion"]["static_row"], tables["mask_as"]
+    old = Config.from_tables(tables)
+    assert (old.motion.motion().static_row, old.mask_as) == ("drawn", "elements")
+    assert "motion.static_row: 'drawn' in the run, 'last' asked for" in old.differences(resolve("meid", toy_split))

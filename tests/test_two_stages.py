@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from processes import start_two, train_and_kill, train_run
+from sklearn.metrics import average_precision_score
 
-from meidbench.baselines import predict, resolve, train
+from meidbench.baselines import LOSSES, predict, resolve, train
 from meidbench.baselines.run_folder import FIRST_STAGE, RunFolder, load_checkpoint, save_checkpoint
 from meidbench.errors import MeidbenchError
 from meidbench.features.simulation import simulate_features
@@ -325,7 +326,10 @@ def test_each_stage_has_the_protocol_of_its_recipe(toy_split):
         assert (config.first_stage.sampler.name, config.sampler.name) == ("instance", "class_balanced")
         assert config.first_stage.mask_other_labels is False and config.first_stage.motion.when == "none"
         assert config.motion.when == "full"
-    assert [config.mask_other_labels for config in plain.values()] == [True, False]
+    assert [(config.mask_other_labels, config.mask_as) for config in plain.values()] == [
+        (True, "elements"),
+        (True, "factor"),
+    ]
     assert (plain["meid"].first_stage.schedule.lr, plain["meid"].schedule.lr) == (1e-3, 1e-4)
     stacked = [plain["meid-release"].augmentation.name, plain["meid-release"].first_stage.augmentation.name]
     assert stacked == ["frame_stack"] * 2 and plain["meid"].augmentation.name == "none"
@@ -425,3 +429,78 @@ def test_a_first_stage_gets_more_epochs_before_the_second_has_begun(toy_split, f
         train(toy_split, features, longer, tmp_path / name)
     assert_same(tmp_path / "run", tmp_path / "whole")
     assert_same(tmp_path / "run" / FIRST_STAGE, tmp_path / "whole" / FIRST_STAGE)
+
+
+def test_the_ap_of_the_second_stage_is_that_of_both_experts(toy_split, features, tmp_path, monkeypatch):
+    """FrameStack's AP in ``meid-release``: of the mean of both probabilities in the second pass over each batch."""
+    from meidbench.baselines.models.meid import ExpertOne, ExpertTwo
+    from meidbench.baselines.running_ap import RunningAveragePrecision
+
+    outputs = {"first": [], "second": [], "labels": []}
+    classify, second_logits, add = ExpertOne.classify, ExpertTwo._second_logits, RunningAveragePrecision.add
+
+    def spied_classify(self, *arguments):
+        outputs["last"] = classify(self, *arguments)
+        return outputs["last"]
+
+    def spied_second(self, *arguments):
+        logits = second_logits(self, *arguments)
+        if self.training and not torch.is_grad_enabled():  # the second pass
+            outputs["first"].append(outputs["last"].clone())
+            outputs["second"].append(logits.clone())
+        return logits
+
+    def spied_add(self, scores, targets, keep=None):
+        outputs["labels"].append(targets.clone())
+        add(self, scores, targets, keep)
+
+    config = config_of(toy_split, "schedule.epochs=1", "schedule.lr=0.05", method="meid-release")
+    train(toy_split, features, config.first_stage, tmp_path / "first")
+    monkeypatch.setattr(ExpertOne, "classify", spied_classify)
+    monkeypatch.setattr(ExpertTwo, "_second_logits", spied_second)
+    monkeypatch.setattr(RunningAveragePrecision, "add", spied_add)
+    train(toy_split, features, config, tmp_path / "run", first_stage=tmp_path / "first")
+    first, second, labels = (torch.cat(outputs[name]).double().numpy() for name in ("first", "second", "labels"))
+    assert len(first) == len(second) == len(labels) == 48
+    seen = np.flatnonzero(labels.any(axis=0))
+
+    def precision(scores):
+        return [average_precision_score(labels[:, c], scores[:, c]) for c in seen]
+
+    class_ap = load_checkpoint(tmp_path / "run" / "last.pt")["running_ap"]["class_ap"].numpy()[seen]
+    probabilities = [1 / (1 + np.exp(-logits)) for logits in (first, second)]
+    np.testing.assert_allclose(class_ap, precision(sum(probabilities) / 2), atol=1e-6)
+    # Neither the second expert alone nor the sum of the logits ranks like that.
+    for other in (second, first + second):
+        assert np.abs(class_ap - precision(other)).max() > 1e-3
+
+
+def test_the_released_mask_multiplies_the_mean_loss_by_the_elements_kept(toy_split, features, tmp_path, monkeypatch):
+    from meidbench.baselines import training
+
+    compute, focal, seen = training._Run._compute_loss, LOSSES["focal"].forward, []
+
+    def spied_focal(self, logits, targets, mask=None):
+        seen.append([focal(self, logits, targets, mask), mask])
+        return seen[-1][0]
+
+    def spied_compute(self, batch, micro_batch):
+        loss, penalty = compute(self, batch, micro_batch)
+        seen[-1] += [(loss - penalty).item(), batch["labels"], batch["class"].tolist()]
+        return loss, penalty
+
+    monkeypatch.setattr(LOSSES["focal"], "forward", spied_focal)
+    monkeypatch.setattr(training._Run, "_compute_loss", spied_compute)
+    train(toy_split, features, config_of(toy_split, method="meid-release"), tmp_path / "run")
+    factors = []
+    for mean, mask, loss, labels, drawn in seen:
+        assert mask is None  # no label is left out, in neither stage
+        kept = [
+            sum(label == 0 or c == chosen for c, label in enumerate(row))
+            for row, chosen in zip(labels.tolist(), drawn, strict=True)
+        ]
+        factor = 1.0 if set(drawn) == {-1} else sum(kept) / len(kept)
+        assert loss == pytest.approx(factor * mean.item(), rel=1e-4)
+        factors.append(factor)
+    # Three batches per epoch and stage, of 12 classes.
+    assert factors[:6] == [1.0] * 6 and all(6 < factor < 12 for factor in factors[6:]) and len(factors) == 12

@@ -102,8 +102,9 @@ class NeXtVLAD(Aggregator):
     ``original`` then divides each v_k by its L2 norm; batch normalisation of all M K values, dropout, Linear(M K, H)
     without bias and batch normalisation follow, then a gate that multiplies the result (squeeze and excitation:
     Linear(H, H / R), batch normalisation, ReLU, Linear(H / R, H), sigmoid, no biases), and the last layer. Its batch
-    normalisation has PyTorch's constants, not TensorFlow's. ``meid_compat`` is as in MEID's public code
-    (github.com/abcdvzz/MEID, ``models/models.py``, ``models/net_module.py``), which differs in each of these points:
+    normalisation has PyTorch's constants, not TensorFlow's, and only its centres start on TensorFlow's scale: all
+    other weights start on PyTorch's. (All on TensorFlow's were worse in one try.) ``meid_compat`` is as in MEID's
+    public code (github.com/abcdvzz/MEID, ``models/models.py``, ``models/net_module.py``), which differs in this:
 
     ================  ========================  ===================================
     point             ``original``              ``meid_compat``

@@ -54,11 +54,19 @@ class Outputs(NamedTuple):
         A term to be added to the classification loss, already weighted.
     targets : Tensor, (B, C), or None
         Labels that replace the given ones, where the model mixed videos.
+    scores : Tensor, (B, C), or None
+        In training the scores that the videos would have now, where they are not the logits for the loss.
     """
 
     logits: torch.Tensor
     penalty: torch.Tensor | None = None
     targets: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+
+    @property
+    def ranked(self) -> torch.Tensor:
+        """The values (B, C) by which videos are ranked: the scores, or the logits where there are no others."""
+        return self.logits if self.scores is None else self.scores
 
 
 class Model(nn.Module):

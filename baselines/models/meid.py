@@ -259,9 +259,11 @@ class ExpertTwo(_Expert):
         else:
             second = self._second_logits(frames, attention, self._checked_motion(features, motion))
             penalty = self._penalty(second)
+        scores = joint_scores(first, second, self.scores)
         if not self.training:
-            return Outputs(joint_scores(first, second, self.scores))
-        return Outputs(at_least_float32(first) + at_least_float32(second) if self.loss_on == "sum" else second, penalty)
+            return Outputs(scores)
+        logits = at_least_float32(first) + at_least_float32(second) if self.loss_on == "sum" else second
+        return Outputs(logits, penalty, scores=scores)
 
     def _checked_motion(self, features: torch.Tensor, motion: torch.Tensor | None) -> torch.Tensor | None:
         if (motion is not None) != self.inputs.has_motion:

@@ -80,8 +80,8 @@ _allow_float16 = click.option(
     type=click.Choice(PROTOCOLS),
     default=PROTOCOLS[0],
     show_default=True,
-    help="apmeter and charades rank videos with the same score in list order, as VideoLT's meter and the official "
-    "Charades script do.",
+    help="apmeter (VideoLT's meter) and charades (the official Charades script) rank videos with the same score in "
+    "list order; the meter's own sort leaves their order undefined.",
 )
 @click.option(
     "--bootstrap",

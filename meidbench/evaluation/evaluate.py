@@ -52,7 +52,8 @@ class Protocol:
 PROTOCOLS = {
     # scikit-learn's definition: the order of a file or of a sort never matters.
     "tie-aware": Protocol(),
-    # The torchnet meter in VideoLT's code (ops/apmeter.py): float32, list order, zero for an empty class.
+    # The torchnet meter in VideoLT's code (ops/apmeter.py): float32, zero for an empty class. Its sort is not stable:
+    # from 17 videos on its ties have no defined order. List order stands in for it, so that a number can be repeated.
     "apmeter": Protocol(in_list_order=True, single_precision=True, without_positives=0.0),
     # The official Charades_v1_classify.m: a stable sort in list order, rows without label stay at -Inf.
     "charades": Protocol(in_list_order=True, unlabelled_last=True),

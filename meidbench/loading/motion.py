@@ -155,11 +155,7 @@ def motion_rows(
         out.sub_(rows.index_select(0, _index(joint, rows)) if taken is None else taken)
         is_static, is_first = is_last, (wanted == 0) & ~is_last
         if motion.static_row == "last":
-            is_static = np.broadcast_to(np.arange(wanted.shape[1]) == wanted.shape[1] - 1, wanted.shape)
-            is_end = is_last & ~is_static & (lengths[:, None] > 1)
-            end = joint[is_end]
-            differences = rows.index_select(0, _index(end, rows)) - rows.index_select(0, _index(end - 1, rows))
-            out.index_copy_(0, _index(np.flatnonzero(is_end), out), differences)
+            is_static, is_end = _move_static_to_end(out, rows, joint, is_last & (lengths[:, None] > 1))
             is_first = (is_first | (is_end & (lengths[:, None] == 2))) & ~is_static
         last, last_videos = np.flatnonzero(is_static), np.nonzero(is_static)[0]
         first, first_videos = np.flatnonzero(is_first), np.nonzero(is_first)[0]
@@ -175,6 +171,19 @@ def independent_seed(seed: int) -> int:
     """Return another seed, whose draws are independent of those of ``seed``."""
     words = np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(4).tolist()
     return sum(int(word) << 32 * place for place, word in enumerate(words))
+
+
+def _move_static_to_end(
+    out: torch.Tensor, rows: torch.Tensor, joint: Indices, is_last: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Put the difference from the row before where a last row is not taken last; return the masks of both, (V, F)."""
+    is_static = np.zeros_like(is_last)
+    is_static[:, -1:] = True
+    is_end = is_last & ~is_static
+    end = joint[is_end]
+    differences = rows.index_select(0, _index(end, rows)) - rows.index_select(0, _index(end - 1, rows))
+    out.index_copy_(0, _index(np.flatnonzero(is_end), out), differences)
+    return is_static, is_end
 
 
 def _static(rows: torch.Tensor, starts: Indices, counts: Indices, static: str) -> torch.Tensor:
