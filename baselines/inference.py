@@ -16,18 +16,18 @@ from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import Model
-from meidbench.baselines.run_folder import RunFolder, digest_recipe
+from meidbench.baselines.run_folder import RunFolder, digest_recipe, find_backbone
 from meidbench.baselines.samplers import VideoSampler
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.evaluate import average_precision, choose_subset, evaluate_scores, mean_by_group
-from meidbench.evaluation.results import MeanAP
+from meidbench.evaluation.results import MeanAP, find_watermarks
 from meidbench.features import FeatureSource, open_features
 from meidbench.features.row_checks import RowCheck, check_rows
 from meidbench.files import written_whole
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
-from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
+from meidbench.names import SELECTION_SUBSETS, SUBSETS, WATERMARKS, Advance, ProgressBar, Report
 from meidbench.predictions.align import align_predictions, read_predictions, run_warnings
 from meidbench.predictions.values import write_predictions
 from meidbench.splits.split import Split, load_split
@@ -207,6 +207,11 @@ def describe_run(config: Config, epoch: int) -> dict[str, Any]:
     }
 
 
+def describe_features(*backbones: str) -> dict[str, str]:
+    """Return the fact about a run's features that becomes a watermark: no video was seen for one of the backbones."""
+    return next(({"backbone": name} for name in backbones if name in WATERMARKS), {})
+
+
 def write_scores(
     folder: RunFolder, split: Split, subset: str, scores: npt.NDArray[np.float32], facts: dict[str, Any]
 ) -> MeanAP:
@@ -214,6 +219,7 @@ def write_scores(
 
     Returns the mean AP of the subset.
     """
+    facts = facts | describe_features(folder.read()[1].backbone)
     write_predictions(folder.predictions(subset), split.video_ids(subset), scores, split, subset, facts)
     result = evaluate_scores(scores, split, subset, warnings=run_warnings({"run": facts}))
     # This file comes last: a subset with a result is done.
@@ -377,6 +383,9 @@ def predict(
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
             facts = describe_run(config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
+            facts |= describe_features(find_backbone(source), inputs.backbone)
+            for mark in find_watermarks(run_warnings({"run": facts})):
+                report(f"warning: {mark}")
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)
         processes.wait()
     return Path(out)

@@ -56,6 +56,7 @@ class Inputs:
     rows_check: str = ""  # full, sample or none: the rows that were read before the training
     rows_digest: str = ""  # of all rows as they were read; empty where not all were
     content_digest: str = ""  # of the split, with class names and groups; empty in runs of an earlier version
+    backbone: str = ""  # in the recipe of the feature file; empty where it is unknown
 
     @classmethod
     def from_sources(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
@@ -74,6 +75,7 @@ class Inputs:
             str(features.path),
             **{f"features_{name}": value for name, value in vars(features.naming).items()},
             content_digest=split.content_digest,
+            backbone=find_backbone(features),
         )
 
     def open_features(self) -> FeatureSource:
@@ -326,6 +328,12 @@ def digest_recipe(features: FeatureSource) -> str:
     """Return the sha256 of the recipe in a feature file; empty for other forms."""
     header = read_feature_header(features)
     return "" if header is None else hashlib.sha256(json.dumps(header.recipe, sort_keys=True).encode()).hexdigest()
+
+
+def find_backbone(features: FeatureSource) -> str:
+    """Return the backbone in the recipe of a feature file; empty where it is unknown."""
+    header = read_feature_header(features)
+    return "" if header is None else str(header.recipe.get("backbone", ""))
 
 
 def read_feature_header(features: FeatureSource) -> Header | None:

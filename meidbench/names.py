@@ -32,6 +32,12 @@ RESIDENT = ("auto", "never", "always")
 STATISTICS_TABLE = "table1"
 TABLES = (STATISTICS_TABLE, "table2", "table3", "table4", "table5", "table6", "table7", "supp1", "supp2", "supp5")
 
+# Marks in every output of runs on features for which no video was seen, by the backbone in the recipe of the features.
+WATERMARKS = {
+    "simulation": "SIMULATED: numbers say nothing of real data",
+    "words": "PROXY: word features, no vision; numbers say nothing of video recognition",
+}
+
 # Other names of the field, without case, hyphens, underscores and blanks, and the names that they may mean here.
 # Messages suggest those that are known at the place: a command, a method, a component, the last part of a setting.
 OTHER_NAMES: dict[str, tuple[str, ...]] = {

@@ -22,7 +22,10 @@ from meidbench.extraction.videos import find_videos
 pytestmark = pytest.mark.usefixtures("heard_signals")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-KEEPING = ("download", "extract-features", "merge-features", "pack-features", "train", "reproduce", "demo")
+KEEPING = (
+    *("download", "extract-features", "merge-features", "pack-features", "word-features"),
+    *("train", "reproduce", "demo"),
+)
 # The function in which a command spends its time, and the command's arguments.
 WORK = {
     "download": ("annotations.download.download_annotations", ["videolt", "--accept-licence"]),
@@ -36,6 +39,10 @@ WORK = {
     "extract-features": ("extraction.videos.find_videos", [TOY, "--out", "OUT"]),
     "merge-features": ("features.feature_file.read_header", [TOY / "toylt.toml", "--out", "OUT"]),
     "pack-features": ("features.packing.pack", [TOY, "--out", "OUT"]),
+    "word-features": (
+        "features.words.make_word_features",
+        [TOY / "toylt.toml", "--annotations", TOY, "--out", "OUT"],
+    ),
     "verify-features": ("features.verification.verify", [TOY]),
     "methods": ("baselines.methods.methods_table", []),
     "train": ("baselines.training.train", ["--split", "SPLIT", "--features", TOY, "--method", "bce"]),

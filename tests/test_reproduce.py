@@ -13,21 +13,24 @@ import h5py
 import pytest
 import torch
 from click.testing import CliRunner
-from material import REAL, real_data
+from material import REAL, TOY, real_data
 
+from meidbench.baselines.configuration import flatten
 from meidbench.baselines.inference import Trained
 from meidbench.baselines.reproduction import read_table, row_names
-from meidbench.baselines.reproduction.materials import InputFiles, Simulation, parse_simulation, renamed
-from meidbench.baselines.reproduction.plan import Request, layered, make_jobs
+from meidbench.baselines.reproduction.materials import InputFiles, Simulation, WordProxy, parse_substitute, renamed
+from meidbench.baselines.reproduction.plan import Request, layered, make_jobs, row_config
 from meidbench.baselines.reproduction.runs import is_out_of_memory
 from meidbench.cli import main
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.evaluate import evaluate
 from meidbench.features.simulation import simulate_features
+from meidbench.features.words import make_word_features
 from meidbench.predictions.align import read_predictions
 from meidbench.splits.split import load_split, write_split
 
 WATERMARK = "SIMULATED: numbers say nothing of real data"
+PROXY = "PROXY: word features, no vision; numbers say nothing of video recognition"
 GROUPS = ("overall", "head", "medium", "tail")
 TINY = ("--set", "schedule.epochs=1", "--set", "schedule.milestones=[]", "--bootstrap", 20)
 INVENTED = (*TINY, "--set", "simulation.frames=3", "--set", "simulation.dim=8", "--set", "simulation.split=invented",
@@ -69,6 +72,36 @@ def toy_videolt(toy_split, tmp_path):
 def real_arguments(toy_videolt, out):
     return (*toy_videolt, "--out", out, *TINY, "--device", "cpu", "--set", "frames.train=4", "--set", "frames.test=4",
             "--set", "schedule.batch_size=16")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def toy_charades(toy_split, tmp_path_factory):
+    """A split under CharadesLT's name, and invented annotations of its videos in the official form."""
+    folder = tmp_path_factory.mktemp("charades")
+    for subset in ("train", "test"):
+        shutil.copy(TOY / f"Toy_v1_{subset}.csv", folder / f"Charades_v1_{subset}.csv")
+    names = [f"c{index:03d} class {index}" for index in range(157)]
+    (folder / "Charades_v1_classes.txt").write_text("\n".join(names) + "\n")
+    split = write_split(renamed(toy_split, "charadeslt", "subset"), folder / "charadeslt.parquet")
+    return split, folder
+
+
+def on_words(toy_charades, out, *rows):
+    split, folder = toy_charades
+    asked = [text for row in rows or ["eql-charadeslt"] for text in ("--row", row)]
+    return ("reproduce", "table3", "--proxy", "words", "--split", split, "--annotations", folder, *asked, "--out", out,
+            *TINY, "--device", "cpu", "--set", "proxy.frames=3", "--set", "proxy.dim=16",
+            "--set", "schedule.batch_size=64")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def proxy(toy_charades, tmp_path_factory):
+    """A row of each benchmark on words, where only CharadesLT has annotations, and the output of the command."""
+    out = tmp_path_factory.mktemp("proxy") / "out"
+    arguments = on_words(toy_charades, out, "eql-charadeslt", "eql-charadesegolt")
+    outcome = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert outcome.exit_code == 0, outcome.output
+    return outcome, out
 
 
 def table_of(out: Path, name: str = "table2"):
@@ -321,12 +354,90 @@ def test_simulated_features_are_of_the_own_videos_of_a_built_benchmark(run, toy_
     (row,) = rows_of(tmp_path / "own", "table3")
     assert "simulated features of the real split of charadeslt, 3 x 8" in row["differs"]
     assert toy_split.digest[:12] in next((tmp_path / "own" / "splits").iterdir()).name
-    few = InputFiles([split], simulation=Simulation(most_videos=10), out=tmp_path / "few").get(
+    few = InputFiles([split], substitute=Simulation(most_videos=10), out=tmp_path / "few").get(
         "charadeslt", "ResNet101"
     )
     assert few.split.variant == "invented" and "invented videos" in few.differences()[0]
     absent = run("reproduce", "table2", "--simulate", "--out", tmp_path / "no", "--set", "simulation.split=own")
     assert absent.exit_code == 1 and "the split of videolt is not built" in absent.stderr
+
+
+def test_tables_on_words_are_marked_everywhere(proxy):
+    outcome, out = proxy
+    assert outcome.stdout.splitlines()[0] == PROXY == (out / "PROXY.txt").read_text().strip()
+    assert re.findall(r"^PROXY (\S+) +overall", outcome.stdout, re.MULTILINE) == ["eql-charadeslt", "eql-charadesegolt"]
+    assert outcome.stdout.count(PROXY) == 1
+    page = (out / "table3.md").read_text()
+    assert page.startswith("# PROXY table3") and f"**{PROXY}.**" in page and "not comparable" not in page.split("\n")[0]
+    assert all("| PROXY |" in line for line in page.splitlines() if re.match(r"\| \S+-charades(ego)?lt \|", line))
+    lines = list(csv.DictReader(io.StringIO((out / "table3.csv").read_text())))
+    assert {line["data"] for line in lines} == {"PROXY"}
+    assert all(line[f"{group}_{kind}"] == "" for line in lines for group in GROUPS for kind in ("paper", "difference"))
+    content = table_of(out, "table3")
+    assert not content["simulated"] and content["watermark"] == PROXY
+    assert all(row["watermark"] == PROXY and row["published"] is row["difference"] is None for row in content["rows"])
+    (run,) = (out / "runs").iterdir()
+    assert run.name.startswith("words-charadeslt-eql")
+    assert read_predictions(run / "predictions-test.parquet").metadata["run"]["backbone"] == "words"
+
+
+def test_a_row_on_words_differs_in_frames_alone(proxy, toy_charades):
+    _, out = proxy
+    done, missing = rows_of(out, "table3")
+    assert done["status"] == "done" and done["ours"]["warnings"][0] == PROXY
+    assert "word features of the real split of charadeslt, 16 wide" in done["differs"]
+    reason = "missing the annotation files of charadesegolt (--annotations DIR)"
+    assert (missing["status"], missing["reason"]) == ("not run", reason)
+    split, folder = toy_charades
+    words = WordProxy()
+    files = InputFiles([split], [folder], substitute=words)
+    for job in make_jobs(read_table("table3"), Request(substitute=words), files):
+        if not job.row.is_quoted:
+            published, config = (
+                flatten(each.to_tables())
+                for each in (row_config(job.row, renamed(job.material.split, job.row.dataset)), job.configs[0])
+            )
+            differing = {key for key in published | config if published.get(key) != config.get(key)}
+            assert {key.split(".")[-2:][0] for key in differing} <= {"frames", "aggregator"}, differing
+            assert {key.split(".")[-1] for key in differing} <= {"train", "test", "frames"}, differing
+            assert config["frames.train"] == config["frames.test"] == 32
+
+
+def test_predictions_on_words_are_not_taken_for_those_of_a_benchmark(proxy, toy_charades, run):
+    _, out = proxy
+    predictions = next((out / "runs").glob("*/predictions-test.parquet"))
+    outcome = run("evaluate", predictions, "--split", toy_charades[0])
+    assert outcome.exit_code == 1 and "words-charadeslt" in outcome.stderr
+    outcome = run("evaluate", predictions, "--split", next((out / "splits").iterdir()))
+    assert outcome.exit_code == 0 and PROXY in outcome.stdout
+
+
+def test_a_table_on_words_is_resumed_in_a_folder_of_its_own(proxy, simulated, toy_charades, toy_videolt, run):
+    outcome, out = proxy
+    again = run(*on_words(toy_charades, out, "eql-charadeslt", "eql-charadesegolt"))
+    assert again.exit_code == 0 and again.stdout == outcome.stdout and "0 newly trained" in again.stderr
+    refused = run("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, out))
+    assert refused.exit_code == 1 and "holds proxy results; name another folder for real ones (--out)" in refused.stderr
+    _, other, arguments = simulated
+    refused = run(*on_words(toy_charades, other))
+    assert refused.exit_code == 1 and "holds simulated results; name another folder for proxy ones" in refused.stderr
+    refused = run(*(out if argument == other else argument for argument in arguments))
+    assert refused.exit_code == 1 and "holds proxy results; name another folder for simulated ones" in refused.stderr
+
+
+def test_a_table_without_words_is_not_run(run, tmp_path):
+    outcome = run("reproduce", "table2", "--proxy", "words", "--out", tmp_path / "out")
+    reason = "nothing of table2 can be run: its rows need word features of videolt, whose annotations hold no"
+    assert outcome.exit_code == 1 and outcome.stdout.startswith(reason) and not (tmp_path / "out").exists()
+
+
+def test_word_features_make_no_real_table(run, toy_charades, tmp_path):
+    split, folder = toy_charades
+    words = make_word_features("charadeslt", folder, tmp_path / "words.h5", dim=8)
+    arguments = ("reproduce", "table3", "--row", "eql-charadeslt", "--split", split, *TINY)
+    outcome = run(*arguments, "--features", f"ResNet101={words}", "--out", tmp_path / "out")
+    assert outcome.exit_code == 1 and "real features of ResNet101 on charadeslt (these are words)" in outcome.stderr
+    assert "--proxy words" in outcome.stderr and not (tmp_path / "out").exists()
 
 
 def test_narrow_terminals_are_not_overrun(simulated, run, toy_videolt, tmp_path, monkeypatch):
@@ -375,6 +486,11 @@ def test_table_1_lists_missing_splits_and_different_cells(run, toy_split, tmp_pa
     (["table2", "--row", "bce-resnet50"], 2, "no row is called bce-resnet50"),
     (["table2", "--simulate", "--plan"], 2, "--simulate takes neither"),
     (["table1", "--simulate"], 2, "there is nothing to simulate"),
+    (["table1", "--proxy", "words"], 2, "there is nothing to simulate or to train on words"),
+    (["table3", "--proxy", "words", "--simulate"], 2, "--simulate takes neither --features nor --plan nor --proxy"),
+    (["table3", "--proxy", "words", "--plan"], 2, "--proxy takes neither --features nor --plan: it needs annotations"),
+    (["table3", "--proxy", "letters"], 2, "'letters' is not 'words'"),
+    (["table3", "--proxy", "words", "--set", "proxy.words=3"], 2, "1 problem(s) with the proxy:"),
     (["table2", "--seed", "1", "--seed", "1"], 2, "named twice"),
     (["table2", "--seed", "1", "--set", "seed=2"], 2, "not by both"),
     (["table7", "--seed", "1", "--seed", "2", "--set", "stage2.seed=5"], 2, "not by both"),
@@ -573,7 +689,7 @@ def test_plain_runs_are_recorded_as_chosen_on_val(simulated):
 def test_difficulties_that_are_almost_alike_are_two_files(toy_split, tmp_path):
     split = write_split(renamed(toy_split, "videolt"), tmp_path / "videolt.parquet")
     paths = [
-        InputFiles([split], simulation=Simulation(difficulty=value, frames=1, dim=1), out=tmp_path)
+        InputFiles([split], substitute=Simulation(difficulty=value, frames=1, dim=1), out=tmp_path)
         .get("videolt", "ResNet50")
         .features.path
         for value in (0.5, 0.50000001)
@@ -611,7 +727,7 @@ def test_settings_of_the_user_lie_above_those_of_the_row():
     assert layered(["seed=1"], ["stage2.seed=2"]) == ("seed=1", "stage2.seed=2")
     with pytest.raises(MeidbenchError, match="set twice"):
         layered(["seed=1", "seed=2"])
-    simulation, others = parse_simulation(["seed=1", "simulation.dim=5"])
+    simulation, others = parse_substitute(Simulation, ["seed=1", "simulation.dim=5"])
     assert simulation == Simulation(dim=5) and others == ("seed=1",)
 
 

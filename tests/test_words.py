@@ -2,18 +2,27 @@
 
 import csv
 import hashlib
+import json
 import shutil
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from material import REAL, TOY, TOY_MANIFEST, real_data
 
+from meidbench.cli import main
 from meidbench.errors import AnnotationError, FeatureError
+from meidbench.evaluation.evaluate import evaluate
 from meidbench.features import open_features
+from meidbench.features.simulation import simulate_features
 from meidbench.features.verification import verify
 from meidbench.features.words import make_word_features, word_vector
+from meidbench.names import WATERMARKS
+from meidbench.predictions.align import read_predictions
 
+WATERMARK = "PROXY: word features, no vision; numbers say nothing of video recognition"
 TEXTS = ["A box, a BOX; the man's box.", "the box", "", " - ;", "box 2box re-box"]
 SCRIPT = "A man opens the box."
 
@@ -144,7 +153,7 @@ def test_what_cannot_be_read_is_refused(folder, tmp_path):
         make_word_features(TOY_MANIFEST, folder, out, dim=0)
     with pytest.raises(FeatureError, match="dim must be at most 65,536, got 70,000"):
         make_word_features(TOY_MANIFEST, folder, out, dim=70_000)
-    edit(folder, lambda table: table.rename(columns={"script": "plot"}, inplace=True))
+    edit(folder, lambda table: setattr(table, "columns", [{"script": "plot"}.get(name, name) for name in table]))
     with pytest.raises(AnnotationError, match=r"Toy_v1_train.csv, line 1: no column script; the header is"):
         make_word_features(TOY_MANIFEST, folder, out)
     with pytest.raises(AnnotationError, match="Toy_v1_test.csv is missing"):
@@ -162,3 +171,151 @@ def test_real_descriptions(name, tmp_path):
     for row in table[["id", "descriptions", "script"]][::97].itertuples(index=False):
         words = words_by_loop(row.descriptions) or words_by_loop(row.script)
         assert source.read(row.id).tolist() == [vector_by_loop(word, 2) for word in words]
+
+
+def test_the_command_tells_of_the_file_and_of_the_proxy(folder, tmp_path, run):
+    out = tmp_path / "words.h5"
+    outcome = run("word-features", TOY_MANIFEST, "--annotations", folder, "--out", out, "--dim", 8)
+    table = read_both(folder)
+    assert outcome.exit_code == 0
+    first, watermark = outcome.stdout.splitlines()
+    assert first.startswith(f"{out}: {len(table)} videos of ToyLT's annotations, ") and " words of 8 numbers" in first
+    assert watermark == WATERMARK
+    again = run("word-features", TOY_MANIFEST, "--annotations", folder, "--out", out, "--dim", 8, "--json")
+    assert f"{len(table)} of {len(table)} videos are there already" in again.stderr
+    assert json.loads(again.stdout) == {
+        "dataset": "toylt",
+        "dim": 8,
+        "path": str(out),
+        "rows": verify(open_features(out)).rows,
+        "videos": len(table),
+        "watermark": watermark,
+    }
+
+
+def test_the_command_refuses_wrong_input(folder, tmp_path, run):
+    out = tmp_path / "words.h5"
+    (tmp_path / "empty").mkdir()
+    for arguments, code, text in (
+        (("videolt", "--annotations", folder, "--out", out), 1, "VideoLT hold no descriptions of its videos"),
+        ((TOY_MANIFEST, "--annotations", tmp_path / "empty", "--out", out), 1, "Toy_v1_train.csv is missing"),
+        ((TOY_MANIFEST, "--annotations", tmp_path / "none", "--out", out), 2, "does not exist"),
+        ((TOY_MANIFEST, "--annotations", folder, "--out", out, "--dim", 0), 2, "0 is not in the range"),
+        ((TOY_MANIFEST, "--annotations", folder, "--out", tmp_path / "f.csv"), 2, "is written as .h5 or .hdf5"),
+        (("nothing", "--annotations", folder, "--out", out), 2, "is neither one of videolt, charadeslt"),
+    ):
+        outcome = run("word-features", *arguments)
+        assert outcome.exit_code == code and text in outcome.stderr, outcome.stderr
+    (tmp_path / "link.h5").symlink_to(folder / "Toy_v1_train.csv")
+    before = (folder / "Toy_v1_train.csv").read_bytes()
+    outcome = run("word-features", TOY_MANIFEST, "--annotations", folder, "--out", tmp_path / "link.h5")
+    assert outcome.exit_code == 1 and "choose another output" in outcome.stderr
+    assert (folder / "Toy_v1_train.csv").read_bytes() == before and not out.exists()
+
+
+def test_words_cannot_be_extracted_again(folder, tmp_path, run):
+    out = make_word_features(TOY_MANIFEST, folder, tmp_path / "words.h5", dim=8)
+    outcome = run("verify-features", out, "--videos", tmp_path)
+    assert outcome.exit_code == 1 and "these features are words: there are no videos that they were" in outcome.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(toy_split_file, tmp_path_factory):
+    """Two runs of one epoch on words, bce and eql, and the output of the commands."""
+    place = tmp_path_factory.mktemp("trained")
+    features = make_word_features(TOY_MANIFEST, TOY, place / "words.h5", dim=8)
+    outcomes = {}
+    for method in ("bce", "eql"):
+        arguments = ("train", "--split", toy_split_file, "--features", features, "--method", method, "--out",
+                     place / method, "--epochs", 1, "--device", "cpu", "--set", "frames.train=4",
+                     "--set", "frames.test=4", "--json")  # fmt: skip
+        outcomes[method] = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert outcomes[method].exit_code == 0, outcomes[method].output
+    return place, outcomes
+
+
+def test_a_run_on_words_tells_of_the_proxy_and_records_it(trained):
+    place, outcomes = trained
+    assert f"warning: {WATERMARK}" in outcomes["bce"].stderr
+    assert json.loads(outcomes["bce"].stdout)["warnings"][0] == WATERMARK
+    assert json.loads((place / "bce" / "config.json").read_text())["inputs"]["backbone"] == "words"
+    for subset in ("val", "test"):
+        metadata = read_predictions(place / "bce" / f"predictions-{subset}.parquet").metadata
+        assert metadata["run"]["backbone"] == "words"
+        assert WATERMARK in json.loads((place / "bce" / f"result-{subset}.json").read_text())["warnings"]
+
+
+def test_every_output_of_an_evaluation_is_marked(trained, toy_split_file, tmp_path, run):
+    place, _ = trained
+    predictions, per_class = place / "bce" / "predictions-test.parquet", tmp_path / "classes.csv"
+    outcome = run("evaluate", predictions, "--split", toy_split_file, "--per-class", per_class)
+    assert outcome.exit_code == 0 and outcome.stdout.splitlines()[1] == WATERMARK
+    assert f"warning: {WATERMARK}" in outcome.stderr
+    table = pd.read_csv(per_class)
+    assert len(table) == 12 and set(table.watermark) == {WATERMARK}
+    outcome = run("evaluate", predictions, "--split", toy_split_file, "--json", "-")
+    content = json.loads(outcome.stdout)
+    assert content["warnings"][0] == content["notes"][0] == WATERMARK
+    assert outcome.stdout == (place / "bce" / "result-test.json").read_text()
+    result = evaluate(read_predictions(predictions), split=toy_split_file)
+    assert f"  {WATERMARK}" in repr(result).splitlines()
+
+
+def test_every_output_of_a_comparison_is_marked(trained, toy_split_file, tmp_path, run):
+    place, _ = trained
+    bce, eql = (f"{name}={place / name / 'predictions-test.parquet'}" for name in ("bce", "eql"))
+    common = ("--split", toy_split_file, "--bootstrap", 20)
+    files = ("--html", tmp_path / "c.html", "--latex", tmp_path / "c.tex", "--json", tmp_path / "c.json")
+    outcome = run("compare", bce, eql, *common, *files)
+    assert outcome.exit_code == 0 and outcome.stdout.splitlines()[1] == WATERMARK
+    assert [line for line in outcome.stderr.splitlines() if "PROXY" in line] == [f"warning: every run: {WATERMARK}"]
+    header = (tmp_path / "c.html").read_text().partition("</header>")[0]
+    assert f"<b>{WATERMARK}</b>" in header
+    assert f"\\caption{{\\textbf{{{WATERMARK}.}} Mean average precision" in (tmp_path / "c.tex").read_text()
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert content["notes"][0] == WATERMARK and all(WATERMARK in method["warnings"] for method in content["methods"])
+    # Beside a run of which nothing is known, the warning names the run on words.
+    outcome = run("compare", bce, f"other={TOY / 'predictions.npz'}", *common)
+    assert outcome.exit_code == 0 and outcome.stdout.splitlines()[1] == WATERMARK
+    assert f"warning: bce: {WATERMARK}" in outcome.stderr.splitlines()
+
+
+def test_predictions_of_a_run_on_words_are_marked(trained, tmp_path, run, toy_split_file):
+    place, _ = trained
+    out = tmp_path / "p.parquet"
+    outcome = run("predict", place / "bce", "--out", out, "--device", "cpu")
+    assert outcome.exit_code == 0 and f"warning: {WATERMARK}" in outcome.stderr
+    assert read_predictions(out).metadata["run"]["backbone"] == "words"
+    assert WATERMARK in run("evaluate", out, "--split", toy_split_file).stdout
+    # Features of another source do not take the mark from a model that learnt words.
+    rows = open_features(place / "words.h5")
+    (tmp_path / "npy").mkdir()
+    for video_id in rows.ids():
+        np.save(tmp_path / "npy" / f"{video_id}.npy", rows.read(video_id))
+    run("predict", place / "bce", "--out", out, "--features", tmp_path / "npy", "--device", "cpu")
+    assert read_predictions(out).metadata["run"]["backbone"] == "words"
+
+
+def test_words_that_are_packed_again_keep_the_mark(trained, tmp_path, run):
+    place, _ = trained
+    packed = tmp_path / "packed.h5"
+    outcome = run("pack-features", place / "words.h5", "--dtype", "int8", "--out", packed)
+    assert outcome.exit_code == 0 and open_features(packed).header.recipe["backbone"] == "words"
+    outcome = run("pack-features", place / "words.h5", "--backbone", "resnet101", "--out", tmp_path / "other.h5")
+    assert outcome.exit_code == 1 and not (tmp_path / "other.h5").exists()
+
+
+def test_runs_on_simulated_features_and_on_real_ones(trained, toy_split, toy_split_file, tmp_path, run):
+    features = simulate_features(toy_split, tmp_path / "simulated.h5", frames=4, dim=8)
+    shared = ("--epochs", 1, "--device", "cpu", "--set", "frames.train=4", "--set", "frames.test=4", "--method", "bce")
+    for name, marks in (("simulation", [WATERMARKS["simulation"]]), ("resnet18", [])):
+        with h5py.File(features, "r+") as file:
+            file.attrs["recipe"] = json.dumps({"backbone": name})
+        out = tmp_path / name
+        outcome = run("train", "--split", toy_split_file, "--features", features, "--out", out, *shared)
+        assert outcome.exit_code == 0, outcome.output
+        content = json.loads((out / "result-test.json").read_text())
+        for texts in (content["warnings"], content["notes"]):
+            assert [text for text in texts if text in WATERMARKS.values()] == marks
+        assert ("SIMULATED" in outcome.stderr) == bool(marks)
+        assert ("backbone" in read_predictions(out / "predictions-test.parquet").metadata["run"]) == bool(marks)

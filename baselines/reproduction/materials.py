@@ -1,25 +1,26 @@
-"""The splits and features that rows are run on: the user's files, or simulated ones."""
+"""The splits and features that rows are run on: the user's files, simulated ones, or words as a proxy."""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from meidbench.annotations import Annotations, annotation_paths
+from meidbench.annotations import Annotations, annotation_paths, has_texts
 from meidbench.baselines.aggregators import AGGREGATORS
 from meidbench.baselines.configuration import known_options
 from meidbench.baselines.reproduction import table_content
-from meidbench.baselines.run_folder import Inputs, read_feature_header
+from meidbench.baselines.run_folder import Inputs, find_backbone
 from meidbench.checks import match_name, parse_settings, read_dataclass, suggest
 from meidbench.errors import FeatureError, MeidbenchError, RequestError, bullet_list
 from meidbench.features import FeatureSource, open_features
 from meidbench.features.simulation import simulate_features, simulate_split
-from meidbench.names import DATASETS, RELEASED, ProgressBar
-from meidbench.splits.manifests import load_manifest, split_path
+from meidbench.features.words import make_word_features
+from meidbench.names import DATASETS, RELEASED, WATERMARKS, ProgressBar
+from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
 from meidbench.splits.released import build_released
 from meidbench.splits.split import Split, load_split, write_split
 
@@ -84,6 +85,9 @@ def stand_in(dataset: str) -> Split:
 class Simulation:
     """The settings ``simulation.KEY=VALUE`` of ``--simulate``; see ``meidbench.features.simulation``."""
 
+    prefix: ClassVar[str] = "simulation"  # of its settings
+    backbone: ClassVar[str] = "simulation"
+
     # "own" simulates features of the benchmark's real videos, "invented" of an invented split; "auto" takes the real
     # split where it is built and has at most most_videos.
     split: str = "auto"
@@ -103,16 +107,50 @@ class Simulation:
         small = (f"aggregator.{key}={value}" for key, value in needs["aggregator"].items() if key in known)
         return (*needs["settings"], f"frames.train={self.frames}", f"frames.test={self.frames}", *small)
 
+    def describe(self, split: Split, dataset: str) -> str:
+        """Describe the features of a split, as a difference from the published row."""
+        videos = "invented videos" if split.variant == "invented" else f"the real split of {dataset}"
+        return f"simulated features of {videos}, {self.frames} x {self.dim}"
 
-def parse_simulation(settings: Sequence[str]) -> tuple[Simulation, tuple[str, ...]]:
-    """Read ``simulation.KEY=VALUE`` from settings; return the simulation and the other settings."""
-    own = [setting for setting in settings if setting.startswith("simulation.")]
-    table = parse_settings(own, "simulation.frames=8", error=RequestError).get("simulation", {})
+
+@dataclass(frozen=True)
+class WordProxy:
+    """The settings ``proxy.KEY=VALUE`` of ``--proxy words``; see ``meidbench.features.words``.
+
+    The schedule and the sizes of the published rows stay.
+    """
+
+    prefix: ClassVar[str] = "proxy"
+    backbone: ClassVar[str] = "words"
+
+    frames: int = 32  # words per video, in training and scoring; a video has 36 on average
+    dim: int = 256
+
+    _least: ClassVar[dict[str, float]] = {"frames": 1, "dim": 1}
+
+    def settings(self, aggregator: str | None = None) -> tuple[str, ...]:
+        """Return the settings of runs on words, which the user's override."""
+        return (f"frames.train={self.frames}", f"frames.test={self.frames}")
+
+    def describe(self, split: Split, dataset: str) -> str:
+        """Describe the features of a split, as a difference from the published row."""
+        return f"word features of the real split of {dataset}, {self.dim} wide"
+
+
+Substitute = Simulation | WordProxy  # takes the place of features that are extracted from videos
+_Kind = TypeVar("_Kind", Simulation, WordProxy)
+
+
+def parse_substitute(kind: type[_Kind], settings: Sequence[str]) -> tuple[_Kind, tuple[str, ...]]:
+    """Read ``simulation.KEY=VALUE`` or ``proxy.KEY=VALUE`` from settings; return it and the other settings."""
+    prefix = kind.prefix
+    own = [setting for setting in settings if setting.startswith(f"{prefix}.")]
+    table = parse_settings(own, f"{prefix}.frames=8", error=RequestError).get(prefix, {})
     problems: list[str] = []
-    simulation = read_dataclass(Simulation, table, problems, "simulation.")
+    substitute = read_dataclass(kind, table, problems, f"{prefix}.")
     if problems:
-        raise RequestError(f"{len(problems)} problem(s) with the simulation:\n{bullet_list(problems)}")
-    return simulation, tuple(setting for setting in settings if setting not in own)
+        raise RequestError(f"{len(problems)} problem(s) with the {prefix}:\n{bullet_list(problems)}")
+    return substitute, tuple(setting for setting in settings if setting not in own)
 
 
 @dataclass(frozen=True)
@@ -125,30 +163,23 @@ class Material:
     has_split: bool
     split_path: Path | None  # None for a split in memory
     features_path: Path | None  # None where the user named no features
-    simulation: Simulation | None = None
-    progress: ProgressBar | None = None
+    substitute: Substitute | None = None
+    make_features: Callable[[], Any] | None = None  # writes those of a substitute that are not in the file yet
+    lacking: str = ""  # why there is no substitute for the features
 
     @property
     def split_source(self) -> Split | Path:
-        """The split for a run: its file where it has one; a simulated split is written."""
-        if self.simulation is not None and self.split_path is not None and not self.split_path.is_file():
+        """The split for a run: its file where it has one; that of a substitute is written."""
+        if self.substitute is not None and self.split_path is not None and not self.split_path.is_file():
             write_split(self.split, self.split_path)
         return self.split_path or self.split
 
     @cached_property
     def features(self) -> FeatureSource:
-        """The features; with a simulation, those that are not in the file yet are simulated."""
+        """The features; those of a substitute are written first."""
         assert self.features_path is not None
-        if simulation := self.simulation:
-            simulate_features(
-                self.split,
-                self.features_path,
-                frames=simulation.frames,
-                dim=simulation.dim,
-                seed=simulation.seed,
-                difficulty=simulation.difficulty,
-                progress=self.progress,
-            )
+        if self.make_features is not None:
+            self.make_features()
         return open_features(self.features_path)
 
     @cached_property
@@ -157,32 +188,35 @@ class Material:
         return Inputs.from_sources(self.split, self.features)
 
     @cached_property
-    def simulated(self) -> tuple[str, ...]:
-        """The inputs that must be real, but are simulated according to their own files."""
-        if self.simulation is not None:
+    def substituted(self) -> tuple[str, ...]:
+        """The inputs that must be real, but are simulated or words according to their own files."""
+        if self.substitute is not None:
             return ()
         found = []
         if self.split.variant in ("simulated", "invented"):
             found.append(f"a real split of {self.dataset} (this one is of the variant {self.split.variant})")
         # A row whose features cannot be read fails by itself.
         with suppress(FeatureError):
-            if self.features_path is not None and self._backbone() == "simulation":
-                found.append(f"real features of {self.encoder} on {self.dataset} (these are simulated)")
+            kind = find_backbone(self.features) if self.features_path is not None else ""
+            if kind in WATERMARKS:
+                what = {"simulation": "simulated", "words": "words"}[kind]
+                found.append(f"real features of {self.encoder} on {self.dataset} (these are {what})")
         return tuple(found)
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The inputs that a row needs and that are missing, or simulated."""
+        """The inputs that a row needs and that are missing, or not real."""
+        if self.lacking:
+            return (self.lacking,)
         missing = [] if self.has_split else [f"the split of {self.dataset}"]
         missing += [] if self.features_path else [f"features of {self.encoder} on {self.dataset}"]
-        return (*missing, *self.simulated)
+        return (*missing, *self.substituted)
 
     def differences(self) -> tuple[str, ...]:
         """Say how the split and the features differ from those of the published rows."""
-        if self.simulation is not None:
-            videos = "invented videos" if self.split.variant == "invented" else f"the real split of {self.dataset}"
-            return (f"simulated features of {videos}, {self.simulation.frames} x {self.simulation.dim}",)
-        needs, backbone = table_content("needs"), self._backbone()
+        if self.substitute is not None:
+            return (self.substitute.describe(self.split, self.dataset),)
+        needs, backbone = table_content("needs"), find_backbone(self.features)
         published, frames = needs["encoders"][self.encoder], needs["frames"][self.dataset]
         fewest = int(self.features.check(self.split.video_ids("test")).min())
         dim = self.features.dim  # of the videos that were just checked
@@ -195,17 +229,13 @@ class Material:
         }
         return tuple(text for text, differs in found.items() if differs)
 
-    def _backbone(self) -> str:
-        """Return the backbone in the recipe of a feature file, empty where it is unknown."""
-        header = read_feature_header(self.features)
-        return "" if header is None else str(header.recipe.get("backbone", ""))
-
 
 class InputFiles:
-    """The splits of the benchmarks, and the features of their videos: those of ``parse_features``, or simulated ones.
+    """The splits of the benchmarks, and the features of their videos: those of ``parse_features``, or a substitute.
 
     A split that is not among ``split_files`` is read from MEIDBENCH_HOME, else made in memory from ``annotations``. The
-    names of simulated splits begin with ``simulated-``, so that predictions on them cannot be scored on a benchmark.
+    names of the splits of a substitute begin with ``simulated-`` or ``words-``, so that predictions on them cannot be
+    scored on a benchmark.
     """
 
     def __init__(
@@ -213,12 +243,12 @@ class InputFiles:
         split_files: Sequence[Path] = (),
         annotations: Sequence[Path] = (),
         features: Mapping[tuple[str, str], Path] | None = None,
-        simulation: Simulation | None = None,
+        substitute: Substitute | None = None,
         out: Path = Path(),
         progress: ProgressBar | None = None,
     ) -> None:
         self._annotations, self._feature_paths = annotations, features or {}
-        self._simulation, self._out, self._progress = simulation, out, progress
+        self._substitute, self._out, self._progress = substitute, out, progress
         for folder in annotations:
             if not any(all(annotation_paths(load_manifest(name), folder).values()) for name in DATASETS):
                 raise MeidbenchError(
@@ -253,8 +283,11 @@ class InputFiles:
             split, path = self.split(dataset)
             features = self._feature_paths.get(key, self._feature_paths.get(("", encoder)))
             material = Material(*key, split or stand_in(dataset), split is not None, path, features)
-            if self._simulation is not None and not (split is None and self._simulation.split == "own"):
-                material = self._simulate(dataset, encoder, split, self._simulation)
+            substitute = self._substitute
+            if isinstance(substitute, WordProxy):
+                material = self._use_words(material, substitute)
+            elif substitute is not None and not (split is None and substitute.split == "own"):
+                material = self._simulate(dataset, encoder, split, substitute)
             self._materials[key] = material
         return self._materials[key]
 
@@ -269,5 +302,33 @@ class InputFiles:
         # All digits of the difficulty: simulations that differ in the last one need two files.
         shape = f"{simulation.frames}x{simulation.dim}-d{float(simulation.difficulty)!r}-s{seed}"
         features = self._out / "features" / f"{name}-{encoder}-{shape}.h5"
-        path, simulation = self._out / "splits" / f"{name}.parquet", dataclasses.replace(simulation, seed=seed)
-        return Material(dataset, encoder, split, True, path, features, simulation, self._progress)
+        make = partial(
+            simulate_features,
+            split,
+            features,
+            frames=simulation.frames,
+            dim=simulation.dim,
+            seed=seed,
+            difficulty=simulation.difficulty,
+            progress=self._progress,
+        )
+        path = self._out / "splits" / f"{name}.parquet"
+        return Material(dataset, encoder, split, True, path, features, simulation, make)
+
+    def _use_words(self, material: Material, proxy: WordProxy) -> Material:
+        """Put words in the place of a benchmark's features, where its annotations have them."""
+        dataset, manifest = material.dataset, load_manifest(material.dataset)
+        if not has_texts(manifest):
+            lacking = f"word features of {dataset}, whose annotations hold no descriptions"
+            return dataclasses.replace(material, features_path=None, lacking=lacking)
+        folders = [*self._annotations, annotations_folder(manifest.annotations)]
+        folder = next((place for place in folders if all(annotation_paths(manifest, place).values())), None)
+        if folder is None:
+            lacking = f"the annotation files of {dataset} (--annotations DIR)"
+            return dataclasses.replace(material, features_path=None, lacking=lacking)
+        split = renamed(material.split if material.has_split else build_released(dataset, folder), f"words-{dataset}")
+        name = f"{split.dataset}-{split.digest[:12]}"
+        features = self._out / "features" / f"{split.dataset}-{proxy.dim}.h5"
+        make = partial(make_word_features, manifest, folder, features, dim=proxy.dim, progress=self._progress)
+        path = self._out / "splits" / f"{name}.parquet"
+        return Material(dataset, material.encoder, split, True, path, features, proxy, make)

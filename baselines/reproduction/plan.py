@@ -15,7 +15,7 @@ from meidbench.baselines.configuration import Config, flatten, make_model, make_
 from meidbench.baselines.methods import COMPAT_ENDING
 from meidbench.baselines.recipes import METHODS, resolve
 from meidbench.baselines.reproduction import PaperTable, Row, table_content
-from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, renamed, stand_in
+from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, Substitute, renamed, stand_in
 from meidbench.checks import one_of, parse_settings
 from meidbench.errors import MeidbenchError, RequestError, SplitError
 from meidbench.names import SUBSETS
@@ -34,7 +34,7 @@ class Request:
     seeds: tuple[int, ...] = ()  # one training per seed; empty for the recipe's seed
     device: str = ""
     faithful: bool = False  # baselines as their papers have them, not as the public code does
-    simulation: Simulation | None = None
+    substitute: Substitute | None = None  # of the features
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def make_jobs(table: PaperTable, request: Request, files: InputFiles, names: Col
 
 def _resolve_job(job: Job, request: Request) -> Job:
     row, split = job.row, renamed(job.material.split, job.row.dataset)  # recipes go by the benchmark's name
-    if request.simulation is not None and not job.material.has_split:
+    if isinstance(request.substitute, Simulation) and not job.material.has_split:
         raise SplitError(
             f"the split of {row.dataset} is not built, but simulation.split=own needs it; run 'meidbench build-splits "
             f"{row.dataset}', or leave simulation.split out"
@@ -114,15 +114,15 @@ def _resolve_job(job: Job, request: Request) -> Job:
                 raise RequestError(f"{job.table} ablates {switch}; leave {it} out of --set")
     device = (f"execution.device={request.device}",) if request.device else ()
 
-    def resolve_with(simulated: tuple[str, ...], *seed: str) -> Config:
-        settings = layered(row.settings, simulated, device, seed, asked)
+    def resolve_with(substituted: tuple[str, ...], *seed: str) -> Config:
+        settings = layered(row.settings, substituted, device, seed, asked)
         return resolve(method, split, aggregator=row.aggregator, settings=settings)
 
-    simulated: tuple[str, ...] = ()
-    if request.simulation is not None:
+    substituted: tuple[str, ...] = ()
+    if (substitute := request.substitute) is not None:
         # The aggregator is known only after all else is resolved.
-        simulated = request.simulation.settings(resolve_with(request.simulation.settings()).aggregator.name)
-    configs = [resolve_with(simulated, f"seed={seed}") for seed in request.seeds] or [resolve_with(simulated)]
+        substituted = substitute.settings(resolve_with(substitute.settings()).aggregator.name)
+    configs = [resolve_with(substituted, f"seed={seed}") for seed in request.seeds] or [resolve_with(substituted)]
     differs = _differences(row_config(row, split), configs[0])
     differs += tuple(f"{text} is left out: {method} is trained in one stage" for text in left_out)
     return dataclasses.replace(job, configs=tuple(configs), differs=differs)
@@ -256,7 +256,7 @@ def make_plan(table: PaperTable, jobs: Iterable[Job], gpu: str) -> CostPlan:
     for row, material in ((job.row, job.material) for job in jobs if not job.row.is_quoted):
         command = "" if material.has_split else build_command(row.dataset)
         splits[row.dataset] = {"built": material.has_split, "command": command}
-        named = material.features_path is not None and not material.simulated
+        named = material.features_path is not None and not material.substituted
         place = (row.dataset, list(needs["encoders"]).index(row.encoder))
         features[place] = feature_need(row.dataset, row.encoder, named=named)
     facts = {

@@ -15,12 +15,12 @@ from tabulate import tabulate
 from meidbench.baselines.methods import COMPAT_ENDING
 from meidbench.baselines.reproduction import PaperTable, read_table, runs, table_content
 from meidbench.baselines.reproduction.materials import InputFiles
-from meidbench.baselines.reproduction.plan import CostPlan, Request, build_command, make_jobs, make_plan
+from meidbench.baselines.reproduction.plan import CostPlan, Job, Request, build_command, make_jobs, make_plan
 from meidbench.baselines.reproduction.runs import RowOutcome, RunStore
 from meidbench.checks import parse_json
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import render_json
-from meidbench.names import STATISTICS_TABLE
+from meidbench.names import STATISTICS_TABLE, WATERMARKS
 from meidbench.report.text import make_cells_safe
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.statistics import split_statistics
@@ -28,7 +28,6 @@ from meidbench.splits.statistics import split_statistics
 ENDINGS = ("json", "md", "csv")  # of the files that hold a table; the first tells that they are ours
 STATISTICS = ("classes", "head", "medium", "tail", "train", "val", "test", "labels_per_video", "imbalance_ratio")
 _RATIOS = STATISTICS[-2:]  # printed with one decimal
-_MARK = "SIMULATED"
 _DASH = "-"
 _HEADER = ("paper", "ours", "95% interval", "difference")
 
@@ -61,8 +60,10 @@ def render_tables(
 
     A wrong configuration and a folder with results of the other kind are refused before the first training.
     """
-    simulated, hint = request.simulation is not None, table_content("texts")["simulate"]
-    if STATISTICS_TABLE in chosen and not simulated:
+    watermark, hint = "", table_content("texts")["substitutes"]
+    if request.substitute is not None:
+        watermark = WATERMARKS[request.substitute.backbone]
+    if STATISTICS_TABLE in chosen and not watermark:
         yield _render_statistics(files, chosen[STATISTICS_TABLE], only_plan, width)
     tables = {name: read_table(name) for name in chosen if name != STATISTICS_TABLE}
     # Errors in any table are found before the first training.
@@ -71,12 +72,15 @@ def render_tables(
         runs.check_jobs(jobs[name])
     ready = [name for name in tables if not only_plan and any(job.can_run for job in jobs[name])]
     if ready:
-        store.prepare(simulated)
+        store.prepare(watermark)
     for name, table in tables.items():
         if name in ready:
-            yield _render_result(table, runs.run_jobs(jobs[name], store), store.replicates, simulated, width)
+            yield _render_result(table, runs.run_jobs(jobs[name], store), store.replicates, watermark, width)
             continue
-        needs = {job.row.name: job.material.simulated for job in jobs[name] if job.asked and not job.row.is_quoted}
+        if watermark:
+            yield _refuse_table(table, jobs[name])
+            continue
+        needs = {job.row.name: job.material.substituted for job in jobs[name] if job.asked and not job.row.is_quoted}
         remarks = [f"row {row} needs {' and '.join(real)}; {hint}" for row, real in needs.items() if real]
         remarks += [] if only_plan else [f"nothing of {name} can be run yet: no number is filled in"]
         plan = make_plan(table, jobs[name], gpu)
@@ -98,14 +102,15 @@ def find_foreign_files(out: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _render_result(
-    table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, simulated: bool, width: int
+    table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, watermark: str, width: int
 ) -> RenderedTable:
-    content = _result_content(table, outcomes, replicates, simulated)
+    content = _result_content(table, outcomes, replicates, watermark)
     asked = [outcome for outcome in outcomes if outcome.job.asked]
     statuses, trained = [outcome.status for outcome in asked], sum(outcome.trained for outcome in asked)
     remarks = [f"{table.name}: {statuses.count(runs.DONE)} of {len(asked)} rows have numbers, {trained} newly trained"]
     if waiting := statuses.count(runs.NOT_RUN):
-        remarks.append(f"{waiting} row(s) lack inputs; 'meidbench reproduce {table.name} --plan' says which")
+        where = "the table names them" if watermark else f"'meidbench reproduce {table.name} --plan' says which"
+        remarks.append(f"{waiting} row(s) lack inputs; {where}")
     failed = [outcome for outcome in asked if outcome.status == runs.FAILED]
     remarks += [f"row {outcome.job.row.name} failed: {outcome.reason}" for outcome in failed]
     shown = [outcome.job.row.name for outcome in outcomes if outcome.job.asked or outcome.measured]
@@ -115,9 +120,9 @@ def _render_result(
     return RenderedTable(table.name, content, text, files, remarks, succeeded=not failed)
 
 
-def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, simulated: bool) -> Content:
+def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, watermark: str) -> Content:
     texts, rows = table_content("texts"), []
-    watermark = {"watermark": texts["watermark"]} if simulated else {}
+    marked = {"watermark": watermark} if watermark else {}
     chosen: dict[str, list[str]] = {}
     recipes: dict[str, None] = {}
     for outcome in outcomes:
@@ -131,13 +136,13 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
         facts = {key: value for key, value in asdict(row).items() if key not in ("method", "aggregator", "settings")}
         published = facts.pop("published")
         difference = None
-        if measured is not None and not simulated:
+        if measured is not None and not watermark:
             difference = {group: measured.mAP[group].value - published[group] for group in GROUPS_SHOWN}
         rows.append(
             {
                 **facts,
-                **watermark,
-                "published": None if simulated else published,
+                **marked,
+                "published": None if watermark else published,
                 "status": outcome.status,
                 "reason": outcome.reason,
                 "config": None if config is None else runs.without_execution(config.to_tables()),
@@ -152,13 +157,26 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
         "table": table.name,
         "title": table.title,
         "source": table.source,
-        "simulated": simulated,
-        **watermark,
+        "simulated": watermark == WATERMARKS["simulation"],
+        **marked,
         "protocol": [*table.protocol, *(texts["chosen_on"][subset].format(names[subset]) for subset in chosen)],
         "notes": [*recipes, *table.notes],
         "bootstrap": {"replicates": replicates, "seed": runs.BOOTSTRAP_SEED},
         "rows": rows,
     }
+
+
+def _find_mark(content: Content) -> str:
+    return runs.find_mark(content.get("watermark", ""))
+
+
+def _refuse_table(table: PaperTable, jobs: Iterable[Job]) -> RenderedTable:
+    """Tell why no row of a table can be run on a substitute of the features."""
+    missing = dict.fromkeys(
+        what for job in jobs if job.asked and not job.row.is_quoted for what in job.material.missing
+    )
+    reason = f"nothing of {table.name} can be run: its rows need {' and '.join(missing)}"
+    return RenderedTable(table.name, {"table": table.name, "missing": list(missing)}, reason, {}, (), False)
 
 
 def _numbers(row: Content, group: str) -> list[float]:
@@ -209,13 +227,14 @@ def _describe_run(row: Content) -> str:
         spread, seeds = ours["seed_spread"]["overall"], ", ".join(map(str, ours["seeds"]))
         texts.append(f"mean of seeds {seeds}, overall {spread['low']:.3f} to {spread['high']:.3f}")
     texts += [f"overall on val {ours['val']['overall']:.3f}"] if ours["val"] else []
-    return "; ".join(filter(None, [*texts, *ours["warnings"]]))
+    # The watermark stands above the table.
+    return "; ".join(filter(None, [*texts, *(text for text in ours["warnings"] if text != row.get("watermark"))]))
 
 
 def _result_text(content: Content, sections: Mapping[str, Sequence[str]], shown: Sequence[str], width: int) -> str:
-    lines = []
+    lines, mark = [], _find_mark(content)
     for row in content["rows"]:
-        name = f"{_MARK} {row['name']}" if content["simulated"] else row["name"]
+        name = f"{mark} {row['name']}".strip()
         for group in GROUPS_SHOWN if row["name"] in shown else ():
             cells = _cells(row, group)
             if group == "overall" and row["status"] != runs.DONE:
@@ -223,9 +242,9 @@ def _result_text(content: Content, sections: Mapping[str, Sequence[str]], shown:
             lines.append([name if group == "overall" else "", group, *cells])
     header, title = ["row", "test mAP", *_HEADER], f"{content['table']}: {content['title']} ({content['source']})"
     head, below = [title], []
-    if content["simulated"]:  # without the columns of the paper's value and the difference
+    if mark:  # without the columns of the paper's value and the difference
         header, lines = [*header[:2], *header[3:5]], [[*line[:2], *line[3:5]] for line in lines]
-        head, below = [content["watermark"], f"{_MARK} {title}"], ["", table_content("texts")["not_comparable"]]
+        head, below = [content["watermark"], f"{mark} {title}"], ["", table_content("texts")["not_comparable"]]
     table = _text_table(header, lines, "ll" + "r" * (len(header) - 2), width)
     parts = [*(_wrap(text, width) for text in head), "", table, *(_wrap(text, width) for text in below)]
     for title, texts in sections.items():
@@ -235,12 +254,12 @@ def _result_text(content: Content, sections: Mapping[str, Sequence[str]], shown:
 
 
 def _result_markdown(content: Content, sections: Mapping[str, Sequence[str]]) -> str:
-    simulated = content["simulated"]
-    parts = [f"# {f'{_MARK} ' if simulated else ''}{content['table']}: {content['title']}", ""]
-    parts += [f"**{content['watermark']}.** {table_content('texts')['not_comparable']}", ""] if simulated else []
+    mark = _find_mark(content)
+    parts = [f"# {f'{mark} ' if mark else ''}{content['table']}: {content['title']}", ""]
+    parts += [f"**{content['watermark']}.** {table_content('texts')['not_comparable']}", ""] if mark else []
     parts += [f"Published: {content['source']}.", ""]
     lines = [
-        [row["name"], _MARK if simulated else row["dataset"], group, *_cells(row, group)]
+        [row["name"], mark or row["dataset"], group, *_cells(row, group)]
         for row in content["rows"]
         for group in GROUPS_SHOWN
     ]
@@ -262,7 +281,7 @@ def _result_csv(content: Content) -> str:
         numbers = [number for group in GROUPS_SHOWN for number in _numbers(row, group)]
         numbers += [ours["val"].get(group, math.nan) for group in GROUPS_SHOWN]
         lines.append(
-            [_MARK if content["simulated"] else "real", content["table"], *(row[key] for key in facts), *method]
+            [_find_mark(content) or "real", content["table"], *(row[key] for key in facts), *method]
             + [row["status"], row["reason"], " ".join(map(str, ours["seeds"]))]
             + ["" if math.isnan(number) else repr(number) for number in numbers]
             + ["; ".join(row["differs"]), row["note"]]

@@ -23,7 +23,7 @@ from meidbench.evaluation.bootstrap import bootstrap_steps
 from meidbench.evaluation.compare import ComparedRun, Estimate, SeedSpread, compare
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import written_whole
-from meidbench.names import ProgressBar, Report
+from meidbench.names import WATERMARKS, ProgressBar, Report
 from meidbench.splits.split import Split
 
 # The status of a row.
@@ -56,6 +56,11 @@ class RowOutcome:
     differs: tuple[str, ...] = ()  # differences between the published row and ours
     measured: Measured | None = None
     trained: int = 0  # runs that were not finished before
+
+
+def find_mark(watermark: str) -> str:
+    """Return the word that marks names and cells, ``SIMULATED`` or ``PROXY``; empty without a watermark."""
+    return watermark.partition(":")[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -95,20 +100,24 @@ class RunStore:
     progress: ProgressBar
     report: Report
 
-    def prepare(self, simulated: bool) -> None:
-        """Make sure that the folder holds either simulated results or real ones; refuse the other kind."""
-        marker = self.out / "SIMULATED.txt"
-        if marker.is_file() and not simulated:
-            raise MeidbenchError(f"{self.out} holds simulated results; name another folder for real ones (--out)")
-        if simulated and not marker.is_file():
-            if (self.out / _RUNS).is_dir():
-                message = f"{self.out} holds runs on real features; name another folder for simulated ones (--out)"
-                raise MeidbenchError(message)
-            with written_whole(marker) as temporary:
-                temporary.write_text(table_content("texts")["watermark"] + "\n", encoding="utf-8")
+    def prepare(self, watermark: str) -> None:
+        """Make sure that the folder holds results with this watermark, empty for real ones; refuse another kind."""
+        wanted, marks = find_mark(watermark), map(find_mark, WATERMARKS.values())
+        there = next((mark for mark in marks if (self.out / f"{mark}.txt").is_file()), "")
+        if there == wanted:
+            return
+        kind = wanted.lower() or "real"
+        if there:
+            raise MeidbenchError(
+                f"{self.out} holds {there.lower()} results; name another folder for {kind} ones (--out)"
+            )
+        if (self.out / _RUNS).is_dir():
+            raise MeidbenchError(f"{self.out} holds runs on real features; name another folder for {kind} ones (--out)")
+        with written_whole(self.out / f"{wanted}.txt") as temporary:
+            temporary.write_text(f"{watermark}\n", encoding="utf-8")
 
     def find_finished(self, config: Config, material: Material) -> Trained | None:
-        """Return a finished run, None where it is not finished; nothing is trained or simulated."""
+        """Return a finished run, None where it is not finished; nothing is trained or made."""
         runs, path = f"{material.split.dataset}-{config.method}-s{config.seed}-*", material.features_path
         # Names tell of most runs that they do not exist, without a digest of all features.
         if path is None or not path.exists() or not any((self.out / _RUNS).glob(runs)):
@@ -167,7 +176,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for job in (job for job in jobs if job.can_run):
         material = job.material
         try:
-            dim = material.simulation.dim if material.simulation else material.features.dim
+            dim = material.substitute.dim if material.substitute else material.features.dim
             check_run(job.configs[0], material.split, dim)  # the others differ by their seeds alone
         except FeatureError:
             continue  # the row will fail, and the others are run
@@ -200,11 +209,11 @@ def _run_job(job: Job, store: RunStore) -> RowOutcome:
         return RowOutcome(job, QUOTED, row.note)
     if not job.asked and (material.missing or not job.configs):
         return RowOutcome(job, NOT_ASKED)
-    if material.missing and not material.simulated:
+    if material.missing and not material.substituted:
         return RowOutcome(job, NOT_RUN, f"missing {', '.join(material.missing)}", differs)
     try:
-        if material.simulated:
-            raise MeidbenchError(f"needs {' and '.join(material.simulated)}; {texts['simulate']}")
+        if material.substituted:
+            raise MeidbenchError(f"needs {' and '.join(material.substituted)}; {texts['substitutes']}")
         finished = [] if job.asked else [store.find_finished(config, material) for config in job.configs]
         if not all(finished):
             return RowOutcome(job, NOT_ASKED)

@@ -22,6 +22,7 @@ __all__ = [
     "Format",
     "Segment",
     "annotation_paths",
+    "has_texts",
     "read_annotations",
     "read_texts",
 ]
@@ -52,11 +53,16 @@ def read_texts(manifest: Manifest, folder: Path) -> dict[str, tuple[str, str]]:
     """
     read = _find_format(manifest).read_texts
     if read is None:
-        have = [name for name in DATASETS if _find_format(load_manifest(name)).read_texts]
+        have = [name for name in DATASETS if has_texts(load_manifest(name))]
         raise AnnotationError(
             f"the annotations of {manifest.title} hold no descriptions of its videos; those of {' and '.join(have)} do"
         )
     return read(_find_files(Path(folder), manifest), manifest)
+
+
+def has_texts(manifest: Manifest) -> bool:
+    """Return whether the annotations of a benchmark hold texts that ``read_texts`` reads."""
+    return _find_format(manifest).read_texts is not None
 
 
 def _find_format(manifest: Manifest) -> Format:

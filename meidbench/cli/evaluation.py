@@ -202,8 +202,7 @@ def compare(
         write_text(latex, comparison_latex(comparison))
     if html is not None:
         write_text(html, comparison_html(comparison))
-    for method in comparison.methods:
-        for warning in method.warnings:
-            echo(f"warning: {escape_controls(method.name)}: {warning}", err=True)
+    for name, warning in comparison.list_warnings():
+        echo(f"warning: {escape_controls(name)}: {warning}", err=True)
     title = title_lines(comparison, comparison.videos)
     print_result(json_file, comparison.to_json(), f"{title}\n\n{comparison_table(comparison)}")

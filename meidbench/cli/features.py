@@ -1,4 +1,4 @@
-"""The commands for feature files: ``extract-features``, ``merge-features``, ``pack-features``, ``verify-features``."""
+"""The commands for feature files: extract, merge and pack features, make word features, verify features."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meidbench.cli.parameters import (
+    DATASET_OR_MANIFEST,
     INPUT,
     INPUT_FOLDER,
     SEED,
@@ -272,6 +273,52 @@ def _describe_packing(summary: "PackingSummary") -> str:
             f"missing  {write_count(len(summary.missing), 'video')} of the split: {first_few(summary.missing)}"
         )
     return "\n".join([*lines, f"wrote    {summary.path} ({summary.num_bytes / 1e6:,.1f} MB)"])
+
+
+@command(
+    "word-features",
+    short_help="Make features of descriptions: a proxy task without videos.",
+    epilog="\b\nExample:\n  meidbench word-features charadeslt --annotations Charades/ \\\n"
+    "      --out charades_words.h5",
+)
+@click.argument("dataset", type=DATASET_OR_MANIFEST)
+@click.option(
+    "--annotations", type=INPUT_FOLDER, help="Folder of the official files [default: where 'download' puts them]."
+)
+@_out(metavar="FILE.h5", help="The feature file.")
+@option_with_default("--dim", type=click.IntRange(1, 65_536), default=256, help="Numbers per row.")
+@as_json
+def word_features(dataset: str, annotations: Path | None, out: Path, dim: int, as_json: bool) -> None:
+    """Write features for the proxy task of DATASET: a video's "frames" are the words of its official description.
+
+    DATASET is charadeslt or charadesegolt, or the path of a manifest. Each word is a row of fixed random numbers, the
+    same in every video. Videos, labels and split of the task are real, but no video is seen: scores on these features
+    say nothing of video recognition, and every output of a run on them is marked PROXY. The file has all videos of the
+    annotations, for any split of them. A video without a description gets the words of its script.
+    """
+    from meidbench.annotations import annotation_paths
+    from meidbench.checks import refuse_lost_inputs
+    from meidbench.features import PackedFile, open_features
+    from meidbench.features.words import make_word_features
+    from meidbench.names import WATERMARKS
+    from meidbench.splits.manifests import annotations_folder, load_manifest
+
+    manifest = load_manifest(dataset)
+    folder = annotations or annotations_folder(manifest.annotations)
+    files = [path for found in annotation_paths(manifest, folder).values() for path in found]
+    refuse_lost_inputs(out, [Path(dataset), *files])
+    made = make_word_features(manifest, folder, out, dim=dim, progress=progress_bar, report=report)
+    source = open_features(made)
+    assert isinstance(source, PackedFile) and source.header is not None
+    videos, rows = len(source.header.status), int(source.header.row_counts.sum())
+    if as_json:
+        facts = {"path": str(made), "dataset": manifest.name, "videos": videos, "rows": rows, "dim": dim}
+        echo_json(json.dumps({**facts, "watermark": WATERMARKS["words"]}, indent=2, sort_keys=True))
+    else:
+        echo(
+            f"{made}: {write_count(videos, 'video')} of {manifest.title}'s annotations, {rows:,} words of {dim:,} "
+            f"numbers, {rows / videos:.1f} words per video\n{WATERMARKS['words']}"
+        )
 
 
 def _read_recipe(ctx: click.Context, param: click.Parameter, entries: tuple[str, ...]) -> dict[str, str]:

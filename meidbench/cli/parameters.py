@@ -187,6 +187,7 @@ SEED = click.IntRange(min=0)
 DATASET = _Dataset(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)
+repeatable = partial(click.option, multiple=True)
 subset_option = click.option("--subset", type=SUBSET, help="[default: test; val where the split has no test]")
 bootstrap_option = option_with_default("--bootstrap", type=click.IntRange(min=2), default=1000, help="Replicates.")
 

@@ -1,9 +1,8 @@
-"""``meidbench train``, ``predict``, ``reproduce`` and ``demo``: baselines, from features to scored predictions."""
+"""``meidbench methods``, ``train`` and ``predict``: baselines, from features to scored predictions."""
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,24 @@ import click
 from meidbench.cli.parameters import (
     FOLDER,
     INPUT,
-    INPUT_FILE,
     INPUT_FOLDER,
-    NAMED_FILE,
     SEED,
     SPLIT,
     OutputFile,
     as_json,
-    bootstrap_option,
     command,
     echo,
     echo_json,
-    json_file,
     naming_options,
     progress_bar,
     reading_options,
-    refuse_unusable_outputs,
+    repeatable,
     report,
     split_option,
     subset_option,
-    write_text,
 )
-from meidbench.errors import first_few
-from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTION_SUBSETS, STATISTICS_TABLE, TABLES
+from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTION_SUBSETS
 
-_repeatable = partial(click.option, multiple=True)
 _check = click.option(
     "--check",
     type=click.Choice(ROW_CHECKS),
@@ -125,7 +117,7 @@ def methods(as_json: bool) -> None:
 @click.option(
     "--out", type=FOLDER, metavar="RUN", help="The run's folder [default: runs/SPLIT-METHOD-AGGREGATOR-SEED]."
 )
-@_repeatable("--set", "settings", metavar="KEY=VALUE", help="Change a value, e.g. schedule.lr=2e-4; repeatable.")
+@repeatable("--set", "settings", metavar="KEY=VALUE", help="Change a value, e.g. schedule.lr=2e-4; repeatable.")
 @click.option(
     "--first-stage",
     type=INPUT_FOLDER,
@@ -212,8 +204,8 @@ def train(
     for warning in trained.warnings:
         report(f"warning: {warning}")
     if as_json:
-        content = {"run": str(trained.path), "mAP": {subset: asdict(means) for subset, means in trained.mAP.items()}}
-        echo_json(render_json(content))
+        means = {subset: asdict(values) for subset, values in trained.mAP.items()}
+        echo_json(render_json({"run": str(trained.path), "mAP": means, "warnings": trained.warnings}))
     else:
         rows = [(subset, *asdict(means).values()) for subset, means in trained.mAP.items()]
         echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
@@ -250,150 +242,3 @@ def predict(
         path = predict_run(run, out, progress=progress_bar, report=report, **options)
     if os.environ.get("RANK", "0") == "0":
         echo(f"wrote {path}")
-
-
-@command(
-    short_help="Reproduce the paper's tables, ours beside theirs.",
-    epilog="\b\nExamples:\n"
-    "  meidbench reproduce table1\n"
-    "  meidbench reproduce table3 --plan\n"
-    "  meidbench reproduce table3 --row meid-charadeslt \\\n"
-    "      --features charadeslt:ResNet101=charades_r101.h5\n"
-    "  meidbench reproduce table2 --features ResNet50=videolt_r50.h5 \\\n"
-    "      --seed 1 --seed 2 --seed 3\n"
-    "  meidbench reproduce table3 --simulate --out try",
-)
-@click.argument(
-    "tables", nargs=-1, required=True, metavar="TABLE...", type=click.Choice((*TABLES, "all"), case_sensitive=False)
-)
-@_repeatable(
-    "--row", "rows", metavar="NAME", help="Run only this row, as --plan names it; repeatable. Others stay in the table."
-)
-@_repeatable(
-    "--features",
-    type=NAMED_FILE,
-    metavar="ENCODER=PATH",
-    help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable. Where names have more "
-    "than the id, 'pack-features' makes a file of them.",
-)
-@_repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
-@_repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")
-@click.option(
-    "--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, or reproduction-simulated]."
-)
-@click.option("--plan", "only_plan", is_flag=True, help="List the needs of the rows, and run nothing.")
-@click.option("--simulate", is_flag=True, help="Run on simulated features, as a trial; every output is watermarked.")
-@_repeatable("--set", "settings", metavar="KEY=VALUE", help="Change a value of every row; listed in the table.")
-@_repeatable("--seed", "seeds", type=SEED, help="Seed of the training; repeatable, for a mean.")
-@click.option("--faithful", is_flag=True, help="Baselines as in their papers, not as in the public code.")
-@click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto; with --simulate, cpu].")
-@bootstrap_option
-@click.option("--gpu", default="A100", show_default=True, help="The GPU of the estimated hours.")
-@json_file
-def reproduce(
-    tables: tuple[str, ...],
-    features: tuple[str, ...],
-    out: Path | None,
-    only_plan: bool,
-    simulate: bool,
-    settings: tuple[str, ...],
-    seeds: tuple[int, ...],
-    json_file: Path | None,
-    **options: Any,
-) -> None:
-    """Run the rows of the paper's tables, and print our numbers beside the paper's.
-
-    table1 to table7 are the paper's tables, and supp1, supp2 and supp5 are its supplement's. Rows whose split and
-    features exist are trained; the same command resumes after an interruption. Missing inputs are listed with their
-    size and the command that makes them. Our numbers are those of runs in OUT, and no others. OUT/TABLE.md, .csv and
-    .json hold the printed table.
-
-    Exit code 1: nothing could be run, a row failed, or a cell of table1 differs.
-    """
-    import os
-    import shutil
-
-    from meidbench.baselines.reproduction import choose_rows, materials, plan, render, runs  # type: ignore[import-not-found, unused-ignore]
-    from meidbench.files import render_json
-
-    if simulate and (features or only_plan):
-        raise click.UsageError("--simulate takes neither --features nor --plan: it needs nothing")
-    if simulate and set(tables) == {STATISTICS_TABLE}:
-        raise click.UsageError("table1 is statistics of real splits; there is nothing to simulate")
-    if len(set(seeds)) < len(seeds):
-        raise click.UsageError("a --seed is named twice")
-    if seeds and any(text.partition("=")[0].strip() in ("seed", "stage1.seed", "stage2.seed") for text in settings):
-        raise click.UsageError("seeds are named by --seed, which both stages have, or by --set seed=N, not by both")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise click.UsageError("reproduce runs in one process; for several, 'meidbench train' a row under torchrun")
-    simulation, settings = materials.parse_simulation(settings) if simulate else (None, settings)
-    out = out or Path("reproduction-simulated" if simulate else "reproduction")
-    named = options["split_files"], options["annotations"], materials.parse_features(features)
-    chosen = choose_rows(tables, options["rows"])
-    refuse_unusable_outputs(json_file, *(out / f"{name}.{ending}" for name in chosen for ending in render.ENDINGS))
-    if not only_plan and (foreign := render.find_foreign_files(out, chosen)):
-        raise click.UsageError(
-            f"not written by this command, and would be replaced: {first_few(foreign)}\nName another folder with --out"
-        )
-    rendered = render.render_tables(
-        chosen,
-        materials.InputFiles(*named, simulation, out, progress_bar),
-        plan.Request(settings, seeds, options["device"] or "", options["faithful"], simulation),
-        runs.RunStore(out, options["bootstrap"], progress_bar, report),
-        gpu=options["gpu"],
-        only_plan=only_plan,
-        width=shutil.get_terminal_size((80, 24)).columns,
-    )
-    on_stdout = str(json_file) == "-"
-    done: list[Any] = []
-    for table in rendered:
-        for ending in render.ENDINGS if table.files else ():
-            write_text(out / f"{table.name}.{ending}", table.files[ending])
-        if not on_stdout:
-            echo(f"\n{table.text}" if done else table.text)
-        for remark in table.remarks:
-            report(remark)
-        done.append(table)
-    content = render_json(done[0].content if len(done) == 1 else [table.content for table in done])
-    if on_stdout:
-        echo_json(content)
-    elif json_file is not None:
-        write_text(json_file, content)
-    if not all(table.succeeded for table in done):
-        raise SystemExit(1)
-
-
-@command(
-    short_help="A small simulated benchmark from features to a comparison, offline, on a CPU.",
-    epilog="\b\nExample:\n  meidbench demo --out demo-out",
-)
-@click.option("--out", type=FOLDER, default="demo-out", show_default=True, help="Folder for all files.")
-@click.option("--epochs", type=click.IntRange(min=2), default=12, show_default=True, help="Of each method.")
-@click.option("--seed", type=SEED, default=0, show_default=True)
-@bootstrap_option
-def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
-    """Simulate a benchmark, train five methods on it, and compare them.
-
-    A split with a long tail and features of its frames are drawn from the seed; bce, ldam, eql, cbs and framestack are
-    trained; the comparison is printed, and written to OUT/report.html. It takes half a minute on two cores. It shows
-    that everything works, not which method is better: the features are invented.
-    """
-    from meidbench.baselines.demo import run_demo
-    from meidbench.evaluation.compare import ComparedRun, compare
-    from meidbench.report.html import comparison_html
-    from meidbench.report.text import comparison_table
-
-    refuse_unusable_outputs(out / "report.html")
-    if (out / "report.html").exists() and not (out / "simulatedlt.parquet").exists():
-        raise click.UsageError(f"{out} holds a report.html that is not of a demonstration; choose another --out")
-    made = run_demo(out, epochs=epochs, seed=seed, progress=progress_bar, report=report)
-    runs = [ComparedRun(method, "", path) for method, path in made.predictions.items()]
-    comparison = compare(runs, made.split, "test", replicates=bootstrap, seed=seed)
-    write_text(out / "report.html", comparison_html(comparison))
-    for method in comparison.methods:
-        for warning in method.warnings:
-            report(f"warning: {method.name}: {warning}")
-    echo(
-        f"{comparison.dataset} ({comparison.variant}), test: {comparison.videos:,} videos, simulated features\n\n"
-        f"{comparison_table(comparison)}"
-    )

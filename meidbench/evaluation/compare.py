@@ -23,6 +23,7 @@ from meidbench.evaluation.results import (
     Result,
     average_measures,
     describe_subset,
+    find_watermarks,
     format_value,
 )
 from meidbench.files import render_json
@@ -162,7 +163,8 @@ class MethodResult(Measures):
 class Comparison(Printed):
     """Methods side by side, in the given order; ``group_classes`` counts the classes with positives, per group.
 
-    ``notes`` are the sentences of ``Split.notes``. A notebook shows a comparison as a table.
+    ``notes`` are the watermarks of any run and the sentences of ``Split.notes``. A notebook shows a comparison as a
+    table.
     """
 
     dataset: str
@@ -190,6 +192,15 @@ class Comparison(Printed):
         for method in content["methods"]:
             del method["samples"]
         return render_json(content)
+
+    def list_warnings(self) -> list[tuple[str, str]]:
+        """Return the warnings as pairs: the name of the method, or ``every run``, and the text."""
+        texts = dict.fromkeys(warning for method in self.methods for warning in method.warnings)
+        concerned = {text: [method.name for method in self.methods if text in method.warnings] for text in texts}
+        several = len(self.methods) > 1
+        shared = [text for text, names in concerned.items() if several and len(names) == len(self.methods)]
+        single = [(method.name, text) for method in self.methods for text in method.warnings if text not in shared]
+        return [("every run", text) for text in shared] + single
 
     def with_reference(self, name: str) -> "Comparison":
         """Return the same comparison against another reference.
@@ -272,6 +283,10 @@ class _SeedResults:
     def ap(self) -> Reals:
         mean: Reals = np.mean([[entry.ap for entry in result.per_class] for result in self.results], axis=0)
         return mean
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(warning for result in self.results for warning in result.warnings))
 
     @property
     def samples(self) -> Reals:
@@ -366,7 +381,7 @@ def _make_comparison(
         split_digest=split.digest,
         content_digest=split.content_digest,
         thresholds=split.thresholds,
-        notes=split.notes,
+        notes=(*find_watermarks(text for method in methods.values() for text in method.warnings), *split.notes),
         videos=first.diagnostics.videos,
         reference=reference,
         replicates=replicates,
@@ -434,7 +449,7 @@ def _summarise(name: str, method: _SeedResults, split: Split) -> MethodResult:
         ap_difference=None,
         corrected=None,
         samples=samples,
-        warnings=tuple(dict.fromkeys(warning for result in method.results for warning in result.warnings)),
+        warnings=method.warnings,
     )
 
 

@@ -22,6 +22,7 @@ from meidbench.evaluation.results import (
     Intervals,
     MeanAP,
     Result,
+    find_watermarks,
 )
 from meidbench.names import Advance, Report
 from meidbench.predictions.align import BlockScores, align_predictions, not_finite, reading_warnings
@@ -279,7 +280,7 @@ def evaluate_scores(
         split_digest=split.digest,
         content_digest=split.content_digest,
         thresholds=split.thresholds,
-        notes=split.notes,
+        notes=(*find_watermarks(warnings), *split.notes),
         protocol=protocol,
         mAP=means[protocol],
         groups={name: Group(len(index), int(positives[index].sum())) for name, index in present.items()},

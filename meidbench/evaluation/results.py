@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from meidbench.errors import escape_controls, write_count
 from meidbench.files import render_json
+from meidbench.names import WATERMARKS
 from meidbench.splits.metadata import Thresholds
 from meidbench.splits.split import GROUP_NAMES
 
@@ -196,6 +197,11 @@ def _lay_out(shown: PrintedTable, form: str) -> str:
     return str(tabulate(rows, shown.header, tablefmt=form, disable_numparse=True, colalign=aligned))
 
 
+def find_watermarks(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the watermarks among warnings or notes, each once."""
+    return tuple(dict.fromkeys(text for text in texts if text in WATERMARKS.values()))
+
+
 def describe_subset(result: Any, videos: int) -> str:
     """Return the title of numbers on a subset: dataset, variant, subset, number of videos."""
     return f"{result.dataset} ({result.variant}), {result.subset}: {write_count(videos, 'video')}"
@@ -216,7 +222,8 @@ class Result(Printed, Measures):
     """The evaluation of one prediction file on one subset of a split.
 
     ``other_protocols`` has the means by every other protocol that gives a different value for a group. ``notes`` are
-    the sentences of ``Split.notes``. ``cross_check`` is not in the JSON, which has the same bytes without it.
+    the watermarks among the warnings and the sentences of ``Split.notes``. ``cross_check`` is not in the JSON, which
+    has the same bytes without it.
     """
 
     dataset: str

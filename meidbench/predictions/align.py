@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from meidbench.annotations.base import find_repeated
 from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few, write_count
-from meidbench.names import SUBSETS
+from meidbench.names import SUBSETS, WATERMARKS
 from meidbench.predictions import PredictionFile, open_predictions
 from meidbench.predictions.base import Scores, name_classes, number_classes
 from meidbench.predictions.values import Predictions, check_numbers, is_half
@@ -48,7 +48,10 @@ def run_warnings(metadata: dict[str, Any]) -> list[str]:
     """Return warnings about the run that wrote a prediction file."""
     warnings = []
     run = metadata.get("run")
-    chosen_on = run.get("select_on") if isinstance(run, dict) else None
+    facts = run if isinstance(run, dict) else {}
+    backbone, chosen_on = facts.get("backbone"), facts.get("select_on")
+    if isinstance(backbone, str) and backbone in WATERMARKS:
+        warnings.append(WATERMARKS[backbone])
     if chosen_on is not None and chosen_on not in SUBSETS:
         unknown = f"select_on is {chosen_on!r}, which is no subset"
         warnings.append(f"{unknown}: the checkpoint may have been chosen on the test subset")

@@ -123,9 +123,8 @@ def _header(comparison: Comparison) -> str:
 
 
 def _warnings(comparison: Comparison) -> str:
-    items = ""
-    for method in comparison.methods:
-        items += "".join(f"<li><b>{escape(method.name)}</b>: {escape(warning)}</li>" for warning in method.warnings)
+    warnings = comparison.list_warnings()
+    items = "".join(f"<li><b>{escape(name)}</b>: {escape(warning)}</li>" for name, warning in warnings)
     return f'<section class="warnings" role="note"><b>Warnings</b><ul>{items}</ul></section>' if items else ""
 
 

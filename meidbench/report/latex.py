@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from meidbench.errors import escape_controls
 from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, SeedSpread
-from meidbench.evaluation.results import GROUPS_SHOWN
+from meidbench.evaluation.results import GROUPS_SHOWN, find_watermarks
 from meidbench.report.text import (
     DASH,
     MINUS,
@@ -78,13 +78,14 @@ def comparison_latex(comparison: Comparison) -> str:
 
 def _caption(comparison: Comparison, differences: bool) -> str:
     counts = [f"{group} ({comparison.group_classes[group]:,})" for group in GROUPS_SHOWN[1:]]
-    sentences = [
+    sentences = [f"\\textbf{{{escape_latex(mark)}.}}" for mark in find_watermarks(comparison.notes)]
+    sentences.append(
         f"Mean average precision on the {escape_latex(comparison.subset)} subset of "
         f"{escape_latex(comparison.dataset)} (split: {escape_latex(comparison.variant)}; "
         f"{comparison.videos:,} videos, {comparison.group_classes['overall']:,} classes), "
         f"overall and over the {counts[0]}, {counts[1]} and {counts[2]} classes; "
         f"protocol: {escape_latex(comparison.protocol)}."
-    ]
+    )
     if comparison.replicates:
         sentences.append(
             f"In brackets: {100 * comparison.level:g}\\,\\% intervals of the Bayesian bootstrap over videos "

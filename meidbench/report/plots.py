@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from meidbench.errors import MeidbenchError
-from meidbench.evaluation.results import Result
+from meidbench.evaluation.results import Result, find_watermarks
 from meidbench.files import written_whole
 from meidbench.names import DATASETS, PLOT_FORMATS, RELEASED
 from meidbench.report.text import make_cells_safe
@@ -79,9 +79,11 @@ def write_per_class(result: Result, path: Path) -> Path:
     """Write the result of each class as CSV; the AP cell of a class without positives stays empty."""
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("class", "name", "group", "train_count", "positives", "ap"))
+        marks = ("; ".join(find_watermarks(result.notes)),) if find_watermarks(result.notes) else ()
+        header = ("class", "name", "group", "train_count", "positives", "ap")
+        writer.writerow((*header, *("watermark" for _ in marks)))
         for entry in result.per_class:
             ap = "" if math.isnan(entry.ap) else repr(entry.ap)
-            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap)
+            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap, *marks)
             writer.writerow(make_cells_safe(row))
     return path

@@ -27,8 +27,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from meidbench.errors import MeidbenchError
 from meidbench.evaluation.bootstrap import correct_holm
 from meidbench.files import written_whole
+from meidbench.names import WATERMARKS
 from meidbench.splits.released import build_released
 
 GROUPS = ("overall", "head", "medium", "tail")
@@ -78,6 +80,15 @@ READINGS = {
 READING = "batch"  # of the parts that are not about the readings
 NO_SELECTION, NO_MOTION = {"model.selection": False}, {"stage2.motion.when": "none"}
 NO_SAMPLING = {"stage2.sampler.name": "instance"}
+# Tables 7, supplementary 1 and 2, and the paper's rate.
+DETAILS: dict[str, dict[str, Any]] = {
+    "beta 0.3": {"model.beta": 0.3},
+    "beta 0.7": {"model.beta": 0.7},
+    "static row the sum": {"stage2.motion.static": "sum"},
+    "early fusion": {"model.fuse_stage": "early"},
+    "late fusion": {"model.fuse_stage": "late"},
+    "a tenth of the rate": {"stage2.schedule.lr": TENTH},
+}
 
 BASELINES = (
     *("bce", "focal", "cb", "ldam", "eql", "cbs", "srs", "mixup", "framestack", "db", "asl", "logit_adjusted"),
@@ -94,9 +105,8 @@ def _list_variants() -> dict[str, Variant]:
     for name, reading in READINGS.items():
         variants[f"E1, {name}"] = Variant("meid_one", reading)
         variants[f"MEID, {name}"] = Variant("meid", reading, f"E1, {name}")
-    variants[f"MEID, {READING}, a tenth of the rate"] = Variant(
-        "meid", READINGS[READING] | {"stage2.schedule.lr": TENTH}, f"E1, {READING}"
-    )
+    for name, settings in DETAILS.items():
+        variants[f"MEID, {name}"] = Variant("meid", READINGS[READING] | settings, f"E1, {READING}")
     seconds = {
         "plain second": NO_SELECTION | NO_MOTION | NO_SAMPLING,
         "E1": NO_SELECTION | NO_MOTION | NO_SAMPLING | {"model.arch": "e1"},
@@ -140,7 +150,6 @@ _INGREDIENTS = (
 _ALL_READINGS = (
     *(f"E1, {name}" for name in READINGS),
     *(f"MEID, {name}" for name in READINGS if "detached" not in name),
-    f"{WHOLE}, a tenth of the rate",
 )
 # The variants of each part. Some readings are trained with the mean alone, to save time.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -148,7 +157,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "ingredients": (*_INGREDIENTS, "focal", "cbs", "MEID, none"),
     "baselines": BASELINES,
     "alone": (*ALONE, "linear_probe, balanced"),
-    "simulated": _ALL_READINGS[:5] + _ALL_READINGS[6:-1],
+    "details": (WHOLE, *(f"MEID, {name}" for name in DETAILS)),
+    "simulated": tuple(name for name in _ALL_READINGS if "detached" not in name),
 }
 FEWER_READINGS = ("E1, none", "E1, unit", ONE, "E1, all", "E1, compiled necks", "MEID, none", "MEID, unit", WHOLE)
 
@@ -221,6 +231,8 @@ def list_runs(parts: Sequence[str], seeds: int) -> list[Run]:
                 add("words", aggregator, FEWER_READINGS if is_short else PARTS[part])
         if "alone" in parts:
             add("words", "none", PARTS["alone"])
+    if "details" in parts:
+        add("words", "mean", PARTS["details"])
     if "simulated" in parts:
         add("simulated", "mean", PARTS["simulated"])
     return list(runs)
@@ -345,7 +357,11 @@ def carry_out_all(runs: list[Run], scores: Scores, asked: argparse.Namespace) ->
                 break
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
                 run = flying.pop(future)
-                scores.add(run, future.result())
+                try:
+                    scores.add(run, future.result())
+                except MeidbenchError as error:
+                    print(f"{run.key} failed: {error}", file=sys.stderr, flush=True)
+                    continue
                 print(f"{run.key}: {scores.runs[run.key]}; {len(left)} runs left", file=sys.stderr, flush=True)
                 remaining = {*left, *flying.values()}
                 for one in filter(None, (run, run.first)):
@@ -417,7 +433,7 @@ def print_penalties(scores: Scores, task: str, aggregator: str) -> None:
 
 def titles(parts: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the task and the aggregator of each section of the tables."""
-    if {"readings", "ingredients", "baselines"} & set(parts):
+    if {"readings", "ingredients", "details", "baselines"} & set(parts):
         yield from (("words", aggregator) for aggregator in SIZES)
     if "simulated" in parts:
         yield "simulated", "mean"
@@ -425,6 +441,7 @@ def titles(parts: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def print_tables(scores: Scores, parts: Sequence[str], seeds: int) -> None:
     """Print all tables of parts."""
+    print("\n".join(f"**{mark}**\n" for mark in WATERMARKS.values()))
     print(f"charadeslt, {seeds} seeds; {EPOCHS} epochs, second stages {SECOND_EPOCHS}, simulated {SIMULATED_EPOCHS}")
     for task, aggregator in titles(parts):
         label = aggregator if aggregator != "mean" else "mean (baselines: nonlinear)"
@@ -438,6 +455,10 @@ def print_tables(scores: Scores, parts: Sequence[str], seeds: int) -> None:
             print(f"\n#### Ingredients, {label}")
             print_means(scores, task, aggregator, _INGREDIENTS)
             print_effects(scores, task, aggregator, EFFECTS)
+        if "details" in parts and (task, aggregator) == ("words", "mean"):
+            print(f"\n#### Details of MEID, {label}")
+            print_means(scores, task, aggregator, PARTS["details"])
+            print_effects(scores, task, aggregator, {name: (name, WHOLE) for name in PARTS["details"][1:]})
         if "baselines" in parts and task == "words":
             print(f"\n#### Baselines, {label}")
             names = (*BASELINES, "block", ONE, WHOLE)
