@@ -444,13 +444,16 @@ def print_tables(scores: Scores, parts: Sequence[str], seeds: int) -> None:
     print("\n".join(f"**{mark}**\n" for mark in WATERMARKS.values()))
     print(f"charadeslt, {seeds} seeds; {EPOCHS} epochs, second stages {SECOND_EPOCHS}, simulated {SIMULATED_EPOCHS}")
     for task, aggregator in titles(parts):
+        if not any(key.startswith(f"{task} | {aggregator} |") for key in scores.runs):
+            continue
         label = aggregator if aggregator != "mean" else "mean (baselines: nonlinear)"
         if "readings" in parts or task == "simulated":
             print(f"\n#### Readings of the distillation, {task}, {label}")
             print_means(scores, task, aggregator, PARTS["readings"])
             pairs = {name: (name, f"{name.split(', ')[0]}, none") for name in PARTS["readings"] if "none" not in name}
             print_effects(scores, task, aggregator, pairs)
-            print_penalties(scores, task, aggregator)
+            if aggregator == "mean":
+                print_penalties(scores, task, aggregator)
         if "ingredients" in parts and task == "words":
             print(f"\n#### Ingredients, {label}")
             print_means(scores, task, aggregator, _INGREDIENTS)
