@@ -386,6 +386,15 @@ def flatten(tables: Table, prefix: str = "") -> Table:
     return joined
 
 
+def without_execution(tables: Mapping[str, Any]) -> Table:
+    """Return a configuration's tables without ``execution``, which changes no result and may name a device."""
+    return {
+        key: without_execution(value) if isinstance(value, dict) else value
+        for key, value in tables.items()
+        if key != "execution"
+    }
+
+
 def make_model_inputs(config: Config, split: Split, dim: int) -> ModelInputs:
     """Return the facts that a model needs about a split and about features of width ``dim``."""
     return ModelInputs(

@@ -12,7 +12,7 @@ from meidbench.features.simulation import simulate_features, simulate_split
 from meidbench.names import ProgressBar, Report
 from meidbench.splits.split import Split, load_split, write_split
 
-METHODS = ("bce", "ldam", "eql", "cbs", "framestack")
+METHODS = ("bce", "ldam", "eql", "cbs", "framestack", "linear_probe")
 EPOCHS = 12
 # Small enough for a CPU, and long enough to learn something: two thirds of the epochs have the full learning rate.
 _FRAMES, _DIM, _DIFFICULTY = 30, 128, 0.8

@@ -15,11 +15,12 @@ import torch
 from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.learner import Learner
-from meidbench.baselines.models import Model
+from meidbench.baselines.models import MODELS, Model
 from meidbench.baselines.run_folder import RunFolder, digest_recipe, find_backbone
 from meidbench.baselines.samplers import VideoSampler
 from meidbench.checks import read_json, refuse_lost_inputs
-from meidbench.errors import FeatureError, MeidbenchError, bullet_list, first_few
+from meidbench.errors import DivergenceError, FeatureError, MeidbenchError, bullet_list, first_few
+from meidbench.evaluation.budget import Budget, StageBudget
 from meidbench.evaluation.evaluate import average_precision, choose_subset, evaluate_scores, mean_by_group
 from meidbench.evaluation.results import MeanAP, find_watermarks
 from meidbench.features import FeatureSource, open_features
@@ -41,8 +42,11 @@ def show_no_progress(title: str, total: int) -> AbstractContextManager[Advance]:
     return nullcontext(lambda steps: None)
 
 
-def find_scored_subsets(split: Split, select_on: str) -> list[str]:
-    """Return those of val and test that have videos; refuse a split without videos to train on or to select on."""
+def find_scored_subsets(split: Split, select_on: str, asked: Sequence[str] = SELECTION_SUBSETS) -> list[str]:
+    """Return the subset that selects and those that are asked for, where they have videos.
+
+    A split without videos to train on or to select on is refused.
+    """
     present = [subset for subset in SUBSETS if len(split.rows(subset))]
     for subset in ("train", select_on):
         if subset not in present:
@@ -57,7 +61,7 @@ def find_scored_subsets(split: Split, select_on: str) -> list[str]:
             raise MeidbenchError(problem)
         if not split.positives(subset).any():
             raise MeidbenchError(f"no video in {subset} of the split {split.dataset} has a label")
-    return [subset for subset in present if subset != "train"]
+    return [subset for subset in present if subset in (*asked, select_on)]
 
 
 def make_subset_loader(
@@ -137,7 +141,7 @@ def score_subset(
     scores[positions] = rows
     wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if len(wrong):
-        raise MeidbenchError(
+        raise DivergenceError(
             f"the scores of {len(wrong):,} video(s) of {data.subset} are NaN or infinite: "
             f"{first_few(data.video_ids[row] for row in wrong)}; the training has diverged (lower schedule.lr), or "
             "their features are damaged (check them with 'meidbench verify-features')"
@@ -182,9 +186,10 @@ def report_on_inputs(split: Split, features: FeatureSource, config: Config, repo
 
 def report_repeated_rows(split: Split, features: FeatureSource, config: Config, report: Report) -> None:
     """Report how many videos have fewer rows than a run takes of each, so that rows are repeated."""
+    is_fitted = MODELS[config.model.name].is_fitted  # to the rows that are scored
     for key, frames, subsets in (
-        ("frames.train", config.frames.train, ("train",)),
-        ("frames.test", config.frames.test, SELECTION_SUBSETS),
+        ("frames.train", None if is_fitted else config.frames.train, ("train",)),
+        ("frames.test", config.frames.test, SUBSETS if is_fitted else SELECTION_SUBSETS),
     ):
         counts = features.check([video_id for subset in subsets for video_id in split.video_ids(subset)])
         if frames is not None and (few := int((counts < frames).sum())):
@@ -194,8 +199,12 @@ def report_repeated_rows(split: Split, features: FeatureSource, config: Config, 
             )
 
 
-def describe_run(config: Config, epoch: int) -> dict[str, Any]:
-    """Return the facts about a run that its prediction files hold; ``evaluate`` warns of ``select_on`` test."""
+def describe_run(folder: RunFolder, config: Config, epoch: int) -> dict[str, Any]:
+    """Return the facts about a run that its prediction files hold.
+
+    ``evaluate`` warns of ``select_on`` test; ``compare`` shows the budget, whose steps go to the end of the training,
+    also where the best checkpoint is an earlier one.
+    """
     subsets = {stage.selection.subset for stage in (config, config.first_stage) if stage is not None}
     return {
         "method": config.method,
@@ -204,7 +213,23 @@ def describe_run(config: Config, epoch: int) -> dict[str, Any]:
         "epoch": epoch,
         # One stage that selects on test is enough to make the scores too good.
         "select_on": "test" if "test" in subsets else config.selection.subset,
+        "budget": describe_budget(folder, config).to_facts(),
     }
+
+
+def describe_budget(folder: RunFolder, config: Config) -> Budget:
+    """Return the budget of a run, from its log and from what it recorded of its first stage.
+
+    A model that scikit-learn fits has no stage. The values of C that val chooses from are no trials, like epochs.
+    """
+    inputs = folder.read()[1]
+    steps = [(config.first_stage, inputs.first_stage_steps or None), (config, folder.count_steps())]
+    stages = [
+        StageBudget(count, stage.schedule.lr, stage.schedule.batch_size, stage.schedule.epochs)
+        for stage, count in steps
+        if stage is not None and not MODELS[stage.model.name].is_fitted
+    ]
+    return Budget(tuple(stages), inputs.trials)
 
 
 def describe_features(*backbones: str) -> dict[str, str]:
@@ -256,16 +281,21 @@ class Trained:
 
 
 def read_trained(
-    folder: RunFolder, split: Split, *, just_finished: bool = False, report: Report = lambda line: None
+    folder: RunFolder,
+    split: Split,
+    subsets: Sequence[str] = SELECTION_SUBSETS,
+    *,
+    just_finished: bool = False,
+    report: Report = lambda line: None,
 ) -> Trained | None:
-    """Return a finished run; None where it is not finished, or its files are damaged, of which ``report`` tells.
+    """Return a run whose ``subsets`` are scored; None where it is not finished or damaged, of which ``report`` tells.
 
     Predictions are read and scored again, because a result has no checksum, unless the run has ``just_finished``.
     """
     means: dict[str, MeanAP] = {}
     warnings: dict[str, None] = {}  # a set in order
     problems = []
-    for subset in SELECTION_SUBSETS:
+    for subset in subsets:
         if not len(split.rows(subset)):
             continue
         file = folder.result(subset)
@@ -382,7 +412,7 @@ def predict(
                 report("warning: these features were made by another recipe than those of the training")
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
-            facts = describe_run(config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
+            facts = describe_run(folder, config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
             facts |= describe_features(find_backbone(source), inputs.backbone)
             for mark in find_watermarks(run_warnings({"run": facts})):
                 report(f"warning: {mark}")

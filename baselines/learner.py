@@ -27,13 +27,22 @@ from meidbench.baselines.models import Model, ModelInputs
 from meidbench.baselines.run_folder import checkpoint_remedy, load_checkpoint, save_checkpoint
 from meidbench.baselines.running_ap import RunningAveragePrecision
 from meidbench.checks import is_whole_number, parse_json, show
-from meidbench.errors import MeidbenchError, bullet_list, first_few
+from meidbench.errors import DivergenceError, MeidbenchError, bullet_list, first_few
 from meidbench.extraction.encoders.weights import is_dense
 from meidbench.splits.split import Split
 
 WEIGHTS, NOISE, MIXING = range(3)
+# The allocator of the CPU raises a plain RuntimeError, and so do sizes beyond every memory.
+_MEMORY_TEXTS = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "size calculation overflowed")
 # Fields of Position under the names that they have in last.pt.
 _STORED_NAMES = {"micro_batch": "part", "summed_steps": "looked_at"}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory was not enough."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS)
 
 
 def derive_seed(seed: int, purpose: int, *place: int) -> int:
@@ -269,15 +278,6 @@ def _make_mismatch_error(path: Path, problems: Sequence[str]) -> MeidbenchError:
         f"{path} does not fit the run's configuration, or is damaged:\n{bullet_list(shortened, 5)}\n"
         f"{checkpoint_remedy(path)}"
     )
-
-
-class DivergenceError(MeidbenchError):
-    """A loss or a gradient is NaN or infinite; ``video_ids`` are the videos of the step's batch in this process."""
-
-    def __init__(self, message: str, step: int, video_ids: tuple[str, ...]) -> None:
-        super().__init__(message)
-        self.step = step
-        self.video_ids = video_ids
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,7 @@ def _complete(config: Config, split: Split) -> Config:
     if MODELS[config.model.name].is_fitted:
         options = option_defaults(MODELS[config.model.name]) | config.model.options
         config = config.with_epochs(max(1, len(options["c_grid"])))
+        config = dataclasses.replace(config, selection=dataclasses.replace(config.selection, every=1))
     return dataclasses.replace(config, mask_other_labels=config.masks_labels)
 
 

@@ -19,7 +19,7 @@ import torch
 
 import meidbench
 from meidbench.baselines.configuration import Config, flatten
-from meidbench.checks import convert, is_whole_number, read_json, show
+from meidbench.checks import convert, is_whole_number, parse_json, read_json, show
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, first_few
 from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
 from meidbench.features import FeatureSource, PackedFile, open_features
@@ -57,6 +57,8 @@ class Inputs:
     rows_digest: str = ""  # of all rows as they were read; empty where not all were
     content_digest: str = ""  # of the split, with class names and groups; empty in runs of an earlier version
     backbone: str = ""  # in the recipe of the feature file; empty where it is unknown
+    first_stage_steps: int = 0  # of the optimiser, as ``RunFolder.count_steps``; 0 without a first stage, or if unknown
+    trials: int = 1  # the trials of a search from which the configuration was chosen; another number is no other run
 
     @classmethod
     def from_sources(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
@@ -258,10 +260,29 @@ class RunFolder:
             reason = str(error) if isinstance(error, MeidbenchError) else repr(error)
             raise MeidbenchError(f"{self.config} is damaged: {reason[:500]}\n{_CONFIG_REMEDY}") from None
 
+    def record_trials(self, trials: int) -> None:
+        """Record the trials of the search that chose this run; its scores, which name another number, are dropped."""
+        if self.read()[1].trials == trials:
+            return
+        content = self._read_config()
+        for subset in SELECTION_SUBSETS:
+            self.result(subset).unlink(missing_ok=True)  # first: a run without its results is scored again
+        self._write_config({**content, "inputs": {**content["inputs"], "trials": trials}})
+
     def count_threads(self) -> int | None:
         """Return the number of threads of torch that the run began with; None where it is not recorded."""
         threads = self._read_config().get("threads")
         return threads if is_whole_number(threads, 1) else None
+
+    def count_steps(self) -> int | None:
+        """Return the steps of the optimiser in the last sound line of the log; None where there is none."""
+        with suppress(OSError):
+            for line in reversed((self.path / "log.jsonl").read_bytes().splitlines()):
+                with suppress(ValueError, RecursionError):
+                    event = parse_json(line)
+                    if isinstance(event, dict) and is_whole_number(event.get("step"), 1):
+                        return int(event["step"])
+        return None
 
     def _read_config(self) -> dict[str, Any]:
         if self.path.is_file():

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from meidbench.checks import whole_number
-from meidbench.errors import MeidbenchError, first_few
+from meidbench.errors import DivergenceError, MeidbenchError, first_few
 from meidbench.evaluation.evaluate import average_precision
 from meidbench.extraction.encoders.weights import is_dense
 
@@ -91,8 +91,10 @@ class RunningAveragePrecision:
 
         Raises
         ------
+        DivergenceError
+            A logit is NaN or infinite.
         MeidbenchError
-            A logit is NaN or infinite, or no video counted.
+            No video counted.
         """
         scores, labels = self._concatenate()
         if gather is not None:
@@ -105,7 +107,7 @@ class RunningAveragePrecision:
         finite = torch.isfinite(scores).all(dim=0)
         if not bool(finite.all()):
             wrong = torch.nonzero(~finite)[:, 0].tolist()
-            raise MeidbenchError(f"logits are NaN or infinite, of class {first_few(wrong)}")
+            raise DivergenceError(f"logits are NaN or infinite, of class {first_few(wrong)}")
         before = np.zeros(self.num_classes) if self.class_ap is None else self.class_ap.numpy()
         ap: npt.NDArray[Any] = average_precision(scores.numpy(), labels.numpy().astype(bool))
         self.class_ap = torch.from_numpy(np.where(np.isnan(ap), before, ap).astype(np.float32))

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,12 +37,12 @@ from meidbench.baselines.inference import (
 from meidbench.baselines.learner import (
     MIXING,
     NOISE,
-    DivergenceError,
     EpochClock,
     EpochPlan,
     Learner,
     LossMonitor,
     MicroBatch,
+    Position,
     check_run,
     derive_seed,
     plan_epoch,
@@ -58,14 +59,17 @@ from meidbench.baselines.run_folder import (
     list_versions,
 )
 from meidbench.baselines.samplers import label_mask
-from meidbench.errors import MeidbenchError
+from meidbench.checks import whole_number
+from meidbench.errors import DivergenceError, MeidbenchError
 from meidbench.evaluation.evaluate import average_precision, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource, open_features
 from meidbench.loading.batches import Batch
-from meidbench.names import SUBSETS, Advance, ProgressBar, Report
+from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
 from meidbench.splits.split import Split, load_split
 
+# Called with a stage's configuration, its place, and the mean AP on the subset that selects.
+Watch = Callable[[Config, Position, MeanAP], None]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -76,7 +80,10 @@ def train(
     out: str | os.PathLike[str],
     *,
     first_stage: str | os.PathLike[str] | None = None,
+    trials: int = 1,
     check: str = "auto",
+    subsets: Sequence[str] = SELECTION_SUBSETS,
+    watch: Watch = lambda config, position, means: None,
     progress: ProgressBar = show_no_progress,
     report: Report = lambda line: None,
 ) -> Trained:
@@ -100,8 +107,14 @@ def train(
     first_stage : path, optional
         For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
         run is trained in ``OUT/first-stage``.
+    trials : int
+        The trials of a search from which ``config`` was chosen; a new run records it for its prediction files.
     check : str
         The rows that are read before the training; see ``meidbench.features.row_checks.check_rows``.
+    subsets : sequence of str
+        Those of val and test to score at the end. A later call with both trains nothing, and scores the other one.
+    watch : callable
+        Sees each scored epoch; see ``Watch``. An exception that it raises ends the run, which can be resumed.
     progress, report : callable
         See ``meidbench.names.ProgressBar`` and ``Report``.
 
@@ -130,11 +143,12 @@ def train(
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
+        inputs = replace(inputs, trials=whole_number("trials", trials, 1))
         folder = RunFolder(Path(out))
         report_on_inputs(loaded, source, config, report)
         check_processes(config, processes.size)
         config = folder.continued(config, trains_first=first_stage is None)
-        finished = None if folder.ends_before(config) else read_trained(folder, loaded)
+        finished = None if folder.ends_before(config) else read_trained(folder, loaded, subsets)
         processes.wait()  # the first one may change the folder from here on
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None
@@ -143,11 +157,11 @@ def train(
             report_repeated_rows(loaded, source, config, report)
             rows = check_together(processes, source, loaded, SUBSETS, check, config.seed, progress, report)
             inputs = replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)
-        context = _Context(loaded, source, processes, progress, report, inputs.rows_check)
+        context = _Context(loaded, source, processes, progress, report, inputs.rows_check, tuple(subsets), watch)
         if config.first_stage is None and first_stage is None:
             return _train_stage(context, config, inputs, folder, finished=finished)
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
-        inputs = replace(inputs, first_stage_digest=start.digest)
+        inputs = replace(inputs, first_stage_digest=start.digest, first_stage_steps=start.steps)
         return _train_stage(context, config, inputs, folder, start.weights, finished)
 
 
@@ -161,14 +175,17 @@ class _Context:
     progress: ProgressBar
     report: Report
     rows_check: str  # as in ``Inputs``, of this call
+    subsets: tuple[str, ...]
+    watch: Watch
 
 
 @dataclass(frozen=True)
 class _FirstStageWeights:
-    """The checkpoint of a first stage, None where the second stage has begun already; and the digest of its weights."""
+    """The checkpoint of a first stage, None where the second stage has begun already; its digest and its steps."""
 
     weights: Path | None
     digest: str
+    steps: int = 0
 
 
 def _prepare_first_stage(
@@ -195,7 +212,7 @@ def _prepare_first_stage(
         raise MeidbenchError(
             f"{first.path} is finished, but its {first.best.name} is gone; remove the folder to train it again"
         )
-    return _FirstStageWeights(first.best, digest_weights(read_first_stage(first.best)))
+    return _FirstStageWeights(first.best, digest_weights(read_first_stage(first.best)), first.count_steps() or 0)
 
 
 def _train_stage(
@@ -216,14 +233,14 @@ def _train_stage(
                 context.report(longer)
 
         processes.ask_first(open_folder, None)
-        trained = finished or read_trained(folder, context.split, report=context.report)
+        trained = finished or read_trained(folder, context.split, context.subsets, report=context.report)
         if trained is not None:
             context.report(f"{folder.path} is finished")
             return trained
         with processes.fork_random():
             _Run(context, config, folder, weights).complete()
         processes.wait()
-        trained = read_trained(folder, context.split, just_finished=True)
+        trained = read_trained(folder, context.split, context.subsets, just_finished=True)
         assert trained is not None
         return trained
 
@@ -235,11 +252,11 @@ class _Run:
         split, features, processes = context.split, context.features, context.processes
         self.split, self.config, self.folder, self.processes = split, config, folder, processes
         self.progress, self.report, self.first_stage_weights = context.progress, context.report, weights
-        self.rows_check = context.rows_check
+        self.rows_check, self.watch = context.rows_check, context.watch
         # All subsets are opened now, so that missing test features are found before the training.
         self.scored = {
             subset: make_subset_loader(split, subset, features, config, processes)
-            for subset in find_scored_subsets(split, config.selection.subset)
+            for subset in find_scored_subsets(split, config.selection.subset, context.subsets)
         }
         self.learner = Learner(config, make_model_inputs(config, split, features.dim), processes)
         check_model(config, self.learner.module)
@@ -292,7 +309,7 @@ class _Run:
             self._score()
         except DivergenceError as error:
             if self.log is not None:
-                self.log.write("diverged", error.step, video_ids=error.video_ids)
+                self.log.write("diverged", error.step or position.step, video_ids=error.video_ids)
             raise
         finally:
             if self.log is not None:
@@ -351,7 +368,7 @@ class _Run:
     def _fit_epoch(self, model: LinearProbe, advance: Advance) -> None:
         """Fit the classes with the next value of C; each takes the place of a micro-batch, without a step."""
         position, labels = self.learner.position, self.split.labels("train")
-        model.standardise(batch["features"] for batch in self.loader)
+        model.standardise((batch["features"] for batch in self.loader), len(labels))
         with closing(model.fit(labels, position.epoch, position.micro_batch)) as losses:
             for loss in losses:
                 position.loss_sum, position.summed_steps = position.loss_sum + loss, position.summed_steps + 1
@@ -424,6 +441,7 @@ class _Run:
                 if self.processes.is_first:
                     learner.save_weights(self.folder.best, {selection.subset: asdict(means)})
             facts |= {selection.subset: asdict(means), "best": is_best}
+            self.watch(self.config, position, means)  # before the epoch is saved: a run that it ends repeats the epoch
             line += f", {selection.subset} mAP {means.overall:.4f}{' (best so far)' if is_best else ''}"
         position.loss_sum, position.penalty_sum, position.summed_steps = 0.0, 0.0, 0
         self._write_log("epoch", **facts)
@@ -470,11 +488,12 @@ class _Run:
 
     def _score(self) -> None:
         """Score val and test with the best checkpoint."""
-        facts = describe_run(self.config, self.learner.load_weights(self.folder.best))
+        epoch = self.learner.load_weights(self.folder.best)
         if note := self.learner.module.describe_weights():
             self.report(f"note: {note}")
         for subset, loader in self.scored.items():
             scores = score_subset(self.learner.module, loader, self.processes, self.progress)
             if self.processes.is_first:
+                facts = describe_run(self.folder, self.config, epoch)
                 means = write_scores(self.folder, self.split, subset, scores, facts)
-                self._write_log("result", epoch=facts["epoch"], **{subset: asdict(means)})
+                self._write_log("result", epoch=epoch, **{subset: asdict(means)})

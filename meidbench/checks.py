@@ -414,8 +414,9 @@ def describe_type(hint: Any) -> str:
     item = next(iter(get_args(hint)), None)
     if dataclasses.is_dataclass(item):
         return "a list of tables"
-    lists = {str: "a list of strings", float: "a list of numbers, such as [0.01, 0.1]"}
-    return lists.get(item, "a list of whole numbers, such as [30, 60]")
+    if item is str:
+        return "a list of strings"
+    return f"a list of {'numbers, such as [0.01, 0.1]' if item is float else 'whole numbers, such as [30, 60]'}"
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -65,6 +65,18 @@ class OutputError(MeidbenchError):
     """An output cannot be written, or would destroy an input or another output."""
 
 
+class DivergenceError(MeidbenchError):
+    """A loss, a gradient or a score is NaN or infinite.
+
+    ``video_ids`` are the videos of the step's batch in this process; ``step`` is 0 and the ids are empty for scores.
+    """
+
+    def __init__(self, message: str, step: int = 0, video_ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.step = step
+        self.video_ids = video_ids
+
+
 class DownloadError(MeidbenchError):
     """A download failed, or what came is not what was expected."""
 
@@ -78,7 +90,7 @@ def missing_package(error: ModuleNotFoundError) -> MeidbenchError:
     package = (error.name or "").partition(".")[0]
     if package in ("", "meidbench"):  # not an installation that lacks a package, but a fault of ours
         raise error
-    package = {"PIL": "pillow", "sklearn": "scikit-learn"}.get(package, package)
+    package = {"PIL": "pillow", "sklearn": "scikit-learn", "psycopg": "'psycopg[binary]'"}.get(package, package)
     return MeidbenchError(f"this needs the package {package}, which is not installed: pip install {package}")
 
 

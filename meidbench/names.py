@@ -28,6 +28,7 @@ VIDEO_SUFFIXES = (
 SAMPLINGS = ("uniform", "random")
 ROW_CHECKS = ("auto", "full", "sample", "none")
 SELECTION_SUBSETS = ("val", "test")
+TUNED_GROUPS = ("overall", "tail")
 RESIDENT = ("auto", "never", "always")
 STATISTICS_TABLE = "table1"
 TABLES = (STATISTICS_TABLE, "table2", "table3", "table4", "table5", "table6", "table7", "supp1", "supp2", "supp5")

@@ -69,7 +69,7 @@ RANDOM = "--backbone resnet50 --weights random --device cpu --workers 1 --batch-
 EXTRACT = f"extract-features clips {RANDOM} --seed 0 --frames 4"
 HELP = (
     "datasets download build-splits import-split stats audit extract-features merge-features pack-features "
-    "verify-features methods train predict evaluate compare reproduce demo"
+    "word-features verify-features methods train predict evaluate compare reproduce demo"
 )
 COMMANDS = f"""
 datasets-empty: datasets
@@ -134,6 +134,7 @@ pack-float32: pack-features npy --dtype float32 --out pack-float32.h5 --json
 pack-int8: pack-features npy {TOY} --dtype int8 --out pack-int8.h5
 pack-holes: pack-features holes {TOY} --out pack-holes/holes.h5
 pack-packed: pack-features pack/toy.h5 --dtype int8 --out pack-packed.h5
+words: word-features toy/toylt.toml --annotations toy --out words.h5 --dim 16 --json
 verify: verify-features pack/toy.h5 {TOY} --npy npy --recipe backbone=toynet --json -
 verify-holes: verify-features pack-holes/holes.h5 {TOY} --json verify-holes.json
 verify-folder: verify-features holes

@@ -43,6 +43,7 @@ TRAIN = (
     "--set frames.train=6 --set frames.test=6 --set schedule.batch_size=64 --json --out "
 )
 IMPORT = "import-split {} --head-above 30 --tail-up-to 12 --name toy --out out.parquet"
+WORDS = "word-features now/toy/toylt.toml --annotations now/toy --out out.h5 --dim 4"
 DRAW = "build-splits now/toy/toylt.toml --annotations now/toy --out out --variant pareto"
 LISTS = "build-splits now/lists/lists.toml --annotations now/lists --out out --variant pareto"
 PLAN = "build-splits now/plans/{} --out out"
@@ -81,6 +82,7 @@ FORMS = {
     "split": Form(
         "split.parquet", "parquet", ("stats {} --json", "evaluate p.parquet --split {} --json -"), checksum=True),
     "Charades annotations": Form("toy/Toy_v1_train.csv", "text", (DRAW,), "toy", checksum=True),
+    "Charades descriptions": Form("toy/Toy_v1_train.csv", "text", (WORDS,), "toy"),
     "Charades classes": Form("toy/Toy_v1_classes.txt", "text", (DRAW,), "toy", checksum=True),
     "assignment": Form("toy/toylt.assignment.json", "json", (DRAW.split(" --variant")[0],), "toy"),
     "manifest": Form("toy/toylt.toml", "text", (DRAW,), "toy"),

@@ -101,6 +101,36 @@ def train_run(split: Path, features: Path, tables: dict, folder: Path, last: tup
     Path(f"{folder}.calls").write_text(" ".join(map(str, calls)))
 
 
+def tune_study(out: Path, trials: int, constants: dict, arguments: dict, last: int | None = None) -> None:
+    """Tune, and write to OUT.calls how many calls of Python functions the trials made.
+
+    ``constants`` replaces numbers of ``meidbench.baselines.tuning``; ``last`` is the call at which the process kills
+    itself.
+    """
+    import optuna  # noqa: F401
+    import psycopg  # noqa: F401
+
+    from meidbench.baselines import tuning
+
+    vars(tuning).update(constants)
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def report(line: str) -> None:
+        print(line, flush=True)  # noqa: T201
+        if line.startswith("bce: searching"):
+            sys.settrace(count)
+
+    tuning.tune(out=out, trials=trials, report=report, **arguments)
+    sys.settrace(None)
+    Path(f"{out}.calls").write_text(str(calls))
+
+
 def train_and_kill(
     split: Path, features: Path, tables: dict, folder: Path, kills: Sequence[tuple[int, float, float]]
 ) -> list[bool]:

@@ -31,16 +31,17 @@ def shown(tmp_path_factory):
 def test_demo_runs_to_its_report_and_resumes(run, shown):
     outcome, out = shown
     assert "simulated features" in outcome.stdout.splitlines()[0]
-    overall = dict(re.findall(r"^(\w+) +(0\.\d{4}) \[", outcome.stdout, re.MULTILINE)[:5])
-    assert list(overall) == ["bce", "ldam", "eql", "cbs", "framestack"]
+    overall = dict(re.findall(r"^(\w+) +(0\.\d{4}) \[", outcome.stdout, re.MULTILINE)[:6])
+    assert list(overall) == ["bce", "ldam", "eql", "cbs", "framestack", "linear_probe"]
     page = (out / "report.html").read_text()
     for method, value in overall.items():
         result = json.loads((out / method / "result-test.json").read_text())
         assert f"{result['mAP']['overall']:.4f}" == value and method in page
-        assert f"{method}: epoch 12 of 12: loss" in outcome.stderr
+        epochs = 6 if method == "linear_probe" else 12  # a value of C each
+        assert f"{method}: epoch {epochs} of {epochs}: loss" in outcome.stderr
         assert json.loads((out / method / "log.jsonl").read_text().splitlines()[-1])["test"] == result["mAP"]
     again = run("demo", "--out", out)
-    assert again.stdout == outcome.stdout and again.stderr.count("is finished") == 5
+    assert again.stdout == outcome.stdout and again.stderr.count("is finished") == 6
     other = run("demo", "--out", out, "--epochs", 15, "--bootstrap", 20)
     assert other.exit_code == 1 and "schedule.epochs" in other.stderr and "schedule.milestones" in other.stderr
     before = (out / "simulatedlt.parquet").read_bytes()

@@ -170,3 +170,31 @@ def test_progress_reaches_its_announced_end(monkeypatch):
 def test_negative_numbers_are_refused(arguments, toy_split):
     with pytest.raises(mb.MeidbenchError, match="must be a whole number of at least 0"):
         mb.evaluate(np.zeros((49, 12)), toy_split.video_ids("test"), toy_split, **arguments)
+
+
+def test_an_interval_is_of_the_expected_value_on_as_many_videos_which_lies_above_that_on_more():
+    """Average precision of few videos is too high on average; the difference of two methods much less so."""
+    generator = np.random.default_rng(0)
+
+    def draw(videos):
+        labels = generator.random((videos, 20)) < 0.05
+        labels[0] = True
+        errors = generator.normal(size=labels.shape)
+        return labels, errors + labels, errors + 1.3 * labels
+
+    def values(videos, draws):
+        labels_and_scores = [draw(videos) for _ in range(draws)]
+        return np.array(
+            [[mb.average_precision(s, y).mean() for s in (one, other)] for y, one, other in labels_and_scores]
+        )
+
+    few, many = values(200, 200), values(20_000, 5)
+    above = few.mean(axis=0) - many.mean(axis=0)
+    error = few.std(axis=0) / np.sqrt(len(few))
+    assert (above > 10 * error).all()
+    assert abs(above[1] - above[0]) < above.min() / 3
+    # The replicates are centred on the value of the drawn videos, which is above that of many: an interval moves along.
+    labels, scores, _ = draw(200)
+    ap = mb.average_precision(scores, labels)
+    samples = bootstrap_samples(scores, Positives.from_pairs(*np.nonzero(labels), *labels.shape), ap, 200, 0)
+    np.testing.assert_allclose(samples.mean(axis=0), ap, rtol=0, atol=1e-12)

@@ -34,7 +34,7 @@ def test_the_notebook_goes_from_labels_and_features_to_a_comparison_page(noteboo
     *_, shown, oracle = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     table = shown[-1].data["text/plain"]
     wanted = re.findall(r"^(\w+) (\S+)$", oracle[-1].text, re.MULTILINE)
-    assert [method for method, _ in wanted] == ["bce", "ldam", "cbs"]
+    assert [method for method, _ in wanted] == ["bce", "ldam", "cbs", "linear_probe"]
     for method, value in wanted:
         assert re.search(rf"^{method} +{float(value):.4f} ", table, re.MULTILINE)
     assert "<table>" in shown[-1].data["text/html"]

@@ -18,13 +18,10 @@ import meidbench as mb
 from meidbench.evaluation.compare import (
     ComparedRun,
     Comparison,
-    Difference,
-    Estimate,
     MethodResult,
-    SeedSpread,
     compare,
 )
-from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy, ClassFacts
+from meidbench.evaluation.results import GROUPS_SHOWN, Accuracy, ClassFacts, Difference, Estimate, SeedSpread
 from meidbench.report.drawing import choose_ticks, estimate_width, format_coordinate, format_tick, shorten
 from meidbench.report.html import comparison_html
 from meidbench.report.latex import comparison_latex, escape_latex

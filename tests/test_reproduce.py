@@ -17,10 +17,10 @@ from material import REAL, TOY, real_data
 
 from meidbench.baselines.configuration import flatten
 from meidbench.baselines.inference import Trained
+from meidbench.baselines.learner import is_out_of_memory
 from meidbench.baselines.reproduction import read_table, row_names
 from meidbench.baselines.reproduction.materials import InputFiles, Simulation, WordProxy, parse_substitute, renamed
 from meidbench.baselines.reproduction.plan import Request, layered, make_jobs, row_config
-from meidbench.baselines.reproduction.runs import is_out_of_memory
 from meidbench.cli import main
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.evaluate import evaluate

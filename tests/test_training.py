@@ -146,7 +146,7 @@ def assert_same_run(one, other):
 
 @pytest.mark.parametrize(("method", "settings"), [
     ("bce", ("schedule.milestones=[1,3]",)),
-    ("framestack-compat", ("sampler.name=square_root", "schedule.batch_size=40")),
+    ("framestack-compat", ("sampler.name=square_root", "schedule.batch_size=40", "selection.every=1")),
 ])  # fmt: skip
 def test_a_finished_run_goes_on_to_more_epochs_like_one_that_began_with_them(
     toy_split, features, tmp_path, method, settings

@@ -16,6 +16,8 @@ from meidbench.baselines.methods import COMPAT_ENDING
 from meidbench.baselines.recipes import METHODS, resolve
 from meidbench.baselines.reproduction import PaperTable, Row, table_content
 from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, Substitute, renamed, stand_in
+from meidbench.baselines.search import Request as SearchRequest
+from meidbench.baselines.search import read_space
 from meidbench.checks import one_of, parse_settings
 from meidbench.errors import MeidbenchError, RequestError, SplitError
 from meidbench.names import SUBSETS
@@ -35,6 +37,7 @@ class Request:
     device: str = ""
     faithful: bool = False  # baselines as their papers have them, not as the public code does
     substitute: Substitute | None = None  # of the features
+    trials: int = 0  # of a study per row; 0 for the published values
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,25 @@ class Job:
     row: Row
     material: Material
     configs: tuple[Config, ...] = ()  # one per seed; none for a row that is only quoted or does not resolve
-    differs: tuple[str, ...] = ()  # differences from the published row, seeds aside
     asked: bool = True  # rows that are not asked for only show runs that are finished
+    left_out: tuple[str, ...] = ()  # settings of the user that this row does not have
+    trials: int = 0  # as in ``Request``
+    search: SearchRequest | None = None  # what the trials of its study have in common
 
     @property
     def can_run(self) -> bool:
         """Whether the row is asked for and all its inputs exist."""
         return self.asked and bool(self.configs) and not self.material.missing
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """The differences from the published row, seeds aside."""
+        if not self.configs:
+            return ()
+        published = row_config(self.row, renamed(self.material.split, self.row.dataset))
+        method = self.configs[0].method
+        left_out = (f"{text} is left out: {method} is trained in one stage" for text in self.left_out)
+        return (*_differences(published, self.configs[0]), *left_out)
 
 
 def layered(*layers: Sequence[str]) -> tuple[str, ...]:
@@ -114,18 +129,45 @@ def _resolve_job(job: Job, request: Request) -> Job:
                 raise RequestError(f"{job.table} ablates {switch}; leave {it} out of --set")
     device = (f"execution.device={request.device}",) if request.device else ()
 
+    def lay(substituted: tuple[str, ...], *seed: str) -> tuple[str, ...]:
+        return layered(row.settings, substituted, device, seed, asked)
+
     def resolve_with(substituted: tuple[str, ...], *seed: str) -> Config:
-        settings = layered(row.settings, substituted, device, seed, asked)
-        return resolve(method, split, aggregator=row.aggregator, settings=settings)
+        return resolve(method, split, aggregator=row.aggregator, settings=lay(substituted, *seed))
 
     substituted: tuple[str, ...] = ()
     if (substitute := request.substitute) is not None:
         # The aggregator is known only after all else is resolved.
         substituted = substitute.settings(resolve_with(substitute.settings()).aggregator.name)
-    configs = [resolve_with(substituted, f"seed={seed}") for seed in request.seeds] or [resolve_with(substituted)]
-    differs = _differences(row_config(row, split), configs[0])
-    differs += tuple(f"{text} is left out: {method} is trained in one stage" for text in left_out)
-    return dataclasses.replace(job, configs=tuple(configs), differs=differs)
+    seeds = [f"seed={seed}" for seed in request.seeds]
+    configs = [resolve_with(substituted, seed) for seed in seeds] or [resolve_with(substituted)]
+    job = dataclasses.replace(job, configs=tuple(configs), left_out=tuple(left_out))
+    if not request.trials:
+        return job
+    searched = SearchRequest(method, split, row.aggregator, lay(substituted, *seeds[:1]))
+    return dataclasses.replace(job, trials=request.trials, search=searched)
+
+
+def hold_switches(job: Job, switches: Collection[str], dim: int) -> Job:
+    """Return a job whose study leaves the switches of its table as they are, in every row alike."""
+    if job.search is None:
+        return job
+    base, held = job.search.resolve(), []
+    for entry in read_space(job.search, base, dim):
+        stage, key = _split_stage(entry.key)
+        if stage != "stage1" and any(f"{key}.".startswith(f"{switch}.") for switch in switches):
+            held += job.search.list_settings({entry.key: entry.published}, base)
+    request = dataclasses.replace(job.search, settings=(*job.search.settings, *held))
+    read_space(request, base, dim)  # refuses a study with nothing to search
+    return dataclasses.replace(job, search=request)
+
+
+def choose_configs(job: Job, settings: Sequence[str]) -> Job:
+    """Return a job with the values that its study has chosen, for every seed."""
+    assert job.search is not None
+    layers = [layered(settings, [f"seed={config.seed}"]) for config in job.configs]
+    resolved = [dataclasses.replace(job.search, settings=layer).resolve() for layer in layers]
+    return dataclasses.replace(job, configs=tuple(resolved))
 
 
 def _differences(published: Config, config: Config) -> tuple[str, ...]:

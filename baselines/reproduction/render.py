@@ -12,12 +12,15 @@ from typing import Any
 
 from tabulate import tabulate
 
+from meidbench.baselines.configuration import without_execution
 from meidbench.baselines.methods import COMPAT_ENDING
 from meidbench.baselines.reproduction import PaperTable, read_table, runs, table_content
 from meidbench.baselines.reproduction.materials import InputFiles
 from meidbench.baselines.reproduction.plan import CostPlan, Job, Request, build_command, make_jobs, make_plan
 from meidbench.baselines.reproduction.runs import RowOutcome, RunStore
 from meidbench.checks import parse_json
+from meidbench.evaluation.budget import COLUMNS as BUDGET_COLUMNS
+from meidbench.evaluation.budget import NO_STEPS, Budget, describe_budgets, describe_inequality
 from meidbench.evaluation.results import GROUPS_SHOWN
 from meidbench.files import render_json
 from meidbench.names import STATISTICS_TABLE, WATERMARKS
@@ -68,14 +71,14 @@ def render_tables(
     tables = {name: read_table(name) for name in chosen if name != STATISTICS_TABLE}
     # Errors in any table are found before the first training.
     jobs = {name: make_jobs(table, request, files, chosen[name]) for name, table in tables.items()}
-    for name in tables:
-        runs.check_jobs(jobs[name])
+    jobs = {name: runs.check_jobs(jobs[name]) for name in tables}
     ready = [name for name in tables if not only_plan and any(job.can_run for job in jobs[name])]
     if ready:
         store.prepare(watermark)
     for name, table in tables.items():
         if name in ready:
-            yield _render_result(table, runs.run_jobs(jobs[name], store), store.replicates, watermark, width)
+            outcomes = runs.run_jobs(jobs[name], store)
+            yield _render_result(table, outcomes, store.replicates, watermark, request.trials, width)
             continue
         if watermark:
             yield _refuse_table(table, jobs[name])
@@ -102,9 +105,9 @@ def find_foreign_files(out: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _render_result(
-    table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, watermark: str, width: int
+    table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, watermark: str, trials: int, width: int
 ) -> RenderedTable:
-    content = _result_content(table, outcomes, replicates, watermark)
+    content = _result_content(table, outcomes, replicates, watermark, trials)
     asked = [outcome for outcome in outcomes if outcome.job.asked]
     statuses, trained = [outcome.status for outcome in asked], sum(outcome.trained for outcome in asked)
     remarks = [f"{table.name}: {statuses.count(runs.DONE)} of {len(asked)} rows have numbers, {trained} newly trained"]
@@ -120,7 +123,9 @@ def _render_result(
     return RenderedTable(table.name, content, text, files, remarks, succeeded=not failed)
 
 
-def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, watermark: str) -> Content:
+def _result_content(
+    table: PaperTable, outcomes: Sequence[RowOutcome], replicates: int, watermark: str, trials: int
+) -> Content:
     texts, rows = table_content("texts"), []
     marked = {"watermark": watermark} if watermark else {}
     chosen: dict[str, list[str]] = {}
@@ -145,10 +150,11 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
                 "published": None if watermark else published,
                 "status": outcome.status,
                 "reason": outcome.reason,
-                "config": None if config is None else runs.without_execution(config.to_tables()),
+                "config": None if config is None else without_execution(config.to_tables()),
                 "differs": outcome.differs,
                 "ours": None if measured is None else asdict(measured),
                 "difference": difference,
+                **({"chosen": outcome.chosen and asdict(outcome.chosen)} if trials else {}),
             }
         )
     names = {subset: f" ({', '.join(rows_of)})" if len(chosen) > 1 else "" for subset, rows_of in chosen.items()}
@@ -159,7 +165,12 @@ def _result_content(table: PaperTable, outcomes: Sequence[RowOutcome], replicate
         "source": table.source,
         "simulated": watermark == WATERMARKS["simulation"],
         **marked,
-        "protocol": [*table.protocol, *(texts["chosen_on"][subset].format(names[subset]) for subset in chosen)],
+        **({"trials": trials} if trials else {}),
+        "protocol": [
+            *table.protocol,
+            *(texts["chosen_on"][subset].format(names[subset]) for subset in chosen),
+            *([texts["tuned"].format(trials=trials)] if trials else []),
+        ],
         "notes": [*recipes, *table.notes],
         "bootstrap": {"replicates": replicates, "seed": runs.BOOTSTRAP_SEED},
         "rows": rows,
@@ -203,13 +214,39 @@ def _sections(content: Content, shown: Sequence[str]) -> dict[str, list[str]]:
     without += [f"{runs.NOT_ASKED}: {', '.join(others)}"] if others else []
     made = [_describe_run(row) for row in done]
     made += [table_content("texts")["intervals"].format(**content["bootstrap"])] if done else []
-    sections = {"Without numbers of ours": without, "How ours was made": made}
+    sections = {"Without numbers of ours": without, "Budgets": _describe_budgets(done), "How ours was made": made}
     for differs in dict.fromkeys(row["differs"] for row in done):
         names = [row["name"] for row in done if row["differs"] == differs]
         title = "every row" if len(names) == len(rows) else ", ".join(names)
         sections[f"Set otherwise than the paper's row: {title}"] = [f"`{text}`" for text in differs]
     sections |= {"Protocol": content["protocol"], "Notes": content["notes"]}
     return {title: texts for title, texts in sections.items() if texts}
+
+
+def _describe_budgets(rows: Sequence[Content]) -> list[str]:
+    """Return the budget of each row, equal ones together, and how those of a benchmark are unequal."""
+    texts = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        budgets = {row["name"]: _budgets(row) for row in rows if row["dataset"] == dataset}
+        named: dict[str, list[str]] = {}
+        for name, given in budgets.items():
+            named.setdefault(_describe_budget(given), []).append(name)
+        texts += [f"{budget}: {', '.join(names)}" for budget, names in named.items()]
+        texts += [f"{dataset}: {unequal}"] if (unequal := describe_inequality(budgets)) else []
+    return texts
+
+
+def _budgets(row: Content) -> list[Budget | None]:
+    return [budget and Budget.from_facts(budget) for budget in row["ours"]["budgets"]]
+
+
+def _describe_budget(budgets: Sequence[Budget | None]) -> str:
+    if not any(budgets):
+        return "unknown budget"
+    texts = describe_budgets(budgets)
+    rate = "" if texts["rate"] == _DASH else f" at {texts['rate']} in batches of {texts['batch']}"
+    steps = texts["steps"] if texts["steps"] == NO_STEPS else f"{texts['steps']} steps"
+    return f"{steps}{rate}, {texts['trials']} trial{'' if texts['trials'] == '1' else 's'}"
 
 
 def _describe_run(row: Content) -> str:
@@ -219,10 +256,13 @@ def _describe_run(row: Content) -> str:
     texts = [
         f"`{row['name']}` ({row['label']}, {row['encoder']}, {row['aggregation']}): {config['method']}, "
         f"{config['aggregator']['name']}",
-        f"{epochs} epochs in batches of {schedule['batch_size']}, {frames['train']} frames in training and "
+        f"{epochs} epochs: {_describe_budget(_budgets(row))}; {frames['train']} frames in training and "
         f"{frames['test']} in scoring, checkpoint by {config['selection']['subset']}",
         row["note"],
     ]
+    if chosen := row.get("chosen"):
+        searched = ", ".join(chosen["searched"])
+        texts.append(f"trial {chosen['winner']} of a study over {searched}, {chosen['steps']:,} steps in all trials")
     if ours["seed_spread"]:
         spread, seeds = ours["seed_spread"]["overall"], ", ".join(map(str, ours["seeds"]))
         texts.append(f"mean of seeds {seeds}, overall {spread['low']:.3f} to {spread['high']:.3f}")
@@ -273,16 +313,19 @@ def _result_csv(content: Content) -> str:
     facts = ("name", "label", "dataset", "encoder")
     kinds = ("paper", "ours", "low", "high", "difference")
     header = ["data", "table", "row", *facts[1:], "method", "aggregator", "status", "reason", "seeds"]
+    header += BUDGET_COLUMNS
     header += [f"{group}_{kind}" for group in GROUPS_SHOWN for kind in kinds]
     lines = [[*header, *(f"{group}_val" for group in GROUPS_SHOWN), "differs", "note"]]
     for row in content["rows"]:
         config, ours = row["config"], row["ours"] or {"seeds": (), "val": {}}
+        budget = describe_budgets(_budgets(row) if row["ours"] else ()).values()
         method = [config["method"], config["aggregator"]["name"]] if config else ["", ""]
         numbers = [number for group in GROUPS_SHOWN for number in _numbers(row, group)]
         numbers += [ours["val"].get(group, math.nan) for group in GROUPS_SHOWN]
         lines.append(
             [_find_mark(content) or "real", content["table"], *(row[key] for key in facts), *method]
             + [row["status"], row["reason"], " ".join(map(str, ours["seeds"]))]
+            + ["" if text == _DASH else text.replace(",", "") for text in budget]
             + ["" if math.isnan(number) else repr(number) for number in numbers]
             + ["; ".join(row["differs"]), row["note"]]
         )

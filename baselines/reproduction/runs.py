@@ -2,36 +2,38 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from meidbench.baselines.configuration import Config
+from meidbench.baselines.configuration import Config, without_execution
 from meidbench.baselines.inference import Trained, read_trained
-from meidbench.baselines.learner import check_run
+from meidbench.baselines.learner import check_run, is_out_of_memory
 from meidbench.baselines.reproduction import table_content
 from meidbench.baselines.reproduction.materials import Material
-from meidbench.baselines.reproduction.plan import Job
+from meidbench.baselines.reproduction.plan import Job, choose_configs, hold_switches
 from meidbench.baselines.run_folder import Inputs, RunFolder
+from meidbench.baselines.search import read_space
+from meidbench.baselines.study import StudyFacts, StudyFolder
 from meidbench.baselines.training import train
-from meidbench.checks import parse_json
+from meidbench.baselines.tuning import check_optuna, tune
+from meidbench.checks import parse_json, read_json
 from meidbench.errors import FeatureError, MeidbenchError, RequestError
 from meidbench.evaluation.bootstrap import bootstrap_steps
-from meidbench.evaluation.compare import ComparedRun, Estimate, SeedSpread, compare
-from meidbench.evaluation.results import GROUPS_SHOWN
-from meidbench.files import written_whole
+from meidbench.evaluation.budget import Budget
+from meidbench.evaluation.compare import ComparedRun, compare
+from meidbench.evaluation.results import GROUPS_SHOWN, Estimate, SeedSpread
+from meidbench.files import render_json, written_whole
 from meidbench.names import WATERMARKS, ProgressBar, Report
+from meidbench.predictions import open_predictions
 from meidbench.splits.split import Split
 
 # The status of a row.
 DONE, NOT_RUN, QUOTED, FAILED, NOT_ASKED = "done", "not run", "quoted", "failed", "not asked for"
 BOOTSTRAP_SEED = 0
-_RUNS, _TEST = "runs", "test"
-# The allocator of the CPU raises a plain RuntimeError, and so do sizes beyond every memory.
-_MEMORY_TEXTS = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory", "size calculation overflowed")
+_RUNS, _STUDIES, _TEST = "runs", "studies", "test"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,19 @@ class Measured:
     seeds: tuple[int, ...]
     runs: tuple[str, ...]  # names of the runs' folders
     warnings: tuple[str, ...]
+    budgets: tuple[Budget | None, ...]  # one per run
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The outcome of a row's study."""
+
+    trials: int
+    study: str  # the name of its folder
+    winner: int  # a trial of it
+    settings: tuple[str, ...]  # of the winner
+    searched: tuple[str, ...]  # the keys
+    steps: int  # of the optimiser, in all trials together
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ class RowOutcome:
     differs: tuple[str, ...] = ()  # differences between the published row and ours
     measured: Measured | None = None
     trained: int = 0  # runs that were not finished before
+    chosen: Chosen | None = None  # of a row whose values are searched
 
 
 def find_mark(watermark: str) -> str:
@@ -63,24 +79,11 @@ def find_mark(watermark: str) -> str:
     return watermark.partition(":")[0]
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory was not enough."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS)
+def run_name(config: Config, inputs: Inputs, trials: int = 1) -> str:
+    """Return the name of a run's folder: split, method, seed, and a digest of the configuration and the inputs.
 
-
-def without_execution(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration's tables without ``execution``, which changes no result and may name a device."""
-    return {
-        key: without_execution(value) if isinstance(value, dict) else value
-        for key, value in tables.items()
-        if key != "execution"
-    }
-
-
-def run_name(config: Config, inputs: Inputs) -> str:
-    """Return the name of a run's folder: split, method, seed, and a digest of the configuration and the inputs."""
+    With more than one trial, the name has their number: the run's predictions tell it.
+    """
     content = {
         "config": without_execution(config.to_tables()),
         "split": inputs.split_digest,
@@ -88,7 +91,8 @@ def run_name(config: Config, inputs: Inputs) -> str:
         "features": [inputs.dim, inputs.features_digest, inputs.recipe_digest],
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{inputs.dataset}-{config.method}-s{config.seed}-{digest[:12]}"
+    tuned = f"-t{trials}" if trials > 1 else ""
+    return f"{inputs.dataset}-{config.method}-s{config.seed}{tuned}-{digest[:12]}"
 
 
 @dataclass(frozen=True)
@@ -116,20 +120,86 @@ class RunStore:
         with written_whole(self.out / f"{wanted}.txt") as temporary:
             temporary.write_text(f"{watermark}\n", encoding="utf-8")
 
-    def find_finished(self, config: Config, material: Material) -> Trained | None:
+    def find_finished(self, config: Config, material: Material, trials: int = 1) -> Trained | None:
         """Return a finished run, None where it is not finished; nothing is trained or made."""
         runs, path = f"{material.split.dataset}-{config.method}-s{config.seed}-*", material.features_path
         # Names tell of most runs that they do not exist, without a digest of all features.
         if path is None or not path.exists() or not any((self.out / _RUNS).glob(runs)):
             return None
-        return read_trained(RunFolder(self.out / _RUNS / run_name(config, material.inputs)), material.split)
+        return read_trained(RunFolder(self.out / _RUNS / run_name(config, material.inputs, trials)), material.split)
 
-    def train(self, config: Config, material: Material) -> Trained:
+    def train(self, config: Config, material: Material, trials: int = 1) -> Trained:
         """Return a run; it is trained or resumed unless it is finished, its first stage before it."""
         split, features = material.split_source, material.features
-        folder = self.out / _RUNS / run_name(config, material.inputs)
+        folder = self.out / _RUNS / run_name(config, material.inputs, trials)
         first = None if config.first_stage is None else self.train(config.first_stage, material).path
-        return train(split, features, config, folder, first_stage=first, progress=self.progress, report=self.report)
+        more: dict[str, Any] = {"first_stage": first, "trials": trials, "progress": self.progress}
+        return train(split, features, config, folder, **more, report=self.report)
+
+    def find_chosen(self, job: Job) -> Chosen | None:
+        """Return the outcome of a row's study, None where it has not ended; nothing is trained or made."""
+        path = job.material.features_path
+        if path is None or not path.exists() or not (self.out / _STUDIES).is_dir():
+            return None
+        file = self.out / _STUDIES / f"{self._name_study(job)}-{job.trials}.json"
+        with suppress(MeidbenchError, KeyError, TypeError):  # it is absent or damaged
+            table = read_json(file)
+            return Chosen(**{**table, **{key: tuple(table[key]) for key in ("settings", "searched")}})
+        return None
+
+    def choose(self, job: Job) -> Chosen:
+        """Return the outcome of a row's study, which is run or resumed unless it has ended; rows share studies."""
+        if found := self.find_chosen(job):
+            return found
+        assert job.search is not None
+        row, material, name = job.row, job.material, self._name_study(job)
+        tuned = tune(
+            material.split_source,
+            material.features,
+            job.search.method,
+            job.trials,
+            self.out / _STUDIES / name,
+            seed=job.configs[0].seed,
+            aggregator=job.search.aggregator,
+            settings=job.search.settings,
+            benchmark=row.dataset,
+            progress=self.progress,
+            report=self.report,
+        )
+        if tuned.winner is None:
+            raise MeidbenchError(f"the study {name} has trials that another process has not finished")
+        winner, steps = tuned.winner, sum(record.steps for record in tuned.trials)
+        chosen = Chosen(job.trials, name, winner.number, winner.settings, tuple(winner.values), steps)
+        with written_whole(self.out / _STUDIES / f"{name}-{job.trials}.json") as temporary:
+            temporary.write_text(render_json(asdict(chosen)), encoding="utf-8")
+        return chosen
+
+    def train_row(self, job: Job, chosen: Chosen | None) -> list[Trained]:
+        """Return the runs of a row, one per seed; the first of a searched row is the winner of its study."""
+        configs, material = job.configs, job.material
+        if chosen is None:
+            return [self.train(config, material) for config in configs]
+        split, features, winner = material.split_source, material.features, self._find_winner(chosen)
+        more: dict[str, Any] = {"trials": chosen.trials, "progress": self.progress, "report": self.report}
+        first = train(split, features, configs[0], winner, **more)
+        return [first, *(self.train(config, material, chosen.trials) for config in configs[1:])]
+
+    def find_row(self, job: Job, chosen: Chosen | None) -> list[Trained | None]:
+        """Return the runs of a row as ``train_row``, None for one that is not finished; nothing is trained or made."""
+        configs, material = job.configs, job.material
+        if chosen is None:
+            return [self.find_finished(config, material) for config in configs]
+        winner = read_trained(RunFolder(self._find_winner(chosen)), material.split)
+        return [winner, *(self.find_finished(config, material, chosen.trials) for config in configs[1:])]
+
+    def _find_winner(self, chosen: Chosen) -> Path:
+        return StudyFolder(self.out / _STUDIES / chosen.study).run(chosen.winner)
+
+    def _name_study(self, job: Job) -> str:
+        assert job.search is not None
+        base, inputs = job.search.resolve(), job.material.inputs
+        facts = StudyFacts(base, inputs, read_space(job.search, base, inputs.dim), "overall", job.configs[0].seed)
+        return facts.name().removeprefix("meidbench-")
 
     def measure(self, runs: Sequence[Trained], seeds: Sequence[int], split: Split) -> Measured:
         """Score finished runs of a row, one per seed; intervals are kept in files for the next time."""
@@ -148,8 +218,9 @@ class RunStore:
             *intervals,
             val={group: sum(getattr(means, group) for means in val) / len(val) for group in GROUPS_SHOWN if val},
             seeds=tuple(seeds),
-            runs=tuple(run.path.name for run in runs),
+            runs=tuple(_name_run(run.path, self.out) for run in runs),
             warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
+            budgets=tuple(Budget.from_metadata(open_predictions(run.predictions[_TEST]).metadata) for run in runs),
         )
 
     def _bootstrap(self, runs: Sequence[Trained], seeds: Sequence[int], split: Split) -> str:
@@ -164,6 +235,11 @@ class RunStore:
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
+def _name_run(path: Path, out: Path) -> str:
+    """Return the name of a run's folder in the folder of runs, or the path of a trial of a study."""
+    return path.name if path.parent == out / _RUNS else path.relative_to(out).as_posix()
+
+
 def _parse_intervals(text: str) -> tuple[dict[str, Estimate], dict[str, SeedSpread] | None]:
     content = parse_json(text)
     means, spread = content["mAP"], content["seed_spread"]
@@ -171,21 +247,36 @@ def _parse_intervals(text: str) -> tuple[dict[str, Estimate], dict[str, SeedSpre
     return estimates, spread and {group: SeedSpread(**spread[group]) for group in GROUPS_SHOWN}
 
 
-def check_jobs(jobs: Sequence[Job]) -> None:
-    """Check before the first training that the parts of every run can be made and fit together; name the row."""
-    for job in (job for job in jobs if job.can_run):
-        material = job.material
-        try:
-            dim = material.substitute.dim if material.substitute else material.features.dim
+def check_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """Check before the first training that the parts of every run can be made and fit together; name the row.
+
+    Returns the jobs, whose studies leave the switches of the table as they are.
+    """
+    if any(job.trials for job in jobs):
+        check_optuna()
+    switches = {switch for job in jobs for switch in job.row.switches}
+    return [_check_job(job, switches) for job in jobs]
+
+
+def _check_job(job: Job, switches: Collection[str]) -> Job:
+    material = job.material
+    if not job.configs or material.missing:
+        return job
+    try:
+        dim = material.substitute.dim if material.substitute else material.features.dim
+        if job.asked:
             check_run(job.configs[0], material.split, dim)  # the others differ by their seeds alone
-        except FeatureError:
-            continue  # the row will fail, and the others are run
-        except MeidbenchError as error:
-            raise RequestError(f"row {job.row.name}: {error}") from None
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RequestError(f"row {job.row.name}: no memory holds such a model ({error})") from None
+        return hold_switches(job, switches, dim)
+    except FeatureError:
+        return job  # the row will fail, and the others are run
+    except MeidbenchError as error:
+        if not job.asked:
+            return replace(job, configs=())  # the settings for other rows do not fit this row
+        raise RequestError(f"row {job.row.name}: {error}") from None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RequestError(f"row {job.row.name}: no memory holds such a model ({error})") from None
 
 
 def run_jobs(jobs: Sequence[Job], store: RunStore) -> list[RowOutcome]:
@@ -211,16 +302,23 @@ def _run_job(job: Job, store: RunStore) -> RowOutcome:
         return RowOutcome(job, NOT_ASKED)
     if material.missing and not material.substituted:
         return RowOutcome(job, NOT_RUN, f"missing {', '.join(material.missing)}", differs)
+    chosen = None
     try:
         if material.substituted:
             raise MeidbenchError(f"needs {' and '.join(material.substituted)}; {texts['substitutes']}")
-        finished = [] if job.asked else [store.find_finished(config, material) for config in job.configs]
+        if job.trials:
+            chosen = store.choose(job) if job.asked else store.find_chosen(job)
+            if chosen is None:
+                return RowOutcome(job, NOT_ASKED)
+            job = choose_configs(job, chosen.settings)
+            differs = job.differs
+        finished = [] if job.asked else store.find_row(job, chosen)
         if not all(finished):
             return RowOutcome(job, NOT_ASKED)
         differs += material.differences()  # reads the features, before the first training
-        runs = [run for run in finished if run] or [store.train(config, material) for config in job.configs]
+        runs = [run for run in finished if run] or store.train_row(job, chosen)
         measured = store.measure(runs, [config.seed for config in job.configs], material.split)
-        return RowOutcome(job, DONE, "", differs, measured, sum(not run.was_finished for run in runs))
+        return RowOutcome(job, DONE, "", differs, measured, sum(not run.was_finished for run in runs), chosen)
     except MeidbenchError as error:
         message, reason = str(error), str(error).partition("\n")[0].rstrip(":")
     except (RuntimeError, MemoryError) as error:

@@ -20,6 +20,7 @@ from meidbench.cli.parameters import guarded_streams, name_options, report
 from meidbench.cli.reproduction import demo, reproduce
 from meidbench.cli.splits import audit, build_splits, import_split, stats
 from meidbench.cli.training import methods, predict, train
+from meidbench.cli.tuning import tune
 from meidbench.errors import MeidbenchError, RequestError, escape_controls, missing_package
 
 # SIGHUP comes when a terminal is closed; Windows does not have it.
@@ -33,6 +34,7 @@ _KEPT = {
     "merge-features": f"the videos copied so far are kept; {_GOES_ON}",
     "pack-features": f"the packed videos are kept; {_GOES_ON}",
     "word-features": f"the finished videos are kept; {_GOES_ON}",
+    "tune": f"the trials are kept as they were last saved; {_GOES_ON}",
     "train": f"the run is kept as it was last saved; {_GOES_ON}",
     "reproduce": f"the runs are kept as they were last saved; {_GOES_ON}",
     "demo": f"the runs are kept as they were last saved; {_GOES_ON}",
@@ -165,5 +167,5 @@ for command in (datasets, download, build_splits, import_split, stats, audit):
     main.add_command(command)
 for command in (extract_features, merge_features, pack_features, word_features, verify_features):
     main.add_command(command)
-for command in (methods, train, predict, evaluate, compare, reproduce, demo):
+for command in (methods, train, tune, predict, evaluate, compare, reproduce, demo):
     main.add_command(command)

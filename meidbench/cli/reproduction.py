@@ -36,7 +36,9 @@ from meidbench.names import STATISTICS_TABLE, TABLES
     "  meidbench reproduce table2 --features ResNet50=videolt_r50.h5 \\\n"
     "      --seed 1 --seed 2 --seed 3\n"
     "  meidbench reproduce table3 --simulate --out try\n"
-    "  meidbench reproduce table3 --proxy words --annotations Charades/",
+    "  meidbench reproduce table3 --proxy words --annotations Charades/\n"
+    "  meidbench reproduce table3 --proxy words --annotations Charades/ \\\n"
+    "      --tuned 20 --out tuned",
 )
 @click.argument(
     "tables", nargs=-1, required=True, metavar="TABLE...", type=click.Choice((*TABLES, "all"), case_sensitive=False)
@@ -52,8 +54,12 @@ from meidbench.names import STATISTICS_TABLE, TABLES
     "than the id, 'pack-features' makes a file of them.",
 )
 @repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
-@repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, from which missing splits are made.")
-@click.option("--out", type=FOLDER, help="Folder for runs and tables [default: reproduction, -simulated or -words].")
+@repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, for missing splits and for words.")
+@click.option(
+    "--out",
+    type=FOLDER,
+    help="Folder for runs and tables [default: reproduction, or reproduction-simulated, or reproduction-words].",
+)
 @click.option("--plan", "only_plan", is_flag=True, help="List the needs of the rows, and run nothing.")
 @click.option("--simulate", is_flag=True, help="Run on simulated features, as a trial; every output is watermarked.")
 @click.option(
@@ -63,6 +69,12 @@ from meidbench.names import STATISTICS_TABLE, TABLES
 )
 @repeatable("--set", "settings", metavar="KEY=VALUE", help="Change a value of every row; listed in the table.")
 @repeatable("--seed", "seeds", type=SEED, help="Seed of the training; repeatable, for a mean.")
+@click.option(
+    "--tuned",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Search the values of each row's method: N trials on val, the same number for every row.",
+)
 @click.option("--faithful", is_flag=True, help="Baselines as in their papers, not as in the public code.")
 @click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where to train [default: auto; with --simulate, cpu].")
 @bootstrap_option
@@ -123,7 +135,7 @@ def reproduce(
     rendered = render.render_tables(
         chosen,
         materials.InputFiles(*named, substitute, out, progress_bar),
-        plan.Request(settings, seeds, options["device"] or "", options["faithful"], substitute),
+        plan.Request(settings, seeds, options["device"] or "", options["faithful"], substitute, options["tuned"] or 0),
         runs.RunStore(out, options["bootstrap"], progress_bar, report),
         gpu=options["gpu"],
         only_plan=only_plan,
@@ -157,7 +169,7 @@ def reproduce(
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @bootstrap_option
 def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
-    """Simulate a benchmark, train five methods on it, and compare them.
+    """Simulate a benchmark, train six methods on it, and compare them.
 
     A split with a long tail and features of its frames are drawn from the seed; bce, ldam, eql, cbs and framestack are
     trained; the comparison is printed, and written to OUT/report.html. It takes half a minute on two cores. It shows

@@ -29,7 +29,7 @@ from meidbench.cli.parameters import (
 )
 from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTION_SUBSETS
 
-_check = click.option(
+check_option = click.option(
     "--check",
     type=click.Choice(ROW_CHECKS),
     default="auto",
@@ -50,7 +50,7 @@ def _short_for(key: str, option: str, **attributes: Any) -> Callable[[Any], Any]
 @contextmanager
 def _telling_of_memory() -> Iterator[None]:
     """Make a plain error of memory that was not enough."""
-    from meidbench.baselines.reproduction.runs import is_out_of_memory
+    from meidbench.baselines.learner import is_out_of_memory
     from meidbench.errors import MeidbenchError
 
     try:
@@ -124,7 +124,7 @@ def methods(as_json: bool) -> None:
     metavar="RUN",
     help="For a method of two stages, a finished run of its first [default: trained in RUN/first-stage].",
 )
-@_check
+@check_option
 @_short_for(
     "schedule.epochs",
     "--epochs",
@@ -223,7 +223,7 @@ def train(
 @click.option("--features", type=INPUT, help="A feature file or folder [default: the run's].")
 @naming_options
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
-@_check
+@check_option
 def predict(
     run: Path, out: Path, features: Path | None, prefix: str, suffix: str, dataset: str, **options: Any
 ) -> None:

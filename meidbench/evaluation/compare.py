@@ -13,14 +13,19 @@ import numpy.typing as npt
 from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError, RequestError
 from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval, correct_holm
+from meidbench.evaluation.budget import Budget, describe_inequality
 from meidbench.evaluation.evaluate import bootstrap_means, evaluate_scores, group_members, subset_positives
 from meidbench.evaluation.results import (
     GROUPS_SHOWN,
     ClassFacts,
+    Difference,
+    Estimate,
     Measures,
     Printed,
     PrintedTable,
     Result,
+    SeedSpread,
+    WinTieLoss,
     average_measures,
     describe_subset,
     find_watermarks,
@@ -99,41 +104,6 @@ def _is_path(scores: Any) -> bool:
     return isinstance(scores, str | os.PathLike)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean average precision and its percentile interval over videos."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class SeedSpread:
-    """The mean average precision over a method's seeds: their number, standard deviation (n - 1), lowest, highest."""
-
-    seeds: int
-    std: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Difference(Estimate):
-    """Method minus reference under the same weights: value, interval over videos, probability of being better."""
-
-    probability: float
-
-
-@dataclass(frozen=True)
-class WinTieLoss:
-    """Numbers of classes of a group in which a method's AP is higher than, equal to, or lower than the reference's."""
-
-    wins: int
-    ties: int
-    losses: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class MethodResult(Measures):
     """The result of one method, averaged over its seeds.
@@ -143,7 +113,8 @@ class MethodResult(Measures):
     None for itself; ``seed_spread`` is None without several seeds, ``seeds`` empty where the names have none.
     ``corrected`` is the two-sided probability of each group's difference after Holm's correction
     (``Comparison.with_reference``). ``samples`` are the (replicates, C) average precisions of the bootstrap; they are
-    not in the JSON.
+    not in the JSON. ``budgets`` are those of its runs, one per seed; unknown ones are None, and without a known one
+    they are not in the JSON.
     """
 
     name: str
@@ -157,6 +128,7 @@ class MethodResult(Measures):
     corrected: dict[str, float] | None
     samples: Reals = field(repr=False, compare=False)
     warnings: tuple[str, ...]
+    budgets: tuple[Budget | None, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -191,7 +163,14 @@ class Comparison(Printed):
         content = asdict(replace(self, methods=methods))
         for method in content["methods"]:
             del method["samples"]
+            if not any(method["budgets"]):
+                del method["budgets"]
         return render_json(content)
+
+    @property
+    def unequal_budgets(self) -> str:
+        """How the budgets of the methods are unequal (``describe_inequality``); empty where they are not."""
+        return describe_inequality({method.name: method.budgets for method in self.methods})
 
     def list_warnings(self) -> list[tuple[str, str]]:
         """Return the warnings as pairs: the name of the method, or ``every run``, and the text."""
@@ -277,6 +256,7 @@ class _SeedResults:
 
     seeds: list[str]
     results: list[Result]
+    budgets: list[Budget | None]
     summed: Reals
 
     @property
@@ -362,10 +342,11 @@ def compare(
     _check_names(runs, names, reference)
     methods: dict[str, _SeedResults] = {}
     for run in runs:
-        result, samples = _score(run, split, subset, replicates, seed, allow_float16, advance)
-        method = methods.setdefault(run.method, _SeedResults([], [], np.zeros(())))
+        result, samples, budget = _score(run, split, subset, replicates, seed, allow_float16, advance)
+        method = methods.setdefault(run.method, _SeedResults([], [], [], np.zeros(())))
         method.seeds.append(run.seed)
         method.results.append(result)
+        method.budgets.append(budget)
         method.summed = method.summed + samples
     return _make_comparison(methods, split, subset, reference, replicates, seed)
 
@@ -416,7 +397,7 @@ def _unknown_reference(name: object, names: Sequence[str]) -> RequestError:
 
 def _score(
     run: ComparedRun, split: Split, subset: str, replicates: int, seed: int, allow: bool, advance: Advance | None
-) -> tuple[Result, Reals]:
+) -> tuple[Result, Reals, Budget | None]:
     try:
         given = as_predictions(run.scores, half=allow)
         scores = align_predictions(given, split, subset, allow_float16=allow)
@@ -425,7 +406,8 @@ def _score(
     assert not isinstance(scores, BlockScores)  # only a memory limit makes them blocks
     result = evaluate_scores(scores, split, subset, warnings=reading_warnings(given, split))
     ap = np.array([entry.ap for entry in result.per_class])
-    return result, bootstrap_samples(scores, subset_positives(split, subset), ap, replicates, seed, advance)
+    samples = bootstrap_samples(scores, subset_positives(split, subset), ap, replicates, seed, advance)
+    return result, samples, Budget.from_metadata(given.metadata)
 
 
 def _summarise(name: str, method: _SeedResults, split: Split) -> MethodResult:
@@ -450,6 +432,7 @@ def _summarise(name: str, method: _SeedResults, split: Split) -> MethodResult:
         corrected=None,
         samples=samples,
         warnings=method.warnings,
+        budgets=tuple(method.budgets),
     )
 
 

@@ -145,6 +145,41 @@ class Intervals:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A mean average precision and its percentile interval over videos."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """The mean average precision over a method's seeds: their number, standard deviation (n - 1), lowest, highest."""
+
+    seeds: int
+    std: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """Method minus reference under the same weights: value, interval over videos, probability of being better."""
+
+    probability: float
+
+
+@dataclass(frozen=True)
+class WinTieLoss:
+    """Numbers of classes of a group in which a method's AP is higher than, equal to, or lower than the reference's."""
+
+    wins: int
+    ties: int
+    losses: int
+
+
+@dataclass(frozen=True)
 class CrossCheck:
     """Average precisions computed again with scikit-learn: how many, the largest difference, and its class."""
 

@@ -11,8 +11,8 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.evaluation.compare import EQUAL, Comparison, Difference
-from meidbench.evaluation.results import ClassFacts
+from meidbench.evaluation.compare import EQUAL, Comparison
+from meidbench.evaluation.results import ClassFacts, Difference
 from meidbench.report.drawing import (
     Scale,
     choose_ticks,

@@ -14,8 +14,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 
-from meidbench.evaluation.compare import Comparison, Difference, MethodResult
-from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, MEANINGS
+from meidbench.evaluation.budget import COLUMNS as BUDGET_COLUMNS
+from meidbench.evaluation.budget import MEANING as BUDGET_MEANING
+from meidbench.evaluation.budget import describe_total
+from meidbench.evaluation.compare import Comparison, MethodResult
+from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, MEANINGS, Difference
 from meidbench.report.charts import (
     MEDIAN_CLASSES,
     Chart,
@@ -27,6 +30,7 @@ from meidbench.report.charts import (
 from meidbench.report.text import (
     DASH,
     MINUS,
+    budget_rows,
     describe_correction,
     find_best,
     format_corrected,
@@ -125,6 +129,8 @@ def _header(comparison: Comparison) -> str:
 def _warnings(comparison: Comparison) -> str:
     warnings = comparison.list_warnings()
     items = "".join(f"<li><b>{escape(name)}</b>: {escape(warning)}</li>" for name, warning in warnings)
+    if unequal := comparison.unequal_budgets:
+        items += f'<li><a href="#budgets">{escape(unequal)}</a></li>'
     return f'<section class="warnings" role="note"><b>Warnings</b><ul>{items}</ul></section>' if items else ""
 
 
@@ -191,6 +197,21 @@ def _seeds(comparison: Comparison) -> str:
         rows,
     )
     return _section("seeds", table)
+
+
+def _budgets(comparison: Comparison) -> str:
+    rows = []
+    for method, (name, steps, *others) in zip(comparison.methods, budget_rows(comparison), strict=False):
+        total = describe_total(method.budgets)  # the column is sorted by it
+        texts = [DASH if text == "-" else text for text in (total, *others)]
+        cells = [_cell(texts[0], [steps] if steps != total else []), *map(_cell, texts[1:])]
+        rows.append(_row(escape(name), cells))
+    if not rows:
+        return ""
+    heads = [_head("method", "word"), _head(BUDGET_COLUMNS[0], notes="stages"), *map(_head, BUDGET_COLUMNS[1:])]
+    unequal = f"<p><b>{escape(comparison.unequal_budgets)}</b></p>\n" if comparison.unequal_budgets else ""
+    caption = f"The training behind the scores, as the prediction files have it; {BUDGET_MEANING}."
+    return _section("budgets", unequal + _table("budgets-table", "Budgets", caption, heads, rows))
 
 
 def _differences(comparison: Comparison) -> str:
@@ -287,6 +308,7 @@ def _classes(comparison: Comparison) -> str:
 _SECTIONS = {
     "means": _means,
     "seeds": _seeds,
+    "budgets": _budgets,
     "differences": _differences,
     "frequency": _frequency,
     "classes": _classes,
@@ -294,6 +316,7 @@ _SECTIONS = {
 _TITLES = {
     "means": "Means",
     "seeds": "Spread over training seeds",
+    "budgets": "Budgets",
     "differences": "Differences",
     "frequency": "Average precision and frequency",
     "classes": "Classes",

@@ -4,11 +4,12 @@ import re
 from collections.abc import Sequence
 
 from meidbench.errors import escape_controls
-from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, SeedSpread
-from meidbench.evaluation.results import GROUPS_SHOWN, find_watermarks
+from meidbench.evaluation.compare import Comparison, MethodResult
+from meidbench.evaluation.results import GROUPS_SHOWN, Difference, Estimate, SeedSpread, find_watermarks
 from meidbench.report.text import (
     DASH,
     MINUS,
+    budget_rows,
     describe_correction,
     find_best,
     format_interval,
@@ -72,7 +73,7 @@ def comparison_latex(comparison: Comparison) -> str:
         if place:
             lines.append("    \\addlinespace")
         lines += _method_rows(method, {group for group in GROUPS_SHOWN if place in best[group]}, differences)
-    lines += ["    \\bottomrule", "  \\end{tabular}", f"\\end{{{environment}}}"]
+    lines += ["    \\bottomrule", "  \\end{tabular}", *_budget_lines(comparison), f"\\end{{{environment}}}"]
     return "\n".join(lines) + "\n"
 
 
@@ -102,6 +103,19 @@ def _caption(comparison: Comparison, differences: bool) -> str:
     if differences and comparison.replicates:
         sentences.append(f"Bold: {describe_correction(comparison)}.")
     return " ".join(sentences)
+
+
+def _budget_lines(comparison: Comparison) -> list[str]:
+    """Return a note below the table with the budget of each method; nothing where no budget is known."""
+    texts = []
+    for name, steps, rate, batch, trials in budget_rows(comparison):
+        budget = "unknown" if rate == trials == "-" else f"{steps} ({rate}; {batch}; {trials})"
+        texts.append(f"{escape_latex(name)} {_symbols(budget)}")
+    if not texts:
+        return []
+    note = f"Budgets, as optimiser steps (first rate; videos per step; trials): {', '.join(texts)}."
+    sentences = f"{note} {escape_latex(comparison.unequal_budgets)}".rstrip()
+    return [f"  \\par\\smallskip{{\\footnotesize {sentences}}}"]
 
 
 def _method_rows(method: MethodResult, best: set[str], differences: bool) -> list[str]:

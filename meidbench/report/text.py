@@ -11,8 +11,9 @@ from tabulate import tabulate
 from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few, write_count
-from meidbench.evaluation.compare import Comparison, Difference, Estimate, MethodResult, format_change
-from meidbench.evaluation.results import GROUPS_SHOWN, Result, describe_subset
+from meidbench.evaluation.budget import COLUMNS, MEANING, describe_budgets
+from meidbench.evaluation.compare import Comparison, MethodResult, format_change
+from meidbench.evaluation.results import GROUPS_SHOWN, Difference, Estimate, Result, describe_subset
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import GROUP_NAMES, Split
@@ -218,7 +219,7 @@ def _is_formula(text: str) -> bool:
 def comparison_table(comparison: Comparison) -> str:
     """Lay out the means with their intervals, and the differences to the reference, group by group, in 80 columns.
 
-    Wins, ties and losses, and the spread over seeds, have a table each.
+    Wins, ties and losses, the spread over seeds, and the budgets that are known have a table each.
     """
     several = len(comparison.methods) > 1
     corrected = len(comparison.methods) > 2 and comparison.replicates > 0
@@ -242,7 +243,9 @@ def comparison_table(comparison: Comparison) -> str:
         tables.append(_right_aligned(["win/tie/loss", *GROUPS_SHOWN], _tallies(comparison)))
     if spreads := _spreads_over_seeds(comparison):
         tables.append(_right_aligned(["over seeds", *GROUPS_SHOWN], spreads))
-    return "\n\n".join([*tables, _explain_comparison(comparison, bool(spreads))])
+    if budgets := budget_rows(comparison):
+        tables.append(_right_aligned(["budget", *COLUMNS], [[escape_controls(row[0]), *row[1:]] for row in budgets]))
+    return "\n\n".join([*tables, _explain_comparison(comparison, bool(spreads), bool(budgets))])
 
 
 def _tallies(comparison: Comparison) -> list[list[str]]:
@@ -264,7 +267,14 @@ def _spreads_over_seeds(comparison: Comparison) -> list[list[str]]:
     return rows
 
 
-def _explain_comparison(comparison: Comparison, seeds: bool) -> str:
+def budget_rows(comparison: Comparison) -> list[list[str]]:
+    """Return the name of each method and its budget, by ``COLUMNS``; no row where no budget is known."""
+    if not any(budget for method in comparison.methods for budget in method.budgets):
+        return []
+    return [[method.name, *describe_budgets(method.budgets).values()] for method in comparison.methods]
+
+
+def _explain_comparison(comparison: Comparison, seeds: bool, budgets: bool) -> str:
     lines = [
         f"{comparison.level:.0%} intervals: Bayesian bootstrap over videos, {comparison.replicates:,} replicates, "
         f"seed {comparison.seed},\nthe same weights for every run."
@@ -275,6 +285,9 @@ def _explain_comparison(comparison: Comparison, seeds: bool) -> str:
             lines.append(f"{STAR} {describe_correction(comparison)}.")
     if seeds:
         lines.append("over seeds: lowest to highest mAP (number of seeds).")
+    if budgets:
+        for text in (f"{MEANING}.", escape_controls(comparison.unequal_budgets)):
+            lines += textwrap.wrap(text, 80)
     return "\n".join(lines)
 
 

@@ -1,0 +1,275 @@
+"""The parts of a study: its trials, the facts that it is bound to, its folder, and its storage."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meidbench.baselines.configuration import Config, without_execution
+from meidbench.baselines.run_folder import Inputs, RunFolder
+from meidbench.baselines.search import Searched
+from meidbench.checks import read_json, show
+from meidbench.errors import MeidbenchError, RequestError, bullet_list, missing_package
+from meidbench.evaluation.results import MeanAP
+from meidbench.files import locked, render_json, written_whole
+
+if TYPE_CHECKING:
+    import optuna
+    import sqlalchemy
+
+FORMAT_VERSION = 1
+COMPLETE, PRUNED, FAILED, UNFINISHED = "complete", "pruned", "failed", "unfinished"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial of a study.
+
+    Attributes
+    ----------
+    number : int
+        From 0; trial 0 has the published values.
+    state : str
+        ``complete``, ``pruned`` (its run ended early), ``failed`` (its training diverged, or memory was not enough), or
+        ``unfinished``.
+    value : float or None
+        The objective, of a complete trial.
+    values : dict
+        The searched values by key.
+    settings : tuple of str
+        All settings that ``resolve`` and ``meidbench train --set`` take for this run.
+    mAP : MeanAP or None
+        On val, of a complete trial.
+    steps : int
+        Steps of the optimiser, in all stages.
+    reason : str
+        Why it failed.
+    path : Path
+        The run's folder, where the trial ran in this study's folder.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    values: Mapping[str, Any]
+    settings: tuple[str, ...]
+    mAP: MeanAP | None
+    steps: int
+    reason: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class StudyFacts:
+    """The facts that a study is bound to."""
+
+    base: Config
+    inputs: Inputs
+    searched: tuple[Searched, ...]
+    objective: str
+    seed: int
+
+    def to_tables(self) -> dict[str, Any]:
+        """Return tables for JSON."""
+        return {
+            "config": self.base.to_tables(),
+            "inputs": vars(self.inputs),
+            "space": {entry.key: _describe_range(entry) for entry in self.searched},
+            "objective": self.objective,
+            "seed": self.seed,
+        }
+
+    def name(self) -> str:
+        """Return the name of the study in its storage: of the same facts on every machine, of no other ones."""
+        inputs = self.inputs
+        content = {
+            **self.to_tables(),
+            "config": without_execution(self.base.to_tables()),
+            "inputs": [inputs.split_digest, inputs.content_digest, inputs.features_digest, inputs.recipe_digest],
+        }
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return f"meidbench-{inputs.dataset}-{self.base.method}-{digest[:16]}"
+
+    def list_differences(self, there: Mapping[str, Any]) -> list[str]:
+        """Return one line per difference from a study's file; raise ``KeyError`` and the like for damage."""
+        lines = Config.from_tables(there["config"]).differences(self.base)
+        lines += Inputs.from_table(there["inputs"]).differences(self.inputs)
+        here, before = self.to_tables(), {f"{key} of the space": value for key, value in there["space"].items()}
+        now = {f"{key} of the space": value for key, value in here["space"].items()}
+        for name in ("objective", "seed"):
+            before[name], now[name] = there[name], here[name]
+        lines += [
+            f"{key}: {show(before.get(key))} in the run, {show(now.get(key))} asked for"
+            for key in {**before, **now}
+            if before.get(key) != now.get(key)
+        ]
+        return [line.replace(" in the run", " in the study") for line in lines]
+
+
+def _describe_range(entry: Searched) -> dict[str, Any]:
+    if entry.choices:
+        return {"choices": list(entry.choices)}
+    return {"low": entry.low, "high": entry.high, "log": entry.log}
+
+
+class StudyFolder:
+    """``STUDY/``: study.json, study.db, trials.csv, and one run per trial in ``trials/``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts = path / "study.json"
+        self.database = path / "study.db"
+        self.table = path / "trials.csv"
+        self.trials = path / "trials"
+
+    def run(self, number: int) -> Path:
+        """Return the folder of a trial's run."""
+        return self.trials / f"{number:04d}"
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from taking trials here; wait for them."""
+        return locked(self.facts, lambda: None)
+
+    @contextmanager
+    def claim(self, number: int) -> Iterator[None]:
+        """Keep a trial for this process; raise ``BlockingIOError`` where another process has it."""
+
+        def refuse() -> None:
+            raise BlockingIOError
+
+        with locked(self.run(number), refuse):
+            yield
+
+    def open(self, facts: StudyFacts) -> str:
+        """Begin a study, or make sure that the folder holds this one; return the name by which a storage knows it."""
+        if not self.facts.is_file() and self.path.is_dir() and any(self.path.glob("[!.]*")):
+            raise MeidbenchError(f"{self.path} is not empty and holds no study; name another folder with out=...")
+        self.trials.mkdir(parents=True, exist_ok=True)
+        with self.lock():
+            if not self.facts.is_file():
+                content = {"format_version": FORMAT_VERSION, "folder": secrets.token_hex(8), **facts.to_tables()}
+                with written_whole(self.facts) as temporary:
+                    temporary.write_text(render_json(content), encoding="utf-8")
+            there = read_json(self.facts)
+            try:
+                if there["format_version"] != FORMAT_VERSION:
+                    raise MeidbenchError(f"it is of version {show(there['format_version'])}, not {FORMAT_VERSION}")
+                problems, owner = facts.list_differences(there), str(there["folder"])
+            except (MeidbenchError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise MeidbenchError(f"{self.facts} is damaged: {str(error)[:500]}") from None
+        if problems:
+            raise MeidbenchError(
+                f"{self.path} holds another study:\n{bullet_list(problems, 8)}\n"
+                "Name another folder with out=..., or use the settings and inputs that the study began with."
+            )
+        return owner
+
+    def write_table(self, records: Sequence[TrialRecord], keys: Sequence[str]) -> None:
+        """Write one row per trial, with a column per searched key."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        groups = list(asdict(MeanAP(0, 0, 0, 0)))
+        table.writerow(["trial", "state", "value", *groups, "steps", "reason", *keys])
+        for record in records:
+            means = {} if record.mAP is None else asdict(record.mAP)
+            own = [record.values.get(key, "") for key in keys]
+            row = [record.number, record.state, "" if record.value is None else record.value]
+            table.writerow(
+                [
+                    *row,
+                    *("" if math.isnan(mean := means.get(group, math.nan)) else mean for group in groups),
+                    record.steps,
+                    record.reason,
+                    *own,
+                ]
+            )
+        with written_whole(self.table) as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def find_best(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the complete trial with the best value, of equal ones the first; None where none is complete."""
+    complete = [record for record in records if record.value is not None]
+    return max(complete, key=lambda record: (record.value or 0.0, -record.number), default=None)
+
+
+def count_steps(path: Path) -> int:
+    """Return the steps of the optimiser in a run and its first stage, as their logs have them."""
+    return sum(RunFolder(log.parent).count_steps() or 0 for log in path.glob("**/log.jsonl"))
+
+
+# --- the storage ----------------------------------------------------------------------------------------------------
+
+
+def open_storage(url: str | None, database: Path) -> "optuna.storages.RDBStorage":
+    """Open the SQLite file of the folder, or the database of a server."""
+    import sqlalchemy
+    from optuna.storages import RDBStorage
+
+    if url is None:
+        # No address has to be made of a path, which may hold any character.
+        connect = partial(sqlite3.connect, database.absolute(), timeout=60)
+        return RDBStorage("sqlite://", {"creator": connect, "poolclass": sqlalchemy.pool.NullPool})
+    address = _read_address(url).render_as_string(hide_password=False)
+    for attempt in range(5):
+        try:
+            # A connection may be hours old, as the training of a trial takes as long.
+            return RDBStorage(address, {"pool_pre_ping": True})
+        except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError):
+            if attempt == 4:
+                raise
+            time.sleep(0.5)  # another machine makes the tables at this moment
+        except ImportError as error:
+            cause = error.__cause__
+            raise missing_package(cause) if isinstance(cause, ModuleNotFoundError) else error from None
+    raise AssertionError
+
+
+def _read_address(url: str) -> "sqlalchemy.engine.URL":
+    """Return the address of a database; refuse SQLite, which several machines cannot share."""
+    import sqlalchemy
+
+    example = "such as postgresql+psycopg://USER@HOST/DATABASE"
+    try:
+        address = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise RequestError(f"storage is no address of a database; expected one {example}") from None
+    if address.get_backend_name() == "sqlite":
+        raise RequestError(
+            f"storage is for the server of a database, {example}; without storage=... the study is a SQLite file in "
+            "its folder, which the processes of one machine share"
+        )
+    return address.set(drivername="postgresql+psycopg") if address.drivername == "postgresql" else address
+
+
+@contextmanager
+def telling_of_storage(url: str | None) -> Iterator[None]:
+    """Make a plain error of a storage that fails, without the password in its address."""
+    import sqlalchemy
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason, where = (str(cause).splitlines() or [type(cause).__name__])[0], "study.db"
+        if url is not None:
+            address = _read_address(url)
+            where = address.render_as_string(hide_password=True)
+            if address.password:
+                reason = reason.replace(str(address.password), "***")
+        raise MeidbenchError(
+            f"the storage {where} cannot be used: {reason}\nThe trials are kept; the same command goes on"
+        ) from None
