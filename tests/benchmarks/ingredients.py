@@ -383,8 +383,9 @@ def write_cell(values: Sequence[float], signed: bool = False) -> str:
 
 
 def print_table(head: Sequence[str], rows: dict[str, list[str]]) -> None:
-    """Print a Markdown table."""
-    print(f"\n| {' | '.join(head)} |\n| --- |{' ---: |' * (len(head) - 1)}")
+    """Print a Markdown table, if it has rows."""
+    if rows:
+        print(f"\n| {' | '.join(head)} |\n| --- |{' ---: |' * (len(head) - 1)}")
     for name, cells in rows.items():
         print(f"| {name} | {' | '.join(cells)} |")
 
@@ -415,7 +416,8 @@ def print_effects(scores: Scores, task: str, aggregator: str, pairs: dict[str, t
         cells = [f"**{cell}**" if is_sure else cell for cell, is_sure in zip(cells, bold, strict=True)]
         rows[name] = [*cells, str(len(values))]
     print_table(["effect of", *GROUPS, "seeds"], rows)
-    print(f"\nBold: p < 0.05 after Holm's correction for the {len(flat)} differences of this table.")
+    if flat:
+        print(f"\nBold: p < 0.05 after Holm's correction for the {len(flat)} differences of this table.")
 
 
 def print_penalties(scores: Scores, task: str, aggregator: str) -> None:
