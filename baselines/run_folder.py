@@ -264,7 +264,7 @@ class RunFolder:
 
     def record_trials(self, trials: int) -> None:
         """Record the trials of the search that chose this run; its scores, which name another number, are dropped."""
-        if whole_number("trials", trials, 1) == self.read()[1].trials:
+        if trials == self.read()[1].trials:
             return
         content = self._read_config()
         for subset in SELECTION_SUBSETS:

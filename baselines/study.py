@@ -20,7 +20,7 @@ from meidbench.baselines.run_folder import Inputs
 from meidbench.baselines.search import Searched
 from meidbench.checks import read_json, show
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, missing_package
-from meidbench.evaluation.results import MeanAP
+from meidbench.evaluation.results import GROUPS_SHOWN, MeanAP
 from meidbench.files import locked, render_json, written_whole
 from meidbench.names import WATERMARKS
 
@@ -186,24 +186,15 @@ class StudyFolder:
     def write_table(self, records: Sequence[TrialRecord], facts: StudyFacts) -> None:
         """Write one row per trial, with a column per searched key."""
         keys = [entry.key for entry in facts.searched]
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        groups = list(asdict(MeanAP(0, 0, 0, 0)))
-        table.writerow(["trial", "state", "value", *groups, "steps", "reason", "watermark", *keys])
+        rows: list[list[Any]] = [["trial", "state", "value", *GROUPS_SHOWN, "steps", "reason", "watermark", *keys]]
         for record in records:
             means = {} if record.mAP is None else asdict(record.mAP)
-            own = [record.values.get(key, "") for key in keys]
-            row = [record.number, record.state, "" if record.value is None else record.value]
-            table.writerow(
-                [
-                    *row,
-                    *("" if math.isnan(mean := means.get(group, math.nan)) else mean for group in groups),
-                    record.steps,
-                    record.reason,
-                    facts.watermark,
-                    *own,
-                ]
-            )
+            numbers = [record.value, *map(means.get, GROUPS_SHOWN)]
+            cells = ["" if number is None or math.isnan(number) else number for number in numbers]
+            values = [record.values.get(key, "") for key in keys]
+            rows.append([record.number, record.state, *cells, record.steps, record.reason, facts.watermark, *values])
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
         with written_whole(self.table) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
 

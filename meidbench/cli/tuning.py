@@ -20,6 +20,7 @@ from meidbench.cli.parameters import (
     naming_options,
     progress_bar,
     reading_options,
+    repeatable,
     report,
     split_option,
 )
@@ -27,7 +28,6 @@ from meidbench.cli.training import check_option
 from meidbench.names import TUNED_GROUPS
 
 if TYPE_CHECKING:
-    from meidbench.baselines.study import TrialRecord
     from meidbench.baselines.tuning import Tuned
 
 _SHOWN = 10  # trials in the printed table
@@ -67,10 +67,9 @@ _SHOWN = 10  # trials in the printed table
     show_default=True,
     help="The mAP on val to maximise.",
 )
-@click.option(
+@repeatable(
     "--set",
     "settings",
-    multiple=True,
     metavar="KEY=VALUE",
     help="Fix a value for all trials, e.g. frames.train=32; it is not searched. Repeatable.",
 )
@@ -124,14 +123,11 @@ def tune(
 def _describe(tuned: "Tuned", train: str) -> dict[str, Any]:
     from dataclasses import asdict
 
-    def describe_trial(trial: "TrialRecord") -> dict[str, Any]:
-        return {**asdict(trial), "path": str(trial.path)}
-
     winner = None
     if tuned.winner is not None:
         scored = {} if tuned.trained is None else {name: asdict(means) for name, means in tuned.trained.mAP.items()}
         winner = {"trial": tuned.winner.number, "run": str(tuned.winner.path), "command": train, "mAP": scored}
-    trials = [describe_trial(trial) for trial in tuned.trials]
+    trials = [{**asdict(trial), "path": str(trial.path)} for trial in tuned.trials]
     facts = {"study": str(tuned.path), "objective": tuned.objective, "watermark": tuned.watermark}
     return {**facts, "trials": trials, "winner": winner}
 
