@@ -4,7 +4,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, Config, known_options, option_defaults
+from meidbench.baselines.configuration import (
+    EXAMPLE_SETTING,
+    FAMILIES,
+    Config,
+    flatten,
+    known_options,
+    option_defaults,
+)
 from meidbench.baselines.methods import METHOD_NAMES, PUBLIC_FORMS, read_recipe_file
 from meidbench.baselines.models import MODELS
 from meidbench.checks import Table, one_of, parse_settings
@@ -12,6 +19,7 @@ from meidbench.errors import MeidbenchError, first_few
 from meidbench.evaluation.results import MeanAP
 from meidbench.splits.split import Split
 
+STAGES = ("stage1", "stage2")  # the beginnings of keys that set one stage of a method of two
 _PER_STAGE = ("distill_", "neck_", "recompute")  # options of a model that may differ between its stages
 
 
@@ -139,7 +147,7 @@ def resolve(
     recipe = METHODS[one_of("method", method, tuple(METHODS))]
     named = {} if aggregator is None else {"aggregator": {"name": aggregator}}
     asked = merge_tables(named, tables or {}, parse_settings(settings, EXAMPLE_SETTING))
-    by_stage: Table = {stage: asked.pop(stage) for stage in ("stage1", "stage2") if stage in asked}
+    by_stage: Table = {stage: asked.pop(stage) for stage in STAGES if stage in asked}
     _check_keys(method, asked, by_stage)
     if not recipe.first_stage:
         if by_stage:
@@ -150,6 +158,21 @@ def resolve(
     first = _resolve_stage(below, split, merge_tables(common, by_stage.get("stage1", {})))
     second = _resolve_stage(recipe, split, merge_tables(asked, by_stage.get("stage2", {})))
     return _join_stages(first, second)
+
+
+def flatten_settings(settings: Sequence[str]) -> Table:
+    """Return the values of ``KEY=VALUE`` settings by their dotted keys."""
+    return flatten(parse_settings(settings, EXAMPLE_SETTING))
+
+
+def split_stage(key: str) -> tuple[str, str]:
+    """Split a key into its stage, empty for both stages, and the rest.
+
+    >>> split_stage("stage1.schedule.lr"), split_stage("schedule.lr")
+    (('stage1', 'schedule.lr'), ('', 'schedule.lr'))
+    """
+    stage, _, rest = key.partition(".")
+    return (stage, rest) if stage in STAGES else ("", key)
 
 
 def _check_keys(method: str, asked: Table, by_stage: Table) -> None:

@@ -5,25 +5,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meidbench.baselines.configuration import (
     FAMILIES,
     Choice,
     Config,
-    flatten,
     list_keys,
     option_defaults,
 )
 from meidbench.baselines.learner import check_run
 from meidbench.baselines.methods import PUBLIC_FORMS, read_recipe_file
 from meidbench.baselines.models import MODELS
-from meidbench.baselines.recipes import resolve
-from meidbench.checks import Table, parse_settings, read_toml, show, suggest
+from meidbench.baselines.recipes import STAGES, flatten_settings, resolve, split_stage
+from meidbench.checks import Table, read_toml, show, suggest
 from meidbench.errors import MeidbenchError, RequestError, bullet_list
 from meidbench.splits.split import Split
 
-_STAGES = ("stage1", "stage2")
+if TYPE_CHECKING:
+    import optuna
+
 _UNUSED_BY_FITTED = ("aggregator.", "augmentation.", "loss.", "sampler.", "schedule.", "frames.train")
 _EPOCHS, _MILESTONES = "schedule.epochs", "schedule.milestones"
 _FORM = "{ low = ..., high = ..., log = true } or { choices = [...] }"
@@ -45,13 +46,23 @@ class Searched:
             return f"{self.key}: {', '.join(map(str, self.choices))}"
         return f"{self.key}: {self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
 
+    def make_distribution(self) -> "optuna.distributions.BaseDistribution":
+        """Return the same for Optuna."""
+        from optuna import distributions
+
+        if self.choices:
+            return distributions.CategoricalDistribution(self.choices)
+        if isinstance(self.published, int):
+            return distributions.IntDistribution(self.low, self.high, log=self.log)  # type: ignore[arg-type]
+        return distributions.FloatDistribution(self.low, self.high, log=self.log)  # type: ignore[arg-type]
+
     def bounds(self) -> tuple[Any, ...]:
         """Return the choices, or both ends."""
         return self.choices or (self.low, self.high)
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchRequest:
     """What ``resolve`` makes a trial's configuration from, besides the trial's values."""
 
     method: str
@@ -65,16 +76,16 @@ class Request:
 
     def fixes(self, key: str) -> bool:
         """Return whether a setting of the user fixes a value, for one stage or for both."""
-        fixed = flatten(parse_settings(self.settings, "schedule.lr=0.001"))
-        stage, rest = _split_key(key)
-        return bool({rest, key} & fixed.keys()) or (not stage and any(f"{name}.{rest}" in fixed for name in _STAGES))
+        fixed = flatten_settings(self.settings)
+        stage, rest = split_stage(key)
+        return bool({rest, key} & fixed.keys()) or (not stage and any(f"{name}.{rest}" in fixed for name in STAGES))
 
     def list_settings(self, values: Mapping[str, Any], base: Config) -> tuple[str, ...]:
         """Return a trial's values as settings; milestones keep their share of the epochs."""
         settings = []
         for key, value in values.items():
             settings.append(f"{key}={_to_toml(value)}")
-            stage, rest = _split_key(key)
+            stage, rest = split_stage(key)
             schedule = _find_stage(base, stage).schedule
             milestones = f"{stage}.{_MILESTONES}" if stage else _MILESTONES
             if rest == _EPOCHS and value != schedule.epochs and schedule.milestones and not self.fixes(milestones):
@@ -83,7 +94,7 @@ class Request:
         return tuple(settings)
 
 
-def read_space(request: Request, base: Config, dim: int, file: Path | None = None) -> tuple[Searched, ...]:
+def read_space(request: SearchRequest, base: Config, dim: int, file: Path | None = None) -> tuple[Searched, ...]:
     """Return the values that a study searches: those of the method's recipe and of every method, or those of a file.
 
     Values that the user's settings fix are left out, and so are those of recipes that the configuration does not have
@@ -91,7 +102,7 @@ def read_space(request: Request, base: Config, dim: int, file: Path | None = Non
 
     Parameters
     ----------
-    request : Request
+    request : SearchRequest
     base : Config
         Its configuration without further settings: the published values.
     dim : int
@@ -108,8 +119,7 @@ def read_space(request: Request, base: Config, dim: int, file: Path | None = Non
     """
     check_run(base, request.split, dim)
     problems: list[str] = []
-    table = _read_recipe_space(request.method) if file is None else read_toml(file)
-    table = table.get("search", table) if file is not None else table
+    table = read_recipe_space(request.method) if file is None else read_toml(file)
     found = []
     for key, entry in table.items():
         if request.fixes(key):
@@ -127,21 +137,16 @@ def read_space(request: Request, base: Config, dim: int, file: Path | None = Non
     return tuple(found)
 
 
-def read_space_sources(method: str) -> dict[str, str]:
-    """Return the source of each range of a method's recipe and of every method, by key."""
-    return {key: entry["source"] for key, entry in _read_recipe_space(method).items()}
-
-
-def _read_recipe_space(method: str) -> Table:
-    """Return the entries of every method and of this one; one for a stage replaces that for both."""
+def read_recipe_space(method: str) -> Table:
+    """Return the entries of every method and of this one, with sources; one for a stage replaces that for both."""
     endings = [ending for ending, _ in PUBLIC_FORMS.values()]
     name = next((method.removesuffix(ending) for ending in endings if method.endswith(ending)), method)
     own: Table = read_recipe_file(name).get("search", {})
-    by_stage = {_split_key(key)[1] for key in own if _split_key(key)[0]}
+    by_stage = {split_stage(key)[1] for key in own if split_stage(key)[0]}
     return {key: entry for key, entry in read_recipe_file("search").items() if key not in by_stage} | own
 
 
-def _keep_possible(request: Request, base: Config, dim: int, key: str, entry: Table) -> Searched | None:
+def _keep_possible(request: SearchRequest, base: Config, dim: int, key: str, entry: Table) -> Searched | None:
     """Read an entry of a recipe as far as it is possible; None where nothing is left to search."""
     if key not in _list_searchable(base):
         return None
@@ -162,7 +167,7 @@ def _list_searchable(base: Config) -> list[str]:
     keys = [f"{name}{key}" for name, stage in stages.items() for key in list_keys(stage.to_tables())]
     model = MODELS[base.model.name]
     unused = () if model.takes_aggregator else _UNUSED_BY_FITTED if model.is_fitted else ("aggregator.",)
-    return [key for key in keys if not _split_key(key)[1].startswith(unused)]
+    return [key for key in keys if not split_stage(key)[1].startswith(unused)]
 
 
 def _read_entry(base: Config, key: str, entry: Any, problems: list[str]) -> Searched | None:
@@ -202,7 +207,7 @@ def _read_entry(base: Config, key: str, entry: Any, problems: list[str]) -> Sear
     return Searched(key, published, kind(min(low, published)), kind(max(high, published)), log)
 
 
-def _list_refusals(request: Request, base: Config, dim: int, searched: Searched) -> dict[Any, str]:
+def _list_refusals(request: SearchRequest, base: Config, dim: int, searched: Searched) -> dict[Any, str]:
     """Return why a choice or an end of a range makes no configuration, by value; the published one is not asked."""
     refused: dict[Any, str] = {}
     for value in searched.bounds():
@@ -216,18 +221,13 @@ def _list_refusals(request: Request, base: Config, dim: int, searched: Searched)
     return refused
 
 
-def _split_key(key: str) -> tuple[str, str]:
-    stage, _, rest = key.partition(".")
-    return (stage, rest) if stage in _STAGES else ("", key)
-
-
 def _find_stage(config: Config, stage: str) -> Config:
     return config.first_stage if stage == "stage1" and config.first_stage is not None else config
 
 
 def _find_value(base: Config, key: str) -> Any:
     """Return the value of a key: as it is set, or the default of its component."""
-    stage, rest = _split_key(key)
+    stage, rest = split_stage(key)
     value: Any = _find_stage(base, stage)
     for name in rest.split("."):
         if isinstance(value, Choice):

@@ -19,7 +19,7 @@ from meidbench.baselines.configuration import Config
 from meidbench.baselines.inference import Trained, show_no_progress
 from meidbench.baselines.learner import Position, check_run, is_out_of_memory
 from meidbench.baselines.run_folder import FIRST_STAGE, Inputs, RunFolder
-from meidbench.baselines.search import Request, Searched, read_space
+from meidbench.baselines.search import SearchRequest, read_space
 from meidbench.baselines.study import (
     COMPLETE,
     FAILED,
@@ -66,8 +66,6 @@ class Tuned:
         All of them, by number.
     winner : TrialRecord or None
         The complete trial with the best value; None while other processes have unfinished trials.
-    config : Config or None
-        The winner's configuration.
     trained : Trained or None
         The winner's run, scored on val and test; None also where it lies in the folder of another machine.
     watermark : str
@@ -78,7 +76,6 @@ class Tuned:
     objective: str
     trials: tuple[TrialRecord, ...]
     winner: TrialRecord | None = None
-    config: Config | None = None
     trained: Trained | None = None
     watermark: str = ""
 
@@ -142,7 +139,7 @@ def tune(
     one_of("objective", objective, TUNED_GROUPS, RequestError)
     loaded, source = load_split(split), open_features(features)
     named = loaded if benchmark is None else Split(loaded.table, replace(loaded.metadata, dataset=benchmark))
-    request = Request(method, named, aggregator, tuple(settings))
+    request = SearchRequest(method, named, aggregator, tuple(settings))
     base = request.resolve()
     check_val(loaded, base, objective)
     inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
@@ -213,7 +210,7 @@ class _Study:
         folder: StudyFolder,
         owner: str,
         facts: StudyFacts,
-        request: Request,
+        request: SearchRequest,
         number_asked: int,
         storage: "optuna.storages.RDBStorage",
         train_run: Callable[..., Trained],
@@ -222,7 +219,7 @@ class _Study:
 
         self.folder, self.owner, self.facts, self.request = folder, owner, facts, request
         self.number_asked, self.train_run = number_asked, train_run
-        self.ranges = {entry.key: _make_distribution(entry) for entry in facts.searched}
+        self.ranges = {entry.key: entry.make_distribution() for entry in facts.searched}
         self.storage = storage
         study = optuna.create_study(storage=storage, study_name=facts.name(), direction="maximize", load_if_exists=True)
         self.study_id = self.storage.get_study_id_from_name(study.study_name)
@@ -440,7 +437,7 @@ class _Study:
                 reasons = [f"trial {record.number}: {record.reason}" for record in records]
                 raise MeidbenchError(f"all {len(records)} trials failed:\n{bullet_list(reasons)}")
             config = self._resolve(self._list_settings(winner.number, winner.values))
-            tuned = replace(tuned, winner=winner, config=config)
+            tuned = replace(tuned, winner=winner)
             run = RunFolder(winner.path)
             if not run.config.is_file():
                 report(
@@ -457,13 +454,3 @@ class _Study:
 
 class _RefusedError(MeidbenchError):
     """The values of a trial make no configuration together."""
-
-
-def _make_distribution(entry: Searched) -> "optuna.distributions.BaseDistribution":
-    from optuna import distributions
-
-    if entry.choices:
-        return distributions.CategoricalDistribution(entry.choices)
-    if isinstance(entry.published, int):
-        return distributions.IntDistribution(entry.low, entry.high, log=entry.log)  # type: ignore[arg-type]
-    return distributions.FloatDistribution(entry.low, entry.high, log=entry.log)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from meidbench.baselines import Config, predict, resolve, train
 from meidbench.baselines.configuration import check_processes, make_model_inputs
 from meidbench.baselines.learner import load_checkpoint
 from meidbench.baselines.models.linear_probe import LinearProbe
-from meidbench.baselines.search import Request, read_space
+from meidbench.baselines.search import SearchRequest, read_space
 from meidbench.errors import MeidbenchError
 from meidbench.features import open_features
 from meidbench.features.simulation import simulate_features
@@ -220,5 +220,5 @@ def test_its_budget_has_no_steps_and_its_search_space_no_rate(toy_split, feature
     trained = train(toy_split, features, config_of(toy_split), tmp_path / "run")
     facts = read_predictions(trained.predictions["test"]).metadata["run"]
     assert facts["budget"] == {"stages": [], "trials": 1} and facts["method"] == "linear_probe"
-    request = Request("linear_probe", toy_split, None, TINY)
+    request = SearchRequest("linear_probe", toy_split, None, TINY)
     assert [entry.key for entry in read_space(request, request.resolve(), 16)] == ["model.class_weight"]

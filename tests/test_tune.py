@@ -22,7 +22,7 @@ from meidbench.baselines.configuration import Config
 from meidbench.baselines.learner import check_run
 from meidbench.baselines.recipes import METHODS, resolve
 from meidbench.baselines.run_folder import RunFolder
-from meidbench.baselines.search import Request, read_space, read_space_sources
+from meidbench.baselines.search import SearchRequest, read_recipe_space, read_space
 from meidbench.baselines.study import open_storage
 from meidbench.baselines.training import train
 from meidbench.baselines.tuning import tune
@@ -301,6 +301,12 @@ def test_an_address_that_cannot_be_used_is_refused(arguments, tmp_path, url, mes
         tune(out=tmp_path / "study", trials=1, storage=url, **arguments)
 
 
+def test_without_the_driver_of_a_database_its_command_is_told(arguments, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(MeidbenchError, match=r"not installed: pip install 'psycopg\[binary\]'"):
+        tune(out=tmp_path / "study", trials=1, storage="postgresql://me@127.0.0.1:1/studies", **arguments)
+
+
 def test_more_trials_go_on_like_a_study_that_began_with_them(study, arguments, tmp_path, monkeypatch):
     for name, number in FEW.items():
         monkeypatch.setattr(tuning, name, number)
@@ -401,17 +407,20 @@ def test_another_fault_ends_the_study_and_the_trial_goes_on(arguments, tmp_path,
     assert [trial.state for trial in tune(out=tmp_path / "study", trials=1, **arguments).trials] == ["complete"]
 
 
-@pytest.mark.parametrize(("changed", "message"), [
-    ({"trials": 0}, "trials must be a whole number of at least 1, got 0"),
-    ({"objective": "head"}, "unknown objective 'head'"),
-    ({"settings": (*TINY, "selection.subset=test")}, "val chooses the winner; leave out selection.subset=test"),
-    ({"settings": (*TINY, "schedule.lr=1e-3", "aggregator.dropout=0.1")}, "nothing is left to search"),
-    ({"split": simulate_split((200, 20, 12), num_classes=3, tail_up_to=1), "objective": "tail"}, "label of the tail"),
+NO_TAIL = simulate_split((200, 20, 12), num_classes=3, tail_up_to=1)
+
+
+@pytest.mark.parametrize(("changed", "kind", "message"), [
+    ({"trials": 0}, RequestError, "trials must be a whole number of at least 1, got 0"),
+    ({"objective": "head"}, RequestError, "unknown objective 'head'"),
+    ({"settings": (*TINY, "selection.subset=test")}, RequestError, "val chooses the winner; leave out selection.sub"),
+    ({"settings": (*TINY, "schedule.lr=1e-3", "aggregator.dropout=0.1")}, RequestError, "nothing is left to search"),
+    ({"split": NO_TAIL, "objective": "tail"}, MeidbenchError, "label of the tail"),
 ])  # fmt: skip
-def test_a_call_that_cannot_be_meant_is_refused(arguments, tmp_path, changed, message):
+def test_a_call_that_cannot_be_meant_is_refused(arguments, tmp_path, changed, kind, message):
     if "split" in changed:
         changed["features"] = simulate_features(changed["split"], tmp_path / "features.h5", frames=3, dim=16)
-    with pytest.raises(MeidbenchError, match=message):
+    with pytest.raises(kind, match=message):
         tune(**{**arguments, "out": tmp_path / "study", "trials": 1, **changed})
     assert not (tmp_path / "study").exists()
 
@@ -433,14 +442,14 @@ def wide_split():
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_has_a_search_space_with_sources_around_its_published_values(method):
     split = wide_split()
-    request = Request(method, split, None, ())
+    request = SearchRequest(method, split, None, ())
     base = request.resolve()
     found = {entry.key: entry for entry in read_space(request, base, 16)}
-    sources = read_space_sources(method)
-    assert all(sources[key] for key in found)
+    entries = read_recipe_space(method)
+    assert all(entries[key]["source"] for key in found)
     # Values of every method are left out where this one does not have or use them.
     ignored = ("frames.", "aggregator.", *(["schedule."] if method == "linear_probe" else []))
-    assert {key for key in sources if not key.startswith(ignored)} <= set(found)
+    assert {key for key in entries if not key.startswith(ignored)} <= set(found)
     for entry in found.values():
         assert entry.published in entry.choices or entry.low <= entry.published <= entry.high
         for value in entry.bounds():
@@ -451,7 +460,7 @@ def test_every_method_has_a_search_space_with_sources_around_its_published_value
 
 
 def test_milestones_stay_at_their_share_of_the_epochs(split):
-    request = Request("meid", split, "mean", ())
+    request = SearchRequest("meid", split, "mean", ())
     base = request.resolve()
     settings = request.list_settings({"schedule.epochs": 60, "stage1.schedule.lr": 2e-3}, base)
     assert settings == ("schedule.epochs=60", "schedule.milestones=[18, 36]", "stage1.schedule.lr=0.002")
@@ -459,7 +468,7 @@ def test_milestones_stay_at_their_share_of_the_epochs(split):
     stages = (config.first_stage, config)
     assert [stage.schedule.milestones for stage in stages] == [(18, 36), (18, 36)]
     assert [stage.schedule.lr for stage in stages] == [2e-3, base.schedule.lr]
-    fixed = Request("meid", split, "mean", ("schedule.milestones=[5]",))
+    fixed = SearchRequest("meid", split, "mean", ("schedule.milestones=[5]",))
     assert fixed.list_settings({"schedule.epochs": 60}, base) == ("schedule.epochs=60",)
 
 
@@ -471,7 +480,7 @@ def test_milestones_stay_at_their_share_of_the_epochs(split):
     (("frames.train=32", "frames.test=32"), {"frames.train"}),
 ])  # fmt: skip
 def test_a_value_that_is_set_is_not_searched(split, settings, gone):
-    whole, some = (Request("meid", split, "mean", chosen) for chosen in ((), settings))
+    whole, some = (SearchRequest("meid", split, "mean", chosen) for chosen in ((), settings))
     keys = [{entry.key for entry in read_space(asked, asked.resolve(), 16)} for asked in (whole, some)]
     assert keys[0] - keys[1] == gone and keys[1] < keys[0]
 
@@ -498,7 +507,7 @@ def test_a_wrong_search_space_is_refused(arguments, tmp_path, text, message):
 
 def test_a_file_takes_the_place_of_the_search_space(split, tmp_path):
     text = '["schedule.clip_norm"]\nlow = 1\nhigh = 10\n["loss.name"]\nchoices = ["bce", "focal"]\n'
-    request = Request("bce", split, None, ())
+    request = SearchRequest("bce", split, None, ())
     found = read_space(request, request.resolve(), 16, space(tmp_path, text))
     assert [str(entry) for entry in found] == ["schedule.clip_norm: 1 to 20", "loss.name: bce, focal"]
     assert Config.from_tables(request.resolve(("loss.name=focal",)).to_tables()).loss.name == "focal"
@@ -592,8 +601,3 @@ def test_several_processes_of_torchrun_are_refused(run, arguments, tmp_path, mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = run("tune", *options(arguments, tmp_path / "study", 1))
     assert done.exit_code == 2 and "start the same command several times" in done.output
-
-
-def test_a_request_that_is_wrong_is_a_request_error(arguments, tmp_path):
-    with pytest.raises(RequestError, match="unknown objective"):
-        tune(out=tmp_path / "study", trials=1, objective="all", **arguments)

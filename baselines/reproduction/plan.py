@@ -14,12 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from meidbench.baselines.configuration import Config, flatten, make_model, make_model_inputs
 from meidbench.baselines.methods import COMPAT_ENDING
-from meidbench.baselines.recipes import METHODS, resolve
+from meidbench.baselines.recipes import METHODS, flatten_settings, resolve, split_stage
 from meidbench.baselines.reproduction import PaperTable, Row, table_content
 from meidbench.baselines.reproduction.materials import InputFiles, Material, Simulation, Substitute, renamed, stand_in
-from meidbench.baselines.search import Request as SearchRequest
-from meidbench.baselines.search import read_space
-from meidbench.checks import one_of, parse_settings
+from meidbench.baselines.search import SearchRequest, read_space
+from meidbench.checks import one_of
 from meidbench.errors import MeidbenchError, RequestError, SplitError
 from meidbench.names import SUBSETS
 from meidbench.splits.manifests import load_manifest
@@ -74,20 +73,12 @@ def layered(*layers: Sequence[str]) -> tuple[str, ...]:
     """Lay settings over others: the last layer's value of a key wins, also over the key of a single stage."""
     kept: list[str] = []
     for layer in layers:
-        above = _parse(layer).keys()
-        kept = [text for text in kept if not all({key, _split_stage(key)[1]} & above for key in _parse([text]))]
+        above = flatten_settings(layer).keys()
+        kept = [
+            text for text in kept if not all({key, split_stage(key)[1]} & above for key in flatten_settings([text]))
+        ]
         kept += layer
     return tuple(kept)
-
-
-def _parse(settings: Sequence[str]) -> dict[str, Any]:
-    return flatten(parse_settings(settings, "schedule.lr=0.001"))
-
-
-def _split_stage(key: str) -> tuple[str, str]:
-    """Split a key into its stage, empty for both stages, and the rest."""
-    stage, _, rest = key.partition(".")
-    return (stage, rest) if stage in ("stage1", "stage2") else ("", key)
 
 
 def row_config(row: Row, split: Split) -> Config:
@@ -120,10 +111,10 @@ def _resolve_job(job: Job, request: Request) -> Job:
         )
     method = row.method.removesuffix(COMPAT_ENDING) if request.faithful else row.method
     one_stage = not METHODS[method].first_stage
-    left_out = [text for text in request.settings if one_stage and _split_stage(text.partition("=")[0].strip())[0]]
-    _parse(left_out)  # nothing else will check them
+    left_out = [text for text in request.settings if one_stage and split_stage(text.partition("=")[0].strip())[0]]
+    flatten_settings(left_out)  # nothing else will check them
     asked = [text for text in request.settings if text not in left_out]
-    for stage, key in map(_split_stage, _parse(asked)):
+    for stage, key in map(split_stage, flatten_settings(asked)):
         for switch in row.switches:  # the switches of a method of two stages are those of its second
             if stage != "stage1" and f"{key}.".startswith(f"{switch}."):
                 it = "it" if key == switch and not stage else f"{stage}{'.' if stage else ''}{key}"
@@ -157,7 +148,7 @@ def hold_switches(job: Job, switches: Collection[str], dim: int) -> Job:
         return job
     base, held = job.search.resolve(), list[str]()
     for entry in read_space(job.search, base, dim):
-        stage, key = _split_stage(entry.key)
+        stage, key = split_stage(entry.key)
         if stage != "stage1" and any(f"{key}.".startswith(f"{switch}.") for switch in switches):
             held += job.search.list_settings({entry.key: entry.published}, base)
     request = dataclasses.replace(job.search, settings=(*job.search.settings, *held))
