@@ -14,9 +14,10 @@ import torch
 
 from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
+from meidbench.baselines.inputs import digest_recipe, read_backbone
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import MODELS, Model
-from meidbench.baselines.run_folder import RunFolder, digest_recipe, find_backbone
+from meidbench.baselines.run_folder import RunFolder
 from meidbench.baselines.samplers import VideoSampler
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import DivergenceError, FeatureError, MeidbenchError, bullet_list, first_few
@@ -413,7 +414,7 @@ def predict(
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
             facts = describe_run(folder, config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
-            facts |= describe_features(find_backbone(source), inputs.backbone)
+            facts |= describe_features(read_backbone(source), inputs.backbone)
             for mark in find_watermarks(run_warnings({"run": facts})):
                 report(f"warning: {mark}")
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)

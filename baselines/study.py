@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meidbench.baselines.configuration import Config, without_execution
-from meidbench.baselines.run_folder import Inputs
+from meidbench.baselines.inputs import Inputs
 from meidbench.baselines.search import Searched
 from meidbench.checks import read_json, show
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, missing_package

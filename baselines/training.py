@@ -34,6 +34,7 @@ from meidbench.baselines.inference import (
     show_no_progress,
     write_scores,
 )
+from meidbench.baselines.inputs import Inputs
 from meidbench.baselines.learner import (
     MIXING,
     NOISE,
@@ -52,7 +53,6 @@ from meidbench.baselines.models import Outputs
 from meidbench.baselines.models.linear_probe import LinearProbe
 from meidbench.baselines.run_folder import (
     FIRST_STAGE,
-    Inputs,
     RunFolder,
     RunLog,
     digest_weights,

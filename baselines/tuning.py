@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.inference import Trained, show_no_progress
+from meidbench.baselines.inputs import Inputs
 from meidbench.baselines.learner import Position, check_run, is_out_of_memory
-from meidbench.baselines.run_folder import FIRST_STAGE, Inputs, RunFolder
+from meidbench.baselines.run_folder import FIRST_STAGE, RunFolder
 from meidbench.baselines.search import SearchRequest, read_space
 from meidbench.baselines.study import (
     COMPLETE,

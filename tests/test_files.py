@@ -130,7 +130,8 @@ def test_a_file_in_a_folder_of_inputs_is_not_replaced_by_a_result(run, tmp_path)
 def test_a_prediction_does_not_replace_what_the_run_was_made_from(tmp_path, monkeypatch):
     from meidbench.baselines.configuration import Config
     from meidbench.baselines.inference import predict
-    from meidbench.baselines.run_folder import Inputs, RunFolder
+    from meidbench.baselines.inputs import Inputs
+    from meidbench.baselines.run_folder import RunFolder
 
     features, split = tmp_path / "f.h5", tmp_path / "s.parquet"
     for path in (features, split):

@@ -21,6 +21,7 @@ from meidbench.baselines import AGGREGATORS, inference, resolve, train
 from meidbench.baselines.configuration import make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
 from meidbench.baselines.inference import predict
+from meidbench.baselines.inputs import Inputs, digest_features
 from meidbench.baselines.learner import (
     MIXING,
     NOISE,
@@ -33,10 +34,8 @@ from meidbench.baselines.learner import (
     derive_seed,
 )
 from meidbench.baselines.run_folder import (
-    Inputs,
     RunFolder,
     RunLog,
-    digest_features,
     digest_weights,
     load_checkpoint,
     save_checkpoint,

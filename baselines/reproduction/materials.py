@@ -12,8 +12,8 @@ from typing import Any, ClassVar, TypeVar
 from meidbench.annotations import Annotations, annotation_paths, has_texts
 from meidbench.baselines.aggregators import AGGREGATORS
 from meidbench.baselines.configuration import known_options
+from meidbench.baselines.inputs import Inputs, read_backbone
 from meidbench.baselines.reproduction import table_content
-from meidbench.baselines.run_folder import Inputs, find_backbone
 from meidbench.checks import match_name, parse_settings, read_dataclass, suggest
 from meidbench.errors import FeatureError, MeidbenchError, RequestError, bullet_list
 from meidbench.features import FeatureSource, open_features
@@ -197,7 +197,7 @@ class Material:
             found.append(f"a real split of {self.dataset} (this one is of the variant {self.split.variant})")
         # A row whose features cannot be read fails by itself.
         with suppress(FeatureError):
-            kind = find_backbone(self.features) if self.features_path is not None else ""
+            kind = read_backbone(self.features) if self.features_path is not None else ""
             if kind in WATERMARKS:
                 what = {"simulation": "simulated", "words": "words"}[kind]
                 found.append(f"real features of {self.encoder} on {self.dataset} (these are {what})")
@@ -216,7 +216,7 @@ class Material:
         """Say how the split and the features differ from those of the published rows."""
         if self.substitute is not None:
             return (self.substitute.describe(self.split, self.dataset),)
-        needs, backbone = table_content("needs"), find_backbone(self.features)
+        needs, backbone = table_content("needs"), read_backbone(self.features)
         published, frames = needs["encoders"][self.encoder], needs["frames"][self.dataset]
         fewest = int(self.features.check(self.split.video_ids("test")).min())
         dim = self.features.dim  # of the videos that were just checked

@@ -10,11 +10,12 @@ from typing import Any
 
 from meidbench.baselines.configuration import Config, without_execution
 from meidbench.baselines.inference import Trained, read_trained
+from meidbench.baselines.inputs import Inputs
 from meidbench.baselines.learner import check_run, is_out_of_memory
 from meidbench.baselines.reproduction import table_content
 from meidbench.baselines.reproduction.materials import Material
 from meidbench.baselines.reproduction.plan import Job, choose_configs, hold_switches
-from meidbench.baselines.run_folder import Inputs, RunFolder
+from meidbench.baselines.run_folder import RunFolder
 from meidbench.baselines.search import read_space
 from meidbench.baselines.study import StudyFacts, StudyFolder
 from meidbench.baselines.training import train
