@@ -171,9 +171,9 @@ def reproduce(
 def demo(out: Path, epochs: int, seed: int, bootstrap: int) -> None:
     """Simulate a benchmark, train six methods on it, and compare them.
 
-    A split with a long tail and features of its frames are drawn from the seed; bce, ldam, eql, cbs and framestack are
-    trained; the comparison is printed, and written to OUT/report.html. It takes half a minute on two cores. It shows
-    that everything works, not which method is better: the features are invented.
+    A split with a long tail and features of its frames are drawn from the seed; bce, ldam, eql, cbs, framestack and
+    linear_probe are trained; the comparison is printed, and written to OUT/report.html. It takes half a minute on two
+    cores. It shows that everything works, not which method is better: the features are invented.
     """
     from meidbench.baselines.demo import run_demo
     from meidbench.evaluation.compare import ComparedRun, compare
