@@ -168,16 +168,29 @@ def test_equation_7_worked_out_by_hand():
         necks.necks["tail"].linear.weight.copy_(torch.tensor([[2.0], [0.0]]))
         necks.necks["tail"].linear.bias.copy_(torch.tensor([0.0, 0.0]))
     logits = torch.tensor([[1.0, 2.0, 4.0, 99.0], [3.0, 1.0, 0.0, -99.0]])
-    # Head units (1, 5) and (3, 1), variances 4 and 1; tail units (4, 0) and (2, 0), the same. With a second tail logit
-    # of 4 the units are (8, 0), the variance 16, and the two are 15 apart.
-    assert necks(logits).item() == 0
-    logits[1, 1] = 4.0
-    told = {kind: distillation(groups, 4, neck_out=2, distill_norm=kind) for kind in ("rms", "l2", "mse", "abs")}
-    for module in told.values():
+
+    def computed(over, kind):
+        module = distillation(groups, 4, neck_out=2, distill_var=over, distill_norm=kind)
         module.load_state_dict(necks.state_dict())
-    assert told["l2"](logits).item() == 15 and told["mse"](logits).item() == 112.5
-    assert told["abs"](logits).item() == 7.5
-    assert told["rms"](logits).item() == pytest.approx(15 / 2**0.5, rel=1e-6)
+        return module(logits).item()
+
+    # Head units (1, 5) and (3, 1), tail units (4, 0) and (2, 0). Over the videos head units have the variances 1 and 4,
+    # tail units 1 and 0, which are 0 and 4 apart. Over the units of a video both have 4 and 1.
+    assert [computed("batch", kind) for kind in ("l2", "mse", "abs")] == [4, 8, 2]
+    assert computed("batch", "rms") == necks(logits).item() == pytest.approx(4 / 2**0.5, rel=1e-6)
+    assert computed("unit", "rms") == 0
+    # With a second tail logit of 4 the units are (8, 0), the variance 16, and the two are 15 apart.
+    logits[1, 1] = 4.0
+    assert [computed("unit", kind) for kind in ("l2", "mse", "abs")] == [15, 112.5, 7.5]
+    assert computed("unit", "rms") == pytest.approx(15 / 2**0.5, rel=1e-6)
+
+
+def test_one_video_has_no_variance_over_videos():
+    module, logits = distillation(), torch.randn(1, CLASSES, requires_grad=True)
+    loss = module(logits)
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+    assert distillation(distill_var="unit")(logits).item() > 0
 
 
 @pytest.mark.parametrize("mask", ["input", "output", "none"])
@@ -186,7 +199,7 @@ def test_equation_7_worked_out_by_hand():
 def test_the_distillation_loss_is_its_formula(mask, form, over):
     activation, length = form
     if (mask, over) == ("output", "batch"):
-        with pytest.raises(MeidbenchError, match="distill_var=batch compares unit with unit"):
+        with pytest.raises(MeidbenchError, match=r"unit with unit.* set distill_var=unit or distill_var=all"):
             distillation(neck_mask=mask, distill_var=over)
         return
     out, logits = None if mask == "output" else 5, 3 * drawn(4, CLASSES)

@@ -118,7 +118,7 @@ def necks_loss(state, logits):
         [neck(part(state, f"distillation.necks.{name}"), video, getattr(GROUPS, name)) for video in logits]
         for name in ("head", "tail")
     ]
-    return distance(*units, "unit", "rms")
+    return distance(*units, "batch", "rms")
 
 
 @pytest.mark.parametrize("loss_on", ["sum", "e2"])
@@ -270,7 +270,7 @@ def assert_gradients(model, motion):
 @pytest.mark.parametrize("switches", [
     {}, {"attention": "none"}, {"distill_weight": 0.0}, {"distill_detach_head": True}, {"embedding_norm": "bn"},
     {"attention": "se_frames", "attention_act": "n_softmax", "pool": "weighted_mean"}, preset("meid_one-release"),
-    {"neck_out": 7, "neck_mask": "output"},
+    {"neck_out": 7, "neck_mask": "output", "distill_var": "unit"},
 ], ids=str)  # fmt: skip
 def test_gradients_reach_all_of_expert_one_in_the_first_stage(switches, aggregator):
     model = ExpertOne(spec(aggregator, motion=False), **switches)

@@ -8,6 +8,7 @@ The tests read the five sections of a page, and these tables:
 - a table with the columns ``source, dataset, encoder, aggregator, overall, head, medium, tail`` holds the published
   rows of the page's first method, or of the method in a column ``method``;
 - a table whose first column is ``simulated`` repeats rows of docs/baselines.md, in %;
+- a table with the columns ``benchmark, logits`` holds the ratio of MEID's penalty to its loss, for several readings;
 - a table whose first column begins with ``minus`` holds the differences of VideoLT's published rows from BCE's.
 
 A value is in backticks, as ``--set`` takes it. Where benchmarks differ it is `` `1` on videolt; `2` on charadeslt,
@@ -20,15 +21,23 @@ import shlex
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from meidbench.baselines import METHODS, resolve
+from meidbench.baselines.aggregators.pooling import Mean
 from meidbench.baselines.configuration import EXAMPLE_SETTING, FAMILIES, flatten, option_defaults
+from meidbench.baselines.losses.cross_entropy import Focal
 from meidbench.baselines.methods import PUBLISHED_TABLES
+from meidbench.baselines.models.base import ModelInputs
+from meidbench.baselines.models.distillation import VarianceDistillation
+from meidbench.baselines.models.meid import ExpertOne
+from meidbench.baselines.models.meid_parts import ExpertSwitches
 from meidbench.checks import parse_settings
 from meidbench.cli.training import train
 from meidbench.names import DATASETS
-from meidbench.splits.split import Split
+from meidbench.splits.split import Groups, Split
 
 FOLDER = Path(__file__).parents[1] / "docs" / "methods"
 MEASURED = Path(__file__).parents[1] / "docs" / "baselines.md"
@@ -343,3 +352,64 @@ def test_the_first_of_two_stages_has_its_own_keys(resolved):
     keys = everything(dataclasses.replace(config, first_stage=resolve("eql", resolved.splits["videolt"])))
     assert (keys["loss.name"], keys["stage1.loss.name"], keys["stage1.loss.tail_up_to"]) == ("bce", "eql", 100)
     assert keys["aggregator.dropout"] == 0.5 and "sampler.seed" not in keys
+
+
+# Head, medium and tail classes of the benchmarks, and labels per video.
+SIZES = {"CharadesLT": ((41, 81, 35), 6.28), "VideoLT": ((47, 617, 340), 1.1)}
+READINGS = {
+    "`batch`": {"distill_var": "batch"},
+    "`unit`": {"distill_var": "unit"},
+    "`all`": {"distill_var": "all"},
+    "compiled necks": {"distill_var": "unit", "neck_act": "lrelu", "neck_norm": "l2"},
+}
+
+
+def naive_ratio(logits, targets, necks, classes, reading):
+    """lambda L_d over the focal loss, equations 5 to 7 and 13, in numpy."""
+    probabilities = 1 / (1 + np.exp(-logits))
+    right = np.where(targets > 0, probabilities, 1 - probabilities)
+    focal = np.mean((1 - right) * -np.log(right))
+    spreads = []
+    for name, members in classes.items():
+        units = logits[:, members] @ necks[f"{name}.linear.weight"].T + necks[f"{name}.linear.bias"]
+        if "neck_act" in reading:
+            units = np.where(units > 0, units, 0.2 * units)
+            units = units / np.sqrt((units**2).sum(axis=1, keepdims=True))
+        spreads.append(np.var(units, axis={"batch": 0, "unit": 1, "all": None}[reading["distill_var"]]))
+    return 0.1 * np.sqrt(np.mean((spreads[0] - spreads[1]) ** 2)) / focal
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+def test_the_ratio_of_penalty_and_loss_is_what_the_page_says(name):
+    """With new necks: on the first logits of an expert one, and on logits as they are after the first steps."""
+    (head, medium, tail), labels = SIZES[name]
+    count, generator = head + medium + tail, torch.Generator().manual_seed(0)
+    classes = {"head": np.arange(head), "tail": np.arange(head + medium, count)}
+    groups = Groups(head=classes["head"], medium=np.arange(head, head + medium), tail=classes["tail"])
+    targets = (torch.rand((128, count), generator=generator) < labels / count).float()
+    drawn = torch.randn((128, count), generator=generator)
+    inputs = ModelInputs(2048, count, np.full(count, 100), groups, None, False, lambda width: Mean(width, count))
+    torch.manual_seed(0)
+    features = torch.randn((128, 1, 2048), generator=generator).relu().expand(-1, 4, -1)
+    with torch.no_grad():
+        moments = {"first weights": ExpertOne(inputs).eval()(features).logits, "mean -3, deviation 1": drawn - 3}
+    moments["the share of positives, deviation 1"] = drawn + np.log(labels / (count - labels))
+    loss = Focal(np.full(count, 100), 1000, gamma=1.0)
+    [rows] = [rows for _, rows in tables_of(page_sections("meid.md")["Equations"]) if "logits" in rows[0]]
+    assert {row["logits"] for row in rows} == set(moments) and {row["benchmark"] for row in rows} == set(SIZES)
+    for row in (row for row in rows if row["benchmark"] == name):
+        logits = moments[row["logits"]]
+        for cell, reading in READINGS.items():
+            torch.manual_seed(1)
+            switches = ExpertSwitches(**reading)
+            distillation = VarianceDistillation(groups, count, switches)
+            with torch.no_grad():
+                ratio = float(switches.distill_weight * distillation(logits) / loss(logits, targets))
+            necks = {key.removeprefix("necks."): value.numpy() for key, value in distillation.state_dict().items()}
+            naive = naive_ratio(logits.double().numpy(), targets.numpy(), necks, classes, reading)
+            assert ratio == pytest.approx(naive, rel=1e-3, abs=1e-7)
+            told = row[cell]
+            if told.startswith("< "):
+                assert ratio < float(told[2:]), (row, cell, ratio)
+            else:
+                assert ratio == pytest.approx(float(told), rel=0.25), (row, cell, ratio)

@@ -393,8 +393,9 @@ def test_a_configuration_of_two_stages_can_be_read_back_and_compared(toy_split, 
 
 
 def test_two_processes_give_the_result_of_one(toy_split, toy_split_file, features, tmp_path):
-    # A mean of squares is that of its halves together, a root is not.
-    settings = ("model.distill_norm=mse", "sampler.samples_per_epoch=49", "execution.checkpoint_steps=2")
+    # A mean of squares is that of its halves together; a root is not, and the variance over the videos is not.
+    distillation = ("model.distill_var=unit", "model.distill_norm=mse")
+    settings = (*distillation, "sampler.samples_per_epoch=49", "execution.checkpoint_steps=2")
     config = config_of(toy_split, *settings)
     train(toy_split_file, features, config, tmp_path / "one")
     start_two(train_run, toy_split_file, features, config.to_tables(), tmp_path / "two", folder=tmp_path)

@@ -57,8 +57,10 @@ class Neck(nn.Module):
 class VarianceDistillation(nn.Module):
     """L_d = || Var(M_head(Y)) - Var(M_tail(Y)) ||_2, equation 7, with a neck for either group.
 
-    The paper does not define the axis of the variance, or how the norm depends on the batch size. Nothing keeps the
-    necks from shrinking to 0, where L_d is 0 for all logits: ``log_values`` returns their norms.
+    The paper does not define the axis of the variance, or how the norm depends on the batch size. By default a unit's
+    variance is that over the videos of a batch; it does not depend on the mean of the logits. A variance over the units
+    of a video does: logits of rare classes are far below 0, and necks with different weights make units that differ.
+    Nothing keeps the necks from shrinking to 0, where L_d is 0 for all logits: ``log_values`` returns their norms.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ class VarianceDistillation(nn.Module):
         if switches.neck_mask == "output" and switches.distill_var == "batch":
             raise MeidbenchError(
                 "distill_var=batch compares unit with unit, but neck_mask=output leaves different numbers of units; "
-                "change one of the two"
+                "set distill_var=unit or distill_var=all, or another neck_mask"
             )
         members = {"head": [groups.head], "tail": [groups.tail]}
         if switches.distill_medium != "excluded":

@@ -51,8 +51,9 @@ class ExpertSwitches:
     neck_norm : str
         ``none``, or ``l2``: each video's units have length 1.
     distill_var : str
-        ``unit``: variances over the units of a video, (B,); ``batch``: over the videos, (d,); ``all``: over both. The
-        divisor is the number of values, not one less.
+        ``batch``: variances over the videos of a micro-batch, (d,); ``unit``: over the units of a video, (B,); ``all``:
+        over both. The divisor is the number of values, not one less. A micro-batch of one video has no variance over
+        videos, and no penalty.
     distill_norm : str
         ``rms``: the 2-norm divided by the root of the number of variances, so that it does not grow with the batch;
         ``l2``: the 2-norm; ``mse``: the mean square; ``abs``: the mean absolute difference.
@@ -83,7 +84,7 @@ class ExpertSwitches:
     neck_mask: str = "input"
     neck_act: str = "none"
     neck_norm: str = "none"
-    distill_var: str = "unit"
+    distill_var: str = "batch"
     distill_norm: str = "rms"
     distill_detach_head: bool = False
     distill_medium: str = "excluded"
@@ -100,7 +101,7 @@ class ExpertSwitches:
         "neck_mask": ("input", "output", "none"),
         "neck_act": ("none", "lrelu"),
         "neck_norm": ("none", "l2"),
-        "distill_var": ("unit", "batch", "all"),
+        "distill_var": ("batch", "unit", "all"),
         "distill_norm": ("rms", "l2", "mse", "abs"),
         "distill_medium": ("excluded", "with_head", "with_tail"),
     }
