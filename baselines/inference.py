@@ -18,7 +18,6 @@ from meidbench.baselines.inputs import digest_recipe, read_backbone
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import MODELS, Model
 from meidbench.baselines.run_folder import RunFolder
-from meidbench.baselines.samplers import VideoSampler
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import DivergenceError, FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.budget import Budget, StageBudget
@@ -87,35 +86,6 @@ def make_subset_loader(
         prefetch=config.execution.prefetch,
         rank=processes.rank,
         world_size=processes.size,
-    )
-
-
-def make_training_loader(
-    split: Split,
-    features: FeatureSource,
-    config: Config,
-    processes: ProcessGroup,
-    sampler: VideoSampler,
-    micro_batch_size: int,
-) -> BatchLoader:
-    """Return the micro-batches of this process in training, in the order of a sampler."""
-    data = FeatureDataset(
-        split,
-        "train",
-        features=features,
-        frames=config.frames.train,
-        sampling=config.frames.train_sampling,
-        replacement=config.frames.replacement,
-        seed=config.seed,
-        motion=config.motion.motion(),
-    )
-    return BatchLoader(
-        data,
-        micro_batch_size,
-        sampler=sampler,
-        device=processes.device,
-        resident=config.execution.resident,
-        prefetch=config.execution.prefetch,
     )
 
 

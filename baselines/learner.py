@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -332,27 +331,6 @@ class LossMonitor:
                         video_ids,
                     )
         return StepTotals(len(steps), sum(losses), float(values[2].sum()), max(norms))
-
-
-class EpochClock:
-    """Estimates how long the other epochs will take."""
-
-    def __init__(self) -> None:
-        self._first: int | None = None
-        self._start = 0.0
-
-    def estimate_time_left(self, epoch: int, epochs: int) -> str:
-        """Return the time that the epochs after ``epoch`` will take; empty before a whole epoch was timed."""
-        if self._first is None:
-            # The first epoch may have been resumed in its middle, so the clock starts after it.
-            self._first, self._start = epoch, time.monotonic()
-        done, left = epoch - self._first, epochs - epoch
-        if done < 1 or not left:
-            return ""
-        minutes = math.ceil((time.monotonic() - self._start) / done * left / 60)
-        if minutes >= 60:
-            return f", {minutes // 60} h {minutes % 60} min left"
-        return f", {minutes} min left" if minutes > 1 else ", less than 1 min left"
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def test_the_same_command_again_trains_nothing_and_prints_the_same(simulated, ru
     outcome, out, arguments = simulated
     before = {path: path.read_bytes() for path in out.glob("table2.*")}
     monkeypatch.setattr(
-        "meidbench.baselines.training._Run.complete", lambda self: pytest.fail("a finished run was trained again")
+        "meidbench.baselines.loop.TrainingLoop.complete", lambda self: pytest.fail("a finished run was trained again")
     )
     monkeypatch.setattr(
         "meidbench.baselines.reproduction.runs.compare", lambda *a, **k: pytest.fail("intervals were made again")

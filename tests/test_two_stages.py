@@ -336,7 +336,7 @@ def test_each_stage_has_the_protocol_of_its_recipe(toy_split):
 
 
 def test_labels_are_masked_in_the_second_stage_alone(toy_split, features, tmp_path, monkeypatch):
-    from meidbench.baselines import training
+    from meidbench.baselines import loop
 
     masked, reports = [], []
 
@@ -345,8 +345,8 @@ def test_labels_are_masked_in_the_second_stage_alone(toy_split, features, tmp_pa
         masked.append((len(reports), bool((mask < 1).any())))
         return mask
 
-    label_mask = training.label_mask
-    monkeypatch.setattr(training, "label_mask", spied)
+    label_mask = loop.label_mask
+    monkeypatch.setattr(loop, "label_mask", spied)
     settings = ("schedule.epochs=1", "sampler.samples_per_epoch=32")
 
     def report(line):
@@ -477,9 +477,9 @@ def test_the_ap_of_the_second_stage_is_that_of_both_experts(toy_split, features,
 
 
 def test_the_released_mask_multiplies_the_mean_loss_by_the_elements_kept(toy_split, features, tmp_path, monkeypatch):
-    from meidbench.baselines import training
+    from meidbench.baselines import loop
 
-    compute, focal, seen = training._Run._compute_loss, LOSSES["focal"].forward, []
+    compute, focal, seen = loop.TrainingLoop._compute_loss, LOSSES["focal"].forward, []
 
     def spied_focal(self, logits, targets, mask=None):
         seen.append([focal(self, logits, targets, mask), mask])
@@ -491,7 +491,7 @@ def test_the_released_mask_multiplies_the_mean_loss_by_the_elements_kept(toy_spl
         return loss, penalty
 
     monkeypatch.setattr(LOSSES["focal"], "forward", spied_focal)
-    monkeypatch.setattr(training._Run, "_compute_loss", spied_compute)
+    monkeypatch.setattr(loop.TrainingLoop, "_compute_loss", spied_compute)
     train(toy_split, features, config_of(toy_split, method="meid-release"), tmp_path / "run")
     factors = []
     for mean, mask, loss, labels, drawn in seen:
