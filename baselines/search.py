@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import optuna
 
 _UNUSED_BY_FITTED = ("aggregator.", "augmentation.", "loss.", "sampler.", "schedule.", "frames.train")
+_NOT_SEARCHED = ("execution.", "method", "seed", "selection.")  # val must choose, and a seed is luck
 _EPOCHS, _MILESTONES = "schedule.epochs", "schedule.milestones"
 _FORM = "{ low = ..., high = ..., log = true } or { choices = [...] }"
 
@@ -130,6 +131,8 @@ def read_space(request: SearchRequest, base: Config, dim: int, file: Path | None
             searched = _read_entry(base, key, entry, problems)
             problems += [] if searched is None else _list_refusals(request, base, dim, searched).values()
         found += [] if searched is None else [searched]
+    if file is not None and not table:
+        problems.append(f'it names no value; expected entries such as "schedule.lr" = {_FORM}')
     if problems:
         raise RequestError(f"{file} is no search space:\n{bullet_list(problems)}")
     if not found:
@@ -174,7 +177,12 @@ def _read_entry(base: Config, key: str, entry: Any, problems: list[str]) -> Sear
     """Read a range around the published value; None with a problem where it is none."""
     known = _list_searchable(base)
     if key not in known:
-        problems.append(f"unknown key {key}{suggest(key, known)}")
+        inside = next((name for name in known if name.startswith(f"{key}.")), None)
+        hint = f'; write the whole key in quotes, such as "{inside}"' if inside else suggest(key, known)
+        problems.append(f"unknown key {key}{hint}")
+        return None
+    if _split_key(key)[1].startswith(_NOT_SEARCHED):
+        problems.append(f"{key} is no value of the method, and cannot be searched; --set fixes it for all trials")
         return None
     if (
         not isinstance(entry, dict)
@@ -195,7 +203,10 @@ def _read_entry(base: Config, key: str, entry: Any, problems: list[str]) -> Sear
             problems.append(f"{key}: choices must be numbers, strings, true or false; got {show(choices)}")
             return None
         return Searched(key, published, choices=tuple(choices) if published in choices else (published, *kept))
-    low, high, log = (entry.get(name, False) for name in ("low", "high", "log"))
+    if missing := [name for name in ("low", "high") if name not in entry]:
+        problems.append(f"{key} must be {_FORM}; missing {', '.join(missing)}")
+        return None
+    low, high, log = entry["low"], entry["high"], entry.get("log", False)
     for name, value in (("low", low), ("high", high), ("the published value", published)):
         if not isinstance(value, int | float) or isinstance(value, bool):
             problems.append(f"{key}: {name} must be a number, got {show(value)}")
@@ -204,6 +215,9 @@ def _read_entry(base: Config, key: str, entry: Any, problems: list[str]) -> Sear
         problems.append(f"{key}: low must be below high, and above 0 with log = true; got {show(entry)}")
         return None
     kind = int if isinstance(published, int) else float
+    if kind(low) != low or kind(high) != high:
+        problems.append(f"{key}: low and high must be whole numbers, got {show(low)} and {show(high)}")
+        return None
     return Searched(key, published, kind(min(low, published)), kind(max(high, published)), log)
 
 
@@ -217,7 +231,8 @@ def _list_refusals(request: SearchRequest, base: Config, dim: int, searched: Sea
             config = request.resolve(request.list_settings({searched.key: value}, base))
             check_run(config, request.split, dim)
         except MeidbenchError as error:
-            refused[value] = f"{searched.key}={value} is refused: {error}"
+            lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+            refused[value] = f"{searched.key}={value} is refused: {'; '.join(lines[1:] or lines)}"
     return refused
 
 

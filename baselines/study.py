@@ -115,7 +115,7 @@ class StudyFacts:
         for name in ("objective", "seed"):
             before[name], now[name] = there[name], here[name]
         lines += [
-            f"{key}: {show(before.get(key))} in the run, {show(now.get(key))} asked for"
+            f"{key}: {_show_fact(before, key)} in the run, {_show_fact(now, key)} asked for"
             for key in {**before, **now}
             if before.get(key) != now.get(key)
         ]
@@ -126,6 +126,15 @@ def _describe_range(entry: Searched) -> dict[str, Any]:
     if entry.choices:
         return {"choices": list(entry.choices)}
     return {"low": entry.low, "high": entry.high, "log": entry.log}
+
+
+def _show_fact(facts: Mapping[str, Any], key: str) -> str:
+    if key not in facts:
+        return "no search"
+    fact = facts[key]
+    if not isinstance(fact, dict):
+        return show(fact)
+    return ", ".join(f"{name} {show(fact[name])}" for name in ("low", "high", "log", "choices") if name in fact)
 
 
 class StudyFolder:
@@ -156,8 +165,9 @@ class StudyFolder:
         with locked(self.run(number), refuse):
             yield
 
-    def open(self, facts: StudyFacts) -> str:
+    def open(self, facts: StudyFacts, storage: str | None = None) -> str:
         """Begin a study, or make sure that the folder holds this one; return the name by which a storage knows it."""
+        kind = "file" if storage is None else "server"
         self.path.mkdir(parents=True, exist_ok=True)
         with self.lock():
             if not self.facts.is_file():
@@ -165,7 +175,8 @@ class StudyFolder:
                     raise MeidbenchError(
                         f"{self.path} is not empty and holds no study; name another folder with out=..."
                     )
-                content = {"format_version": FORMAT_VERSION, "folder": secrets.token_hex(8), **facts.to_tables()}
+                own = {"folder": secrets.token_hex(8), "storage": kind}
+                content = {"format_version": FORMAT_VERSION, **own, **facts.to_tables()}
                 with written_whole(self.facts) as temporary:
                     temporary.write_text(render_json(content), encoding="utf-8")
             there = read_json(self.facts)
@@ -173,14 +184,21 @@ class StudyFolder:
                 if there["format_version"] != FORMAT_VERSION:
                     raise MeidbenchError(f"it is of version {show(there['format_version'])}, not {FORMAT_VERSION}")
                 problems, owner = facts.list_differences(there), str(there["folder"])
+                began = there.get("storage", kind)  # older studies do not tell
             except (MeidbenchError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise MeidbenchError(f"{self.facts} is damaged: {str(error)[:500]}") from None
-        self.trials.mkdir(exist_ok=True)
         if problems:
             raise MeidbenchError(
                 f"{self.path} holds another study:\n{bullet_list(problems, 8)}\n"
                 "Name another folder with out=..., or use the settings and inputs that the study began with."
             )
+        if began != kind:
+            raise MeidbenchError(
+                f"the study of {self.path} is in its file {self.database.name}; leave out storage=..."
+                if kind == "server"
+                else f"the study of {self.path} is in the database of a server; name its address with storage=..."
+            )
+        self.trials.mkdir(exist_ok=True)
         return owner
 
     def write_table(self, records: Sequence[TrialRecord], facts: StudyFacts) -> None:
@@ -278,9 +296,16 @@ def telling_of_storage(url: str | None, database: Path) -> Iterator[None]:
                 "back a copy, or begin again in another folder"
             ) from None
         address = _read_address(url)
-        if address.password:
-            reason = reason.replace(str(address.password), "***")
+        # Drivers also take a password after the question mark: ?password= and ?sslpassword=, MySQL's ?passwd=.
+        query = {key: "***" for key in address.query if "passw" in key.lower()}
+        secrets = [address.password, *(part for key in query for part in _as_tuple(address.query[key]))]
+        for secret in filter(None, secrets):
+            reason = reason.replace(str(secret), "***")
+        shown = address.update_query_dict(query).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
         raise MeidbenchError(
-            f"the storage {address.render_as_string(hide_password=True)} cannot be used: {reason}\n"
-            "The trials are kept; the same command goes on"
+            f"the storage {shown} cannot be used: {reason}\nThe trials are kept; the same command goes on"
         ) from None
+
+
+def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value

@@ -147,7 +147,7 @@ def tune(
     searched = read_space(request, base, inputs.dim, None if space is None else Path(space))
     facts = StudyFacts(base, inputs, searched, objective, seed)
     folder = StudyFolder(Path(out))
-    owner = folder.open(facts)
+    owner = folder.open(facts, storage)
     report(f"{method}: searching {'; '.join(map(str, searched))}")
     train_run = partial(train, split, source, check=check, progress=progress, report=_repeat_notes(report))
     with _silent_optuna(), telling_of_storage(storage, folder.database), ExitStack() as stack:

@@ -291,6 +291,13 @@ def test_a_server_that_is_not_there_is_told(arguments, tmp_path):
             tune(out=tmp_path / "study", trials=1, storage=url, **arguments)
 
 
+def test_a_password_behind_the_question_mark_is_not_told(arguments, tmp_path):
+    url = "postgresql+psycopg://127.0.0.1:1/studies?user=me&password=sesame%2F1&sslpassword=open"
+    with pytest.raises(MeidbenchError, match=r"password=\*\*\*&sslpassword=\*\*\*&user=me cannot be used") as raised:
+        tune(out=tmp_path / "study", trials=1, storage=url, **arguments)
+    assert "sesame" not in str(raised.value) and "open" not in str(raised.value)
+
+
 @pytest.mark.parametrize(("url", "message"), [
     ("nonsense", "storage is no address of a database"),
     ("sqlite:///here.db", "storage is for the server of a database"),
@@ -328,7 +335,7 @@ OTHER_SPLIT = simulate_split((40, 20, 12), num_classes=12, head_above=30, seed=1
 
 @pytest.mark.parametrize(("changed", "difference"), [
     ({"settings": (*TINY, "schedule.weight_decay=0.1")}, "schedule.weight_decay: 0.0 in the study, 0.1 asked for"),
-    ({"settings": (*TINY, "aggregator.dropout=0.5")}, "aggregator.dropout of the space: .* in the study, None asked"),
+    ({"settings": (*TINY, "aggregator.dropout=0.5")}, "dropout of the space: low 0.0, .* in the study, no search"),
     ({"method": "focal"}, "loss.name: 'bce' in the study, 'focal' asked for"),
     ({"objective": "tail"}, "objective: 'overall' in the study, 'tail' asked for"),
     ({"seed": 1}, "seed: 3 in the study, 1 asked for"),
@@ -341,6 +348,16 @@ def test_another_study_in_the_folder_is_refused_and_its_differences_named(study,
     with pytest.raises(MeidbenchError, match=f"holds another study:(?s:.)*{difference}"):
         tune(out=study[0], trials=6, **{**arguments, **changed})
     assert sorted(study[0].rglob("*")) == before
+
+
+def test_a_study_stays_in_its_storage(study, arguments, tmp_path):
+    url = "postgresql+psycopg://me@127.0.0.1:1/studies"
+    with pytest.raises(MeidbenchError, match=r"is in its file study.db; leave out storage=\.\.\."):
+        tune(out=study[0], trials=6, storage=url, **arguments)
+    with pytest.raises(MeidbenchError, match="cannot be used"):
+        tune(out=tmp_path / "study", trials=1, storage=url, **arguments)
+    with pytest.raises(MeidbenchError, match=r"in the database of a server; name its address with storage=\.\.\."):
+        tune(out=tmp_path / "study", trials=1, **arguments)
 
 
 def test_a_folder_with_other_files_and_a_damaged_study_are_refused(arguments, tmp_path):
@@ -495,8 +512,15 @@ def test_a_value_that_is_set_is_not_searched(split, settings, gone):
     ('"schedule.lr" = { choices = [1] }', "with two choices at least"),
     ('"schedule.lr" = { choices = [[1], [2]] }', "choices must be numbers, strings, true or false"),
     ('"aggregator.name" = { low = 1, high = 2 }', "the published value must be a number, got 'nonlinear'"),
-    ('"schedule.lr" = { low = -1, high = 1 }', "schedule.lr=-1.0 is refused: (?s:.)*schedule.lr must be above 0"),
-    ('"loss.name" = { choices = ["bce", "db"] }', "loss.name=db is refused: (?s:.)*unknown loss.name 'db'"),
+    ('"schedule.lr" = { low = -1, high = 1 }', "schedule.lr=-1.0 is refused: schedule.lr must be above 0"),
+    ('"loss.name" = { choices = ["bce", "db"] }', "loss.name=db is refused: unknown loss.name 'db'"),
+    ('"schedule.lr" = { low = 1e-4 }', "schedule.lr must be .*; missing high"),
+    ('"schedule.lr" = { log = true }', "schedule.lr must be .*; missing low, high"),
+    ('"schedule.accumulate" = { low = 1.5, high = 6 }', "low and high must be whole numbers, got 1.5 and 6"),
+    ('schedule.lr = { low = 1, high = 2 }', 'unknown key schedule; write the whole key in quotes, such as "schedule.'),
+    ('"selection.subset" = { choices = ["val", "test"] }', "selection.subset is no value of the method, and cannot"),
+    ('"seed" = { choices = [1, 2] }', "seed is no value of the method, and cannot be searched"),
+    ("", "space.toml is no search space:\n  - it names no value; expected entries such as"),
     ("schedule", "is not a readable TOML file"),
 ])  # fmt: skip
 def test_a_wrong_search_space_is_refused(arguments, tmp_path, text, message):

@@ -119,6 +119,8 @@ def test_it_is_sound_resumed_and_refused_for_other_texts(folder, tmp_path):
     make_word_features(TOY_MANIFEST, folder, out, dim=8, report=lines.append)
     videos = len(read_both(folder))
     assert lines == [f"{out}: {videos} of {videos} videos are there already"] and out.read_bytes() == whole
+    with pytest.raises(FeatureError, match="words.h5 has rows of 8 numbers, 16 are asked for\nRemove it"):
+        make_word_features(TOY_MANIFEST, folder, out, dim=16)
     edit(folder, lambda table: table.__setitem__("script", "Another script"))
     with pytest.raises(FeatureError, match="made with other settings:\n  - texts"):
         make_word_features(TOY_MANIFEST, folder, out, dim=8)

@@ -39,7 +39,7 @@ from meidbench.errors import FeatureError, first_few, write_count
 from meidbench.features.feature_file import Layout, Recipe
 from meidbench.features.records import VideoRows
 from meidbench.features.source import is_usable_id
-from meidbench.features.store import feature_writer
+from meidbench.features.store import feature_writer, stored_headers
 from meidbench.names import ProgressBar, Report
 from meidbench.splits.manifests import Manifest, load_manifest
 
@@ -119,6 +119,12 @@ def make_word_features(
     counts = np.array([len(words[video_id]) for video_id in video_ids], np.int64)
     sizes = np.zeros(len(video_ids), np.int64)
     layout = Layout(tuple(video_ids), counts, fixed=False, dim=dim, dtype="float16", timed=False, source_sizes=sizes)
+    for place, header in stored_headers(Path(out), recipe).items():
+        if header.layout.dim != dim:
+            raise FeatureError(
+                f"{place} has rows of {header.layout.dim:,} numbers, {dim:,} are asked for\n"
+                "Remove it to start again, or choose another output."
+            )
     start = progress or (lambda title, total: nullcontext(lambda steps: None))
     with feature_writer(Path(out), layout, recipe, report=report) as writer:
         pending = writer.pending.tolist()
@@ -142,7 +148,7 @@ def _read_words(manifest: Manifest, folder: Path) -> dict[str, list[str]]:
     if empty := [video_id for video_id, found in words.items() if not found]:
         count = write_count(len(empty), "video has", "videos have")
         raise FeatureError(
-            f"{count} no word in descriptions or script: {first_few(empty)}; a video needs one row at least.\n"
-            f"Restore the official files in {folder}; {manifest.remedy}"
+            f"{count} no word in descriptions or script: {first_few(empty)}; a video needs at least one row.\n"
+            f"The folder is {folder}. {manifest.remedy}"
         )
     return words
