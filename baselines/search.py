@@ -181,7 +181,7 @@ def _read_entry(base: Config, key: str, entry: Any, problems: list[str]) -> Sear
         hint = f'; write the whole key in quotes, such as "{inside}"' if inside else suggest(key, known)
         problems.append(f"unknown key {key}{hint}")
         return None
-    if _split_key(key)[1].startswith(_NOT_SEARCHED):
+    if split_stage(key)[1].startswith(_NOT_SEARCHED):
         problems.append(f"{key} is no value of the method, and cannot be searched; --set fixes it for all trials")
         return None
     if (
