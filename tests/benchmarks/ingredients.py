@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,7 @@ DETAILS: dict[str, dict[str, Any]] = {
     "beta 0.3": {"model.beta": 0.3},
     "beta 0.7": {"model.beta": 0.7},
     "static row the sum": {"stage2.motion.static": "sum"},
+    "static row of zeros": {"stage2.motion.static": "none"},
     "early fusion": {"model.fuse_stage": "early"},
     "late fusion": {"model.fuse_stage": "late"},
     "a tenth of the rate": {"stage2.schedule.lr": TENTH},
@@ -434,23 +435,15 @@ def print_penalties(scores: Scores, task: str, aggregator: str) -> None:
     print_table(["penalty, to the classification loss", "first epoch", "last epoch"], rows)
 
 
-def titles(parts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the task and the aggregator of each section of the tables."""
-    if {"readings", "ingredients", "details", "baselines"} & set(parts):
-        yield from (("words", aggregator) for aggregator in SIZES)
-    if "simulated" in parts:
-        yield "simulated", "mean"
-
-
 def print_tables(scores: Scores, parts: Sequence[str], seeds: int) -> None:
     """Print all tables of parts."""
     print("\n".join(f"**{mark}**\n" for mark in WATERMARKS.values()))
     print(f"charadeslt, {seeds} seeds; {EPOCHS} epochs, second stages {SECOND_EPOCHS}, simulated {SIMULATED_EPOCHS}")
-    for task, aggregator in titles(parts):
+    for task, aggregator in (*(("words", name) for name in SIZES), ("simulated", "mean")):
         if not any(key.startswith(f"{task} | {aggregator} |") for key in scores.runs):
             continue
         label = aggregator if aggregator != "mean" else "mean (baselines: nonlinear)"
-        if "readings" in parts or task == "simulated":
+        if ("readings" if task == "words" else task) in parts:
             print(f"\n#### Readings of the distillation, {task}, {label}")
             print_means(scores, task, aggregator, PARTS["readings"])
             pairs = {name: (name, f"{name.split(', ')[0]}, none") for name in PARTS["readings"] if "none" not in name}
@@ -491,8 +484,8 @@ def main() -> None:
     runs = list_runs(asked.part, asked.seeds)
     if asked.workers:
         carry_out_all(runs, scores, asked)
-    if left := [run for run in runs if run.key not in scores.runs]:
-        print(f"{len(left)} of {len(runs)} runs are not there yet; the same command goes on", file=sys.stderr)
+    if left := sum(run.key not in scores.runs for run in runs):
+        print(f"{left} of {len(runs)} runs are not there yet; the same command goes on", file=sys.stderr)
     print_tables(scores, asked.part, asked.seeds)
 
 
