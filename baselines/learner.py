@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from meidbench.baselines.run_folder import checkpoint_remedy, load_checkpoint, s
 from meidbench.baselines.running_ap import RunningAveragePrecision
 from meidbench.checks import is_whole_number, parse_json, show
 from meidbench.errors import DivergenceError, MeidbenchError, bullet_list, first_few
+from meidbench.evaluation.results import MeanAP
 from meidbench.extraction.encoders.weights import is_dense
 from meidbench.splits.split import Split
 
@@ -64,6 +65,10 @@ class Position:
     summed_steps: int = 0
     best: float = -1.0  # the best mAP so far, -1 before the first
     best_epoch: int = 0  # the number of epochs after which it was reached
+
+
+# Called with a stage's configuration, its place, and the mean AP on the subset that selects.
+Watch = Callable[[Config, Position, MeanAP], None]
 
 
 class Learner:

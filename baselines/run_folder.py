@@ -19,7 +19,7 @@ import torch
 
 import meidbench
 from meidbench.baselines.configuration import Config, flatten
-from meidbench.checks import convert, is_whole_number, parse_json, read_json, show
+from meidbench.checks import convert, is_whole_number, parse_json, read_json, show, whole_number
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, first_few
 from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
 from meidbench.features import FeatureSource, PackedFile, open_features
@@ -61,8 +61,9 @@ class Inputs:
     trials: int = 1  # the trials of a search from which the configuration was chosen; another number is no other run
 
     @classmethod
-    def from_sources(cls, split: Split, features: FeatureSource, split_path: str = "") -> "Inputs":
+    def from_sources(cls, split: Split, features: FeatureSource, split_path: str = "", trials: int = 1) -> "Inputs":
         """Describe a split and its features; refuse features that are missing or malformed."""
+        trials = whole_number("trials", trials, 1)
         digest = digest_features(split, features)  # first: dim is that of the videos that it checks
         if split_path and Path(split_path).is_file():
             split_path = str(Path(split_path).absolute())
@@ -77,6 +78,7 @@ class Inputs:
             str(features.path),
             **{f"features_{name}": value for name, value in vars(features.naming).items()},
             content_digest=split.content_digest,
+            trials=trials,
             backbone=find_backbone(features),
         )
 
@@ -262,7 +264,7 @@ class RunFolder:
 
     def record_trials(self, trials: int) -> None:
         """Record the trials of the search that chose this run; its scores, which name another number, are dropped."""
-        if self.read()[1].trials == trials:
+        if whole_number("trials", trials, 1) == self.read()[1].trials:
             return
         content = self._read_config()
         for subset in SELECTION_SUBSETS:
@@ -275,7 +277,7 @@ class RunFolder:
         return threads if is_whole_number(threads, 1) else None
 
     def count_steps(self) -> int | None:
-        """Return the steps of the optimiser in the last sound line of the log; None where there is none."""
+        """Return the steps of the optimiser in the last sound line of the log; None without such a line."""
         with suppress(OSError):
             for line in reversed((self.path / "log.jsonl").read_bytes().splitlines()):
                 with suppress(ValueError, RecursionError):

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meidbench.baselines.configuration import Config, without_execution
-from meidbench.baselines.run_folder import Inputs, RunFolder
+from meidbench.baselines.run_folder import Inputs
 from meidbench.baselines.search import Searched
 from meidbench.checks import read_json, show
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, missing_package
 from meidbench.evaluation.results import MeanAP
 from meidbench.files import locked, render_json, written_whole
+from meidbench.names import WATERMARKS
 
 if TYPE_CHECKING:
     import optuna
@@ -100,6 +101,11 @@ class StudyFacts:
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"meidbench-{inputs.dataset}-{self.base.method}-{digest[:16]}"
 
+    @property
+    def watermark(self) -> str:
+        """The text that marks numbers on features of which no video was seen; empty for others."""
+        return WATERMARKS.get(self.inputs.backbone, "")
+
     def list_differences(self, there: Mapping[str, Any]) -> list[str]:
         """Return one line per difference from a study's file; raise ``KeyError`` and the like for damage."""
         lines = Config.from_tables(there["config"]).differences(self.base)
@@ -152,11 +158,13 @@ class StudyFolder:
 
     def open(self, facts: StudyFacts) -> str:
         """Begin a study, or make sure that the folder holds this one; return the name by which a storage knows it."""
-        if not self.facts.is_file() and self.path.is_dir() and any(self.path.glob("[!.]*")):
-            raise MeidbenchError(f"{self.path} is not empty and holds no study; name another folder with out=...")
-        self.trials.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         with self.lock():
             if not self.facts.is_file():
+                if any(self.path.glob("[!.]*")):
+                    raise MeidbenchError(
+                        f"{self.path} is not empty and holds no study; name another folder with out=..."
+                    )
                 content = {"format_version": FORMAT_VERSION, "folder": secrets.token_hex(8), **facts.to_tables()}
                 with written_whole(self.facts) as temporary:
                     temporary.write_text(render_json(content), encoding="utf-8")
@@ -167,6 +175,7 @@ class StudyFolder:
                 problems, owner = facts.list_differences(there), str(there["folder"])
             except (MeidbenchError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise MeidbenchError(f"{self.facts} is damaged: {str(error)[:500]}") from None
+        self.trials.mkdir(exist_ok=True)
         if problems:
             raise MeidbenchError(
                 f"{self.path} holds another study:\n{bullet_list(problems, 8)}\n"
@@ -174,12 +183,13 @@ class StudyFolder:
             )
         return owner
 
-    def write_table(self, records: Sequence[TrialRecord], keys: Sequence[str]) -> None:
+    def write_table(self, records: Sequence[TrialRecord], facts: StudyFacts) -> None:
         """Write one row per trial, with a column per searched key."""
+        keys = [entry.key for entry in facts.searched]
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         groups = list(asdict(MeanAP(0, 0, 0, 0)))
-        table.writerow(["trial", "state", "value", *groups, "steps", "reason", *keys])
+        table.writerow(["trial", "state", "value", *groups, "steps", "reason", "watermark", *keys])
         for record in records:
             means = {} if record.mAP is None else asdict(record.mAP)
             own = [record.values.get(key, "") for key in keys]
@@ -190,6 +200,7 @@ class StudyFolder:
                     *("" if math.isnan(mean := means.get(group, math.nan)) else mean for group in groups),
                     record.steps,
                     record.reason,
+                    facts.watermark,
                     *own,
                 ]
             )
@@ -203,16 +214,21 @@ def find_best(records: Sequence[TrialRecord]) -> TrialRecord | None:
     return max(complete, key=lambda record: (record.value or 0.0, -record.number), default=None)
 
 
-def count_steps(path: Path) -> int:
-    """Return the steps of the optimiser in a run and its first stage, as their logs have them."""
-    return sum(RunFolder(log.parent).count_steps() or 0 for log in path.glob("**/log.jsonl"))
-
-
 # --- the storage ----------------------------------------------------------------------------------------------------
 
 
-def open_storage(url: str | None, database: Path) -> "optuna.storages.RDBStorage":
-    """Open the SQLite file of the folder, or the database of a server."""
+@contextmanager
+def open_storage(url: str | None, database: Path) -> Iterator["optuna.storages.RDBStorage"]:
+    """Open a SQLite file, or the database of a server; its connections end with the block."""
+    storage = _connect(url, database)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _connect(url: str | None, database: Path) -> "optuna.storages.RDBStorage":
     import sqlalchemy
     from optuna.storages import RDBStorage
 
@@ -253,7 +269,7 @@ def _read_address(url: str) -> "sqlalchemy.engine.URL":
 
 
 @contextmanager
-def telling_of_storage(url: str | None) -> Iterator[None]:
+def telling_of_storage(url: str | None, database: Path) -> Iterator[None]:
     """Make a plain error of a storage that fails, without the password in its address."""
     import sqlalchemy
     from optuna.exceptions import StorageInternalError
@@ -264,12 +280,16 @@ def telling_of_storage(url: str | None) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason, where = (str(cause).splitlines() or [type(cause).__name__])[0], "study.db"
-        if url is not None:
-            address = _read_address(url)
-            where = address.render_as_string(hide_password=True)
-            if address.password:
-                reason = reason.replace(str(address.password), "***")
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        if url is None:
+            raise MeidbenchError(
+                f"{database} cannot be used: {reason}\nThe same command goes on when it can; of a damaged file, put "
+                "back a copy, or begin again in another folder"
+            ) from None
+        address = _read_address(url)
+        if address.password:
+            reason = reason.replace(str(address.password), "***")
         raise MeidbenchError(
-            f"the storage {where} cannot be used: {reason}\nThe trials are kept; the same command goes on"
+            f"the storage {address.render_as_string(hide_password=True)} cannot be used: {reason}\n"
+            "The trials are kept; the same command goes on"
         ) from None

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,7 +42,7 @@ from meidbench.baselines.learner import (
     Learner,
     LossMonitor,
     MicroBatch,
-    Position,
+    Watch,
     check_run,
     derive_seed,
     plan_epoch,
@@ -59,7 +59,6 @@ from meidbench.baselines.run_folder import (
     list_versions,
 )
 from meidbench.baselines.samplers import label_mask
-from meidbench.checks import whole_number
 from meidbench.errors import DivergenceError, MeidbenchError
 from meidbench.evaluation.evaluate import average_precision, mean_by_group
 from meidbench.evaluation.results import MeanAP
@@ -68,8 +67,6 @@ from meidbench.loading.batches import Batch
 from meidbench.names import SELECTION_SUBSETS, SUBSETS, Advance, ProgressBar, Report
 from meidbench.splits.split import Split, load_split
 
-# Called with a stage's configuration, its place, and the mean AP on the subset that selects.
-Watch = Callable[[Config, Position, MeanAP], None]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -105,8 +102,7 @@ def train(
         The folder of the run; see ``RunFolder``. A finished run stays as it is; where its predictions or results are
         missing or damaged, they are written again from its best checkpoint. A run of fewer epochs goes on.
     first_stage : path, optional
-        For a method of two stages: the folder of a finished run of ``config.first_stage``. Where it is left out, that
-        run is trained in ``OUT/first-stage``.
+        The folder of a finished run of ``config.first_stage``; by default that is trained in ``OUT/first-stage``.
     trials : int
         The trials of a search from which ``config`` was chosen; a new run records it for its prediction files.
     check : str
@@ -114,7 +110,7 @@ def train(
     subsets : sequence of str
         Those of val and test to score at the end. A later call with both trains nothing, and scores the other one.
     watch : callable
-        Sees each scored epoch; see ``Watch``. An exception that it raises ends the run, which can be resumed.
+        Sees each scored epoch; an exception that it raises ends the run, which can be resumed.
     progress, report : callable
         See ``meidbench.names.ProgressBar`` and ``Report``.
 
@@ -136,15 +132,13 @@ def train(
     ...     sorted(train(split, features, config, Path(folder, "run")).mAP)
     ['test', 'val']
     """
-    loaded = load_split(split)
     config = Config.from_tables(config.to_tables())  # one that was made by hand was never checked
-    source = open_features(features)
+    loaded, source, folder = load_split(split), open_features(features), RunFolder(Path(out))
     with join_processes(config.execution.device) as processes:
         if not processes.is_first:
             progress, report = show_no_progress, lambda line: None
-        inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
-        inputs = replace(inputs, trials=whole_number("trials", trials, 1))
-        folder = RunFolder(Path(out))
+        inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split), trials)
+        context = _Context(loaded, source, processes, progress, report, tuple(subsets), watch)
         report_on_inputs(loaded, source, config, report)
         check_processes(config, processes.size)
         config = folder.continued(config, trains_first=first_stage is None)
@@ -152,14 +146,7 @@ def train(
         processes.wait()  # the first one may change the folder from here on
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
             finished = None
-            # A folder of others is refused before rows are read, which may take long.
-            processes.ask_first(lambda: folder.find_first_stage_digest(config, inputs), "")
-            report_repeated_rows(loaded, source, config, report)
-            rows = check_together(processes, source, loaded, SUBSETS, check, config.seed, progress, report)
-            inputs = replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)
-        context = _Context(loaded, source, processes, progress, report, inputs.rows_check, tuple(subsets), watch)
-        if config.first_stage is None and first_stage is None:
-            return _train_stage(context, config, inputs, folder, finished=finished)
+            inputs = _check_rows(context, config, inputs, folder, check)
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
         inputs = replace(inputs, first_stage_digest=start.digest, first_stage_steps=start.steps)
         return _train_stage(context, config, inputs, folder, start.weights, finished)
@@ -174,14 +161,23 @@ class _Context:
     processes: ProcessGroup
     progress: ProgressBar
     report: Report
-    rows_check: str  # as in ``Inputs``, of this call
     subsets: tuple[str, ...]
     watch: Watch
 
 
+def _check_rows(context: _Context, config: Config, inputs: Inputs, folder: RunFolder, check: str) -> Inputs:
+    """Read the rows that are checked before a training, and return the inputs with them."""
+    split, features, report = context.split, context.features, context.report
+    # A folder of others is refused before rows are read, which may take long.
+    context.processes.ask_first(lambda: folder.find_first_stage_digest(config, inputs), "")
+    report_repeated_rows(split, features, config, report)
+    rows = check_together(context.processes, features, split, SUBSETS, check, config.seed, context.progress, report)
+    return replace(inputs, rows_check=rows.kind, rows_digest=rows.digest)
+
+
 @dataclass(frozen=True)
 class _FirstStageWeights:
-    """The checkpoint of a first stage, None where the second stage has begun already; its digest and its steps."""
+    """The checkpoint of a first stage, None where the second has begun or there is only one; its digest and steps."""
 
     weights: Path | None
     digest: str
@@ -191,8 +187,10 @@ class _FirstStageWeights:
 def _prepare_first_stage(
     context: _Context, config: Config, inputs: Inputs, folder: RunFolder, given: str | os.PathLike[str] | None
 ) -> _FirstStageWeights:
-    """Train the first stage in a folder of the run, or take the finished run that is given."""
+    """Train the first stage in a folder of the run, or take the finished run that is given; nothing for one stage."""
     wanted, processes = config.first_stage, context.processes
+    if wanted is None and given is None:
+        return _FirstStageWeights(None, "")
     if wanted is None:
         raise MeidbenchError(f"{config.method} is trained in one stage; leave out the first")
     # A mistake in the second stage must show before the first has been trained.
@@ -238,7 +236,7 @@ def _train_stage(
             context.report(f"{folder.path} is finished")
             return trained
         with processes.fork_random():
-            _Run(context, config, folder, weights).complete()
+            _Run(context, config, inputs.rows_check, folder, weights).complete()
         processes.wait()
         trained = read_trained(folder, context.split, context.subsets, just_finished=True)
         assert trained is not None
@@ -248,11 +246,13 @@ def _train_stage(
 class _Run:
     """A run in this process: the training loop, and the objects that it needs."""
 
-    def __init__(self, context: _Context, config: Config, folder: RunFolder, weights: Path | None) -> None:
+    def __init__(
+        self, context: _Context, config: Config, rows_check: str, folder: RunFolder, weights: Path | None
+    ) -> None:
         split, features, processes = context.split, context.features, context.processes
         self.split, self.config, self.folder, self.processes = split, config, folder, processes
         self.progress, self.report, self.first_stage_weights = context.progress, context.report, weights
-        self.rows_check, self.watch = context.rows_check, context.watch
+        self.rows_check, self.watch = rows_check, context.watch
         # All subsets are opened now, so that missing test features are found before the training.
         self.scored = {
             subset: make_subset_loader(split, subset, features, config, processes)
@@ -428,12 +428,11 @@ class _Run:
             facts["lr"] = rate
         if model_facts := learner.module.log_values():
             facts |= {"penalty": position.penalty_sum / steps, "model": model_facts}
-        line = (
-            f"{self.config.method}: epoch {position.epoch} of {self.config.schedule.epochs}: loss {facts['loss']:.5f}"
-        )
+        epochs = self.config.schedule.epochs
+        line = f"{self.config.method}: epoch {position.epoch} of {epochs}: loss {facts['loss']:.5f}"
         if learner.module.is_fitted:
             line += f", C {model_facts['C']:g}"
-        if position.epoch % selection.every == 0 or position.epoch == self.config.schedule.epochs:
+        if position.epoch % selection.every == 0 or position.epoch == epochs:
             means = self._compute_means(selection.subset)
             is_best = means.overall > position.best
             if is_best:
@@ -441,11 +440,12 @@ class _Run:
                 if self.processes.is_first:
                     learner.save_weights(self.folder.best, {selection.subset: asdict(means)})
             facts |= {selection.subset: asdict(means), "best": is_best}
-            self.watch(self.config, position, means)  # before the epoch is saved: a run that it ends repeats the epoch
             line += f", {selection.subset} mAP {means.overall:.4f}{' (best so far)' if is_best else ''}"
         position.loss_sum, position.penalty_sum, position.summed_steps = 0.0, 0.0, 0
         self._write_log("epoch", **facts)
-        self.report(line + self.clock.estimate_time_left(position.epoch, self.config.schedule.epochs))
+        self.report(line + self.clock.estimate_time_left(position.epoch, epochs))
+        if selection.subset in facts:  # before the epoch is saved: a run that it ends repeats the epoch
+            self.watch(self.config, position, MeanAP(**facts[selection.subset]))
         self._save()
 
     # --- its steps ----------------------------------------------------------------------------------------------

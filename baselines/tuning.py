@@ -7,8 +7,9 @@ anywhere goes on as if it had not been.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.inference import Trained, show_no_progress
 from meidbench.baselines.learner import Position, check_run, is_out_of_memory
-from meidbench.baselines.run_folder import Inputs, RunFolder
+from meidbench.baselines.run_folder import FIRST_STAGE, Inputs, RunFolder
 from meidbench.baselines.search import Request, Searched, read_space
 from meidbench.baselines.study import (
     COMPLETE,
@@ -27,7 +28,6 @@ from meidbench.baselines.study import (
     StudyFacts,
     StudyFolder,
     TrialRecord,
-    count_steps,
     find_best,
     open_storage,
     telling_of_storage,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _DRAWN_AT_RANDOM = 10  # the first trials, before the sampler learns from them
 _NEVER_PRUNED = 5  # trials that must be complete before one is pruned
 _TENTHS = 10  # of the epochs of a stage, after which its mean AP is recorded
+_NAMING_S = 3.0  # in which a live process names its folder in a trial that it has begun
 _LEAST_TENTHS = 3  # of the first stage before a trial is pruned
 # Attributes of a trial in the storage.
 _OWNER, _VAL, _STEPS, _REASON = "folder", "val", "steps", "reason"
@@ -69,6 +70,8 @@ class Tuned:
         The winner's configuration.
     trained : Trained or None
         The winner's run, scored on val and test; None also where it lies in the folder of another machine.
+    watermark : str
+        The text that marks numbers on features of which no video was seen; empty for others.
     """
 
     path: Path
@@ -77,6 +80,7 @@ class Tuned:
     winner: TrialRecord | None = None
     config: Config | None = None
     trained: Trained | None = None
+    watermark: str = ""
 
 
 def tune(
@@ -133,8 +137,6 @@ def tune(
         An argument is wrong.
     """
     check_optuna()
-    import optuna
-
     whole_number("trials", trials, 1, RequestError)
     whole_number("seed", seed, 0, RequestError)
     one_of("objective", objective, TUNED_GROUPS, RequestError)
@@ -142,7 +144,7 @@ def tune(
     named = loaded if benchmark is None else Split(loaded.table, replace(loaded.metadata, dataset=benchmark))
     request = Request(method, named, aggregator, tuple(settings))
     base = request.resolve()
-    _check_val(loaded, base, objective)
+    check_val(loaded, base, objective)
     inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split))
     searched = read_space(request, base, inputs.dim, None if space is None else Path(space))
     facts = StudyFacts(base, inputs, searched, objective, seed)
@@ -150,14 +152,24 @@ def tune(
     owner = folder.open(facts)
     report(f"{method}: searching {'; '.join(map(str, searched))}")
     train_run = partial(train, split, source, check=check, progress=progress, report=_repeat_notes(report))
+    with _silent_optuna(), telling_of_storage(storage, folder.database), ExitStack() as stack:
+        with folder.lock():  # tables of SQLite are made by one process at a time
+            opened = stack.enter_context(open_storage(storage, folder.database))
+            study = _Study(folder, owner, facts, request, trials, opened, train_run)
+        with progress(f"tuning {method}", trials) as advance:
+            study.run_trials(advance, report)
+        return study.finish(report)
+
+
+@contextmanager
+def _silent_optuna() -> Iterator[None]:
+    """Let Optuna print warnings alone."""
+    import optuna
+
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with telling_of_storage(storage):
-            study = _Study(folder, owner, facts, request, trials, storage, train_run)
-            with progress(f"tuning {method}", trials) as advance:
-                study.run_trials(advance, report)
-            return study.finish(report)
+        yield
     finally:
         optuna.logging.set_verbosity(verbosity)
 
@@ -170,7 +182,7 @@ def check_optuna() -> None:
         raise missing_package(error) from None
 
 
-def _check_val(split: Split, base: Config, objective: str) -> None:
+def check_val(split: Split, base: Config, objective: str) -> None:
     """Refuse a split whose val cannot choose, and settings that let test choose."""
     stages = [stage for stage in (base, base.first_stage) if stage is not None]
     if any(stage.selection.subset != "val" for stage in stages):
@@ -203,7 +215,7 @@ class _Study:
         facts: StudyFacts,
         request: Request,
         number_asked: int,
-        url: str | None,
+        storage: "optuna.storages.RDBStorage",
         train_run: Callable[..., Trained],
     ) -> None:
         import optuna
@@ -211,11 +223,8 @@ class _Study:
         self.folder, self.owner, self.facts, self.request = folder, owner, facts, request
         self.number_asked, self.train_run = number_asked, train_run
         self.ranges = {entry.key: _make_distribution(entry) for entry in facts.searched}
-        with folder.lock():  # tables of SQLite are made by one process at a time
-            self.storage = open_storage(url, folder.database)
-            study = optuna.create_study(
-                storage=self.storage, study_name=facts.name(), direction="maximize", load_if_exists=True
-            )
+        self.storage = storage
+        study = optuna.create_study(storage=storage, study_name=facts.name(), direction="maximize", load_if_exists=True)
         self.study_id = self.storage.get_study_id_from_name(study.study_name)
 
     def _list_trials(self) -> "list[optuna.trial.FrozenTrial]":
@@ -259,7 +268,7 @@ class _Study:
 
         with self.folder.lock():
             for trial in self._list_trials()[: self.number_asked]:
-                if trial.state == TrialState.RUNNING and trial.user_attrs.get(_OWNER) == self.owner:
+                if trial.state == TrialState.RUNNING and self._is_ours(trial.number):
                     with suppress(BlockingIOError):
                         stack.enter_context(self.folder.claim(trial.number))
                         return trial.number
@@ -277,15 +286,22 @@ class _Study:
         from optuna.trial import TrialState
 
         trial_id = self._find_id(number)
-        try:
-            # Named first, because a process that dies between both leaves a trial that somebody owns.
+        with suppress(RuntimeError):  # it is finished by now
+            if self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                self.storage.set_trial_user_attr(trial_id, _OWNER, self.owner)
+                return True
+        return False
+
+    def _is_ours(self, number: int) -> bool:
+        """Return whether a running trial was begun in this folder, or by a process that died before it named one."""
+        trial_id, is_shared = self._find_id(number), self.storage.engine.dialect.name != "sqlite"
+        owner = self.storage.get_trial(trial_id).user_attrs.get(_OWNER)
+        if owner is None and is_shared:
+            time.sleep(_NAMING_S)  # a process of another machine may be about to name its folder
+            owner = self.storage.get_trial(trial_id).user_attrs.get(_OWNER)
+        if owner is None:
             self.storage.set_trial_user_attr(trial_id, _OWNER, self.owner)
-            if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                return False
-            self.storage.set_trial_user_attr(trial_id, _OWNER, self.owner)
-        except RuntimeError:  # it is finished by now
-            return False
-        return True
+        return owner in (None, self.owner)
 
     def _draw(self, study: "optuna.Study", number: int) -> dict[str, Any]:
         """Return the values of a trial; those that a killed process has drawn stay, the others come out the same."""
@@ -332,7 +348,8 @@ class _Study:
             reason = f"there is not enough memory: {error}"
         if reason:
             self.storage.set_trial_user_attr(trial_id, _REASON, reason.splitlines()[0][:200])
-        self.storage.set_trial_user_attr(trial_id, _STEPS, count_steps(path))
+        steps = [RunFolder(folder).count_steps() or 0 for folder in (path, path / FIRST_STAGE)]
+        self.storage.set_trial_user_attr(trial_id, _STEPS, sum(steps))
         study.tell(number, value, state=state, skip_if_finished=True)
 
     def _list_settings(self, number: int, values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -398,7 +415,7 @@ class _Study:
         """Write the table of trials, and report on one."""
         with self.folder.lock():
             records = self.list_records()
-            self.folder.write_table(records, list(self.ranges))
+            self.folder.write_table(records, self.facts)
         record, best = records[number], find_best(records)
         done = sum(record.state != UNFINISHED for record in records)
         ending = record.state if record.value is None else f"{self.facts.objective} mAP on val {record.value:.4f}"
@@ -410,12 +427,12 @@ class _Study:
         """Score the winner on test where all trials are finished."""
         with self.folder.lock():
             records = tuple(self.list_records())
-            self.folder.write_table(records, list(self.ranges))
-            tuned = Tuned(self.folder.path, self.facts.objective, records)
+            self.folder.write_table(records, self.facts)
+            tuned = Tuned(self.folder.path, self.facts.objective, records, watermark=self.facts.watermark)
             if left := [record.number for record in records if record.state == UNFINISHED]:
                 report(
-                    f"note: trial {first_few(left)} is not finished: it runs in another process, or in the folder of "
-                    "another machine; the last process to end scores the winner on test"
+                    f"note: unfinished trials: {first_few(left)}; they run in other processes, or in the folder of "
+                    "another machine; after their end, the same command scores the winner on test"
                 )
                 return tuned
             winner = find_best(records)

@@ -237,6 +237,7 @@ def test_a_comparison_has_the_budgets_of_its_runs(toy_split, tmp_path):
     assert content["bce"]["budgets"] == [PUBLISHED.to_facts()] and content["meid"]["budgets"] == [MEID.to_facts()]
     assert content["seeds"]["budgets"] == [budget.to_facts() for budget in others] and "budgets" not in content["old"]
     unequal = "Budgets are unequal: 300 steps (bce) to 3,600 (meid), a factor of 12; 1 trial (bce) to 20 (seeds)."
+    assert unequal in repr(comparison) and unequal in comparison._repr_html_()
     assert comparison.unequal_budgets == comparison.with_reference("old").unequal_budgets == unequal
     lines = comparison_table(comparison).splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("budget"))

@@ -24,7 +24,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 KEEPING = (
     *("download", "extract-features", "merge-features", "pack-features", "word-features"),
-    *("train", "reproduce", "demo"),
+    *("train", "tune", "reproduce", "demo"),
 )
 # The function in which a command spends its time, and the command's arguments.
 WORK = {
@@ -46,6 +46,10 @@ WORK = {
     "verify-features": ("features.verification.verify", [TOY]),
     "methods": ("baselines.methods.methods_table", []),
     "train": ("baselines.training.train", ["--split", "SPLIT", "--features", TOY, "--method", "bce"]),
+    "tune": (
+        "baselines.tuning.tune",
+        ["--split", "SPLIT", "--features", TOY, "--method", "bce", "--trials", 1, "--out", "OUT"],
+    ),
     "predict": ("baselines.inference.predict", [TOY, "--out", "OUT"]),
     "evaluate": ("evaluation.evaluate.evaluate_scores", [TOY / "predictions.npz", "--split", "SPLIT"]),
     "compare": ("evaluation.compare.compare", [TOY / "predictions.npz", "--split", "SPLIT"]),

@@ -1,6 +1,7 @@
 """The runs of a table and their needs: the configurations of all rows, features, disk and hours."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,8 @@ def _resolve_job(job: Job, request: Request) -> Job:
     if (substitute := request.substitute) is not None:
         # The aggregator is known only after all else is resolved.
         substituted = substitute.settings(resolve_with(substitute.settings()).aggregator.name)
+    if request.trials:  # a simulation fixes so much that a study would have nothing to search
+        substituted = tuple(text for text in substituted if not text.startswith("schedule.lr="))
     seeds = [f"seed={seed}" for seed in request.seeds]
     configs = [resolve_with(substituted, seed) for seed in seeds] or [resolve_with(substituted)]
     job = dataclasses.replace(job, configs=tuple(configs), left_out=tuple(left_out))
@@ -152,7 +155,7 @@ def hold_switches(job: Job, switches: Collection[str], dim: int) -> Job:
     """Return a job whose study leaves the switches of its table as they are, in every row alike."""
     if job.search is None:
         return job
-    base, held = job.search.resolve(), []
+    base, held = job.search.resolve(), list[str]()
     for entry in read_space(job.search, base, dim):
         stage, key = _split_stage(entry.key)
         if stage != "stage1" and any(f"{key}.".startswith(f"{switch}.") for switch in switches):
@@ -320,7 +323,14 @@ def make_plan(table: PaperTable, jobs: Iterable[Job], gpu: str) -> CostPlan:
 def _plan_row(job: Job, gpu: str, counted: set[str]) -> PlannedRow:
     row = job.row
     stages = [stage for config in job.configs for stage in (config.first_stage, config) if stage is not None]
-    runs = {f"{row.dataset} {row.encoder} {stage.to_tables()}": stage for stage in stages}
+    place = f"{row.dataset} {row.encoder}"
+    runs = {f"{place} {stage.to_tables()}": stage for stage in stages}
+    if job.search is not None:
+        # A trial trains both stages; that of the published values stands for all.
+        first = [stage for stage in (job.configs[0].first_stage, job.configs[0]) if stage is not None]
+        others = {key: stage for key, stage in runs.items() if stage not in first}
+        numbers = itertools.product(range(job.trials), first)
+        runs = {f"{place} {job.search.settings} {trial} {stage.method}": stage for trial, stage in numbers} | others
     new = [config for key, config in runs.items() if key not in counted]
     counted.update(runs)
     width = table_content("needs")["encoders"][row.encoder]["width"]

@@ -18,7 +18,7 @@ from meidbench.baselines.run_folder import Inputs, RunFolder
 from meidbench.baselines.search import read_space
 from meidbench.baselines.study import StudyFacts, StudyFolder
 from meidbench.baselines.training import train
-from meidbench.baselines.tuning import check_optuna, tune
+from meidbench.baselines.tuning import check_optuna, check_val, tune
 from meidbench.checks import parse_json, read_json
 from meidbench.errors import FeatureError, MeidbenchError, RequestError
 from meidbench.evaluation.bootstrap import bootstrap_steps
@@ -266,6 +266,8 @@ def _check_job(job: Job, switches: Collection[str]) -> Job:
         dim = material.substitute.dim if material.substitute else material.features.dim
         if job.asked:
             check_run(job.configs[0], material.split, dim)  # the others differ by their seeds alone
+        if job.trials:
+            check_val(material.split, job.configs[0], "overall")
         return hold_switches(job, switches, dim)
     except FeatureError:
         return job  # the row will fail, and the others are run

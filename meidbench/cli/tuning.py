@@ -27,7 +27,8 @@ from meidbench.cli.training import check_option
 from meidbench.names import TUNED_GROUPS
 
 if TYPE_CHECKING:
-    from meidbench.baselines.tuning import TrialRecord, Tuned
+    from meidbench.baselines.study import TrialRecord
+    from meidbench.baselines.tuning import Tuned
 
 _SHOWN = 10  # trials in the printed table
 
@@ -107,6 +108,9 @@ def tune(
     train += ["--aggregator", options["aggregator"]] if options["aggregator"] else []
     for setting in tuned.winner.settings if tuned.winner else ():
         train += ["--set", setting]
+    warnings = tuned.trained.warnings if tuned.trained is not None else tuple(filter(None, (tuned.watermark,)))
+    for warning in warnings:
+        report(f"warning: {warning}")
     if as_json:
         echo_json(render_json(_describe(tuned, shlex.join(train))))
         return
@@ -128,7 +132,8 @@ def _describe(tuned: "Tuned", train: str) -> dict[str, Any]:
         scored = {} if tuned.trained is None else {name: asdict(means) for name, means in tuned.trained.mAP.items()}
         winner = {"trial": tuned.winner.number, "run": str(tuned.winner.path), "command": train, "mAP": scored}
     trials = [describe_trial(trial) for trial in tuned.trials]
-    return {"study": str(tuned.path), "objective": tuned.objective, "trials": trials, "winner": winner}
+    facts = {"study": str(tuned.path), "objective": tuned.objective, "watermark": tuned.watermark}
+    return {**facts, "trials": trials, "winner": winner}
 
 
 def _make_table(tuned: "Tuned") -> str:
@@ -147,7 +152,14 @@ def _make_table(tuned: "Tuned") -> str:
     states = [trial.state for trial in tuned.trials]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))]
     steps = sum(trial.steps for trial in tuned.trials)
-    return "\n".join([*lines, "", f"{len(states)} trials: {', '.join(counts)}; {steps:,} steps in all"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{len(states)} trials: {', '.join(counts)}; {steps:,} steps in all",
+            *filter(None, [tuned.watermark]),
+        ]
+    )
 
 
 def _shorten(value: Any) -> str:

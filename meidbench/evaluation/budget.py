@@ -62,11 +62,16 @@ class Budget:
             return None
         if not all(isinstance(stage, dict) for stage in stages):
             return None
-        read = (
-            StageBudget(*(_count(stage.get(key)) if key != "lr" else _rate(stage.get(key)) for key in _STAGE_KEYS))
+        read = tuple(
+            StageBudget(
+                steps=_count(stage.get("steps")),
+                lr=_rate(stage.get("lr")),
+                batch_size=_count(stage.get("batch_size")),
+                epochs=_count(stage.get("epochs")),
+            )
             for stage in stages
         )
-        return cls(tuple(read), _count(table.get("trials")))
+        return cls(read, _count(table.get("trials")))
 
     def to_facts(self) -> dict[str, Any]:
         """Return the table that ``from_facts`` reads."""
@@ -79,16 +84,15 @@ class Budget:
         return sum(known) if len(known) == len(self.stages) else None
 
 
-_STAGE_KEYS = tuple(StageBudget.__dataclass_fields__)
 Budgets = Sequence[Budget | None]  # of the runs of one method; None is unknown
 
 
-def _count(value: object) -> int | None:
-    return value if is_whole_number(value, 1) and value < _MOST else None
+def _count(value: Any) -> int | None:
+    return int(value) if is_whole_number(value, 1) and value < _MOST else None
 
 
-def _rate(value: object) -> float | None:
-    return float(value) if type(value) in (int, float) and 0 < value < _MOST else None  # type: ignore[arg-type, operator]
+def _rate(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 < value < _MOST else None
 
 
 def describe_budgets(budgets: Budgets) -> dict[str, str]:
@@ -127,7 +131,7 @@ def describe_total(budgets: Budgets) -> str:
 def _over_stages(
     runs: Sequence[tuple[StageBudget, ...]], value: Callable[[StageBudget], float | None], form: str
 ) -> str:
-    """Return a number of each stage, over runs that have as many stages."""
+    """Return a number of each stage, over runs with the same number of stages."""
     return " + ".join(_range([value(stage) for stage in stages], form) for stages in zip(*runs, strict=True))
 
 

@@ -245,6 +245,7 @@ class Comparison(Printed):
         lines = [f"and {more} more methods"] if more else []
         if several:
             lines.append(f"difference: of overall, to {self.reference}, with its {self.level:.0%} interval over videos")
+        lines += [self.unequal_budgets] if self.unequal_budgets else []
         lines.append("as a DataFrame: .to_pandas(); as a page: meidbench.comparison_html(...)")
         header = ["mAP", *GROUPS_SHOWN, *(["difference"] if several else [])]
         return PrintedTable(describe_subset(self, self.videos), header, rows, [*self.notes, *lines])
