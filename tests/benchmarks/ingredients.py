@@ -49,6 +49,7 @@ COMMON = {
 }
 # The paper has a tenth of the first rate, for very many more steps; "a tenth of the rate" is a variant.
 SECOND_RATE, TENTH = 1e-3, 3e-4
+DRAWS = 2213  # the training videos; by themselves some samplers draw ten times as many in an epoch
 DIM = 256
 # The sizes of the published models are for features of 2,048 numbers.
 SIZES = {
@@ -100,6 +101,8 @@ ALONE = ("linear_probe", "move_aggregator", "move")  # they have aggregators of 
 
 def _list_variants() -> dict[str, Variant]:
     variants = {name: Variant(name) for name in (*BASELINES, *ALONE)}
+    for name in ("db", "repeat_factor", "class_aware"):
+        variants[name] = Variant(name, {"sampler.samples_per_epoch": DRAWS})
     variants["linear_probe, balanced"] = Variant("linear_probe", {"model.class_weight": "balanced"})
     variants["block"] = Variant("meid_block")
     variants["block, distillation"] = Variant("meid_one", {"model.attention": "none"} | READINGS[READING])
@@ -294,7 +297,7 @@ class Scores:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        here = {"common": COMMON, "sizes": SIZES, "attention": ATTENTION, "move": MOVE, "dim": DIM}
+        here = {"common": COMMON, "sizes": SIZES, "attention": ATTENTION, "move": MOVE, "dim": DIM, "draws": DRAWS}
         here |= {"epochs": [EPOCHS, SECOND_EPOCHS, SIMULATED_EPOCHS], "second_rate": [SECOND_RATE, TENTH]}
         self.content: dict[str, Any] = {"settings": here, "runs": {}}
         if path.is_file():
