@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ COMMON = {
 }
 # The paper has a tenth of the first rate, for very many more steps; "a tenth of the rate" is a variant.
 SECOND_RATE, TENTH = 1e-3, 3e-4
+DRAWS = 2213  # the training videos; by themselves some samplers draw ten times as many in an epoch
 DIM = 256
 # The sizes of the published models are for features of 2,048 numbers.
 SIZES = {
@@ -85,6 +86,7 @@ DETAILS: dict[str, dict[str, Any]] = {
     "beta 0.3": {"model.beta": 0.3},
     "beta 0.7": {"model.beta": 0.7},
     "static row the sum": {"stage2.motion.static": "sum"},
+    "static row of zeros": {"stage2.motion.static": "none"},
     "early fusion": {"model.fuse_stage": "early"},
     "late fusion": {"model.fuse_stage": "late"},
     "a tenth of the rate": {"stage2.schedule.lr": TENTH},
@@ -99,6 +101,8 @@ ALONE = ("linear_probe", "move_aggregator", "move")  # they have aggregators of 
 
 def _list_variants() -> dict[str, Variant]:
     variants = {name: Variant(name) for name in (*BASELINES, *ALONE)}
+    for name in ("db", "repeat_factor", "class_aware"):
+        variants[name] = Variant(name, {"sampler.samples_per_epoch": DRAWS})
     variants["linear_probe, balanced"] = Variant("linear_probe", {"model.class_weight": "balanced"})
     variants["block"] = Variant("meid_block")
     variants["block, distillation"] = Variant("meid_one", {"model.attention": "none"} | READINGS[READING])
@@ -293,7 +297,7 @@ class Scores:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        here = {"common": COMMON, "sizes": SIZES, "attention": ATTENTION, "move": MOVE, "dim": DIM}
+        here = {"common": COMMON, "sizes": SIZES, "attention": ATTENTION, "move": MOVE, "dim": DIM, "draws": DRAWS}
         here |= {"epochs": [EPOCHS, SECOND_EPOCHS, SIMULATED_EPOCHS], "second_rate": [SECOND_RATE, TENTH]}
         self.content: dict[str, Any] = {"settings": here, "runs": {}}
         if path.is_file():
@@ -434,23 +438,15 @@ def print_penalties(scores: Scores, task: str, aggregator: str) -> None:
     print_table(["penalty, to the classification loss", "first epoch", "last epoch"], rows)
 
 
-def titles(parts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the task and the aggregator of each section of the tables."""
-    if {"readings", "ingredients", "details", "baselines"} & set(parts):
-        yield from (("words", aggregator) for aggregator in SIZES)
-    if "simulated" in parts:
-        yield "simulated", "mean"
-
-
 def print_tables(scores: Scores, parts: Sequence[str], seeds: int) -> None:
     """Print all tables of parts."""
     print("\n".join(f"**{mark}**\n" for mark in WATERMARKS.values()))
     print(f"charadeslt, {seeds} seeds; {EPOCHS} epochs, second stages {SECOND_EPOCHS}, simulated {SIMULATED_EPOCHS}")
-    for task, aggregator in titles(parts):
+    for task, aggregator in (*(("words", name) for name in SIZES), ("simulated", "mean")):
         if not any(key.startswith(f"{task} | {aggregator} |") for key in scores.runs):
             continue
         label = aggregator if aggregator != "mean" else "mean (baselines: nonlinear)"
-        if "readings" in parts or task == "simulated":
+        if ("readings" if task == "words" else task) in parts:
             print(f"\n#### Readings of the distillation, {task}, {label}")
             print_means(scores, task, aggregator, PARTS["readings"])
             pairs = {name: (name, f"{name.split(', ')[0]}, none") for name in PARTS["readings"] if "none" not in name}
@@ -491,8 +487,8 @@ def main() -> None:
     runs = list_runs(asked.part, asked.seeds)
     if asked.workers:
         carry_out_all(runs, scores, asked)
-    if left := [run for run in runs if run.key not in scores.runs]:
-        print(f"{len(left)} of {len(runs)} runs are not there yet; the same command goes on", file=sys.stderr)
+    if left := sum(run.key not in scores.runs for run in runs):
+        print(f"{left} of {len(runs)} runs are not there yet; the same command goes on", file=sys.stderr)
     print_tables(scores, asked.part, asked.seeds)
 
 
