@@ -528,6 +528,19 @@ def test_a_file_takes_the_place_of_the_search_space(split, tmp_path):
     assert Config.from_tables(request.resolve(("loss.name=focal",)).to_tables()).loss.name == "focal"
 
 
+def test_a_key_of_both_stages_is_refused_where_they_differ(split, tmp_path):
+    request = Request("meid", split, "mean", ())
+    base = request.resolve()
+    assert base.first_stage is not None and base.first_stage.schedule.lr != base.schedule.lr
+    file = space(tmp_path, '"schedule.epochs" = { low = 10, high = 100 }')
+    assert [entry.key for entry in read_space(request, base, 16, file)] == ["schedule.epochs"]
+    file = space(tmp_path, '"schedule.lr" = { low = 1e-4, high = 1e-2 }')
+    with pytest.raises(
+        RequestError, match=r"published as 0.001 in stage 1 and 0.0001 in stage 2; search stage1\.sched"
+    ):
+        read_space(request, base, 16, file)
+
+
 def test_two_stages_are_tuned_together(arguments, tmp_path):
     settings = ("schedule.epochs=1", *TINY[1:])
     asked = {**arguments, "method": "meid", "aggregator": "mean", "settings": settings}
