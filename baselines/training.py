@@ -368,7 +368,7 @@ class _Run:
     def _fit_epoch(self, model: LinearProbe, advance: Advance) -> None:
         """Fit the classes with the next value of C; each takes the place of a micro-batch, without a step."""
         position, labels = self.learner.position, self.split.labels("train")
-        model.standardise((batch["features"] for batch in self.loader), len(labels))
+        model.standardise((batch["features"] for batch in self.loader), self.split.video_ids("train"))
         with closing(model.fit(labels, position.epoch, position.micro_batch)) as losses:
             for loss in losses:
                 position.loss_sum, position.summed_steps = position.loss_sum + loss, position.summed_steps + 1

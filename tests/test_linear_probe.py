@@ -4,6 +4,7 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from meidbench.baselines.configuration import check_processes, make_model_inputs
 from meidbench.baselines.learner import load_checkpoint
 from meidbench.baselines.models.linear_probe import LinearProbe
 from meidbench.baselines.search import Request, read_space
-from meidbench.errors import MeidbenchError
+from meidbench.errors import FeatureError, MeidbenchError
 from meidbench.features import open_features
 from meidbench.features.simulation import simulate_features
 from meidbench.predictions.align import align_predictions, read_predictions
@@ -154,13 +155,27 @@ def test_a_class_that_all_or_no_training_videos_have_gets_one_score(toy_split):
     model = LinearProbe(inputs, c_grid=(1.0,))
     frames = torch.randn(videos, 2, 4, generator=torch.Generator().manual_seed(0))
     frames[:, :, 2] = 7.0  # a feature without variance
-    model.standardise([frames[:5], frames[5:]], videos)
+    model.standardise([frames[:5], frames[5:]], toy_split.video_ids("train"))
     assert len(list(model.fit(labels, 0))) == toy_split.num_classes
     scores = model.eval()(frames).logits.detach()
     half = np.log(0.5 / (videos + 0.5))
     assert scores[:, 3].unique().tolist() == pytest.approx([half], rel=1e-6)
     assert scores[:, 5].unique().tolist() == pytest.approx([-half], rel=1e-6)
     assert all(len(scores[:, c].unique()) > videos / 2 for c in (0, 4)) and bool(scores.isfinite().all())
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 3e38])
+def test_features_that_scikit_learn_cannot_fit_are_refused(toy_split, tmp_path, value):
+    first, second, *_ = toy_split.video_ids("train")
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        for video in toy_split.table.column("video_id").to_pylist():
+            frames = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+            if video in (first, second):
+                frames[:, 1] = value if video == first else -value  # the sum of frames of 3e38 is infinite
+            file[video] = frames
+    message = rf"training video\(s\) are NaN, infinite, or too large for float32: .*{first}"
+    with pytest.raises(FeatureError, match=message):
+        train(toy_split, tmp_path / "features.h5", config_of(toy_split), tmp_path / "run", check="none")
 
 
 def test_a_best_c_at_the_end_of_the_grid_is_told(toy_split, features, tmp_path):

@@ -121,6 +121,12 @@ def test_the_same_command_again_needs_no_study_and_prints_the_same(tuned, run, m
     def refuse(*arguments, **named):
         raise AssertionError("the study has ended")
 
+    # A record of a study that is damaged is made again from the study.
+    damaged = next((out / "studies").glob("*-ldam-compat-*.json"))
+    record = damaged.read_bytes()
+    for text in (b"{", b"[]", record.replace(b'"winner": ', b'"winner": "no", "was": ')):
+        damaged.write_bytes(text)
+        assert run(*command(out, ROWS[0])).exit_code == 0 and damaged.read_bytes() == record
     monkeypatch.setattr(runs, "tune", refuse)
     again = run(*command(out, *ROWS))
     assert again.exit_code == 0, again.output

@@ -1,7 +1,7 @@
 """A linear probe: logistic regression, class by class, on the mean frame of a video; scikit-learn fits it."""
 
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.nn import functional
 from meidbench.baselines.aggregators.base import mean_over_frames
 from meidbench.baselines.models.base import Model, ModelInputs, Outputs
 from meidbench.checks import in_range, one_of
-from meidbench.errors import MeidbenchError
+from meidbench.errors import FeatureError, MeidbenchError, first_few
 
 Rows = npt.NDArray[np.float32]
 # scikit-learn's own tolerance, 1e-4, is above the whole share of a rare class's positives in the gradient of the mean
@@ -83,26 +83,31 @@ class LinearProbe(Model):
         better = "smaller" if end == "smallest" else "larger"
         return f"the best C, {float(self.c):g}, is the {end} of model.c_grid; a {better} one may be better"
 
-    def standardise(self, batches: Iterable[torch.Tensor], videos: int) -> None:
+    def standardise(self, batches: Iterable[torch.Tensor], video_ids: Sequence[str]) -> None:
         """Take the mean frames of all training videos, from their frames (B, T, D) in order, and standardise them.
 
-        They are kept for every value of C, so a second call does nothing.
+        They are kept for every value of C, so a second call does nothing. Videos whose numbers are not finite, or too
+        large for float32, are refused.
         """
         from sklearn.preprocessing import StandardScaler
 
         if len(self._rows):
             return
         scaler, done = StandardScaler(), 0
-        rows = np.empty((videos, len(self.mean)), dtype=np.float32)
+        rows = np.empty((len(video_ids), len(self.mean)), dtype=np.float32)
         for frames in batches:
             part = rows[done : (done := done + len(frames))]
             part[:] = mean_over_frames(frames.float(), None).cpu().numpy()
-            scaler.partial_fit(part)
+            if np.isfinite(part).all():  # others are refused below, all of them at once
+                scaler.partial_fit(part)
+        _refuse_infinite(rows, video_ids)
         self.mean.copy_(torch.from_numpy(scaler.mean_))
         self.scale.copy_(torch.from_numpy(scaler.scale_))
         mean, scale = self.mean.cpu().numpy(), self.scale.cpu().numpy()
-        rows -= mean
+        with np.errstate(over="ignore"):
+            rows -= mean
         rows /= scale
+        _refuse_infinite(rows, video_ids)
         self._rows = rows
 
     def fit(self, labels: npt.NDArray[np.bool_], value: int, first: int = 0) -> Generator[float, None, None]:
@@ -145,3 +150,13 @@ class LinearProbe(Model):
         logits = torch.from_numpy(rows @ weights + np.float32(bias))
         targets = torch.from_numpy(labels).float()
         return weights, bias, float(functional.binary_cross_entropy_with_logits(logits, targets))
+
+
+def _refuse_infinite(rows: Rows, video_ids: Sequence[str]) -> None:
+    """Refuse mean frames (N, D) that are not finite, which scikit-learn cannot fit."""
+    wrong = [video_ids[row] for row in np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()]
+    if wrong:
+        raise FeatureError(
+            f"the mean frames of {len(wrong):,} training video(s) are NaN, infinite, or too large for float32: "
+            f"{first_few(wrong)}; check their features with 'meidbench verify-features'"
+        )

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from meidbench.baselines.configuration import Config, without_execution
 from meidbench.baselines.inference import Trained, read_trained
@@ -19,7 +19,7 @@ from meidbench.baselines.search import read_space
 from meidbench.baselines.study import StudyFacts, StudyFolder
 from meidbench.baselines.training import train
 from meidbench.baselines.tuning import check_optuna, check_val, tune
-from meidbench.checks import parse_json, read_json
+from meidbench.checks import convert, parse_json, read_json
 from meidbench.errors import FeatureError, MeidbenchError, RequestError
 from meidbench.evaluation.bootstrap import bootstrap_steps
 from meidbench.evaluation.budget import Budget
@@ -142,9 +142,10 @@ class RunStore:
         if path is None or not path.exists() or not (self.out / _STUDIES).is_dir():
             return None
         file = self.out / _STUDIES / f"{self._name_study(job)}-{job.trials}.json"
+        kinds = get_type_hints(Chosen)
         with suppress(MeidbenchError, KeyError, TypeError):  # it is absent or damaged
-            table = read_json(file)
-            return Chosen(**{**table, **{key: tuple(table[key]) for key in ("settings", "searched")}})
+            read = {key: convert(value, kinds[key]) for key, value in read_json(file).items()}
+            return Chosen(**{key: value for key, (is_valid, value) in read.items() if is_valid})
         return None
 
     def choose(self, job: Job) -> Chosen:

@@ -167,6 +167,8 @@ def main() -> None:
     facts = {"trials": asked.trials, "settings": " ".join(settings), "out": asked.out}
     arguments = " ".join(["Charades/", *sys.argv[2:]])
     print(_INTRODUCTION.format(watermark=WATERMARKS["words"], arguments=arguments, **facts))
+    if "meid" not in rows:
+        print("MEID is not among these rows: its runs are the longest.\n")
     columns = [f"{group}, to {METHODS[rows[-1]]}" for group in ("overall", "tail")]
     for title, comparison in both.items():
         unequal = comparison.unequal_budgets or "The trials are equal, and the steps differ by at most a factor of 2."
