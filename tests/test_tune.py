@@ -344,14 +344,15 @@ def test_another_study_in_the_folder_is_refused_and_its_differences_named(study,
     assert sorted(study[0].rglob("*")) == before
 
 
-def test_a_study_stays_in_its_storage(study, arguments, tmp_path):
-    url = "postgresql+psycopg://me@127.0.0.1:1/studies"
+def test_a_study_stays_in_its_storage(study, arguments, tmp_path, server):
     with pytest.raises(MeidbenchError, match=r"is in its file study.db; leave out storage=\.\.\."):
-        tune(out=study[0], trials=6, storage=url, **arguments)
-    with pytest.raises(MeidbenchError, match="cannot be used"):
-        tune(out=tmp_path / "study", trials=1, storage=url, **arguments)
+        tune(out=study[0], trials=6, storage=server, **arguments)
+    asked = {**arguments, "out": tmp_path / "study", "trials": 1, "seed": 5}
+    with pytest.raises(RequestError, match="storage is for the server of a database"):
+        tune(storage="sqlite:///here.db", **asked)  # it binds the folder to nothing
+    tune(storage=server, **asked)
     with pytest.raises(MeidbenchError, match=r"in the database of a server; name its address with storage=\.\.\."):
-        tune(out=tmp_path / "study", trials=1, **arguments)
+        tune(**asked)
 
 
 def test_a_folder_with_other_files_and_a_damaged_study_are_refused(arguments, tmp_path):
@@ -615,7 +616,7 @@ def test_the_command_prints_the_best_trials_and_the_winners_command(run, study, 
 
 @pytest.mark.parametrize(("more", "code", "message"), [
     (("--set", "loss.gamma=1"), 2, "unknown key loss.gamma"),
-    (("--storage", "sqlite:///x.db"), 2, "without --storage the study is a SQLite file"),
+    (("--storage", "sqlite:///x.db"), 2, "is in its file study.db; leave out --storage"),
     (("--set", "schedule.weight_decay=0.5"), 1, "Name another folder with --out"),
     (("--objective", "head"), 2, "'head' is not one of 'overall', 'tail'"),
 ])  # fmt: skip
