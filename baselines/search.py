@@ -129,6 +129,11 @@ def read_space(request: SearchRequest, base: Config, dim: int, file: Path | None
             searched = _keep_possible(request, base, dim, key, entry)
         else:
             searched = _read_entry(base, key, entry, problems)
+            if searched is not None and (other := _find_other_stage(base, key)) != searched.published:
+                problems.append(
+                    f"{key} is published as {other} in stage 1 and {searched.published} in stage 2; "
+                    f"search stage1.{key} and stage2.{key}"
+                )
             problems += [] if searched is None else _list_refusals(request, base, dim, searched).values()
         found += [] if searched is None else [searched]
     if file is not None and not table:
@@ -250,6 +255,11 @@ def _find_value(base: Config, key: str) -> Any:
             return value.name if name == "name" else {**defaults, **value.options}[name]
         value = getattr(value, name)
     return value
+
+
+def _find_other_stage(base: Config, key: str) -> Any:
+    """Return the value that a key for both stages has in the first; that of the key itself where it has no other."""
+    return _find_value(base, f"stage1.{key}" if f"stage1.{key}" in _list_searchable(base) else key)
 
 
 def _to_toml(value: Any) -> str:

@@ -175,16 +175,15 @@ class StudyFolder:
                     raise MeidbenchError(
                         f"{self.path} is not empty and holds no study; name another folder with out=..."
                     )
-                own = {"folder": secrets.token_hex(8), "storage": kind}
-                content = {"format_version": FORMAT_VERSION, **own, **facts.to_tables()}
-                with written_whole(self.facts) as temporary:
-                    temporary.write_text(render_json(content), encoding="utf-8")
+                self._write_facts(
+                    {"format_version": FORMAT_VERSION, "folder": secrets.token_hex(8), **facts.to_tables()}
+                )
             there = read_json(self.facts)
             try:
                 if there["format_version"] != FORMAT_VERSION:
                     raise MeidbenchError(f"it is of version {show(there['format_version'])}, not {FORMAT_VERSION}")
                 problems, owner = facts.list_differences(there), str(there["folder"])
-                began = there.get("storage", kind)  # older studies do not tell
+                began = there.get("storage", kind)  # it is not known before a storage was opened
             except (MeidbenchError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise MeidbenchError(f"{self.facts} is damaged: {str(error)[:500]}") from None
         if problems:
@@ -193,13 +192,23 @@ class StudyFolder:
                 "Name another folder with out=..., or use the settings and inputs that the study began with."
             )
         if began != kind:
-            raise MeidbenchError(
+            raise RequestError(
                 f"the study of {self.path} is in its file {self.database.name}; leave out storage=..."
                 if kind == "server"
                 else f"the study of {self.path} is in the database of a server; name its address with storage=..."
             )
         self.trials.mkdir(exist_ok=True)
         return owner
+
+    def bind(self, storage: str | None) -> None:
+        """Record the kind of the storage that was opened; the folder is locked."""
+        there = read_json(self.facts)
+        if "storage" not in there:
+            self._write_facts({**there, "storage": "file" if storage is None else "server"})
+
+    def _write_facts(self, content: Mapping[str, Any]) -> None:
+        with written_whole(self.facts) as temporary:
+            temporary.write_text(render_json(content), encoding="utf-8")
 
     def write_table(self, records: Sequence[TrialRecord], facts: StudyFacts) -> None:
         """Write one row per trial, with a column per searched key."""

@@ -153,6 +153,7 @@ def tune(
     with _silent_optuna(), telling_of_storage(storage, folder.database), ExitStack() as stack:
         with folder.lock():  # tables of SQLite are made by one process at a time
             opened = stack.enter_context(open_storage(storage, folder.database))
+            folder.bind(storage)
             study = _Study(folder, owner, facts, request, trials, opened, train_run)
         with progress(f"tuning {method}", trials) as advance:
             study.run_trials(advance, report)

@@ -350,14 +350,15 @@ def test_another_study_in_the_folder_is_refused_and_its_differences_named(study,
     assert sorted(study[0].rglob("*")) == before
 
 
-def test_a_study_stays_in_its_storage(study, arguments, tmp_path):
-    url = "postgresql+psycopg://me@127.0.0.1:1/studies"
+def test_a_study_stays_in_its_storage(study, arguments, tmp_path, server):
     with pytest.raises(MeidbenchError, match=r"is in its file study.db; leave out storage=\.\.\."):
-        tune(out=study[0], trials=6, storage=url, **arguments)
-    with pytest.raises(MeidbenchError, match="cannot be used"):
-        tune(out=tmp_path / "study", trials=1, storage=url, **arguments)
+        tune(out=study[0], trials=6, storage=server, **arguments)
+    asked = {**arguments, "out": tmp_path / "study", "trials": 1, "seed": 5}
+    with pytest.raises(RequestError, match="storage is for the server of a database"):
+        tune(storage="sqlite:///here.db", **asked)  # it binds the folder to nothing
+    tune(storage=server, **asked)
     with pytest.raises(MeidbenchError, match=r"in the database of a server; name its address with storage=\.\.\."):
-        tune(out=tmp_path / "study", trials=1, **arguments)
+        tune(**asked)
 
 
 def test_a_folder_with_other_files_and_a_damaged_study_are_refused(arguments, tmp_path):
@@ -537,6 +538,19 @@ def test_a_file_takes_the_place_of_the_search_space(split, tmp_path):
     assert Config.from_tables(request.resolve(("loss.name=focal",)).to_tables()).loss.name == "focal"
 
 
+def test_a_key_of_both_stages_is_refused_where_they_differ(split, tmp_path):
+    request = Request("meid", split, "mean", ())
+    base = request.resolve()
+    assert base.first_stage is not None and base.first_stage.schedule.lr != base.schedule.lr
+    file = space(tmp_path, '"schedule.epochs" = { low = 10, high = 100 }')
+    assert [entry.key for entry in read_space(request, base, 16, file)] == ["schedule.epochs"]
+    file = space(tmp_path, '"schedule.lr" = { low = 1e-4, high = 1e-2 }')
+    with pytest.raises(
+        RequestError, match=r"published as 0.001 in stage 1 and 0.0001 in stage 2; search stage1\.sched"
+    ):
+        read_space(request, base, 16, file)
+
+
 def test_two_stages_are_tuned_together(arguments, tmp_path):
     settings = ("schedule.epochs=1", *TINY[1:])
     asked = {**arguments, "method": "meid", "aggregator": "mean", "settings": settings}
@@ -611,7 +625,7 @@ def test_the_command_prints_the_best_trials_and_the_winners_command(run, study, 
 
 @pytest.mark.parametrize(("more", "code", "message"), [
     (("--set", "loss.gamma=1"), 2, "unknown key loss.gamma"),
-    (("--storage", "sqlite:///x.db"), 2, "without --storage the study is a SQLite file"),
+    (("--storage", "sqlite:///x.db"), 2, "is in its file study.db; leave out --storage"),
     (("--set", "schedule.weight_decay=0.5"), 1, "Name another folder with --out"),
     (("--objective", "head"), 2, "'head' is not one of 'overall', 'tail'"),
 ])  # fmt: skip

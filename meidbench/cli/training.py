@@ -101,7 +101,8 @@ def methods(as_json: bool) -> None:
     "--features",
     required=True,
     type=INPUT,
-    help="A feature file of extract-features or pack-features, a folder of VIDEO_ID.npy, or a file of others.",
+    help="A feature file of extract-features, pack-features or word-features, a folder of VIDEO_ID.npy, or a file of "
+    "others.",
 )
 @naming_options
 @click.option(
