@@ -11,6 +11,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context(
@@ -101,18 +102,37 @@ def train_run(split: Path, features: Path, tables: dict, folder: Path, last: tup
     Path(f"{folder}.calls").write_text(" ".join(map(str, calls)))
 
 
-def tune_study(out: Path, trials: int, constants: dict, arguments: dict, last: int | None = None) -> None:
+def make_hopeless(number: int) -> type:
+    """Return the class of a study in ``meidbench.baselines.tuning`` in which one trial seems to find nothing on val.
+
+    The pruner ends such a trial for certain, whatever its values are.
+    """
+    from meidbench.baselines import tuning
+
+    class HopelessTrialStudy(tuning._Study):
+        def _make_watch(self, study, trial, config):
+            watch = super()._make_watch(study, trial, config)
+            if trial != number:
+                return watch
+            return lambda stage, position, means: watch(stage, position, replace(means, overall=0.0, tail=0.0))
+
+    return HopelessTrialStudy
+
+
+def tune_study(
+    out: Path, trials: int, constants: dict, hopeless: int, arguments: dict, last: int | None = None
+) -> None:
     """Tune, and write to OUT.calls how many calls of Python functions the trials made.
 
-    ``constants`` replaces numbers of ``meidbench.baselines.tuning``; ``last`` is the call at which the process kills
-    itself.
+    ``constants`` replaces numbers of ``meidbench.baselines.tuning``; ``hopeless`` is a trial that is pruned; ``last``
+    is the call at which the process kills itself.
     """
     import optuna  # noqa: F401
     import psycopg  # noqa: F401
 
     from meidbench.baselines import tuning
 
-    vars(tuning).update(constants)
+    vars(tuning).update(constants, _Study=make_hopeless(hopeless))
     calls = 0
 
     def count(frame: object, event: str, argument: object) -> None:
