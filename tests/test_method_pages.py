@@ -37,6 +37,7 @@ from meidbench.baselines.models.meid_parts import ExpertSwitches
 from meidbench.checks import parse_settings
 from meidbench.cli.training import train
 from meidbench.names import DATASETS
+from meidbench.splits.manifests import load_assignment, load_manifest
 from meidbench.splits.split import Groups, Split
 
 FOLDER = Path(__file__).parents[1] / "docs" / "methods"
@@ -354,8 +355,7 @@ def test_the_first_of_two_stages_has_its_own_keys(resolved):
     assert keys["aggregator.dropout"] == 0.5 and "sampler.seed" not in keys
 
 
-# Head, medium and tail classes of the benchmarks, and labels per video.
-SIZES = {"CharadesLT": ((41, 81, 35), 6.28), "VideoLT": ((47, 617, 340), 1.1)}
+BENCHMARKS = {"CharadesLT": "charadeslt", "VideoLT": "videolt"}
 READINGS = {
     "`batch`": {"distill_var": "batch"},
     "`unit`": {"distill_var": "unit"},
@@ -379,24 +379,29 @@ def naive_ratio(logits, targets, necks, classes, reading):
     return 0.1 * np.sqrt(np.mean((spreads[0] - spreads[1]) ** 2)) / focal
 
 
-@pytest.mark.parametrize("name", list(SIZES))
+@pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_the_ratio_of_penalty_and_loss_is_what_the_page_says(name):
-    """With new necks: on the first logits of an expert one, and on logits as they are after the first steps."""
-    (head, medium, tail), labels = SIZES[name]
-    count, generator = head + medium + tail, torch.Generator().manual_seed(0)
-    classes = {"head": np.arange(head), "tail": np.arange(head + medium, count)}
-    groups = Groups(head=classes["head"], medium=np.arange(head, head + medium), tail=classes["tail"])
-    targets = (torch.rand((128, count), generator=generator) < labels / count).float()
+    """With new necks: on the first logits of an expert one, after the first steps, and with each class's log-odds."""
+    manifest, assignment = load_manifest(BENCHMARKS[name]), load_assignment(BENCHMARKS[name])
+    positives = np.array(assignment.positives["train"])
+    groups = Groups.from_counts(positives, manifest.head_above, manifest.tail_up_to)
+    classes = {
+        "head": np.flatnonzero(positives > manifest.head_above),
+        "tail": np.flatnonzero(positives <= manifest.tail_up_to),
+    }
+    shares = torch.from_numpy(positives / assignment.symbols.count("t")).float()
+    count, generator = len(shares), torch.Generator().manual_seed(0)
+    targets = (torch.rand((128, count), generator=generator) < shares).float()
     drawn = torch.randn((128, count), generator=generator)
     inputs = ModelInputs(2048, count, np.full(count, 100), groups, None, False, lambda width: Mean(width, count))
     torch.manual_seed(0)
     features = torch.randn((128, 1, 2048), generator=generator).relu().expand(-1, 4, -1)
     with torch.no_grad():
         moments = {"first weights": ExpertOne(inputs).eval()(features).logits, "mean -3, deviation 1": drawn - 3}
-    moments["the share of positives, deviation 1"] = drawn + np.log(labels / (count - labels))
+    moments["log-odds of each class, deviation 1"] = drawn + torch.logit(shares)
     loss = Focal(np.full(count, 100), 1000, gamma=1.0)
     [rows] = [rows for _, rows in tables_of(page_sections("meid.md")["Equations"]) if "logits" in rows[0]]
-    assert {row["logits"] for row in rows} == set(moments) and {row["benchmark"] for row in rows} == set(SIZES)
+    assert {row["logits"] for row in rows} == set(moments) and {row["benchmark"] for row in rows} == set(BENCHMARKS)
     for row in (row for row in rows if row["benchmark"] == name):
         logits = moments[row["logits"]]
         for cell, reading in READINGS.items():
