@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _DRAWN_AT_RANDOM = 10  # the first trials, before the sampler learns from them
 _NEVER_PRUNED = 5  # trials that must be complete before one is pruned
 _TENTHS = 10  # of the epochs of a stage, after which its mean AP is recorded
-_NAMING_S = 3.0  # in which a live process names its folder in a trial that it has begun
+_NAMING_S = 30.0  # in which a live process, however slow, names its folder in a trial that it has begun
 _LEAST_TENTHS = 3  # of the first stage before a trial is pruned
 # Attributes of a trial in the storage.
 _OWNER, _VAL, _STEPS, _REASON = "folder", "val", "steps", "reason"
@@ -268,9 +268,12 @@ class _Study:
         with self.folder.lock():
             for trial in self._list_trials()[: self.number_asked]:
                 if trial.state == TrialState.RUNNING and self._is_ours(trial.number):
-                    with suppress(BlockingIOError):
-                        stack.enter_context(self.folder.claim(trial.number))
-                        return trial.number
+                    with suppress(BlockingIOError), ExitStack() as claim:
+                        claim.enter_context(self.folder.claim(trial.number))
+                        # Another process may have finished it since the trials were listed.
+                        if self.storage.get_trial(self._find_id(trial.number)).state == TrialState.RUNNING:
+                            stack.enter_context(claim.pop_all())
+                            return trial.number
             study = self._load()
             for _ in range(self.number_asked - len(self._list_trials())):
                 study.enqueue_trial({})  # trials of a higher number that two machines add at once are never run
@@ -295,8 +298,9 @@ class _Study:
         """Return whether a running trial was begun in this folder, or by a process that died before it named one."""
         trial_id, is_shared = self._find_id(number), self.storage.engine.dialect.name != "sqlite"
         owner = self.storage.get_trial(trial_id).user_attrs.get(_OWNER)
-        if owner is None and is_shared:
-            time.sleep(_NAMING_S)  # a process of another machine may be about to name its folder
+        end = time.monotonic() + _NAMING_S
+        while owner is None and is_shared and time.monotonic() < end:
+            time.sleep(min(0.1, _NAMING_S))  # a process of another machine may be about to name its folder
             owner = self.storage.get_trial(trial_id).user_attrs.get(_OWNER)
         if owner is None:
             self.storage.set_trial_user_attr(trial_id, _OWNER, self.owner)
