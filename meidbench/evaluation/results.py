@@ -324,7 +324,9 @@ class Result(Printed, Measures):
 
     def _printed(self) -> PrintedTable:
         protocol = "" if self.protocol == "tie-aware" else f", protocol {self.protocol}"
-        lines = [self.single_measures(), *self.notes, *(f"warning: {warning}" for warning in self.warnings[:3])]
+        # A watermark is both a note and a warning.
+        warnings = [warning for warning in self.warnings if warning not in self.notes]
+        lines = [self.single_measures(), *self.notes, *(f"warning: {warning}" for warning in warnings[:3])]
         lines += [str(self.cross_check)] if self.cross_check else []
         title = describe_subset(self, self.diagnostics.videos) + protocol
         return PrintedTable(title, *self.group_table(), [*lines, "average precision per class: .to_pandas()"])
