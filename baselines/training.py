@@ -98,6 +98,8 @@ def train(
         report_on_inputs(loaded, source, config, report)
         check_processes(config, processes.size)
         config = folder.continued(config, trains_first=first_stage is None)
+        # A mistake in either stage must show before anything is read at length or written.
+        check_run(config, loaded, source.dim, processes=processes.size)
         finished = None if folder.ends_before(config) else read_trained(folder, loaded, subsets)
         processes.wait()  # the first one may change the folder from here on
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
@@ -136,8 +138,6 @@ def _prepare_first_stage(
         return _FirstStageWeights(None, "")
     if wanted is None:
         raise MeidbenchError(f"{config.method} is trained in one stage; leave out the first")
-    # A mistake in the second stage must show before the first has been trained.
-    check_run(config, context.split, context.features.dim, processes=processes.size)
     digest = processes.ask_first(lambda: folder.find_first_stage_digest(config, inputs), "")
     if given is not None:
         first = RunFolder(Path(given))

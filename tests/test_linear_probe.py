@@ -210,18 +210,19 @@ def test_settings_that_it_cannot_have_are_refused(toy_split, features, tmp_path)
     with pytest.raises(MeidbenchError, match=r"model.c_grid must be a list of numbers, such as \[0.01, 0.1\]"):
         config_of(toy_split, "model.c_grid=abc")
     for grid, message in (
-        ([0.1, 0.01], r"c_grid must be rising numbers, at least one, got \[0.1, 0.01\]"),
-        ([], "c_grid must be rising numbers, at least one"),
-        ([0.0], "c_grid must be a number in"),
+        ([0.1, 0.01], r"model.c_grid must be rising numbers, at least one, got \[0.1, 0.01\]"),
+        ([], "model.c_grid must be rising numbers, at least one"),
+        ([0.0], "model.c_grid must be a number in"),
     ):
         with pytest.raises(MeidbenchError, match=message):
             train(toy_split, features, config_of(toy_split, f"model.c_grid={grid}"), tmp_path / f"wrong{len(grid)}")
-    with pytest.raises(MeidbenchError, match="class_weight"):
+    with pytest.raises(MeidbenchError, match="model.class_weight"):
         train(toy_split, features, config_of(toy_split, "model.class_weight=some"), tmp_path / "weight")
     tables = config_of(toy_split).to_tables()
     tables["schedule"]["epochs"] = 5
     with pytest.raises(MeidbenchError, match="schedule.epochs of model.name=linear_probe must be 3, one per value"):
         train(toy_split, features, Config.from_tables(tables), tmp_path / "epochs")
+    assert not list(tmp_path.glob("*/config.json"))  # so that the corrected command can take the same folder
 
 
 def test_several_processes_are_refused(toy_split):

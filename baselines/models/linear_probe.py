@@ -55,10 +55,10 @@ class LinearProbe(Model):
         class_weight: str = "none",
     ) -> None:
         super().__init__(inputs)
-        self.c_grid = tuple(in_range("c_grid", c, 1e-12, 1e12) for c in c_grid)
+        self.c_grid = tuple(in_range("model.c_grid", c, 1e-12, 1e12) for c in c_grid)
         if not c_grid or list(c_grid) != sorted(set(c_grid)):
-            raise MeidbenchError(f"c_grid must be rising numbers, at least one, got {list(c_grid)}")
-        self.class_weight = one_of("class_weight", class_weight, ("none", "balanced"))
+            raise MeidbenchError(f"model.c_grid must be rising numbers, at least one, got {list(c_grid)}")
+        self.class_weight = one_of("model.class_weight", class_weight, ("none", "balanced"))
         self.classifier = nn.Linear(inputs.dim, inputs.num_classes)
         self.register_buffer("mean", torch.zeros(inputs.dim))
         self.register_buffer("scale", torch.ones(inputs.dim))
