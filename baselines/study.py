@@ -200,11 +200,14 @@ class StudyFolder:
         self.trials.mkdir(exist_ok=True)
         return owner
 
+    def is_bound(self) -> bool:
+        """Return whether a storage of this study was opened before."""
+        return "storage" in read_json(self.facts)
+
     def bind(self, storage: str | None) -> None:
         """Record the kind of the storage that was opened; the folder is locked."""
-        there = read_json(self.facts)
-        if "storage" not in there:
-            self._write_facts({**there, "storage": "file" if storage is None else "server"})
+        if not self.is_bound():
+            self._write_facts({**read_json(self.facts), "storage": "file" if storage is None else "server"})
 
     def _write_facts(self, content: Mapping[str, Any]) -> None:
         with written_whole(self.facts) as temporary:
@@ -265,7 +268,14 @@ def _connect(url: str | None, database: Path) -> "optuna.storages.RDBStorage":
             time.sleep(0.5)  # another machine makes the tables at this moment
         except ImportError as error:
             cause = error.__cause__
-            raise missing_package(cause) if isinstance(cause, ModuleNotFoundError) else error from None
+            if not isinstance(cause, ModuleNotFoundError):
+                raise error from None
+            if cause.name == "psycopg":
+                raise missing_package(cause) from None
+            raise MeidbenchError(
+                f"the driver of such a database is the Python module {cause.name}, which is not installed; its "
+                "package may have another name"
+            ) from None
     raise AssertionError
 
 
@@ -287,7 +297,7 @@ def _read_address(url: str) -> "sqlalchemy.engine.URL":
 
 
 @contextmanager
-def telling_of_storage(url: str | None, database: Path) -> Iterator[None]:
+def telling_of_storage(url: str | None, folder: StudyFolder) -> Iterator[None]:
     """Make a plain error of a storage that fails, without the password in its address."""
     import sqlalchemy
     from optuna.exceptions import StorageInternalError
@@ -301,8 +311,8 @@ def telling_of_storage(url: str | None, database: Path) -> Iterator[None]:
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         if url is None:
             raise MeidbenchError(
-                f"{database} cannot be used: {reason}\nThe same command goes on when it can; of a damaged file, put "
-                "back a copy, or begin again in another folder"
+                f"{folder.database} cannot be used: {reason}\nThe same command goes on when it can; of a damaged file, "
+                "put back a copy, or begin again in another folder"
             ) from None
         address = _read_address(url)
         # Drivers also take a password after the question mark: ?password= and ?sslpassword=, MySQL's ?passwd=.
@@ -311,9 +321,8 @@ def telling_of_storage(url: str | None, database: Path) -> Iterator[None]:
         for secret in filter(None, secrets):
             reason = reason.replace(str(secret), "***")
         shown = address.update_query_dict(query).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
-        raise MeidbenchError(
-            f"the storage {shown} cannot be used: {reason}\nThe trials are kept; the same command goes on"
-        ) from None
+        kept = "\nThe trials are kept; the same command goes on" if folder.is_bound() else ""
+        raise MeidbenchError(f"the storage {shown} cannot be used: {reason}{kept}") from None
 
 
 def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -71,6 +71,8 @@ class Tuned:
         The winner's run, scored on val and test; None also where it lies in the folder of another machine.
     watermark : str
         The text that marks numbers on features of which no video was seen; empty for others.
+    newly_run : int
+        Trials that this call ran or resumed.
     """
 
     path: Path
@@ -79,6 +81,7 @@ class Tuned:
     winner: TrialRecord | None = None
     trained: Trained | None = None
     watermark: str = ""
+    newly_run: int = 0
 
 
 def tune(
@@ -150,7 +153,7 @@ def tune(
     owner = folder.open(facts, storage)
     report(f"{method}: searching {'; '.join(map(str, searched))}")
     train_run = partial(train, split, source, check=check, progress=progress, report=_repeat_notes(report))
-    with _silent_optuna(), telling_of_storage(storage, folder.database), ExitStack() as stack:
+    with _silent_optuna(), telling_of_storage(storage, folder), ExitStack() as stack:
         with folder.lock():  # tables of SQLite are made by one process at a time
             opened = stack.enter_context(open_storage(storage, folder.database))
             folder.bind(storage)
@@ -222,7 +225,7 @@ class _Study:
         self.folder, self.owner, self.facts, self.request = folder, owner, facts, request
         self.number_asked, self.train_run = number_asked, train_run
         self.ranges = {entry.key: entry.make_distribution() for entry in facts.searched}
-        self.storage = storage
+        self.storage, self.newly_run = storage, 0
         study = optuna.create_study(storage=storage, study_name=facts.name(), direction="maximize", load_if_exists=True)
         self.study_id = self.storage.get_study_id_from_name(study.study_name)
 
@@ -259,6 +262,7 @@ class _Study:
                 if number is None:
                     return
                 self._run_trial(number)
+            self.newly_run += 1
             self._tell(number, report)
 
     def _take(self, stack: ExitStack) -> int | None:
@@ -431,7 +435,13 @@ class _Study:
         with self.folder.lock():
             records = tuple(self.list_records())
             self.folder.write_table(records, self.facts)
-            tuned = Tuned(self.folder.path, self.facts.objective, records, watermark=self.facts.watermark)
+            tuned = Tuned(
+                self.folder.path,
+                self.facts.objective,
+                records,
+                watermark=self.facts.watermark,
+                newly_run=self.newly_run,
+            )
             if left := [record.number for record in records if record.state == UNFINISHED]:
                 report(
                     f"note: unfinished trials: {first_few(left)}; they run in other processes, or in the folder of "

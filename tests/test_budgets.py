@@ -332,5 +332,5 @@ def test_a_table_shows_the_budget_of_each_row(run, tmp_path):
         split = mb.load_split(next((tmp_path / "out" / "splits").glob(f"{given.metadata['dataset']}-*")))
         mb.write_predictions(path, given.video_ids, given.scores, split, "test", run={"method": "x"})
     outcome = run(*arguments, "--set", "stage2.schedule.lr=1e-3")
-    assert outcome.exit_code == 0 and "0 newly trained" in outcome.stderr
+    assert outcome.exit_code == 0 and "0 runs newly trained" in outcome.stderr
     assert "unknown budget: ldam-charadeslt, meid-charadeslt" in outcome.stdout and "unequal" not in outcome.stdout

@@ -179,7 +179,7 @@ def test_the_same_command_again_trains_nothing_and_prints_the_same(simulated, ru
     )
     again = run(*arguments)
     assert again.exit_code == 0 and again.stdout == outcome.stdout
-    assert again.stderr.count("is finished") == 2 and "0 newly trained" in again.stderr
+    assert again.stderr.count("is finished") == 2 and "0 runs newly trained" in again.stderr
     assert {path: path.read_bytes() for path in out.glob("table2.*")} == before
 
 
@@ -220,7 +220,7 @@ def test_seeds_are_averaged_and_their_spread_is_shown(simulated, run):
     assert "mean of seeds 3, 1" in re.sub(r"\s+", " ", outcome.stdout)
     # One of the two seeds alone is finished already.
     alone = run(*arguments, "--seed", 1)
-    assert "0 newly trained" in alone.stderr and rows_of(out)[0]["ours"]["seed_spread"] is None
+    assert "0 runs newly trained" in alone.stderr and rows_of(out)[0]["ours"]["seed_spread"] is None
 
 
 def test_without_features_it_lists_what_is_missing_and_fills_in_nothing(run, tmp_path, monkeypatch):
@@ -292,7 +292,7 @@ def test_rows_of_several_tables_that_are_one_run_are_trained_once(run, toy_video
     assert meid["ours"] == two["ours"] and one["ours"]["runs"] != two["ours"]["runs"]
     # The first stage of both experts is the row of expert one alone.
     assert len(list((out / "runs").iterdir())) == 2
-    assert "table6: 2 of 2 rows have numbers, 0 newly trained" in outcome.stderr
+    assert "table6: 2 of 2 rows have numbers, 0 runs newly trained" in outcome.stderr
 
 
 def test_both_presets_of_meid_are_trained_and_scored(run, toy_split, tmp_path):
@@ -415,7 +415,7 @@ def test_predictions_on_words_are_not_taken_for_those_of_a_benchmark(proxy, toy_
 def test_a_table_on_words_is_resumed_in_a_folder_of_its_own(proxy, simulated, toy_charades, toy_videolt, run):
     outcome, out = proxy
     again = run(*on_words(toy_charades, out, "eql-charadeslt", "eql-charadesegolt"))
-    assert again.exit_code == 0 and again.stdout == outcome.stdout and "0 newly trained" in again.stderr
+    assert again.exit_code == 0 and again.stdout == outcome.stdout and "0 runs newly trained" in again.stderr
     refused = run("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, out))
     assert refused.exit_code == 1 and "holds proxy results; name another folder for real ones (--out)" in refused.stderr
     _, other, arguments = simulated

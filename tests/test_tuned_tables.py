@@ -101,6 +101,8 @@ def test_numbers_and_budgets_are_those_of_the_runs(made):
 
 def test_the_table_tells_what_was_searched(made):
     outcome, out = made
+    runs = len(ROWS) * (TRIALS + 1)  # the first of two seeds is a trial
+    assert f"2 of 2 rows have numbers, {runs} runs newly trained" in outcome.stderr
     text = " ".join(outcome.stdout.split())
     assert "Every row's method had 3 trials on val, as --tuned asks: trial 0 with the published values" in text
     for row in rows_of(out, "table3"):

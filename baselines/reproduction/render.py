@@ -110,7 +110,9 @@ def _render_result(
     content = _result_content(table, outcomes, replicates, watermark, trials)
     asked = [outcome for outcome in outcomes if outcome.job.asked]
     statuses, trained = [outcome.status for outcome in asked], sum(outcome.trained for outcome in asked)
-    remarks = [f"{table.name}: {statuses.count(runs.DONE)} of {len(asked)} rows have numbers, {trained} newly trained"]
+    remarks = [
+        f"{table.name}: {statuses.count(runs.DONE)} of {len(asked)} rows have numbers, {trained} runs newly trained"
+    ]
     if waiting := statuses.count(runs.NOT_RUN):
         where = "the table names them" if watermark else f"'meidbench reproduce {table.name} --plan' says which"
         remarks.append(f"{waiting} row(s) lack inputs; {where}")

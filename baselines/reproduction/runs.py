@@ -51,7 +51,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class StudyOutcome:
     """The outcome of a row's study."""
 
     trials: int
@@ -71,8 +71,8 @@ class RowOutcome:
     reason: str = ""  # why the row has no numbers
     differs: tuple[str, ...] = ()  # differences between the published row and ours
     measured: Measured | None = None
-    trained: int = 0  # runs that were not finished before
-    chosen: Chosen | None = None  # of a row whose values are searched
+    trained: int = 0  # runs that were not finished before, trials included
+    chosen: StudyOutcome | None = None  # of a row whose values are searched
 
 
 def find_mark(watermark: str) -> str:
@@ -137,22 +137,22 @@ class RunStore:
         more: dict[str, Any] = {"first_stage": first, "trials": trials, "progress": self.progress}
         return train(split, features, config, folder, **more, report=self.report)
 
-    def find_chosen(self, job: Job) -> Chosen | None:
+    def find_chosen(self, job: Job) -> StudyOutcome | None:
         """Return the outcome of a row's study, None where it has not ended; nothing is trained or made."""
         path = job.material.features_path
         if path is None or not path.exists() or not (self.out / _STUDIES).is_dir():
             return None
         file = self.out / _STUDIES / f"{self._name_study(job)}-{job.trials}.json"
-        kinds = get_type_hints(Chosen)
+        kinds = get_type_hints(StudyOutcome)
         with suppress(MeidbenchError, KeyError, TypeError):  # it is absent or damaged
             read = {key: convert(value, kinds[key]) for key, value in read_json(file).items()}
-            return Chosen(**{key: value for key, (is_valid, value) in read.items() if is_valid})
+            return StudyOutcome(**{key: value for key, (is_valid, value) in read.items() if is_valid})
         return None
 
-    def choose(self, job: Job) -> Chosen:
-        """Return the outcome of a row's study, which is run or resumed unless it has ended; rows share studies."""
+    def choose(self, job: Job) -> tuple[StudyOutcome, int]:
+        """Return the outcome of a row's study and the number of trials that were run for it now; rows share studies."""
         if found := self.find_chosen(job):
-            return found
+            return found, 0
         assert job.search is not None
         row, material, name = job.row, job.material, self._name_study(job)
         tuned = tune(
@@ -171,12 +171,12 @@ class RunStore:
         if tuned.winner is None:
             raise MeidbenchError(f"the study {name} has trials that another process has not finished")
         winner, steps = tuned.winner, sum(record.steps for record in tuned.trials)
-        chosen = Chosen(job.trials, name, winner.number, winner.settings, tuple(winner.values), steps)
+        chosen = StudyOutcome(job.trials, name, winner.number, winner.settings, tuple(winner.values), steps)
         with written_whole(self.out / _STUDIES / f"{name}-{job.trials}.json") as temporary:
             temporary.write_text(render_json(asdict(chosen)), encoding="utf-8")
-        return chosen
+        return chosen, tuned.newly_run
 
-    def train_row(self, job: Job, chosen: Chosen | None) -> list[Trained]:
+    def train_row(self, job: Job, chosen: StudyOutcome | None) -> list[Trained]:
         """Return the runs of a row, one per seed; the first of a searched row is the winner of its study."""
         configs, material = job.configs, job.material
         if chosen is None:
@@ -186,7 +186,7 @@ class RunStore:
         first = train(split, features, configs[0], winner, **more)
         return [first, *(self.train(config, material, chosen.trials) for config in configs[1:])]
 
-    def find_row(self, job: Job, chosen: Chosen | None) -> list[Trained | None]:
+    def find_row(self, job: Job, chosen: StudyOutcome | None) -> list[Trained | None]:
         """Return the runs of a row as ``train_row``, None for one that is not finished; nothing is trained or made."""
         configs, material = job.configs, job.material
         if chosen is None:
@@ -194,7 +194,7 @@ class RunStore:
         winner = read_trained(RunFolder(self._find_winner(chosen)), material.split)
         return [winner, *(self.find_finished(config, material, chosen.trials) for config in configs[1:])]
 
-    def _find_winner(self, chosen: Chosen) -> Path:
+    def _find_winner(self, chosen: StudyOutcome) -> Path:
         return StudyFolder(self.out / _STUDIES / chosen.study).run(chosen.winner)
 
     def _name_study(self, job: Job) -> str:
@@ -306,12 +306,12 @@ def _run_job(job: Job, store: RunStore) -> RowOutcome:
         return RowOutcome(job, NOT_ASKED)
     if material.missing and not material.substituted:
         return RowOutcome(job, NOT_RUN, f"missing {', '.join(material.missing)}", differs)
-    chosen = None
+    chosen, trained = None, 0
     try:
         if material.substituted:
             raise MeidbenchError(f"needs {' and '.join(material.substituted)}; {texts['substitutes']}")
         if job.trials:
-            chosen = store.choose(job) if job.asked else store.find_chosen(job)
+            chosen, trained = store.choose(job) if job.asked else (store.find_chosen(job), 0)
             if chosen is None:
                 return RowOutcome(job, NOT_ASKED)
             job = choose_configs(job, chosen.settings)
@@ -322,7 +322,8 @@ def _run_job(job: Job, store: RunStore) -> RowOutcome:
         differs += material.differences()  # reads the features, before the first training
         runs = [run for run in finished if run] or store.train_row(job, chosen)
         measured = store.measure(runs, [config.seed for config in job.configs], material.split)
-        return RowOutcome(job, DONE, "", differs, measured, sum(not run.was_finished for run in runs), chosen)
+        trained += sum(not run.was_finished for run in runs)
+        return RowOutcome(job, DONE, "", differs, measured, trained, chosen)
     except MeidbenchError as error:
         message, reason = str(error), str(error).partition("\n")[0].rstrip(":")
     except (RuntimeError, MemoryError) as error:
