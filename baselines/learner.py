@@ -15,6 +15,7 @@ from torch import nn
 from meidbench.baselines.configuration import (
     Config,
     check_model,
+    check_processes,
     make_augmentation,
     make_loss,
     make_model,
@@ -434,6 +435,7 @@ def check_run(config: Config, split: Split, dim: int, *, processes: int = 1) -> 
     """Make the components of a run and of its first stage without memory for weights, to refuse what does not fit."""
     if config.first_stage is not None:
         check_run(config.first_stage, split, dim, processes=processes)
+    check_processes(config, processes)
     with torch.device("meta"):
         model = make_model(config, make_model_inputs(config, split, dim))
     check_model(config, model)

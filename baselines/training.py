@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from meidbench.baselines.configuration import Config, check_processes
+from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import join_processes
 from meidbench.baselines.inference import (
     Trained,
@@ -96,10 +96,8 @@ def train(
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split), trials)
         context = RunContext(loaded, source, processes, progress, report, tuple(subsets), watch)
         report_on_inputs(loaded, source, config, report)
-        check_processes(config, processes.size)
         config = folder.continued(config, trains_first=first_stage is None)
-        # A mistake in either stage must show before anything is read at length or written.
-        check_run(config, loaded, source.dim, processes=processes.size)
+        check_run(config, loaded, source.dim, processes=processes.size)  # before rows are read and files written
         finished = None if folder.ends_before(config) else read_trained(folder, loaded, subsets)
         processes.wait()  # the first one may change the folder from here on
         if not processes.broadcast(finished is not None):  # a finished run reads no rows
