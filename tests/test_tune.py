@@ -115,9 +115,9 @@ def test_every_trial_is_a_run_and_test_is_scored_for_the_winner_alone(study, arg
         assert config.schedule.lr == float(row["schedule.lr"])
         assert {"dropout": 0.5, **config.aggregator.options}["dropout"] == float(row["aggregator.dropout"])
         if row in complete:
-            measured = evaluate(run.predictions("val"), split=split, subset="val").mAP
-            assert float(row["value"]) == float(row["overall"]) == measured.overall
-            assert float(row["tail"]) == measured.tail
+            measured = evaluate(run.predictions("val"), split=split, subset="val")
+            assert float(row["value"]) == float(row["overall"]) == measured.mAP.overall
+            assert float(row["tail"]) == measured.mAP.tail and repr(measured).count(MARK) == 1
     # The first trial is what train makes of the same settings.
     published = resolve("bce", split, aggregator="nonlinear", settings=TINY)
     assert not RunFolder(out / "trials" / "0000").read()[0].differences(published)
