@@ -14,10 +14,11 @@ import torch
 
 from meidbench.baselines.configuration import Config, make_model_inputs
 from meidbench.baselines.distributed import ProcessGroup, join_processes
-from meidbench.baselines.inputs import digest_recipe, read_backbone
+from meidbench.baselines.inputs import Inputs, digest_recipe, read_backbone
 from meidbench.baselines.learner import Learner
 from meidbench.baselines.models import MODELS, Model
 from meidbench.baselines.run_folder import RunFolder
+from meidbench.baselines.samplers import VideoSampler
 from meidbench.checks import read_json, refuse_lost_inputs
 from meidbench.errors import DivergenceError, FeatureError, MeidbenchError, bullet_list, first_few
 from meidbench.evaluation.budget import Budget, StageBudget
@@ -65,27 +66,38 @@ def find_scored_subsets(split: Split, select_on: str, asked: Sequence[str] = SEL
 
 
 def make_subset_loader(
-    split: Split, subset: str, features: FeatureSource, config: Config, processes: ProcessGroup
+    split: Split,
+    subset: str,
+    features: FeatureSource,
+    config: Config,
+    processes: ProcessGroup,
+    sampler: VideoSampler | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> BatchLoader:
-    """Return the batches in which a subset is scored; each process has its share."""
+    """Return the batches in which a subset is scored, or trained on in the order of a sampler.
+
+    Each process has its share; a sampler has it already.
+    """
+    frames, execution, is_scored = config.frames, config.execution, sampler is None
     data = FeatureDataset(
         split,
         subset,
         features=features,
-        frames=config.frames.test,
-        sampling=config.frames.test_sampling,
-        replacement=config.frames.replacement,
+        frames=frames.test if is_scored else frames.train,
+        sampling=frames.test_sampling if is_scored else frames.train_sampling,
+        replacement=frames.replacement,
         seed=config.seed,
         motion=config.motion.motion(),
     )
     return BatchLoader(
         data,
-        BATCH_SIZE,
+        batch_size,
+        sampler=sampler,
         device=processes.device,
-        resident=config.execution.resident,
-        prefetch=config.execution.prefetch,
-        rank=processes.rank,
-        world_size=processes.size,
+        resident=execution.resident,
+        prefetch=execution.prefetch,
+        rank=processes.rank if is_scored else 0,
+        world_size=processes.size if is_scored else 1,
     )
 
 
@@ -174,8 +186,9 @@ def describe_run(folder: RunFolder, config: Config, epoch: int) -> dict[str, Any
     """Return the facts about a run that its prediction files hold.
 
     ``evaluate`` warns of ``select_on`` test; ``compare`` shows the budget, whose steps go to the end of the training,
-    also where the best checkpoint is an earlier one.
+    also where the best checkpoint is an earlier one. The ``backbone`` of features without videos is a watermark.
     """
+    inputs = folder.read()[1]
     subsets = {stage.selection.subset for stage in (config, config.first_stage) if stage is not None}
     return {
         "method": config.method,
@@ -184,16 +197,16 @@ def describe_run(folder: RunFolder, config: Config, epoch: int) -> dict[str, Any
         "epoch": epoch,
         # One stage that selects on test is enough to make the scores too good.
         "select_on": "test" if "test" in subsets else config.selection.subset,
-        "budget": describe_budget(folder, config).to_facts(),
+        "budget": _describe_budget(folder, config, inputs).to_facts(),
+        **_describe_features(inputs.backbone),
     }
 
 
-def describe_budget(folder: RunFolder, config: Config) -> Budget:
+def _describe_budget(folder: RunFolder, config: Config, inputs: Inputs) -> Budget:
     """Return the budget of a run, from its log and from what it recorded of its first stage.
 
     A model that scikit-learn fits has no stage. The values of C that val chooses from are no trials, like epochs.
     """
-    inputs = folder.read()[1]
     steps = [(config.first_stage, inputs.first_stage_steps or None), (config, folder.count_steps())]
     stages = [
         StageBudget(count, stage.schedule.lr, stage.schedule.batch_size, stage.schedule.epochs)
@@ -203,9 +216,9 @@ def describe_budget(folder: RunFolder, config: Config) -> Budget:
     return Budget(tuple(stages), inputs.trials)
 
 
-def describe_features(*backbones: str) -> dict[str, str]:
-    """Return the fact about a run's features that becomes a watermark: no video was seen for one of the backbones."""
-    return next(({"backbone": name} for name in backbones if name in WATERMARKS), {})
+def _describe_features(backbone: str) -> dict[str, str]:
+    """Return the fact about features that becomes a watermark, where no video was seen for them."""
+    return {"backbone": backbone} if backbone in WATERMARKS else {}
 
 
 def write_scores(
@@ -215,7 +228,6 @@ def write_scores(
 
     Returns the mean AP of the subset.
     """
-    facts = facts | describe_features(folder.read()[1].backbone)
     write_predictions(folder.predictions(subset), split.video_ids(subset), scores, split, subset, facts)
     result = evaluate_scores(scores, split, subset, warnings=run_warnings({"run": facts}))
     # This file comes last: a subset with a result is done.
@@ -384,7 +396,7 @@ def predict(
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
             facts = describe_run(folder, config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
-            facts |= describe_features(read_backbone(source), inputs.backbone)
+            facts |= _describe_features(read_backbone(source))
             for mark in find_watermarks(run_warnings({"run": facts})):
                 report(f"warning: {mark}")
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)

@@ -40,13 +40,12 @@ from meidbench.baselines.learner import (
 from meidbench.baselines.models import Outputs
 from meidbench.baselines.models.linear_probe import LinearProbe
 from meidbench.baselines.run_folder import RunFolder, RunLog, list_versions
-from meidbench.baselines.samplers import VideoSampler, label_mask
+from meidbench.baselines.samplers import label_mask
 from meidbench.errors import DivergenceError
 from meidbench.evaluation.evaluate import average_precision, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource
-from meidbench.loading.batches import Batch, BatchLoader
-from meidbench.loading.datasets import FeatureDataset
+from meidbench.loading.batches import Batch
 from meidbench.names import Advance, ProgressBar, Report
 from meidbench.splits.split import Split
 
@@ -92,7 +91,7 @@ class TrainingLoop:
             self.loader = make_subset_loader(split, "train", features, config, processes)
         else:
             size = self._plan_epoch().micro_batch_size
-            self.loader = _make_training_loader(split, features, config, processes, self.sampler, size)
+            self.loader = make_subset_loader(split, "train", features, config, processes, self.sampler, size)
         self.log: RunLog | None = None
         self.last_save, self.clock = time.monotonic(), _EpochClock()
 
@@ -255,7 +254,8 @@ class TrainingLoop:
         line = f"{self.config.method}: epoch {position.epoch} of {epochs}: loss {facts['loss']:.5f}"
         if learner.module.is_fitted:
             line += f", C {model_facts['C']:g}"
-        if position.epoch % selection.every == 0 or position.epoch == epochs:
+        is_scored = position.epoch % selection.every == 0 or position.epoch == epochs
+        if is_scored:
             means = self._compute_means(selection.subset)
             is_best = means.overall > position.best
             if is_best:
@@ -267,8 +267,8 @@ class TrainingLoop:
         position.loss_sum, position.penalty_sum, position.summed_steps = 0.0, 0.0, 0
         self._write_log("epoch", **facts)
         self.report(line + self.clock.estimate_time_left(position.epoch, epochs))
-        if selection.subset in facts:  # before the epoch is saved: a run that it ends repeats the epoch
-            self.watch(self.config, position, MeanAP(**facts[selection.subset]))
+        if is_scored:  # before the epoch is saved: a run that the watch ends repeats the epoch
+            self.watch(self.config, position, means)
         self._save()
 
     # --- its steps ----------------------------------------------------------------------------------------------
@@ -314,41 +314,12 @@ class TrainingLoop:
         epoch = self.learner.load_weights(self.folder.best)
         if note := self.learner.module.describe_weights():
             self.report(f"note: {note}")
+        facts = describe_run(self.folder, self.config, epoch) if self.processes.is_first else {}
         for subset, loader in self.scored.items():
             scores = score_subset(self.learner.module, loader, self.processes, self.progress)
             if self.processes.is_first:
-                facts = describe_run(self.folder, self.config, epoch)
                 means = write_scores(self.folder, self.split, subset, scores, facts)
                 self._write_log("result", epoch=epoch, **{subset: asdict(means)})
-
-
-def _make_training_loader(
-    split: Split,
-    features: FeatureSource,
-    config: Config,
-    processes: ProcessGroup,
-    sampler: VideoSampler,
-    micro_batch_size: int,
-) -> BatchLoader:
-    """Return the micro-batches of this process in training, in the order of a sampler."""
-    data = FeatureDataset(
-        split,
-        "train",
-        features=features,
-        frames=config.frames.train,
-        sampling=config.frames.train_sampling,
-        replacement=config.frames.replacement,
-        seed=config.seed,
-        motion=config.motion.motion(),
-    )
-    return BatchLoader(
-        data,
-        micro_batch_size,
-        sampler=sampler,
-        device=processes.device,
-        resident=config.execution.resident,
-        prefetch=config.execution.prefetch,
-    )
 
 
 class _EpochClock:

@@ -39,6 +39,9 @@ WATERMARKS = {
     "words": "PROXY: word features, no vision; numbers say nothing of video recognition",
 }
 
+# What such features are, in messages.
+WITHOUT_VIDEOS = {"simulation": "simulated", "words": "words"}
+
 # Other names of the field, without case, hyphens, underscores and blanks, and the names that they may mean here.
 # Messages suggest those that are known at the place: a command, a method, a component, the last part of a setting.
 OTHER_NAMES: dict[str, tuple[str, ...]] = {

@@ -19,7 +19,7 @@ from meidbench.errors import FeatureError, MeidbenchError, RequestError, bullet_
 from meidbench.features import FeatureSource, open_features
 from meidbench.features.simulation import simulate_features, simulate_split
 from meidbench.features.words import make_word_features
-from meidbench.names import DATASETS, RELEASED, WATERMARKS, ProgressBar
+from meidbench.names import DATASETS, RELEASED, WITHOUT_VIDEOS, ProgressBar
 from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
 from meidbench.splits.released import build_released
 from meidbench.splits.split import Split, load_split, write_split
@@ -198,8 +198,7 @@ class Material:
         # A row whose features cannot be read fails by itself.
         with suppress(FeatureError):
             kind = read_backbone(self.features) if self.features_path is not None else ""
-            if kind in WATERMARKS:
-                what = {"simulation": "simulated", "words": "words"}[kind]
+            if what := WITHOUT_VIDEOS.get(kind):
                 found.append(f"real features of {self.encoder} on {self.dataset} (these are {what})")
         return tuple(found)
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from meidbench.baselines.configuration import Config, without_execution
 from meidbench.baselines.inference import Trained, read_trained
@@ -131,19 +131,36 @@ class RunStore:
 
     def train(self, config: Config, material: Material, trials: int = 1) -> Trained:
         """Return a run; it is trained or resumed unless it is finished, its first stage before it."""
-        split, features = material.split_source, material.features
         folder = self.out / _RUNS / run_name(config, material.inputs, trials)
         first = None if config.first_stage is None else self.train(config.first_stage, material).path
-        more: dict[str, Any] = {"first_stage": first, "trials": trials, "progress": self.progress}
-        return train(split, features, config, folder, **more, report=self.report)
+        return self._train(config, material, trials, folder, first)
+
+    def _train(
+        self, config: Config, material: Material, trials: int, folder: Path, first_stage: Path | None = None
+    ) -> Trained:
+        return train(
+            material.split_source,
+            material.features,
+            config,
+            folder,
+            first_stage=first_stage,
+            trials=trials,
+            progress=self.progress,
+            report=self.report,
+        )
 
     def find_chosen(self, job: Job) -> StudyOutcome | None:
         """Return the outcome of a row's study, None where it has not ended; nothing is trained or made."""
         path = job.material.features_path
         if path is None or not path.exists() or not (self.out / _STUDIES).is_dir():
             return None
-        file = self.out / _STUDIES / f"{self._name_study(job)}-{job.trials}.json"
-        kinds = get_type_hints(StudyOutcome)
+        return self._read_outcome(self._name_study(job), job.trials)
+
+    def _locate_outcome(self, study: str, trials: int) -> Path:
+        return self.out / _STUDIES / f"{study}-{trials}.json"
+
+    def _read_outcome(self, study: str, trials: int) -> StudyOutcome | None:
+        file, kinds = self._locate_outcome(study, trials), get_type_hints(StudyOutcome)
         with suppress(MeidbenchError, KeyError, TypeError):  # it is absent or damaged
             read = {key: convert(value, kinds[key]) for key, value in read_json(file).items()}
             return StudyOutcome(**{key: value for key, (is_valid, value) in read.items() if is_valid})
@@ -151,10 +168,10 @@ class RunStore:
 
     def choose(self, job: Job) -> tuple[StudyOutcome, int]:
         """Return the outcome of a row's study and the number of trials that were run for it now; rows share studies."""
-        if found := self.find_chosen(job):
+        row, material, name = job.row, job.material, self._name_study(job)
+        if found := self._read_outcome(name, job.trials):
             return found, 0
         assert job.search is not None
-        row, material, name = job.row, job.material, self._name_study(job)
         tuned = tune(
             material.split_source,
             material.features,
@@ -172,7 +189,7 @@ class RunStore:
             raise MeidbenchError(f"the study {name} has trials that another process has not finished")
         winner, steps = tuned.winner, sum(record.steps for record in tuned.trials)
         chosen = StudyOutcome(job.trials, name, winner.number, winner.settings, tuple(winner.values), steps)
-        with written_whole(self.out / _STUDIES / f"{name}-{job.trials}.json") as temporary:
+        with written_whole(self._locate_outcome(name, job.trials)) as temporary:
             temporary.write_text(render_json(asdict(chosen)), encoding="utf-8")
         return chosen, tuned.newly_run
 
@@ -181,9 +198,7 @@ class RunStore:
         configs, material = job.configs, job.material
         if chosen is None:
             return [self.train(config, material) for config in configs]
-        split, features, winner = material.split_source, material.features, self._find_winner(chosen)
-        more: dict[str, Any] = {"trials": chosen.trials, "progress": self.progress, "report": self.report}
-        first = train(split, features, configs[0], winner, **more)
+        first = self._train(configs[0], material, chosen.trials, self._find_winner(chosen))
         return [first, *(self.train(config, material, chosen.trials) for config in configs[1:])]
 
     def find_row(self, job: Job, chosen: StudyOutcome | None) -> list[Trained | None]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,9 @@ from meidbench.cli.parameters import (
     subset_option,
 )
 from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTION_SUBSETS
+
+if TYPE_CHECKING:
+    from meidbench.baselines.inference import Trained
 
 check_option = click.option(
     "--check",
@@ -174,11 +177,8 @@ def train(
     import os
     from dataclasses import asdict
 
-    from tabulate import tabulate
-
     from meidbench.baselines.recipes import resolve
     from meidbench.baselines.training import train as train_run
-    from meidbench.evaluation.results import MeanAP
     from meidbench.features import open_features
     from meidbench.files import render_json
     from meidbench.splits.split import load_split
@@ -208,9 +208,17 @@ def train(
         means = {subset: asdict(values) for subset, values in trained.mAP.items()}
         echo_json(render_json({"run": str(trained.path), "mAP": means, "warnings": trained.warnings}))
     else:
-        rows = [(subset, *asdict(means).values()) for subset, means in trained.mAP.items()]
-        echo(tabulate(rows, headers=["mAP", *asdict(MeanAP(0, 0, 0, 0))], floatfmt=".4f"))
-        echo(f"\n{trained.path}")
+        echo(describe_trained(trained))
+
+
+def describe_trained(trained: "Trained") -> str:
+    """Return the mAP of each subset that was scored, and the folder of a run."""
+    from dataclasses import asdict
+
+    from tabulate import tabulate
+
+    rows = [{"mAP": subset, **asdict(means)} for subset, means in trained.mAP.items()]
+    return f"{tabulate(rows, headers='keys', floatfmt='.4f')}\n\n{trained.path}"
 
 
 @command(

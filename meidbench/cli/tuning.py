@@ -24,7 +24,7 @@ from meidbench.cli.parameters import (
     report,
     split_option,
 )
-from meidbench.cli.training import check_option
+from meidbench.cli.training import check_option, describe_trained
 from meidbench.names import TUNED_GROUPS
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def tune(
     if tuned.winner is not None:
         echo(f"\ntrial {tuned.winner.number} won. Its command:\n\n{_wrap_command(train)}")
     if tuned.trained is not None:
-        echo(f"\n{_make_result(tuned)}\n\n{tuned.trained.path}")
+        echo(f"\n{describe_trained(tuned.trained)}")
 
 
 def _describe(tuned: "Tuned", train: str) -> dict[str, Any]:
@@ -160,16 +160,6 @@ def _make_table(tuned: "Tuned") -> str:
 
 def _shorten(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _make_result(tuned: "Tuned") -> str:
-    from dataclasses import asdict
-
-    from tabulate import tabulate
-
-    assert tuned.trained is not None
-    rows = [(subset, *asdict(means).values()) for subset, means in tuned.trained.mAP.items()]
-    return tabulate(rows, headers=["mAP", "overall", "head", "medium", "tail"], floatfmt=".4f")
 
 
 def _wrap_command(words: list[str]) -> str:

@@ -79,7 +79,8 @@ def write_per_class(result: Result, path: Path) -> Path:
     """Write the result of each class as CSV; the AP cell of a class without positives stays empty."""
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        marks = ("; ".join(find_watermarks(result.notes)),) if find_watermarks(result.notes) else ()
+        mark = "; ".join(find_watermarks(result.notes))
+        marks = (mark,) if mark else ()
         header = ("class", "name", "group", "train_count", "positives", "ap")
         writer.writerow((*header, *("watermark" for _ in marks)))
         for entry in result.per_class:

@@ -21,7 +21,7 @@ from meidbench.extraction.frames import CropWindow, DecodingResult, FrameRule, R
 from meidbench.extraction.videos import Video
 from meidbench.features.feature_file import DTYPES, Recipe
 from meidbench.features.records import VideoRows
-from meidbench.names import EXTRACTED_DTYPES, WATERMARKS
+from meidbench.names import EXTRACTED_DTYPES, WITHOUT_VIDEOS
 
 # On a CPU small batches take no longer than large ones, and use less memory.
 _BATCH_CPU, _BATCH_GPU = 8, 256
@@ -136,8 +136,7 @@ class Extractor:
         The weights are by default those that the recipe names; ``options`` are ``seed``, ``device``, ``batch_size`` and
         those of ``load_weights``. FeatureError: the file was not extracted from videos, or the weights are others.
         """
-        if recipe.get("backbone") in WATERMARKS:
-            what = {"simulation": "simulated", "words": "words"}[recipe["backbone"]]
+        if what := WITHOUT_VIDEOS.get(str(recipe.get("backbone"))):
             raise FeatureError(f"these features are {what}: there are no videos that they were extracted from")
         if recipe.get("made_by") != "extract-features":
             raise FeatureError(
