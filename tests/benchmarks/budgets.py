@@ -1,14 +1,14 @@
 """Published settings beside equal budgets: the CharadesLT rows of Table 3 on the proxy task of words.
 
-    python tests/benchmarks/budgets.py Charades/ --trials 10 --seed 1 --seed 2 --out budgets > docs/budgets.md
+    python tests/benchmarks/budgets.py Charades/ --trials 20 --seed 1 --seed 2 --out budgets > docs/budgets.md
 
 Prints the page. The folder holds the official annotations of Charades. Runs two commands, which resume after an
 interruption: ``meidbench reproduce table3 --proxy words`` with the published settings into OUT/published, and the same
-with ``--tuned N`` into OUT/tuned. Then it compares all runs (``meidbench.compare``): the budgets and the mAP of each
-method in both, and its difference to MEID with its interval over videos (a star: it holds after Holm's correction);
-below them the order of the methods, and the differences between two methods that hold with the published settings and
-that survive. OUT/report.html compares all runs. ``--row`` takes some methods alone; the last one is the reference. All
-numbers are of a proxy task without vision; do not judge methods by them.
+with ``--tuned N`` into OUT/tuned; and fits the linear probe. Then it compares all runs (``meidbench.compare``): the
+budgets and the mAP of each method in both, and its difference to MEID with its interval over videos (a star: it holds
+after Holm's correction); below them the order of the methods, and the differences between two methods that hold with
+the published settings and that survive. OUT/report.html compares all runs. ``--row`` takes some methods alone; the last
+one is the reference. All numbers are of a proxy task without vision; do not judge methods by them.
 """
 
 import argparse
@@ -26,6 +26,8 @@ from meidbench.report.text import format_interval, format_signed
 
 METHODS = {"ldam": "LDAM", "eql": "EQL", "cbs": "CBS", "cbloss": "CBLoss", "mixup": "Mixup", "framestack": "FrameStack",
            "meid": "MEID"}  # fmt: skip
+PROBE = "linear_probe"
+NAMES = METHODS | {PROBE: "linear probe"}
 ROW = "{}-charadeslt"
 GROUPS = ("overall", "head", "medium", "tail")
 _INTRODUCTION = """# Published settings beside equal budgets
@@ -36,7 +38,8 @@ On CharadesLT the published baselines take 300 steps of Adam at 1e-4, and MEID 1
 at 1e-3. A part of MEID's lead may be its budget. Here are rows of Table 3 twice, on the words of the official
 descriptions ([word features](features.md)): with the published settings, and with {trials} trials of a search for
 each method ([equal budgets](reproducing.md#equal-budgets)). Both have the settings `{settings}`. val chooses the
-checkpoint and the trial, and test is scored once. This page is the output of the command:
+checkpoint and the trial, and test is scored once. The [linear probe](methods/linear_probe.md) stands beside them; it
+takes no steps, and is the same in both tables. This page is the output of the command:
 
 ```console
 $ python tests/benchmarks/budgets.py {arguments} > docs/budgets.md
@@ -76,6 +79,19 @@ def find_predictions(out: Path, names: list[str]) -> dict[str, list[Path]]:
     return found
 
 
+def fit_probe(out: Path, split: Path, settings: list[str]) -> Path:
+    """Fit the linear probe, which has no published budget and nothing to search, and return its predictions."""
+    (features,) = (out / "published" / "features").glob("*.h5")
+    command = ["train", "--split", str(split), "--features", str(features), "--method", PROBE]
+    command += ["--out", str(out / PROBE)]
+    for setting in settings:
+        if setting.startswith("proxy.frames="):
+            command += ["--set", setting.replace("proxy.frames", "frames.test")]
+    print("$ meidbench", *command, file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "meidbench", *command], check=True, stdout=subprocess.DEVNULL)
+    return out / PROBE / "predictions-test.parquet"
+
+
 def compare(runs: dict[str, list[Path]], split: Path, replicates: int) -> Comparison:
     """Compare the methods with the last one."""
     seeds = {name: paths if len(paths) > 1 else paths[0] for name, paths in runs.items()}
@@ -93,7 +109,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 def describe(method: MethodResult, comparison: Comparison) -> list[str]:
     """Return the cells of a method: budget, means, and the differences to the reference overall and in the tail."""
     budget = describe_budgets(method.budgets)
-    cells = [METHODS[method.name], *(budget[name] for name in ("steps", "rate", "batch"))]
+    cells = [NAMES[method.name], *(budget[name] for name in ("steps", "rate", "batch"))]
     cells += [f"{method.mAP[group].value:.3f}" for group in GROUPS]
     if method.seed_spread is not None:
         cells[4] += f" ({method.seed_spread['overall'].low:.3f} to {method.seed_spread['overall'].high:.3f})"
@@ -123,14 +139,14 @@ def print_conclusions(both: dict[str, Comparison]) -> None:
     """Print the order of the methods in both, and the pairs whose order holds in one and not in the other."""
     for group in ("overall", "tail"):
         for title, comparison in both.items():
-            order = ", ".join(METHODS[name] for name in list_order(comparison, group))
+            order = ", ".join(NAMES[name] for name in list_order(comparison, group))
             print(f"- Order, {group}, {title}: {order}.")
         kept, lost, turned = [], [], []
         published, tuned = both.values()
         for pair in combinations([method.name for method in published.methods], 2):
             for one, other in (pair, pair[::-1]):
                 if holds(published, one, other, group):
-                    text = f"{METHODS[one]} over {METHODS[other]}"
+                    text = f"{NAMES[one]} over {NAMES[other]}"
                     same, opposite = holds(tuned, one, other, group), holds(tuned, other, one, group)
                     (kept if same else turned if opposite else lost).append(text)
         total = len(kept) + len(lost) + len(turned)
@@ -145,7 +161,7 @@ def main() -> None:
     """Run, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", type=Path)
-    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--row", choices=METHODS, action="append", dest="rows")
     parser.add_argument("--seed", type=int, action="append", dest="seeds")
     parser.add_argument("--set", action="append", dest="settings", default=None, metavar="KEY=VALUE")
@@ -153,11 +169,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("budgets"))
     asked = parser.parse_args()
     rows = asked.rows or list(METHODS)
-    settings = asked.settings or ["proxy.frames=16", "aggregator.name=mean"]
+    settings = asked.settings or ["proxy.frames=16", "aggregator.name=nonlinear"]
     for kind, trials in (("published", 0), ("tuned", asked.trials)):
         reproduce(asked.annotations, asked.out / kind, rows, asked.seeds or [1, 2], settings, trials)
     split = next((asked.out / "published" / "splits").glob("words-charadeslt-*.parquet"))
-    runs = {kind: find_predictions(asked.out / kind, rows) for kind in ("published", "tuned")}
+    probe = {PROBE: [fit_probe(asked.out, split, settings)]}
+    runs = {kind: probe | find_predictions(asked.out / kind, rows) for kind in ("published", "tuned")}
     titles = ["published settings", f"{asked.trials} trials each"]
     both = {title: compare(runs[kind], split, asked.replicates) for title, kind in zip(titles, runs, strict=True)}
     every = {f"{name}, {kind}": paths for kind, of_kind in runs.items() for name, paths in of_kind.items()}
