@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from pathlib import Path
 
 import click
@@ -117,6 +119,18 @@ def test_a_second_signal_leaves_time_to_clean_up(monkeypatch):
                 os.kill(os.getpid(), signal.SIGINT)
                 cleaned.append(pause)
     assert cleaned == [60]  # a signal that comes late ends a clean-up that hangs
+
+
+def test_a_signal_in_the_end_of_an_object_is_not_lost(capfd):
+    hook = sys.unraisablehook
+    with pytest.raises(Interrupted) as caught, _signals_raise():
+        for _ in range(100):
+            batch = set()
+            weakref.finalize(batch, os.kill, os.getpid(), signal.SIGTERM).atexit = False
+            del batch
+            time.sleep(0.05)
+    assert caught.value.number == signal.SIGTERM and capfd.readouterr().err == ""
+    assert sys.unraisablehook is hook
 
 
 def test_a_forked_child_ends_at_once():

@@ -1,8 +1,10 @@
 """The command line ``meidbench``. Nothing heavy is imported until a command runs."""
 
+import _thread
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ from meidbench.errors import MeidbenchError, RequestError, escape_controls, miss
 
 # SIGHUP comes when a terminal is closed; Windows does not have it.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_CLEAN_UP_S = 2.0
+_CLEAN_UP_S, _AGAIN_S = 2.0, 0.01
 _GOES_ON = "the same command goes on"
 # The work that an interrupted command keeps; every other command leaves its outputs as they were.
 _KEPT = {
@@ -67,14 +69,26 @@ def _signals_raise() -> Iterator[None]:
             last = now
             raise Interrupted(number)
 
+    def stop_later(lost: "sys.UnraisableHookArgs") -> None:
+        """Send a signal again that came where Python drops every exception, such as in the end of an object."""
+        nonlocal last
+        if isinstance(lost.exc_value, Interrupted):
+            last = -math.inf
+            threading.Timer(_AGAIN_S, _thread.interrupt_main, [lost.exc_value.number]).start()
+        else:
+            hook(lost)
+
+    hook = sys.unraisablehook
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     # A signal that the caller ignores, as nohup does, stays ignored; None is a handler of another library.
     taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
     try:
         for number in taken:
             signal.signal(number, stop)
+        sys.unraisablehook = stop_later
         yield
     finally:
+        sys.unraisablehook = hook
         for number in taken:
             signal.signal(number, before[number])
 
