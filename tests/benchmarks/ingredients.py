@@ -380,7 +380,7 @@ def carry_out_all(runs: list[Run], scores: Scores, asked: argparse.Namespace) ->
 def write_cell(values: Sequence[float], signed: bool = False) -> str:
     """Return a mean with its interval over seeds."""
     form = "+.2f" if signed else ".2f"
-    if len(values) < 2 or not np.std(values):
+    if len(set(values)) < 2:
         return format(np.mean(values), form)
     half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
     return f"{np.mean(values):{form}} ± {half:.2f}"
