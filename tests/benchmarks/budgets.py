@@ -19,7 +19,7 @@ from itertools import combinations
 from pathlib import Path
 
 import meidbench as mb
-from meidbench.evaluation.budget import describe_budgets
+from meidbench.evaluation.budget import describe_budgets, describe_inequality
 from meidbench.evaluation.compare import Comparison, MethodResult
 from meidbench.names import WATERMARKS
 from meidbench.report.text import format_interval, format_signed
@@ -136,8 +136,14 @@ def holds(comparison: Comparison, one: str, other: str, group: str) -> bool:
 
 
 def print_conclusions(both: dict[str, Comparison]) -> None:
-    """Print the order of the methods in both, and the pairs whose order holds in one and not in the other."""
+    """Print the lead of the last method, the orders, and the pairs whose order holds in one and not in the other."""
     for group in ("overall", "tail"):
+        leads = []
+        for title, comparison in both.items():
+            last, value = comparison.reference, {m.name: m.mAP[group].value for m in comparison.methods}
+            other = max(value.keys() - {last, PROBE}, key=value.__getitem__)
+            leads.append(f"{value[last] - value[other]:.3f} over {NAMES[other]} ({title})")
+        print(f"- {NAMES[last]}'s lead over the best other row, {group}: {', '.join(leads)}.")
         for title, comparison in both.items():
             order = ", ".join(NAMES[name] for name in list_order(comparison, group))
             print(f"- Order, {group}, {title}: {order}.")
@@ -188,7 +194,8 @@ def main() -> None:
         print("MEID is not among these rows: its runs are the longest.\n")
     columns = [f"{group}, to {METHODS[rows[-1]]}" for group in ("overall", "tail")]
     for title, comparison in both.items():
-        unequal = comparison.unequal_budgets or "The trials are equal, and the steps differ by at most a factor of 2."
+        searched = {method.name: method.budgets for method in comparison.methods if method.name != PROBE}
+        unequal = describe_inequality(searched) or "The trials are equal; the steps differ by at most a factor of 2."
         print(f"## {title[0].upper()}{title[1:]}\n\n{unequal}\n")
         cells = [describe(method, comparison) for method in comparison.methods]
         print_table(["method", "steps", "rate", "batch", *GROUPS, *columns], cells)

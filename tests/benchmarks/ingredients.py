@@ -165,7 +165,6 @@ PARTS: dict[str, tuple[str, ...]] = {
     "simulated": tuple(name for name in _ALL_READINGS if "detached" not in name),
 }
 FEWER_READINGS = ("E1, none", "E1, unit", ONE, "E1, compiled necks", "MEID, none", "MEID, unit", WHOLE)
-SIMULATED_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -222,8 +221,8 @@ def list_runs(parts: Sequence[str], seeds: int) -> list[Run]:
     """Return the runs of parts in the order in which they are worth most: first stages before second ones."""
     runs: dict[Run, None] = {}
 
-    def add(task: str, aggregator: str, names: Sequence[str], most: int = seeds) -> None:
-        for seed in range(min(most, seeds)):
+    def add(task: str, aggregator: str, names: Sequence[str]) -> None:
+        for seed in range(seeds):
             for name in names:
                 run = Run(task, aggregator, name, seed)
                 for one in filter(None, (run.first, run)):
@@ -239,7 +238,7 @@ def list_runs(parts: Sequence[str], seeds: int) -> list[Run]:
     if "details" in parts:
         add("words", "mean", PARTS["details"])
     if "simulated" in parts:
-        add("simulated", "mean", PARTS["simulated"], SIMULATED_SEEDS)
+        add("simulated", "mean", PARTS["simulated"])
     return list(runs)
 
 
