@@ -121,7 +121,7 @@ def test_a_second_signal_leaves_time_to_clean_up(monkeypatch):
     assert cleaned == [60]  # a signal that comes late ends a clean-up that hangs
 
 
-def test_a_signal_in_the_end_of_an_object_is_not_lost(capfd):
+def test_a_signal_inside_a_finaliser_is_not_lost(capfd):
     hook = sys.unraisablehook
     with pytest.raises(Interrupted) as caught, _signals_raise():
         for _ in range(100):

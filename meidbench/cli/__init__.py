@@ -70,7 +70,7 @@ def _signals_raise() -> Iterator[None]:
             raise Interrupted(number)
 
     def stop_later(lost: "sys.UnraisableHookArgs") -> None:
-        """Send a signal again that came where Python drops every exception, such as in the end of an object."""
+        """Send a signal again that came inside a finaliser, where Python drops every exception."""
         nonlocal last
         if isinstance(lost.exc_value, Interrupted):
             last = -math.inf
