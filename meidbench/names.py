@@ -18,6 +18,10 @@ IMPORT_FORMATS = ("table", "lists", "mmaction2")
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 PROTOCOLS = ("tie-aware", "apmeter", "charades")
 BACKBONES = {"resnet101": 2048, "resnet50": 2048, "tsm-resnet50": 2048}  # with the numbers per row
+# Prefixes of encoders' names, and the packages that make them; each prefix is also an extra and a module of encoders/.
+ENCODER_LIBRARIES = {"timm": "timm", "hf": "transformers", "openclip": "open_clip"}
+# Of encoders with one row per clip: clips per video, and the step between their frames, as VideoMAE is trained.
+CLIPS, CLIP_STRIDE = 10, 4
 EXTRACTED_DTYPES = ("float16", "float32")
 STORED_DTYPES = (*EXTRACTED_DTYPES, "int8")
 PRECISIONS = ("fp32", "bf16", "fp16")

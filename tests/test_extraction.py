@@ -68,14 +68,14 @@ def test_features_are_those_of_the_plain_script(clips, tmp_path, request, size):
     extract_features(only, tmp_path / "f.h5", extractor, workers=2)
     source = open_features(tmp_path / "f.h5")
     model = build("resnet50")
-    load_weights(model, extractor.backbone, "random", seed=3)
+    load_weights(model, extractor.encoder, "random", seed=3)
     for video in only:
         if video.is_folder:
             images = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(video.path.iterdir())]
         else:
             images = decode_plainly(video.path)
         chosen = np.linspace(0, len(images) - 1, 5).astype(int)
-        expected = plain_features([images[index] for index in chosen], model, extractor.backbone.preprocessing)
+        expected = plain_features([images[index] for index in chosen], model, extractor.encoder.preprocessing)
         assert expected.shape == (5, 2048) and expected.std() > 0.01
         np.testing.assert_allclose(source.read(video.video_id), expected, rtol=0, atol=1e-4)
     first = [0, 4, 9, 14, 19] if size == "small" else [0, 0, 1, 1, 2]

@@ -19,8 +19,9 @@ from meidbench.extraction import extraction
 from meidbench.extraction.decoder_pool import FrameBatch, RowsCounted, VideoFinished, VideoRestarted
 from meidbench.extraction.decoding import count_rows, read_frames
 from meidbench.extraction.encoders.backbones import BACKBONES, ResNet
+from meidbench.extraction.encoders.encoder import Encoder
 from meidbench.extraction.encoders.extractor import Extractor
-from meidbench.extraction.encoders.preprocessing import Preprocessing, Preprocessor
+from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing, Preprocessor
 from meidbench.extraction.frames import FrameRule, Restart, find_crop_window
 from meidbench.extraction.videos import find_videos
 from meidbench.features import store
@@ -34,7 +35,7 @@ class TinyExtractor(Extractor):
     """Averages over an 8 x 8 grid of each channel, 192 numbers per row, padded to the width of a real backbone."""
 
     def __init__(self, rule="uniform", frames=6, batch_size=4, dtype="float32"):
-        self.backbone = BACKBONES["resnet50"]
+        self.encoder = Encoder(torch.nn.Identity(), BACKBONES["resnet50"].dim, IMAGENET)
         self.rule = FrameRule.from_text(rule, frames=frames)
         self.folder_fps = 24.0
         self.dtype = dtype
@@ -47,7 +48,7 @@ class TinyExtractor(Extractor):
     def encode(self, crops):
         self.batches.append(len(crops))
         grid = torch.nn.functional.avg_pool2d(crops.float(), 28).flatten(1)
-        return torch.nn.functional.pad(grid, (0, self.backbone.dim - grid.shape[1]))
+        return torch.nn.functional.pad(grid, (0, self.encoder.dim - grid.shape[1]))
 
 
 class PoolInThisProcess:

@@ -32,7 +32,7 @@ from meidbench.cli.parameters import (
     report,
 )
 from meidbench.errors import FeatureError, MeidbenchError, bullet_list, escape_controls, first_few, write_count
-from meidbench.names import BACKBONES, EXTRACTED_DTYPES, PRECISIONS, STORED_DTYPES
+from meidbench.names import BACKBONES, CLIP_STRIDE, CLIPS, EXTRACTED_DTYPES, PRECISIONS, STORED_DTYPES
 
 if TYPE_CHECKING:
     from meidbench.extraction.extraction import ExtractionSummary
@@ -61,19 +61,33 @@ def _split_ids(split: str | None) -> list[str] | None:
     "      --split charadeslt\n"
     "  meidbench extract-features Charades_v1_rgb/ --out charades_r50.h5 \\\n"
     "      --backbone resnet50 --precision fp16\n"
+    "  meidbench extract-features Charades_v1_480/ --out charades_clip.h5 \\\n"
+    "      --backbone hf:openai/clip-vit-base-patch16\n"
+    "  meidbench extract-features videos/ --out videomae.h5 \\\n"
+    "      --backbone hf:MCG-NJU/videomae-base --clips 10\n"
     "  torchrun --nproc-per-node 8 -m meidbench \\\n"
     "      extract-features videos/ --out videos.h5",
 )
 @click.argument("videos", metavar="VIDEOS", type=INPUT_FOLDER)
 @_out(metavar="FILE.h5", help="The feature file.")
 @click.option("--split", type=SPLIT, help="Take only the videos of this split (a file, or a built benchmark's name).")
-@option_with_default("--backbone", type=click.Choice(tuple(BACKBONES)), default="resnet101")
+@option_with_default(
+    "--backbone",
+    default="resnet101",
+    metavar="NAME",
+    help=f"The encoder: {', '.join(BACKBONES)}, timm:MODEL, hf:NAME or hf:FOLDER (Hugging Face), openclip:MODEL/TAG, or "
+    "python:FILE.py with make_encoder(). @REVISION after a name pins a revision.",
+)
 @option_with_default(
     "--frames", type=click.IntRange(1, 1_000_000), default=200, help="Rows per video (uniform, uniform-time)."
 )
 @option_with_default(
     "--sampling", default="uniform", metavar="uniform|uniform-time|all|fps=N", help="Which frames are taken."
 )
+@option_with_default(
+    "--clips", type=_COUNT, default=CLIPS, help="Clips per video, evenly spaced, of encoders that give one row per clip."
+)
+@option_with_default("--clip-stride", type=_COUNT, default=CLIP_STRIDE, help="Every how many frames a clip takes one.")
 @option_with_default(
     "--weights",
     type=_WEIGHTS,
@@ -95,8 +109,8 @@ def _split_ids(split: str | None) -> list[str] | None:
 @click.option("--retry-failed", is_flag=True, help="Try again the videos that failed in an earlier run.")
 @as_json
 def extract_features(
-    videos: Path, out: Path, split: str | None, backbone: str, frames: int, sampling: str, weights: str,
-    seed: int | None, device: str, precision: str, dtype: str, batch_size: int | None, workers: int | None,
+    videos: Path, out: Path, split: str | None, backbone: str, frames: int, sampling: str, clips: int,
+    clip_stride: int, weights: str, seed: int | None, device: str, precision: str, dtype: str, batch_size: int | None, workers: int | None,
     folder_fps: float, timeout: float, shard: str | None, retry_failed: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Extract frame features of all videos below VIDEOS into one file.
@@ -123,22 +137,27 @@ def extract_features(
     for line in found.describe_left_out():
         report(line)
 
-    from meidbench.extraction.encoders.extractor import Extractor
+    from meidbench.extraction.encoders.encoder import check_encoder_name, load_encoder
+    from meidbench.extraction.encoders.extractor import Extractor, choose_device, default_rule
     from meidbench.extraction.extraction import extract_features as extract
 
+    check_encoder_name(backbone)
     if device == "auto" and "LOCAL_RANK" in os.environ:
         import torch
 
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         device = f"cuda:{int(os.environ['LOCAL_RANK']) % count}" if count else "cpu"
+    choose_device(device)  # before weights are downloaded
     display = Display()
     try:
-        extractor = Extractor(
-            backbone, weights, seed=seed, rule=rule, folder_fps=folder_fps, device=device, precision=precision,
-            batch_size=batch_size, dtype=dtype, progress=display.progress, report=report,
-        )  # fmt: skip
+        encoder = load_encoder(backbone, weights, seed=seed, progress=display.progress, report=report)
     finally:
         display.close()
+    _check_sampling(encoder.row_per_clip, backbone)
+    extractor = Extractor(
+        encoder, rule=default_rule(encoder, clips, clip_stride) if encoder.row_per_clip else rule,
+        folder_fps=folder_fps, device=device, precision=precision, batch_size=batch_size, dtype=dtype,
+    )  # fmt: skip
     title = "extracting" if own is None else f"extracting {own}"
     with progress_bar(title, len(found.videos if own is None else own.select(found.videos))) as progress:
         summary = extract(
@@ -147,6 +166,17 @@ def extract_features(
         )  # fmt: skip
     # torchrun ends all processes where one fails, so that only the merge fails for problems of the videos.
     _conclude(summary, found.missing, as_json, fail=shard is not None or own is None)
+
+
+def _check_sampling(row_per_clip: bool, backbone: str) -> None:
+    """Refuse options that the encoder does not use."""
+    context = click.get_current_context()
+    unused = ("frames", "sampling") if row_per_clip else ("clips", "clip_stride")
+    given = [name for name in unused if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
+    if given:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        rows = "one row per clip (--clips)" if row_per_clip else "one row per frame (--frames, --sampling)"
+        raise click.UsageError(f"{named}: {backbone} gives {rows}")
 
 
 def _conclude(

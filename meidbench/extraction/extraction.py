@@ -287,14 +287,14 @@ def extract_features(
             report(f"nothing is left for shard {shard}: there are fewer videos than processes")
             return ExtractionSummary(out)
     out = _prepare_output(out, (video.path for video in videos))
-    resize, crop = extractor.backbone.preprocessing.resize, extractor.backbone.preprocessing.crop
+    resize, crop = extractor.encoder.preprocessing.resize, extractor.encoder.preprocessing.crop
     settings = DecodingSettings(extractor.rule, extractor.folder_fps, resize, crop, timeout, slot_bytes)
     make_pool = partial(DecoderPool, settings=settings, processes=workers or default_workers(extractor.device))
     layout = Layout(
         video_ids=tuple(video.video_id for video in videos),
         rows=_find_row_counts(videos, out, recipe, extractor, make_pool, retry_failed, report),
         fixed=extractor.rule.fixed_rows is not None,
-        dim=extractor.backbone.dim,
+        dim=extractor.encoder.dim,
         dtype=extractor.dtype,
         timed=True,
         source_sizes=np.array([video.size for video in videos], np.int64),

@@ -1,6 +1,7 @@
 """The rule that chooses frames of a video, one decoded frame, and the result of decoding a video."""
 
 import math
+import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,9 +13,9 @@ from meidbench.checks import is_whole_number
 from meidbench.errors import FeatureError
 from meidbench.features.frame_sampling import uniform_indices
 
-FRAME_RULES = ("uniform", "uniform-time", "all", "fps")
+FRAME_RULES = ("uniform", "uniform-time", "all", "fps", "clips")
 _FIXED = ("uniform", "uniform-time")
-_FORMS = "uniform or uniform-time (or with =N), all, fps=RATE such as fps=2.5"
+_FORMS = "uniform or uniform-time (or with =N), all, fps=RATE such as fps=2.5, clips=NxFRAMES/STRIDE such as clips=10x16/4"
 _HIGHEST_RATE = 1000.0
 # Matroska rounds times to whole milliseconds, the first frame's as well.
 _ROUNDING = 1e-3
@@ -32,11 +33,14 @@ class FrameRule:
     kind : str
         ``uniform`` takes ``frames`` evenly spaced frames, and repeats some where the video has fewer; ``uniform-time``
         takes the frames shown at ``frames`` evenly spaced times; ``all`` takes every frame; ``fps`` takes ``rate``
-        frames per second, each time the frame that is shown then.
+        frames per second, each time the frame that is shown then; ``clips`` takes ``clips`` evenly spaced clips of
+        ``frames`` frames each, every ``stride``-th of the video.
     frames : int
-        Number of frames for ``uniform`` and ``uniform-time``; 0 for the others.
+        Number of frames for ``uniform`` and ``uniform-time``, of each clip for ``clips``; 0 for the others.
     rate : float
         Frames per second for ``fps``, at most 1000; 0 for the others.
+    clips, stride : int
+        For ``clips``; 0 for the others.
 
     Examples
     --------
@@ -50,11 +54,19 @@ class FrameRule:
     kind: str = "uniform"
     frames: int = 0
     rate: float = 0.0
+    clips: int = 0
+    stride: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in FRAME_RULES:
             raise FeatureError(f"unknown rule for frames: {self.kind!r}; known are {_FORMS}")
-        if self.kind in _FIXED:
+        if self.kind == "clips":
+            numbers = (self.clips, self.frames, self.stride)
+            if not all(is_whole_number(number, 1) for number in numbers):
+                raise FeatureError(f"clips need whole numbers of clips, frames and stride of at least 1, got {numbers}")
+        elif self.clips or self.stride:
+            raise FeatureError(f"{self.kind} takes no number of clips and no stride, got {self.clips!r}, {self.stride!r}")
+        elif self.kind in _FIXED:
             if not is_whole_number(self.frames, 1):
                 raise FeatureError(f"{self.kind} needs a whole number of frames of at least 1, got {self.frames!r}")
         elif self.frames:
@@ -72,16 +84,17 @@ class FrameRule:
         Parameters
         ----------
         text : str
-            ``uniform``, ``uniform=N``, ``uniform-time``, ``uniform-time=N``, ``all`` or ``fps=RATE``.
+            ``uniform``, ``uniform=N``, ``uniform-time``, ``uniform-time=N``, ``all``, ``fps=RATE`` or
+            ``clips=NxFRAMES/STRIDE``.
         frames : int
             Number of frames where the text gives none; 200 is the number of the Charades protocol.
 
         Examples
         --------
-        >>> FrameRule.from_text("uniform", frames=8)
-        FrameRule(kind='uniform', frames=8, rate=0.0)
-        >>> str(FrameRule.from_text("uniform=16"))
-        'uniform=16'
+        >>> str(FrameRule.from_text("uniform", frames=8))
+        'uniform=8'
+        >>> FrameRule.from_text("clips=2x3/2").choose(np.arange(9) / 25)
+        array([0, 2, 4, 4, 6, 8])
         """
         kind, separator, value = text.partition("=")
         try:
@@ -91,6 +104,8 @@ class FrameRule:
                 return cls("all")
             if kind == "fps":
                 return cls("fps", rate=float(value))
+            if found := re.fullmatch(r"(\d+)x(\d+)/(\d+)", value) if kind == "clips" else None:
+                return cls("clips", frames=int(found[2]), clips=int(found[1]), stride=int(found[3]))
         except FeatureError:
             raise
         except ValueError:
@@ -100,15 +115,20 @@ class FrameRule:
     def __str__(self) -> str:
         if self.kind in _FIXED:
             return f"{self.kind}={self.frames}"
+        if self.kind == "clips":
+            return f"clips={self.clips}x{self.frames}/{self.stride}"
         return f"fps={repr(float(self.rate)).removesuffix('.0')}" if self.kind == "fps" else self.kind
 
     @property
     def fixed_rows(self) -> int | None:
-        """Rows that every video gets, or None where that depends on the video."""
-        return self.frames if self.kind in _FIXED else None
+        """Rows that every video gets, one per frame or one per clip, or None where that depends on the video."""
+        return self.clips or (self.frames if self.kind in _FIXED else None)
 
     def choose(self, timestamps: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Choose a frame for every row: (rows,) int64, ascending; some may repeat.
+
+        For ``clips`` it is (clips * frames,), the frames of each clip in their order, clip after clip; clips of short
+        videos overlap.
 
         Parameters
         ----------
@@ -122,7 +142,9 @@ class FrameRule:
         seconds after the first frame, k = 0 to N - 1, where the last frame comes D seconds after the first; a single
         frame is the first one. ``fps`` takes the frames that are shown at 0, 1/rate, 2/rate, ... seconds after the
         first frame, up to the time of the last. A frame up to a millisecond late counts as shown, because containers
-        round.
+        round. ``clips`` follows the test protocol in VideoMAE's public code (Tong et al., NeurIPS 2022): of every
+        ``stride``-th frame, M in number, the last one repeated where there are fewer than F in a clip, clip k of K begins
+        at k (M - F) // (K - 1); a single clip lies in the middle.
         """
         times = np.asarray(timestamps, dtype=np.float64)
         if times.ndim != 1 or not times.size:
@@ -131,6 +153,12 @@ class FrameRule:
             return uniform_indices(len(times), self.frames)
         if self.kind == "all":
             return np.arange(len(times))
+        if self.kind == "clips":
+            strided = np.arange(0, len(times), self.stride)
+            spare = max(len(strided) - self.frames, 0)
+            starts = np.arange(self.clips) * spare // (self.clips - 1) if self.clips > 1 else np.array([spare // 2])
+            positions = starts[:, None] + np.arange(self.frames)
+            return strided[np.minimum(positions, len(strided) - 1)].ravel()
         if self.kind == "uniform-time":
             asked = np.linspace(0, times[-1] - times[0], self.frames)
         else:
@@ -161,8 +189,8 @@ class DecodingResult:
     or ``failed``: there are no rows.
     """
 
-    indices: npt.NDArray[np.int32]  # the source's frame of each row, ascending; some may repeat
-    timestamps: npt.NDArray[np.float64]  # of each row, in seconds since the first frame
+    indices: npt.NDArray[np.int32]  # the source's frame that each chosen frame is, as FrameRule.choose orders them
+    timestamps: npt.NDArray[np.float64]  # of each of them, in seconds since the first frame
     status: str
     reason: str  # in one line; empty for ok
     num_frames: int  # those that are shown and, after damage, could be decoded; of a folder, its images

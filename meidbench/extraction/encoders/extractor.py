@@ -1,4 +1,4 @@
-"""From decoded frames to rows of features: preprocessing and backbone, on one device."""
+"""From decoded frames to rows of features: preprocessing and encoder, on one device."""
 
 import platform
 import re
@@ -14,14 +14,14 @@ from torch import Tensor
 from meidbench.checks import one_of
 from meidbench.errors import FeatureError, RequestError
 from meidbench.extraction.decoding import check_folder_fps, decoder_versions, read_frames
-from meidbench.extraction.encoders.backbones import build, find_backbone, for_inference
+from meidbench.extraction.encoders.backbones import for_inference
+from meidbench.extraction.encoders.encoder import Encoder, FrameTransform, load_encoder
 from meidbench.extraction.encoders.preprocessing import Preprocessor, normalise
-from meidbench.extraction.encoders.weights import load_weights
 from meidbench.extraction.frames import CropWindow, DecodingResult, FrameRule, Restart, find_crop_window
 from meidbench.extraction.videos import Video
 from meidbench.features.feature_file import DTYPES, Recipe
 from meidbench.features.records import VideoRows
-from meidbench.names import EXTRACTED_DTYPES, WITHOUT_VIDEOS
+from meidbench.names import CLIP_STRIDE, CLIPS, EXTRACTED_DTYPES, WITHOUT_VIDEOS
 
 # On a CPU small batches take no longer than large ones, and use less memory.
 _BATCH_CPU, _BATCH_GPU = 8, 256
@@ -42,20 +42,28 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def default_rule(encoder: Encoder, clips: int = CLIPS, stride: int = CLIP_STRIDE) -> FrameRule:
+    """Return the rule for frames that an encoder takes where none is named."""
+    if encoder.row_per_clip:
+        return FrameRule("clips", frames=encoder.clip, clips=clips, stride=stride)
+    return FrameRule("uniform", frames=200)
+
+
 class Extractor:
-    """A backbone with its weights, ready to turn frames into rows.
+    """An encoder on a device, ready to turn frames into rows.
 
     Batches never mix videos: a video's rows depend on the video alone, not on the other videos, their order, or the
     number of processes.
 
     Parameters
     ----------
-    backbone : str
-        A key of ``BACKBONES``.
+    encoder : str or Encoder
+        By its name or loaded; see ``load_encoder``.
     weights, seed, **options
-        As for ``load_weights``.
+        As for ``load_encoder``, where the encoder is a name.
     rule : FrameRule, optional
-        Which frames are taken; 200 evenly spaced ones by default.
+        Which frames are taken. By default 200 evenly spaced ones; of an encoder with one row per clip, 10 evenly spaced
+        clips of every 4th frame. It must be ``clips`` exactly for such an encoder.
     folder_fps : float
         Frames per second of folders of images.
     device : str
@@ -63,14 +71,13 @@ class Extractor:
     precision : str
         ``fp32``, or ``bf16`` or ``fp16`` by autocast.
     batch_size : int, optional
-        Frames per batch, of one video; 8 on a CPU, 256 on a GPU.
+        Frames per batch, of one video; by default about 8 on a CPU and 256 on a GPU, always whole clips.
     dtype : str
         Of the rows, ``float16`` or ``float32``.
 
     Attributes
     ----------
-    backbone : Backbone
-    weights : LoadedWeights
+    encoder : Encoder
     recipe : dict
         Everything that the rows depend on, for the feature file.
 
@@ -82,7 +89,7 @@ class Extractor:
 
     def __init__(
         self,
-        backbone: str = "resnet101",
+        encoder: str | Encoder = "resnet101",
         weights: str = "default",
         *,
         seed: int | None = None,
@@ -94,30 +101,33 @@ class Extractor:
         dtype: str = "float16",
         **options: Any,
     ) -> None:
-        self.backbone = find_backbone(backbone)
-        self.rule = rule or FrameRule("uniform", frames=200)
+        if isinstance(encoder, str):
+            encoder = load_encoder(encoder, weights, seed=seed, **options)
+        self.encoder = encoder
+        self.rule = rule or default_rule(encoder)
+        if (self.rule.kind == "clips") != encoder.row_per_clip:
+            expected = "clips (--clips N)" if encoder.row_per_clip else "single frames"
+            raise FeatureError(f"{encoder.name} takes {expected}, not {self.rule}")
+        if encoder.row_per_clip and self.rule.frames != encoder.clip:
+            raise FeatureError(f"a clip of {encoder.name} has {encoder.clip} frames, in {self.rule} {self.rule.frames}")
         check_folder_fps(folder_fps)
         self.folder_fps = folder_fps
         self.dtype = one_of("dtype of extracted features", dtype, EXTRACTED_DTYPES, FeatureError)
         self.device = choose_device(device)
-        self.batch_size = batch_size or (_BATCH_CPU if self.device.type == "cpu" else _BATCH_GPU)
-        if self.batch_size < 1 or self.batch_size % self.backbone.clip:
+        usual = _BATCH_CPU if self.device.type == "cpu" else _BATCH_GPU
+        self.batch_size = batch_size or max(usual // encoder.clip, 1) * encoder.clip
+        if self.batch_size < 1 or self.batch_size % encoder.clip:
             raise FeatureError(
-                f"the batch size of {backbone} must be a multiple of {self.backbone.clip}, got {self.batch_size}"
+                f"the batch size of {encoder.name} must be a multiple of {encoder.clip}, got {self.batch_size}"
             )
-        model = build(backbone)
-        self.weights = load_weights(model, self.backbone, weights, seed=seed, **options)
-        self._model = for_inference(model, self.device, precision)
-        self._preprocessor = Preprocessor(self.device, self.backbone.preprocessing)
+        self._model = for_inference(encoder.network, self.device, precision)
+        if not isinstance(encoder.preprocessing, FrameTransform):
+            self._preprocessor = Preprocessor(self.device, encoder.preprocessing)
         self.recipe: Recipe = {
             "made_by": "extract-features",
-            "backbone": backbone,
-            "weights": self.weights.name,
-            "weights_sha256": self.weights.sha256,
-            "layer": self.backbone.layer,
+            **encoder.to_recipe(),
             "sampling": str(self.rule),
             "folder_fps": self.folder_fps,
-            "preprocessing": self.backbone.preprocessing.to_recipe(),
             "precision": precision,
             "dtype": dtype,
             "libraries": {
@@ -126,6 +136,7 @@ class Extractor:
                 "numpy": np.__version__,
                 "h5py": version("h5py"),
                 **decoder_versions(),
+                **encoder.libraries,
             },
         }
 
@@ -134,7 +145,7 @@ class Extractor:
         """Make the extractor that a feature file was made with, from the file's recipe.
 
         The weights are by default those that the recipe names; ``options`` are ``seed``, ``device``, ``batch_size`` and
-        those of ``load_weights``. FeatureError: the file was not extracted from videos, or the weights are others.
+        those of ``load_encoder``. FeatureError: the file was not extracted from videos, or the weights are others.
         """
         if what := WITHOUT_VIDEOS.get(str(recipe.get("backbone"))):
             raise FeatureError(f"these features are {what}: there are no videos that they were extracted from")
@@ -146,34 +157,44 @@ class Extractor:
         extractor = cls(
             recipe["backbone"],
             weights or recipe["weights"],
+            revision=recipe.get("revision", ""),
             rule=FrameRule.from_text(recipe["sampling"]),
             folder_fps=recipe["folder_fps"],
             precision=recipe["precision"],
             dtype=recipe["dtype"],
             **options,
         )
-        if extractor.weights.sha256 != recipe["weights_sha256"]:
+        if extractor.encoder.weights.sha256 != recipe["weights_sha256"]:
             raise FeatureError(
-                f"these weights are others than those of the file: sha256 {extractor.weights.sha256}, expected "
+                f"these weights are others than those of the file: sha256 {extractor.encoder.weights.sha256}, expected "
                 f"{recipe['weights_sha256']} ({recipe['weights']}); name the right ones with --weights"
             )
         return extractor
 
     def crop(self, frames: Tensor, window: CropWindow) -> Tensor:
-        """Resize and crop frames on the device: (n, h, w, 3) uint8 of the window to (n, 3, crop, crop) uint8."""
+        """Preprocess frames: (n, h, w, 3) uint8 of the window to n crops for ``encode``, on the device.
+
+        Crops are (n, 3, crop, crop) uint8, or (n, 3, H, W) float32 where the encoder has a ``FrameTransform``.
+        """
+        transform = self.encoder.preprocessing
+        if isinstance(transform, FrameTransform):
+            return torch.stack([transform.function(frame) for frame in frames.cpu().numpy()]).to(self.device)
         return self._preprocessor.resize(frames, window)
 
     def encode(self, crops: Tensor) -> Tensor:
-        """Compute (n, D) float32 rows on the device from (n, 3, crop, crop) uint8 crops of one batch."""
-        short = -len(crops) % self.backbone.clip
+        """Compute float32 rows on the device from n crops of one batch: (n, dim), or one row per clip."""
+        short = -len(crops) % self.encoder.clip
         if short:  # the last clip of a video is filled up with its last frame
             crops = torch.cat([crops, crops[-1:].expand(short, -1, -1, -1)])
-        pixels = normalise(crops, self.backbone.preprocessing, channels_last=True)
-        return self._model(pixels)[: len(crops) - short]  # type: ignore[no-any-return]
+        transform = self.encoder.preprocessing
+        if not isinstance(transform, FrameTransform):
+            crops = normalise(crops, transform, channels_last=True)
+        rows: Tensor = self._model(crops)
+        return rows if self.encoder.row_per_clip else rows[: len(crops) - short]
 
     def extract(self, video: Video) -> VideoRows:
         """Decode and extract one video in this process; the result is that of a feature file."""
-        resize, crop = self.backbone.preprocessing.resize, self.backbone.preprocessing.crop
+        resize, crop = self.encoder.preprocessing.resize, self.encoder.preprocessing.crop
         stream = read_frames(video, self.rule, folder_fps=self.folder_fps)
         encoding = VideoEncoding(self)
         while True:
@@ -200,7 +221,7 @@ class VideoEncoding:
         self._num_waiting = 0
         self._rows: list[Tensor] = []
         # A clip consists of rows, which may repeat a frame; the repetitions are known only at the end.
-        self._in_one_piece = extractor.backbone.clip > 1 and extractor.rule.kind != "all"
+        self._in_one_piece = extractor.encoder.clip > 1 and extractor.rule.kind != "all"
 
     def add(self, indices: npt.NDArray[np.int64], crops: Tensor) -> None:
         """Add crops of frames, ascending; full batches are encoded at once."""
@@ -222,9 +243,9 @@ class VideoEncoding:
         positions = torch.from_numpy(np.searchsorted(np.concatenate(self._indices), result.indices))
         if self._num_waiting:
             crops = torch.cat(self._crops)
-            if self._in_one_piece:
-                crops = crops[positions.to(crops.device)]
-            self._rows += [extractor.encode(batch) for batch in torch.split(crops, extractor.batch_size)]
+            order = positions if self._in_one_piece else torch.arange(len(crops))
+            batches = torch.split(order.to(crops.device), extractor.batch_size)
+            self._rows += [extractor.encode(crops[batch]) for batch in batches]
         rows = torch.cat(self._rows)
         if not self._in_one_piece:
             rows = rows[positions.to(rows.device)]
@@ -232,6 +253,7 @@ class VideoEncoding:
         stored = rows.to(torch.float16 if extractor.dtype == "float16" else torch.float32)
         finite = torch.isfinite(stored).all()
         arrived = None
+        step = extractor.encoder.clip if extractor.encoder.row_per_clip else 1  # the first frame stands for a clip
         if stored.is_cuda:
             stored = torch.empty(stored.shape, dtype=stored.dtype, pin_memory=True).copy_(stored, non_blocking=True)
             finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
@@ -248,8 +270,8 @@ class VideoEncoding:
                 rows=stored.numpy(),
                 status=result.status,
                 reason=result.reason,
-                frame_indices=result.indices,
-                timestamps=result.timestamps,
+                frame_indices=result.indices[::step],
+                timestamps=result.timestamps[::step],
                 num_source_frames=result.num_frames,
                 corrupt_frames=result.corrupt_frames,
             )
@@ -259,7 +281,7 @@ class VideoEncoding:
 
 def _failed_rows(extractor: Extractor, result: DecodingResult, reason: str) -> VideoRows:
     return VideoRows(
-        rows=np.empty((0, extractor.backbone.dim), DTYPES[extractor.dtype]),
+        rows=np.empty((0, extractor.encoder.dim), DTYPES[extractor.dtype]),
         status="failed",
         reason=reason,
         num_source_frames=result.num_frames,

@@ -140,7 +140,6 @@ def _load_random(model: nn.Module, backbone: Backbone, seed: int | None, report:
         )
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
-    digest = hashlib.sha256()
     for key, value in model.state_dict().items():
         if value.ndim > 1:
             # He et al., ICCV 2015, equation 10.
@@ -151,11 +150,24 @@ def _load_random(model: nn.Module, backbone: Backbone, seed: int | None, report:
             state[key] = torch.full(value.shape, 0.25 if key.endswith("bn3.weight") else 1.0)
         else:
             state[key] = torch.zeros_like(value)
-        digest.update(f"{key} {state[key].dtype} {tuple(value.shape)}\n".encode())
-        digest.update(state[key].view(-1).numpy().tobytes())
     model.load_state_dict(state)
     report(f"{backbone.name} has RANDOM weights (seed {seed}): its features mean nothing and are for tests only")
-    return LoadedWeights(RANDOM, digest.hexdigest(), f"random, seed {seed}")
+    return LoadedWeights(RANDOM, state_digest(state), f"random, seed {seed}")
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the keys, types, shapes and bytes of a state dict, 64 hexadecimal digits.
+
+    Examples
+    --------
+    >>> state_digest({"a": torch.zeros(2)})[:8], state_digest({"a": torch.zeros(2, 1)})[:8]
+    ('da53f451', '1a94e2ee')
+    """
+    digest = hashlib.sha256()
+    for key, value in state.items():
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _load_file(
