@@ -12,7 +12,7 @@ from PIL import Image
 import meidbench.extraction.encoders.preprocessing as preprocessing
 from meidbench.errors import FeatureError
 from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing, Preprocessor, normalise
-from meidbench.extraction.frames import find_crop_window
+from meidbench.extraction.frames import Geometry, find_crop_window
 
 SIZES = [
     (480, 640), (640, 480), (240, 320), (1080, 1920), (360, 202), (720, 405), (999, 281),
@@ -43,7 +43,7 @@ def by_pillow(frame, resize=256, crop=224, *, at_once=False):
 
 def by_product(frames, resize=256, crop=224):
     frames = frames if frames.ndim == 4 else frames[None]
-    window = find_crop_window(*frames.shape[1:3], resize, crop)
+    window = find_crop_window(*frames.shape[1:3], Geometry(resize, crop))
     cut = np.ascontiguousarray(frames[:, window.top : window.bottom, window.left : window.right])
     crops = Preprocessor("cpu", Preprocessing(resize, crop)).resize(torch.from_numpy(cut), window)
     assert crops.dtype == torch.uint8 and crops.shape == (len(frames), 3, crop, crop)
@@ -116,7 +116,7 @@ def test_temporaries_are_bounded(monkeypatch):
     """No product exceeds the bound, for any number of frames."""
     largest = []
     rounded = preprocessing._round
-    monkeypatch.setattr(preprocessing, "_round", lambda sums: largest.append(sums.nbytes) or rounded(sums))
+    monkeypatch.setattr(preprocessing, "_round", lambda sums, clip: largest.append(sums.nbytes) or rounded(sums, clip))
     monkeypatch.setattr(preprocessing, "_TEMPORARY_BYTES_CPU", 1 << 22)
     by_product(np.zeros((40, 60, 80, 3), dtype=np.uint8))
     assert len(largest) > 14 and max(largest) <= 1 << 22
@@ -198,7 +198,7 @@ def test_impossible_lengths_are_refused(lengths):
     with pytest.raises(FeatureError, match="1 <= crop <= resize"):
         Preprocessor("cpu", Preprocessing(*lengths))
     with pytest.raises(FeatureError, match="1 <= crop <= resize"):
-        find_crop_window(480, 640, *lengths)
+        Geometry(*lengths)
 
 
 @pytest.mark.parametrize("size", [(0, 640), (480, -1), (480.5, 640)])

@@ -82,7 +82,7 @@ class PoolInThisProcess:
             if isinstance(frame, Restart):
                 yield VideoRestarted(job)
                 continue
-            window = find_crop_window(*frame.image.shape[:2], self.settings.resize, self.settings.crop)
+            window = find_crop_window(*frame.image.shape[:2], self.settings.geometry)
             pixels = frame.image[None, window.top : window.bottom, window.left : window.right]
             yield FrameBatch(job, np.array([frame.index]), pixels, window, lambda: None)
 

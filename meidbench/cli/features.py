@@ -85,7 +85,10 @@ def _split_ids(split: str | None) -> list[str] | None:
     "--sampling", default="uniform", metavar="uniform|uniform-time|all|fps=N", help="Which frames are taken."
 )
 @option_with_default(
-    "--clips", type=_COUNT, default=CLIPS, help="Clips per video, evenly spaced, of encoders that give one row per clip."
+    "--clips",
+    type=_COUNT,
+    default=CLIPS,
+    help="Evenly spaced clips per video, of encoders with a row per clip.",
 )
 @option_with_default("--clip-stride", type=_COUNT, default=CLIP_STRIDE, help="Every how many frames a clip takes one.")
 @option_with_default(
@@ -110,8 +113,9 @@ def _split_ids(split: str | None) -> list[str] | None:
 @as_json
 def extract_features(
     videos: Path, out: Path, split: str | None, backbone: str, frames: int, sampling: str, clips: int,
-    clip_stride: int, weights: str, seed: int | None, device: str, precision: str, dtype: str, batch_size: int | None, workers: int | None,
-    folder_fps: float, timeout: float, shard: str | None, retry_failed: bool, as_json: bool,
+    clip_stride: int, weights: str, seed: int | None, device: str, precision: str, dtype: str,
+    batch_size: int | None, workers: int | None, folder_fps: float, timeout: float, shard: str | None,
+    retry_failed: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Extract frame features of all videos below VIDEOS into one file.
 

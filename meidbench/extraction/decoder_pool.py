@@ -19,7 +19,15 @@ from meidbench.checks import whole_number
 from meidbench.errors import FeatureError
 from meidbench.extraction import frames
 from meidbench.extraction.decoding import count_rows, read_frames
-from meidbench.extraction.frames import CROP, RESIZE, CropWindow, DecodingResult, Frame, FrameRule, Restart
+from meidbench.extraction.frames import (
+    IMAGENET_GEOMETRY,
+    CropWindow,
+    DecodingResult,
+    Frame,
+    FrameRule,
+    Geometry,
+    Restart,
+)
 from meidbench.extraction.videos import Video
 
 SLOT_BYTES = 16 << 20
@@ -72,8 +80,8 @@ class DecodingSettings:
 
     rule: FrameRule
     folder_fps: float = 24.0
-    resize: int = RESIZE  # frames are cut to the part that this resizing and cropping needs
-    crop: int = CROP
+    # Frames are cut to the part that this resizing and cropping needs; without it they stay whole.
+    geometry: Geometry | None = IMAGENET_GEOMETRY
     timeout: float = TIMEOUT_S  # seconds without a sign of life, then a process is killed and its video fails
     slot_bytes: int = SLOT_BYTES  # shared memory per slot; each process has two
 
@@ -336,7 +344,7 @@ class _Worker:
 
     def _add(self, frame: Frame) -> None:
         height, width = frame.image.shape[:2]
-        window = frames.find_crop_window(height, width, self._settings.resize, self._settings.crop)
+        window = frames.find_crop_window(height, width, self._settings.geometry)
         pixels = frame.image[window.top : window.bottom, window.left : window.right]
         slot_bytes = self._settings.slot_bytes
         if window != self._window or self._used + pixels.nbytes > slot_bytes:

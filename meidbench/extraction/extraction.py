@@ -287,8 +287,8 @@ def extract_features(
             report(f"nothing is left for shard {shard}: there are fewer videos than processes")
             return ExtractionSummary(out)
     out = _prepare_output(out, (video.path for video in videos))
-    resize, crop = extractor.encoder.preprocessing.resize, extractor.encoder.preprocessing.crop
-    settings = DecodingSettings(extractor.rule, extractor.folder_fps, resize, crop, timeout, slot_bytes)
+    geometry = extractor.encoder.preprocessing.geometry
+    settings = DecodingSettings(extractor.rule, extractor.folder_fps, geometry, timeout, slot_bytes)
     make_pool = partial(DecoderPool, settings=settings, processes=workers or default_workers(extractor.device))
     layout = Layout(
         video_ids=tuple(video.video_id for video in videos),

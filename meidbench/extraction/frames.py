@@ -4,23 +4,24 @@ import math
 import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add
 
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.checks import is_whole_number
+from meidbench.checks import is_whole_number, one_of
 from meidbench.errors import FeatureError
 from meidbench.features.frame_sampling import uniform_indices
 
 FRAME_RULES = ("uniform", "uniform-time", "all", "fps", "clips")
 _FIXED = ("uniform", "uniform-time")
-_FORMS = "uniform or uniform-time (or with =N), all, fps=RATE such as fps=2.5, clips=NxFRAMES/STRIDE such as clips=10x16/4"
+_FORMS = (
+    "uniform or uniform-time (or with =N), all, fps=RATE such as fps=2.5, clips=NxFRAMES/STRIDE such as clips=10x16/4"
+)
 _HIGHEST_RATE = 1000.0
 # Matroska rounds times to whole milliseconds, the first frame's as well.
 _ROUNDING = 1e-3
-RESIZE = 256
-CROP = 224
 _COEFFICIENT_BITS = 22
 
 
@@ -65,7 +66,9 @@ class FrameRule:
             if not all(is_whole_number(number, 1) for number in numbers):
                 raise FeatureError(f"clips need whole numbers of clips, frames and stride of at least 1, got {numbers}")
         elif self.clips or self.stride:
-            raise FeatureError(f"{self.kind} takes no number of clips and no stride, got {self.clips!r}, {self.stride!r}")
+            raise FeatureError(
+                f"{self.kind} takes no number of clips and no stride, got {self.clips!r}, {self.stride!r}"
+            )
         elif self.kind in _FIXED:
             if not is_whole_number(self.frames, 1):
                 raise FeatureError(f"{self.kind} needs a whole number of frames of at least 1, got {self.frames!r}")
@@ -143,8 +146,8 @@ class FrameRule:
         frame is the first one. ``fps`` takes the frames that are shown at 0, 1/rate, 2/rate, ... seconds after the
         first frame, up to the time of the last. A frame up to a millisecond late counts as shown, because containers
         round. ``clips`` follows the test protocol in VideoMAE's public code (Tong et al., NeurIPS 2022): of every
-        ``stride``-th frame, M in number, the last one repeated where there are fewer than F in a clip, clip k of K begins
-        at k (M - F) // (K - 1); a single clip lies in the middle.
+        ``stride``-th frame, M in number, clip k of K takes F from number k (M - F) // (K - 1) on; the last one is
+        repeated where M is below F; a single clip lies in the middle.
         """
         times = np.asarray(timestamps, dtype=np.float64)
         if times.ndim != 1 or not times.size:
@@ -158,7 +161,7 @@ class FrameRule:
             spare = max(len(strided) - self.frames, 0)
             starts = np.arange(self.clips) * spare // (self.clips - 1) if self.clips > 1 else np.array([spare // 2])
             positions = starts[:, None] + np.arange(self.frames)
-            return strided[np.minimum(positions, len(strided) - 1)].ravel()
+            return np.asarray(strided[np.minimum(positions, len(strided) - 1)].ravel())
         if self.kind == "uniform-time":
             asked = np.linspace(0, times[-1] - times[0], self.frames)
         else:
@@ -240,45 +243,112 @@ class ResizeKernel:
     coefficients: tuple[float, ...]
 
 
-@lru_cache(maxsize=1024, typed=True)
-def find_crop_window(height: int, width: int, resize: int = RESIZE, crop: int = CROP) -> CropWindow:
-    """Return the part of a frame that is needed to resize its short side to ``resize`` pixels and to cut its centre.
+@dataclass(frozen=True)
+class Geometry:
+    """The numbers of a resizing and a centre crop; others raise FeatureError.
 
-    Lengths below 1 and a crop larger than the resized side raise FeatureError.
+    Attributes
+    ----------
+    resize, crop : int
+        Length of the short side after resizing, and of the sides of the crop, in pixels; 1 <= crop <= resize.
+    filter : str
+        ``bilinear`` or ``bicubic``, both as Pillow's.
+    square : bool
+        Both sides become ``resize`` pixels long, without regard to the aspect ratio.
+    floor : bool
+        The crop begins at ``(size - crop) // 2``, as in transformers, instead of ``int(round((size - crop) / 2))``,
+        as in torchvision; this matters where ``size - crop`` is odd.
     """
-    rows, columns = compute_kernels(height, width, resize, crop)
+
+    resize: int = 256
+    crop: int = 224
+    filter: str = "bilinear"
+    square: bool = False
+    floor: bool = False
+
+    def __post_init__(self) -> None:
+        lengths = self.resize, self.crop
+        if not all(is_whole_number(length, 1) for length in lengths) or self.crop > self.resize:
+            raise FeatureError(
+                f"resize and crop must be whole numbers, 1 <= crop <= resize, not {lengths[0]!r} and {lengths[1]!r}"
+            )
+        one_of("filter for resizing", self.filter, tuple(_FILTERS), FeatureError)
+
+    def find_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width to which a frame is resized.
+
+        Examples
+        --------
+        >>> Geometry().find_size(480, 640), Geometry(square=True).find_size(480, 640)
+        ((256, 341), (256, 256))
+        """
+        if self.square:
+            return self.resize, self.resize
+        long = int(self.resize * max(height, width) / min(height, width))
+        return (long, self.resize) if height > width else (self.resize, long)
+
+    def find_offset(self, size: int) -> int:
+        """Return where the crop begins on a side of ``size`` pixels."""
+        return (size - self.crop) // 2 if self.floor else round((size - self.crop) / 2.0)
+
+
+def _triangle(x: float) -> float:
+    return max(1.0 - abs(x), 0.0)
+
+
+def _cubic(x: float) -> float:
+    """Keys's cubic with a = -0.5, in the order of Pillow's operations (``Resample.c``)."""
+    x = abs(x)
+    if x < 1.0:
+        return (1.5 * x - 2.5) * x * x + 1.0
+    return (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5 if x < 2.0 else 0.0
+
+
+# Name -> half its width and the function.
+_FILTERS: dict[str, tuple[float, Callable[[float], float]]] = {"bilinear": (1.0, _triangle), "bicubic": (2.0, _cubic)}
+IMAGENET_GEOMETRY = Geometry()
+
+
+@lru_cache(maxsize=1024, typed=True)
+def find_crop_window(height: int, width: int, geometry: Geometry | None = IMAGENET_GEOMETRY) -> CropWindow:
+    """Return the part of a frame that is needed to resize it and to cut its centre; without geometry, the whole frame.
+
+    Lengths below 1 raise FeatureError.
+    """
+    if geometry is None:
+        _check_frame(height, width)
+        return CropWindow(height, width, 0, height, 0, width)
+    rows, columns = compute_kernels(height, width, geometry)
     return CropWindow(height, width, *find_source_range(rows), *find_source_range(columns))
 
 
 @lru_cache(maxsize=64, typed=True)
 def compute_kernels(
-    height: int, width: int, resize: int, crop: int
+    height: int, width: int, geometry: Geometry
 ) -> tuple[tuple[ResizeKernel, ...], tuple[ResizeKernel, ...]]:
     """Return the kernels of the crop's rows and of its columns."""
-    check_lengths(resize, crop)
-    if not (is_whole_number(height, 1) and is_whole_number(width, 1)):
-        raise FeatureError(f"a frame has whole numbers of rows and columns, at least 1, not {height!r} and {width!r}")
-    long = int(resize * max(height, width) / min(height, width))
-    sizes = (long, resize) if height > width else (resize, long)
-    return _axis_kernels(height, sizes[0], crop), _axis_kernels(width, sizes[1], crop)
+    _check_frame(height, width)
+    resized_height, resized_width = geometry.find_size(height, width)
+    return _axis_kernels(height, resized_height, geometry), _axis_kernels(width, resized_width, geometry)
 
 
-def _axis_kernels(length: int, size: int, crop: int) -> tuple[ResizeKernel, ...]:
-    """Return the kernels of the ``crop`` central outputs when ``length`` pixels are resized to ``size``."""
+def _axis_kernels(length: int, size: int, geometry: Geometry) -> tuple[ResizeKernel, ...]:
+    """Return the kernels of the central outputs when ``length`` pixels are resized to ``size``."""
+    half_width, weigh = _FILTERS[geometry.filter]
     scale = length / size
-    reach = max(scale, 1.0)
-    offset = round((size - crop) / 2.0)
+    stretch = max(scale, 1.0)
+    reach = half_width * stretch
+    offset = geometry.find_offset(size)
     one = 1 << _COEFFICIENT_BITS
     kernels = []
-    for output in range(offset, offset + crop):
+    for output in range(offset, offset + geometry.crop):
         centre = (output + 0.5) * scale
         start = max(int(centre - reach + 0.5), 0)
         stop = min(int(centre + reach + 0.5), length)
         # Divided by multiplying with the inverse, as Pillow does: the last bit may decide a coefficient.
-        distances = ((pixel - centre + 0.5) * (1.0 / reach) for pixel in range(start, stop))
-        weights = [max(1.0 - abs(distance), 0.0) for distance in distances]
-        total = sum(weights)
-        coefficients = tuple(math.floor(weight / total * one + 0.5) / one for weight in weights)
+        weights = [weigh((pixel - centre + 0.5) * (1.0 / stretch)) for pixel in range(start, stop)]
+        total = reduce(add, weights)  # not sum, which compensates for rounding from Python 3.12 on
+        coefficients = tuple(int(weight / total * one + math.copysign(0.5, weight)) / one for weight in weights)
         kernels.append(ResizeKernel(start, coefficients))
     return tuple(kernels)
 
@@ -288,7 +358,6 @@ def find_source_range(kernels: tuple[ResizeKernel, ...]) -> tuple[int, int]:
     return min(kernel.start for kernel in kernels), max(kernel.start + len(kernel.coefficients) for kernel in kernels)
 
 
-def check_lengths(resize: int, crop: int) -> None:
-    """Refuse lengths to which no image can be resized and cropped."""
-    if not (is_whole_number(resize, 1) and is_whole_number(crop, 1)) or crop > resize:
-        raise FeatureError(f"resize and crop must be whole numbers, 1 <= crop <= resize, not {resize!r} and {crop!r}")
+def _check_frame(height: int, width: int) -> None:
+    if not (is_whole_number(height, 1) and is_whole_number(width, 1)):
+        raise FeatureError(f"a frame has whole numbers of rows and columns, at least 1, not {height!r} and {width!r}")

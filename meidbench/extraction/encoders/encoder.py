@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from meidbench.names import ENCODER_LIBRARIES, DownloadProgress, Report
 
 _OWN_FILE = "python"
 _MAKER = "make_encoder"
+_OF_NETWORK = LoadedWeights("", "", "")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class FrameTransform:
 
     function: Callable[[npt.NDArray[np.uint8]], Tensor]
     description: str
+    geometry: ClassVar[None] = None  # whole frames
 
     def to_recipe(self) -> dict[str, Any]:
         """Return the entry of a feature file's recipe."""
@@ -52,8 +54,8 @@ class Encoder:
     Attributes
     ----------
     network : nn.Module
-        Maps (n, 3, height, width) preprocessed images to (n, dim) rows. The frames of each clip lie in their order, clip
-        after clip; with ``row_per_clip`` the rows are (n / clip, dim). FeatureError: it is in training mode.
+        Maps (n, 3, height, width) preprocessed images to (n, dim) rows, in evaluation mode. The frames of each clip lie
+        in their order, clip after clip; with ``row_per_clip`` the rows are (n / clip, dim).
     dim : int
         Numbers per row.
     preprocessing : Preprocessing or FrameTransform
@@ -80,14 +82,14 @@ class Encoder:
     clip: int = 1
     row_per_clip: bool = False
     name: str = ""
-    weights: LoadedWeights = LoadedWeights("", "", "")
+    weights: LoadedWeights = _OF_NETWORK
     revision: str = ""
     libraries: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         whole_number("dim", self.dim, 1, FeatureError)
         whole_number("clip", self.clip, 1, FeatureError)
-        if not self.weights.sha256:
+        if self.weights is _OF_NETWORK:
             own = LoadedWeights("default", state_digest(self.network.state_dict()), self.name or "own")
             object.__setattr__(self, "weights", own)
 
@@ -141,8 +143,8 @@ def load_encoder(
     Parameters
     ----------
     name : str
-        A key of ``BACKBONES``; ``timm:MODEL``, ``hf:NAME`` (a model on the Hugging Face hub) or ``openclip:MODEL/TAG``,
-        each with ``@REVISION`` where one is meant; ``hf:FOLDER``, ``timm:FOLDER``; or ``python:FILE.py``, whose function
+        A key of ``BACKBONES``; ``timm:MODEL``, ``hf:NAME`` (on the Hugging Face hub) or ``openclip:MODEL/TAG``, each
+        with ``@REVISION`` where one is meant; ``hf:FOLDER``, ``timm:FOLDER``; or ``python:FILE.py``, whose function
         ``make_encoder()`` returns an :class:`Encoder`.
     weights : str
         ``default``; ``random``, which needs a ``seed``; a published name or a file. A library may take less.
@@ -186,7 +188,9 @@ def load_text_encoder(name: str, *, revision: str = "", report: Report | None = 
     rest, asked = _split_revision(rest)
     library = _import_library(name)
     if not hasattr(library, "load_text"):
-        raise FeatureError(f"models of {prefix}: have no text encoder; those of hf:NAME and openclip:MODEL/TAG have one")
+        raise FeatureError(
+            f"models of {prefix}: have no text encoder; those of hf:NAME and openclip:MODEL/TAG have one"
+        )
     found: TextEncoder = library.load_text(rest, revision=revision or asked, report=report or (lambda line: None))
     return replace(found, name=f"{prefix}:{rest}")
 

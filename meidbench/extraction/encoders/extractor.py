@@ -194,7 +194,7 @@ class Extractor:
 
     def extract(self, video: Video) -> VideoRows:
         """Decode and extract one video in this process; the result is that of a feature file."""
-        resize, crop = self.encoder.preprocessing.resize, self.encoder.preprocessing.crop
+        geometry = self.encoder.preprocessing.geometry
         stream = read_frames(video, self.rule, folder_fps=self.folder_fps)
         encoding = VideoEncoding(self)
         while True:
@@ -205,7 +205,7 @@ class Extractor:
             if isinstance(item, Restart):
                 encoding = VideoEncoding(self)
                 continue
-            window = find_crop_window(*item.image.shape[:2], resize, crop)
+            window = find_crop_window(*item.image.shape[:2], geometry)
             pixels = item.image[window.top : window.bottom, window.left : window.right]
             frames = torch.from_numpy(np.ascontiguousarray(pixels)[None]).to(self.device)
             encoding.add(np.array([item.index]), self.crop(frames, window))

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from meidbench.errors import FeatureError
 from meidbench.extraction.frames import (
-    CROP,
-    RESIZE,
+    IMAGENET_GEOMETRY,
     CropWindow,
+    Geometry,
     ResizeKernel,
-    check_lengths,
     compute_kernels,
     find_crop_window,
     find_source_range,
@@ -29,26 +28,41 @@ class Preprocessing:
 
     Attributes
     ----------
-    resize, crop : int
-        Length of the short side after resizing, and of the sides of the centre crop, in pixels. A crop larger
-        than the short side raises FeatureError.
+    resize, crop, filter, square, floor
+        As in ``Geometry``, which refuses impossible ones by FeatureError.
     mean, std : tuple of float
         Mean and deviation of the red, green and blue values, which lie in [0, 1].
     """
 
-    resize: int = RESIZE
-    crop: int = CROP
+    resize: int = IMAGENET_GEOMETRY.resize
+    crop: int = IMAGENET_GEOMETRY.crop
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    filter: str = IMAGENET_GEOMETRY.filter
+    square: bool = IMAGENET_GEOMETRY.square
+    floor: bool = IMAGENET_GEOMETRY.floor
 
     def __post_init__(self) -> None:
-        check_lengths(self.resize, self.crop)
+        _ = self.geometry
+
+    @property
+    def geometry(self) -> Geometry:
+        """The numbers that concern sizes and places, not values."""
+        return Geometry(self.resize, self.crop, self.filter, self.square, self.floor)
 
     def to_recipe(self) -> dict[str, Any]:
-        """Return the entry of a feature file's recipe."""
+        """Return the entry of a feature file's recipe.
+
+        Examples
+        --------
+        >>> recipe = Preprocessing(224, 224, filter="bicubic", square=True).to_recipe()
+        >>> recipe["resize"], recipe["crop"]
+        ('224 x 224, bicubic as Pillow', 'centre 224')
+        """
+        size = f"{self.resize} x {self.resize}" if self.square else f"short side {self.resize}"
         return {
-            "resize": f"short side {self.resize}, bilinear as Pillow",
-            "crop": f"centre {self.crop}",
+            "resize": f"{size}, {self.filter} as Pillow",
+            "crop": f"centre {self.crop}" + (", offset rounded down" if self.floor else ""),
             "mean": list(self.mean),
             "std": list(self.std),
             "colour": "RGB",
@@ -74,11 +88,13 @@ class Preprocessor:
     -----
     Defined as the effect of torchvision's ``Resize(256)`` and ``CenterCrop(224)`` on a Pillow image: the long side
     becomes ``int(256 * long / short)``, the crop begins at ``int(round((size - 224) / 2))``, and the filter is
-    Pillow's bilinear one, a triangle as wide as the step between outputs when it shrinks (``Resample.c``). Pillow
-    filters along the rows first, rounds to 8 bits, filters along the columns, and rounds again, in whole numbers
-    with coefficients in units of 2**-22. Every sum is a multiple of 2**-22 below 2**9, which float64 holds
-    exactly in any order of summation. So the crops are Pillow's to the bit, on every device. TF32, autocast and the
-    precision set for float32 products do not matter, because they do not touch float64.
+    Pillow's bilinear one, a triangle as wide as the step between outputs when it shrinks (``Resample.c``); or as
+    ``Geometry`` says. Pillow filters along the rows first, rounds and clips to 8 bits, filters along the columns, and
+    rounds and clips again, in whole numbers with coefficients in units of 2**-22. Of bicubic coefficients some are
+    negative, but the absolute ones still sum to less than 2. So all sums, whole or partial, are multiples of 2**-22
+    between -2**9 and 2**9, which float64 holds exactly in any order of summation, and the crops are Pillow's to the
+    bit, on every device. TF32, autocast and the precision set for float32 products do not matter, because they do not
+    touch float64.
 
     Pillow 13 filters some images along the columns first, which changes a few values by 1; among usual sizes these
     are tall portraits only (999 rows, 281 columns; not 720 and 405). Here the rows always come first, so that
@@ -129,26 +145,27 @@ class Preprocessor:
     def _resize(self, frames: Tensor, rows: list[_Block], columns: list[_Block], crops: Tensor) -> None:
         n, height, _, _ = frames.shape
         planes = frames.permute(0, 3, 1, 2)
+        clip = self.preprocessing.filter != "bilinear"
         narrow = torch.empty((n, 3, height, self.preprocessing.crop), dtype=torch.float64, device=self.device)
         for number, block in enumerate(columns):
             source = planes[..., block.start : block.stop].to(torch.float64, memory_format=torch.contiguous_format)
-            narrow[..., number * _BLOCK : (number + 1) * _BLOCK] = _round(source @ block.matrix.T)
+            narrow[..., number * _BLOCK : (number + 1) * _BLOCK] = _round(source @ block.matrix.T, clip)
         for number, block in enumerate(rows):
             source = narrow[:, :, block.start : block.stop]
-            crops[:, :, number * _BLOCK : (number + 1) * _BLOCK] = _round(block.matrix @ source)
+            crops[:, :, number * _BLOCK : (number + 1) * _BLOCK] = _round(block.matrix @ source, clip)
 
     def _find_blocks(self, window: CropWindow) -> tuple[list[_Block], list[_Block]]:
         if window not in self._blocks:
-            lengths = (window.height, window.width, self.preprocessing.resize, self.preprocessing.crop)
-            if window != find_crop_window(*lengths):
+            size, geometry = (window.height, window.width), self.preprocessing.geometry
+            if window != find_crop_window(*size, geometry):
                 raise FeatureError(
-                    f"{window} is not the window of a frame of its size for a crop of {lengths[3]} after "
-                    f"resizing to {lengths[2]}; call find_crop_window with the same lengths"
+                    f"{window} is not the window of a frame of its size for {geometry}; "
+                    "call find_crop_window with the same geometry"
                 )
             # Videos of a set come in few sizes, but a set of images may have thousands.
             if len(self._blocks) >= 64:
                 self._blocks.pop(next(iter(self._blocks)))
-            rows, columns = compute_kernels(*lengths)
+            rows, columns = compute_kernels(*size, geometry)
             row_blocks = _make_blocks(rows, window.top, self.device)
             self._blocks[window] = (row_blocks, _make_blocks(columns, window.left, self.device))
         return self._blocks[window]
@@ -184,10 +201,11 @@ def normalise(
     return pixels.div_(255).sub_(mean).div_(std).to(dtype)
 
 
-def _round(sums: Tensor) -> Tensor:
-    """Round to whole numbers, halves up."""
-    # Not clamped: coefficients are not negative, and only 8,000 of their rounding errors could exceed 255.5.
-    return sums.add_(0.5).floor_()
+def _round(sums: Tensor, clip: bool) -> Tensor:
+    """Round to whole numbers, halves up, and clip them to 8 bits if asked to."""
+    # Bilinear ones need no clipping: no coefficient is negative, and 8,000 of their rounding errors make 255.5.
+    sums = sums.add_(0.5).floor_()
+    return sums.clamp_(0, 255) if clip else sums
 
 
 def _make_blocks(kernels: tuple[ResizeKernel, ...], origin: int, device: torch.device) -> list[_Block]:
