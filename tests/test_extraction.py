@@ -68,7 +68,7 @@ def test_features_are_those_of_the_plain_script(clips, tmp_path, request, size):
     extract_features(only, tmp_path / "f.h5", extractor, workers=2)
     source = open_features(tmp_path / "f.h5")
     model = build("resnet50")
-    load_weights(model, extractor.encoder, "random", seed=3)
+    load_weights(model, BACKBONES["resnet50"], "random", seed=3)
     for video in only:
         if video.is_folder:
             images = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(video.path.iterdir())]

@@ -75,8 +75,8 @@ def _split_ids(split: str | None) -> list[str] | None:
     "--backbone",
     default="resnet101",
     metavar="NAME",
-    help=f"The encoder: {', '.join(BACKBONES)}, timm:MODEL, hf:NAME or hf:FOLDER (Hugging Face), openclip:MODEL/TAG, or "
-    "python:FILE.py with make_encoder(). @REVISION after a name pins a revision.",
+    help=f"The encoder: {', '.join(BACKBONES)}, timm:MODEL, hf:NAME or hf:FOLDER (Hugging Face), "
+    "openclip:MODEL/TAG, or python:FILE.py with make_encoder(). @REVISION after a name pins a revision.",
 )
 @option_with_default(
     "--frames", type=click.IntRange(1, 1_000_000), default=200, help="Rows per video (uniform, uniform-time)."
@@ -90,7 +90,7 @@ def _split_ids(split: str | None) -> list[str] | None:
     default=CLIPS,
     help="Evenly spaced clips per video, of encoders with a row per clip.",
 )
-@option_with_default("--clip-stride", type=_COUNT, default=CLIP_STRIDE, help="Every how many frames a clip takes one.")
+@option_with_default("--clip-stride", type=_COUNT, default=CLIP_STRIDE, help="Step between the frames of clips.")
 @option_with_default(
     "--weights",
     type=_WEIGHTS,

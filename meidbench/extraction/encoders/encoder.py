@@ -1,4 +1,4 @@
-"""What an encoder is, and encoders by name: this package's networks, those of libraries, and those of a user's file."""
+"""Encoders by name: this package's networks, those of libraries, and those of a user's file."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
