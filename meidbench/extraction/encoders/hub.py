@@ -63,8 +63,8 @@ def find_hub_file(repository: str, names: Sequence[str], *, revision: str = "", 
             return HubFile(path, path.parts[-1 - len(Path(name).parts)])
     at = f" at revision {revision}" if revision else ""
     raise FeatureError(
-        f"{first_line(reason)}\n"
-        f"  missing: {' or '.join(names)} of {repository}{at}, in the cache of the Hugging Face hub (HF_HOME)\n"
+        f"{repository}{at} is not in the cache of the Hugging Face hub (HF_HOME), and cannot be fetched\n"
+        f"  missing: {' or '.join(names)}; {first_line(reason)}\n"
         "  remedy: check the name; run once where there is a network, or name a local folder"
     )
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from meidbench.checks import show, suggest
-from meidbench.errors import FeatureError, RequestError, describe_content, first_few
+from meidbench.errors import FeatureError, RequestError, first_few
 from meidbench.extraction.encoders.encoder import Encoder, FrameTransform
 from meidbench.extraction.encoders.hub import draw_weights, find_hub_file, find_width, first_line
 from meidbench.extraction.encoders.preprocessing import Preprocessing
-from meidbench.extraction.encoders.weights import RANDOM, LoadedWeights, state_digest
+from meidbench.extraction.encoders.weights import RANDOM, LoadedWeights, read_checkpoint, state_digest
 from meidbench.names import Report
 
 _LAYER = "pooled features before the classifier"
@@ -186,14 +186,11 @@ def _load_file(name: str, path: Path) -> nn.Module:
 
     if not path.is_file():
         raise RequestError(f"there are no weights {show(str(path))}: not a file, and not default or random")
+    read_checkpoint(path)  # refuses what is damaged or no state dict, and tells what it is
     try:
         state = load_state_dict(str(path))
-    except Exception as error:  # a damaged file makes the reader fail with any error
-        kind = describe_content(path)
-        raise FeatureError(
-            f"cannot read weights from {path}{f', which is {kind}' if kind else ''}: {first_line(error)}\n"
-            "  expected: a state dict as torch.save writes it, or a file NAME.safetensors"
-        ) from None
+    except Exception as error:  # timm goes by the name of the file
+        raise FeatureError(f"timm cannot read {path}: {first_line(error)}") from None
     with torch.device("meta"):
         names = timm.create_model(name).pretrained_cfg["classifier"] or ()
     classifiers = [names] if isinstance(names, str) else names
