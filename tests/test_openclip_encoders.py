@@ -1,11 +1,12 @@
 """Encoders of OpenCLIP against OpenCLIP's own plain script, on real clips; texts, folders, tags, refusals."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from plain_encoding import NEEDS, assert_rows_equal_a_plain_script, cosines, extract, real_clips
+from plain_encoding import NEEDS, assert_rows_equal_a_plain_script, cosines, extract, two_clips
 
 from meidbench.errors import FeatureError
 from meidbench.extraction.encoders.encoder import FrameTransform, load_encoder, load_text_encoder
@@ -92,16 +93,17 @@ def hub(monkeypatch, tmp_path, tiny):
 def test_rows_and_texts_are_those_of_openclips_own_script(model, preprocessing, run, tmp_path):
     folder = tmp_path / "model"
     write_folder(folder, MODELS[model], PREPROCESSING[preprocessing])
-    path = extract(run, tmp_path / "rows.h5", f"openclip:{folder}")
+    videos = two_clips(tmp_path)
+    path = extract(run, tmp_path / "rows.h5", f"openclip:{folder}", videos=videos)
     plain, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     plain.eval().requires_grad_(False)
-    assert_rows_equal_a_plain_script(path, transform, lambda images: plain.encode_image(images, normalize=False))
+    assert_rows_equal_a_plain_script(path, transform, partial(plain.encode_image, normalize=False), videos)
     recipe = read_header(path).recipe
     assert recipe["weights_sha256"] == state_digest(plain.visual.state_dict())
     assert recipe["libraries"].keys() >= {"open_clip_torch", "timm", "torchvision"}
     described = load_encoder(f"openclip:{folder}").preprocessing
     assert isinstance(described, FrameTransform if preprocessing == "longest" else Preprocessing)
-    assert run("verify-features", path, "--videos", real_clips(), "--sample", 1).exit_code == 0
+    assert run("verify-features", path, "--videos", videos, "--sample", 1).exit_code == 0
 
     texts = load_text_encoder(f"openclip:{folder}")
     words = ["a photo of a cat", "ride a bike", "x " * 40]
@@ -126,10 +128,11 @@ def test_rows_and_texts_are_those_of_openclips_own_script(model, preprocessing, 
 
 def test_a_checkpoint_of_a_model_by_name(tiny, run, tmp_path):
     name = f"openclip:Tiny/{tiny}"
-    path = extract(run, tmp_path / "rows.h5", name)
+    videos = two_clips(tmp_path)
+    path = extract(run, tmp_path / "rows.h5", name, videos=videos)
     assert read_header(path).recipe["backbone"] == name
     plain, _, transform = open_clip.create_model_and_transforms("Tiny", pretrained=str(tiny))
-    assert_rows_equal_a_plain_script(path, transform, plain.eval().encode_image)
+    assert_rows_equal_a_plain_script(path, transform, plain.eval().encode_image, videos)
     assert load_text_encoder(name).encode(["a cat"]).shape == (1, 24)
 
 

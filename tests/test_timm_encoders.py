@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from plain_encoding import NEEDS, assert_rows_equal_a_plain_script, extract, real_clips
+from plain_encoding import NEEDS, assert_rows_equal_a_plain_script, extract, real_clips, two_clips
 
 from meidbench.errors import FeatureError, RequestError
 from meidbench.extraction.encoders.encoder import FrameTransform, load_encoder
+from meidbench.extraction.encoders.hub import find_width
 from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.extraction.encoders.weights import state_digest
 from meidbench.features.feature_file import read_header
@@ -87,16 +88,17 @@ def test_rows_are_those_of_timms_own_script(kind, run, tmp_path):
     encoder = load_encoder(f"timm:{folder}")
     assert isinstance(encoder.preprocessing, Preprocessing if in_numbers else FrameTransform)
     assert encoder.name == f"timm:{folder}" and encoder.revision == "" and encoder.weights.name == "default"
-    path = extract(run, tmp_path / "rows.h5", f"timm:{folder}")
+    videos = two_clips(tmp_path)
+    path = extract(run, tmp_path / "rows.h5", f"timm:{folder}", videos=videos)
     transform, network = plain_script(f"local-dir:{folder}")
-    assert_rows_equal_a_plain_script(path, transform, network)
+    assert_rows_equal_a_plain_script(path, transform, network, videos)
     assert read_header(path).recipe["weights_sha256"] == state_digest(network.state_dict())
     # "pooled features before the classifier"
     images = torch.randn(2, 3, *resolve_data_config({}, model=network)["input_size"][1:])
     with torch.no_grad():
         pooled = with_classifier.forward_head(with_classifier.forward_features(images), pre_logits=True)
         torch.testing.assert_close(encoder.network(images), pooled)
-    again = run("verify-features", path, "--videos", real_clips(), "--sample", 1)
+    again = run("verify-features", path, "--videos", videos, "--sample", 1)
     assert again.exit_code == 0, again.stderr
 
 
@@ -242,9 +244,8 @@ def test_models_without_published_weights_or_without_one_row_per_image_are_refus
     unpublished = next(name for name in timm.list_models("resnet*") if not timm.is_model_pretrained(name))
     with pytest.raises(FeatureError, match=f"timm has no published weights for {unpublished}(.|\n)*--weights FILE"):
         load_encoder(f"timm:{unpublished}")
-    write_folder(tmp_path / "model", "resnet10t", {"global_pool": ""}, {})
-    with pytest.raises(FeatureError, match=r"one row per image: expected shape \(1, dim\), got shape \(1, 512, 7, 7\)"):
-        load_encoder(f"timm:{tmp_path / 'model'}")
+    with pytest.raises(FeatureError, match=r"expected shape \(1, dim\), got shape \(1, 3, 8, 8\)"):
+        find_width("Maps", torch.nn.Identity(), 8, 8)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (224, 224), (97, 640)])

@@ -1,6 +1,8 @@
 """Encoders of timm by name: pooled features, and the preprocessing of the model's own data configuration."""
 
+import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -181,7 +183,6 @@ def _find_published(name: str, revision: str, offline: bool) -> tuple[dict[str, 
 
 def _load_file(name: str, path: Path) -> nn.Module:
     """Make a network with the weights of a file, whose classifier may have any number of classes or be left out."""
-    import timm
     from timm.models import load_state_dict
 
     if not path.is_file():
@@ -191,12 +192,22 @@ def _load_file(name: str, path: Path) -> nn.Module:
         state = load_state_dict(str(path))
     except Exception as error:  # timm goes by the name of the file
         raise FeatureError(f"timm cannot read {path}: {first_line(error)}") from None
-    with torch.device("meta"):
-        names = timm.create_model(name).pretrained_cfg["classifier"] or ()
-    classifiers = [names] if isinstance(names, str) else names
-    classes = next((len(state[f"{key}.weight"]) for key in classifiers if f"{key}.weight" in state), 0)
+    names = _classifier_names(name)
+    classes = next((len(state[f"{key}.weight"]) for key in names if f"{key}.weight" in state), 0)
     overlay = {"state_dict": state, "source": "timm", "num_classes": classes, "label_offset": 0}
     return _create(name, overlay, num_classes=classes)
+
+
+def _classifier_names(name: str) -> Sequence[str]:
+    """Return the names of a model's classifiers in its state dict."""
+    from timm.models import get_pretrained_cfg
+
+    if name.startswith(_FOLDER):
+        config = json.loads(Path(name.removeprefix(_FOLDER), "config.json").read_text(encoding="utf-8"))
+        names = config.get("pretrained_cfg", config).get("classifier") or ()
+    else:
+        names = get_pretrained_cfg(name).classifier or ()
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _create(name: str, overlay: dict[str, Any], **options: int) -> nn.Module:
