@@ -22,7 +22,9 @@ def real_clips():
 
 
 def two_clips(folder):
-    """Return a folder with two of the clips, which are smaller than the others."""
+    """Return a new folder in this one, with two of the clips, which are smaller than the others."""
+    folder = folder / "videos"
+    folder.mkdir()
     for name in ("bikes.mp4", "carphone_distorted.mp4"):
         shutil.copy(real_clips() / name, folder)
     return folder

@@ -87,8 +87,11 @@ def draw_weights(name: str, seed: int | None, report: Report) -> Iterator[None]:
 
 def find_width(name: str, network: nn.Module, height: int, width: int) -> int:
     """Return the numbers per row of a network, from a black image; FeatureError: it does not give one row per image."""
-    with torch.no_grad():
-        rows = network(torch.zeros((1, 3, height, width)))
+    try:
+        with torch.no_grad():
+            rows = network(torch.zeros((1, 3, height, width)))
+    except RuntimeError as error:
+        raise FeatureError(f"{name} takes no RGB images of {width}x{height} pixels: {first_line(error)}") from None
     if not isinstance(rows, torch.Tensor) or rows.ndim != 2 or len(rows) != 1:
         given = f"shape {tuple(rows.shape)}" if isinstance(rows, torch.Tensor) else type(rows).__name__
         raise FeatureError(f"{name} does not give one row per image: expected shape (1, dim), got {given}")

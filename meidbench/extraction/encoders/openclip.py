@@ -252,6 +252,7 @@ def _create(name: str, identifier: str, options: dict[str, Any]) -> Any:
     """Let OpenCLIP make a model; all of its weights must be there."""
     import open_clip
 
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it warns of random weights and of QuickGELU, and so does this module
     try:
         with warnings.catch_warnings():
@@ -261,4 +262,4 @@ def _create(name: str, identifier: str, options: dict[str, Any]) -> Any:
         lines = "\n  ".join(line.strip()[:300] for line in str(error).strip().splitlines()[:4]) or type(error).__name__
         raise FeatureError(f"OpenCLIP cannot load {name}: {lines}") from None
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(level)
