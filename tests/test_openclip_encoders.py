@@ -90,7 +90,7 @@ def hub(monkeypatch, tmp_path, tiny):
 @pytest.mark.parametrize(("model", "preprocessing"), [
     ("clip", "shortest"), ("resnet", "squash"), ("siglip", "longest"), ("coca", "shortest"),
 ])  # fmt: skip
-def test_rows_and_texts_are_those_of_openclips_own_script(model, preprocessing, run, tmp_path):
+def test_rows_and_texts_are_those_of_openclips_own_script(model, preprocessing, run, in_this_process, tmp_path):
     folder = tmp_path / "model"
     write_folder(folder, MODELS[model], PREPROCESSING[preprocessing])
     videos = two_clips(tmp_path)
@@ -126,7 +126,7 @@ def test_rows_and_texts_are_those_of_openclips_own_script(model, preprocessing, 
         np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_checkpoint_of_a_model_by_name(tiny, run, tmp_path):
+def test_a_checkpoint_of_a_model_by_name(tiny, run, in_this_process, tmp_path):
     name = f"openclip:Tiny/{tiny}"
     videos = two_clips(tmp_path)
     path = extract(run, tmp_path / "rows.h5", name, videos=videos)

@@ -81,7 +81,7 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_those_of_timms_own_script(kind, run, tmp_path):
+def test_rows_are_those_of_timms_own_script(kind, run, in_this_process, tmp_path):
     architecture, arguments, data, in_numbers = KINDS[kind]
     folder = tmp_path / "model"
     with_classifier = write_folder(folder, architecture, arguments, data)

@@ -1,4 +1,4 @@
-"""What a wrong preprocessing costs: cosines to the right features, and changed ImageNet classes, with real weights.
+"""The cost of a wrong preprocessing: cosines to the right features, and changed ImageNet classes, with real weights.
 
 python tests/benchmarks/preprocessing.py [--frames 40]
 

@@ -11,7 +11,7 @@ from torch import nn
 from meidbench.errors import FeatureError
 from meidbench.names import Report
 
-# What the hub's library raises where a file cannot be had: no network, no such repository, revision or rights.
+# Errors of the hub's library where a file cannot be had: no network, no such repository, revision or rights.
 _UNAVAILABLE = (OSError, ValueError)
 
 
