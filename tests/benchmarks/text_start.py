@@ -39,7 +39,7 @@ VARIANTS = {
     "`loss.name=class_balanced`": ("text_adapter", None, ("loss.name=class_balanced",)),
     "`loss.name=logit_adjusted`": ("text_adapter", None, ("loss.name=logit_adjusted",)),
     "`sampler.name=repeat_factor`": ("text_adapter", None, ("sampler.name=repeat_factor",)),
-    "`sampler.name=class_aware`, as many draws": (
+    "`sampler.name=class_aware`, 1,200 draws per epoch": (
         "text_adapter", None, ("sampler.name=class_aware", "sampler.samples_per_epoch=1200")),
     "`sampler.name=class_balanced`, masked": (
         "text_adapter", None, ("sampler.name=class_balanced", "mask_other_labels=true")),
