@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from meidbench.names import SUBSETS
+from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.manifests import Manifest
-from meidbench.splits.split import GROUP_NAMES, Split, contradictions, repeated_ids
+from meidbench.splits.split import Split, contradictions, repeated_ids
 
 FRAMES_PER_SECOND = 24.0  # of the official Charades frame folders
 LEAST_FRAMES = 200  # frames per video that the MEID protocol samples
@@ -21,7 +22,8 @@ class Statistics:
     """Statistics of a split; counts are of videos, averages are labels per video.
 
     ``head``, ``medium``, ``tail`` and the least positives are of the classes that have a video in any subset;
-    ``classes_without_videos`` counts the others. ``head_above`` and ``tail_up_to`` are the thresholds of the groups.
+    ``classes_without_videos`` counts the others. ``head_above`` and ``tail_up_to`` are the thresholds of the groups,
+    None where they are by list.
     ``labels_per_video`` is over train and test together, as in Table 1 of the MEID paper. ``imbalance_ratio`` is
     that of the most to the least frequent class of the training subset (without classes that have no training video).
     """
@@ -46,8 +48,8 @@ class Statistics:
     least_positives_test: int
     classes_without_train: int
     classes_without_videos: int
-    head_above: int
-    tail_up_to: int
+    head_above: int | None
+    tail_up_to: int | None
     notes: tuple[str, ...]
 
 

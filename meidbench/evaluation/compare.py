@@ -35,7 +35,7 @@ from meidbench.files import render_json
 from meidbench.names import Advance
 from meidbench.predictions.align import BlockScores, align_predictions, reading_warnings
 from meidbench.predictions.values import as_predictions
-from meidbench.splits.metadata import Thresholds
+from meidbench.splits.groups import Thresholds
 from meidbench.splits.split import Split, load_split
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from tabulate import tabulate
 from meidbench.errors import escape_controls, write_count
 from meidbench.files import render_json
 from meidbench.names import WATERMARKS
-from meidbench.splits.metadata import Thresholds
-from meidbench.splits.split import GROUP_NAMES
+from meidbench.splits.groups import GROUP_NAMES, Thresholds
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -32,7 +32,7 @@ from meidbench.report.drawing import (
     wrap,
 )
 from meidbench.report.text import DASH, format_interval, format_number, format_signed
-from meidbench.splits.split import GROUP_NAMES
+from meidbench.splits.groups import GROUP_NAMES
 
 FEW_CLASSES = 200  # up to this number each class has its own mark with a tooltip
 _FEW_CHANGES = 1000  # the same for the differences of all methods, which the page holds for each reference

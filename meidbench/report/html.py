@@ -40,7 +40,7 @@ from meidbench.report.text import (
     format_signed,
     is_significant,
 )
-from meidbench.splits.split import GROUP_NAMES
+from meidbench.splits.groups import GROUP_NAMES
 
 _MARKS = {"head": "●", "medium": "■", "tail": "▲"}
 _CLASS_FACTS = 5  # columns of the table of classes before its columns per method

@@ -13,8 +13,9 @@ from meidbench.evaluation.results import Result, find_watermarks
 from meidbench.files import written_whole
 from meidbench.names import DATASETS, PLOT_FORMATS, RELEASED
 from meidbench.report.text import make_cells_safe
+from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.manifests import load_manifest
-from meidbench.splits.split import GROUP_NAMES, Split
+from meidbench.splits.split import Split
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 GROUP_COLOURS = {"head": "#0072B2", "medium": "#E69F00", "tail": "#D55E00"}
@@ -55,13 +56,14 @@ def _draw_frequencies(axes: Any, split: Split) -> None:
     order = np.argsort(-split.train_counts, kind="stable")
     rank_of = np.empty_like(order)
     rank_of[order] = np.arange(1, len(order) + 1)
-    for threshold in (split.metadata.head_above, split.metadata.tail_up_to):
+    thresholds = () if split.thresholds is None else (split.thresholds.head_above, split.thresholds.tail_up_to)
+    for threshold in thresholds:
         axes.axhline(threshold, color="0.45", linewidth=0.8, linestyle=":")
         axes.annotate(f"{threshold:,}", (1, threshold), (-2, 2), xycoords=axes.get_yaxis_transform(),
                       textcoords="offset points", color="0.35", fontsize=8, ha="right")  # fmt: skip
     for name in GROUP_NAMES:
         group = getattr(split.groups, name)
-        label = f"{name} ({len(group)})"
+        label = f"{split.group_names.get(name, name)} ({len(group) or 'no classes'})"
         style = {"color": GROUP_COLOURS[name], "markersize": 4 if split.num_classes > 50 else 8}
         axes.plot(rank_of[group], split.train_counts[group], ".", label=label, **style)
     without = int((split.train_counts == 0).sum())
@@ -72,7 +74,7 @@ def _draw_frequencies(axes: Any, split: Split) -> None:
     title = load_manifest(split.dataset).title if split.dataset in DATASETS else split.dataset
     axes.set_title(title if split.variant == RELEASED else f"{title} ({split.variant})")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, title="classes", markerscale=1.5)
+    axes.legend(frameon=False, title="classes" if split.thresholds else "classes, by list", markerscale=1.5)
 
 
 def write_per_class(result: Result, path: Path) -> Path:

@@ -15,8 +15,9 @@ from meidbench.evaluation.budget import COLUMNS, MEANING, describe_budgets
 from meidbench.evaluation.compare import Comparison, MethodResult, format_change
 from meidbench.evaluation.results import GROUPS_SHOWN, Difference, Estimate, Result, describe_subset
 from meidbench.names import RELEASED, SUBSETS
+from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.manifests import Manifest
-from meidbench.splits.split import GROUP_NAMES, Split
+from meidbench.splits.split import Split
 from meidbench.splits.statistics import Statistics, describe_missing_subsets, split_statistics
 
 DASH = "\N{EN DASH}"
@@ -372,10 +373,9 @@ def construction_warnings(made: Construction) -> list[str]:
     empty = [name for name in GROUP_NAMES if not getattr(statistics, name)]
     warnings = []
     if empty:
-        warnings.append(
-            f"no class is in {' or '.join(empty)} (head above {targets.head_above:,} training videos, tail up to "
-            f"{targets.tail_up_to:,}); head_above and tail_up_to can be set"
-        )
+        thresholds = made.split.thresholds
+        how = f"({thresholds}); head_above and tail_up_to can be set" if thresholds else "(by list)"
+        warnings.append(f"no class is in {' or '.join(empty)} {how}")
     for subset, wanted in (("val", targets.val_videos), ("test", targets.test_videos)):
         if wanted is not None and (size := len(made.split.rows(subset))) != wanted:
             warnings.append(f"{subset} has {write_count(size, 'video')}, the target is {wanted:,}")
