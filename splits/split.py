@@ -304,8 +304,9 @@ class Split:
     def to_pandas(self) -> "pd.DataFrame":
         """Return the videos as a DataFrame, with a list of class names as ``labels``; segments are left out.
 
-        ``meidbench.split_from_pandas`` makes the split again, with ``class_names`` where their order matters. It has
-        the same ids, subsets, labels, lengths, subjects and groups, but no views, no segments and no official subsets.
+        ``meidbench.split_from_pandas`` makes the split again, with ``class_names`` where their order matters, and with
+        the split's thresholds, or ``groups=split.groups.names(split.num_classes)``. It has the same ids, subsets,
+        labels, lengths, subjects and groups of videos, but no views, no segments and no official subsets.
         """
         frame: pd.DataFrame = self.table.drop_columns(["segments"]).to_pandas()
         rows = self.table.column("labels").to_pylist()

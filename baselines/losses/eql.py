@@ -67,9 +67,9 @@ class EQL(Loss):
         elif tail_below is not None:
             tail = self.train_counts / self.num_videos < in_range("tail_below", tail_below, 0, 1)
         else:
-            indices = np.arange(len(self.train_counts))
-            tail = np.isin(indices, tail_classes)
-            if strange := sorted(set(tail_classes or ()) - set(indices.tolist())):
+            indices, rare = np.arange(len(self.train_counts)), tail_classes or ()
+            tail = np.isin(indices, rare)
+            if strange := sorted(set(rare) - set(indices.tolist())):
                 raise MeidbenchError(f"tail_classes holds no class indices below {len(indices)}: {first_few(strange)}")
         self._register_constant("tail", tail)
 

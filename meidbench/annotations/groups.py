@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from meidbench.annotations.base import quote
-from meidbench.checks import suggest
+from meidbench.checks import suggest, whole_number
 from meidbench.errors import RequestError, SplitError, bullet_list, first_few
 from meidbench.splits.groups import GROUP_NAMES, find_group_problems
 
@@ -81,6 +81,25 @@ def resolve_groups(
     if problems:
         raise RequestError(f"{len(problems):,} problem(s) with {name}:\n{bullet_list(problems)}")
     return found
+
+
+def check_grouping(head_above: int | None, tail_up_to: int | None, groups: object) -> None:
+    """Refuse thresholds that are wrong, and a split that has not exactly one of thresholds and groups.
+
+    Raises
+    ------
+    RequestError
+    """
+    given = [name for name, value in (("head_above", head_above), ("tail_up_to", tail_up_to)) if value is not None]
+    if len(given) != (0 if groups is not None else 2):
+        found = " and ".join([*given, *(["groups"] if groups is not None else [])]) or "none of them"
+        raise RequestError(f"the groups of classes need either head_above and tail_up_to, or groups; got {found}")
+    if head_above is None or tail_up_to is None:
+        return
+    for name, value in (("head_above", head_above), ("tail_up_to", tail_up_to)):
+        whole_number(name, value, 0, RequestError)
+    if tail_up_to > head_above:
+        raise RequestError(f"tail_up_to {tail_up_to} lies above head_above {head_above}")
 
 
 def _read_csv(text: str, path: Path) -> list[_Entry]:

@@ -271,7 +271,7 @@ def _draw(
     ending = "lst" if plan.name == "videolt" else "txt"
     lists = {subset: f"{plan.stem}_{subset}.{ending}" for subset in SUBSETS}
     places = _places(folder, plan.stem, lists, formats)
-    sources = [plan.table, plan.class_names, *plan.files, *_annotation_files(plan.manifest, annotations)]
+    sources = [plan.table, plan.class_names, plan.groups, *plan.files, *_annotation_files(plan.manifest, annotations)]
     _refuse_loss(sources, list(places.values()), plan_path)
     # The plan comes first, so that the files beside it are known even if writing fails.
     with written_whole(plan_path) as temporary:
@@ -337,8 +337,13 @@ def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option(
     "--format", "form", type=click.Choice(IMPORT_FORMATS), help="Of the files [default: the one that they show]."
 )
-@click.option("--head-above", type=click.IntRange(min=0), required=True, help="Head: more training videos than this.")
-@click.option("--tail-up-to", type=click.IntRange(min=0), required=True, help="Tail: at most this many.")
+@click.option("--head-above", type=click.IntRange(min=0), help="Head: more training videos than this.")
+@click.option("--tail-up-to", type=click.IntRange(min=0), help="Tail: at most this many.")
+@click.option(
+    "--groups",
+    type=INPUT_FILE,
+    help="Instead: head, medium or tail for each class; CSV or JSON with class (name or index) and group.",
+)
 @click.option("--name", callback=_read_name, help="The benchmark's name [default: that of FILE; of --out, if several].")
 @click.option(
     "--class-names",
@@ -350,8 +355,9 @@ def import_split(
     files: tuple[tuple[str, Path], ...],
     out: Path,
     form: str | None,
-    head_above: int,
-    tail_up_to: int,
+    head_above: int | None,
+    tail_up_to: int | None,
+    groups: Path | None,
     name: str | None,
     class_names: Path | None,
 ) -> None:
@@ -371,16 +377,16 @@ def import_split(
     mmaction2  A line per video: PATH/ID.mp4 and class indices, or a folder of
                frames, the number of frames and class indices.
     """  # noqa: D301
-    if tail_up_to > head_above:
-        raise click.UsageError("--tail-up-to must not lie above --head-above")
     from meidbench.annotations.tables import split_from_files
     from meidbench.report.text import statistics_table
     from meidbench.splits.split import write_split
     from meidbench.splits.statistics import split_statistics
 
-    thresholds = {"head_above": head_above, "tail_up_to": tail_up_to}
     dataset = name or (files[0][1] if len(files) == 1 else out).stem
-    split, notes = split_from_files(files, form or "", dataset=dataset, class_names=class_names, **thresholds)
+    split, notes = split_from_files(
+        files, form or "", dataset=dataset, head_above=head_above, tail_up_to=tail_up_to, class_names=class_names,
+        groups=groups,
+    )  # fmt: skip
     for note in notes:
         echo(f"note: {note}", err=True)
     write_split(split, out)
