@@ -144,6 +144,9 @@ class TrainingLoop:
             self.report(f"note: scikit-learn fits {self.config.method}, one epoch per value of model.c_grid; {ignored}")
         elif late := self.config.schedule.describe_late_milestones():
             self.report(f"note: {late}")
+        if empty := self.split.groups.empty:
+            titles = " and ".join(self.split.group_names.get(name, name) for name in empty)
+            self.report(f"note: {self.split.dataset} has no classes in {titles}: these have no mAP in the log")
         began, now = self.folder.count_threads(), torch.get_num_threads()
         if self.processes.device.type == "cpu" and began not in (None, now):
             self.report(f"note: the run began with {began} thread(s) and has {now} now: the last bits may differ")

@@ -217,7 +217,12 @@ def describe_trained(trained: "Trained") -> str:
 
     from tabulate import tabulate
 
-    rows = [{"mAP": subset, **asdict(means)} for subset, means in trained.mAP.items()]
+    from meidbench.evaluation.results import NO_CLASSES
+
+    rows = [
+        {"mAP": subset, **{group: NO_CLASSES if mean != mean else mean for group, mean in asdict(means).items()}}
+        for subset, means in trained.mAP.items()
+    ]
     return f"{tabulate(rows, headers='keys', floatfmt='.4f')}\n\n{trained.path}"
 
 
