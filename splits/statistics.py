@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from meidbench.names import SUBSETS
-from meidbench.splits.groups import BY_LIST, GROUP_NAMES
+from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.manifests import Manifest
 from meidbench.splits.split import Split, contradictions, repeated_ids
 
@@ -177,11 +177,6 @@ def _find_missing_classes(split: Split) -> _Findings:
     ]
 
 
-def _find_empty_groups(split: Split) -> _Findings:
-    how = split.thresholds or BY_LIST
-    return [(f"group(s) without classes ({how})", [split.group_names.get(name, name) for name in split.groups.empty])]
-
-
 def _values(split: Split, column: str) -> dict[str, set[str]]:
     """Return the distinct non-empty values of a column in each subset."""
     return {subset: set(pc.unique(split.rows(subset).column(column)).to_pylist()) - {""} for subset in SUBSETS}
@@ -242,7 +237,6 @@ CHECKS: dict[str, Callable[[Split], _Findings]] = {
     "consistency": _find_contradictions,
     "duplicate-ids": _find_repeated,
     "missing-classes": _find_missing_classes,
-    "empty-groups": _find_empty_groups,
     "pair-leakage": _find_pair_leakage,
     "subject-overlap": _find_subject_overlap,
     "short-videos": _find_short_videos,

@@ -20,7 +20,6 @@ from meidbench.baselines import resolve
 from meidbench.baselines.losses.eql import EQL
 from meidbench.baselines.reproduction.materials import stand_in
 from meidbench.baselines.tuning import check_val
-from meidbench.checks import read_text_table
 from meidbench.construction.plans import make_split, read_plan, read_videos, render_plan
 from meidbench.errors import AnnotationError, MeidbenchError, RequestError, SplitError
 from meidbench.evaluation.results import GROUPS_SHOWN
@@ -28,13 +27,13 @@ from meidbench.report.html import comparison_html
 from meidbench.report.latex import comparison_latex
 from meidbench.report.plots import plot_class_frequencies, write_per_class
 from meidbench.report.text import comparison_table, evaluation_table, statistics_table
-from meidbench.splits.groups import BY_LIST, Groups, Thresholds, find_group_problems, find_name_problems
+from meidbench.splits.groups import BY_LIST, Groups, Thresholds, find_group_problems, read_group_names
 from meidbench.splits.make import make_assignment, to_json
 from meidbench.splits.manifests import PAPER_FACTS, load_assignment, load_manifest
 from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata
 from meidbench.splits.released import build_released, check_pool
 from meidbench.splits.split import METADATA_KEY, Split, read_split, released_content, write_split
-from meidbench.splits.statistics import audit_split, split_statistics
+from meidbench.splits.statistics import split_statistics
 
 # No medium class, as EPIC-KITCHENS-100 has it: a list of tail classes, and all others are head.
 NO_MEDIUM = ("head", "tail") * 6
@@ -123,10 +122,10 @@ def test_metadata_with_a_wrong_list_are_refused(toy_split, changes, complaint):
 
 def test_problems_of_lists_and_names():
     assert find_group_problems(NO_TAIL, [f"c{n}" for n in range(12)]) == []
-    assert find_name_problems(MIDDLE) == find_name_problems({}) == []
-    assert "medium" in find_name_problems({"Medium": "m"})[0]
     problems: list[str] = []
-    assert read_text_table("names", {"a": 1}, {}, "x.", problems) == {} and "x.names must be" in problems[0]
+    assert read_group_names("names", MIDDLE, {}, "", problems) == MIDDLE and not problems
+    assert read_group_names("names", {"Medium": "m"}, {}, "x.", problems) == {}
+    assert problems == ["x.names has unknown groups 'Medium' (did you mean medium?); known: head, medium, tail"]
 
 
 def test_without_thresholds_and_list_no_split_is_made(toy_split):
@@ -425,15 +424,13 @@ def test_tables_and_pages_have_the_names_of_the_benchmark(toy_split):
         assert "middle" in text and "medium" not in text.replace(note, "").replace("% " + note, "")
 
 
-def test_statistics_audit_and_plots_tell_the_empty_group(toy_split, tmp_path, monkeypatch):
+def test_statistics_audit_and_plots_tell_the_empty_group(toy_split, run, tmp_path, monkeypatch):
     split = by_list(toy_split)
     statistics = split_statistics(split)
     assert (statistics.head, statistics.medium, statistics.tail) == (6, 0, 6) and statistics.head_above is None
     assert "toylt listed: groups: by list; no classes in medium" in statistics_table([statistics])
-    finding = next(found for found in audit_split(split) if found.check == "empty-groups")
-    assert (finding.severity, finding.count, finding.examples) == ("warning", 1, ("medium",))
-    assert finding.what == "group(s) without classes (by list)"
-    assert not [found for found in audit_split(toy_split) if found.check == "empty-groups"]
+    audit = run("audit", write_split(split, tmp_path / "s.parquet"))
+    assert audit.exit_code == 0 and "groups: by list; no classes in medium" in audit.stdout + audit.stderr
     drawn = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
     plot_class_frequencies([split, by_list(toy_split, NO_TAIL, MIDDLE)], tmp_path / "p.svg")
