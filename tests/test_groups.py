@@ -341,7 +341,7 @@ def test_a_plan_takes_a_list(toy_split, run, tmp_path):
     plan.write_text(f'name = "mine"\ntable = "{table.name}"\nclass_names = "names.txt"\ngroups = "groups.csv"\n')
     outcome = run("build-splits", plan)
     assert outcome.exit_code == 0, outcome.stderr
-    assert "no class is in medium (by list)" in outcome.stderr
+    assert "no class is in medium (by list)" in outcome.stderr and "head_above" not in outcome.stdout + outcome.stderr
     split = read_split(tmp_path / "mine-pareto-0.parquet")
     assert split.metadata.groups == NO_MEDIUM
     written = tmp_path / "mine-pareto-0.plan.toml"
@@ -431,6 +431,8 @@ def test_statistics_audit_and_plots_tell_the_empty_group(toy_split, run, tmp_pat
     assert "toylt listed: groups: by list; no classes in medium" in statistics_table([statistics])
     audit = run("audit", write_split(split, tmp_path / "s.parquet"))
     assert audit.exit_code == 0 and "groups: by list; no classes in medium" in audit.stdout + audit.stderr
+    empty = Split(split.table.slice(0, 0), replace(split.metadata, train_counts=(0,) * 12))
+    assert "no videos in train: nothing can be trained" in statistics_table([split_statistics(empty)])
     drawn = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
     plot_class_frequencies([split, by_list(toy_split, NO_TAIL, MIDDLE)], tmp_path / "p.svg")

@@ -118,8 +118,8 @@ def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[st
     """Return a line per fact that a reader of a column of Table 1 needs besides its numbers."""
     lines = []
     for title, entry in zip(titles, statistics, strict=True):
-        sizes = {subset: getattr(entry, subset) for subset in SUBSETS}
-        lines += [f"{title}: {note}" for note in (*entry.notes, *describe_missing_subsets(sizes))]
+        sizes, by_list = {subset: getattr(entry, subset) for subset in SUBSETS}, entry.head_above is None
+        lines += [f"{title}: {note}" for note in (*entry.notes, *describe_missing_subsets(sizes, by_list=by_list))]
         if entry.classes_without_videos:
             what = "classes have no video in any subset and count in no group"
             lines.append(f"{title}: {entry.classes_without_videos:,} of the {what}")
@@ -353,7 +353,10 @@ def construction_report(
 
 
 def _describe_targets(made: Construction) -> str:
-    values = {name: value for name, value in asdict(made.targets).items() if value not in (None, ())}
+    unused = () if made.split.thresholds else ("head_above", "tail_up_to")
+    values = {
+        name: value for name, value in asdict(made.targets).items() if value not in (None, ()) and name not in unused
+    }
     texts = {
         name: "+".join(value) if isinstance(value, tuple) else str(value) if isinstance(value, int) else f"{value:g}"
         for name, value in values.items()
