@@ -17,6 +17,7 @@ from meidbench.baselines.models import MODELS
 from meidbench.checks import Table, one_of, parse_settings
 from meidbench.errors import MeidbenchError, first_few
 from meidbench.evaluation.results import MeanAP
+from meidbench.names import LAST_EPOCH, SELECTION_SUBSETS
 from meidbench.splits.split import Split
 
 STAGES = ("stage1", "stage2")  # the beginnings of keys that set one stage of a method of two
@@ -254,6 +255,11 @@ def _check(config: Config, aggregator_asked: bool) -> None:
         raise MeidbenchError(f"model.name={model} has aggregators of its own; leave out the aggregator")
     if config.motion.motion() is not None and not MODELS[model].takes_motion:
         raise MeidbenchError(f"model.name={model} takes no motion stream; leave out motion.when")
+    if config.selection.subset == LAST_EPOCH and MODELS[model].is_fitted and config.schedule.epochs > 1:
+        raise MeidbenchError(
+            f"selection.subset={LAST_EPOCH} would take the last value of model.c_grid; set one value, such as "
+            f"model.c_grid=[1.0], or let a subset choose: {' or '.join(SELECTION_SUBSETS)}"
+        )
     if config.mask_other_labels and sampler in ("instance", "repeat_factor"):
         raise MeidbenchError(
             f"mask_other_labels=true needs a sampler that draws classes, which sampler.name={sampler} does not"

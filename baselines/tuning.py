@@ -188,7 +188,7 @@ def check_val(split: Split, base: Config, objective: str) -> None:
     """Refuse a split whose val cannot choose, and settings that let test choose."""
     stages = [stage for stage in (base, base.first_stage) if stage is not None]
     if any(stage.selection.subset != "val" for stage in stages):
-        raise RequestError("val chooses the winner; leave out selection.subset=test")
+        raise RequestError("val chooses the winner; leave out selection.subset")
     if not len(split.rows("val")):
         raise MeidbenchError(f"{split.describe_absence('val')}\nval chooses the winner")
     if objective == "tail" and "tail" in split.groups.empty:

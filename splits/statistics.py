@@ -94,7 +94,7 @@ def describe_missing_subsets(videos: Mapping[str, int], *, by_list: bool = False
     ``by_list`` tells that the groups of the classes do not depend on the training videos.
 
     >>> describe_missing_subsets({"train": 3, "val": 0, "test": 2})
-    ['no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good']
+    ['no videos in val: hold out a val subset (--hold-out-val), or train with --select-on last or test']
     """
     if not videos["train"]:
         groups = "" if by_list else "every class is in the tail, and "
@@ -102,7 +102,7 @@ def describe_missing_subsets(videos: Mapping[str, int], *, by_list: bool = False
     if not videos["val"] and not videos["test"]:
         return ["no videos in val and test: train, evaluate and compare refuse this split; import val or test too"]
     notes = {
-        "val": "no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good",
+        "val": "no videos in val: hold out a val subset (--hold-out-val), or train with --select-on last or test",
         "test": "no videos in test: evaluate, compare and predict take val, which also chooses the checkpoint of a run",
     }
     return [note for subset, note in notes.items() if not videos[subset]]

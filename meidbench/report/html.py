@@ -15,7 +15,6 @@ from html import escape
 from importlib.resources import files
 
 from meidbench.evaluation.budget import COLUMNS as BUDGET_COLUMNS
-from meidbench.evaluation.budget import MEANING as BUDGET_MEANING
 from meidbench.evaluation.budget import describe_total
 from meidbench.evaluation.compare import Comparison, MethodResult
 from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, MEANINGS, Difference
@@ -32,6 +31,7 @@ from meidbench.report.text import (
     MINUS,
     budget_rows,
     describe_correction,
+    explain_budgets,
     find_best,
     format_corrected,
     format_interval,
@@ -199,17 +199,18 @@ def _seeds(comparison: Comparison) -> str:
 
 
 def _budgets(comparison: Comparison) -> str:
-    rows = []
-    for method, (name, steps, *others) in zip(comparison.methods, budget_rows(comparison), strict=False):
+    rows, budgets = [], budget_rows(comparison)
+    for method, (name, steps, *others) in zip(comparison.methods, budgets, strict=False):
         total = describe_total(method.budgets)  # the column is sorted by it
         texts = [DASH if text == "-" else text for text in (total, *others)]
         cells = [_cell(texts[0], [steps] if steps != total else []), *map(_cell, texts[1:])]
         rows.append(_row(escape(name), cells))
     if not rows:
         return ""
-    heads = [_head("method", "word"), _head(BUDGET_COLUMNS[0], notes="stages"), *map(_head, BUDGET_COLUMNS[1:])]
+    others = [_head(name, "word" if name == "select_on" else "") for name in BUDGET_COLUMNS[1 : len(budgets[0]) - 1]]
+    heads = [_head("method", "word"), _head(BUDGET_COLUMNS[0], notes="stages"), *others]
     unequal = f"<p><b>{escape(comparison.unequal_budgets)}</b></p>\n" if comparison.unequal_budgets else ""
-    caption = f"The training behind the scores, as the prediction files have it; {BUDGET_MEANING}."
+    caption = f"The training behind the scores, as the prediction files have it; {explain_budgets(budgets)}."
     return _section("budgets", unequal + _table("budgets-table", "Budgets", caption, heads, rows))
 
 

@@ -117,8 +117,9 @@ def _caption(comparison: Comparison, differences: bool) -> str:
 def _budget_lines(comparison: Comparison) -> list[str]:
     """Return a note below the table with the budget of each method; nothing where no budget is known."""
     texts = []
-    for name, steps, rate, batch, trials in budget_rows(comparison):
-        budget = "unknown" if rate == trials == "-" else f"{steps} ({rate}; {batch}; {trials})"
+    for name, steps, rate, batch, trials, *select_on in budget_rows(comparison):
+        chosen = "".join(f"; chosen on {subset}" for subset in select_on).replace("on last", "as the last epoch")
+        budget = "unknown" if rate == trials == "-" else f"{steps} ({rate}; {batch}; {trials}{chosen})"
         texts.append(f"{escape_latex(name)} {_symbols(budget)}")
     if not texts:
         return []

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few, write_count
-from meidbench.evaluation.budget import COLUMNS, MEANING, describe_budgets
+from meidbench.evaluation.budget import COLUMNS, MEANING, SELECTION_MEANING, describe_budgets
 from meidbench.evaluation.compare import Comparison, MethodResult, format_change
 from meidbench.evaluation.results import GROUPS_SHOWN, Difference, Estimate, Result, describe_subset
 from meidbench.names import RELEASED, SUBSETS
@@ -253,8 +253,10 @@ def comparison_table(comparison: Comparison) -> str:
     if spreads := _spreads_over_seeds(comparison):
         tables.append(_right_aligned(["over seeds", *titles], spreads))
     if budgets := budget_rows(comparison):
-        tables.append(_right_aligned(["budget", *COLUMNS], [[escape_controls(row[0]), *row[1:]] for row in budgets]))
-    return "\n\n".join([*tables, _explain_comparison(comparison, bool(spreads), bool(budgets))])
+        header = ["budget", *COLUMNS[: len(budgets[0]) - 1]]
+        tables.append(_right_aligned(header, [[escape_controls(row[0]), *row[1:]] for row in budgets]))
+    meaning = f"{explain_budgets(budgets)}." if budgets else ""
+    return "\n\n".join([*tables, _explain_comparison(comparison, bool(spreads), meaning)])
 
 
 def _tallies(comparison: Comparison) -> list[list[str]]:
@@ -277,13 +279,23 @@ def _spreads_over_seeds(comparison: Comparison) -> list[list[str]]:
 
 
 def budget_rows(comparison: Comparison) -> list[list[str]]:
-    """Return the name of each method and its budget, by ``COLUMNS``; no row where no budget is known."""
+    """Return the name of each method and its budget, by ``COLUMNS``; no row where no budget is known.
+
+    The last column, ``select_on``, is left out where no run says that anything but val chose its checkpoint.
+    """
     if not any(budget for method in comparison.methods for budget in method.budgets):
         return []
-    return [[method.name, *describe_budgets(method.budgets).values()] for method in comparison.methods]
+    rows = [[method.name, *describe_budgets(method.budgets).values()] for method in comparison.methods]
+    told = {choice for row in rows for choice in row[-1].split(" or ")}
+    return rows if told - {"val", "-"} else [row[:-1] for row in rows]
 
 
-def _explain_comparison(comparison: Comparison, seeds: bool, budgets: bool) -> str:
+def explain_budgets(rows: Sequence[Sequence[str]]) -> str:
+    """Return the meaning of the columns of ``budget_rows``."""
+    return MEANING + SELECTION_MEANING * (len(rows[0]) > len(COLUMNS))
+
+
+def _explain_comparison(comparison: Comparison, seeds: bool, budgets: str) -> str:
     lines = [
         f"{comparison.level:.0%} intervals: Bayesian bootstrap over videos, {comparison.replicates:,} replicates, "
         f"seed {comparison.seed},\nthe same weights for every run."
@@ -295,7 +307,7 @@ def _explain_comparison(comparison: Comparison, seeds: bool, budgets: bool) -> s
     if seeds:
         lines.append("over seeds: lowest to highest mAP (number of seeds).")
     if budgets:
-        for text in (f"{MEANING}.", escape_controls(comparison.unequal_budgets)):
+        for text in (budgets, escape_controls(comparison.unequal_budgets)):
             lines += textwrap.wrap(text, 80)
     return "\n".join(lines)
 
