@@ -10,6 +10,7 @@ SUBSET_NAMES = {name: name for name in SUBSETS} | {
     **{"training": "train", "validate": "val", "validation": "val", "valid": "val", "testing": "test"},
 }
 RELEASED = "released"
+HELD_OUT = "heldout"  # begins the variant of a split whose val was taken out of train
 DRAWN_VARIANTS = ("pareto", "grouped", "exact")
 VARIANTS = (RELEASED, *DRAWN_VARIANTS)
 GROUP_KEYS = ("pair", "subject")

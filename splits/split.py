@@ -19,7 +19,7 @@ from meidbench.annotations import Annotations
 from meidbench.checks import describe_missing, match_name, one_of, suggest
 from meidbench.errors import SplitError, bullet_list, describe_content, escape_controls, first_few
 from meidbench.files import written_whole
-from meidbench.names import DATASETS, RELEASED, SUBSETS
+from meidbench.names import DATASETS, HELD_OUT, RELEASED, SUBSETS
 from meidbench.splits.groups import BY_LIST, Groups, Thresholds, find_group_problems
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
 from meidbench.splits.metadata import SplitMetadata, content_digest
@@ -197,6 +197,8 @@ class Split:
         found = [notes[self.variant]] if self.variant in notes else []
         if groups := self._describe_groups():
             found.append(f"groups: {groups}")
+        if self.variant.startswith(HELD_OUT):
+            found.append("val was taken out of train: the groups of the classes are those of both together")
         if self.metadata.other_annotations:
             found.append(f"the split was drawn from annotations that are not the official ones of {self.dataset}")
         return tuple(found)

@@ -9,11 +9,12 @@ import numpy as np
 from tabulate import tabulate
 
 from meidbench.construction import Construction, SplitDistance
+from meidbench.construction.held_out import HeldOutShares
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few, write_count
 from meidbench.evaluation.budget import COLUMNS, MEANING, SELECTION_MEANING, describe_budgets
 from meidbench.evaluation.compare import Comparison, MethodResult, format_change
-from meidbench.evaluation.results import GROUPS_SHOWN, Difference, Estimate, Result, describe_subset
+from meidbench.evaluation.results import GROUPS_SHOWN, NO_CLASSES, Difference, Estimate, Result, describe_subset
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.manifests import Manifest
@@ -362,6 +363,26 @@ def construction_report(
         ]
     folded = [textwrap.fill(line, max(width, 40), subsequent_indent="  ", break_on_hyphens=False) for line in lines]
     return "\n".join([_lay_out_columns(header, list(columns.values()), width), "", *folded])
+
+
+def held_out_report(split: Split, shares: HeldOutShares) -> str:
+    """Lay out the shares of a val subset that was taken out of train: by group, and the classes farthest from them."""
+    rows = []
+    for group, (classes, labels, in_val) in shares.groups.items():
+        numbers = [f"{classes:,}", f"{labels:,}", f"{in_val:,}", f"{in_val / labels:.2%}"] if labels else [NO_CLASSES]
+        rows.append([split.group_names.get(group, group), *numbers])
+    train, val = len(split.rows("train")), len(split.rows("val"))
+    far = shares.largest_deviation
+    count, name = int(split.positives("val")[far]), split.class_names[far]
+    lines = [
+        f"val: {val:,} of {train + val:,} training videos ({val / (train + val):.2%})",
+        f"largest deviation of a class: {shares.deviations[far]:+.1f} videos (class {far} {name!r}: {count:,} of "
+        f"{count + int(split.positives('train')[far]):,})",
+    ]
+    if shares.without_val:
+        named = first_few(f"{index} {split.class_names[index]!r}" for index in shares.without_val)
+        lines.append(f"{write_count(len(shares.without_val), 'class', 'classes')} without a video in val: {named}")
+    return "\n".join([_right_aligned(["held out", "classes", "labels", "in val", "share"], rows), "", *lines])
 
 
 def _describe_targets(made: Construction) -> str:
