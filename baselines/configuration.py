@@ -17,7 +17,7 @@ from meidbench.checks import FieldReader, Table, convert, describe_type, read_da
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.evaluation.evaluate import subset_positives
 from meidbench.loading.motion import STATIC, STATIC_ROWS, WHEN, Motion
-from meidbench.names import PRECISIONS, RESIDENT, SAMPLINGS, SELECTION_SUBSETS
+from meidbench.names import LAST_EPOCH, PRECISIONS, RESIDENT, SAMPLINGS, SELECTIONS
 from meidbench.splits.split import Split
 
 EXAMPLE_SETTING = "schedule.lr=0.001"
@@ -204,13 +204,13 @@ class MotionStream:
 
 @dataclass(frozen=True)
 class Selection:
-    """The subset whose overall mAP chooses the best checkpoint."""
+    """The subset whose overall mAP chooses the best checkpoint, or ``last``: none does, the last epoch is taken."""
 
     subset: str = "val"  # "test" mimics VideoLT's public code; prediction files record it, and evaluate warns of it
     every: int = 1  # epochs between two scorings
 
     _least: ClassVar[dict[str, float]] = {"every": 1}
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {"subset": SELECTION_SUBSETS}
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {"subset": SELECTIONS}
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ class Config:
             for (family, option), value in self.epoch_values().items()
             if (here := getattr(self, family).options.get(option)) != value
         ]
-        if done % self.selection.every:
+        if done % self.selection.every and self.selection.subset != LAST_EPOCH:
             differing.append(
                 f"epoch {done} was scored, being the last (it would not be: selection.every={self.selection.every})"
             )

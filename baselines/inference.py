@@ -29,7 +29,7 @@ from meidbench.features.row_checks import RowCheck, check_rows
 from meidbench.files import written_whole
 from meidbench.loading.batches import BatchLoader
 from meidbench.loading.datasets import FeatureDataset
-from meidbench.names import SELECTION_SUBSETS, SUBSETS, WATERMARKS, Advance, ProgressBar, Report
+from meidbench.names import LAST_EPOCH, SELECTION_SUBSETS, SUBSETS, WATERMARKS, Advance, ProgressBar, Report
 from meidbench.predictions.align import align_predictions, read_predictions, run_warnings
 from meidbench.predictions.values import write_predictions
 from meidbench.splits.split import Split, load_split
@@ -44,25 +44,31 @@ def show_no_progress(title: str, total: int) -> AbstractContextManager[Advance]:
 
 
 def find_scored_subsets(split: Split, select_on: str, asked: Sequence[str] = SELECTION_SUBSETS) -> list[str]:
-    """Return the subset that selects and those that are asked for, where they have videos.
+    """Return the subset that selects, if one does, and those that are asked for, where they have videos.
 
-    A split without videos to train on or to select on is refused.
+    A split without videos to train on, to select on or to score is refused.
     """
     present = [subset for subset in SUBSETS if len(split.rows(subset))]
-    for subset in ("train", select_on):
+    scored = [subset for subset in present if subset in (*asked, select_on)]
+    needed = select_on if select_on != LAST_EPOCH else (*scored, *asked)[0]
+    for subset in ("train", needed):
         if subset not in present:
             problem = split.describe_absence(subset)
-            if subset == "val" and "test" in present:
-                problem += (
-                    "\nval chooses the checkpoint. --select-on test (selection.subset) makes test choose it, and "
-                )
-                problem += "test scores too good; or take a val subset out of train"
-            elif subset == "test" and "val" in present:
+            if subset == select_on == "val" and "test" in present:
+                problem += f"\n{_WITHOUT_VAL}"
+            elif subset == select_on == "test" and "val" in present:
                 problem += "\n--select-on val (selection.subset) makes val choose the checkpoint"
             raise MeidbenchError(problem)
         if not split.positives(subset).any():
             raise MeidbenchError(f"no video in {subset} of the split {split.dataset} has a label")
-    return [subset for subset in present if subset in (*asked, select_on)]
+    return scored
+
+
+_WITHOUT_VAL = (
+    "val chooses the checkpoint. Take a val subset out of train (--hold-out-val of build-splits and import-split), or "
+    "tell what chooses in its place (selection.subset): --select-on last takes the last epoch, without a choice; "
+    "--select-on test makes test choose, and test scores too good"
+)
 
 
 def make_subset_loader(
@@ -163,7 +169,8 @@ def report_on_inputs(split: Split, features: FeatureSource, config: Config, repo
     """Tell what users should know of a split and its features before a training."""
     for note in features.take_notes():
         report(note)
-    if find_scored_subsets(split, config.selection.subset) == ["val"]:
+    scored = find_scored_subsets(split, config.selection.subset)
+    if scored == ["val"] and config.selection.subset == "val":
         report(f"note: {split.dataset} has no test videos: val chooses the checkpoint, so its scores are too good")
 
 

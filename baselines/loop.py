@@ -48,7 +48,7 @@ from meidbench.evaluation.evaluate import average_precision, mean_by_group
 from meidbench.evaluation.results import MeanAP
 from meidbench.features import FeatureSource
 from meidbench.loading.batches import Batch
-from meidbench.names import Advance, ProgressBar, Report
+from meidbench.names import LAST_EPOCH, Advance, ProgressBar, Report
 from meidbench.splits.split import Split
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -162,6 +162,9 @@ class TrainingLoop:
             self.report(f"note: scikit-learn fits {self.config.method}, one epoch per value of model.c_grid; {ignored}")
         elif late := self.config.schedule.describe_late_milestones():
             self.report(f"note: {late}")
+        if empty := self.split.groups.empty:
+            titles = " and ".join(self.split.group_names.get(name, name) for name in empty)
+            self.report(f"note: {self.split.dataset} has no classes in {titles}: these have no mAP in the log")
         began, now = self.folder.count_threads(), torch.get_num_threads()
         if self.processes.device.type == "cpu" and began not in (None, now):
             self.report(f"note: the run began with {began} thread(s) and has {now} now: the last bits may differ")
@@ -272,7 +275,12 @@ class TrainingLoop:
         line = f"{self.config.method}: epoch {position.epoch} of {epochs}: loss {facts['loss']:.5f}"
         if learner.module.is_fitted:
             line += f", C {model_facts['C']:g}"
-        is_scored = position.epoch % selection.every == 0 or position.epoch == epochs
+        is_last = position.epoch == epochs
+        is_scored = selection.subset != LAST_EPOCH and (position.epoch % selection.every == 0 or is_last)
+        if selection.subset == LAST_EPOCH and is_last:
+            position.best_epoch = position.epoch
+            if self.processes.is_first:
+                learner.save_weights(self.folder.best, {})
         if is_scored:
             means = self._compute_means(selection.subset)
             is_best = means.overall > position.best
@@ -328,7 +336,7 @@ class TrainingLoop:
             self.log.write(event, self.learner.position.step, **facts)
 
     def _score(self) -> None:
-        """Score val and test with the best checkpoint."""
+        """Score val and test with the checkpoint that was chosen."""
         epoch = self.learner.load_weights(self.folder.best)
         if note := self.learner.module.describe_weights():
             self.report(f"note: {note}")

@@ -17,9 +17,11 @@ from meidbench.baselines.models import MODELS
 from meidbench.checks import Table, one_of, parse_settings
 from meidbench.errors import MeidbenchError, first_few
 from meidbench.evaluation.results import MeanAP
+from meidbench.names import LAST_EPOCH, SELECTION_SUBSETS
 from meidbench.splits.split import Split
 
 STAGES = ("stage1", "stage2")  # the beginnings of keys that set one stage of a method of two
+_TAIL_OPTIONS = ("tail_up_to", "tail_below", "tail_classes")  # of EQL; they exclude each other
 _PER_STAGE = ("distill_", "neck_", "recompute")  # options of a model that may differ between its stages
 
 
@@ -202,8 +204,8 @@ def _keep_known(asked: Table, values: Table) -> Table:
 
 def _resolve_stage(recipe: Recipe, split: Split, asked: Table) -> Config:
     values = _layer_values(recipe, split)
-    if isinstance(asked.get("loss"), dict) and "tail_below" in asked["loss"]:
-        values = merge_tables(values, {"loss": {"tail_up_to": None}})  # the two options exclude each other
+    if isinstance(asked.get("loss"), dict) and set(_TAIL_OPTIONS[1:]) & set(asked["loss"]):
+        values = merge_tables(values, {"loss": {"tail_up_to": None}})  # the options exclude each other
     config = _complete(Config.from_tables({**merge_tables(values, asked), "method": recipe.name}), split)
     _check(config, aggregator_asked="aggregator" in asked)
     return config
@@ -226,8 +228,9 @@ def _join_stages(first: Config, second: Config) -> Config:
 def _complete(config: Config, split: Split) -> Config:
     """Fill in the values that follow from the split and from other values; a new configuration is changed in place."""
     loss, aggregator = config.loss.options, config.aggregator.options
-    if config.loss.name == "eql" and loss.get("tail_up_to") is None and loss.get("tail_below") is None:
-        loss["tail_up_to"] = split.metadata.tail_up_to
+    if config.loss.name == "eql" and all(loss.get(key) is None for key in _TAIL_OPTIONS):
+        tail = tuple(split.groups.tail.tolist())
+        loss |= {"tail_up_to": split.metadata.tail_up_to} if split.thresholds else {"tail_classes": tail}
     for (family, option), value in config.epoch_values().items():
         getattr(config, family).options.setdefault(option, value)
     if aggregator.get("flavor") == "meid_compat" and aggregator.get("frames") is None:
@@ -252,6 +255,11 @@ def _check(config: Config, aggregator_asked: bool) -> None:
         raise MeidbenchError(f"model.name={model} has aggregators of its own; leave out the aggregator")
     if config.motion.motion() is not None and not MODELS[model].takes_motion:
         raise MeidbenchError(f"model.name={model} takes no motion stream; leave out motion.when")
+    if config.selection.subset == LAST_EPOCH and MODELS[model].is_fitted and config.schedule.epochs > 1:
+        raise MeidbenchError(
+            f"selection.subset={LAST_EPOCH} would take the last value of model.c_grid; set one value, such as "
+            f"model.c_grid=[1.0], or let a subset choose: {' or '.join(SELECTION_SUBSETS)}"
+        )
     if config.mask_other_labels and sampler in ("instance", "repeat_factor"):
         raise MeidbenchError(
             f"mask_other_labels=true needs a sampler that draws classes, which sampler.name={sampler} does not"

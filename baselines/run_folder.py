@@ -24,7 +24,7 @@ from meidbench.checks import is_whole_number, parse_json, read_json, show
 from meidbench.errors import MeidbenchError, RequestError, bullet_list, first_few
 from meidbench.extraction.encoders.weights import ZIP, TorchFileError, load_torch_file
 from meidbench.files import locked, remove_stale, written_whole
-from meidbench.names import SELECTION_SUBSETS, Report
+from meidbench.names import LAST_EPOCH, SELECTION_SUBSETS, Report
 
 FORMAT_VERSION = 1
 CHECKPOINT_VERSION = 1
@@ -43,7 +43,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.json"
         self.last = path / "last.pt"  # the checkpoint to resume from
-        self.best = path / "best.pt"  # the weights with the best mAP on the subset that selects
+        self.best = path / "best.pt"  # with the best mAP on the subset that selects, or of the last epoch
 
     def predictions(self, subset: str) -> Path:
         """Return the path of the scores of a subset."""
@@ -156,7 +156,9 @@ class RunFolder:
         """Refuse a folder that does not hold the finished run of a first stage."""
         there, before = self.read()
         problems = there.differences(wanted) + before.differences(inputs)
-        if not problems and not self.result(wanted.selection.subset).is_file():
+        selects = wanted.selection.subset
+        subsets = SELECTION_SUBSETS if selects == LAST_EPOCH else (selects,)
+        if not problems and not any(self.result(subset).is_file() for subset in subsets):
             problems.append("it is not finished; run its command again")
         if problems:
             raise MeidbenchError(

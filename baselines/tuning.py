@@ -187,10 +187,13 @@ def check_optuna() -> None:
 def check_val(split: Split, base: Config, objective: str) -> None:
     """Refuse a split whose val cannot choose, and settings that let test choose."""
     stages = [stage for stage in (base, base.first_stage) if stage is not None]
-    if any(stage.selection.subset != "val" for stage in stages):
-        raise RequestError("val chooses the winner; leave out selection.subset=test")
+    if others := [stage.selection.subset for stage in stages if stage.selection.subset != "val"]:
+        raise RequestError(f"val chooses the winner; leave out selection.subset={others[0]}")
     if not len(split.rows("val")):
-        raise MeidbenchError(f"{split.describe_absence('val')}\nval chooses the winner")
+        remedy = "take a val subset out of train (--hold-out-val of build-splits and import-split)"
+        raise MeidbenchError(f"{split.describe_absence('val')}\nval chooses the winner: {remedy}")
+    if objective == "tail" and "tail" in split.groups.empty:
+        raise MeidbenchError(f'{split.dataset} has no classes in the tail; take objective="overall"')
     if objective == "tail" and not split.positives("val")[list(split.groups.tail)].any():
         raise MeidbenchError(f'no video in val of {split.dataset} has a label of the tail; take objective="overall"')
 

@@ -15,6 +15,7 @@ average_precision       average precision per class, of two arrays
 compare                 compares the scores of several methods, with intervals and paired differences
 comparison_html         a comparison as one self-contained HTML page
 evaluate                scores predictions: arrays, tensors, a DataFrame or files
+hold_out_val            a split with a val subset that is taken out of its training videos
 load_split              the split of a benchmark by its name, or of a file
 open_features           features in every form that is read, also with other names than the ids
 read_predictions        reads a prediction file
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meidbench.annotations.tables import split_from_pandas
+    from meidbench.construction.held_out import hold_out_val
     from meidbench.errors import MeidbenchError
     from meidbench.evaluation.compare import Comparison, compare
     from meidbench.evaluation.evaluate import average_precision, evaluate
@@ -47,12 +49,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CharadesEgoLT", "CharadesLT", "Comparison", "FeatureDataset", "MeanAveragePrecision", "MeidbenchError", "Result",
-    "Split", "VideoLT", "__version__", "average_precision", "compare", "comparison_html", "evaluate", "load_split",
-    "open_features", "read_predictions", "split_from_pandas", "write_predictions", "write_split",
+    "Split", "VideoLT", "__version__", "average_precision", "compare", "comparison_html", "evaluate", "hold_out_val",
+    "load_split", "open_features", "read_predictions", "split_from_pandas", "write_predictions", "write_split",
 ]  # fmt: skip
 # As the imports above, which type checkers read; here a name is imported at its first use, so that this import is fast.
 _HOMES = {
     "annotations.tables": ("split_from_pandas",),
+    "construction.held_out": ("hold_out_val",),
     "errors": ("MeidbenchError",),
     "evaluation.compare": ("Comparison", "compare"),
     "evaluation.evaluate": ("average_precision", "evaluate"),

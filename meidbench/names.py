@@ -10,6 +10,7 @@ SUBSET_NAMES = {name: name for name in SUBSETS} | {
     **{"training": "train", "validate": "val", "validation": "val", "valid": "val", "testing": "test"},
 }
 RELEASED = "released"
+HELD_OUT = "heldout"  # begins the variant of a split whose val was taken out of train
 DRAWN_VARIANTS = ("pareto", "grouped", "exact")
 VARIANTS = (RELEASED, *DRAWN_VARIANTS)
 GROUP_KEYS = ("pair", "subject")
@@ -32,6 +33,9 @@ VIDEO_SUFFIXES = (
 SAMPLINGS = ("uniform", "random")
 ROW_CHECKS = ("auto", "full", "sample", "none")
 SELECTION_SUBSETS = ("val", "test")
+LAST_EPOCH = "last"  # no subset chooses: the weights of the last epoch are scored
+SELECTIONS = (*SELECTION_SUBSETS, LAST_EPOCH)
+RECORDED_SELECTIONS = (*SUBSETS, LAST_EPOCH)  # in prediction files, also of other programs
 TUNED_GROUPS = ("overall", "tail")
 RESIDENT = ("auto", "never", "always")
 STATISTICS_TABLE = "table1"

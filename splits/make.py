@@ -44,11 +44,13 @@ def make_assignment(manifest: Manifest, annotations: Annotations, subset_of: dic
     ids = sorted(annotations.video_ids)
     symbols = "".join(_SYMBOL_OF[subset_of.get(video_id, "")] for video_id in ids)
     digests = released.source_digests(annotations)
+    by_list = {} if manifest.thresholds else {"content_digest": split.content_digest}
     return {
         "symbols": [symbols[start : start + _WIDTH] for start in range(0, len(symbols), _WIDTH)],
         "ids_digest": lines_digest(ids),
         "names_digest": lines_digest(annotations.class_names),
         "split_digest": split.digest,
+        **by_list,
         "source_videos": {source: annotations.sources.count(source) for source in digests},
         "source_digests": digests,
         "source_positives": {source: released.source_positives(annotations, source) for source in digests},

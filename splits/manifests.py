@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 from meidbench.checks import FieldReader, parse_toml, read_dataclass, suggest
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.names import DATASETS, RELEASED, SUBSETS
+from meidbench.splits.groups import GROUP_NAMES, Thresholds, read_group_names
 
 CELLS = 240  # of a sketch
-PAPER_FACTS = ("head", "medium", "tail", "train", "val", "test", "labels_per_video", "imbalance_ratio")
+PAPER_FACTS = (*GROUP_NAMES, "train", "val", "test", "labels_per_video", "imbalance_ratio")
 EXPECTED_FACTS = (
     *PAPER_FACTS,
     *("most_frequent", "least_frequent", "least_positives_val", "least_positives_test"),
@@ -102,7 +103,8 @@ class Assignment:
 
     ``id_sketch`` and ``row_sketch`` are the cells of a ``RowSketch`` over (id, official subset) of all videos and (id,
     labels) of the used ones, with which differing videos can be named. ``pool_digest`` and ``pool_sketch`` are those of
-    everything that is read of all videos; empty in assignments that were made before they existed.
+    everything that is read of all videos; empty in assignments that were made before they existed. ``content_digest``
+    is that of the published split where its groups are by list; by thresholds it follows from the others.
     """
 
     symbols: str
@@ -117,19 +119,27 @@ class Assignment:
     row_sketch: tuple[tuple[int, str], ...]
     pool_digest: str = ""
     pool_sketch: tuple[tuple[int, str], ...] = ()
+    content_digest: str = ""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All facts about one benchmark."""
+    """All facts about one benchmark.
+
+    ``groups`` is ``thresholds``, where ``head_above`` and ``tail_up_to`` group the classes by their training videos, or
+    ``list``, where the annotations have the group of each class: the reader sets ``Annotations.groups``, and the
+    manifest has no thresholds. ``group_names`` has the benchmark's own names of groups for tables and pages.
+    """
 
     name: str = ""
     title: str = ""
     annotations: str = ""
     reader: str = ""
     num_classes: int = 0
-    head_above: int = 0
-    tail_up_to: int = 0
+    groups: str = "thresholds"
+    head_above: int | None = None
+    tail_up_to: int | None = None
+    group_names: dict[str, str] = field(default_factory=dict)
     licence: Licence = Licence()
     files: tuple[SourceFile, ...] = ()
     class_file: SourceFile = SourceFile()
@@ -139,10 +149,15 @@ class Manifest:
     expected: dict[str, float] = field(default_factory=dict)
     defects: tuple[Defect, ...] = ()
 
+    _known: ClassVar = {"groups": ("thresholds", "list")}
     _required: ClassVar = (
-        *("name", "title", "annotations", "reader", "num_classes", "head_above", "tail_up_to"),
-        *("licence", "files", "class_file", "released"),
+        *("name", "title", "annotations", "reader", "num_classes", "licence", "files", "class_file", "released"),
     )
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """The thresholds of head and tail, None where the annotations have the groups."""
+        return Thresholds.from_numbers(self.head_above, self.tail_up_to)
 
     @property
     def licence_text(self) -> str:
@@ -187,6 +202,7 @@ def load_manifest(dataset: str) -> Manifest:
     problems: list[str] = []
     manifest = Manifest()
     readers: dict[Any, FieldReader] = {dict[str, ReleasedList]: _read_released, dict[str, float]: _read_statistics}
+    readers[dict[str, str]] = read_group_names
     try:
         manifest = read_dataclass(Manifest, parse_toml(text), problems, readers=readers)
     except ValueError as error:
@@ -232,7 +248,11 @@ def _find_contradictions(manifest: Manifest) -> list[str]:
             problems.append(f"{name!r} is not a plain file name")
     if not 0 < manifest.num_classes < 1 << 15:
         problems.append(f"num_classes must be from 1 to 32767, got {manifest.num_classes}")
-    if not 0 <= manifest.tail_up_to <= manifest.head_above:
+    for name in ("head_above", "tail_up_to"):
+        if (getattr(manifest, name) is None) != (manifest.groups == "list"):
+            what = "must be left out: the annotations have the groups" if manifest.groups == "list" else "is missing"
+            problems.append(f"{name} {what}")
+    if (found := manifest.thresholds) and not 0 <= found.tail_up_to <= found.head_above:
         problems.append("tail_up_to must not lie above head_above")
     if not manifest.files or len({entry.source for entry in manifest.files}) < len(manifest.files):
         problems.append("files must be given, each of another source")
@@ -264,7 +284,9 @@ def _check_assignment(assignment: Assignment, manifest: Manifest) -> None:
     by_source = (assignment.source_videos, assignment.source_digests, assignment.source_positives)
     if any(set(facts) != sources for facts in by_source) or set(assignment.positives) != set(SUBSETS):
         raise ValueError(f"its sources must be {', '.join(sorted(sources))} and its subsets {', '.join(SUBSETS)}")
-    digests = (assignment.ids_digest, assignment.names_digest, assignment.split_digest, assignment.pool_digest)
+    digests = [getattr(assignment, f"{name}_digest") for name in ("ids", "names", "split", "pool", "content")]
+    if not assignment.content_digest and manifest.thresholds is None:
+        raise ValueError("it needs the content digest, because the groups of its classes are by list")
     if not all(isinstance(digest, str) for digest in (*digests, *assignment.source_digests.values())):
         raise ValueError("its digests must be text")
     counts = [*assignment.positives.values(), *assignment.source_positives.values()]

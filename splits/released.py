@@ -15,6 +15,7 @@ from meidbench.annotations import Annotations, read_annotations
 from meidbench.errors import AnnotationError, bullet_list, first_few, write_count
 from meidbench.files import written_whole
 from meidbench.names import RELEASED, SUBSETS
+from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.manifests import (
     ID_BYTES,
     Assignment,
@@ -26,6 +27,7 @@ from meidbench.splits.manifests import (
     load_manifest,
     row_tag,
 )
+from meidbench.splits.metadata import content_digest
 from meidbench.splits.split import SCHEMA, Split
 from meidbench.splits.statistics import deviations, split_statistics
 
@@ -51,6 +53,8 @@ def build_released(dataset: str, folder: Path) -> Split:
     split = released_split(annotations, subsets, manifest)
     if lines_digest(annotations.class_names) != assignment.names_digest:
         raise _mismatch(manifest, folder, [_other_names(manifest)])
+    if problems := _other_groups(annotations, assignment):
+        raise _mismatch(manifest, folder, problems)
     if split.digest != assignment.split_digest:
         raise _mismatch(manifest, folder, _differing_labels(annotations, split, manifest, assignment))
     if problems := deviations(split_statistics(split), manifest):
@@ -59,7 +63,7 @@ def build_released(dataset: str, folder: Path) -> Split:
 
 
 def released_split(annotations: Annotations, subsets: Sequence[str], manifest: Manifest) -> Split:
-    """Make a split of the variant ``released``, with the name and the thresholds of the manifest."""
+    """Make a split of the variant ``released``, with the name and the thresholds, if any, of the manifest."""
     thresholds = {"head_above": manifest.head_above, "tail_up_to": manifest.tail_up_to}
     return Split.from_annotations(annotations, subsets, dataset=manifest.name, variant=RELEASED, **thresholds)
 
@@ -93,8 +97,12 @@ def pool_lines(annotations: Annotations) -> Iterator[tuple[str, str]]:
 
 
 def pool_digest(annotations: Annotations) -> str:
-    """Return the sha256 over all annotated videos: the digest of the class names, then the lines sorted by id."""
-    return lines_digest([lines_digest(annotations.class_names), *(line for _, line in sorted(pool_lines(annotations)))])
+    """Return the sha256 over all annotated videos: the digest of the class names, then the lines sorted by id.
+
+    Where the annotations have groups, the digest of these comes after that of the class names.
+    """
+    classes = [lines_digest(names) for names in (annotations.class_names, annotations.groups) if names]
+    return lines_digest([*classes, *(line for _, line in sorted(pool_lines(annotations)))])
 
 
 def pool_rows(annotations: Annotations) -> list[Row]:
@@ -114,6 +122,7 @@ def check_pool(dataset: str, annotations: Annotations, folder: Path) -> bool:
     problems = _differing_videos(annotations, manifest, assignment)
     if lines_digest(annotations.class_names) != assignment.names_digest:
         problems.append(_other_names(manifest))
+    problems += _other_groups(annotations, assignment)
     if not problems:  # the ids are the official ones, so each fits into a sketch
         file_of = {file.source: file.name for file in manifest.files}
         source_of = dict(zip(annotations.video_ids, annotations.sources, strict=True))
@@ -128,6 +137,16 @@ def check_pool(dataset: str, annotations: Annotations, folder: Path) -> bool:
 
 def _other_names(manifest: Manifest) -> str:
     return f"{manifest.class_file.name}: the class names are not the official ones"
+
+
+def _other_groups(annotations: Annotations, assignment: Assignment) -> list[str]:
+    """Return the problem of a list of groups that is not the official one."""
+    if not assignment.content_digest:
+        return []
+    found = content_digest(assignment.split_digest, assignment.names_digest, annotations.groups)
+    counts = ", ".join(f"{annotations.groups.count(name)} {name}" for name in GROUP_NAMES)
+    what = f"the groups of the classes ({counts}) are not the official ones"
+    return [what] if found != assignment.content_digest else []
 
 
 def label_rows(split: Split) -> list[Row]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,16 +19,16 @@ from meidbench.annotations import Annotations
 from meidbench.checks import describe_missing, match_name, one_of, suggest
 from meidbench.errors import SplitError, bullet_list, describe_content, escape_controls, first_few
 from meidbench.files import written_whole
-from meidbench.names import DATASETS, RELEASED, SUBSETS
+from meidbench.names import DATASETS, HELD_OUT, RELEASED, SUBSETS
+from meidbench.splits.groups import BY_LIST, Groups, Thresholds, find_group_problems
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
-from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, Thresholds, content_digest
+from meidbench.splits.metadata import SplitMetadata, content_digest
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CHANGED, UNVERIFIED = "changed", "unverified"  # variants of what calls itself released
 METADATA_KEY = b"meidbench"
-GROUP_NAMES = ("head", "medium", "tail")
 
 SEGMENT = pa.struct([("label", pa.int16()), ("start_s", pa.float32()), ("end_s", pa.float32())])
 SCHEMA = pa.schema(
@@ -44,31 +44,6 @@ SCHEMA = pa.schema(
         ("segments", pa.list_(SEGMENT)),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Class indices of the frequency groups, ascending; the training videos of a class decide its group."""
-
-    head: npt.NDArray[np.intp]
-    medium: npt.NDArray[np.intp]
-    tail: npt.NDArray[np.intp]
-
-    @classmethod
-    def from_counts(cls, train_counts: Sequence[int], head_above: int, tail_up_to: int) -> "Groups":
-        """Group classes: head n > head_above, tail n <= tail_up_to, medium between (MEID, Table 1).
-
-        >>> Groups.from_counts([501, 500, 100, 101], head_above=500, tail_up_to=100).medium
-        array([1, 3])
-        """
-        counts = np.asarray(train_counts)
-        head, tail = counts > head_above, counts <= tail_up_to
-        return cls(np.flatnonzero(head), np.flatnonzero(~head & ~tail), np.flatnonzero(tail & ~head))
-
-    def names(self, num_classes: int) -> list[str]:
-        """Return the group of each class."""
-        group_of = {index: name for name in GROUP_NAMES for index in getattr(self, name).tolist()}
-        return [group_of.get(index, "") for index in range(num_classes)]
 
 
 def rows_digest(table: pa.Table) -> str:
@@ -93,7 +68,9 @@ def rows_digest(table: pa.Table) -> str:
 def released_content(dataset: str) -> str:
     """Return the content digest of the published split of a benchmark, from its manifest and assignment."""
     manifest, assignment = load_manifest(dataset), load_assignment(dataset)
-    groups = Groups.from_counts(assignment.positives["train"], manifest.head_above, manifest.tail_up_to)
+    if manifest.thresholds is None:
+        return assignment.content_digest
+    groups = Groups.from_counts(assignment.positives["train"], **asdict(manifest.thresholds))
     return content_digest(assignment.split_digest, assignment.names_digest, groups.names(manifest.num_classes))
 
 
@@ -128,15 +105,16 @@ class Split:
         *,
         dataset: str,
         variant: str,
-        head_above: int,
-        tail_up_to: int,
+        head_above: int | None = None,
+        tail_up_to: int | None = None,
         seed: int | None = None,
     ) -> "Split":
         """Make a split from the pooled official annotations and the subset of each annotated video.
 
         A subset is ``train``, ``val``, ``test``, or empty where the video is not used; the others are as in
-        ``SplitMetadata``.
+        ``SplitMetadata``. Without thresholds, the groups of the classes are ``annotations.groups``.
         """
+        thresholds = Thresholds.from_numbers(head_above, tail_up_to)
         used = [row for row, subset in enumerate(subsets) if subset]
 
         def texts(column: Sequence[str]) -> pa.Array:
@@ -164,7 +142,11 @@ class Split:
             tail_up_to=tail_up_to,
             sources=tuple(annotations.files),
             other_annotations=annotations.other_annotations,
+            groups=() if thresholds else annotations.groups,
+            group_names=dict(annotations.group_names),
         )
+        if not thresholds and (problems := find_group_problems(annotations.groups, annotations.class_names)):
+            raise SplitError(f"without thresholds, a list must have the group of each class:\n{bullet_list(problems)}")
         split = cls(pa.Table.from_arrays(columns, schema=SCHEMA), metadata)
         counts = tuple(split.positives("train").tolist())
         split.metadata = replace(metadata, train_counts=counts, digest=split.computed_digest)
@@ -180,8 +162,8 @@ class Split:
     def variant(self) -> str:
         """``released`` for the published split, else the way in which it was drawn.
 
-        A split whose metadata call it released is ``changed`` where its content or its thresholds are others than those
-        of the published split, and ``unverified`` where they cannot be compared: in a file of format version 1 of a
+        A split whose metadata call it released is ``changed`` where its content or its groups are others than those of
+        the published split, and ``unverified`` where they cannot be compared: in a file of format version 1 of a
         benchmark that this package does not know.
         """
         stored = self.metadata.content_digest
@@ -192,34 +174,50 @@ class Split:
         return (RELEASED if stored == self.content_digest else CHANGED) if stored else UNVERIFIED
 
     @property
-    def thresholds(self) -> Thresholds:
-        """The split's own thresholds of head and tail."""
-        return Thresholds(self.metadata.head_above, self.metadata.tail_up_to)
+    def thresholds(self) -> Thresholds | None:
+        """The split's own thresholds of head and tail, None where its groups are by list."""
+        return self.metadata.thresholds
 
     @property
     def benchmark_thresholds(self) -> Thresholds | None:
-        """The thresholds of the benchmark, None for a benchmark that this package does not know."""
-        if self.dataset not in DATASETS:
-            return None
-        manifest = load_manifest(self.dataset)
-        return Thresholds(manifest.head_above, manifest.tail_up_to)
+        """The thresholds of the benchmark, None where its groups are by list, or this package does not know it."""
+        return load_manifest(self.dataset).thresholds if self.dataset in DATASETS else None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences that a reader of numbers on this split needs; none for a published split as it was released."""
+        """Sentences that a reader of numbers on this split needs.
+
+        Of a published split as it was released, only groups by list and empty groups are told.
+        """
         again = "Build it again: meidbench build-splits"
         notes = {
-            CHANGED: f"the split calls itself the published one, but its content or thresholds are others. {again}",
+            CHANGED: f"the split calls itself the published one, but its content or groups are others. {again}",
             UNVERIFIED: f"the split calls itself the published one, but has no content digest to verify it. {again}",
         }
         found = [notes[self.variant]] if self.variant in notes else []
-        official = self.benchmark_thresholds
-        if self.thresholds != official:
-            others = f" ({self.dataset} has {official})" if official else ""
-            found.append(f"groups: {self.thresholds}{others}")
+        if groups := self._describe_groups():
+            found.append(f"groups: {groups}")
+        if self.variant.startswith(HELD_OUT):
+            found.append("val was taken out of train: the groups of the classes are those of both together")
         if self.metadata.other_annotations:
             found.append(f"the split was drawn from annotations that are not the official ones of {self.dataset}")
         return tuple(found)
+
+    def _describe_groups(self) -> str:
+        """Return how classes were grouped, unless it is by the benchmark's thresholds, and which groups are empty."""
+        official, own, texts = self.benchmark_thresholds, self.thresholds, []
+        if own is None or own != official:
+            texts.append(f"{own or BY_LIST}" + (f" ({self.dataset} has {official})" if official else ""))
+        if self.group_names:
+            texts.append(", ".join(f"{name} is called {shown}" for name, shown in self.group_names.items()))
+        if empty := self.groups.empty:
+            texts.append(f"no classes in {' and '.join(self.group_names.get(name, name) for name in empty)}")
+        return "; ".join(texts)
+
+    @property
+    def group_names(self) -> dict[str, str]:
+        """The benchmark's own names of groups for tables and pages, such as ``{"medium": "middle"}``."""
+        return self.metadata.group_names
 
     @property
     def num_classes(self) -> int:
@@ -254,7 +252,7 @@ class Split:
         """
         # The facts of format version 1, so that plans that were made with it stay valid.
         added = ("sources", "content_digest", "other_annotations")
-        facts = {name: fact for name, fact in asdict(self.metadata).items() if name not in added}
+        facts = {name: fact for name, fact in json.loads(self.metadata.to_json()).items() if name not in added}
         facts["format_version"] = 1
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for row in sorted(self.table.to_pylist(), key=lambda row: str(row["video_id"])):
@@ -268,8 +266,10 @@ class Split:
 
     @cached_property
     def groups(self) -> Groups:
-        """Head, medium and tail classes by the split's own thresholds."""
-        return Groups.from_counts(self.metadata.train_counts, self.metadata.head_above, self.metadata.tail_up_to)
+        """Head, medium and tail classes, by the split's own thresholds or by its list; a group may be empty."""
+        if self.thresholds is None:
+            return Groups.from_names(self.metadata.groups)
+        return Groups.from_counts(self.metadata.train_counts, **asdict(self.thresholds))
 
     @property
     def default_subset(self) -> str:
@@ -306,8 +306,9 @@ class Split:
     def to_pandas(self) -> "pd.DataFrame":
         """Return the videos as a DataFrame, with a list of class names as ``labels``; segments are left out.
 
-        ``meidbench.split_from_pandas`` makes the split again, with ``class_names`` where their order matters. It has
-        the same ids, subsets, labels, lengths, subjects and groups, but no views, no segments and no official subsets.
+        ``meidbench.split_from_pandas`` makes the split again, with ``class_names`` where their order matters, and with
+        the split's thresholds, or ``groups=split.groups.names(split.num_classes)``. It has the same ids, subsets,
+        labels, lengths, subjects and groups of videos, but no views, no segments and no official subsets.
         """
         frame: pd.DataFrame = self.table.drop_columns(["segments"]).to_pandas()
         rows = self.table.column("labels").to_pylist()
@@ -344,7 +345,8 @@ def write_split(split: Split, path: str | os.PathLike[str]) -> Path:
     """Write a split file; the same split gives the same bytes, and one that contradicts itself a ``SplitError``."""
     path = Path(path)
     content, variant = split.content_digest, split.variant
-    metadata = replace(split.metadata, variant=variant, content_digest=content, format_version=FORMAT_VERSION)
+    version = split.metadata.written_version
+    metadata = replace(split.metadata, variant=variant, content_digest=content, format_version=version)
     SplitMetadata.from_json(metadata.to_json())
     if problems := _unusable(split) or contradictions(split):
         raise SplitError(f"the split {split.dataset} contradicts itself:\n{bullet_list(problems)}")
@@ -444,7 +446,7 @@ def contradictions(split: Split) -> list[str]:
     stored = split.metadata.content_digest
     if stored not in ("", split.content_digest):
         digests = f"{split.content_digest[:12]}..., its metadata says {stored[:12]}..."
-        problems.append(f"the content digest is {digests}: class names, thresholds or training counts were changed")
+        problems.append(f"the content digest is {digests}: class names, groups or training counts were changed")
     lengths = split.table.column("length_s").to_numpy()
     segments = split.table.column("segments").combine_chunks()
     times = [np.asarray(segments.flatten().field(name)) for name in ("start_s", "end_s")]

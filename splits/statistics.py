@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from meidbench.names import SUBSETS
+from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.manifests import Manifest
-from meidbench.splits.split import GROUP_NAMES, Split, contradictions, repeated_ids
+from meidbench.splits.split import Split, contradictions, repeated_ids
 
 FRAMES_PER_SECOND = 24.0  # of the official Charades frame folders
 LEAST_FRAMES = 200  # frames per video that the MEID protocol samples
@@ -21,7 +22,8 @@ class Statistics:
     """Statistics of a split; counts are of videos, averages are labels per video.
 
     ``head``, ``medium``, ``tail`` and the least positives are of the classes that have a video in any subset;
-    ``classes_without_videos`` counts the others. ``head_above`` and ``tail_up_to`` are the thresholds of the groups.
+    ``classes_without_videos`` counts the others. ``head_above`` and ``tail_up_to`` are the thresholds of the groups,
+    None where they are by list.
     ``labels_per_video`` is over train and test together, as in Table 1 of the MEID paper. ``imbalance_ratio`` is
     that of the most to the least frequent class of the training subset (without classes that have no training video).
     """
@@ -46,8 +48,8 @@ class Statistics:
     least_positives_test: int
     classes_without_train: int
     classes_without_videos: int
-    head_above: int
-    tail_up_to: int
+    head_above: int | None
+    tail_up_to: int | None
     notes: tuple[str, ...]
 
 
@@ -86,18 +88,21 @@ def split_statistics(split: Split) -> Statistics:
     )
 
 
-def describe_missing_subsets(videos: Mapping[str, int]) -> list[str]:
+def describe_missing_subsets(videos: Mapping[str, int], *, by_list: bool = False) -> list[str]:
     """Return what the commands do where a subset has no video; ``videos`` are counts by subset.
 
+    ``by_list`` tells that the groups of the classes do not depend on the training videos.
+
     >>> describe_missing_subsets({"train": 3, "val": 0, "test": 2})
-    ['no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good']
+    ['no videos in val: hold out a val subset (--hold-out-val), or train with --select-on last or test']
     """
     if not videos["train"]:
-        return ["no videos in train: every class is in the tail, and nothing can be trained"]
+        groups = "" if by_list else "every class is in the tail, and "
+        return [f"no videos in train: {groups}nothing can be trained"]
     if not videos["val"] and not videos["test"]:
         return ["no videos in val and test: train, evaluate and compare refuse this split; import val or test too"]
     notes = {
-        "val": "no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good",
+        "val": "no videos in val: hold out a val subset (--hold-out-val), or train with --select-on last or test",
         "test": "no videos in test: evaluate, compare and predict take val, which also chooses the checkpoint of a run",
     }
     return [note for subset, note in notes.items() if not videos[subset]]

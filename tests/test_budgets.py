@@ -142,9 +142,9 @@ def test_what_is_no_budget_is_unknown(budget):
 )
 def test_numbers_that_make_no_sense_are_unknown(value):
     stage = dict.fromkeys(("steps", "batch_size", "epochs"), value) | {"lr": 1e-3}
-    budget = Budget.from_metadata({"run": {"budget": {"stages": [stage], "trials": value}}})
+    budget = Budget.from_metadata({"run": {"budget": {"stages": [stage], "trials": value}, "select_on": value}})
     assert budget == Budget((StageBudget(None, 1e-3, None, None),), None) and budget.steps is None
-    assert describe_budgets([budget]) == {"steps": "-", "rate": "0.001", "batch": "-", "trials": "-"}
+    assert describe_budgets([budget]) == dict(zip(COLUMNS, ("-", "0.001", "-", "-", "-"), strict=True))
     if value != 2.5:
         rate = Budget.from_metadata({"run": {"budget": {"stages": [{**stage, "lr": value}]}}}).stages[0].lr
         assert rate is None
@@ -163,17 +163,19 @@ def stage(steps, lr=1e-3, batch=64):
 
 
 @pytest.mark.parametrize(("budgets", "texts"), [
-    ([Budget((ONE,))], ("300", "0.0001", "128", "1")),
-    ([Budget((stage(1800), stage(1750, 1e-4)), 20)], ("1,800 + 1,750", "0.001 + 0.0001", "64", "20")),
-    ([Budget((stage(1800),) * 2)], ("1,800 + 1,800", "0.001", "64", "1")),
-    ([Budget((stage(1800),)), Budget((stage(1790),))], ("1,790 to 1,800", "0.001", "64", "1")),
-    ([Budget((stage(1800),)), None], ("1,800 or unknown", "0.001", "64", "1")),
-    ([Budget((stage(9),)), Budget((stage(9), stage(8)))], ("9 or 9 + 8", "0.001", "64", "1")),
-    ([Budget((stage(9, 0.00038123),), 3)], ("9", "0.000381", "64", "3")),
-    ([Budget((stage(9, 1e-5), stage(8, 2e-12)))], ("9 + 8", "1e-5 + 2e-12", "64", "1")),
-    ([Budget((), 5)], ("no steps", "-", "-", "5")),
-    ([None, None], ("-", "-", "-", "-")),
-    ([], ("-", "-", "-", "-")),
+    ([Budget((ONE,))], ("300", "0.0001", "128", "1", "-")),
+    ([Budget((stage(1800), stage(1750, 1e-4)), 20)], ("1,800 + 1,750", "0.001 + 0.0001", "64", "20", "-")),
+    ([Budget((stage(1800),) * 2)], ("1,800 + 1,800", "0.001", "64", "1", "-")),
+    ([Budget((stage(1800),)), Budget((stage(1790),))], ("1,790 to 1,800", "0.001", "64", "1", "-")),
+    ([Budget((stage(1800),)), None], ("1,800 or unknown", "0.001", "64", "1", "-")),
+    ([Budget((stage(9),)), Budget((stage(9), stage(8)))], ("9 or 9 + 8", "0.001", "64", "1", "-")),
+    ([Budget((stage(9, 0.00038123),), 3)], ("9", "0.000381", "64", "3", "-")),
+    ([Budget((stage(9, 1e-5), stage(8, 2e-12)))], ("9 + 8", "1e-5 + 2e-12", "64", "1", "-")),
+    ([Budget((), 5)], ("no steps", "-", "-", "5", "-")),
+    ([Budget((stage(9),), 1, "val")] * 2, ("9", "0.001", "64", "1", "val")),
+    ([Budget((stage(9),), 1, "test"), Budget((stage(9),), 1, "last")], ("9", "0.001", "64", "1", "test or last")),
+    ([None, None], ("-", "-", "-", "-", "-")),
+    ([], ("-", "-", "-", "-", "-")),
 ])  # fmt: skip
 def test_budgets_as_texts(budgets, texts):
     assert describe_budgets(budgets) == dict(zip(COLUMNS, texts, strict=True))
@@ -203,10 +205,10 @@ def test_both_stages_count_and_of_several_runs_the_largest():
 # --- what a comparison shows ----------------------------------------------------------------------------------------
 
 
-def written(path, split, budget, seed=0):
+def written(path, split, budget, seed=0, **more):
     """Write random predictions; without a budget, as an earlier version did."""
     scores = np.random.default_rng(seed).normal(size=split.labels("test").shape)
-    facts = {"method": "x"} if budget is None else {"method": "x", "budget": budget.to_facts()}
+    facts = {"method": "x"} if budget is None else {"method": "x", "budget": budget.to_facts(), **more}
     return mb.write_predictions(path, split.video_ids("test"), scores, split, "test", run=facts)
 
 
@@ -234,8 +236,9 @@ def test_a_comparison_has_the_budgets_of_its_runs(toy_split, tmp_path):
     others = [Budget((stage(1790),), 20), Budget((stage(1800),), 20)]
     comparison = compared(toy_split, tmp_path, bce=PUBLISHED, meid=MEID, seeds=others, old=None)
     content = {entry["name"]: entry for entry in json.loads(comparison.to_json())["methods"]}
-    assert content["bce"]["budgets"] == [PUBLISHED.to_facts()] and content["meid"]["budgets"] == [MEID.to_facts()]
-    assert content["seeds"]["budgets"] == [budget.to_facts() for budget in others] and "budgets" not in content["old"]
+    for name, budgets in (("bce", [PUBLISHED]), ("meid", [MEID]), ("seeds", others)):
+        assert content[name]["budgets"] == [{**budget.to_facts(), "select_on": ""} for budget in budgets]
+    assert "budgets" not in content["old"]
     unequal = "Budgets are unequal: 300 steps (bce) to 3,600 (meid), a factor of 12; 1 trial (bce) to 20 (seeds)."
     assert unequal in repr(comparison) and unequal in comparison._repr_html_()
     assert comparison.unequal_budgets == comparison.with_reference("old").unequal_budgets == unequal
@@ -272,6 +275,23 @@ def test_latex_has_a_note_of_the_budgets(toy_split, tmp_path):
     assert "Budgets are unequal: 300 steps (b\\_ce) to 3,600 (meid), a factor of 12." in text and braces_balance(text)
 
 
+def test_a_choice_by_anything_but_val_is_shown(toy_split, tmp_path):
+    facts = {"bce": "test", "meid": "last", "asl": "val"}
+    files = {}
+    for name, chosen in facts.items():
+        files[name] = written(tmp_path / f"{name}.parquet", toy_split, PUBLISHED, select_on=chosen)
+    comparison = mb.compare(files, toy_split, replicates=5)
+    rows = {line.split()[0]: line.split() for line in comparison_table(comparison).splitlines() if " 300 " in line}
+    assert {name: row[-1] for name, row in rows.items()} == facts
+    assert "or last: the last epoch" in " ".join(comparison_table(comparison).split())
+    latex = comparison_latex(comparison)
+    assert all(text in latex for text in ("1; chosen on test)", "1; chosen as the last epoch)", "1; chosen on val)"))
+    tables = Page(comparison_html(comparison)).tables
+    (table,) = [table for table in tables if table["caption"].startswith("The training behind the scores")]
+    assert [row[-1] for row in table["rows"][1:]] == [[chosen] for chosen in facts.values()]
+    assert [budget.select_on for method in comparison.methods for budget in method.budgets] == list(facts.values())
+
+
 def test_names_are_only_text(toy_split, tmp_path):
     comparison = compared(toy_split, tmp_path, **{HOSTILE: PUBLISHED, "\x1b[31mred": MEID})
     assert Page(comparison_html(comparison)).started.count("script") == 1
@@ -304,7 +324,8 @@ def test_a_table_shows_the_budget_of_each_row(run, tmp_path):
     ldam, meid, mixup = (content[name]["ours"] for name in rows[1::2])
     for ours in (ldam, meid, mixup):
         (budget,) = ours["budgets"]
-        assert budget == budget_of(tmp_path / "out" / "runs" / ours["runs"][0] / "predictions-test.parquet")
+        path = tmp_path / "out" / "runs" / ours["runs"][0] / "predictions-test.parquet"
+        assert budget == {"select_on": "val"} | budget_of(path)
     once = steps_in(tmp_path / "out" / "runs" / ldam["runs"][0])
     assert [[stage["steps"] for stage in ours["budgets"][0]["stages"]] for ours in (ldam, meid, mixup)] == [
         [once], [once, 3 * once], [once],
@@ -324,8 +345,8 @@ def test_a_table_shows_the_budget_of_each_row(run, tmp_path):
     assert "## Budgets" in (tmp_path / "out" / "table3.md").read_text()
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "table3.csv").read_text())))
     cells = {line["row"]: [line[name] for name in COLUMNS] for line in lines}
-    assert cells["meid-charadeslt"] == [f"{once} + {3 * once}", "0.002 + 0.001", "64", "1"]
-    assert cells["eql-charadeslt"] == ["", "", "", ""]
+    assert cells["meid-charadeslt"] == [f"{once} + {3 * once}", "0.002 + 0.001", "64", "1", "val"]
+    assert cells["eql-charadeslt"] == [""] * 5
     # Runs of an earlier version have no budget in their predictions.
     for path in (tmp_path / "out" / "runs").glob("*/predictions-test.parquet"):
         given = read_predictions(path)

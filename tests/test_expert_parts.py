@@ -20,7 +20,7 @@ from meidbench.baselines.models.meid_parts import (
 )
 from meidbench.errors import MeidbenchError
 from meidbench.loading.motion import motion_rows
-from meidbench.splits.split import Groups
+from meidbench.splits.groups import Groups
 
 GROUPS = Groups(head=np.array([1, 4]), medium=np.array([0, 5]), tail=np.array([2, 3, 6]))
 CLASSES = 7

@@ -10,7 +10,7 @@ from meidbench.baselines.models import ModelInputs
 from meidbench.baselines.models.base import Plain
 from meidbench.baselines.models.meid import ExpertOne, ExpertTwo, joint_scores
 from meidbench.errors import MeidbenchError
-from meidbench.splits.split import Groups
+from meidbench.splits.groups import Groups
 
 DIM, CLASSES, FRAMES = 8, 7, 6
 GROUPS = Groups(head=np.array([1, 4]), medium=np.array([0, 5]), tail=np.array([2, 3, 6]))

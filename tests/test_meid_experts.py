@@ -17,7 +17,7 @@ from meidbench.baselines.models.meid_parts import (
     ReleaseEmbedding,
     complementary_weights,
 )
-from meidbench.splits.split import Groups
+from meidbench.splits.groups import Groups
 
 VIDEOS, FRAMES, DIM, CLASSES = 4, 6, 8, 7
 GROUPS = Groups(head=np.array([0, 6]), medium=np.array([1]), tail=np.array([2, 3, 4, 5]))

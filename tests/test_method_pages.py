@@ -37,8 +37,9 @@ from meidbench.baselines.models.meid_parts import ExpertSwitches
 from meidbench.checks import parse_settings
 from meidbench.cli.training import train
 from meidbench.names import DATASETS
+from meidbench.splits.groups import Groups
 from meidbench.splits.manifests import load_assignment, load_manifest
-from meidbench.splits.split import Groups, Split
+from meidbench.splits.split import Split
 
 FOLDER = Path(__file__).parents[1] / "docs" / "methods"
 MEASURED = Path(__file__).parents[1] / "docs" / "baselines.md"

@@ -1,13 +1,18 @@
 """Benchmarks without test, val or train: every command works or names the remedy, and tells what it does."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from meidbench.baselines.inference import find_scored_subsets
+from meidbench.baselines.recipes import resolve
+from meidbench.baselines.training import train as train_run
 from meidbench.errors import MeidbenchError
 from meidbench.features.simulation import simulate_features
 from meidbench.loading.datasets import FeatureDataset
+from meidbench.names import WATERMARKS
 from meidbench.predictions.align import read_predictions
 from meidbench.splits.split import load_split
 
@@ -34,7 +39,7 @@ def without(toy_split, tmp_path, run):
 
 NOTES = {
     ("test",): "no videos in test: evaluate, compare and predict take val, which also chooses the checkpoint of a run",
-    ("val",): "no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good",
+    ("val",): "no videos in val: hold out a val subset (--hold-out-val), or train with --select-on last or test",
     ("val", "test"): "no videos in val and test: train, evaluate and compare refuse this split; import val or test too",
     ("train",): "no videos in train: every class is in the tail, and nothing can be trained",
 }
@@ -58,9 +63,11 @@ def test_the_least_positives_of_no_test_are_a_dash(without):
     assert next(line for line in printed if line.startswith("least positives in test")).split()[-1] == "-"
 
 
+TINY = ("frames.train=4", "frames.test=4", "schedule.batch_size=16", "schedule.milestones=[1]")
+
+
 def train(run, split, features, out, *options):
-    tiny = ("frames.train=4", "frames.test=4", "schedule.batch_size=16", "schedule.milestones=[1]")
-    settings = [text for setting in tiny for text in ("--set", setting)]
+    settings = [text for setting in TINY for text in ("--set", setting)]
     arguments = ("--method", "bce", "--aggregator", "nonlinear", "--epochs", 1, "--device", "cpu")
     return run("train", "--split", split, "--features", features, "--out", out, *arguments, *settings, *options)
 
@@ -84,14 +91,15 @@ def test_a_benchmark_without_test_is_trained_predicted_and_scored_on_val(without
         FeatureDataset(split, "test", features=features, frames=4)
 
 
-def test_a_benchmark_without_val_needs_test_to_choose_the_checkpoint(without, run, features, tmp_path):
+def test_a_benchmark_without_val_needs_another_choice_of_the_checkpoint(without, run, features, tmp_path):
     split, _ = without("val")
     refused = train(run, split, features, tmp_path / "run")
     assert refused.exit_code == 1 and not (tmp_path / "run").exists()
     assert refused.stderr.splitlines() == [
         "Error: the split mine has no video in val; it has some in train, test",
-        "val chooses the checkpoint. --select-on test (selection.subset) makes test choose it, and test scores too "
-        "good; or take a val subset out of train",
+        "val chooses the checkpoint. Take a val subset out of train (--hold-out-val of build-splits and import-split), "
+        "or tell what chooses in its place (selection.subset): --select-on last takes the last epoch, without a "
+        "choice; --select-on test makes test choose, and test scores too good",
     ]
     outcome = train(run, split, features, tmp_path / "run", "--select-on", "test")
     assert outcome.exit_code == 0 and "warning: the checkpoint was chosen on the test subset" in outcome.stderr
@@ -119,3 +127,70 @@ def test_evaluation_of_a_split_with_test_alone(without, run, tmp_path):
     np.savez(tmp_path / "p.npz", video_ids=np.array(ids), scores=np.random.default_rng(0).random((len(ids), 12)))
     outcome = run("evaluate", tmp_path / "p.npz", "--split", path)
     assert outcome.exit_code == 0 and f"mine (table), test: {len(ids)} videos" in outcome.stdout
+
+
+def test_without_val_the_last_epoch_is_taken_and_recorded(without, run, features, tmp_path):
+    split, _ = without("val")
+    options = ("--select-on", "last", "--set", "selection.every=2")
+    outcome = train(run, split, features, tmp_path / "run", *options, "--epochs", 3)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "too good" not in outcome.stderr and "mAP" not in outcome.stderr
+    assert [line.split()[0] for line in outcome.stdout.splitlines()[2:-2]] == ["test"]
+    facts = read_predictions(tmp_path / "run" / "predictions-test.parquet").metadata["run"]
+    assert (facts["select_on"], facts["epoch"]) == ("last", 3) and "select_on" not in facts["budget"]
+    events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [set(event) & {"val", "test", "best"} for event in events if event["event"] == "epoch"] == [set()] * 3
+    assert json.loads((tmp_path / "run" / "result-test.json").read_bytes())["warnings"] == [WATERMARKS["simulation"]]
+    for count in (3, 5):  # the same command trains nothing; more epochs take the weights of the new last one
+        assert train(run, split, features, tmp_path / "run", *options, "--epochs", count).exit_code == 0
+    assert "it would not be" not in outcome.stderr
+    again = train(run, split, features, tmp_path / "new", *options, "--epochs", 5)
+    assert again.exit_code == 0
+    for file in ("predictions-test.parquet", "result-test.json"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "new" / file).read_bytes()
+    compared = run("compare", f"mine={tmp_path / 'run' / 'predictions-test.parquet'}", "--split", split)
+    assert compared.exit_code == 0, compared.stderr
+    (row,) = [line.split() for line in compared.stdout.splitlines() if line.startswith("mine") and " last" in line]
+    assert row[-1] == "last"
+
+
+def test_the_weights_of_the_last_epoch_are_those_of_a_run_that_val_chooses_there(toy_split, features, tmp_path):
+    config = resolve("bce", toy_split, settings=(*TINY, "schedule.epochs=2", "selection.subset=last"))
+    last = train_run(toy_split, features, config, tmp_path / "last")
+    assert sorted(last.mAP) == ["test", "val"]
+    every = replace(config, selection=replace(config.selection, subset="val", every=2))
+    chosen = train_run(toy_split, features, every, tmp_path / "val")
+    assert chosen.mAP == last.mAP
+    scores = [read_predictions(run.predictions["test"]).scores for run in (chosen, last)]
+    np.testing.assert_array_equal(*scores)
+
+
+def test_a_first_stage_of_its_last_epoch_begins_the_second(without, features, tmp_path):
+    split = load_split(without("val")[0])
+    config = resolve("meid", split, settings=(*TINY, "schedule.epochs=1", "selection.subset=last"))
+    trained = train_run(split, features, config, tmp_path / "whole")
+    first = tmp_path / "whole" / "first-stage"
+    given = train_run(split, features, config, tmp_path / "given", first_stage=first)
+    assert given.mAP == trained.mAP
+    assert read_predictions(given.predictions["test"]).metadata["run"]["select_on"] == "last"
+    (first / "result-test.json").unlink()
+    with pytest.raises(MeidbenchError, match="it is not finished"):
+        train_run(split, features, config, tmp_path / "third", first_stage=first)
+
+
+def test_a_linear_probe_needs_a_subset_that_chooses_or_one_value(toy_split):
+    settings = ("selection.subset=last",)
+    with pytest.raises(MeidbenchError, match=r"the last value of model\.c_grid; set one value"):
+        resolve("linear_probe", toy_split, settings=settings)
+    assert resolve("linear_probe", toy_split, settings=(*settings, "model.c_grid=[1.0]")).schedule.epochs == 1
+
+
+@pytest.mark.parametrize(("missing", "asked", "said"), [
+    (("val", "test"), ("val", "test"), "has no video in val; it has some in train"),
+    (("val",), ("val",), "has no video in val; it has some in train, test"),
+    (("train",), ("val", "test"), "has no video in train"),
+])  # fmt: skip
+def test_the_last_epoch_needs_a_subset_to_score(without, missing, asked, said):
+    with pytest.raises(MeidbenchError) as error:
+        find_scored_subsets(load_split(without(*missing)[0]), "last", asked)
+    assert said in str(error.value) and "--select-on" not in str(error.value)

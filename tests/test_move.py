@@ -25,7 +25,7 @@ from meidbench.baselines.models.move import (
 )
 from meidbench.baselines.recipes import read_recipes
 from meidbench.errors import MeidbenchError
-from meidbench.splits.split import Groups
+from meidbench.splits.groups import Groups
 
 DIM, CLASSES, FRAMES = 8, 4, 5
 # Their tau has no rounding: 0, 1/8, 1/4, 1.

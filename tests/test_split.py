@@ -14,13 +14,12 @@ from material import TOY, TOY_MANIFEST
 from meidbench.errors import OutputError, SplitError
 from meidbench.names import SUBSETS
 from meidbench.predictions.values import write_predictions
+from meidbench.splits.groups import GROUP_NAMES, Groups
 from meidbench.splits.manifests import load_manifest, split_path
 from meidbench.splits.released import build_released, write_csv, write_lists
 from meidbench.splits.split import (
-    GROUP_NAMES,
     METADATA_KEY,
     SCHEMA,
-    Groups,
     Split,
     SplitMetadata,
     load_split,
@@ -173,7 +172,7 @@ def test_the_content_digest_covers_names_and_groups(toy_split, toy_split_file):
     for other in others:
         assert other.content_digest == naive_content_digest(other)
         assert other.variant == "changed" and "calls itself the published one" in other.notes[0]
-        with pytest.raises(SplitError, match="class names, thresholds or training counts were changed"):
+        with pytest.raises(SplitError, match="class names, groups or training counts were changed"):
             write_split(other, toy_split_file.with_name("never.parquet"))
 
 
@@ -297,12 +296,12 @@ def with_column(name: str, values: list) -> object:
     (lambda t: t, {"train_counts": [1] * 12}, "the training counts in its metadata are not those of its rows"),
     (lambda t: t, {"digest": "0" * 64}, "rows were changed"),
     (lambda t: t, {"tail_up_to": 99}, "tail_up_to 99 is above head_above 30"),
-    (lambda t: t, {"format_version": 3, "new": 1}, "format version 3, this meidbench reads 1 and 2: upgrade it"),
-    (lambda t: t, {"format_version": 0}, "format version 0, this meidbench reads 1 and 2"),
+    (lambda t: t, {"format_version": 4, "new": 1}, "format version 4, this meidbench reads 1, 2 and 3: upgrade it"),
+    (lambda t: t, {"format_version": 0}, "format version 0, this meidbench reads 1, 2 and 3"),
     (lambda t: t, {"format_version": "-"}, "format_version is missing"),
     (lambda t: t, {"content_digest": "-"}, "content_digest is missing"),
-    (lambda t: t, {"head_above": 60, "tail_up_to": 8}, "class names, thresholds or training counts were changed"),
-    (lambda t: t, {"class_names": [f"other {n}" for n in range(12)]}, "class names, thresholds or training counts"),
+    (lambda t: t, {"head_above": 60, "tail_up_to": 8}, "class names, groups or training counts were changed"),
+    (lambda t: t, {"class_names": [f"other {n}" for n in range(12)]}, "class names, groups or training counts"),
     (lambda t: t, {"class_names": ["a\nb", *map(str, range(11))]}, "class names must be text in one line"),
     (with_column("length_s", [-1.0]), {}, "1 video\\(s\\) have negative or infinite times in length_s: "),
     (with_column("length_s", [float("inf")]), {}, "infinite times in length_s"),

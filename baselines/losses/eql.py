@@ -5,7 +5,7 @@ import torch
 
 from meidbench.baselines.losses.base import Counts, Loss, binary_cross_entropy
 from meidbench.checks import in_range, whole_number
-from meidbench.errors import MeidbenchError
+from meidbench.errors import MeidbenchError, first_few
 
 
 class EQL(Loss):
@@ -26,7 +26,10 @@ class EQL(Loss):
         A class with at most this number of training videos is rare: 100 for VideoLT, 20 for CharadesLT and
         CharadesEgoLT.
     tail_below : float, optional
-        Instead: a class with a lower share of the training videos is rare. Exactly one of the two must be given.
+        Instead: a class with a lower share of the training videos is rare.
+    tail_classes : tuple of int, optional
+        Instead: these class indices are rare, where a split's groups are by list. Exactly one of the three must be
+        given.
     seed : int
         The dropped elements of a forward pass depend on the seed and on ``set_step`` alone, so a resumed training needs
         no state. Call it before each forward pass.
@@ -47,6 +50,7 @@ class EQL(Loss):
         gamma: float = 0.9,
         tail_up_to: int | None = None,
         tail_below: float | None = None,
+        tail_classes: tuple[int, ...] | None = None,
         seed: int = 0,
         reduction: str = "mean",
     ):
@@ -54,13 +58,19 @@ class EQL(Loss):
         self.gamma = in_range("gamma", gamma, 0, 1, open_end=True)
         self.seed = whole_number("seed", seed)
         self._step = (0, 0, 1)
-        if tail_up_to is not None and tail_below is None:
+        if sum(value is not None for value in (tail_up_to, tail_below, tail_classes)) != 1:
+            given = f"got {tail_up_to}, {tail_below} and {tail_classes}"
+            options = "either tail_up_to (VideoLT: 100, Charades: 20), tail_below or tail_classes"
+            raise MeidbenchError(f"EQL needs {options}, {given}")
+        if tail_up_to is not None:
             tail = self.train_counts <= whole_number("tail_up_to", tail_up_to)
-        elif tail_below is not None and tail_up_to is None:
+        elif tail_below is not None:
             tail = self.train_counts / self.num_videos < in_range("tail_below", tail_below, 0, 1)
         else:
-            given = f"got {tail_up_to} and {tail_below}"
-            raise MeidbenchError(f"EQL needs either tail_up_to (VideoLT: 100, Charades: 20) or tail_below, {given}")
+            indices, rare = np.arange(len(self.train_counts)), tail_classes or ()
+            tail = np.isin(indices, rare)
+            if strange := sorted(set(rare) - set(indices.tolist())):
+                raise MeidbenchError(f"tail_classes holds no class indices below {len(indices)}: {first_few(strange)}")
         self._register_constant("tail", tail)
 
     def set_step(self, step: int, rank: int = 0, world_size: int = 1) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from meidbench.baselines.aggregators import Aggregator
 from meidbench.errors import MeidbenchError
-from meidbench.splits.split import Groups
+from meidbench.splits.groups import Groups
 
 
 @dataclass(frozen=True)

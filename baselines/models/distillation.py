@@ -8,7 +8,7 @@ from meidbench.baselines.aggregators.base import at_least_float32
 from meidbench.baselines.models.meid_parts import ExpertSwitches
 from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError
-from meidbench.splits.split import Groups
+from meidbench.splits.groups import Groups
 
 
 class Neck(nn.Module):

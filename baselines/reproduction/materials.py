@@ -20,6 +20,7 @@ from meidbench.features import FeatureSource, open_features
 from meidbench.features.simulation import simulate_features, simulate_split
 from meidbench.features.words import make_word_features
 from meidbench.names import DATASETS, RELEASED, WITHOUT_VIDEOS, ProgressBar
+from meidbench.splits.groups import Groups, Thresholds
 from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
 from meidbench.splits.released import build_released
 from meidbench.splits.split import Split, load_split, write_split
@@ -68,14 +69,17 @@ def renamed(split: Split, dataset: str, variant: str | None = None) -> Split:
 def stand_in(dataset: str) -> Split:
     """Return an invented split with the name, classes, thresholds and group sizes of a benchmark, to plan on."""
     manifest = load_manifest(dataset)
+    by = manifest.thresholds or Thresholds(100, 20)  # by a list, the classes of a group have any numbers of videos
     # The fewest training videos that a class of its group can have; the first classes are the most frequent.
-    counts = [manifest.head_above + 1] * int(manifest.paper["head"])
-    counts += [manifest.tail_up_to + 1] * int(manifest.paper["medium"])
+    counts = [by.head_above + 1] * int(manifest.paper["head"])
+    counts += [by.tail_up_to + 1] * int(manifest.paper["medium"])
     counts += [1] * (manifest.num_classes - len(counts))
-    train = [tuple(range(sum(count > video for count in counts))) for video in range(manifest.head_above + 1)]
+    train = [tuple(range(sum(count > video for count in counts))) for video in range(by.head_above + 1)]
     names, size = tuple(f"class {index}" for index in range(manifest.num_classes)), len(train) + 2
     videos, labels, empty = [f"video{index}" for index in range(size)], [*train, (0,), (0,)], [""] * size
     annotations = Annotations(names, videos, empty, labels, [1.0] * size, empty, empty, empty, [()] * size)
+    groups = Groups.from_counts(counts, **dataclasses.asdict(by)).names(len(counts))
+    annotations.groups, annotations.group_names = tuple(groups), dict(manifest.group_names)
     thresholds = {"head_above": manifest.head_above, "tail_up_to": manifest.tail_up_to}
     subsets = ["train"] * len(train) + ["val", "test"]
     return Split.from_annotations(annotations, subsets, dataset=dataset, variant="stand-in", **thresholds)

@@ -245,7 +245,7 @@ def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A
     peak = gpus[one_of("GPU", gpu, tuple(gpus), RequestError)][config.schedule.precision] * 1e12
     sizes, schedule, frames = load_manifest(dataset).paper, config.schedule, config.frames
     trained = -(-sizes["train"] // schedule.batch_size) * schedule.epochs * schedule.batch_size
-    selected = schedule.epochs // config.selection.every * sizes[config.selection.subset]
+    selected = schedule.epochs // config.selection.every * sizes.get(config.selection.subset, 0)
     scored = selected + sizes["val"] + sizes["test"]
     forward = forward_flops(config, split, dim, frames.train)
     # The first stage is frozen: no gradient passes through it. A backward pass costs two forward passes.

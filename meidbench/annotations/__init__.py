@@ -43,7 +43,13 @@ def read_annotations(manifest: Manifest, folder: Path) -> Annotations:
     file, or file, line and column of the first five problems.
     """
     paths = _find_files(Path(folder), manifest)
-    return _find_format(manifest).read(paths, manifest)
+    annotations = _find_format(manifest).read(paths, manifest)
+    annotations.group_names = dict(manifest.group_names)
+    if bool(annotations.groups) != (manifest.groups == "list"):
+        found = "a list" if annotations.groups else "no list"
+        given = f"groups by {manifest.groups}, its reader gives {found}"
+        raise AnnotationError(f"{manifest.title}: its manifest has {given}")
+    return annotations
 
 
 def read_texts(manifest: Manifest, folder: Path) -> dict[str, tuple[str, str]]:

@@ -38,6 +38,15 @@ class Annotations:
     once. ``lengths`` are in seconds, NaN where the annotation has no length. ``segments`` are class index, start and
     end in seconds, verbatim and in official order. ``other_annotations`` is set where a user accepted files of a
     benchmark that are not the official ones; a split records it.
+
+    ``groups`` has the group of each class by index, ``head``, ``medium`` or ``tail``, where the annotations or the user
+    list them; empty where thresholds group the classes. The reader of a benchmark sets it where the manifest has
+    ``groups = "list"``, after all classes are known::
+
+        table.groups = tuple({"middle": "medium"}.get(text, text) for text in segments_by_class_index)
+
+    ``group_names`` has the benchmark's own names of groups, such as ``{"medium": "middle"}``; they are in the manifest,
+    and ``read_annotations`` copies them.
     """
 
     class_names: tuple[str, ...]
@@ -51,6 +60,8 @@ class Annotations:
     segments: list[tuple[Segment, ...]] = field(default_factory=list)
     files: list[FileRecord] = field(default_factory=list)
     other_annotations: bool = False
+    groups: tuple[str, ...] = ()
+    group_names: dict[str, str] = field(default_factory=dict)
 
     def append(
         self,

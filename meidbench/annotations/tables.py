@@ -4,13 +4,14 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex, find_repeated, quote
+from meidbench.annotations.groups import check_grouping, read_groups, resolve_groups
 from meidbench.annotations.rows import (
     COLUMNS,
     PAIR,
@@ -24,7 +25,6 @@ from meidbench.annotations.rows import (
     read_frame,
     strip_class_indices,
 )
-from meidbench.checks import whole_number
 from meidbench.errors import RequestError, SplitError, bullet_list, first_few, write_count
 from meidbench.files import file_sha256
 from meidbench.names import RELEASED, SUBSET_NAMES, SUBSETS
@@ -118,9 +118,10 @@ def split_from_files(
     form: str = "",
     *,
     dataset: str,
-    head_above: int,
-    tail_up_to: int,
+    head_above: int | None = None,
+    tail_up_to: int | None = None,
     class_names: Path | None = None,
+    groups: Path | None = None,
 ) -> tuple[Split, list[str]]:
     """Make a split from tables or lists, and notes for a person on how they were read.
 
@@ -135,11 +136,13 @@ def split_from_files(
         The benchmark's name. Head: more training videos than ``head_above``; tail: at most ``tail_up_to``.
     class_names : Path, optional
         As for ``read_table``.
+    groups : Path, optional
+        Instead of thresholds: the group of each class, as for ``meidbench.annotations.groups.read_groups``.
 
     Groups of a table are kept as ``pair_id``, so the audit can find those in two subsets. Errors are as in
     ``read_table``.
     """
-    _check_thresholds(head_above, tail_up_to)
+    check_grouping(head_above, tail_up_to, groups)
     paths = [path for _, path in files]
     if twice := find_repeated([str(Path(path).resolve()) for path in paths]):
         raise SplitError(f"given more than once: {first_few(twice)}; name each file once")
@@ -149,7 +152,9 @@ def split_from_files(
     opened = [ROW_FORMATS[chosen].open(Path(path)) for path in paths]
     subsets = _FileSubsets([subset for subset, _ in files])
     content = _read(opened, names, subsets)
-    _record_files(content.annotations, [*paths, class_names])
+    table = content.annotations
+    _record_files(table, [*paths, class_names, groups])
+    table.groups = () if groups is None else read_groups(groups, table.class_names)
     split = _make_split(content, dataset, chosen, head_above, tail_up_to)
     return split, [*notes, *subsets.notes, content.note, *_count_unlabelled(split)]
 
@@ -158,9 +163,10 @@ def split_from_pandas(
     frame: "pd.DataFrame",
     *,
     dataset: str,
-    head_above: int,
-    tail_up_to: int,
+    head_above: int | None = None,
+    tail_up_to: int | None = None,
     class_names: Sequence[str] | None = None,
+    groups: Mapping[Any, str] | Sequence[str] | None = None,
     variant: str = "table",
 ) -> Split:
     """Make a split from a DataFrame with one row per video.
@@ -179,6 +185,9 @@ def split_from_pandas(
     class_names : sequence of str, optional
         In the order of the indices. Without it, the classes are the columns of the classes in their order, 0 to the
         highest index, or the distinct names among the labels, sorted by code points.
+    groups : dict or sequence of str, optional
+        Instead of thresholds: ``head``, ``medium`` or ``tail`` for each class, as a dict of class (name or index) ->
+        group, or by class index.
     variant : str
         The name of this division into subsets.
 
@@ -213,7 +222,7 @@ def split_from_pandas(
             raise RequestError(f"{name} must be text in one line, got {text!r}")
     if variant == RELEASED:
         raise RequestError(f"variant {RELEASED!r} is for published splits, which build-splits makes; choose another")
-    _check_thresholds(head_above, tail_up_to)
+    check_grouping(head_above, tail_up_to, groups)
     names = None
     if class_names is not None:
         if isinstance(class_names, str | Path) or not all(isinstance(name, str) for name in class_names):
@@ -222,21 +231,17 @@ def split_from_pandas(
     rows, found = read_frame(frame, names)
     if names is None and found is not None:
         names = check_class_names(list(found), "the columns of frame", "column")
-    return _make_split(_read([nullcontext(rows)], names, _FileSubsets([""])), dataset, variant, head_above, tail_up_to)
+    content = _read([nullcontext(rows)], names, _FileSubsets([""]))
+    table = content.annotations
+    table.groups = () if groups is None else resolve_groups(groups, table.class_names)
+    return _make_split(content, dataset, variant, head_above, tail_up_to)
 
 
-def _check_thresholds(head_above: int, tail_up_to: int) -> None:
-    for name, value in (("head_above", head_above), ("tail_up_to", tail_up_to)):
-        whole_number(name, value, 0, RequestError)
-    if tail_up_to > head_above:
-        raise RequestError(f"tail_up_to {tail_up_to} lies above head_above {head_above}")
-
-
-def _make_split(content: TableContent, dataset: str, variant: str, head_above: int, tail_up_to: int) -> Split:
+def _make_split(content: TableContent, dataset: str, variant: str, above: int | None, up_to: int | None) -> Split:
     subsets = list(content.subsets or ())
     content.annotations.sources = subsets
     return Split.from_annotations(
-        content.annotations, subsets, dataset=dataset, variant=variant, head_above=head_above, tail_up_to=tail_up_to
+        content.annotations, subsets, dataset=dataset, variant=variant, head_above=above, tail_up_to=up_to
     )
 
 

@@ -16,11 +16,12 @@ import click
 
 from meidbench import __version__
 from meidbench.cli.benchmarks import datasets, download
+from meidbench.cli.construction import build_splits
 from meidbench.cli.evaluation import compare, evaluate
 from meidbench.cli.features import extract_features, merge_features, pack_features, verify_features, word_features
 from meidbench.cli.parameters import guarded_streams, name_options, report
 from meidbench.cli.reproduction import demo, reproduce
-from meidbench.cli.splits import audit, build_splits, import_split, stats
+from meidbench.cli.splits import audit, import_split, stats
 from meidbench.cli.training import methods, predict, train, zero_shot
 from meidbench.cli.tuning import tune
 from meidbench.errors import MeidbenchError, RequestError, escape_controls, missing_package

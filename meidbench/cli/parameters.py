@@ -18,7 +18,7 @@ from typing import Any, TextIO, cast
 import click
 
 from meidbench.errors import MeidbenchError, escape_controls, escape_json
-from meidbench.names import DATASETS, SUBSET_NAMES, SUBSETS, Advance
+from meidbench.names import DATASETS, GROUP_KEYS, SUBSET_NAMES, SUBSETS, Advance
 
 
 class InputPath(click.Path):
@@ -184,6 +184,20 @@ INPUT_FOLDER = InputPath(file_okay=False)
 NAMED_FILE = InputName(lambda value: [Path(value), Path(value.partition("=")[2] or value)])
 JSON_FILE = OutputFile(".json", allow_dash=True)
 SEED = click.IntRange(min=0)
+hold_out_option = click.option(
+    "--hold-out-val",
+    "share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Of a split without val: take this share of the training videos as val, stratified by labels.",
+)
+
+
+def group_option(help: str) -> Callable[[Any], Any]:
+    """Make the option of what stays together in a draw."""
+    return click.option("--group-by", type=click.Choice(GROUP_KEYS), multiple=True, help=help)
+
+
 DATASET = _Dataset(DATASETS)
 SUBSET = click.Choice(SUBSETS)
 option_with_default = partial(click.option, show_default=True)

@@ -1,20 +1,14 @@
-"""The commands about splits: ``build-splits``, ``import-split``, ``stats`` and ``audit``."""
+"""The commands about splits beside ``build-splits``: ``import-split``, ``stats`` and ``audit``."""
 
 import json
-import shutil
 import sys
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from meidbench.cli.parameters import (
-    DATASET_OR_MANIFEST,
-    FOLDER,
     INPUT_FILE,
-    INPUT_FOLDER,
     SEED,
     SPLIT,
     SPLIT_SOURCE,
@@ -24,293 +18,11 @@ from meidbench.cli.parameters import (
     command,
     echo,
     echo_json,
+    group_option,
+    hold_out_option,
 )
-from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few, write_count
-from meidbench.names import (
-    DATASETS,
-    GROUP_KEYS,
-    IMPORT_FORMATS,
-    PLOT_FORMATS,
-    RELEASED,
-    SPLIT_FORMATS,
-    SUBSETS,
-    VARIANTS,
-)
-
-if TYPE_CHECKING:
-    from meidbench.construction.plans import SplitPlan
-    from meidbench.splits.manifests import Manifest
-    from meidbench.splits.split import Split
-
-_MANY = 50_000  # videos from which on a line tells the user what takes the time
-
-
-@command(
-    "build-splits",
-    short_help="Build a benchmark's split, exactly as published, or draw a new one.",
-    epilog="\b\nExamples:\n"
-    "  meidbench build-splits charadeslt --annotations Charades/ \\\n"
-    "      --format parquet --format lst\n"
-    "  meidbench build-splits charadesegolt --annotations CharadesEgo/ \\\n"
-    "      --variant grouped --seed 1\n"
-    "  meidbench build-splits filmlt.toml --set alpha=6",
-)
-@click.argument("dataset", type=DATASET_OR_MANIFEST)
-@click.option(
-    "--annotations", type=INPUT_FOLDER, help="Folder of the official files [default: where 'download' puts them]."
-)
-@click.option(
-    "--out", type=FOLDER, help="Folder to write to [default: where other commands look by name; a plan's own folder]."
-)
-@click.option(
-    "--variant",
-    type=click.Choice(VARIANTS),
-    help="pareto: by the paper's procedure. grouped: without leaks. exact: with prescribed numbers. "
-    "[default: released, or the plan's own]",
-)
-@click.option("--seed", type=SEED, help="Of a split that is drawn [default: 0, or the plan's own].")
-@click.option(
-    "--group-by",
-    type=click.Choice(GROUP_KEYS),
-    multiple=True,
-    help="What grouped and exact keep in one subset; may be given twice [default for grouped: pair].",
-)
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Another target, such as alpha=6.")
-@click.option(
-    "--format",
-    "formats",
-    type=click.Choice(SPLIT_FORMATS),
-    multiple=True,
-    default=("parquet",),
-    show_default=True,
-    help="May be given several times. lst is the form that the VideoLT and MEID code reads, one list per subset.",
-)
-@click.option(
-    "--accept-other-annotations",
-    "accept_other",
-    is_flag=True,
-    help="Draw also from files of a benchmark that are not the official ones; the split records it.",
-)
-@as_json
-def build_splits(
-    dataset: str,
-    annotations: Path | None,
-    out: Path | None,
-    variant: str | None,
-    seed: int | None,
-    group_by: tuple[str, ...],
-    settings: tuple[str, ...],
-    formats: tuple[str, ...],
-    accept_other: bool,
-    as_json: bool,
-) -> None:
-    """Build the split of DATASET and write it.
-
-    DATASET is videolt, charadeslt or charadesegolt, or a file of your own (NAME.toml): a manifest, or a plan, which
-    names your videos and describes the split. Of a benchmark, the published split is built: ids, labels and statistics
-    must be the released ones. If they differ, the videos and classes that differ are named and nothing is written.
-
-    With --variant or a plan a new split is drawn from the annotated videos, the same for the same seed. It is written
-    as NAME-VARIANT-SEED, and beside it NAME-VARIANT-SEED.plan.toml, which makes it again.
-    """
-    from meidbench.construction.plans import is_plan, plan_for_benchmark, read_plan
-
-    given_plan = dataset not in DATASETS and is_plan(Path(dataset))
-    if variant in (None, RELEASED) and not given_plan:
-        drawn = (("--seed", seed), ("--group-by", group_by), ("--set", settings))
-        for what, value in (*drawn, ("--accept-other-annotations", accept_other or None)):
-            if value not in (None, ()):
-                raise click.UsageError(f"the released split is not drawn: {what} has no meaning for it")
-        _build_released(dataset, annotations, out, formats, as_json)
-        return
-    if variant == RELEASED:
-        raise click.UsageError("a plan is of a new split, not of a released one")
-    plan = read_plan(Path(dataset)) if given_plan else plan_for_benchmark(dataset, str(variant))
-    for what, given in (("--annotations", annotations is not None), ("--accept-other-annotations", accept_other)):
-        if given and not plan.benchmark:
-            raise click.UsageError(f"the plan names its files: {what} has no meaning for it")
-    plan = _changed_plan(plan, variant, seed, group_by, settings)
-    if out is None and given_plan:
-        out = Path(dataset).parent
-    _draw(plan, annotations, out, formats, accept_other, as_json)
-
-
-def _changed_plan(
-    plan: "SplitPlan", variant: str | None, seed: int | None, group_by: tuple[str, ...], settings: tuple[str, ...]
-) -> "SplitPlan":
-    """Return the plan as the options change it."""
-    from meidbench.checks import parse_settings
-    from meidbench.construction.plans import check_settings
-
-    try:
-        targets = parse_settings(settings, "alpha=6", dotted=False)
-    except MeidbenchError as error:
-        raise click.UsageError(f"--set: {error}") from None
-    if group_by and "group_by" in targets:
-        raise click.UsageError("group_by is set twice, by --group-by and by --set")
-    if group_by:
-        targets["group_by"] = list(group_by)
-    new = plan.changed(variant, seed, targets)
-    if problems := check_settings(new.variant, targets):
-        raise click.UsageError(f"these targets are wrong:\n{bullet_list(problems)}")
-    return new
-
-
-def _build_released(
-    dataset: str, annotations: Path | None, out: Path | None, formats: tuple[str, ...], as_json: bool
-) -> None:
-    from meidbench.files import file_sha256
-    from meidbench.report.text import table_1_comparison
-    from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
-    from meidbench.splits.released import build_released
-    from meidbench.splits.statistics import split_statistics
-
-    manifest = load_manifest(dataset)
-    split = build_released(dataset, annotations or annotations_folder(manifest.annotations))
-    target = split_path(manifest.name)
-    names = {subset: released.file for subset, released in manifest.released.items()}
-    places = _places(out or target.parent, target.stem, names, formats)
-    _refuse_lost_sources(places.values(), _annotation_files(manifest, annotations))
-    written = _write(split, places)
-    digests = {released.file: released.sha256 for released in manifest.released.values()}
-    for path in written:
-        if path.name in digests and file_sha256(path) != digests[path.name]:
-            order = "the videos and classes of the released list in another order, that of the annotation files"
-            echo(f"warning: {path.name} has {order}; the split is the same", err=True)
-    statistics = split_statistics(split)
-    if as_json:
-        content = {"digest": split.digest, "files": [str(path) for path in written], "statistics": asdict(statistics)}
-        echo_json(json.dumps(content, indent=2))
-        return
-    _print_result(table_1_comparison(statistics, manifest), written)
-    for defect in manifest.defects:
-        echo(f"known defect: {defect}", err=True)
-
-
-def _annotation_files(manifest: "Manifest | None", annotations: Path | None) -> list[Path]:
-    from meidbench.annotations import annotation_paths
-    from meidbench.splits.manifests import annotations_folder
-
-    if manifest is None:
-        return []
-    places = annotation_paths(manifest, annotations or annotations_folder(manifest.annotations))
-    return [path for paths in places.values() for path in paths]
-
-
-def _print_result(text: str, written: list[Path]) -> None:
-    echo(f"{text}\n")
-    for path in written:
-        echo(f"wrote {path}")
-
-
-def _places(folder: Path, stem: str, lists: Mapping[str, str], formats: tuple[str, ...]) -> dict[str, Path]:
-    """Return the path of every file to write, by format or by the subset of a list."""
-    places = {form: folder / f"{stem}.{form}" for form in ("parquet", "csv") if form in formats}
-    return places | {subset: folder / lists[subset] for subset in SUBSETS if "lst" in formats}
-
-
-def _refuse_lost_sources(places: Iterable[Path], sources: Iterable[Path | None]) -> None:
-    """Refuse to replace a source of the split or a folder."""
-    from meidbench.checks import output_problems
-
-    inputs = [("the source", path) for path in sources if path is not None]
-    if problems := output_problems([("the output", path) for path in places], inputs):
-        raise SplitError(f"{bullet_list(problems)}\nChoose another --out.")
-
-
-def _write(split: "Split", places: dict[str, Path]) -> list[Path]:
-    """Write the split to the places, and return them."""
-    from meidbench.splits.released import write_csv, write_lists
-    from meidbench.splits.split import write_split
-
-    if "parquet" in places:
-        write_split(split, places["parquet"])
-    if "csv" in places:
-        write_csv(split, places["csv"])
-    if "train" in places:
-        write_lists(split, places["train"].parent, {subset: places[subset].name for subset in SUBSETS})
-    return list(places.values())
-
-
-def _refuse_loss(sources: Iterable[Path | None], places: list[Path], plan_path: Path) -> None:
-    """Refuse to replace a source of the split, a folder, or a split without a plan."""
-    _refuse_lost_sources((*places, plan_path), sources)
-    for path in places:
-        if path.exists() and not plan_path.exists():
-            raise SplitError(f"{path} is there, without the plan that describes it; choose another --out, or remove it")
-
-
-def _draw(
-    plan: "SplitPlan",
-    annotations: Path | None,
-    out: Path | None,
-    formats: tuple[str, ...],
-    accept_other: bool,
-    as_json: bool,
-) -> None:
-    from meidbench.construction import distance_to
-    from meidbench.construction.plans import PLAN_SUFFIX, check_same_split, make_split, read_videos, render_plan
-    from meidbench.files import render_json, written_whole
-    from meidbench.report.text import construction_report, construction_warnings
-    from meidbench.splits.manifests import split_path
-    from meidbench.splits.statistics import split_statistics
-
-    read = read_videos(plan, annotations, accept_other=accept_other)
-    if read.note:
-        echo(f"note: {read.note}", err=True)
-    videos = len(read.annotations.video_ids)
-    if plan.variant == "exact" or videos >= _MANY:
-        most = ", at most a minute or two" if plan.variant == "exact" else ""
-        echo(f"drawing {plan.stem} from {write_count(videos, 'video')}{most}", err=True)
-    made = make_split(plan, read.annotations)
-    folder = out or split_path(plan.name).parent
-    plan_path = folder / f"{plan.stem}{PLAN_SUFFIX}"
-    check_same_split(plan_path, made)
-    released = _released(plan, annotations)
-    distance = distance_to(made.split, released) if released is not None else None
-    ending = "lst" if plan.name == "videolt" else "txt"
-    lists = {subset: f"{plan.stem}_{subset}.{ending}" for subset in SUBSETS}
-    places = _places(folder, plan.stem, lists, formats)
-    sources = [plan.table, plan.class_names, *plan.files, *_annotation_files(plan.manifest, annotations)]
-    _refuse_loss(sources, list(places.values()), plan_path)
-    # The plan comes first, so that the files beside it are known even if writing fails.
-    with written_whole(plan_path) as temporary:
-        temporary.write_text(render_plan(plan, made, folder), encoding="utf-8", newline="\n")
-    written = [*_write(made.split, places), plan_path]
-    for warning in construction_warnings(made):
-        echo(f"warning: {warning}", err=True)
-    if as_json:
-        content = {
-            **made.as_dict(),
-            "dataset": plan.name,
-            "variant": plan.variant,
-            "other_annotations": read.annotations.other_annotations,
-            "files": [str(path) for path in written],
-            "released": None if released is None else asdict(split_statistics(released)),
-            "distance_to_released": None if distance is None else asdict(distance),
-            "paper": dict(plan.manifest.paper) if plan.manifest and plan.manifest.paper else None,
-        }
-        echo_json(render_json(content))
-        return
-    width = shutil.get_terminal_size((100, 24)).columns
-    report = construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width)
-    _print_result(report, written)
-
-
-def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
-    """Build the released split of a benchmark in memory, to compare; None where the annotations are not its own."""
-    from meidbench.splits.manifests import annotations_folder
-    from meidbench.splits.released import build_released
-
-    if (manifest := plan.manifest) is None:
-        return None
-    try:
-        return build_released(plan.benchmark, annotations or annotations_folder(manifest.annotations))
-    except MeidbenchError:
-        what = f"the released split of {manifest.title} cannot be built from these annotations"
-        rest = "so the new split is not compared with it; build-splits without --variant says why"
-        echo(f"warning: {what}, {rest}", err=True)
-        return None
+from meidbench.errors import SplitError, first_few, write_count
+from meidbench.names import IMPORT_FORMATS, PLOT_FORMATS
 
 
 def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -330,15 +42,22 @@ def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "      --head-above 500 --tail-up-to 100\n"
     "  meidbench import-split train=kinetics_a.txt val=kinetics_b.txt \\\n"
     "      --format mmaction2 --out mine.parquet \\\n"
-    "      --head-above 100 --tail-up-to 20",
+    "      --head-above 100 --tail-up-to 20\n"
+    "  meidbench import-split train.txt test.txt --out mine.parquet \\\n"
+    "      --head-above 100 --tail-up-to 20 --hold-out-val 0.1 --seed 0",
 )
 @click.argument("files", type=SPLIT_SOURCE, nargs=-1, required=True, metavar="FILE...")
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The split file to write (Parquet).")
 @click.option(
     "--format", "form", type=click.Choice(IMPORT_FORMATS), help="Of the files [default: the one that they show]."
 )
-@click.option("--head-above", type=click.IntRange(min=0), required=True, help="Head: more training videos than this.")
-@click.option("--tail-up-to", type=click.IntRange(min=0), required=True, help="Tail: at most this many.")
+@click.option("--head-above", type=click.IntRange(min=0), help="Head: more training videos than this.")
+@click.option("--tail-up-to", type=click.IntRange(min=0), help="Tail: at most this many.")
+@click.option(
+    "--groups",
+    type=INPUT_FILE,
+    help="Instead: head, medium or tail for each class; CSV or JSON with class (name or index) and group.",
+)
 @click.option("--name", callback=_read_name, help="The benchmark's name [default: that of FILE; of --out, if several].")
 @click.option(
     "--class-names",
@@ -346,19 +65,28 @@ def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
     help="One name per line, by class index, or VideoLT's or Charades' list of classes "
     "[default: the names in the labels, sorted, or c000 and so on for indices].",
 )
+@hold_out_option
+@click.option("--seed", type=SEED, help="Of --hold-out-val [default: 0].")
+@group_option("What --hold-out-val keeps in one subset [default: groups, where the files have them].")
 def import_split(
     files: tuple[tuple[str, Path], ...],
     out: Path,
     form: str | None,
-    head_above: int,
-    tail_up_to: int,
+    head_above: int | None,
+    tail_up_to: int | None,
+    groups: Path | None,
     name: str | None,
     class_names: Path | None,
+    share: float | None,
+    seed: int | None,
+    group_by: tuple[str, ...],
 ) -> None:
     """Make a split file from FILES, which give the subset of each video; build-splits draws new ones.
 
     The subset is in a column (table), in the name of each file (train, val, validate, validation or test), or before
     it, as in train=FILE. The result is checked, and every other command takes it.
+
+    --hold-out-val takes a val subset out of train where the files have no val.
 
     \b
     table      CSV, TSV, Parquet, a JSON list or JSON lines with the columns
@@ -371,20 +99,27 @@ def import_split(
     mmaction2  A line per video: PATH/ID.mp4 and class indices, or a folder of
                frames, the number of frames and class indices.
     """  # noqa: D301
-    if tail_up_to > head_above:
-        raise click.UsageError("--tail-up-to must not lie above --head-above")
+    if share is None and (seed is not None or group_by):
+        raise click.UsageError("nothing is drawn: --seed and --group-by go with --hold-out-val")
     from meidbench.annotations.tables import split_from_files
-    from meidbench.report.text import statistics_table
+    from meidbench.construction.held_out import hold_out_val, measure_shares
+    from meidbench.report.text import held_out_report, statistics_table
     from meidbench.splits.split import write_split
     from meidbench.splits.statistics import split_statistics
 
-    thresholds = {"head_above": head_above, "tail_up_to": tail_up_to}
     dataset = name or (files[0][1] if len(files) == 1 else out).stem
-    split, notes = split_from_files(files, form or "", dataset=dataset, class_names=class_names, **thresholds)
+    split, notes = split_from_files(
+        files, form or "", dataset=dataset, head_above=head_above, tail_up_to=tail_up_to, class_names=class_names,
+        groups=groups,
+    )  # fmt: skip
     for note in notes:
         echo(f"note: {note}", err=True)
+    if share is not None:
+        split = hold_out_val(split, share, seed=seed or 0, group_by=group_by)
     write_split(split, out)
     echo(statistics_table([split_statistics(split)]))
+    if share is not None:
+        echo(f"\n{held_out_report(split, measure_shares(split, share))}")
     echo(f"\nwrote {out}")
 
 

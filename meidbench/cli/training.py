@@ -28,7 +28,7 @@ from meidbench.cli.parameters import (
     split_option,
     subset_option,
 )
-from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTION_SUBSETS
+from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTIONS
 
 if TYPE_CHECKING:
     from meidbench.baselines.class_text import ClassText
@@ -98,6 +98,8 @@ def methods(as_json: bool) -> None:
     "      --method framestack-compat --set schedule.lr=2e-4\n"
     "  meidbench train --split videolt --features videolt_r50.h5 \\\n"
     "      --method meid --set stage2.schedule.lr=2e-4\n"
+    "  meidbench train --split animals.parquet --features animals.h5 \\\n"
+    "      --method bce --select-on last\n"
     "  torchrun --nproc-per-node 4 -m meidbench train --split videolt \\\n"
     "      --features videolt_r50.h5 --method eql",
 )
@@ -145,8 +147,9 @@ def methods(as_json: bool) -> None:
 @_short_for(
     "selection.subset",
     "--select-on",
-    type=click.Choice(SELECTION_SUBSETS),
-    help="The subset that chooses the checkpoint [default: val]; test mimics VideoLT's code, and is recorded.",
+    type=click.Choice(SELECTIONS),
+    help="The subset that chooses the checkpoint [default: val]; test mimics VideoLT's code; last takes the last "
+    "epoch, for a split without val. The choice is recorded.",
 )
 @_short_for(
     "execution.resident",
@@ -219,7 +222,12 @@ def describe_trained(trained: "Trained") -> str:
 
     from tabulate import tabulate
 
-    rows = [{"mAP": subset, **asdict(means)} for subset, means in trained.mAP.items()]
+    from meidbench.evaluation.results import NO_CLASSES
+
+    rows = [
+        {"mAP": subset, **{group: NO_CLASSES if mean != mean else mean for group, mean in asdict(means).items()}}
+        for subset, means in trained.mAP.items()
+    ]
     return f"{tabulate(rows, headers='keys', floatfmt='.4f')}\n\n{trained.path}"
 
 

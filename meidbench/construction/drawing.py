@@ -151,12 +151,16 @@ def build_split(
     variant: str,
     seed: int,
 ) -> Split:
-    """Make the split of the candidates chosen for train, val and test, its rows in the order of the annotations."""
+    """Make the split of the candidates chosen for train, val and test, its rows in the order of the annotations.
+
+    The groups of the classes are those of the annotations, without a list there by the thresholds of the targets.
+    """
     subsets = [""] * len(annotations.video_ids)
     for subset, mask in zip(("train", "val", "test"), chosen, strict=True):
         for row in pool.rows[mask].tolist():
             subsets[row] = subset
     thresholds = {"head_above": targets.head_above, "tail_up_to": targets.tail_up_to}
+    thresholds = {} if annotations.groups else thresholds
     return Split.from_annotations(annotations, subsets, dataset=dataset, variant=variant, seed=seed, **thresholds)
 
 

@@ -9,7 +9,8 @@ from meidbench.construction.pool import Integers
 from meidbench.construction.targets import ExactTargets, Targets
 from meidbench.errors import SplitError
 from meidbench.names import SUBSETS
-from meidbench.splits.split import GROUP_NAMES, Split
+from meidbench.splits.groups import GROUP_NAMES
+from meidbench.splits.split import Split
 from meidbench.splits.statistics import split_statistics
 
 

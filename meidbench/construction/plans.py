@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from meidbench.annotations import FORMATS, Annotations, read_annotations
+from meidbench.annotations.groups import read_groups
 from meidbench.annotations.tables import read_table
 from meidbench.checks import FieldReader, convert, describe_type, parse_toml, read_dataclass, read_toml
 from meidbench.construction import Construction, construct, construct_exactly
@@ -32,6 +33,8 @@ class SplitPlan:
     ``name`` is that of the benchmark and, with variant and seed, of its files. The videos are those of a ``benchmark``
     (a name or a manifest's path), of a ``table`` as in ``meidbench.annotations.tables.read_table`` with its
     ``class_names`` (one per line), or of ``files`` in a ``format``, a key of ``meidbench.annotations.FORMATS``.
+    ``groups`` is a file as for ``meidbench.annotations.groups.read_groups``; the groups of the classes are this list
+    then, and not by thresholds.
     ``variant`` is ``pareto``, ``grouped`` or ``exact``. ``digest`` is the ``plan_digest`` that the split must have,
     empty where it is not known. ``targets`` are settings as in ``meidbench.construction.plans.resolve_targets``.
     """
@@ -42,6 +45,7 @@ class SplitPlan:
     format: str = ""
     files: tuple[Path, ...] = ()
     class_names: Path | None = None
+    groups: Path | None = None
     variant: str = "pareto"
     seed: int = 0
     digest: str = ""
@@ -126,6 +130,8 @@ def resolve_targets(
         return replace(preset, **values)
     every = fields(_kind(variant))
     if variant == "exact":
+        if annotations.groups:
+            raise SplitError(f"an exact split groups classes by thresholds, and the groups of {dataset} are by list")
         if thresholds is not None:
             values = {"head_above": thresholds[0], "tail_up_to": thresholds[1], **values}
         missing = [entry.name for entry in every if entry.default is MISSING and entry.name not in values]
@@ -178,8 +184,8 @@ def read_plan(path: Path) -> SplitPlan:
     r"""Read a plan; a ``SplitError`` names all wrong keys and values at once.
 
     It is a TOML file with ``name`` and ``table`` (and ``class_names``), or ``name``, ``format`` and ``files``, or
-    ``benchmark``; and optionally ``variant`` (default ``grouped`` with ``group_by``, else ``pareto``), ``seed``,
-    ``digest`` and a table ``targets``. Paths are relative to the plan.
+    ``benchmark``; and optionally ``groups``, ``variant`` (default ``grouped`` with ``group_by``, else ``pareto``),
+    ``seed``, ``digest`` and a table ``targets``. Paths are relative to the plan.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -275,6 +281,14 @@ def read_videos(plan: SplitPlan, folder: Path | None = None, *, accept_other: bo
     ``folder`` has a benchmark's official files; without it they are where ``download`` writes them. Files of which
     anything differs that a split depends on are refused unless ``accept_other``; the split then records it.
     """
+    read = _read_videos(plan, folder, accept_other)
+    if plan.groups is not None:
+        read.annotations.groups = read_groups(plan.groups, read.annotations.class_names)
+        read.annotations.group_names = {}
+    return read
+
+
+def _read_videos(plan: SplitPlan, folder: Path | None, accept_other: bool) -> PlanVideos:
     if plan.table is not None:
         content = read_table(plan.table, class_names=plan.class_names)
         return PlanVideos(content.annotations, content.note)
@@ -301,14 +315,14 @@ def read_videos(plan: SplitPlan, folder: Path | None = None, *, accept_other: bo
 
 def make_split(plan: SplitPlan, annotations: Annotations) -> Construction:
     """Draw the split of a plan; ``SplitError`` if targets are wrong or missed, or the digest is not the plan's."""
-    manifest = plan.manifest
+    known = plan.manifest.thresholds if plan.manifest else None
     targets = resolve_targets(
         annotations,
         plan.variant,
         plan.targets,
         dataset=plan.name,
         benchmark=plan.benchmark if plan.benchmark in DATASETS else "",
-        thresholds=(manifest.head_above, manifest.tail_up_to) if manifest else None,
+        thresholds=(known.head_above, known.tail_up_to) if known else None,
     )
     if isinstance(targets, ExactTargets):
         made = construct_exactly(annotations, targets, dataset=plan.name, seed=plan.seed)
@@ -340,7 +354,7 @@ def render_plan(plan: SplitPlan, made: Construction, folder: Path) -> str:
         facts = {"benchmark": plan.benchmark if named else _relative(Path(plan.benchmark), folder)}
     facts["table"] = plan.table and _relative(plan.table, folder)
     facts |= {"format": plan.format, "files": [_relative(path, folder) for path in plan.files]}
-    facts["class_names"] = plan.class_names and _relative(plan.class_names, folder)
+    facts |= {key: _relative(path, folder) for key in ("class_names", "groups") if (path := getattr(plan, key))}
     given = {name: value for name, value in facts.items() if value}
     given |= {"variant": plan.variant, "seed": plan.seed, "digest": made.split.plan_digest}
     lines = [f"{name} = {_toml(value)}" for name, value in given.items()]

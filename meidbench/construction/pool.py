@@ -7,12 +7,14 @@ from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from meidbench.annotations import Annotations
 from meidbench.annotations.base import MOST_CLASSES, find_repeated
 from meidbench.errors import SplitError, bullet_list, first_few, write_count
+from meidbench.splits.split import Split
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -63,6 +65,21 @@ class Pool:
         groups = _components([[column[row] for row in rows] for column in columns], len(rows))
         bounds = np.concatenate([[0], np.cumsum(counts)])
         return cls(rows, bounds, flat, groups, len(annotations.class_names))
+
+    @classmethod
+    def from_split(cls, split: Split, subset: str, group_columns: Sequence[str] = ()) -> "Pool":
+        """Gather all videos of a subset of a split, also those without a label; ``rows`` are places in its table.
+
+        Videos with the same text in one of the columns form one group, directly or through others.
+        """
+        ids = split.table.column("video_id").to_pylist()
+        is_in_subset = np.asarray(pc.equal(split.table.column("subset"), subset))
+        rows = np.asarray(sorted(np.flatnonzero(is_in_subset).tolist(), key=ids.__getitem__), dtype=np.int64)
+        table = split.table.take(rows)
+        labels = table.column("labels").combine_chunks()
+        bounds = np.concatenate([[0], np.cumsum(np.asarray(pc.list_value_length(labels)))]).astype(np.int64)
+        groups = _components([table.column(name).to_pylist() for name in group_columns], len(rows))
+        return cls(rows, bounds, np.asarray(labels.flatten()).astype(np.int64), groups, split.num_classes)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,17 +1,19 @@
-"""The budget of a run, as its prediction file has it: steps of the optimiser, learning rates, trials of a search.
+"""The budget of a run, as its prediction file has it: steps, learning rates, trials, the choice of the checkpoint.
 
 The facts come from files of others: numbers that make no sense are unknown, and texts are never taken over.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from meidbench.checks import is_whole_number
+from meidbench.names import RECORDED_SELECTIONS
 
 UNEQUAL = 2  # budgets whose steps differ by a larger factor are unequal
-COLUMNS = ("steps", "rate", "batch", "trials")
+COLUMNS = ("steps", "rate", "batch", "trials", "select_on")
 MEANING = "steps: of the optimiser; rate: the first; batch: videos per step; a + b: of two stages"
+SELECTION_MEANING = "; select_on: the subset that chose the checkpoint, or last: the last epoch"
 NO_STEPS = "no steps"
 _UNKNOWN = "-"
 _MOST = 1 << 53  # of a number in JSON that every reader has exactly
@@ -35,17 +37,20 @@ class StageBudget:
 class Budget:
     """The trainings behind the scores of a run, in order, and the number of trials from which it was chosen.
 
-    A method without an optimiser has no stage; the trials are 1 for settings that were not searched.
+    A method without an optimiser has no stage; the trials are 1 for settings that were not searched. ``select_on`` is
+    the subset that chose the checkpoint, ``last`` where none did, empty where it is unknown.
     """
 
     stages: tuple[StageBudget, ...]
     trials: int | None = 1
+    select_on: str = ""
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> "Budget | None":
-        """Read ``{"run": {"budget": ...}}`` of a prediction file; None where it is absent or no budget."""
+        """Read ``{"run": {"budget": ..., "select_on": ...}}`` of a prediction file; None without a budget."""
         run = metadata.get("run")
-        return cls.from_facts(run.get("budget")) if isinstance(run, dict) else None
+        budget = cls.from_facts(run.get("budget")) if isinstance(run, dict) else None
+        return budget and replace(budget, select_on=_selection(metadata["run"]))
 
     @classmethod
     def from_facts(cls, table: object) -> "Budget | None":
@@ -71,11 +76,12 @@ class Budget:
             )
             for stage in stages
         )
-        return cls(read, _count(table.get("trials")))
+        return cls(read, _count(table.get("trials")), _selection(table))
 
     def to_facts(self) -> dict[str, Any]:
         """Return the table that ``from_facts`` reads."""
-        return {"stages": [asdict(stage) for stage in self.stages], "trials": self.trials}
+        known = {"select_on": self.select_on} if self.select_on else {}
+        return {"stages": [asdict(stage) for stage in self.stages], "trials": self.trials, **known}
 
     @property
     def steps(self) -> int | None:
@@ -95,6 +101,11 @@ def _rate(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) and 0 < value < _MOST else None
 
 
+def _selection(facts: Mapping[str, Any]) -> str:
+    value = facts.get("select_on")
+    return value if isinstance(value, str) and value in RECORDED_SELECTIONS else ""
+
+
 def describe_budgets(budgets: Budgets) -> dict[str, str]:
     """Return the budget of a method's runs as texts, by ``COLUMNS``: ``1,800 + 1,800`` for two stages.
 
@@ -103,8 +114,8 @@ def describe_budgets(budgets: Budgets) -> dict[str, str]:
     Examples
     --------
     >>> stages = StageBudget(1800, 1e-3, 64, 60), StageBudget(1750, 1e-4, 64, 60)
-    >>> describe_budgets([Budget(stages, 20)])
-    {'steps': '1,800 + 1,750', 'rate': '0.001 + 0.0001', 'batch': '64', 'trials': '20'}
+    >>> describe_budgets([Budget(stages, 20, "val")])
+    {'steps': '1,800 + 1,750', 'rate': '0.001 + 0.0001', 'batch': '64', 'trials': '20', 'select_on': 'val'}
     """
     known = [budget for budget in budgets if budget is not None]
     if not known:
@@ -116,6 +127,7 @@ def describe_budgets(budgets: Budgets) -> dict[str, str]:
         "rate": _join(_shorten(_over_stages(stages, lambda stage: stage.lr, ".3g")) for stages in alike),
         "batch": _join(_shorten(_over_stages(stages, lambda stage: stage.batch_size, ",")) for stages in alike),
         "trials": _range([budget.trials for budget in known], ","),
+        "select_on": _join(budget.select_on or _UNKNOWN for budget in known),
     }
     if len(known) < len(budgets):
         texts["steps"] += " or unknown"

@@ -27,7 +27,8 @@ from meidbench.evaluation.results import (
 from meidbench.names import Advance, Report
 from meidbench.predictions.align import BlockScores, align_predictions, not_finite, reading_warnings
 from meidbench.predictions.values import as_array, as_predictions, check_numbers
-from meidbench.splits.split import GROUP_NAMES, Split, load_split
+from meidbench.splits.groups import GROUP_NAMES
+from meidbench.splits.split import Split, load_split
 
 _ROWS = 4096  # videos compared at a time in the top-k pass
 _TOP = (1, 5)
@@ -280,6 +281,7 @@ def evaluate_scores(
         split_digest=split.digest,
         content_digest=split.content_digest,
         thresholds=split.thresholds,
+        group_names=split.group_names,
         notes=(*find_watermarks(warnings), *split.notes),
         protocol=protocol,
         mAP=means[protocol],

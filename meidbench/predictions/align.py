@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from meidbench.annotations.base import find_repeated
 from meidbench.errors import PredictionError, bullet_list, find_id_rule, first_few, write_count
-from meidbench.names import SUBSETS, WATERMARKS
+from meidbench.names import RECORDED_SELECTIONS, SUBSETS, WATERMARKS
 from meidbench.predictions import PredictionFile, open_predictions
 from meidbench.predictions.base import Scores, name_classes, number_classes
 from meidbench.predictions.values import Predictions, check_numbers, is_half
@@ -52,7 +52,7 @@ def run_warnings(metadata: dict[str, Any]) -> list[str]:
     backbone, chosen_on = facts.get("backbone"), facts.get("select_on")
     if isinstance(backbone, str) and backbone in WATERMARKS:
         warnings.append(WATERMARKS[backbone])
-    if chosen_on is not None and chosen_on not in SUBSETS:
+    if chosen_on is not None and chosen_on not in RECORDED_SELECTIONS:
         unknown = f"select_on is {chosen_on!r}, which is no subset"
         warnings.append(f"{unknown}: the checkpoint may have been chosen on the test subset")
     if chosen_on == "test":

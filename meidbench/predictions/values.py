@@ -14,7 +14,7 @@ from meidbench.annotations.base import find_repeated
 from meidbench.checks import one_of
 from meidbench.errors import PredictionError, first_few, write_count
 from meidbench.files import written_whole
-from meidbench.names import SUBSETS
+from meidbench.names import RECORDED_SELECTIONS, SUBSETS
 from meidbench.predictions import ENDINGS, PredictionFile, open_predictions
 from meidbench.predictions.base import (
     BLOCK_ROWS,
@@ -414,8 +414,9 @@ def _check_run(run: Mapping[str, Any]) -> Any:
 
     if not isinstance(run, Mapping):
         raise PredictionError(f"run is {repr(run)[:40]}; expected a dict")
-    if run.get("select_on") not in (None, *SUBSETS):
-        raise PredictionError(f"run has select_on {run['select_on']!r}; expected one of {', '.join(SUBSETS)}")
+    if run.get("select_on") not in (None, *RECORDED_SELECTIONS):
+        known = ", ".join(RECORDED_SELECTIONS)
+        raise PredictionError(f"run has select_on {run['select_on']!r}; expected one of {known}")
     try:
         return json.loads(json.dumps(run, default=convert, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:

@@ -13,8 +13,9 @@ from meidbench.evaluation.results import Result, find_watermarks
 from meidbench.files import written_whole
 from meidbench.names import DATASETS, PLOT_FORMATS, RELEASED
 from meidbench.report.text import make_cells_safe
+from meidbench.splits.groups import BY_LIST, GROUP_NAMES
 from meidbench.splits.manifests import load_manifest
-from meidbench.splits.split import GROUP_NAMES, Split
+from meidbench.splits.split import Split
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 GROUP_COLOURS = {"head": "#0072B2", "medium": "#E69F00", "tail": "#D55E00"}
@@ -55,13 +56,14 @@ def _draw_frequencies(axes: Any, split: Split) -> None:
     order = np.argsort(-split.train_counts, kind="stable")
     rank_of = np.empty_like(order)
     rank_of[order] = np.arange(1, len(order) + 1)
-    for threshold in (split.metadata.head_above, split.metadata.tail_up_to):
+    thresholds = () if split.thresholds is None else (split.thresholds.head_above, split.thresholds.tail_up_to)
+    for threshold in thresholds:
         axes.axhline(threshold, color="0.45", linewidth=0.8, linestyle=":")
         axes.annotate(f"{threshold:,}", (1, threshold), (-2, 2), xycoords=axes.get_yaxis_transform(),
                       textcoords="offset points", color="0.35", fontsize=8, ha="right")  # fmt: skip
     for name in GROUP_NAMES:
         group = getattr(split.groups, name)
-        label = f"{name} ({len(group)})"
+        label = f"{split.group_names.get(name, name)} ({len(group) or 'no classes'})"
         style = {"color": GROUP_COLOURS[name], "markersize": 4 if split.num_classes > 50 else 8}
         axes.plot(rank_of[group], split.train_counts[group], ".", label=label, **style)
     without = int((split.train_counts == 0).sum())
@@ -72,19 +74,24 @@ def _draw_frequencies(axes: Any, split: Split) -> None:
     title = load_manifest(split.dataset).title if split.dataset in DATASETS else split.dataset
     axes.set_title(title if split.variant == RELEASED else f"{title} ({split.variant})")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, title="classes", markerscale=1.5)
+    axes.legend(frameon=False, title="classes" if split.thresholds else "classes, by list", markerscale=1.5)
 
 
 def write_per_class(result: Result, path: Path) -> Path:
-    """Write the result of each class as CSV; the AP cell of a class without positives stays empty."""
+    """Write the result of each class as CSV; the AP cell of a class without positives stays empty.
+
+    A column tells the watermark of the scores, another one that the groups of the classes are by list.
+    """
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         mark = "; ".join(find_watermarks(result.notes))
-        marks = (mark,) if mark else ()
+        marks = {"watermark": mark} if mark else {}
+        if result.thresholds is None:
+            marks["groups"] = BY_LIST
         header = ("class", "name", "group", "train_count", "positives", "ap")
-        writer.writerow((*header, *("watermark" for _ in marks)))
+        writer.writerow((*header, *marks))
         for entry in result.per_class:
             ap = "" if math.isnan(entry.ap) else repr(entry.ap)
-            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap, *marks)
+            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap, *marks.values())
             writer.writerow(make_cells_safe(row))
     return path

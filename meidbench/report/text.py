@@ -9,14 +9,16 @@ import numpy as np
 from tabulate import tabulate
 
 from meidbench.construction import Construction, SplitDistance
+from meidbench.construction.held_out import HeldOutShares
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few, write_count
-from meidbench.evaluation.budget import COLUMNS, MEANING, describe_budgets
+from meidbench.evaluation.budget import COLUMNS, MEANING, SELECTION_MEANING, describe_budgets
 from meidbench.evaluation.compare import Comparison, MethodResult, format_change
-from meidbench.evaluation.results import GROUPS_SHOWN, Difference, Estimate, Result, describe_subset
+from meidbench.evaluation.results import GROUPS_SHOWN, NO_CLASSES, Difference, Estimate, Result, describe_subset
 from meidbench.names import RELEASED, SUBSETS
+from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.manifests import Manifest
-from meidbench.splits.split import GROUP_NAMES, Split
+from meidbench.splits.split import Split
 from meidbench.splits.statistics import Statistics, describe_missing_subsets, split_statistics
 
 DASH = "\N{EN DASH}"
@@ -117,8 +119,8 @@ def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[st
     """Return a line per fact that a reader of a column of Table 1 needs besides its numbers."""
     lines = []
     for title, entry in zip(titles, statistics, strict=True):
-        sizes = {subset: getattr(entry, subset) for subset in SUBSETS}
-        lines += [f"{title}: {note}" for note in (*entry.notes, *describe_missing_subsets(sizes))]
+        sizes, by_list = {subset: getattr(entry, subset) for subset in SUBSETS}, entry.head_above is None
+        lines += [f"{title}: {note}" for note in (*entry.notes, *describe_missing_subsets(sizes, by_list=by_list))]
         if entry.classes_without_videos:
             what = "classes have no video in any subset and count in no group"
             lines.append(f"{title}: {entry.classes_without_videos:,} of the {what}")
@@ -186,7 +188,11 @@ def evaluation_table(result: Result) -> str:
     if result.protocol != "tie-aware":
         lines.append(f"protocol {result.protocol}")
     for name, means in result.other_protocols.items():
-        values = "  ".join(f"{group} {_number(getattr(means, group), 4)}" for group in GROUPS_SHOWN)
+        numbers = {group: getattr(means, group) for group in GROUPS_SHOWN}
+        values = "  ".join(
+            f"{result.title(group)} {result.describe_absence(group) if math.isnan(mean) else _number(mean, 4)}"
+            for group, mean in numbers.items()
+        )
         lines.append(f"by {name}: {values}")
     if result.diagnostics.classes_without_positives:
         fate = "count as 0" if result.protocol == "apmeter" else "are left out of the means"
@@ -219,13 +225,15 @@ def _is_formula(text: str) -> bool:
 def comparison_table(comparison: Comparison) -> str:
     """Lay out the means with their intervals, and the differences to the reference, group by group, in 80 columns.
 
+    A group without a mean has a line in the place of its table.
     Wins, ties and losses, the spread over seeds, and the budgets that are known have a table each.
     """
     several = len(comparison.methods) > 1
     corrected = len(comparison.methods) > 2 and comparison.replicates > 0
     header = ["mAP", *(["difference ", "P"] if several else []), *(["Holm"] if corrected else [])]
-    tables = []
-    for group in GROUPS_SHOWN:
+    tables, shown = [], comparison.groups_shown
+    titles = list(map(comparison.title, shown))
+    for group in shown:
         rows = []
         for method in comparison.methods:
             row = [escape_controls(method.name), _with_interval(method.mAP[group])]
@@ -238,21 +246,25 @@ def comparison_table(comparison: Comparison) -> str:
             elif several:
                 row += ["reference ", *"-" * (2 if corrected else 1)]
             rows.append(row)
-        tables.append(_right_aligned([group, *header], rows))
+        tables.append(_right_aligned([comparison.title(group), *header], rows))
+    if absent := comparison.absent_groups:
+        tables.append("\n".join(map(escape_controls, absent)))
     if several:
-        tables.append(_right_aligned(["win/tie/loss", *GROUPS_SHOWN], _tallies(comparison)))
+        tables.append(_right_aligned(["win/tie/loss", *titles], _tallies(comparison)))
     if spreads := _spreads_over_seeds(comparison):
-        tables.append(_right_aligned(["over seeds", *GROUPS_SHOWN], spreads))
+        tables.append(_right_aligned(["over seeds", *titles], spreads))
     if budgets := budget_rows(comparison):
-        tables.append(_right_aligned(["budget", *COLUMNS], [[escape_controls(row[0]), *row[1:]] for row in budgets]))
-    return "\n\n".join([*tables, _explain_comparison(comparison, bool(spreads), bool(budgets))])
+        header = ["budget", *COLUMNS[: len(budgets[0]) - 1]]
+        tables.append(_right_aligned(header, [[escape_controls(row[0]), *row[1:]] for row in budgets]))
+    meaning = f"{explain_budgets(budgets)}." if budgets else ""
+    return "\n\n".join([*tables, _explain_comparison(comparison, bool(spreads), meaning)])
 
 
 def _tallies(comparison: Comparison) -> list[list[str]]:
     rows = []
     for method in comparison.methods:
         if method.tally is not None:
-            tallies = [method.tally[group] for group in GROUPS_SHOWN]
+            tallies = [method.tally[group] for group in comparison.groups_shown]
             rows.append([escape_controls(method.name), *(f"{n.wins}/{n.ties}/{n.losses}" for n in tallies)])
     return rows
 
@@ -261,20 +273,30 @@ def _spreads_over_seeds(comparison: Comparison) -> list[list[str]]:
     rows = []
     for method in comparison.methods:
         if (spread := method.seed_spread) is not None:
-            ends = [(spread[group].low, spread[group].high) for group in GROUPS_SHOWN]
+            ends = [(spread[group].low, spread[group].high) for group in comparison.groups_shown]
             cells = ["-" if math.isnan(low) else f"{format_number(low)} to {format_number(high)}" for low, high in ends]
             rows.append([f"{escape_controls(method.name)} ({len(method.seeds)})", *cells])
     return rows
 
 
 def budget_rows(comparison: Comparison) -> list[list[str]]:
-    """Return the name of each method and its budget, by ``COLUMNS``; no row where no budget is known."""
+    """Return the name of each method and its budget, by ``COLUMNS``; no row where no budget is known.
+
+    The last column, ``select_on``, is left out where no run says that anything but val chose its checkpoint.
+    """
     if not any(budget for method in comparison.methods for budget in method.budgets):
         return []
-    return [[method.name, *describe_budgets(method.budgets).values()] for method in comparison.methods]
+    rows = [[method.name, *describe_budgets(method.budgets).values()] for method in comparison.methods]
+    told = {choice for row in rows for choice in row[-1].split(" or ")}
+    return rows if told - {"val", "-"} else [row[:-1] for row in rows]
 
 
-def _explain_comparison(comparison: Comparison, seeds: bool, budgets: bool) -> str:
+def explain_budgets(rows: Sequence[Sequence[str]]) -> str:
+    """Return the meaning of the columns of ``budget_rows``."""
+    return MEANING + SELECTION_MEANING * (len(rows[0]) > len(COLUMNS))
+
+
+def _explain_comparison(comparison: Comparison, seeds: bool, budgets: str) -> str:
     lines = [
         f"{comparison.level:.0%} intervals: Bayesian bootstrap over videos, {comparison.replicates:,} replicates, "
         f"seed {comparison.seed},\nthe same weights for every run."
@@ -286,7 +308,7 @@ def _explain_comparison(comparison: Comparison, seeds: bool, budgets: bool) -> s
     if seeds:
         lines.append("over seeds: lowest to highest mAP (number of seeds).")
     if budgets:
-        for text in (f"{MEANING}.", escape_controls(comparison.unequal_budgets)):
+        for text in (budgets, escape_controls(comparison.unequal_budgets)):
             lines += textwrap.wrap(text, 80)
     return "\n".join(lines)
 
@@ -343,8 +365,31 @@ def construction_report(
     return "\n".join([_lay_out_columns(header, list(columns.values()), width), "", *folded])
 
 
+def held_out_report(split: Split, shares: HeldOutShares) -> str:
+    """Lay out the shares of a val subset that was taken out of train: by group, and the classes farthest from them."""
+    rows = []
+    for group, (classes, labels, in_val) in shares.groups.items():
+        numbers = [f"{classes:,}", f"{labels:,}", f"{in_val:,}", f"{in_val / labels:.2%}"] if labels else [NO_CLASSES]
+        rows.append([split.group_names.get(group, group), *numbers])
+    train, val = len(split.rows("train")), len(split.rows("val"))
+    far = shares.largest_deviation
+    count, name = int(split.positives("val")[far]), split.class_names[far]
+    lines = [
+        f"val: {val:,} of {train + val:,} training videos ({val / (train + val):.2%})",
+        f"largest deviation of a class: {shares.deviations[far]:+.1f} videos (class {far} {name!r}: {count:,} of "
+        f"{count + int(split.positives('train')[far]):,})",
+    ]
+    if shares.without_val:
+        named = first_few(f"{index} {split.class_names[index]!r}" for index in shares.without_val)
+        lines.append(f"{write_count(len(shares.without_val), 'class', 'classes')} without a video in val: {named}")
+    return "\n".join([_right_aligned(["held out", "classes", "labels", "in val", "share"], rows), "", *lines])
+
+
 def _describe_targets(made: Construction) -> str:
-    values = {name: value for name, value in asdict(made.targets).items() if value not in (None, ())}
+    unused = () if made.split.thresholds else ("head_above", "tail_up_to")
+    values = {
+        name: value for name, value in asdict(made.targets).items() if value not in (None, ()) and name not in unused
+    }
     texts = {
         name: "+".join(value) if isinstance(value, tuple) else str(value) if isinstance(value, int) else f"{value:g}"
         for name, value in values.items()
@@ -372,10 +417,9 @@ def construction_warnings(made: Construction) -> list[str]:
     empty = [name for name in GROUP_NAMES if not getattr(statistics, name)]
     warnings = []
     if empty:
-        warnings.append(
-            f"no class is in {' or '.join(empty)} (head above {targets.head_above:,} training videos, tail up to "
-            f"{targets.tail_up_to:,}); head_above and tail_up_to can be set"
-        )
+        thresholds = made.split.thresholds
+        how = f"({thresholds}); head_above and tail_up_to can be set" if thresholds else "(by list)"
+        warnings.append(f"no class is in {' or '.join(empty)} {how}")
     for subset, wanted in (("val", targets.val_videos), ("test", targets.test_videos)):
         if wanted is not None and (size := len(made.split.rows(subset))) != wanted:
             warnings.append(f"{subset} has {write_count(size, 'video')}, the target is {wanted:,}")
