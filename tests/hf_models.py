@@ -1,11 +1,12 @@
 """Small random models of transformers, saved as folders with their image processors and tokenizers."""
 
+import io
 import json
 from pathlib import Path
 
+import sentencepiece
 import torch
 import transformers
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers.image_processing_backends import PilBackend
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."
@@ -13,7 +14,7 @@ SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 
 
 def write_clip(folder: Path, **image_options: object) -> transformers.CLIPModel:
-    """CLIP with a short side of 40, bicubic, and an odd rest beside the crop."""
+    """CLIP with a short side of 41, bicubic, so that an odd number of pixels is cropped."""
     text = {**SMALL, "vocab_size": 2 * len(LETTERS) + 2, "max_position_embeddings": 16}
     ends = {"bos_token_id": 2 * len(LETTERS), "eos_token_id": 2 * len(LETTERS) + 1}
     config = transformers.CLIPConfig(
@@ -24,20 +25,26 @@ def write_clip(folder: Path, **image_options: object) -> transformers.CLIPModel:
     words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = transformers.CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
     tokenizer.save_pretrained(folder)
-    processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 41}, crop_size=32, **image_options)
+    sizes = {"size": {"shortest_edge": 41}, "crop_size": {"height": 32, "width": 32}}
+    processor = transformers.CLIPImageProcessorPil(**{**sizes, **image_options})
     return save(transformers.CLIPModel(config), processor, folder)
 
 
 def write_siglip(folder: Path) -> transformers.SiglipModel:
-    """SigLIP with a square of 32 and a tokenizer that lowers the case, appends an end and fills up with it."""
-    tokens = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1, "a": 2, "dog": 3, "runs": 4}, unk_token="<unk>"))
-    tokens.normalizer, tokens.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    tokens.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
-    names = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokens, **names, model_input_names=["input_ids"])
+    """SigLIP with a square of 32, and a tokenizer of SentencePiece as the published ones have."""
+    words = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a dog runs over the green field", "a man opens the door of his car"]),
+        model_writer=words, vocab_size=50, hard_vocab_limit=False, minloglevel=2, pad_id=-1, bos_id=-1, eos_id=1,
+        unk_id=2,
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "spiece.model").write_bytes(words.getvalue())
+    tokenizer = transformers.SiglipTokenizer(str(folder / "spiece.model"), model_input_names=["input_ids"])
     tokenizer.save_pretrained(folder)
+    ends = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1, "projection_size": SMALL["hidden_size"]}
     config = transformers.SiglipConfig(
-        text_config={**SMALL, "vocab_size": 5, "max_position_embeddings": 12, "projection_size": 32},
+        text_config={**SMALL, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": 12},
         vision_config={**SMALL, "image_size": 32, "patch_size": 8},
     )
     model = transformers.SiglipModel(config)

@@ -1,6 +1,7 @@
 """Encoders of transformers: models on the Hugging Face hub, and folders as ``save_pretrained`` writes them."""
 
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from PIL import Image
 from torch import Tensor, nn
 from transformers.image_processing_backends import PilBackend
@@ -169,17 +171,11 @@ def _fetch(name: str, revision: str, offline: bool, patterns: Sequence[str]) -> 
     """Fetch files of a model into the hub's cache, and return their folder, whose name is the commit."""
     at = f"{name}@{revision}" if revision else name
     command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    options = {"revision": revision or None, "local_files_only": offline, "ignore_patterns": ["*/*"]}
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision or None,
-                local_files_only=offline,
-                # config.json is there in any case: without any file that fits, the library warns.
-                allow_patterns=["config.json", *patterns],
-                ignore_patterns=["*/*"],
-            )
-        )
+        with _bars_on_terminals():
+            # config.json is there in any case: without any file that fits, the library warns.
+            return Path(snapshot_download(name, allow_patterns=["config.json", *patterns], **options))
     except GatedRepoError:
         problem = "is there for users who accepted its conditions"
         remedy = f"accept them on the page of {name}, log in (hf auth login), and run the same again"
@@ -197,6 +193,19 @@ def _fetch(name: str, revision: str, offline: bool, patterns: Sequence[str]) -> 
         problem = f"cannot be fetched: {_first_line(error)}"
         remedy = f"run the same again, or '{command}'; or name a folder with the model: hf:FOLDER"
     raise FeatureError(f"hf:{at} {problem}\n  remedy: {remedy}")
+
+
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """Let the hub's progress bars appear on terminals alone, where they overwrite themselves."""
+    hide = not (sys.stderr.isatty() or are_progress_bars_disabled())
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
 
 
 def _first_line(error: Exception) -> str:
