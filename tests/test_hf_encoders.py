@@ -139,8 +139,8 @@ def test_rows_of_clips_are_those_of_the_plain_script(kind, real_clips, shown, ru
         if kind != "pretrained":
             rows = model.classifier(rows).detach()
         assert differences(rows.numpy(), torch.stack(expected).numpy()) <= 1e-4
-    layer = read_header(tmp_path / "f.h5").recipe["layer"]
-    assert layer == ("mean over the tokens of the last hidden state" if kind == "pretrained" else "input of the classifier")
+    layer = "mean over the tokens of the last hidden state" if kind == "pretrained" else "input of the classifier"
+    assert read_header(tmp_path / "f.h5").recipe["layer"] == layer
 
 
 @pytest.fixture(scope="module")

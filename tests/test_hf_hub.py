@@ -53,7 +53,8 @@ def models(tmp_path_factory):
     model.save_pretrained(folder / "second")
     (folder / "second" / "onnx").mkdir()
     shutil.copytree(folder / "first", folder / "pickled")
-    torch.save(transformers.CLIPModel.from_pretrained(folder / "first").state_dict(), folder / "pickled/pytorch_model.bin")
+    state = transformers.CLIPModel.from_pretrained(folder / "first").state_dict()
+    torch.save(state, folder / "pickled" / "pytorch_model.bin")
     (folder / "pickled" / "model.safetensors").unlink()
     shutil.copytree(folder / "first", folder / "bare")
     (folder / "bare" / "model.safetensors").unlink()
@@ -85,7 +86,7 @@ def test_models_are_fetched_pinned_and_found_again_offline(models, tmp_path):
     assert expected["main"] != expected["v1"] == pickled["sha256"]
     assert "model.safetensors" in fetched and not {"flax_model.msgpack", "pytorch_model.bin"} & set(fetched)
     assert "holds no weights" in bare["error"]
-    assert gated["error"].startswith("hf:acme/gated is there for users who accepted its conditions\n  remedy: accept")
+    assert gated["error"].startswith("hf:acme/gated is gated: only users who accepted its conditions can fetch it\n  remedy: ")
     assert unknown["error"].startswith("hf:acme/unknown is not on the hub, or it is private\n  remedy: check the name")
     assert revision["error"].startswith("hf:acme/clip@v9 is not on the hub: the model has no such revision")
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
-    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -65,7 +64,8 @@ def load(
     ----------
     name : str
         A model on the hub (``openai/clip-vit-base-patch16``), or a folder with ``config.json``, weights and
-        ``preprocessor_config.json``. Code that comes with a model is not run, and nothing is unpickled.
+        ``preprocessor_config.json``. Code that comes with a model is not run, and of pickled weights only tensors are
+        read.
     weights : str
         ``default``, the model's own, or ``random`` with a ``seed``: drawn as transformers initialises the model.
     seed, report
@@ -177,7 +177,7 @@ def _fetch(name: str, revision: str, offline: bool, patterns: Sequence[str]) -> 
             # config.json is there in any case: without any file that fits, the library warns.
             return Path(snapshot_download(name, allow_patterns=["config.json", *patterns], **options))
     except GatedRepoError:
-        problem = "is there for users who accepted its conditions"
+        problem = "is gated: only users who accepted its conditions can fetch it"
         remedy = f"accept them on the page of {name}, log in (hf auth login), and run the same again"
     except RepositoryNotFoundError:
         problem = "is not on the hub, or it is private"
@@ -189,7 +189,7 @@ def _fetch(name: str, revision: str, offline: bool, patterns: Sequence[str]) -> 
     except LocalEntryNotFoundError:
         problem = "is not complete in the hub's cache, and the hub cannot be reached (no network, or offline)"
         remedy = f"run '{command}' where there is a network; or copy the model's folder, and name it: hf:FOLDER"
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # networks, servers and file systems raise errors of their own
         problem = f"cannot be fetched: {_first_line(error)}"
         remedy = f"run the same again, or '{command}'; or name a folder with the model: hf:FOLDER"
     raise FeatureError(f"hf:{at} {problem}\n  remedy: {remedy}")
@@ -255,8 +255,8 @@ class _Rows(nn.Module):
         """Compute (n, dim) float32 rows of (n, 3, height, width), or (n / clip, dim) of clips."""
         if self.clip > 1:
             check_clips(len(images), self.clip)
-            images = images.unflatten(0, (len(images) // self.clip, self.clip))
-        output = self.model(pixel_values=images, return_dict=True)
+            images = images.view(len(images) // self.clip, self.clip, *images.shape[1:])
+        output: Any = self.model(pixel_values=images, return_dict=True)
         if self.take == "class token":
             rows: Tensor = output.last_hidden_state[:, 0]
         elif self.take == "mean":
@@ -366,7 +366,8 @@ def _read_numbers(processor: Any) -> Preprocessing | None:
     if not (isinstance(mean, Sequence) and isinstance(std, Sequence) and len(mean) == len(std) == 3):
         return None
     resize, crop, square = lengths
-    return Preprocessing(resize, crop, tuple(mean), tuple(std), filter=kind, square=square, floor=not square or crop != resize)
+    floor = not square or crop != resize  # else nothing is cropped
+    return Preprocessing(resize, crop, tuple(mean), tuple(std), filter=kind, square=square, floor=floor)
 
 
 def _read_lengths(processor: Any) -> tuple[int, int, bool] | None:
