@@ -272,15 +272,19 @@ def test_full_precision_holds_under_a_foreign_autocast(small):
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="this torch has no such setting for the CPU")
 @pytest.mark.parametrize("operation", ["conv", "matmul"])
-def test_full_precision_is_set_and_put_back(operation, small, monkeypatch):
+def test_full_precision_is_set_and_put_back(operation, small):
     """A process may set bfloat16 products; ``fp32`` ignores the setting."""
     settings = getattr(torch.backends.mkldnn, operation)
     prepared = for_inference(small, "cpu", "fp32")
     seen = []
     prepared.model.conv1.register_forward_hook(lambda *_: seen.append(settings.fp32_precision))
-    monkeypatch.setattr(settings, "fp32_precision", "bf16")
-    prepared(pictures(1))
-    assert seen == ["ieee"] and settings.fp32_precision == "bf16"
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        prepared(pictures(1))
+        assert seen == ["ieee"] and settings.fp32_precision == "bf16"
+    finally:
+        settings.fp32_precision = before
 
 
 def test_settings_of_gpus_are_put_back():

@@ -86,7 +86,9 @@ def test_models_are_fetched_pinned_and_found_again_offline(models, tmp_path):
     assert expected["main"] != expected["v1"] == pickled["sha256"]
     assert "model.safetensors" in fetched and not {"flax_model.msgpack", "pytorch_model.bin"} & set(fetched)
     assert "holds no weights" in bare["error"]
-    assert gated["error"].startswith("hf:acme/gated is gated: only users who accepted its conditions can fetch it\n  remedy: ")
+    assert gated["error"].startswith(
+        "hf:acme/gated is gated: only users who accepted its conditions can fetch it\n  remedy: "
+    )
     assert unknown["error"].startswith("hf:acme/unknown is not on the hub, or it is private\n  remedy: check the name")
     assert revision["error"].startswith("hf:acme/clip@v9 is not on the hub: the model has no such revision")
 
