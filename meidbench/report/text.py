@@ -12,7 +12,8 @@ from meidbench.construction import Construction, SplitDistance
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few, write_count
 from meidbench.evaluation.budget import COLUMNS, MEANING, describe_budgets
-from meidbench.evaluation.compare import Comparison, MethodResult, format_change
+from meidbench.evaluation.compare import Comparison
+from meidbench.evaluation.paired import GroupComparison, format_change
 from meidbench.evaluation.results import GROUPS_SHOWN, Difference, Estimate, Result, describe_subset
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.manifests import Manifest
@@ -73,7 +74,7 @@ def format_corrected(value: float) -> str:
     return DASH if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def is_significant(method: MethodResult, group: str) -> bool:
+def is_significant(method: GroupComparison, group: str) -> bool:
     """Return whether a method's difference in a group holds after Holm's correction; then it is bold, or has a star."""
     return method.corrected is not None and method.corrected[group] <= SIGNIFICANT
 
