@@ -81,4 +81,6 @@ def recall_by_class(hits: Hits, classes: Classes, num_classes: int) -> Reals:
     """
     videos = np.bincount(classes, minlength=num_classes)
     found = np.bincount(classes[hits], minlength=num_classes)
-    return np.divide(found, videos, out=np.full(num_classes, np.nan), where=videos > 0)
+    recall = np.full(num_classes, np.nan)
+    np.divide(found, videos, out=recall, where=videos > 0)
+    return recall

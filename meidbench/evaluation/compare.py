@@ -222,10 +222,11 @@ class Comparison(Printed):
 
     def list_measures(self) -> dict[str, dict[str, GroupComparison]]:
         """Return the means over classes that are compared: of each title, those of the methods by their names."""
-        averages = {method.name: method.class_average for method in self.methods if method.class_average is not None}
-        return {"mAP": {method.name: method for method in self.methods}} | (
-            {CLASS_AVERAGE: averages} if averages else {}
-        )
+        measures: dict[str, dict[str, GroupComparison]] = {"mAP": {method.name: method for method in self.methods}}
+        for method in self.methods:
+            if method.class_average is not None:
+                measures.setdefault(CLASS_AVERAGE, {})[method.name] = method.class_average
+        return measures
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a DataFrame with one row per method and group.
@@ -301,9 +302,9 @@ class _SeedResults:
         samples = self.recalled / len(self.seeds)
         by_seed = {group: np.array([getattr(average, group) for average in known]) for group in GROUPS_SHOWN}
         means, spread = summarise_seeds(by_seed, samples, group_members(split))
-        recall = np.mean([[entry.recall for entry in result.per_class] for result in self.results], axis=0)
+        recalls = np.array([[entry.recall for entry in result.per_class] for result in self.results], np.float64)
         return ClassAverageComparison(
-            means=means, seed_spread=spread, recall=tuple(recall.tolist()), samples=samples,
+            means=means, seed_spread=spread, recall=tuple(recalls.mean(axis=0).tolist()), samples=samples,
             difference=None, tally=None, corrected=None,
         )  # fmt: skip
 

@@ -32,7 +32,6 @@ from meidbench.predictions.values import as_array, as_predictions, check_numbers
 from meidbench.splits.split import GROUP_NAMES, Split, load_split
 
 _ROWS = 4096  # videos checked at a time
-_TOP = (1, 5)
 _CHECKED_BYTES = 1 << 28  # bytes of scores that are gathered at a time for a cross-check
 _DIFFERENCE_ALLOWED = 1e-9  # of scikit-learn's average precision, which is summed up in another order
 _TIES_ALLOWED = 0.05  # share of the positives; more of them are worth a warning
@@ -234,7 +233,7 @@ def evaluate_scores(
     positives = split.positives(subset)
     present = {name: index[positives[index] > 0] for name, index in group_members(split).items()}
     groups, ap = split.groups.names(split.num_classes), precisions[protocol].tolist()
-    hits, single = count_hits(blocks, split, subset, _TOP), find_single_labels(split, subset)
+    hits, single = count_hits(blocks, split, subset, (1, 5)), find_single_labels(split, subset)
     recall = None if single is None else recall_by_class(hits[1], single, split.num_classes)
     recalls = [None] * split.num_classes if recall is None else recall.tolist()
     facts = zip(split.class_names, groups, split.train_counts.tolist(), positives.tolist(), ap, recalls, strict=True)
@@ -244,7 +243,7 @@ def evaluate_scores(
         recalled = None if single is None else bootstrap_recall(hits[1], single, split.num_classes, bootstrap, seed)
         intervals = _intervals(samples, recalled, split, seed)
     return Result(
-        accuracy=Accuracy(*(_mean(hits[k]) for k in _TOP), None if recall is None else class_average(recall, split)),
+        accuracy=Accuracy(_mean(hits[1]), _mean(hits[5]), None if recall is None else class_average(recall, split)),
         dataset=split.dataset,
         variant=split.variant,
         subset=subset,

@@ -1,11 +1,19 @@
 r"""A comparison as a LaTeX table: one row of values per method and, below it, one row of intervals."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from meidbench.errors import escape_controls
-from meidbench.evaluation.compare import Comparison, MethodResult
-from meidbench.evaluation.results import GROUPS_SHOWN, Difference, Estimate, SeedSpread, find_watermarks
+from meidbench.evaluation.compare import Comparison
+from meidbench.evaluation.paired import GroupComparison
+from meidbench.evaluation.results import (
+    CLASS_AVERAGE,
+    GROUPS_SHOWN,
+    Difference,
+    Estimate,
+    SeedSpread,
+    find_watermarks,
+)
 from meidbench.report.text import (
     DASH,
     MINUS,
@@ -42,20 +50,30 @@ def comparison_latex(comparison: Comparison) -> str:
 
     It is a ``table*`` (both columns of a page) with means and differences to the reference, or a ``table`` with only
     the means of a single method. The best mean of a column and all equal to it in three decimals are underlined; a
-    difference is bold where it holds after Holm's correction.
+    difference is bold where it holds after Holm's correction. Class-average accuracy has a table of its own.
     """
-    differences = any(method.difference is not None for method in comparison.methods)
+    tables = [_table(comparison, measure, compared) for measure, compared in comparison.list_measures().items()]
+    return "\n".join(tables)
+
+
+def _table(comparison: Comparison, measure: str, compared: Mapping[str, GroupComparison]) -> str:
+    differences = any(numbers.difference is not None for numbers in compared.values())
     environment = "table*" if differences else "table"
     columns = len(GROUPS_SHOWN)
-    words = re.findall(r"[a-z0-9]+", f"{comparison.dataset} {comparison.variant} {comparison.subset}".lower())
-    best = {group: find_best([method.mAP[group].value for method in comparison.methods]) for group in GROUPS_SHOWN}
+    label = (
+        f"{comparison.dataset} {comparison.variant} {comparison.subset} {measure if measure == CLASS_AVERAGE else ''}"
+    )
+    words = re.findall(r"[a-z0-9]+", label.lower())
+    best = {
+        group: find_best([numbers.estimate(group).value for numbers in compared.values()]) for group in GROUPS_SHOWN
+    }
     lines = [
         "% \\usepackage{booktabs}",
         *(f"% {' '.join(note.split())}" for note in comparison.notes),
         f"\\begin{{{environment}}}[t]",
         "  \\centering",
         "  \\setlength{\\belowcaptionskip}{6pt}",
-        f"  \\caption{{{_caption(comparison, differences)}}}",
+        f"  \\caption{{{_caption(comparison, measure, differences)}}}",
         f"  \\label{{tab:{'-'.join(words)}}}",
         "  \\small",
         "  \\setlength{\\tabcolsep}{4pt}",
@@ -65,27 +83,30 @@ def comparison_latex(comparison: Comparison) -> str:
     if differences:
         over = f"\\multicolumn{{{columns}}}{{c}}"
         lines += [
-            f"    & {over}{{mAP}} & {over}{{difference to {escape_latex(comparison.reference)}}} \\\\",
+            f"    & {over}{{{measure}}} & {over}{{difference to {escape_latex(comparison.reference)}}} \\\\",
             f"    \\cmidrule(lr){{2-{columns + 1}}} \\cmidrule(l){{{columns + 2}-{2 * columns + 1}}}",
         ]
     lines += [_row(["Method", *GROUPS_SHOWN, *(GROUPS_SHOWN if differences else ())]), "    \\midrule"]
-    for place, method in enumerate(comparison.methods):
+    for place, (name, numbers) in enumerate(compared.items()):
         if place:
             lines.append("    \\addlinespace")
-        lines += _method_rows(method, {group for group in GROUPS_SHOWN if place in best[group]}, differences)
+        lines += _method_rows(name, numbers, {group for group in GROUPS_SHOWN if place in best[group]}, differences)
     lines += ["    \\bottomrule", "  \\end{tabular}", *_budget_lines(comparison), f"\\end{{{environment}}}"]
     return "\n".join(lines) + "\n"
 
 
-def _caption(comparison: Comparison, differences: bool) -> str:
+def _caption(comparison: Comparison, measure: str, differences: bool) -> str:
+    meaning, protocol = "Mean average precision", f"; protocol: {escape_latex(comparison.protocol)}"
+    if measure == CLASS_AVERAGE:
+        meaning, protocol = "Class-average accuracy (mean over the classes of the recall at one answer)", ""
     counts = [f"{group} ({comparison.group_classes[group]:,})" for group in GROUPS_SHOWN[1:]]
     sentences = [f"\\textbf{{{escape_latex(mark)}.}}" for mark in find_watermarks(comparison.notes)]
     sentences.append(
-        f"Mean average precision on the {escape_latex(comparison.subset)} subset of "
+        f"{meaning} on the {escape_latex(comparison.subset)} subset of "
         f"{escape_latex(comparison.dataset)} (split: {escape_latex(comparison.variant)}; "
         f"{comparison.videos:,} videos, {comparison.group_classes['overall']:,} classes), "
-        f"overall and over the {counts[0]}, {counts[1]} and {counts[2]} classes; "
-        f"protocol: {escape_latex(comparison.protocol)}."
+        f"overall and over the {counts[0]}, {counts[1]} and {counts[2]} classes"
+        f"{protocol}."
     )
     if comparison.replicates:
         sentences.append(
@@ -118,18 +139,18 @@ def _budget_lines(comparison: Comparison) -> list[str]:
     return [f"  \\par\\smallskip{{\\footnotesize {sentences}}}"]
 
 
-def _method_rows(method: MethodResult, best: set[str], differences: bool) -> list[str]:
-    name = escape_latex(method.name)
+def _method_rows(name: str, numbers: GroupComparison, best: set[str], differences: bool) -> list[str]:
+    name = escape_latex(name)
     # After the \\ of the row above, TeX would read an asterisk or a bracket as an argument.
     values, intervals = ["{}" + name if name.startswith(("*", "[")) else name], [""]
     for group in GROUPS_SHOWN:
-        spread = method.seed_spread[group] if method.seed_spread else None
-        values.append(_value(method.mAP[group], group in best, spread))
-        intervals.append(_interval(method.mAP[group]))
+        spread = numbers.seed_spread[group] if numbers.seed_spread else None
+        values.append(_value(numbers.estimate(group), group in best, spread))
+        intervals.append(_interval(numbers.estimate(group)))
     for group in GROUPS_SHOWN if differences else ():
-        difference = None if method.difference is None else method.difference[group]
+        difference = None if numbers.difference is None else numbers.difference[group]
         change = "" if difference is None else _symbols(format_signed(difference.value))
-        values.append(f"\\textbf{{\\boldmath {change}}}" if is_significant(method, group) else change)
+        values.append(f"\\textbf{{\\boldmath {change}}}" if is_significant(numbers, group) else change)
         intervals.append("" if difference is None else _interval(difference))
     return [_row(values), _row(intervals)]
 

@@ -76,15 +76,20 @@ def _draw_frequencies(axes: Any, split: Split) -> None:
 
 
 def write_per_class(result: Result, path: Path) -> Path:
-    """Write the result of each class as CSV; the AP cell of a class without positives stays empty."""
+    """Write the result of each class as CSV; the AP cell of a class without positives stays empty.
+
+    Where each video has one label, there is a column for the recall.
+    """
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         mark = "; ".join(find_watermarks(result.notes))
         marks = (mark,) if mark else ()
         header = ("class", "name", "group", "train_count", "positives", "ap")
-        writer.writerow((*header, *("watermark" for _ in marks)))
+        recall = () if result.accuracy.class_average is None else ("recall",)
+        writer.writerow((*header, *recall, *("watermark" for _ in marks)))
         for entry in result.per_class:
-            ap = "" if math.isnan(entry.ap) else repr(entry.ap)
-            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap, *marks)
+            numbers = [entry.ap, *(() if entry.recall is None else (entry.recall,))]
+            cells = ("" if math.isnan(number) else repr(number) for number in numbers)
+            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, *cells, *marks)
             writer.writerow(make_cells_safe(row))
     return path
