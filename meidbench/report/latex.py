@@ -9,6 +9,7 @@ from meidbench.evaluation.paired import GroupComparison
 from meidbench.evaluation.results import (
     CLASS_AVERAGE,
     GROUPS_SHOWN,
+    NO_CLASSES,
     Difference,
     Estimate,
     SeedSpread,
@@ -99,7 +100,8 @@ def _caption(comparison: Comparison, measure: str, differences: bool) -> str:
     meaning, protocol = "Mean average precision", f"; protocol: {escape_latex(comparison.protocol)}"
     if measure == CLASS_AVERAGE:
         meaning, protocol = "Class-average accuracy (mean over the classes of the recall at one answer)", ""
-    counts = [f"{group} ({comparison.group_classes[group]:,})" for group in GROUPS_SHOWN[1:]]
+    numbers = {group: f"{comparison.group_classes[group]:,}" for group in GROUPS_SHOWN[1:]}
+    counts = [f"{group} ({NO_CLASSES if number == '0' else number})" for group, number in numbers.items()]
     sentences = [f"\\textbf{{{escape_latex(mark)}.}}" for mark in find_watermarks(comparison.notes)]
     sentences.append(
         f"{meaning} on the {escape_latex(comparison.subset)} subset of "
