@@ -222,6 +222,16 @@ def test_another_reference_gives_what_a_comparison_with_it_gives(split):
     assert first.with_reference("good").to_json() == other.to_json() != first.to_json()
 
 
+@pytest.mark.parametrize(("found", "videos"), [(1, 2), (2, 5), (3, 20), (1, 1)])
+def test_the_replicates_of_a_class_follow_the_beta_distribution(found, videos):
+    """Its variance is k (n - k) / (n² (n + 1)): none for a class with one video."""
+    hits = np.arange(videos) < found
+    samples = bootstrap_recall(hits, np.zeros(videos, np.int64), 1, 20000, 0)[:, 0]
+    share = found / videos
+    assert samples.mean() == pytest.approx(share)
+    assert samples.var() == pytest.approx(share * (1 - share) / (videos + 1), rel=0.04, abs=1e-15)
+
+
 # --- where it is shown --------------------------------------------------------------------------------------------
 
 
