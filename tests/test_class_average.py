@@ -1,10 +1,12 @@
 """Class-average accuracy against plain loops and scikit-learn, in every place that shows it."""
 
+import base64
 import csv
 import json
 import pickle
 import re
 import warnings
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +22,7 @@ from meidbench.evaluation.bootstrap import bootstrap_recall, correct_holm, draw_
 from meidbench.evaluation.evaluate import group_members
 from meidbench.evaluation.results import CLASS_AVERAGE, NO_CLASSES
 from meidbench.report.latex import comparison_latex
-from meidbench.report.text import comparison_table, evaluation_table
+from meidbench.report.text import comparison_table, evaluation_table, format_signed
 
 GROUPS = ("overall", "head", "medium", "tail")
 
@@ -275,7 +277,10 @@ def test_json_tables_and_frames_of_a_comparison(split):
     assert CLASS_AVERAGE in repr(comparison) and f"{good.means['overall'].value:.4f}" in repr(comparison)
     text = comparison_table(comparison)
     assert text.count(CLASS_AVERAGE) == 5 and "lowest to highest mAP and class-average accuracy" in text
-    assert f"{good.means['tail'].value:.4f} [" in text and text.count("win/tie/loss") == text.count("over seeds ") == 2
+    assert (
+        f"{good.means['tail'].value:.4f} [" in text
+        and text.count("win/tie/loss (recall)") == text.count("over seeds (recall)") == 1
+    )
     latex = comparison_latex(comparison)
     assert latex.count("\\begin{table*}") == 2 and "{tab:singles-table-test-class-average-accuracy}" in latex
     assert "Class-average accuracy (mean over the classes of the recall at one answer) on the test" in latex
@@ -285,6 +290,11 @@ def test_json_tables_and_frames_of_a_comparison(split):
                  "mean average precision (mAP) and class-average accuracy over classes"):  # fmt: skip
         assert page.count(part) == 1, part
     assert f"{good.recall[0]:.3f}" in page
+    packed = re.search(r'<template class="against" data-name="good">(.*?)<', page).group(1)
+    against = zlib.decompress(base64.urlsafe_b64decode(packed)).decode()  # what the page shows with this reference
+    change = comparison.with_reference("good").methods[0].class_average.difference["tail"].value
+    section = against[against.index('<section id="class-average">') : against.index('<section id="differences">')]
+    assert format_signed(change) in section
 
 
 def test_a_comparison_of_several_labels_has_nothing_of_it(toy_split):
@@ -302,7 +312,7 @@ def test_an_empty_group_is_said_to_be_empty(no_tail):
     assert json.loads(result.to_json())["accuracy"]["class_average"]["tail"] is None
     assert NO_CLASSES in evaluation_table(result) and NO_CLASSES in repr(result)
     assert f"tail, {CLASS_AVERAGE}: {NO_CLASSES}" in comparison_table(comparison)
-    assert f"tail ({NO_CLASSES})" in comparison_latex(comparison)
+    assert f"tail ({NO_CLASSES})" in comparison_latex(comparison) and "\N{EN DASH}" not in comparison_latex(comparison)
     assert mb.comparison_html(comparison).count(f"<td>{NO_CLASSES}</td>") == 3
     page = re.sub("<script>.*</script>", "", mb.comparison_html(comparison), flags=re.DOTALL)
     for text in (evaluation_table(result), comparison_table(comparison), page):

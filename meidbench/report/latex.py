@@ -1,5 +1,6 @@
 r"""A comparison as a LaTeX table: one row of values per method and, below it, one row of intervals."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -164,6 +165,8 @@ def _row(cells: Sequence[str]) -> str:
 def _value(estimate: Estimate, best: bool, spread: SeedSpread | None) -> str:
     text = _symbols(format_number(estimate.value))
     text = f"\\underline{{{text}}}" if best else text
+    if spread and math.isnan(spread.std):
+        return text
     return f"{text} {{\\scriptsize $\\pm$\\,{_without_zero(format_number(spread.std))}}}" if spread else text
 
 

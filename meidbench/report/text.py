@@ -233,10 +233,11 @@ def comparison_table(comparison: Comparison) -> str:
     tables, spread = [], False
     for measure, compared in comparison.list_measures().items():
         tables += [_group_table(comparison, measure, compared, group) for group in GROUPS_SHOWN]
+        of_what = " (recall)" if measure == CLASS_AVERAGE else ""
         if len(compared) > 1:
-            tables.append(_right_aligned(["win/tie/loss", *GROUPS_SHOWN], _tallies(compared)))
+            tables.append(_right_aligned([f"win/tie/loss{of_what}", *GROUPS_SHOWN], _tallies(compared)))
         if spreads := _spreads_over_seeds(compared):
-            tables.append(_right_aligned(["over seeds", *GROUPS_SHOWN], spreads))
+            tables.append(_right_aligned([f"over seeds{of_what}", *GROUPS_SHOWN], spreads))
             spread = True
     if budgets := budget_rows(comparison):
         tables.append(_right_aligned(["budget", *COLUMNS], [[escape_controls(row[0]), *row[1:]] for row in budgets]))
