@@ -4,6 +4,7 @@ The public names, as ``import meidbench as mb`` has them; the baselines are in `
 
 CharadesEgoLT           the FeatureDataset of that benchmark
 CharadesLT              the FeatureDataset of that benchmark
+ClassAverageAccuracy    a metric of single labels that takes batches, and merges processes
 Comparison              what compare returns: methods side by side
 FeatureDataset          features and labels of any split, for a PyTorch DataLoader
 MeanAveragePrecision    a metric that takes batches, and merges processes
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from meidbench.errors import MeidbenchError
     from meidbench.evaluation.compare import Comparison, compare
     from meidbench.evaluation.evaluate import average_precision, evaluate
-    from meidbench.evaluation.metric import MeanAveragePrecision
+    from meidbench.evaluation.metric import ClassAverageAccuracy, MeanAveragePrecision
     from meidbench.evaluation.results import Result
     from meidbench.features import open_features
     from meidbench.loading.datasets import CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
@@ -48,9 +49,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "CharadesEgoLT", "CharadesLT", "Comparison", "FeatureDataset", "MeanAveragePrecision", "MeidbenchError", "Result",
-    "Split", "VideoLT", "__version__", "average_precision", "compare", "comparison_html", "evaluate", "hold_out_val",
-    "load_split", "open_features", "read_predictions", "split_from_pandas", "write_predictions", "write_split",
+    "CharadesEgoLT", "CharadesLT", "ClassAverageAccuracy", "Comparison", "FeatureDataset", "MeanAveragePrecision",
+    "MeidbenchError", "Result", "Split", "VideoLT", "__version__", "average_precision", "compare", "comparison_html",
+    "evaluate", "hold_out_val", "load_split", "open_features", "read_predictions", "split_from_pandas",
+    "write_predictions", "write_split",
 ]  # fmt: skip
 # As the imports above, which type checkers read; here a name is imported at its first use, so that this import is fast.
 _HOMES = {
@@ -59,7 +61,7 @@ _HOMES = {
     "errors": ("MeidbenchError",),
     "evaluation.compare": ("Comparison", "compare"),
     "evaluation.evaluate": ("average_precision", "evaluate"),
-    "evaluation.metric": ("MeanAveragePrecision",),
+    "evaluation.metric": ("ClassAverageAccuracy", "MeanAveragePrecision"),
     "evaluation.results": ("Result",),
     "features": ("open_features",),
     "loading.datasets": ("CharadesEgoLT", "CharadesLT", "FeatureDataset", "VideoLT"),

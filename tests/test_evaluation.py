@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 
 import meidbench as mb
 from meidbench.errors import PredictionError
-from meidbench.evaluation.evaluate import top_k_hits
+from meidbench.evaluation.accuracy import top_k_hits
 
 
 def naive_average_precision(scores, labels):

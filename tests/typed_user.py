@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # nothing runs
     page: str = mb.comparison_html(mb.compare({"bce": "bce.parquet"}, split))
     metric = mb.MeanAveragePrecision(split, "val")
     metric.update(["a"], [[0.5]])
+    average: float = mb.ClassAverageAccuracy(split, "val").compute().tail
 
     mb.compare(5, split)  # type: ignore[arg-type]
     wrong_result: str = metric.compute()  # type: ignore[assignment]

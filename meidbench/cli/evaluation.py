@@ -111,6 +111,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Score PREDICTIONS: overall, head, medium and tail mAP, top-1 and top-5 accuracy.
 
+    Where each video of the subset has one label, also class-average accuracy, overall, head, medium and tail.
+
     PREDICTIONS is one run: a file, several files, or a folder of files (one per process or shard), rows in any order. A
     file may be at an address (https://, s3://, hf://).
 

@@ -12,10 +12,20 @@ import numpy.typing as npt
 
 from meidbench.checks import whole_number
 from meidbench.errors import MeidbenchError, RequestError
-from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval, correct_holm
+from meidbench.evaluation.accuracy import count_hits, find_single_labels
+from meidbench.evaluation.bootstrap import LEVEL, bootstrap_recall, bootstrap_samples
 from meidbench.evaluation.budget import Budget, describe_inequality
-from meidbench.evaluation.evaluate import bootstrap_means, evaluate_scores, group_members, subset_positives
+from meidbench.evaluation.evaluate import as_blocks, evaluate_scores, group_members, subset_positives
+from meidbench.evaluation.paired import (
+    ClassAverageComparison,
+    GroupComparison,
+    class_differences,
+    compare_with,
+    format_change,
+    summarise_seeds,
+)
 from meidbench.evaluation.results import (
+    CLASS_AVERAGE,
     GROUPS_SHOWN,
     ClassFacts,
     Difference,
@@ -24,10 +34,9 @@ from meidbench.evaluation.results import (
     Printed,
     PrintedTable,
     Result,
-    SeedSpread,
-    WinTieLoss,
     average_measures,
     describe_subset,
+    drop_undefined,
     find_watermarks,
     format_value,
 )
@@ -42,9 +51,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Reals = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
 _METHODS_PRINTED = 10
-EQUAL = 1e-12  # average precisions that differ only by rounding are a tie
 
 
 @dataclass(frozen=True)
@@ -105,30 +112,31 @@ def _is_path(scores: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodResult(Measures):
-    """The result of one method, averaged over its seeds.
+class MethodResult(Measures, GroupComparison):
+    """The result of one method, averaged over its seeds; the fields of ``GroupComparison`` are those of its mAP.
 
-    ``mAP``, ``seed_spread``, ``difference`` and ``tally`` are per group (overall, head, medium, tail), ``ap`` (NaN
-    without positives) and ``ap_difference`` per class. The differences and the tally are against the reference, and
-    None for itself; ``seed_spread`` is None without several seeds, ``seeds`` empty where the names have none.
-    ``corrected`` is the two-sided probability of each group's difference after Holm's correction
-    (``Comparison.with_reference``). ``samples`` are the (replicates, C) average precisions of the bootstrap; they are
-    not in the JSON. ``budgets`` are those of its runs, one per seed; unknown ones are None, and without a known one
-    they are not in the JSON.
+    ``mAP`` is per group, ``ap`` (NaN without positives) and ``ap_difference`` (None for the reference) per class.
+    ``seeds`` is empty where the names have none. ``budgets`` are those of its runs, one per seed; unknown ones are
+    None, and without a known one they are not in the JSON. ``class_average`` is the same for class-average accuracy,
+    None where a video of the subset has no label or several.
     """
 
     name: str
     seeds: tuple[str, ...]
     mAP: dict[str, Estimate]
-    seed_spread: dict[str, SeedSpread] | None
-    difference: dict[str, Difference] | None
-    tally: dict[str, WinTieLoss] | None
     ap: tuple[float, ...]
     ap_difference: tuple[Difference, ...] | None
-    corrected: dict[str, float] | None
-    samples: Reals = field(repr=False, compare=False)
     warnings: tuple[str, ...]
     budgets: tuple[Budget | None, ...] = ()
+    class_average: ClassAverageComparison | None = None
+
+    def estimate(self, group: str) -> Estimate:
+        """Return the mAP of a group and its interval."""
+        return self.mAP[group]
+
+    def by_class(self) -> tuple[float, ...]:
+        """Return the average precision of each class."""
+        return self.ap
 
 
 @dataclass(frozen=True, repr=False)
@@ -160,10 +168,21 @@ class Comparison(Printed):
 
     def to_json(self) -> str:
         """Return the comparison as JSON: keys sorted, the same bytes for the same input."""
-        methods = tuple(replace(method, samples=np.empty(0)) for method in self.methods)
+        empty = np.empty(0)
+        methods = tuple(
+            replace(
+                method,
+                samples=empty,
+                class_average=(average := method.class_average) and replace(average, samples=empty),
+            )
+            for method in self.methods
+        )
         content = asdict(replace(self, methods=methods))
         for method in content["methods"]:
-            del method["samples"]
+            for part in (method, method["class_average"] or {}):
+                part.pop("samples", None)
+            for part in (method, method["accuracy"]):
+                drop_undefined(part)
             if not any(method["budgets"]):
                 del method["budgets"]
         if not self.group_names:
@@ -189,26 +208,32 @@ class Comparison(Printed):
         return [("every run", text) for text in shared] + single
 
     def with_reference(self, name: str) -> "Comparison":
-        """Return the same comparison against another reference.
-
-        Per group, the two-sided probabilities of all methods but the reference are corrected together (Holm, 1979). The
-        two-sided probability is 2 min(P, 1 - P), where P is the probability of being better, and at least 2 /
-        ``replicates``: fewer than one replicate cannot be counted.
-        """
+        """Return the same comparison against another reference; see ``meidbench.evaluation.paired.compare_with``."""
         reference = next((method for method in self.methods if method.name == name), None)
         if reference is None:
             raise _unknown_reference(name, [method.name for method in self.methods])
         groups = np.array([facts.group for facts in self.classes])
         members = {group: np.flatnonzero((groups == group) | (group == GROUPS_SHOWN[0])) for group in GROUPS_SHOWN}
-        methods = [_compare_with(reference, method, members) for method in self.methods]
-        compared = {method.name: method.difference for method in methods if method.difference is not None}
-        corrected: dict[str, dict[str, float]] = {other: {} for other in compared}
-        for group in GROUPS_SHOWN:
-            probabilities = [_two_sided(difference[group], self.replicates) for difference in compared.values()]
-            for other, value in zip(compared, correct_holm(probabilities), strict=True):
-                corrected[other][group] = value
-        methods = [replace(method, corrected=corrected.get(method.name)) for method in methods]
-        return replace(self, reference=name, methods=tuple(methods))
+        methods = compare_with({method.name: method for method in self.methods}, name, members)
+        averages = {name: method.class_average for name, method in methods.items() if method.class_average is not None}
+        averages = compare_with(averages, name, members) if averages else {}
+        changed = [
+            replace(
+                method,
+                ap_difference=None if method.name == name else class_differences(method, reference),
+                class_average=averages.get(method.name),
+            )
+            for method in methods.values()
+        ]
+        return replace(self, reference=name, methods=tuple(changed))
+
+    def list_measures(self) -> dict[str, dict[str, GroupComparison]]:
+        """Return the means over classes that are compared: of each title, those of the methods by their names."""
+        measures: dict[str, dict[str, GroupComparison]] = {"mAP": {method.name: method for method in self.methods}}
+        for method in self.methods:
+            if method.class_average is not None:
+                measures.setdefault(CLASS_AVERAGE, {})[method.name] = method.class_average
+        return measures
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a DataFrame with one row per method and group.
@@ -216,23 +241,20 @@ class Comparison(Printed):
         ``classes`` is the number of classes of the group with a positive; a group with 0 has no other value.
         ``mAP``, ``difference`` (to the reference) and their intervals ``..._low``, ``..._high`` over videos;
         ``probability`` of being better; ``corrected``, two-sided, after Holm's correction; ``wins``, ``ties`` and
-        ``losses`` in classes; ``seeds``, and ``seed_std`` over them. Cells that have no value are NaN.
+        ``losses`` in classes; ``seeds``, and ``seed_std`` over them. Where each video has one label, the same columns
+        follow for class-average accuracy: ``class_average``, ``class_average_low``, ``class_average_difference``, and
+        so on. Cells that have no value are NaN.
         """
         import pandas as pd
 
         rows = []
         for method in self.methods:
-            for group, mean in method.mAP.items():
+            for group in method.mAP:
                 row: dict[str, Any] = {"method": method.name, "group": group, "classes": self.group_classes[group]}
                 row["seeds"] = max(1, len(method.seeds))
-                row |= {"mAP": mean.value, "mAP_low": mean.low, "mAP_high": mean.high}
-                row["seed_std"] = method.seed_spread[group].std if method.seed_spread else math.nan
-                entry = method.difference[group] if method.difference else Difference(*[math.nan] * 4)
-                row |= {"difference": entry.value, "difference_low": entry.low, "difference_high": entry.high}
-                row["probability"] = entry.probability
-                row["corrected"] = method.corrected[group] if method.corrected else math.nan
-                tally = asdict(method.tally[group]) if method.tally else {}
-                row |= {name: tally.get(name, math.nan) for name in ("wins", "ties", "losses")}
+                row |= method.table_cells(group, "mAP", "")
+                if method.class_average is not None:
+                    row |= method.class_average.table_cells(group, "class_average", "class_average_")
                 rows.append(row)
         frame: pd.DataFrame = pd.DataFrame(rows)
         return frame
@@ -249,6 +271,8 @@ class Comparison(Printed):
                 change = method.difference["overall"]
                 around = f" [{format_change(change.low, 3)}, {format_change(change.high, 3)}]"
                 row[-1] = format_change(change.value, 4) + ("" if math.isnan(change.low) else around)
+            if method.class_average is not None:
+                row.append(format_value(method.class_average.means["overall"].value))
             rows.append(row)
         more = len(self.methods) - len(rows)
         lines = [f"and {more} more methods"] if more else []
@@ -258,22 +282,41 @@ class Comparison(Printed):
         lines += [self.unequal_budgets] if self.unequal_budgets else []
         lines.append("as a DataFrame: .to_pandas(); as a page: meidbench.comparison_html(...)")
         header = ["mAP", *map(self.title, self.groups_shown), *(["difference"] if several else [])]
+        header += list(self.list_measures())[1:]
         return PrintedTable(describe_subset(self, self.videos), header, rows, [*self.notes, *lines])
 
 
 @dataclass
 class _SeedResults:
-    """The results of one method, seed by seed, and the (replicates, C) sum of their bootstrap samples."""
+    """The results of one method, seed by seed, and the (replicates, C) sums of their bootstrap samples.
+
+    ``recalled`` is the sum of the recalls, empty where class-average accuracy is not defined.
+    """
 
     seeds: list[str]
     results: list[Result]
     budgets: list[Budget | None]
     summed: Reals
+    recalled: Reals
 
     @property
     def ap(self) -> Reals:
         mean: Reals = np.mean([[entry.ap for entry in result.per_class] for result in self.results], axis=0)
         return mean
+
+    def compare_class_average(self, split: Split) -> ClassAverageComparison | None:
+        averages = [result.accuracy.class_average for result in self.results]
+        known = [average for average in averages if average is not None]
+        if not known:
+            return None
+        samples = self.recalled / len(self.seeds)
+        by_seed = {group: np.array([getattr(average, group) for average in known]) for group in GROUPS_SHOWN}
+        means, spread = summarise_seeds(by_seed, samples, group_members(split))
+        recalls = np.array([[entry.recall for entry in result.per_class] for result in self.results], np.float64)
+        return ClassAverageComparison(
+            means=means, seed_spread=spread, recall=tuple(recalls.mean(axis=0).tolist()), samples=samples,
+            difference=None, tally=None, corrected=None,
+        )  # fmt: skip
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -353,12 +396,13 @@ def compare(
     _check_names(runs, names, reference)
     methods: dict[str, _SeedResults] = {}
     for run in runs:
-        result, samples, budget = _score(run, split, subset, replicates, seed, allow_float16, advance)
-        method = methods.setdefault(run.method, _SeedResults([], [], [], np.zeros(())))
+        result, samples, recalled, budget = _score(run, split, subset, replicates, seed, allow_float16, advance)
+        method = methods.setdefault(run.method, _SeedResults([], [], [], np.zeros(()), np.zeros(())))
         method.seeds.append(run.seed)
         method.results.append(result)
         method.budgets.append(budget)
         method.summed = method.summed + samples
+        method.recalled = method.recalled + recalled
     return _make_comparison(methods, split, subset, reference, replicates, seed)
 
 
@@ -409,7 +453,7 @@ def _unknown_reference(name: object, names: Sequence[str]) -> RequestError:
 
 def _score(
     run: ComparedRun, split: Split, subset: str, replicates: int, seed: int, allow: bool, advance: Advance | None
-) -> tuple[Result, Reals, Budget | None]:
+) -> tuple[Result, Reals, Reals, Budget | None]:
     try:
         given = as_predictions(run.scores, half=allow)
         scores = align_predictions(given, split, subset, allow_float16=allow)
@@ -419,72 +463,29 @@ def _score(
     result = evaluate_scores(scores, split, subset, warnings=reading_warnings(given, split))
     ap = np.array([entry.ap for entry in result.per_class])
     samples = bootstrap_samples(scores, subset_positives(split, subset), ap, replicates, seed, advance)
-    return result, samples, Budget.from_metadata(given.metadata)
+    recalled, single = np.empty(0), find_single_labels(split, subset)
+    if single is not None:
+        hits = count_hits(as_blocks(scores), split, subset, (1,))[1]
+        recalled = bootstrap_recall(hits, single, split.num_classes, replicates, seed)
+    return result, samples, recalled, Budget.from_metadata(given.metadata)
 
 
 def _summarise(name: str, method: _SeedResults, split: Split) -> MethodResult:
     by_seed = {group: np.array([getattr(result.mAP, group) for result in method.results]) for group in GROUPS_SHOWN}
-    samples = method.samples
-    means = bootstrap_means(samples, group_members(split))
-    spread = {
-        group: SeedSpread(len(values), float(values.std(ddof=1)), float(values.min()), float(values.max()))
-        for group, values in by_seed.items()
-        if len(values) > 1
-    }
+    means, spread = summarise_seeds(by_seed, method.samples, group_members(split))
     return MethodResult(
         **average_measures(method.results),
         name=name,
         seeds=tuple(method.seeds) if method.seeds != [""] else (),
-        mAP={name: Estimate(float(by.mean()), **vars(compute_interval(means[name]))) for name, by in by_seed.items()},
-        seed_spread=spread or None,
+        mAP=means,
+        seed_spread=spread,
         difference=None,
         tally=None,
         ap=tuple(method.ap.tolist()),
         ap_difference=None,
         corrected=None,
-        samples=samples,
+        samples=method.samples,
         warnings=method.warnings,
         budgets=tuple(method.budgets),
+        class_average=method.compare_class_average(split),
     )
-
-
-def _compare_with(reference: MethodResult, method: MethodResult, members: Mapping[str, Indices]) -> MethodResult:
-    if method.name == reference.name:
-        return replace(method, difference=None, tally=None, ap_difference=None)
-    change, samples = np.subtract(method.ap, reference.ap), method.samples - reference.samples
-    means = bootstrap_means(samples, members)
-    difference, tally = {}, {}
-    for group, indices in members.items():
-        known = change[indices][~np.isnan(change[indices])]
-        mean = known.mean() if len(known) else float("nan")
-        difference[group] = _differences(np.array([mean]), means[group][:, None])[0]
-        wins, losses = int((known > EQUAL).sum()), int((known < -EQUAL).sum())
-        tally[group] = WinTieLoss(wins, len(known) - wins - losses, losses)
-    return replace(method, difference=difference, tally=tally, ap_difference=tuple(_differences(change, samples)))
-
-
-def _differences(values: Reals, samples: Reals) -> list[Difference]:
-    """Return the differences with their (replicates, values) samples."""
-    if not len(samples):
-        return [Difference(value, math.nan, math.nan, math.nan) for value in values.tolist()]
-    low, high = np.clip(np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0), -1.0, 1.0)
-    even = np.abs(samples) <= EQUAL
-    better = (np.count_nonzero(~even & (samples > 0), axis=0) + 0.5 * np.count_nonzero(even, axis=0)) / len(samples)
-    better[np.isnan(samples).any(axis=0)] = math.nan
-    return [Difference(*numbers) for numbers in np.column_stack([values, low, high, better]).tolist()]
-
-
-def _two_sided(difference: Difference, replicates: int) -> float:
-    better = difference.probability
-    return math.nan if math.isnan(better) else 2 * max(min(better, 1 - better), 1 / replicates)
-
-
-def format_change(value: float, digits: int) -> str:
-    """Round a difference; every number but zero gets a sign, and more digits where it would else look like zero."""
-    if abs(value) <= EQUAL:
-        return f"{0:.{digits}f}"
-    text = f"{value:+.{digits}f}"
-    while float(text) == 0:
-        digits += 1
-        text = f"{value:+.{digits}f}" if digits <= 6 else f"{value:+.0e}"
-    return text

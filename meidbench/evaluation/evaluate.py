@@ -1,4 +1,4 @@
-"""Average precision per class, its mean per frequency group, and top-k accuracy."""
+"""Average precision per class, its mean per frequency group, and accuracy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,17 @@ import numpy.typing as npt
 
 from meidbench.checks import one_of, whole_number
 from meidbench.errors import PredictionError, RequestError
-from meidbench.evaluation.bootstrap import LEVEL, bootstrap_samples, compute_interval
-from meidbench.evaluation.ranking import Positives, RankCounts, concatenate_ranges, count_ranks, precision_from_counts
+from meidbench.evaluation.accuracy import count_hits, find_single_labels, recall_by_class
+from meidbench.evaluation.bootstrap import LEVEL, bootstrap_recall, bootstrap_samples, compute_interval
+from meidbench.evaluation.ranking import Positives, RankCounts, count_ranks, precision_from_counts
 from meidbench.evaluation.results import (
-    GROUPS_SHOWN,
     Accuracy,
+    ClassAverage,
     ClassResult,
     CrossCheck,
     Diagnostics,
     Group,
+    Interval,
     Intervals,
     MeanAP,
     Result,
@@ -30,8 +32,7 @@ from meidbench.predictions.values import as_array, as_predictions, check_numbers
 from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.split import Split, load_split
 
-_ROWS = 4096  # videos compared at a time in the top-k pass
-_TOP = (1, 5)
+_ROWS = 4096  # videos checked at a time
 _CHECKED_BYTES = 1 << 28  # bytes of scores that are gathered at a time for a cross-check
 _DIFFERENCE_ALLOWED = 1e-9  # of scikit-learn's average precision, which is summed up in another order
 _TIES_ALLOWED = 0.05  # share of the positives; more of them are worth a warning
@@ -125,50 +126,6 @@ def as_blocks(scores: Scores | BlockScores) -> BlockScores:
     return BlockScores(videos, classes, scores.dtype, lambda: [(np.arange(videos), scores)])
 
 
-def top_k_hits(
-    scores: Scores, rows: npt.NDArray[Any], classes: npt.NDArray[Any], ks: Sequence[int]
-) -> dict[int, npt.NDArray[np.bool_]]:
-    """Return for each video whether it has a label among its k best classes.
-
-    Of classes with the same score the lower index comes first, so the answer does not depend on a sort. A video
-    without a label is not a hit. ``rows`` and ``classes`` hold one entry per label, row by row.
-    """
-    hits = {k: np.zeros(len(scores), dtype=bool) for k in ks}
-    if not len(rows):
-        return hits
-    given = scores[rows, classes]
-    labelled, first = np.unique(rows, return_index=True)
-    best = np.maximum.reduceat(given, first)
-    is_best = given == np.repeat(best, np.diff(np.append(first, len(rows))))
-    # Among a video's labels with the best score, the first one decides ties with other classes.
-    best_class = np.minimum.reduceat(np.where(is_best, classes.astype(np.int64), scores.shape[1]), first)
-    rank = np.empty(len(labelled), dtype=np.int64)
-    for start in range(0, len(labelled), _ROWS):
-        part = slice(start, start + _ROWS)
-        block = scores[labelled[part]] if len(labelled) < len(scores) else scores[part]
-        level = best[part, None]
-        rank[part] = np.count_nonzero(block >= level, axis=1) - 1
-        tied = np.flatnonzero(rank[part] > 0)
-        equal = block[tied] == level[tied]
-        earlier = np.arange(scores.shape[1]) < best_class[part][tied, None]
-        rank[part][tied] -= np.count_nonzero(equal & ~earlier, axis=1) - 1
-    for k in ks:
-        hits[k][labelled] = rank < k
-    return hits
-
-
-def _accuracy(scores: BlockScores, split: Split, subset: str) -> Accuracy:
-    rows, classes = split.label_pairs(subset)
-    first = np.searchsorted(rows, np.arange(scores.videos + 1))
-    hits = []
-    for block_rows, block in scores.blocks():
-        starts = first[block_rows]
-        counts = first[block_rows + 1] - starts
-        mine = classes[concatenate_ranges(starts, counts)]
-        hits.append(top_k_hits(block, np.repeat(np.arange(len(block)), counts), mine, _TOP))
-    return Accuracy(*(_mean(np.concatenate([found[k] for found in hits])) for k in _TOP))
-
-
 def subset_positives(split: Split, subset: str) -> Positives:
     """Return the labels of a subset, ordered by class."""
     return Positives.from_pairs(*split.label_pairs(subset), len(split.rows(subset)), split.num_classes)
@@ -218,11 +175,20 @@ def group_members(split: Split) -> dict[str, npt.NDArray[np.intp]]:
 
 def mean_by_group(ap: Reals, split: Split) -> MeanAP:
     """Average (C,) average precisions over the classes of each group; classes with NaN are left out."""
-    return MeanAP(**{name: _mean(ap[index][~np.isnan(ap[index])]) for name, index in group_members(split).items()})
+    return MeanAP(**_group_means(ap, split))
+
+
+def class_average(recall: Reals, split: Split) -> ClassAverage:
+    """Average (C,) recalls over the classes of each group; classes with NaN, which have no video, are left out."""
+    return ClassAverage(**_group_means(recall, split))
+
+
+def _group_means(values: Reals, split: Split) -> dict[str, float]:
+    return {name: _mean(values[index][~np.isnan(values[index])]) for name, index in group_members(split).items()}
 
 
 def bootstrap_means(samples: Reals, groups: Mapping[str, npt.NDArray[np.intp]]) -> dict[str, Reals]:
-    """Average (replicates, C) average precisions over the classes of each group; empty for a group without classes."""
+    """Average (replicates, C) values over the classes of each group; empty for a group without classes."""
     present: Labels = np.asarray(~np.isnan(samples).any(axis=0))
     chosen = {name: members[present[members]] for name, members in groups.items()}
     return {name: samples[:, members].mean(axis=1) if len(members) else np.empty(0) for name, members in chosen.items()}
@@ -268,13 +234,17 @@ def evaluate_scores(
     positives = split.positives(subset)
     present = {name: index[positives[index] > 0] for name, index in group_members(split).items()}
     groups, ap = split.groups.names(split.num_classes), precisions[protocol].tolist()
-    facts = zip(split.class_names, groups, split.train_counts.tolist(), positives.tolist(), ap, strict=True)
+    hits, single = count_hits(blocks, split, subset, (1, 5)), find_single_labels(split, subset)
+    recall = None if single is None else recall_by_class(hits[1], single, split.num_classes)
+    recalls = [None] * split.num_classes if recall is None else recall.tolist()
+    facts = zip(split.class_names, groups, split.train_counts.tolist(), positives.tolist(), ap, recalls, strict=True)
     intervals = None
     if bootstrap and not isinstance(scores, BlockScores):
         samples = bootstrap_samples(scores, labels, precisions[protocol], bootstrap, seed, advance)
-        intervals = _intervals(samples, split, seed)
+        recalled = None if single is None else bootstrap_recall(hits[1], single, split.num_classes, bootstrap, seed)
+        intervals = _intervals(samples, recalled, split, seed)
     return Result(
-        accuracy=_accuracy(blocks, split, subset),
+        accuracy=Accuracy(_mean(hits[1]), _mean(hits[5]), None if recall is None else class_average(recall, split)),
         dataset=split.dataset,
         variant=split.variant,
         subset=subset,
@@ -344,16 +314,22 @@ def _tie_warnings(counts: RankCounts, positives: Positives) -> list[str]:
     ]
 
 
-def _intervals(samples: Reals, split: Split, seed: int) -> Intervals:
-    means = bootstrap_means(samples, group_members(split))
+def _intervals(samples: Reals, recalled: Reals | None, split: Split, seed: int) -> Intervals:
+    """Make the intervals of (replicates, C) average precisions, and of recalls where they are defined."""
     return Intervals(
         method="Bayesian bootstrap over videos, percentile, centred on the value",
         replicates=len(samples),
         seed=seed,
         level=LEVEL,
-        mAP={name: compute_interval(means[name]) for name in GROUPS_SHOWN},
+        mAP=_group_intervals(samples, split),
         per_class=tuple(compute_interval(column) for column in samples.T),
+        class_average=None if recalled is None else _group_intervals(recalled, split),
     )
+
+
+def _group_intervals(samples: Reals, split: Split) -> dict[str, Interval]:
+    means = bootstrap_means(samples, group_members(split))
+    return {name: compute_interval(of_group) for name, of_group in means.items()}
 
 
 def evaluate(

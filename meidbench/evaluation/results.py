@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _LINE = 120  # characters of a line below a printed table
 FORMAT_VERSION = 1
 GROUPS_SHOWN = ("overall", *GROUP_NAMES)
+CLASS_AVERAGE = "class-average accuracy"
 NO_CLASSES = "no classes"  # in the place of a mean over an empty group
 
 
@@ -33,8 +34,8 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class MeanAP:
-    """Mean average precision per group, over its classes that have a positive; NaN for a group without such a class."""
+class GroupMeans:
+    """Means over the classes of each group that have a positive; NaN for a group without such a class."""
 
     overall: float
     head: float
@@ -43,19 +44,33 @@ class MeanAP:
 
 
 @dataclass(frozen=True)
+class MeanAP(GroupMeans):
+    """Mean average precision per group, over its classes that have a positive; NaN for a group without such a class."""
+
+
+@dataclass(frozen=True)
+class ClassAverage(GroupMeans):
+    """Class-average accuracy: mean recall at one answer per group, over its classes with a video; NaN without one."""
+
+
+@dataclass(frozen=True)
 class Accuracy:
-    """Share of the videos that have a label among their k best classes."""
+    """Share of the videos that have a label among their k best classes, and class-average accuracy.
+
+    ``class_average`` is None where a video of the subset has no label or several.
+    """
 
     top1: float = field(metadata={"title": "top-1"})
     top5: float = field(metadata={"title": "top-5"})
+    class_average: ClassAverage | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
     """The measures besides mAP, of a ``Result`` and of each method of a ``Comparison``.
 
-    JSON, the tables and the page follow from these fields. A field is a dataclass of numbers: with one number per
-    name in ``GROUPS_SHOWN``, or with numbers that have a ``title``. Its ``meaning`` explains it on the page.
+    JSON, the tables and the page follow from these fields. A field is a dataclass of numbers that have a ``title``.
+    Its ``meaning`` explains it on the page.
     """
 
     accuracy: Accuracy = field(
@@ -79,20 +94,35 @@ class Column:
 
 _MEASURE_TYPES: dict[str, Any] = {measure.name: measure.type for measure in fields(Measures)}
 COLUMNS = tuple(
-    Column(measure, number.name, number.metadata.get("title", f"{measure} {number.name}"))
+    Column(measure, number.name, number.metadata["title"])
     for measure, kind in _MEASURE_TYPES.items()
     for number in fields(kind)
+    if "title" in number.metadata
 )
 MEANINGS = tuple(measure.metadata["meaning"] for measure in fields(Measures))
 
 
 def average_measures(results: Sequence[Measures]) -> dict[str, Any]:
     """Return the fields of ``Measures``, averaged over several results."""
-    averages: dict[str, dict[str, float]] = {}
+    averages: dict[str, dict[str, Any]] = {}
     for column in COLUMNS:
         mean = float(np.mean([column.value(result) for result in results]))
         averages.setdefault(column.measure, {})[column.key] = mean
+    found = [result.accuracy.class_average for result in results]
+    if known := [average for average in found if average is not None]:
+        means = {name: float(np.mean([getattr(average, name) for average in known])) for name in GROUPS_SHOWN}
+        averages["accuracy"]["class_average"] = ClassAverage(**means)
     return {measure: _MEASURE_TYPES[measure](**numbers) for measure, numbers in averages.items()}
+
+
+def drop_undefined(content: dict[str, Any]) -> None:
+    """Remove what belongs to class-average accuracy from a part of the JSON where it is not defined.
+
+    So the JSON of a split with several labels per video has the same bytes as before this measure.
+    """
+    for key in ("class_average", "recall"):
+        if key in content and content[key] is None:
+            del content[key]
 
 
 @dataclass(frozen=True)
@@ -116,9 +146,13 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class ClassResult(ClassFacts):
-    """A class with its AP (NaN without positives)."""
+    """A class with its AP (NaN without positives).
+
+    ``recall`` is the share of its videos whose best class it is, None where class-average accuracy is not defined.
+    """
 
     ap: float
+    recall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +168,7 @@ class Diagnostics:
 
 @dataclass(frozen=True)
 class Intervals:
-    """How the intervals were made, the intervals of the means per group, and of each class by index."""
+    """How the intervals were made, the intervals of the means per group, and of each class's AP by index."""
 
     method: str
     replicates: int
@@ -142,11 +176,12 @@ class Intervals:
     level: float
     mAP: dict[str, Interval]
     per_class: tuple[Interval, ...]
+    class_average: dict[str, Interval] | None = None
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean average precision and its percentile interval over videos."""
+    """A mean over classes and its percentile interval over videos."""
 
     value: float
     low: float
@@ -155,7 +190,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """The mean average precision over a method's seeds: their number, standard deviation (n - 1), lowest, highest."""
+    """A mean over classes over a method's seeds: their number, standard deviation (n - 1), lowest, highest."""
 
     seeds: int
     std: float
@@ -172,7 +207,7 @@ class Difference(Estimate):
 
 @dataclass(frozen=True)
 class WinTieLoss:
-    """Numbers of classes of a group in which a method's AP is higher than, equal to, or lower than the reference's."""
+    """Numbers of classes of a group in which a method is better than, equal to, or worse than the reference."""
 
     wins: int
     ties: int
@@ -320,6 +355,8 @@ class Result(Printed, Measures):
             del content["group_names"]
         for entry in content["per_class"]:
             entry["class"] = entry.pop("index")
+        for part in (content["accuracy"], content["intervals"], *content["per_class"]):
+            drop_undefined(part or {})
         return render_json(content)
 
     def list_classes(self) -> Sequence[ClassFacts]:
@@ -329,12 +366,14 @@ class Result(Printed, Measures):
     def to_pandas(self) -> "pd.DataFrame":
         """Return a DataFrame with one row per class, its index as index.
 
-        The columns are ``name``, ``group``, ``train_count``, ``positives``, ``ap`` (NaN without positives), and with
-        intervals ``ap_low`` and ``ap_high``.
+        The columns are ``name``, ``group``, ``train_count``, ``positives``, ``ap`` (NaN without positives), where each
+        video has one label ``recall``, and with intervals ``ap_low`` and ``ap_high``.
         """
         import pandas as pd
 
         frame: pd.DataFrame = pd.DataFrame(list(map(asdict, self.per_class))).set_index("index").rename_axis("class")
+        if self.accuracy.class_average is None:
+            del frame["recall"]
         if self.intervals is not None:
             frame["ap_low"] = [entry.low for entry in self.intervals.per_class]
             frame["ap_high"] = [entry.high for entry in self.intervals.per_class]
@@ -345,22 +384,25 @@ class Result(Printed, Measures):
         header = ["group", "mAP"]
         if self.intervals is not None:
             header.append(f"{self.intervals.level:.0%} interval")
-        header += [column.measure for column in COLUMNS if column.key == GROUPS_SHOWN[0]]
+        if (average := self.accuracy.class_average) is not None:
+            header += [CLASS_AVERAGE, *header[2:]]
         rows = []
         for name in GROUPS_SHOWN:
             mean = getattr(self.mAP, name)
-            row = [self.title(name), self.describe_absence(name) if math.isnan(mean) else format_value(mean)]
+            absent = self.describe_absence(name)
+            row = [self.title(name), absent if math.isnan(mean) else format_value(mean)]
             if self.intervals is not None:
                 row.append(format_range(*vars(self.intervals.mAP[name]).values()))
-            row += [format_value(column.value(self)) for column in COLUMNS if column.key == name]
+            if average is not None:
+                row.append(absent or format_value(getattr(average, name)))
+            if self.intervals is not None and self.intervals.class_average is not None:
+                row.append(format_range(*vars(self.intervals.class_average[name]).values()))
             rows.append([*row, str(self.groups[name].classes), f"{self.groups[name].positives:,}"])
         return [*header, "classes", "positives"], rows
 
     def single_measures(self) -> str:
         """Return the measures without groups as one line."""
-        return "   ".join(
-            f"{column.title} {column.value(self):.4f}" for column in COLUMNS if column.key not in GROUPS_SHOWN
-        )
+        return "   ".join(f"{column.title} {column.value(self):.4f}" for column in COLUMNS)
 
     def _printed(self) -> PrintedTable:
         protocol = "" if self.protocol == "tie-aware" else f", protocol {self.protocol}"

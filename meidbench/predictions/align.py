@@ -91,12 +91,14 @@ def align_predictions(
     *,
     allow_float16: bool = False,
     memory_limit: int | None = None,
+    columns: int | None = None,
 ) -> Scores | BlockScores:
     """Check predictions, in any order, against a subset; return their (n, C) scores as in ``split.video_ids(subset)``.
 
     Half precision makes ties between scores that differ, so it is refused unless allowed. Matrices of more than
     ``memory_limit`` bytes are read block by block, as ``BlockScores``. Class columns in another order are put in
-    the split's, and rows that repeat a video with the same scores are left out; ``reading_warnings`` names both.
+    the split's, and rows that repeat a video with the same scores are left out; ``reading_warnings`` names both. There
+    are ``columns`` numbers per video, by default one per class.
 
     Raises
     ------
@@ -108,32 +110,33 @@ def align_predictions(
     if not wanted:
         others = " or ".join(f'subset="{name}"' for name in SUBSETS if split.video_ids(name))
         raise PredictionError(f"the split {split.dataset} has no video in {subset}{others and f'; name {others}'}")
-    problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, split, allow_float16)
+    columns = split.num_classes if columns is None else columns
+    problems = _metadata_problems(predictions, split, subset) + _shape_problems(predictions, columns, allow_float16)
     can_read = predictions.num_videos <= 2 * len(wanted) + 1000
     can_read = can_read and predictions.num_classes <= 2 * split.num_classes + 1000
     if predictions.num_videos <= _MOST_VIEWS * len(wanted) + 1000:
-        problems += _repeat_problems(predictions, can_read, predictions.num_classes < split.num_classes)
+        problems += _repeat_problems(predictions, can_read, predictions.num_classes < columns)
         problems += _id_problems(predictions, wanted, split, subset)
     else:
-        rest = f". {_LONG}" if predictions.num_classes < split.num_classes else ""
+        rest = f". {_LONG}" if predictions.num_classes < columns else ""
         problems.append(f"there are {predictions.num_videos:,} rows, {subset} has {len(wanted):,} videos{rest}")
     if problems:
         raise _refusal(problems + (_number_problems(predictions) if can_read else []), split, subset)
     rows = _target_rows(predictions.video_ids, wanted)
     order = _class_order(_column_names(predictions, split), split)
     dtype = predictions.dtype.newbyteorder("=")
-    size = dtype.itemsize * len(wanted) * split.num_classes
+    size = dtype.itemsize * len(wanted) * columns
     if memory_limit is not None and size > memory_limit:
         if problems := _number_problems(predictions):
             raise _refusal(problems, split, subset)
         blocks = partial(_aligned_blocks, predictions, rows, order, dtype)
-        return BlockScores(len(wanted), split.num_classes, dtype, blocks)
+        return BlockScores(len(wanted), columns, dtype, blocks)
     in_order = order is None and len(rows) == len(wanted) and bool((rows == np.arange(len(rows))).all())
     if isinstance(predictions, Predictions) and predictions.dtype == dtype and in_order:
         if problems := _number_problems(predictions):
             raise _refusal(problems, split, subset)
         return predictions.scores
-    aligned = np.empty((len(wanted), split.num_classes), dtype=dtype)
+    aligned = np.empty((len(wanted), columns), dtype=dtype)
     bad: list[int] = []
     for start, block in predictions.blocks():
         bad += [start + row for row in not_finite(block)]
@@ -287,20 +290,20 @@ def _named(video_ids: list[str]) -> str:
     )
 
 
-def _shape_problems(predictions: Predictions | PredictionFile, split: Split, allow_float16: bool) -> list[str]:
+def _shape_problems(predictions: Predictions | PredictionFile, columns: int, allow_float16: bool) -> list[str]:
     if isinstance(predictions, Predictions):
         shape = predictions.scores.shape
         check_numbers(predictions.scores)
         if len(shape) != 2 or shape[0] != len(predictions.video_ids):
-            expected = f"({len(predictions.video_ids):,}, {split.num_classes:,})"
+            expected = f"({len(predictions.video_ids):,}, {columns:,})"
             raise PredictionError(f"the scores have shape {shape}; expected {expected}")
     problems = []
     if is_half(predictions.dtype) and not allow_float16:
         problems.append("the scores are float16, which makes ties: write float32, or allow them by allow_float16=True")
-    if predictions.num_classes != split.num_classes:
+    if predictions.num_classes != columns:
         problems.append(
             f"there are scores for {write_count(predictions.num_classes, 'class', 'classes')}, "
-            f"the split has {split.num_classes:,}"
+            f"the split has {columns:,}"
         )
     return problems
 

@@ -11,7 +11,8 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.evaluation.compare import EQUAL, Comparison
+from meidbench.evaluation.compare import Comparison
+from meidbench.evaluation.paired import EQUAL
 from meidbench.evaluation.results import ClassFacts, Difference
 from meidbench.report.drawing import (
     Scale,

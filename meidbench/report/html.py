@@ -10,14 +10,15 @@ import base64
 import hashlib
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
 from meidbench.evaluation.budget import COLUMNS as BUDGET_COLUMNS
 from meidbench.evaluation.budget import describe_total
 from meidbench.evaluation.compare import Comparison, MethodResult
-from meidbench.evaluation.results import COLUMNS, GROUPS_SHOWN, MEANINGS, Difference
+from meidbench.evaluation.paired import GroupComparison
+from meidbench.evaluation.results import CLASS_AVERAGE, COLUMNS, GROUPS_SHOWN, MEANINGS, Difference
 from meidbench.report.charts import (
     MEDIAN_CLASSES,
     Chart,
@@ -80,7 +81,9 @@ def _references(comparison: Comparison) -> str:
         against = comparison if same else comparison.with_reference(method.name)
         differences = [other.ap_difference for other in against.methods if other.ap_difference is not None]
         changes = "\n".join("\t".join(map(_pack_difference, row)) for row in zip(*differences, strict=True))
-        changed = f'{_means(against)}{_differences(against)}<pre class="changes">\n{changes}</pre>'
+        changed = (
+            f'{_means(against)}{_class_average(against)}{_differences(against)}<pre class="changes">\n{changes}</pre>'
+        )
         packed = zlib.compress(changed.encode(), 9)
         content = base64.urlsafe_b64encode(packed).decode()
         chosen = " data-shown" if same else ""
@@ -103,7 +106,8 @@ def _header(comparison: Comparison) -> str:
         f"protocol {escape(comparison.protocol)} · split digest <code>{escape(comparison.split_digest[:12])}</code> · "
         f"content digest <code>{escape(comparison.content_digest[:12])}</code>"
     )
-    sentences = ["Values are mean average precision (mAP) over classes, from 0 to 1."]
+    measures = " and ".join(("mean average precision (mAP)", *list(comparison.list_measures())[1:]))
+    sentences = [f"Values are {measures} over classes, from 0 to 1."]
     without = sum(entry.positives == 0 for entry in comparison.classes)
     if without:
         sentences.append(f"Classes without a positive here are left out of all means (number of classes: {without:,}).")
@@ -166,7 +170,8 @@ def _means(comparison: Comparison) -> str:
     whisker = ", line: interval over videos" if replicates else ""
     dashed = ", dashed line: the reference" if len(methods) > 1 else ""
     if len(methods) > 1 and comparison.group_classes["head"] and comparison.group_classes["tail"]:
-        caption = "<b>head against tail</b>: one dot per method, hollow: the reference; better is up and right"
+        axes = f"{escape(comparison.title('head'))} against {escape(comparison.title('tail'))}"
+        caption = f"<b>{axes}</b>: one dot per method, hollow: the reference; better is up and right"
         table = f'<div class="beside">{table}{_figure(caption, head_tail_chart(comparison), "means-table 0 2 4")}</div>'
     return _section(
         "means",
@@ -174,28 +179,66 @@ def _means(comparison: Comparison) -> str:
     )
 
 
+def _class_average(comparison: Comparison) -> str:
+    compared = comparison.list_measures().get(CLASS_AVERAGE)
+    if compared is None:
+        return ""
+    best = {
+        group: find_best([numbers.estimate(group).value for numbers in compared.values()]) for group in GROUPS_SHOWN
+    }
+    rows = []
+    for place, method in enumerate(comparison.methods):
+        cells = []
+        for group in GROUPS_SHOWN:
+            estimate = compared[method.name].estimate(group)
+            around = format_interval(estimate.low, estimate.high)
+            cells.append(_cell(format_number(estimate.value), [around], "u" if place in best[group] else ""))
+        rows.append(_row(_name(comparison, method), cells))
+    notes = "low|high" if comparison.replicates else ""
+    table = _table(
+        "class-average-table",
+        "Class-average accuracy",
+        "Mean over the classes of the recall: the share of a class's videos for which the class has the highest score "
+        "(of classes with the same score, the first).",
+        [_head("method", "word"), *_group_heads(comparison, notes)],
+        rows,
+    )
+    differences = _difference_table(comparison, compared, "class-average-differences-table", "class-average accuracy")
+    return _section("class-average", f"{table}\n{differences}")
+
+
 def _seeds(comparison: Comparison) -> str:
+    tables = [
+        _seeds_table(comparison, compared, identifier, measure)
+        for identifier, (measure, compared) in zip(
+            ("seeds-table", "class-average-seeds-table"), comparison.list_measures().items(), strict=False
+        )
+    ]
+    content = "\n".join(table for table in tables if table)
+    return _section("seeds", content) if content else ""
+
+
+def _seeds_table(comparison: Comparison, compared: Mapping[str, GroupComparison], identifier: str, measure: str) -> str:
     rows = []
     for method in comparison.methods:
-        if method.seed_spread is None:
+        if (spreads := compared[method.name].seed_spread) is None:
             continue
         cells = [_cell(f"{len(method.seeds):,}", [", ".join(method.seeds)])]
-        for spread in (method.seed_spread[group] for group in GROUPS_SHOWN):
-            between = DASH if math.isnan(spread.low) else f"{format_number(spread.low)} to {format_number(spread.high)}"
-            cells.append(_cell(f"± {format_number(spread.std)}", [between]))
+        for spread in (spreads[group] for group in GROUPS_SHOWN):
+            between = f"{format_number(spread.low)} to {format_number(spread.high)}"
+            cells.append(_cell(DASH) if math.isnan(spread.std) else _cell(f"± {format_number(spread.std)}", [between]))
         rows.append(_row(escape(method.name), cells))
     if not rows:
         return ""
     heads = [_head("method", "word"), _head("seeds", notes="names")]
-    table = _table(
-        "seeds-table",
+    return _table(
+        identifier,
         "Spread over training seeds",
-        "Standard deviation of the mAP over training seeds, below it lowest to highest. The intervals of the other "
-        "tables cover the choice of videos, not of seeds. All other values are averages over the seeds.",
+        f"Standard deviation of the {measure} over training seeds, below it lowest to highest. The intervals of the "
+        "other tables cover the choice of videos, not of seeds. All other values are averages over the seeds.",
         heads + [_head(_group_title(comparison, group), notes="low|high") for group in GROUPS_SHOWN],
         rows,
     )
-    return _section("seeds", table)
 
 
 def _budgets(comparison: Comparison) -> str:
@@ -218,33 +261,14 @@ def _differences(comparison: Comparison) -> str:
     compared = [(place, method) for place, method in enumerate(comparison.methods) if method.difference is not None]
     if not compared:
         return ""
-    several = len(compared) > 1
-    rows = []
-    for _, method in compared:
-        cells = [_difference_cell(comparison, method, group, with_correction=several) for group in GROUPS_SHOWN]
-        rows.append(_row(_name(comparison, method), cells))
     reference = escape(comparison.reference)
-    around, key, notes = "the numbers", "", "better|equal|worse"
-    if comparison.replicates:
-        around = "its interval over videos, the probability P of being better, and the numbers"
-        if several:
-            around = around.replace(" and", " the two-sided probability after Holm's correction, and")
-        key = f" Bold: {describe_correction(comparison)}."
-        notes = f"low|high|P(better)|{'p(Holm)|' if several else ''}{notes}"
-    table = _table(
-        "differences-table",
-        "Differences to the reference",
-        f"Difference of the mAP to the reference, {around} of classes in which the method is better / equal / worse."
-        f"{key}",
-        [_head("method", "word"), *_group_heads(comparison, notes)],
-        rows,
-    )
+    table = _difference_table(comparison, comparison.list_measures()["mAP"], "differences-table", "mAP")
     links = " · ".join(f'<a href="#against-{place}">{escape(method.name)}</a>' for place, method in compared)
     parts = [
         f'<p class="soft">Below, per class: {links} · <a href="#gains">gain and frequency</a>. {_keys(comparison)}</p>'
     ]
     by_frequency = ""
-    column = _CLASS_FACTS + len(comparison.methods)
+    column = _CLASS_FACTS + len(comparison.methods) * len(comparison.list_measures())
     for (place, _), (name, charts) in zip(compared, change_charts(comparison).items(), strict=True):
         *by_class, trend = (_change_figure(chart, column) for chart in charts)
         parts.append(_subsection(f"against-{place}", f"{escape(name)} against {reference}", "".join(by_class)))
@@ -254,7 +278,37 @@ def _differences(comparison: Comparison) -> str:
     return _section("differences", f"{table}\n" + "\n".join(parts), f"Differences to {reference}")
 
 
-def _difference_cell(comparison: Comparison, method: MethodResult, group: str, *, with_correction: bool) -> str:
+def _difference_table(
+    comparison: Comparison, compared: Mapping[str, GroupComparison], identifier: str, measure: str
+) -> str:
+    """Return the table of the differences of one measure; nothing where nothing is compared."""
+    chosen = [method for method in comparison.methods if compared[method.name].difference is not None]
+    if not chosen:
+        return ""
+    several = len(chosen) > 1
+    rows = []
+    for method in chosen:
+        numbers = compared[method.name]
+        cells = [_difference_cell(comparison, numbers, group, with_correction=several) for group in GROUPS_SHOWN]
+        rows.append(_row(_name(comparison, method), cells))
+    around, key, notes = "the numbers", "", "better|equal|worse"
+    if comparison.replicates:
+        around = "its interval over videos, the probability P of being better, and the numbers"
+        if several:
+            around = around.replace(" and", " the two-sided probability after Holm's correction, and")
+        key = f" Bold: {describe_correction(comparison)}."
+        notes = f"low|high|P(better)|{'p(Holm)|' if several else ''}{notes}"
+    return _table(
+        identifier,
+        "Differences to the reference",
+        f"Difference of the {measure} to the reference, {around} of classes in which the method is better / equal / "
+        f"worse.{key}",
+        [_head("method", "word"), *_group_heads(comparison, notes)],
+        rows,
+    )
+
+
+def _difference_cell(comparison: Comparison, method: GroupComparison, group: str, *, with_correction: bool) -> str:
     assert method.difference is not None and method.tally is not None and method.corrected is not None
     entry, tally = method.difference[group], method.tally[group]
     if math.isnan(entry.value):
@@ -292,6 +346,8 @@ def _frequency(comparison: Comparison) -> str:
 def _classes(comparison: Comparison) -> str:
     heads = [_head("class", "word"), _head("no."), _head("group", "word"), _head("training videos"), _head("positives")]
     heads += [_head(escape(f"AP, {method.name}")) for method in comparison.methods]
+    averages = comparison.list_measures().get(CLASS_AVERAGE, {})
+    heads += [_head(escape(f"recall, {name}")) for name in averages]
     against = [(method.name, method.ap_difference) for method in comparison.methods if method.ap_difference is not None]
     notes = "low|high" if comparison.replicates else ""
     heads += [_head(escape(f"difference, {name}"), notes=notes) for name, _ in against]
@@ -300,15 +356,19 @@ def _classes(comparison: Comparison) -> str:
         cells = [_cell(str(facts.index)), f'<td class="word">{escape(comparison.title(facts.group))}</td>']
         cells += [_cell(f"{facts.train_count:,}"), _cell(f"{facts.positives:,}")]
         cells += [_cell(format_number(method.ap[place])) for method in comparison.methods]
+        cells += [_cell(format_number(numbers.by_class()[place])) for numbers in averages.values()]
         for entry in (differences[place] for _, differences in against):
             cells.append(_cell(format_signed(entry.value), [format_interval(entry.low, entry.high, with_sign=True)]))
         rows.append(_row(escape(facts.name), cells))
-    caption = "Average precision by class" + ("; differences to the reference." if against else ".")
+    caption = f"Average precision{' and recall' if averages else ''} by class" + (
+        "; differences to the reference." if against else "."
+    )
     return _section("classes", _table("classes-table", "Classes", caption, heads, rows))
 
 
 _SECTIONS = {
     "means": _means,
+    "class-average": _class_average,
     "seeds": _seeds,
     "budgets": _budgets,
     "differences": _differences,
@@ -317,6 +377,7 @@ _SECTIONS = {
 }
 _TITLES = {
     "means": "Means",
+    "class-average": "Class-average accuracy",
     "seeds": "Spread over training seeds",
     "budgets": "Budgets",
     "differences": "Differences",

@@ -1,11 +1,13 @@
 r"""A comparison as a LaTeX table: one row of values per method and, below it, one row of intervals."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from meidbench.errors import escape_controls
-from meidbench.evaluation.compare import Comparison, MethodResult
-from meidbench.evaluation.results import Difference, Estimate, SeedSpread, find_watermarks
+from meidbench.evaluation.compare import Comparison
+from meidbench.evaluation.paired import GroupComparison
+from meidbench.evaluation.results import CLASS_AVERAGE, Difference, Estimate, SeedSpread, find_watermarks
 from meidbench.report.text import (
     DASH,
     MINUS,
@@ -43,21 +45,27 @@ def comparison_latex(comparison: Comparison) -> str:
 
     It is a ``table*`` (both columns of a page) with means and differences to the reference, or a ``table`` with only
     the means of a single method. The best mean of a column and all equal to it in three decimals are underlined; a
-    difference is bold where it holds after Holm's correction.
+    difference is bold where it holds after Holm's correction. Class-average accuracy has a table of its own.
     """
-    differences = any(method.difference is not None for method in comparison.methods)
+    tables = [_table(comparison, measure, compared) for measure, compared in comparison.list_measures().items()]
+    return "\n".join(tables)
+
+
+def _table(comparison: Comparison, measure: str, compared: Mapping[str, GroupComparison]) -> str:
+    differences = any(numbers.difference is not None for numbers in compared.values())
     environment = "table*" if differences else "table"
     groups = comparison.groups_shown
     columns, titles = len(groups), [escape_latex(comparison.title(group)) for group in groups]
-    words = re.findall(r"[a-z0-9]+", f"{comparison.dataset} {comparison.variant} {comparison.subset}".lower())
-    best = {group: find_best([method.mAP[group].value for method in comparison.methods]) for group in groups}
+    label = f"{comparison.dataset} {comparison.variant} {comparison.subset}"
+    words = re.findall(r"[a-z0-9]+", (f"{label} {measure}" if measure == CLASS_AVERAGE else label).lower())
+    best = {group: find_best([numbers.estimate(group).value for numbers in compared.values()]) for group in groups}
     lines = [
         "% \\usepackage{booktabs}",
         *(f"% {' '.join(note.split())}" for note in comparison.notes),
         f"\\begin{{{environment}}}[t]",
         "  \\centering",
         "  \\setlength{\\belowcaptionskip}{6pt}",
-        f"  \\caption{{{_caption(comparison, differences)}}}",
+        f"  \\caption{{{_caption(comparison, measure, differences)}}}",
         f"  \\label{{tab:{'-'.join(words)}}}",
         "  \\small",
         "  \\setlength{\\tabcolsep}{4pt}",
@@ -67,19 +75,22 @@ def comparison_latex(comparison: Comparison) -> str:
     if differences:
         over = f"\\multicolumn{{{columns}}}{{c}}"
         lines += [
-            f"    & {over}{{mAP}} & {over}{{difference to {escape_latex(comparison.reference)}}} \\\\",
+            f"    & {over}{{{measure}}} & {over}{{difference to {escape_latex(comparison.reference)}}} \\\\",
             f"    \\cmidrule(lr){{2-{columns + 1}}} \\cmidrule(l){{{columns + 2}-{2 * columns + 1}}}",
         ]
     lines += [_row(["Method", *titles, *(titles if differences else ())]), "    \\midrule"]
-    for place, method in enumerate(comparison.methods):
+    for place, (name, numbers) in enumerate(compared.items()):
         if place:
             lines.append("    \\addlinespace")
-        lines += _method_rows(method, groups, {group for group in groups if place in best[group]}, differences)
+        lines += _method_rows(name, numbers, groups, {group for group in groups if place in best[group]}, differences)
     lines += ["    \\bottomrule", "  \\end{tabular}", *_budget_lines(comparison), f"\\end{{{environment}}}"]
     return "\n".join(lines) + "\n"
 
 
-def _caption(comparison: Comparison, differences: bool) -> str:
+def _caption(comparison: Comparison, measure: str, differences: bool) -> str:
+    meaning, protocol = "Mean average precision", f"; protocol: {escape_latex(comparison.protocol)}"
+    if measure == CLASS_AVERAGE:
+        meaning, protocol = "Class-average accuracy (mean over the classes of the recall at one answer)", ""
     groups = [
         f"{escape_latex(comparison.title(group))} ({comparison.group_classes[group]:,})"
         for group in comparison.groups_shown[1:]
@@ -88,10 +99,10 @@ def _caption(comparison: Comparison, differences: bool) -> str:
     over = f" and over the {last} classes" if groups else ""
     sentences = [f"\\textbf{{{escape_latex(mark)}.}}" for mark in find_watermarks(comparison.notes)]
     sentences.append(
-        f"Mean average precision on the {escape_latex(comparison.subset)} subset of "
+        f"{meaning} on the {escape_latex(comparison.subset)} subset of "
         f"{escape_latex(comparison.dataset)} (split: {escape_latex(comparison.variant)}; "
         f"{comparison.videos:,} videos, {comparison.group_classes['overall']:,} classes), "
-        f"overall{over}; protocol: {escape_latex(comparison.protocol)}."
+        f"overall{over}{protocol}."
     )
     if comparison.thresholds is None:
         sentences.append(f"The groups of the classes are {BY_LIST}.")
@@ -128,18 +139,20 @@ def _budget_lines(comparison: Comparison) -> list[str]:
     return [f"  \\par\\smallskip{{\\footnotesize {sentences}}}"]
 
 
-def _method_rows(method: MethodResult, groups: Sequence[str], best: set[str], differences: bool) -> list[str]:
-    name = escape_latex(method.name)
+def _method_rows(
+    name: str, numbers: GroupComparison, groups: Sequence[str], best: set[str], differences: bool
+) -> list[str]:
+    name = escape_latex(name)
     # After the \\ of the row above, TeX would read an asterisk or a bracket as an argument.
     values, intervals = ["{}" + name if name.startswith(("*", "[")) else name], [""]
     for group in groups:
-        spread = method.seed_spread[group] if method.seed_spread else None
-        values.append(_value(method.mAP[group], group in best, spread))
-        intervals.append(_interval(method.mAP[group]))
+        spread = numbers.seed_spread[group] if numbers.seed_spread else None
+        values.append(_value(numbers.estimate(group), group in best, spread))
+        intervals.append(_interval(numbers.estimate(group)))
     for group in groups if differences else ():
-        difference = None if method.difference is None else method.difference[group]
+        difference = None if numbers.difference is None else numbers.difference[group]
         change = "" if difference is None else _symbols(format_signed(difference.value))
-        values.append(f"\\textbf{{\\boldmath {change}}}" if is_significant(method, group) else change)
+        values.append(f"\\textbf{{\\boldmath {change}}}" if is_significant(numbers, group) else change)
         intervals.append("" if difference is None else _interval(difference))
     return [_row(values), _row(intervals)]
 
@@ -151,6 +164,8 @@ def _row(cells: Sequence[str]) -> str:
 def _value(estimate: Estimate, best: bool, spread: SeedSpread | None) -> str:
     text = _symbols(format_number(estimate.value))
     text = f"\\underline{{{text}}}" if best else text
+    if spread and math.isnan(spread.std):
+        return text
     return f"{text} {{\\scriptsize $\\pm$\\,{_without_zero(format_number(spread.std))}}}" if spread else text
 
 

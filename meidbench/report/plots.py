@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from meidbench.errors import MeidbenchError
-from meidbench.evaluation.results import Result, find_watermarks
+from meidbench.evaluation.results import NO_CLASSES, Result, find_watermarks
 from meidbench.files import written_whole
 from meidbench.names import DATASETS, PLOT_FORMATS, RELEASED
 from meidbench.report.text import make_cells_safe
@@ -63,7 +63,7 @@ def _draw_frequencies(axes: Any, split: Split) -> None:
                       textcoords="offset points", color="0.35", fontsize=8, ha="right")  # fmt: skip
     for name in GROUP_NAMES:
         group = getattr(split.groups, name)
-        label = f"{split.group_names.get(name, name)} ({len(group) or 'no classes'})"
+        label = f"{split.group_names.get(name, name)} ({len(group) or NO_CLASSES})"
         style = {"color": GROUP_COLOURS[name], "markersize": 4 if split.num_classes > 50 else 8}
         axes.plot(rank_of[group], split.train_counts[group], ".", label=label, **style)
     without = int((split.train_counts == 0).sum())
@@ -80,7 +80,8 @@ def _draw_frequencies(axes: Any, split: Split) -> None:
 def write_per_class(result: Result, path: Path) -> Path:
     """Write the result of each class as CSV; the AP cell of a class without positives stays empty.
 
-    A column tells the watermark of the scores, another one that the groups of the classes are by list.
+    Where each video has one label, a column has the recall. A column tells the watermark of the scores, another one
+    that the groups of the classes are by list.
     """
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -89,9 +90,11 @@ def write_per_class(result: Result, path: Path) -> Path:
         if result.thresholds is None:
             marks["groups"] = BY_LIST
         header = ("class", "name", "group", "train_count", "positives", "ap")
-        writer.writerow((*header, *marks))
+        recall = () if result.accuracy.class_average is None else ("recall",)
+        writer.writerow((*header, *recall, *marks))
         for entry in result.per_class:
-            ap = "" if math.isnan(entry.ap) else repr(entry.ap)
-            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap, *marks.values())
+            numbers = [entry.ap, *(() if entry.recall is None else (entry.recall,))]
+            cells = ("" if math.isnan(number) else repr(number) for number in numbers)
+            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, *cells, *marks.values())
             writer.writerow(make_cells_safe(row))
     return path

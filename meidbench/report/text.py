@@ -13,8 +13,17 @@ from meidbench.construction.held_out import HeldOutShares
 from meidbench.construction.targets import ExactTargets
 from meidbench.errors import escape_controls, first_few, write_count
 from meidbench.evaluation.budget import COLUMNS, MEANING, SELECTION_MEANING, describe_budgets
-from meidbench.evaluation.compare import Comparison, MethodResult, format_change
-from meidbench.evaluation.results import GROUPS_SHOWN, NO_CLASSES, Difference, Estimate, Result, describe_subset
+from meidbench.evaluation.compare import Comparison
+from meidbench.evaluation.paired import GroupComparison, format_change
+from meidbench.evaluation.results import (
+    CLASS_AVERAGE,
+    GROUPS_SHOWN,
+    NO_CLASSES,
+    Difference,
+    Estimate,
+    Result,
+    describe_subset,
+)
 from meidbench.names import RELEASED, SUBSETS
 from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.manifests import Manifest
@@ -75,7 +84,7 @@ def format_corrected(value: float) -> str:
     return DASH if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def is_significant(method: MethodResult, group: str) -> bool:
+def is_significant(method: GroupComparison, group: str) -> bool:
     """Return whether a method's difference in a group holds after Holm's correction; then it is bold, or has a star."""
     return method.corrected is not None and method.corrected[group] <= SIGNIFICANT
 
@@ -228,54 +237,61 @@ def comparison_table(comparison: Comparison) -> str:
     A group without a mean has a line in the place of its table.
     Wins, ties and losses, the spread over seeds, and the budgets that are known have a table each.
     """
-    several = len(comparison.methods) > 1
-    corrected = len(comparison.methods) > 2 and comparison.replicates > 0
-    header = ["mAP", *(["difference ", "P"] if several else []), *(["Holm"] if corrected else [])]
-    tables, shown = [], comparison.groups_shown
+    tables, spread, shown = [], False, comparison.groups_shown
     titles = list(map(comparison.title, shown))
-    for group in shown:
-        rows = []
-        for method in comparison.methods:
-            row = [escape_controls(method.name), _with_interval(method.mAP[group])]
-            if method.difference is not None:
-                difference = method.difference[group]
-                # A blank in the place of a star keeps the brackets in one column.
-                row.append(_with_interval(difference) + (STAR if is_significant(method, group) else " "))
-                row.append(format_probability(difference.probability, comparison.replicates))
-                row += [format_corrected(method.corrected[group])] if corrected and method.corrected else []
-            elif several:
-                row += ["reference ", *"-" * (2 if corrected else 1)]
-            rows.append(row)
-        tables.append(_right_aligned([comparison.title(group), *header], rows))
-    if absent := comparison.absent_groups:
-        tables.append("\n".join(map(escape_controls, absent)))
-    if several:
-        tables.append(_right_aligned(["win/tie/loss", *titles], _tallies(comparison)))
-    if spreads := _spreads_over_seeds(comparison):
-        tables.append(_right_aligned(["over seeds", *titles], spreads))
+    for measure, compared in comparison.list_measures().items():
+        tables += [_group_table(comparison, measure, compared, group) for group in shown]
+        if measure == "mAP" and (absent := comparison.absent_groups):
+            tables.append("\n".join(map(escape_controls, absent)))
+        of_what = " (recall)" if measure == CLASS_AVERAGE else ""
+        if len(compared) > 1:
+            tables.append(_right_aligned([f"win/tie/loss{of_what}", *titles], _tallies(compared, shown)))
+        if spreads := _spreads_over_seeds(compared, shown):
+            tables.append(_right_aligned([f"over seeds{of_what}", *titles], spreads))
+            spread = True
     if budgets := budget_rows(comparison):
         header = ["budget", *COLUMNS[: len(budgets[0]) - 1]]
         tables.append(_right_aligned(header, [[escape_controls(row[0]), *row[1:]] for row in budgets]))
     meaning = f"{explain_budgets(budgets)}." if budgets else ""
-    return "\n\n".join([*tables, _explain_comparison(comparison, bool(spreads), meaning)])
+    return "\n\n".join([*tables, _explain_comparison(comparison, spread, meaning)])
 
 
-def _tallies(comparison: Comparison) -> list[list[str]]:
+def _group_table(comparison: Comparison, measure: str, compared: Mapping[str, GroupComparison], group: str) -> str:
+    """Lay out the means of one measure in one group, and the differences to the reference."""
+    several = len(compared) > 1
+    corrected = len(compared) > 2 and comparison.replicates > 0
+    header = [measure, *(["difference ", "P"] if several else []), *(["Holm"] if corrected else [])]
     rows = []
-    for method in comparison.methods:
-        if method.tally is not None:
-            tallies = [method.tally[group] for group in comparison.groups_shown]
-            rows.append([escape_controls(method.name), *(f"{n.wins}/{n.ties}/{n.losses}" for n in tallies)])
+    for name, numbers in compared.items():
+        row = [escape_controls(name), _with_interval(numbers.estimate(group))]
+        if numbers.difference is not None:
+            difference = numbers.difference[group]
+            # A blank in the place of a star keeps the brackets in one column.
+            row.append(_with_interval(difference) + (STAR if is_significant(numbers, group) else " "))
+            row.append(format_probability(difference.probability, comparison.replicates))
+            row += [format_corrected(numbers.corrected[group])] if corrected and numbers.corrected else []
+        elif several:
+            row += ["reference ", *"-" * (2 if corrected else 1)]
+        rows.append(row)
+    return _right_aligned([comparison.title(group), *header], rows)
+
+
+def _tallies(compared: Mapping[str, GroupComparison], groups: Sequence[str]) -> list[list[str]]:
+    rows = []
+    for name, numbers in compared.items():
+        if numbers.tally is not None:
+            tallies = [numbers.tally[group] for group in groups]
+            rows.append([escape_controls(name), *(f"{n.wins}/{n.ties}/{n.losses}" for n in tallies)])
     return rows
 
 
-def _spreads_over_seeds(comparison: Comparison) -> list[list[str]]:
+def _spreads_over_seeds(compared: Mapping[str, GroupComparison], groups: Sequence[str]) -> list[list[str]]:
     rows = []
-    for method in comparison.methods:
-        if (spread := method.seed_spread) is not None:
-            ends = [(spread[group].low, spread[group].high) for group in comparison.groups_shown]
+    for name, numbers in compared.items():
+        if (spread := numbers.seed_spread) is not None:
+            ends = [(spread[group].low, spread[group].high) for group in groups]
             cells = ["-" if math.isnan(low) else f"{format_number(low)} to {format_number(high)}" for low, high in ends]
-            rows.append([f"{escape_controls(method.name)} ({len(method.seeds)})", *cells])
+            rows.append([f"{escape_controls(name)} ({spread[GROUPS_SHOWN[0]].seeds})", *cells])
     return rows
 
 
@@ -306,7 +322,8 @@ def _explain_comparison(comparison: Comparison, seeds: bool, budgets: str) -> st
         if comparison.replicates:
             lines.append(f"{STAR} {describe_correction(comparison)}.")
     if seeds:
-        lines.append("over seeds: lowest to highest mAP (number of seeds).")
+        means = " and ".join(comparison.list_measures())
+        lines.append(f"over seeds: lowest to highest {means} (number of seeds).")
     if budgets:
         for text in (budgets, escape_controls(comparison.unequal_budgets)):
             lines += textwrap.wrap(text, 80)
