@@ -9,7 +9,7 @@ from meidbench.checks import Table, parse_toml
 METHOD_NAMES = (
     *("bce", "focal", "cb", "ldam", "eql", "cbs", "srs", "mixup", "framestack", "db", "asl", "logit_adjusted"),
     *("repeat_factor", "class_aware", "meid_block", "meid_one", "meid", "move_aggregator", "move"),
-    "linear_probe",
+    *("linear_probe", "text_adapter"),
 )
 PUBLISHED_TABLES = {
     "table2": "MEID, Table 2",

@@ -16,10 +16,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-from meidbench.checks import FieldReader, parse_toml, read_dataclass, read_text_table, suggest
+from meidbench.checks import FieldReader, parse_toml, read_dataclass, suggest
 from meidbench.errors import MeidbenchError, bullet_list
 from meidbench.names import DATASETS, RELEASED, SUBSETS
-from meidbench.splits.groups import GROUP_NAMES, Thresholds, find_name_problems
+from meidbench.splits.groups import GROUP_NAMES, Thresholds, read_group_names
 
 CELLS = 240  # of a sketch
 PAPER_FACTS = (*GROUP_NAMES, "train", "val", "test", "labels_per_video", "imbalance_ratio")
@@ -231,7 +231,7 @@ def load_manifest(dataset: str) -> Manifest:
     problems: list[str] = []
     manifest = Manifest()
     readers: dict[Any, FieldReader] = {dict[str, ReleasedList]: _read_released, dict[str, float]: _read_statistics}
-    readers[dict[str, str]] = read_text_table
+    readers[dict[str, str]] = read_group_names
     try:
         manifest = read_dataclass(Manifest, parse_toml(text), problems, readers=readers)
     except ValueError as error:
@@ -283,7 +283,6 @@ def _find_contradictions(manifest: Manifest) -> list[str]:
             problems.append(f"{name} {what}")
     if (found := manifest.thresholds) and not 0 <= found.tail_up_to <= found.head_above:
         problems.append("tail_up_to must not lie above head_above")
-    problems += find_name_problems(manifest.group_names)
     if not manifest.files or len({entry.source for entry in manifest.files}) < len(manifest.files):
         problems.append("files must be given, each of another source")
     return problems

@@ -100,7 +100,7 @@ MOTION = {
     "meid-release": {"when": "full", "same_index": False, "static": "sum", "release_bug": True, "static_row": "drawn"},
 }
 NOT_CUT = ("move-release",)  # MOVE.py does not cut gradients
-OWN = ("linear_probe",)  # a method of this project: no paper and no script to compare with
+OWN = ("linear_probe", "text_adapter")  # methods of this project: no script to compare with
 
 
 def rows_of(table: str) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from meidbench.baselines import AGGREGATORS, AUGMENTATIONS, LOSSES, METHODS, SAMPLERS, Config, resolve, train
@@ -130,6 +131,9 @@ def test_every_recipe_trains_a_step_and_is_scored(toy_split, tmp_path, name):
     features = simulate_features(toy_split, tmp_path / "toy.h5", frames=6, dim=8)
     # FrameStack mixes from the second epoch on.
     small = SMALL_MOVE if name.startswith("move") else ()
+    if name == "text_adapter":
+        np.savez(tmp_path / "text.npz", vectors=np.random.default_rng(0).normal(size=(toy_split.num_classes, 8)))
+        small = (f"model.text={tmp_path / 'text.npz'}",)
     config = resolve(name, toy_split, settings=[*TINY, *small, "sampler.samples_per_epoch=16", "schedule.epochs=2"])
     trained = train(toy_split, features, config, tmp_path / "run")
     assert 0 < trained.mAP["val"].overall < 1 and 0 < trained.mAP["test"].tail < 1
