@@ -284,6 +284,22 @@ def test_files_that_are_no_workbooks_are_refused(workbooks, damage, what):
         read(workbooks)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_bytes_of_a_workbook_are_refused_or_change_nothing(workbooks, seed):
+    generator = np.random.default_rng(seed)
+    path = workbooks / (CLIPS if seed % 2 else CLASSES)
+    sound, raw = read(workbooks), bytearray(path.read_bytes())
+    for place in generator.integers(len(raw), size=1 + seed % 3):
+        raw[place] ^= 1 << int(generator.integers(8))
+    path.write_bytes(raw if seed % 5 else raw[: len(raw) * 2 // 3])
+    try:
+        table = read(workbooks)
+    except AnnotationError as error:
+        assert path.name in str(error)
+    else:
+        assert (table.video_ids, table.labels, table.groups) == (sound.video_ids, sound.labels, sound.groups)
+
+
 def test_a_workbook_without_a_column_is_refused(workbooks):
     import openpyxl
 
