@@ -13,6 +13,7 @@ from material import real_annotations, real_folder, released_split
 import meidbench as mb
 from meidbench.annotations import animalkingdom, read_annotations
 from meidbench.errors import AnnotationError, MeidbenchError
+from meidbench.files import file_sha256
 from meidbench.names import SUBSETS
 from meidbench.splits import make
 from meidbench.splits.groups import Groups
@@ -117,6 +118,21 @@ def test_the_script_makes_the_same_assignment_again(tmp_path, monkeypatch):
     assert (tmp_path / file).read_text() == (Path(make.__file__).parent / file).read_text()
     outcome = CliRunner().invoke(make.main, [*arguments, "--lists", str(tmp_path)])
     assert outcome.exit_code == 2 and "leave out --lists" in outcome.output
+
+
+def test_every_official_file_can_be_fetched_from_the_official_repository():
+    manifest = load_manifest(NAME)
+    pinned = {entry.name: (entry.bytes, entry.sha256) for entry in (*manifest.files, manifest.class_file)}
+    fetched = {download.url.rpartition("/")[2]: (download.bytes, download.sha256) for download in manifest.downloads}
+    assert fetched == pinned and set(fetched) == {CLIPS, CLASSES} == set(manifest.file_names)
+    assert all("/sutdcv/Animal-Kingdom/23320fb3" in download.url for download in manifest.downloads)
+    folder = real_folder(NAME)
+    assert {name: ((folder / name).stat().st_size, file_sha256(folder / name)) for name in pinned} == pinned
+
+
+def test_the_licence_and_the_form_are_shown_before_anything_is_fetched(run):
+    outcome = run("download", NAME)
+    assert outcome.exit_code == 2 and "non-commercial" in outcome.stderr and "through a form" in outcome.stderr
 
 
 # --- altered files are refused, and the clips are named ------------------------------------------------------------
