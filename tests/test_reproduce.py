@@ -314,7 +314,7 @@ def test_rows_with_inputs_are_run_and_the_others_have_dashes(run, toy_videolt, t
         expected = eql["ours"]["mAP"][group]["value"] - eql["published"][group]
         assert eql["difference"][group] == pytest.approx(expected)
     lines = dict(re.findall(r"^(\S+) +overall +(\S.*)$", outcome.stdout, re.MULTILINE))
-    assert lines["medc-resnet50"].split() == ["0.567", "quoted", "-", "-"]
+    assert lines["medc-resnet50"].split() == ["0.567!", "quoted", "-", "-"]
     assert lines["eql-resnet101"].split() == ["0.518", "not", "run", "-", "-"]
     assert lines["eql-resnet50"].split()[0] == "0.502" and lines["eql-resnet50"].split()[-1] == (
         f"{eql['difference']['overall']:+.3f}"
