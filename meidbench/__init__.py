@@ -2,6 +2,7 @@
 
 The public names, as ``import meidbench as mb`` has them; the baselines are in ``meidbench.baselines``:
 
+AnimalKingdom           the FeatureDataset of that benchmark
 CharadesEgoLT           the FeatureDataset of that benchmark
 CharadesLT              the FeatureDataset of that benchmark
 ClassAverageAccuracy    a metric of single labels that takes batches, and merges processes
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from meidbench.evaluation.metric import ClassAverageAccuracy, MeanAveragePrecision
     from meidbench.evaluation.results import Result
     from meidbench.features import open_features
-    from meidbench.loading.datasets import CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
+    from meidbench.loading.datasets import AnimalKingdom, CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
     from meidbench.predictions.align import read_predictions
     from meidbench.predictions.values import write_predictions
     from meidbench.report.html import comparison_html
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "CharadesEgoLT", "CharadesLT", "ClassAverageAccuracy", "Comparison", "FeatureDataset", "MeanAveragePrecision",
+    "AnimalKingdom", "CharadesEgoLT", "CharadesLT", "ClassAverageAccuracy", "Comparison", "FeatureDataset", "MeanAveragePrecision",
     "MeidbenchError", "Result", "Split", "VideoLT", "__version__", "average_precision", "compare", "comparison_html",
     "evaluate", "hold_out_val", "load_split", "open_features", "read_predictions", "split_from_pandas",
     "write_predictions", "write_split",
@@ -64,7 +65,7 @@ _HOMES = {
     "evaluation.metric": ("ClassAverageAccuracy", "MeanAveragePrecision"),
     "evaluation.results": ("Result",),
     "features": ("open_features",),
-    "loading.datasets": ("CharadesEgoLT", "CharadesLT", "FeatureDataset", "VideoLT"),
+    "loading.datasets": ("AnimalKingdom", "CharadesEgoLT", "CharadesLT", "FeatureDataset", "VideoLT"),
     "predictions.align": ("read_predictions",),
     "predictions.values": ("write_predictions",),
     "report.html": ("comparison_html",),

@@ -120,9 +120,11 @@ def _resolve_job(job: Job, request: Request) -> Job:
                 it = "it" if key == switch and not stage else f"{stage}{'.' if stage else ''}{key}"
                 raise RequestError(f"{job.table} ablates {switch}; leave {it} out of --set")
     device = (f"execution.device={request.device}",) if request.device else ()
+    # A study chooses on val, so a row of a benchmark without val needs a split that holds one out.
+    own = tuple(text for text in row.settings if not (request.trials and text.startswith("selection.subset=")))
 
     def lay(substituted: tuple[str, ...], *seed: str) -> tuple[str, ...]:
-        return layered(row.settings, substituted, device, seed, asked)
+        return layered(own, substituted, device, seed, asked)
 
     def resolve_with(substituted: tuple[str, ...], *seed: str) -> Config:
         return resolve(method, split, aggregator=row.aggregator, settings=lay(substituted, *seed))
@@ -197,11 +199,16 @@ def feature_need(dataset: str, encoder: str, *, named: bool = False) -> FeatureN
     """Return the feature file that rows of an encoder on a benchmark need."""
     needs = table_content("needs")
     facts, frames = needs["encoders"][encoder], needs["frames"][dataset]
-    videos = sum(int(load_manifest(dataset).paper[subset]) for subset in SUBSETS)
+    videos = sum(int(load_manifest(dataset).sizes[subset]) for subset in SUBSETS)
     size, backbone = videos * frames * facts["width"] * _STORED_BYTES, facts["backbone"]
+    command = f"meidbench pack-features FOLDER --split {dataset} --out {dataset}_{encoder.lower()}.h5"
     command = (
-        f"meidbench extract-features VIDEOS --split {dataset} --backbone {backbone} --frames {frames}"
-        f"{' --weights FILE' if backbone.startswith('tsm') else ''} --out {dataset}_{backbone}.h5"
+        command
+        if not backbone
+        else (
+            f"meidbench extract-features VIDEOS --split {dataset} --backbone {backbone} --frames {frames}"
+            f"{' --weights FILE' if backbone.startswith('tsm') else ''} --out {dataset}_{backbone}.h5"
+        )
     )
     facts = {**facts, "source": needs["videos"][dataset], "videos": videos, "frames": frames}
     return FeatureNeed(dataset, encoder, **facts, bytes=size, command=command, named=named)
@@ -243,7 +250,7 @@ def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A
     """Estimate the cost of a run without its first stage; the numbers of videos are the benchmark's own."""
     assumed, gpus = (table_content("needs")[name] for name in ("assumed", "gpus"))
     peak = gpus[one_of("GPU", gpu, tuple(gpus), RequestError)][config.schedule.precision] * 1e12
-    sizes, schedule, frames = load_manifest(dataset).paper, config.schedule, config.frames
+    sizes, schedule, frames = load_manifest(dataset).sizes, config.schedule, config.frames
     trained = -(-sizes["train"] // schedule.batch_size) * schedule.epochs * schedule.batch_size
     selected = schedule.epochs // config.selection.every * sizes.get(config.selection.subset, 0)
     scored = selected + sizes["val"] + sizes["test"]
