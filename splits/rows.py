@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
 # Behind the others, in a split with samples that are a part of a video; of a whole video they are empty, NaN and NaN.
 SPAN_FIELDS = pa.schema([("video", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
 _LONGEST = 1e9  # seconds
+_NUMBER = r"[0-9.]+(?:e[+-]?[0-9]+)?"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Span:
     @classmethod
     def from_text(cls, text: str) -> "Span":
         """Read the text of a span; ``ValueError`` for other text."""
-        found = re.fullmatch(r"(.+):([0-9.e+-]+?)-([0-9][0-9.e+-]*)", text)
+        found = re.fullmatch(rf"(.+):({_NUMBER})-({_NUMBER})", text)
         if found is None:
             raise ValueError(f"{text!r} is not VIDEO:START-END")
         return cls(found[1], float(found[2]), float(found[3]))
@@ -115,7 +116,9 @@ def read_spans(table: pa.Table) -> dict[str, Span]:
         return {}
     rows = zip(*(table.column(name).to_pylist() for name in ("video_id", *SPAN_FIELDS.names)), strict=True)
     return {
-        video_id: Span(video, start, end) for video_id, video, start, end in rows if video or start == start or end == end
+        video_id: Span(video, start, end)
+        for video_id, video, start, end in rows
+        if video or start == start or end == end
     }
 
 

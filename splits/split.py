@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 CHANGED, UNVERIFIED = "changed", "unverified"  # variants of what calls itself released
 METADATA_KEY = b"meidbench"
 
+
 @cache
 def released_content(dataset: str) -> str:
     """Return the content digest of the published split of a benchmark, from its manifest and assignment."""

@@ -231,7 +231,9 @@ def _find_video_overlap(split: Split) -> _Findings:
     if not split.spans:
         return []
     samples: dict[str, list[tuple[float, float, str, str]]] = {}
-    for video_id, subset in zip(*(split.table.column(name).to_pylist() for name in ("video_id", "subset")), strict=True):
+    for video_id, subset in zip(
+        *(split.table.column(name).to_pylist() for name in ("video_id", "subset")), strict=True
+    ):
         span = split.spans.get(video_id)
         video, *times = (span.video, span.start_s, span.end_s) if span else (video_id, 0.0, math.inf)
         samples.setdefault(video, []).append((*times, video_id, subset))

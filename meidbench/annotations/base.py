@@ -38,8 +38,8 @@ class Annotations:
     one script and empty elsewhere. ``labels`` are class indices in the order of their first occurrence, each at most
     once. ``lengths`` are in seconds, NaN where the annotation has no length. ``segments`` are class index, start and
     end in seconds, verbatim and in official order. ``spans`` are None for a whole video, else the part of a longer one
-    that the sample is; there may be no entries where every sample is a whole video. ``other_annotations`` is set where a user accepted files of a
-    benchmark that are not the official ones; a split records it.
+    that the sample is; there may be no entries where every sample is a whole video. ``other_annotations`` is set where
+    a user accepted files of a benchmark that are not the official ones; a split records it.
 
     ``groups`` has the group of each class by index, ``head``, ``medium`` or ``tail``, where the annotations or the user
     list them; empty where thresholds group the classes. The reader of a benchmark sets it where the manifest has

@@ -1,6 +1,5 @@
 """Annotated videos, or a whole split, from tables of the user (``video_id, labels[, group][, subset]``) or lists."""
 
-import math
 import re
 from array import array
 from collections import Counter
@@ -10,8 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex
-from meidbench.annotations.base import find_repeated, quote, read_seconds, read_span, read_text
+from meidbench.annotations.base import (
+    MOST_NAMED,
+    Annotations,
+    FileRecord,
+    LabelIndex,
+    find_repeated,
+    quote,
+    read_seconds,
+    read_span,
+    read_text,
+)
 from meidbench.annotations.groups import check_grouping, read_groups, resolve_groups
 from meidbench.annotations.rows import (
     COLUMNS,
@@ -86,8 +94,8 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
           one film. Empty for a video on its own.
         - ``subset``, ``subject``: the subset in which the dataset has it; the person in the video.
         - ``length_s``: seconds; empty where not known.
-        - ``video``, ``start_s``, ``end_s``: where the row is a part of a longer video, the id of that video, and seconds
-          since its first frame. Without a ``group``, the parts of one video are a group.
+        - ``video``, ``start_s``, ``end_s``: where the row is a part of a longer video, the id of that video, and
+          seconds since its first frame. Without a ``group``, the parts of one video are a group.
 
         Others are ignored, but names such as ``Group`` or ``groups``, which look like a slip, are refused.
     class_names : Path, optional
@@ -179,9 +187,9 @@ def split_from_pandas(
     ----------
     frame : pandas.DataFrame
         Columns as in ``read_table``: ``video_id`` (or the index), ``subset`` (train, val or test) and ``labels``, and
-        optional ``group`` or ``pair_id``, ``length_s``, ``subject``, ``video``, ``start_s`` and ``end_s``. A cell of ``labels`` is a list, or text joined by
-        ``;``, of class names or indices. Instead of ``labels``, there may be a column of bool, or of 0 and 1, for each
-        class.
+        optional ``group`` or ``pair_id``, ``length_s``, ``subject``, ``video``, ``start_s`` and ``end_s``. A cell of
+        ``labels`` is a list, or text joined by ``;``, of class names or indices. Instead of ``labels``, there may be a
+        column of bool, or of 0 and 1, for each class.
     dataset : str
         The benchmark's name.
     head_above, tail_up_to : int

@@ -460,7 +460,8 @@ def audit(split: str, strict: bool, as_json: bool) -> None:
     """Look for facts that a reader of results on SPLIT should know.
 
     Groups (takes of one script, parts of one film) or subjects in several subsets, samples of one long video that
-    overlap in time in two subsets, ids that occur twice, classes missing from a subset, videos shorter than 200 frames at 24 frames per second, and contradictions within the file.
+    overlap in time in two subsets, ids that occur twice, classes missing from a subset, videos shorter than 200 frames
+    at 24 frames per second, and contradictions within the file.
     A check whose data the split lacks is named as not checked.
     """
     from meidbench.splits.split import load_split
