@@ -21,6 +21,7 @@ from meidbench.names import PRECISIONS, RESIDENT, SAMPLINGS, SELECTION_SUBSETS
 from meidbench.splits.split import Split
 
 EXAMPLE_SETTING = "schedule.lr=0.001"
+TEXT_KEY = "model.text"  # a path, whose content the inputs of a run identify
 MOST = 1_000_000  # epochs, videos per step, rows per video; no run needs more, and memory ends long before
 # The components of a run, by the key of the configuration that chooses one.
 FAMILIES: dict[str, Mapping[str, type]] = {
@@ -308,7 +309,7 @@ class Config:
         return [
             f"{key}: {before.get(key, 'its default')} in the run, {now.get(key, 'its default')} asked for"
             for key in {**here, **there}
-            if here.get(key) != there.get(key) and "execution" not in key.split(".")[:-1]
+            if here.get(key) != there.get(key) and "execution" not in key.split(".")[:-1] and key != TEXT_KEY
         ]
 
     def with_epochs(self, epochs: int) -> "Config":

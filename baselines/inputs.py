@@ -40,6 +40,7 @@ class Inputs:
     content_digest: str = ""  # of the split, with class names and groups; empty in runs of an earlier version
     backbone: str = ""  # in the recipe of the feature file; empty where it is unknown
     first_stage_steps: int = 0  # of the optimiser, as ``RunFolder.count_steps``; 0 without a first stage, or if unknown
+    text_digest: str = ""  # of the text that the weights start from; empty for a model without text
     trials: int = 1  # the trials of a search from which the configuration was chosen; another number is no other run
 
     @classmethod
@@ -81,6 +82,7 @@ class Inputs:
             "features_digest": "the features have other values",
             "recipe_digest": "the features were made by another recipe",
             "first_stage_digest": "the first stage has other weights",
+            "text_digest": "the text of the classes has other vectors",
         }
         differing = [name for name in texts if getattr(self, name) != getattr(other, name)]
         # An earlier version recorded no digest of the rows, and a sample gives none: there is nothing to compare then.

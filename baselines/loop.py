@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from meidbench.baselines.class_text import ClassText
 from meidbench.baselines.configuration import (
     Config,
     check_model,
@@ -39,6 +40,7 @@ from meidbench.baselines.learner import (
 )
 from meidbench.baselines.models import Outputs
 from meidbench.baselines.models.linear_probe import LinearProbe
+from meidbench.baselines.models.text_adapter import TextAdapter
 from meidbench.baselines.run_folder import RunFolder, RunLog, list_versions
 from meidbench.baselines.samplers import label_mask
 from meidbench.errors import DivergenceError
@@ -63,6 +65,7 @@ class RunContext:
     report: Report
     subsets: tuple[str, ...]
     watch: Watch
+    text: ClassText | None = None  # that a model starts from
 
 
 class TrainingLoop:
@@ -74,7 +77,7 @@ class TrainingLoop:
         split, features, processes = context.split, context.features, context.processes
         self.split, self.config, self.folder, self.processes = split, config, folder, processes
         self.progress, self.report, self.first_stage_weights = context.progress, context.report, weights
-        self.rows_check, self.watch = rows_check, context.watch
+        self.rows_check, self.watch, self.text, self.features = rows_check, context.watch, context.text, features
         # All subsets are opened now, so that missing test features are found before the training.
         self.scored = {
             subset: make_subset_loader(split, subset, features, config, processes)
@@ -109,6 +112,8 @@ class TrainingLoop:
             return
         elif self.first_stage_weights is not None:
             self.learner.module.load_first_stage(read_first_stage(self.first_stage_weights))
+        elif isinstance(self.learner.module, TextAdapter):
+            self._start_from_text(self.learner.module)
         self.log = RunLog(self.folder.path, self.report, written, position.step) if self.processes.is_first else None
         try:
             self._write_log(
@@ -137,6 +142,19 @@ class TrainingLoop:
             if self.log is not None:
                 self.log.close()
 
+    def _start_from_text(self, model: TextAdapter) -> None:
+        """Give a model the text of the classes, and the mean of the training videos' rows."""
+        assert self.text is not None  # a run without a checkpoint was given it
+        loader = make_subset_loader(self.split, "train", self.features, self.config, self.processes)
+        total = torch.zeros(1, self.features.dim + 1, dtype=torch.float64)  # the sum of rows, and their number
+        with torch.inference_mode(), self.progress("mean of train", len(loader)) as advance:
+            for batch in loader:
+                rows = model.mean_rows(batch["features"]).double().cpu()
+                total += torch.cat([rows.sum(dim=0), torch.tensor([len(rows)])])
+                advance(1)
+        total = self.processes.gather(total).sum(dim=0)
+        model.start_from(self.text, total[:-1] / total[-1], len(self.split.rows("train")))
+
     def _report_notes(self) -> None:
         """Tell what a user may not expect of the schedule, and of the number of threads in a resumed run."""
         if self.learner.module.is_fitted:
@@ -144,6 +162,9 @@ class TrainingLoop:
             self.report(f"note: scikit-learn fits {self.config.method}, one epoch per value of model.c_grid; {ignored}")
         elif late := self.config.schedule.describe_late_milestones():
             self.report(f"note: {late}")
+        if empty := self.split.groups.empty:
+            titles = " and ".join(self.split.group_names.get(name, name) for name in empty)
+            self.report(f"note: {self.split.dataset} has no classes in {titles}: these have no mAP in the log")
         began, now = self.folder.count_threads(), torch.get_num_threads()
         if self.processes.device.type == "cpu" and began not in (None, now):
             self.report(f"note: the run began with {began} thread(s) and has {now} now: the last bits may differ")

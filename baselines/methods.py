@@ -9,7 +9,7 @@ from meidbench.checks import Table, parse_toml
 METHOD_NAMES = (
     *("bce", "focal", "cb", "ldam", "eql", "cbs", "srs", "mixup", "framestack", "db", "asl", "logit_adjusted"),
     *("repeat_factor", "class_aware", "meid_block", "meid_one", "meid", "move_aggregator", "move"),
-    "linear_probe",
+    *("linear_probe", "text_adapter"),
 )
 PUBLISHED_TABLES = {
     "table2": "MEID, Table 2",
@@ -18,6 +18,7 @@ PUBLISHED_TABLES = {
     "supp5": "MEID, supplementary Table 5",
     "rivals": "MOVE, from a second-hand source",
     "modelzoo": "VideoLT, MODELZOO.md",
+    "animalkingdom": "Animal Kingdom, README",
 }
 COMPAT_ENDING = "-compat"
 # The forms of a method that behave like public code, by the section of its recipe: ending of the name, description.

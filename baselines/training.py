@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from meidbench.baselines.class_text import make_class_text, read_class_text
 from meidbench.baselines.configuration import Config
 from meidbench.baselines.distributed import join_processes
 from meidbench.baselines.inference import (
@@ -19,6 +20,7 @@ from meidbench.baselines.inference import (
 from meidbench.baselines.inputs import Inputs
 from meidbench.baselines.learner import Watch, check_run, read_first_stage
 from meidbench.baselines.loop import RunContext, TrainingLoop
+from meidbench.baselines.models import MODELS
 from meidbench.baselines.run_folder import FIRST_STAGE, RunFolder, digest_weights
 from meidbench.errors import MeidbenchError
 from meidbench.features import FeatureSource, open_features
@@ -91,12 +93,12 @@ def train(
     config = Config.from_tables(config.to_tables())  # one that was made by hand was never checked
     loaded, source, folder = load_split(split), open_features(features), RunFolder(Path(out))
     with join_processes(config.execution.device) as processes:
-        if not processes.is_first:
-            progress, report = show_no_progress, lambda line: None
+        progress, report = (progress, report) if processes.is_first else (show_no_progress, lambda line: None)
         inputs = Inputs.from_sources(loaded, source, "" if isinstance(split, Split) else str(split), trials)
         context = RunContext(loaded, source, processes, progress, report, tuple(subsets), watch)
         report_on_inputs(loaded, source, config, report)
         config = folder.continued(config, trains_first=first_stage is None)
+        context, inputs = _prepare_text(context, config, inputs, folder)
         check_run(config, loaded, source.dim, processes=processes.size)  # before rows are read and files written
         finished = None if folder.ends_before(config) else read_trained(folder, loaded, subsets)
         processes.wait()  # the first one may change the folder from here on
@@ -106,6 +108,22 @@ def train(
         start = _prepare_first_stage(context, config, inputs, folder, first_stage)
         inputs = replace(inputs, first_stage_digest=start.digest, first_stage_steps=start.steps)
         return _train_stage(context, config, inputs, folder, start.weights, finished)
+
+
+def _prepare_text(context: RunContext, config: Config, inputs: Inputs, folder: RunFolder) -> tuple[RunContext, Inputs]:
+    """Add the text that a model starts from, and its digest; a run with a checkpoint needs the digest alone."""
+    if not MODELS[config.model.name].takes_text:
+        return context, inputs
+    split, features, path = context.split, context.features, Path(config.model.options.get("text", ""))
+    digest = folder.read()[1].text_digest if folder.last.is_file() else ""
+    if digest and not path.is_file():
+        return context, replace(inputs, text_digest=digest)
+    if path != Path():
+        text = read_class_text(path)
+        text.check(split, features)
+    else:
+        text = make_class_text(split, features, progress=context.progress, report=context.report)
+    return replace(context, text=text), replace(inputs, text_digest=text.digest)
 
 
 def _check_rows(context: RunContext, config: Config, inputs: Inputs, folder: RunFolder, check: str) -> Inputs:

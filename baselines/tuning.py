@@ -191,6 +191,8 @@ def check_val(split: Split, base: Config, objective: str) -> None:
         raise RequestError("val chooses the winner; leave out selection.subset=test")
     if not len(split.rows("val")):
         raise MeidbenchError(f"{split.describe_absence('val')}\nval chooses the winner")
+    if objective == "tail" and "tail" in split.groups.empty:
+        raise MeidbenchError(f'{split.dataset} has no classes in the tail; take objective="overall"')
     if objective == "tail" and not split.positives("val")[list(split.groups.tail)].any():
         raise MeidbenchError(f'no video in val of {split.dataset} has a label of the tail; take objective="overall"')
 

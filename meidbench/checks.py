@@ -344,20 +344,6 @@ def read_dataclass(
     return kind() if problems else kind(**values)
 
 
-def read_text_table(name: str, value: Any, default: Any, prefix: str, problems: list[str]) -> dict[str, str]:
-    """Read a table of texts, as a ``FieldReader``.
-
-    Examples
-    --------
-    >>> read_text_table("group_names", {"medium": "middle"}, {}, "", [])
-    {'medium': 'middle'}
-    """
-    if isinstance(value, dict) and all(isinstance(text, str) for text in value.values()):
-        return value
-    problems.append(f"{prefix}{name} must be a table of texts, got {show(value)}")
-    return {}
-
-
 def _first_key(key: str, value: object) -> str:
     """Return a key that was set: of ``optimiser.lr=1`` the whole, not ``optimiser`` alone."""
     return f"{key}.{next(iter(value))}" if isinstance(value, dict) and value else key

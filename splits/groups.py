@@ -1,12 +1,13 @@
 """The groups of a split's classes, head, medium and tail: by thresholds on the training videos, or by a list."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from meidbench.checks import suggest
+from meidbench.checks import show, suggest
 from meidbench.errors import first_few, write_count
 
 GROUP_NAMES = ("head", "medium", "tail")
@@ -86,18 +87,22 @@ def find_group_problems(groups: Sequence[object], class_names: Sequence[str]) ->
     ]
 
 
-def find_name_problems(group_names: Mapping[str, str]) -> list[str]:
-    """Return the problems of a benchmark's own names of groups, such as ``{"medium": "middle"}``.
+def read_group_names(name: str, value: Any, default: Any, prefix: str, problems: list[str]) -> dict[str, str]:
+    """Read a benchmark's own names of groups, such as ``{"medium": "middle"}``, as a ``FieldReader``.
 
-    >>> find_name_problems({"medium": "tail"})
-    ['the names of the groups, head, tail and tail, must be three different texts in one line']
+    >>> problems = []
+    >>> read_group_names("group_names", {"medium": "tail"}, {}, "", problems), problems
+    ({}, ['the names of the groups, head, tail and tail, must be three different texts in one line'])
     """
-    problems = []
-    if strange := sorted(set(group_names) - set(GROUP_NAMES)):
-        named = first_few(f"{name!r}{suggest(name, GROUP_NAMES)}" for name in strange)
-        problems.append(f"group_names has unknown groups {named}; known: {', '.join(GROUP_NAMES)}")
-    shown = [group_names.get(name, name) for name in GROUP_NAMES]
-    if len({*shown, "overall"}) <= len(shown) or not all(name.strip() and name.isprintable() for name in shown):
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        problems.append(f"{prefix}{name} must be a table of texts, got {show(value)}")
+        return {}
+    before = len(problems)
+    if strange := sorted(set(value) - set(GROUP_NAMES)):
+        named = first_few(f"{group!r}{suggest(group, GROUP_NAMES)}" for group in strange)
+        problems.append(f"{prefix}{name} has unknown groups {named}; known: {', '.join(GROUP_NAMES)}")
+    shown = [value.get(group, group) for group in GROUP_NAMES]
+    if len({*shown, "overall"}) <= len(shown) or not all(text.strip() and text.isprintable() for text in shown):
         texts = f"{', '.join(shown[:-1])} and {shown[-1]}"
         problems.append(f"the names of the groups, {texts}, must be three different texts in one line")
-    return problems
+    return value if len(problems) == before else {}

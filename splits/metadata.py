@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from meidbench.annotations.base import FileRecord
-from meidbench.checks import FieldReader, read_dataclass, read_text_table
+from meidbench.checks import FieldReader, read_dataclass
 from meidbench.errors import SplitError
-from meidbench.splits.groups import Thresholds, find_group_problems, find_name_problems
+from meidbench.splits.groups import Thresholds, find_group_problems, read_group_names
 from meidbench.splits.manifests import lines_digest
 
 # Files of version 1 have no content digest. Only files with groups by list, or with names of groups, are of version 3,
@@ -76,7 +76,7 @@ class SplitMetadata:
             if version not in _KNOWN_VERSIONS:  # first, because another version may have other keys
                 known = f"{', '.join(map(str, _KNOWN_VERSIONS[:-1]))} and {FORMAT_VERSION}"
                 raise SplitError(f"it has the format version {version!r}, this meidbench reads {known}: upgrade it")
-            readers: dict[Any, FieldReader] = {dict[str, str]: read_text_table}
+            readers: dict[Any, FieldReader] = {dict[str, str]: read_group_names}
             metadata = read_dataclass(cls, facts, problems, readers=readers)
         except SplitError:
             raise
@@ -95,7 +95,6 @@ class SplitMetadata:
             problems.append("train_counts must not be negative")
         if self.groups:
             problems += find_group_problems(self.groups, self.class_names)
-        problems += find_name_problems(self.group_names)
         given = [number is not None for number in (self.head_above, self.tail_up_to)]
         if given != [not self.groups] * 2:
             problems.append("it needs either groups or both head_above and tail_up_to")

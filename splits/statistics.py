@@ -101,14 +101,17 @@ def _describe_spans(split: Split) -> list[str]:
     return [f"{len(spans):,} of {write_count(len(split.table), 'sample')} are a part of one of {videos}, {shown}"]
 
 
-def describe_missing_subsets(videos: Mapping[str, int]) -> list[str]:
+def describe_missing_subsets(videos: Mapping[str, int], *, by_list: bool = False) -> list[str]:
     """Return what the commands do where a subset has no video; ``videos`` are counts by subset.
+
+    ``by_list`` tells that the groups of the classes do not depend on the training videos.
 
     >>> describe_missing_subsets({"train": 3, "val": 0, "test": 2})
     ['no videos in val: train --select-on test chooses the checkpoint on test, so its scores are too good']
     """
     if not videos["train"]:
-        return ["no videos in train: every class is in the tail, and nothing can be trained"]
+        groups = "" if by_list else "every class is in the tail, and "
+        return [f"no videos in train: {groups}nothing can be trained"]
     if not videos["val"] and not videos["test"]:
         return ["no videos in val and test: train, evaluate and compare refuse this split; import val or test too"]
     notes = {

@@ -122,6 +122,8 @@ FORMS = {
     "weights, .pt": Form("w.pt", "zip", ("weights {}",), checksum=True),
     "weights, former .pt": Form("former.pt", "bytes", ("weights {}",)),
     "weights, safetensors": Form("w.safetensors", "safetensors", ("weights {}",)),
+    "text vectors": Form("text.npz", "zip", (
+        "zero-shot --features f.h5 --split split.parquet --text {} --out out.parquet --json",), checksum=True),
     "--set of train": Form("settings.txt", "text", ("settings {}",)),
     "--set of build-splits": Form("targets.txt", "text", ("targets {}",)),
 }  # fmt: skip

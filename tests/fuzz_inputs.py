@@ -151,10 +151,13 @@ def make_plans() -> None:
 
 
 def make_features(split) -> None:
+    from meidbench.baselines.class_text import ClassText
     from meidbench.features import open_features
     from meidbench.features.simulation import simulate_features
 
     simulate_features(split, Path("f.h5"), frames=6, dim=16)
+    vectors = np.random.default_rng(0).normal(size=(split.num_classes, 16))
+    ClassText(vectors, 20.0, -3.0, split.class_names, "hf:toy", "abc", ("a {}",)).write(Path("text.npz"))
     with h5py.File("f.h5") as ours, h5py.File("foreign.h5", "w") as file:
         for name in ("video_ids", "features"):
             file.create_dataset(name, data=ours[name][()])

@@ -16,6 +16,8 @@ from meidbench.extraction.encoders.backbones import (
     PRECISIONS,
     ResNet,
     TemporalShift,
+    _arithmetic,
+    _exact_settings,
     build,
     for_inference,
     temporal_shift,
@@ -269,18 +271,51 @@ def test_full_precision_holds_under_a_foreign_autocast(small):
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="this torch has no such setting for the CPU")
-def test_full_precision_is_set_and_put_back(small):
+@pytest.mark.parametrize("operation", ["conv", "matmul"])
+def test_full_precision_is_set_and_put_back(operation, small):
     """A process may set bfloat16 products; ``fp32`` ignores the setting."""
+    settings = getattr(torch.backends.mkldnn, operation)
     prepared = for_inference(small, "cpu", "fp32")
     seen = []
-    prepared.model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.mkldnn.conv.fp32_precision))
-    before = torch.backends.mkldnn.conv.fp32_precision
-    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    prepared.model.conv1.register_forward_hook(lambda *_: seen.append(settings.fp32_precision))
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
     try:
         prepared(pictures(1))
-        assert seen == ["ieee"] and torch.backends.mkldnn.conv.fp32_precision == "bf16"
+        assert seen == ["ieee"] and settings.fp32_precision == "bf16"
     finally:
-        torch.backends.mkldnn.conv.fp32_precision = before
+        settings.fp32_precision = before
+
+
+def test_settings_of_gpus_are_put_back():
+    """Convolutions and products without TF32; the settings can be read without a GPU."""
+    settings = _exact_settings(torch.device("cuda"))
+
+    def read():
+        return [getattr(holder, name) for holder, name, _ in settings]
+
+    before = read()
+    with _arithmetic(torch.device("cuda"), "fp32"):
+        assert read() == [value for _, _, value in settings]
+    assert read() == before and len(before) == 2
+
+
+class Volume(torch.nn.Module):
+    """A convolution over frames, whose weight has five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv3d(3, 4, (2, 8, 8), stride=(2, 8, 8))
+
+    def forward(self, images):
+        return self.layer(images.unflatten(0, (-1, 2)).transpose(1, 2)).flatten(2).mean(2)
+
+
+def test_convolutions_over_frames_are_taken():
+    model, x = Volume().eval(), pictures(4, side=16)
+    with torch.no_grad():
+        wanted = model(x)
+    assert (for_inference(model, "cpu")(x) - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 def test_what_is_not_ready_is_refused(small):

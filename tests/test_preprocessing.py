@@ -1,5 +1,7 @@
-"""Resizing and normalising against Pillow itself."""
+"""Resizing and normalising against Pillow itself, and against the processors of transformers."""
 
+import pickle
+from importlib import import_module
 from math import nan
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 import meidbench.extraction.encoders.preprocessing as preprocessing
 from meidbench.errors import FeatureError
 from meidbench.extraction.encoders.preprocessing import IMAGENET, Preprocessing, Preprocessor, normalise
-from meidbench.extraction.frames import Geometry, find_crop_window
+from meidbench.extraction.frames import IMAGENET_GEOMETRY, CropWindow, Geometry, find_crop_window
 
 SIZES = [
     (480, 640), (640, 480), (240, 320), (1080, 1920), (360, 202), (720, 405), (999, 281),
@@ -20,33 +22,52 @@ SIZES = [
     (1, 1), (2, 2), (3, 500), (500, 3), (1, 90), (37, 41), (101, 999), (224, 224),
 ]  # fmt: skip
 
+GEOMETRIES = [
+    Geometry(filter="bicubic"),
+    Geometry(224, 224, "bicubic", floor=True),
+    Geometry(235, 224, "bicubic", square=True),
+    Geometry(224, 224, "bicubic", square=True),
+    Geometry(225, 224, "bilinear", square=True, floor=True),
+]
+
 
 def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def by_pillow(frame, resize=256, crop=224, *, at_once=False):
-    """Resize(256) and CenterCrop(224) of torchvision on a picture, by their definition.
+def checkerboard(height, width, side=3):
+    squares = (np.indices((height, width)) // side).sum(0)[..., None]
+    return np.where(squares % 2, 255, 0).astype(np.uint8).repeat(3, 2)
+
+
+def by_pillow(frame, geometry=IMAGENET_GEOMETRY, *, at_once=False):
+    """Resize and CenterCrop of torchvision on a picture, by their definition, or resizing and cropping of transformers.
 
     Up to 12 Pillow resizes along the rows first, from 13 on some tall pictures the other way round; two calls fix it.
     """
     picture = Image.fromarray(frame)
     width, height = picture.size
+    resize, crop = geometry.resize, geometry.crop
     long = int(resize * max(picture.size) / min(picture.size))
     size = (resize, long) if width <= height else (long, resize)
+    if geometry.square:
+        size = (resize, resize)
+    how = Image.Resampling[geometry.filter.upper()]
     if not at_once:
-        picture = picture.resize((size[0], height), Image.Resampling.BILINEAR)
-    picture = picture.resize(size, Image.Resampling.BILINEAR)
-    left, top = (round((side - crop) / 2.0) for side in size)
+        picture = picture.resize((size[0], height), how)
+    picture = picture.resize(size, how)
+    left, top = ((side - crop) // 2 if geometry.floor else round((side - crop) / 2.0) for side in size)
     return np.asarray(picture.crop((left, top, left + crop, top + crop)))
 
 
-def by_product(frames, resize=256, crop=224):
+def by_product(frames, geometry=IMAGENET_GEOMETRY):
     frames = frames if frames.ndim == 4 else frames[None]
-    window = find_crop_window(*frames.shape[1:3], Geometry(resize, crop))
+    window = find_crop_window(*frames.shape[1:3], geometry)
     cut = np.ascontiguousarray(frames[:, window.top : window.bottom, window.left : window.right])
-    crops = Preprocessor("cpu", Preprocessing(resize, crop)).resize(torch.from_numpy(cut), window)
-    assert crops.dtype == torch.uint8 and crops.shape == (len(frames), 3, crop, crop)
+    numbers = Preprocessing(**vars(geometry))
+    assert numbers.geometry == geometry
+    crops = Preprocessor("cpu", numbers).resize(torch.from_numpy(cut), window)
+    assert crops.dtype == torch.uint8 and crops.shape == (len(frames), 3, geometry.crop, geometry.crop)
     return crops.permute(0, 2, 3, 1).numpy()
 
 
@@ -56,19 +77,43 @@ def test_crop_is_that_of_pillow(size):
     assert np.array_equal(by_product(frame)[0], by_pillow(frame))
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 99), st.sampled_from([(64, 56), (41, 33), (9, 9)]))
-def test_crop_is_that_of_pillow_at_any_size(height, width, seed, lengths):
-    frame = noise(height, width, seed)
-    assert np.array_equal(by_product(frame, *lengths)[0], by_pillow(frame, *lengths))
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_crop_of_every_geometry_is_that_of_pillow(geometry, size):
+    for frame in (noise(*size), checkerboard(*size)):
+        assert np.array_equal(by_product(frame, geometry)[0], by_pillow(frame, geometry))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.sampled_from([noise, checkerboard]),
+    st.sampled_from([(64, 56), (41, 32), (9, 9), (300, 7)]),
+    st.sampled_from(["bilinear", "bicubic"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_crop_is_that_of_pillow_at_any_size(height, width, make_frame, lengths, how, square, floor):
+    frame, geometry = make_frame(height, width), Geometry(*lengths, how, square, floor)
+    assert np.array_equal(by_product(frame, geometry)[0], by_pillow(frame, geometry))
 
 
 @pytest.mark.parametrize("size", [(480, 640), (1080, 1920), (333, 501), (720, 405), (640, 480), (999, 281)], ids=str)
-def test_one_call_of_pillow_gives_the_same_but_for_the_order_of_tall_pictures(size):
-    crop, picture = by_product(noise(*size))[0].astype(int), by_pillow(noise(*size), at_once=True)
-    if size[0] <= size[1]:
-        assert np.array_equal(crop, picture)
-    assert np.abs(crop - picture).max() <= 1
+@pytest.mark.parametrize("geometry", [IMAGENET_GEOMETRY, *GEOMETRIES], ids=str)
+def test_one_call_of_pillow_gives_the_same_but_for_the_order_of_tall_pictures(geometry, size):
+    height, width = size
+    waves = [127 + 120 * np.sin(np.add.outer(np.arange(height) / (9 + k), np.arange(width) / 13)) for k in range(3)]
+    smooth = np.stack(waves, axis=2).astype(np.uint8)
+    for frame in (noise(*size), smooth):
+        crop = by_product(frame, geometry)[0].astype(int)
+        picture = by_pillow(frame, geometry, at_once=True)
+        if height <= width:
+            assert np.array_equal(crop, picture)
+        elif geometry.filter == "bilinear":
+            assert np.abs(crop - picture).max() <= 1
+        elif frame is smooth:  # the order matters more where values are clipped between the passes
+            assert np.abs(crop - picture).max() <= 2
 
 
 @pytest.mark.parametrize("value", [0, 1, 254, 255])
@@ -76,9 +121,20 @@ def test_flat_frame_stays_flat(value):
     assert (by_product(np.full((1080, 1920, 3), value, dtype=np.uint8)) == value).all()
 
 
-def test_hard_edges_do_not_overflow():
-    frame = np.where(np.indices((333, 517)).sum(0)[..., None] % 2, 255, 0).astype(np.uint8).repeat(3, 2)
-    assert np.array_equal(by_product(frame)[0], by_pillow(frame))
+@pytest.mark.parametrize("side", [1, 3, 20])
+@pytest.mark.parametrize("size", [(333, 517), (40, 60)], ids=str)
+@pytest.mark.parametrize("how", ["bilinear", "bicubic"])
+def test_hard_edges_do_not_overflow(how, size, side):
+    frame, geometry = checkerboard(*size, side), Geometry(filter=how)
+    assert np.array_equal(by_product(frame, geometry)[0], by_pillow(frame, geometry))
+
+
+def test_bicubic_values_overshoot_in_both_passes_and_are_clipped(monkeypatch):
+    frame, geometry, sums = checkerboard(40, 60, 20), Geometry(64, 64, "bicubic"), []
+    rounded = preprocessing._round
+    monkeypatch.setattr(preprocessing, "_round", lambda *given: sums.append(given[0].clone()) or rounded(*given))
+    assert np.array_equal(by_product(frame, geometry)[0], by_pillow(frame, geometry))
+    assert len(sums) == 4 and all(values.min() < -9 and values.max() > 264 for values in sums)
 
 
 def test_channels_and_sides_keep_their_places():
@@ -102,6 +158,29 @@ def test_nothing_outside_the_window_matters_and_its_borders_do():
         changed = frame.copy()
         changed[line] ^= 0xFF
         assert not np.array_equal(by_pillow(changed), by_pillow(frame))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_nothing_outside_the_window_of_any_geometry_matters(geometry):
+    frame, window = noise(200, 300), find_crop_window(200, 300, geometry)
+    inside = np.zeros((200, 300, 1), dtype=bool)
+    inside[window.top : window.bottom, window.left : window.right] = True
+    assert np.array_equal(by_pillow(np.where(inside, frame, 0), geometry), by_pillow(frame, geometry))
+    assert inside.all() == (geometry.square and geometry.resize == geometry.crop)
+
+
+def test_without_geometry_the_window_is_the_whole_frame():
+    assert find_crop_window(3, 500, None) == CropWindow(3, 500, top=0, bottom=3, left=0, right=500)
+
+
+def test_odd_remainders_are_cropped_as_torchvision_or_as_transformers_does():
+    """(41 - 32) / 2 is 4.5, which rounds to 4; (39 - 32) / 2 is 3.5, which rounds to 4, and to 3 if rounded down."""
+    offsets = {(size, floor): Geometry(39, 32, floor=floor).find_offset(size) for size in (39, 41) for floor in (0, 1)}
+    assert offsets == {(39, 0): 4, (39, 1): 3, (41, 0): 4, (41, 1): 4}
+    assert Geometry(39, 32).find_size(500, 3) == (6500, 39)
+    frame = noise(100, 100)
+    crops = [by_product(frame, Geometry(39, 32, floor=floor))[0] for floor in (False, True)]
+    assert np.array_equal(crops[0][:-1, :-1], crops[1][1:, 1:]) and not np.array_equal(*crops)
 
 
 def test_frames_of_a_batch_are_alone(monkeypatch):
@@ -139,6 +218,11 @@ def test_no_frames_give_no_crops():
     assert Preprocessor("cpu").resize(frames, window).shape == (0, 3, 224, 224)
 
 
+def test_geometry_goes_to_other_processes_and_serves_as_a_key():
+    geometry = Geometry(224, 224, "bicubic", square=True)
+    assert {pickle.loads(pickle.dumps(geometry)): 1}[geometry] == 1
+
+
 def test_strided_frames_are_read_right():
     frame = noise(300, 300)
     window = find_crop_window(300, 300)
@@ -151,14 +235,48 @@ def test_strided_frames_are_read_right():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("size", [(480, 640), (1080, 1920), (101, 999)], ids=str)
-def test_crop_is_that_of_pillow_on_a_gpu(size):
-    frames = np.stack([noise(*size, seed) for seed in range(3)])
-    window = find_crop_window(*size)
+@pytest.mark.parametrize("geometry", [IMAGENET_GEOMETRY, *GEOMETRIES], ids=str)
+def test_crop_is_that_of_pillow_on_a_gpu(geometry, size):
+    frames = np.stack([noise(*size), noise(*size, 1), checkerboard(*size)])
+    window = find_crop_window(*size, geometry)
     cut = np.ascontiguousarray(frames[:, window.top : window.bottom, window.left : window.right])
     with torch.autocast("cuda", dtype=torch.float16):
-        crops = Preprocessor("cuda").resize(torch.from_numpy(cut), window)
+        crops = Preprocessor("cuda", Preprocessing(**vars(geometry))).resize(torch.from_numpy(cut), window)
     for crop, frame in zip(crops.permute(0, 2, 3, 1).cpu().numpy(), frames, strict=True):
-        assert np.array_equal(crop, by_pillow(frame))
+        assert np.array_equal(crop, by_pillow(frame, geometry))
+
+
+# --- against the processors of transformers ---
+
+_SHORT = {"size": {"shortest_edge": 224}}
+# Processor, its settings where they are not its own, and the numbers; DINOv2 uses BiT's processor.
+PROCESSORS = {
+    "CLIP": ("clip.CLIP", {}, Geometry(224, 224, "bicubic", floor=True)),
+    "CLIP-odd": ("clip.CLIP", {"size": {"shortest_edge": 235}}, Geometry(235, 224, "bicubic", floor=True)),
+    "SigLIP": ("siglip.Siglip", {}, Geometry(224, 224, "bicubic", square=True, floor=True)),
+    "DINOv2": ("bit.Bit", {"size": {"shortest_edge": 256}}, Geometry(256, 224, "bicubic", floor=True)),
+    "ViT": ("vit.ViT", {}, Geometry(224, 224, square=True, floor=True)),
+    "ConvNeXt": ("convnext.ConvNext", _SHORT, Geometry(256, 224, "bicubic", floor=True)),
+    "ConvNeXt-pct": ("convnext.ConvNext", {**_SHORT, "crop_pct": 0.95}, Geometry(235, 224, "bicubic", floor=True)),
+    "ConvNeXt-384": ("convnext.ConvNext", {}, Geometry(384, 384, "bicubic", square=True, floor=True)),
+    "VideoMAE": ("videomae.VideoMAE", {}, Geometry(224, 224, floor=True)),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_crop_is_that_of_the_processor(name, rows_first):
+    """Pixel for pixel, before the processor scales them; tall frames as well, by Pillow's order up to 12."""
+    pytest.importorskip("transformers", reason="an optional dependency, of the extra 'hf'")
+    path, options, geometry = PROCESSORS[name]
+    module, prefix = path.split(".")
+    library = import_module(f"transformers.models.{module}.image_processing_pil_{module}")
+    processor = getattr(library, f"{prefix}ImageProcessorPil")(do_rescale=False, do_normalize=False, **options)
+    for size in [(480, 640), (375, 500), (500, 375), (720, 405), (511, 1023), (37, 41), (224, 225), (999, 281)]:
+        for frame in (noise(*size), checkerboard(*size)):
+            image = Image.fromarray(frame)
+            wanted = processor([[image]] if module == "videomae" else image)["pixel_values"]
+            wanted = np.asarray(wanted).reshape(3, geometry.crop, geometry.crop).transpose(1, 2, 0)
+            assert np.array_equal(by_product(frame, geometry)[0], wanted), size
 
 
 # --- normalising ---
@@ -187,7 +305,10 @@ def test_layout_and_type_can_be_chosen():
 def test_facts_are_those_that_weights_ask_for():
     recipe = IMAGENET.to_recipe()
     assert recipe["mean"] == [0.485, 0.456, 0.406] and recipe["std"] == [0.229, 0.224, 0.225]
-    assert "256" in recipe["resize"] and "224" in recipe["crop"] and recipe["colour"] == "RGB"
+    assert (recipe["resize"], recipe["crop"]) == ("short side 256, bilinear as Pillow", "centre 224")
+    assert recipe["colour"] == "RGB"
+    other = Preprocessing(235, 224, filter="bicubic", square=True, floor=True).to_recipe()
+    assert (other["resize"], other["crop"]) == ("235 x 235, bicubic as Pillow", "centre 224, offset rounded down")
 
 
 # --- what is refused ---
@@ -201,10 +322,16 @@ def test_impossible_lengths_are_refused(lengths):
         Geometry(*lengths)
 
 
+def test_unknown_filters_are_refused_and_the_known_ones_named():
+    with pytest.raises(FeatureError, match="lanczos.*known.*bilinear, bicubic"):
+        Preprocessing(filter="lanczos")
+
+
 @pytest.mark.parametrize("size", [(0, 640), (480, -1), (480.5, 640)])
 def test_impossible_frames_are_refused(size):
-    with pytest.raises(FeatureError, match="at least 1"):
-        find_crop_window(*size)
+    for geometry in (IMAGENET_GEOMETRY, None):
+        with pytest.raises(FeatureError, match="at least 1"):
+            find_crop_window(*size, geometry)
 
 
 def test_other_shapes_and_types_are_refused():

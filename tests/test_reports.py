@@ -461,7 +461,8 @@ def test_class_frequencies_are_dots_on_one_logarithmic_axis_under_the_paper_s_na
     larger = replace(named, dataset="other", variant="pareto", train_counts=tuple(9 * toy_split.train_counts))
     splits = [toy_split, *(SimpleNamespace(
         metadata=facts, dataset=facts.dataset, variant=facts.variant, num_classes=facts.num_classes,
-        groups=toy_split.groups, train_counts=np.array(facts.train_counts),
+        groups=toy_split.groups, train_counts=np.array(facts.train_counts), thresholds=toy_split.thresholds,
+        group_names={},
     ) for facts in (named, larger))]  # fmt: skip
     plot_class_frequencies(splits, tmp_path / "p.svg")
     panels = drawn[0].axes
@@ -499,7 +500,8 @@ def test_latex_is_balanced_and_of_even_width(case):
     body = text[text.index("\\midrule") : text.index("\\bottomrule")]
     rows = [line for line in body.splitlines() if line.endswith("\\\\")]
     assert len(rows) == 2 * len(comparison.methods)
-    columns = 5 if len(comparison.methods) == 1 else 9
+    shown = sum(known > 0 for known in list(comparison.group_classes.values())[1:]) + 1
+    columns = 1 + shown * (1 if len(comparison.methods) == 1 else 2)
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {columns - 1}
     assert "nan" not in text
 
@@ -543,9 +545,10 @@ def test_latex_holds_every_number():
     assert text.count("$\\pm$\\,.004") == 8
 
 
-def test_latex_of_a_group_without_classes_is_a_dash():
+def test_latex_of_a_group_without_classes_says_so_and_has_no_column():
     text = comparison_latex(make_comparison(head=0.0))
-    assert re.search(r"bce & \S+ & -- & ", text)
+    assert "Method & overall & medium & tail & overall" in text and "--" not in text
+    assert "overall and over the medium (8) and tail (4) classes" in text and " head: no classes." in text
 
 
 def test_ticks_coordinates_and_best_values():

@@ -4,6 +4,7 @@ from meidbench.baselines.models.base import Model, ModelInputs, Outputs, Plain
 from meidbench.baselines.models.linear_probe import LinearProbe
 from meidbench.baselines.models.meid import ExpertOne, ExpertTwo
 from meidbench.baselines.models.move import Move
+from meidbench.baselines.models.text_adapter import TextAdapter
 
 __all__ = ["MODELS", "Model", "ModelInputs", "Outputs"]
 
@@ -13,4 +14,5 @@ MODELS: dict[str, type[Model]] = {
     "meid_two": ExpertTwo,
     "move": Move,
     "linear_probe": LinearProbe,
+    "text_adapter": TextAdapter,
 }

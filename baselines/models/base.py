@@ -81,6 +81,8 @@ class Model(nn.Module):
     takes_motion = False
     takes_aggregator = True
     needs_first_stage = False
+    # Whether its weights start from the text of the class names (``TextAdapter``).
+    takes_text = False
     # Whether scikit-learn fits it to whole training videos (``LinearProbe``), in place of steps of the optimiser.
     is_fitted = False
     # A dataclass whose fields are options too, where ``__init__`` takes them as ``**``.

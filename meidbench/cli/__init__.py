@@ -21,7 +21,7 @@ from meidbench.cli.features import extract_features, merge_features, pack_featur
 from meidbench.cli.parameters import guarded_streams, name_options, report
 from meidbench.cli.reproduction import demo, reproduce
 from meidbench.cli.splits import audit, build_splits, import_split, stats
-from meidbench.cli.training import methods, predict, train
+from meidbench.cli.training import methods, predict, train, zero_shot
 from meidbench.cli.tuning import tune
 from meidbench.errors import MeidbenchError, RequestError, escape_controls, missing_package
 
@@ -181,5 +181,5 @@ for command in (datasets, download, build_splits, import_split, stats, audit):
     main.add_command(command)
 for command in (extract_features, merge_features, pack_features, word_features, verify_features):
     main.add_command(command)
-for command in (methods, train, tune, predict, evaluate, compare, reproduce, demo):
+for command in (methods, train, tune, predict, zero_shot, evaluate, compare, reproduce, demo):
     main.add_command(command)

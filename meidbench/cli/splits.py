@@ -106,9 +106,10 @@ def build_splits(
 ) -> None:
     """Build the split of DATASET and write it.
 
-    DATASET is videolt, charadeslt or charadesegolt, or a file of your own (NAME.toml): a manifest, or a plan, which
-    names your videos and describes the split. Of a benchmark, the published split is built: ids, labels and statistics
-    must be the released ones. If they differ, the videos and classes that differ are named and nothing is written.
+    DATASET is videolt, charadeslt, charadesegolt or animalkingdom, or a file of your own (NAME.toml): a manifest, or a
+    plan, which names your videos and describes the split. Of a benchmark, the published split is built: ids, labels and
+    statistics must be the released ones. If they differ, the videos and classes that differ are named and nothing is
+    written.
 
     With --variant or a plan a new split is drawn from the annotated videos, the same for the same seed. It is written
     as NAME-VARIANT-SEED, and beside it NAME-VARIANT-SEED.plan.toml, which makes it again.
@@ -168,8 +169,7 @@ def _build_released(
     manifest = load_manifest(dataset)
     split = build_released(dataset, annotations or annotations_folder(manifest.annotations))
     target = split_path(manifest.name)
-    names = {subset: released.file for subset, released in manifest.released.items()}
-    places = _places(out or target.parent, target.stem, names, formats)
+    places = _places(out or target.parent, target.stem, manifest.list_names, formats)
     _refuse_lost_sources(places.values(), _annotation_files(manifest, annotations))
     written = _write(split, places)
     digests = {released.file: released.sha256 for released in manifest.released.values()}
@@ -377,6 +377,9 @@ def import_split(
                blanks, such as the lists of VideoLT, MEID and build-splits.
     mmaction2  A line per video: PATH/ID.mp4 and class indices, or a folder of
                frames, the number of frames and class indices.
+    slowfast   A line per frame under a header, as SlowFast has them for
+               Charades: VIDEO_ID, its number, the frame's number and path,
+               and "class indices"; a video has the labels of all its frames.
     """  # noqa: D301
     from meidbench.annotations.tables import split_from_files
     from meidbench.report.text import statistics_table

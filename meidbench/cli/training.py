@@ -1,4 +1,4 @@
-"""``meidbench methods``, ``train`` and ``predict``: baselines, from features to scored predictions."""
+"""``meidbench methods``, ``train``, ``predict`` and ``zero-shot``: baselines, from features to scored predictions."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ import click
 from meidbench.cli.parameters import (
     FOLDER,
     INPUT,
+    INPUT_FILE,
     INPUT_FOLDER,
     SEED,
     SPLIT,
@@ -30,6 +31,7 @@ from meidbench.cli.parameters import (
 from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTION_SUBSETS
 
 if TYPE_CHECKING:
+    from meidbench.baselines.class_text import ClassText
     from meidbench.baselines.inference import Trained
 
 check_option = click.option(
@@ -217,7 +219,12 @@ def describe_trained(trained: "Trained") -> str:
 
     from tabulate import tabulate
 
-    rows = [{"mAP": subset, **asdict(means)} for subset, means in trained.mAP.items()]
+    from meidbench.evaluation.results import NO_CLASSES
+
+    rows = [
+        {"mAP": subset, **{group: NO_CLASSES if mean != mean else mean for group, mean in asdict(means).items()}}
+        for subset, means in trained.mAP.items()
+    ]
     return f"{tabulate(rows, headers='keys', floatfmt='.4f')}\n\n{trained.path}"
 
 
@@ -251,3 +258,86 @@ def predict(
         path = predict_run(run, out, progress=progress_bar, report=report, **options)
     if os.environ.get("RANK", "0") == "0":
         echo(f"wrote {path}")
+
+
+@command(
+    short_help="Score videos by the text of the class names, without training.",
+    epilog="\b\nExamples:\n"
+    "  meidbench zero-shot --features charades_clip.h5 --split charadeslt \\\n"
+    "      --out zero_shot.parquet\n"
+    "  meidbench zero-shot --features clip.h5 --split charadeslt \\\n"
+    "      --prompt 'a photo of a person {}.' --prompt 'a person {} at home.' \\\n"
+    "      --pool top-5 --save-text text.npz --out top5.parquet",
+)
+@click.option(
+    "--features",
+    required=True,
+    type=INPUT,
+    help="Features of an image-text model, as 'train' takes their file or folder.",
+)
+@naming_options
+@split_option
+@subset_option
+@click.option(
+    "--text-encoder",
+    metavar="NAME",
+    help="hf:NAME, hf:FOLDER or openclip:MODEL/TAG, where the features do not name it [default: their model].",
+)
+@repeatable(
+    "--prompt", "templates", metavar="TEMPLATE", help="With {} for the class name; repeatable [default: the split's]."
+)
+@click.option(
+    "--prompts", type=INPUT_FILE, help='Whole prompts of classes, JSON: {"NAME": "PROMPT" or ["PROMPT", ...]}.'
+)
+@click.option("--text", type=INPUT_FILE, help="A file of --save-text, in place of a text encoder and prompts.")
+@click.option(
+    "--pool", default="mean", show_default=True, metavar="mean|max|top-K", help="Of the cosines of a video's frames."
+)
+@click.option("--save-text", type=OutputFile(".npz"), help="Write the text vectors, for --text and for text_adapter.")
+@click.option("--out", type=OutputFile(".parquet"), required=True, help="The prediction file to write (Parquet).")
+@as_json
+def zero_shot(
+    features: Path, prefix: str, suffix: str, dataset: str, split: str, subset: str | None, text_encoder: str | None,
+    templates: tuple[str, ...], prompts: Path | None, text: Path | None, pool: str, save_text: Path | None, out: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Score SUBSET by the cosine of stored frames with the text of the class names.
+
+    The features are those of an image-text model: CLIP, SigLIP, OpenCLIP. Class names become prompts, and the text
+    encoder of the same model gives one vector per class. All rows of a video count. --pool: the mean over frames, the
+    largest, or the mean of the K largest of each class. A logit is the model's scale times the pooled cosine, plus its
+    bias.
+    """
+    from meidbench.baselines.class_text import make_class_text, read_class_text, read_prompts
+    from meidbench.baselines.zero_shot import predict_zero_shot
+    from meidbench.features import open_features
+    from meidbench.files import render_json
+    from meidbench.splits.split import load_split
+
+    if text is not None and (text_encoder or templates or prompts):
+        raise click.UsageError("--text holds finished vectors; leave out --text-encoder, --prompt and --prompts")
+    loaded, source = load_split(split), open_features(features, prefix=prefix, suffix=suffix, dataset=dataset)
+
+    def make_text() -> "ClassText":
+        own = {} if prompts is None else read_prompts(prompts)
+        made = (
+            read_class_text(text)
+            if text is not None
+            else make_class_text(
+                loaded, source, encoder=text_encoder or "", templates=templates, own=own, progress=progress_bar,
+                report=report,
+            )
+        )  # fmt: skip
+        if save_text is not None:
+            made.check(loaded, source)
+            made.write(save_text)
+            report(f"wrote {save_text}")
+        return made
+
+    used = predict_zero_shot(
+        loaded, source, make_text, out, subset=subset, pool=pool, progress=progress_bar, report=report
+    )
+    if as_json:
+        echo_json(render_json({"predictions": str(out), "pool": pool, "classes": len(used.vectors), **used.to_facts()}))
+    else:
+        echo(f"wrote {out}")

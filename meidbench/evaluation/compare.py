@@ -135,8 +135,8 @@ class MethodResult(Measures):
 class Comparison(Printed):
     """Methods side by side, in the given order; ``group_classes`` counts the classes with positives, per group.
 
-    ``notes`` are the watermarks of any run and the sentences of ``Split.notes``. A notebook shows a comparison as a
-    table.
+    ``notes``, ``thresholds`` and ``group_names`` are as in ``Result``, the watermarks are those of any run. A notebook
+    shows a comparison as a table.
     """
 
     dataset: str
@@ -153,6 +153,7 @@ class Comparison(Printed):
     methods: tuple[MethodResult, ...]
     content_digest: str = ""
     thresholds: Thresholds | None = None
+    group_names: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     protocol: str = "tie-aware"
     format_version: int = 1
@@ -165,7 +166,13 @@ class Comparison(Printed):
             del method["samples"]
             if not any(method["budgets"]):
                 del method["budgets"]
+        if not self.group_names:
+            del content["group_names"]
         return render_json(content)
+
+    def list_classes(self) -> Sequence[ClassFacts]:
+        """Return the facts of each class."""
+        return self.classes
 
     @property
     def unequal_budgets(self) -> str:
@@ -206,6 +213,7 @@ class Comparison(Printed):
     def to_pandas(self) -> "pd.DataFrame":
         """Return a DataFrame with one row per method and group.
 
+        ``classes`` is the number of classes of the group with a positive; a group with 0 has no other value.
         ``mAP``, ``difference`` (to the reference) and their intervals ``..._low``, ``..._high`` over videos;
         ``probability`` of being better; ``corrected``, two-sided, after Holm's correction; ``wins``, ``ties`` and
         ``losses`` in classes; ``seeds``, and ``seed_std`` over them. Cells that have no value are NaN.
@@ -215,7 +223,8 @@ class Comparison(Printed):
         rows = []
         for method in self.methods:
             for group, mean in method.mAP.items():
-                row: dict[str, Any] = {"method": method.name, "group": group, "seeds": max(1, len(method.seeds))}
+                row: dict[str, Any] = {"method": method.name, "group": group, "classes": self.group_classes[group]}
+                row["seeds"] = max(1, len(method.seeds))
                 row |= {"mAP": mean.value, "mAP_low": mean.low, "mAP_high": mean.high}
                 row["seed_std"] = method.seed_spread[group].std if method.seed_spread else math.nan
                 entry = method.difference[group] if method.difference else Difference(*[math.nan] * 4)
@@ -233,7 +242,7 @@ class Comparison(Printed):
         rows = []
         for method in self.methods[:_METHODS_PRINTED]:
             name = method.name + (f" ({len(method.seeds)} seeds)" if len(method.seeds) > 1 else "")
-            row = [name, *(format_value(method.mAP[group].value) for group in GROUPS_SHOWN)]
+            row = [name, *(format_value(method.mAP[group].value) for group in self.groups_shown)]
             if several:
                 row.append("reference")
             if method.difference is not None:
@@ -243,11 +252,12 @@ class Comparison(Printed):
             rows.append(row)
         more = len(self.methods) - len(rows)
         lines = [f"and {more} more methods"] if more else []
+        lines += self.absent_groups
         if several:
             lines.append(f"difference: of overall, to {self.reference}, with its {self.level:.0%} interval over videos")
         lines += [self.unequal_budgets] if self.unequal_budgets else []
         lines.append("as a DataFrame: .to_pandas(); as a page: meidbench.comparison_html(...)")
-        header = ["mAP", *GROUPS_SHOWN, *(["difference"] if several else [])]
+        header = ["mAP", *map(self.title, self.groups_shown), *(["difference"] if several else [])]
         return PrintedTable(describe_subset(self, self.videos), header, rows, [*self.notes, *lines])
 
 
@@ -363,6 +373,7 @@ def _make_comparison(
         split_digest=split.digest,
         content_digest=split.content_digest,
         thresholds=split.thresholds,
+        group_names=split.group_names,
         notes=(*find_watermarks(text for method in methods.values() for text in method.warnings), *split.notes),
         videos=first.diagnostics.videos,
         reference=reference,

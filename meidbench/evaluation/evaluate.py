@@ -281,6 +281,7 @@ def evaluate_scores(
         split_digest=split.digest,
         content_digest=split.content_digest,
         thresholds=split.thresholds,
+        group_names=split.group_names,
         notes=(*find_watermarks(warnings), *split.notes),
         protocol=protocol,
         mAP=means[protocol],

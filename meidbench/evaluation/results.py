@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _LINE = 120  # characters of a line below a printed table
 FORMAT_VERSION = 1
 GROUPS_SHOWN = ("overall", *GROUP_NAMES)
+NO_CLASSES = "no classes"  # in the place of a mean over an empty group
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,23 @@ class MeanAP:
     head: float
     medium: float
     tail: float
+
+
+def implied_overall(published: MeanAP, sizes: Sequence[int]) -> float | None:
+    """Return the overall value that the groups of a published row imply, None where its own agrees with it.
+
+    ``sizes`` are the classes of head, medium and tail that are scored: the mean over all classes is the mean of the
+    groups, weighted by their classes. Both may differ by one unit of the last printed digit, half by the rounding of
+    the groups and half by that of the overall value. Numbers have three digits or more.
+
+    >>> implied_overall(MeanAP(0.567, 0.720, 0.607, 0.436), (47, 617, 340))
+    0.554...
+    >>> implied_overall(MeanAP(0.518, 0.687, 0.572, 0.397), (47, 617, 340))
+    """
+    overall, *groups = (published.overall, published.head, published.medium, published.tail)
+    implied = sum(size * value for size, value in zip(sizes, groups, strict=True)) / sum(sizes)
+    digits = max(3, *(len(repr(value).partition(".")[2]) for value in (overall, *groups)))
+    return implied if abs(implied - overall) > 10.0**-digits + 1e-9 else None
 
 
 @dataclass(frozen=True)
@@ -205,8 +223,39 @@ class PrintedTable:
 class Printed:
     """A result that a terminal shows as a small table of text, and a notebook as a table of HTML."""
 
+    group_names: dict[str, str]
+
     def _printed(self) -> PrintedTable:
         raise NotImplementedError
+
+    def list_classes(self) -> Sequence[ClassFacts]:
+        """Return the facts of each class."""
+        raise NotImplementedError
+
+    def title(self, group: str) -> str:
+        """Return the name of a group in tables and pages, which may be the benchmark's own."""
+        return self.group_names.get(group, group)
+
+    def describe_absence(self, group: str) -> str:
+        """Return why a group has no mean average precision; empty where it has one."""
+        members = [facts for facts in self.list_classes() if group in (facts.group, GROUPS_SHOWN[0])]
+        if any(facts.positives for facts in members):
+            return ""
+        return "no class with a positive" if members else NO_CLASSES
+
+    @property
+    def groups_shown(self) -> tuple[str, ...]:
+        """Overall, and the groups that have a mean average precision, for the columns of tables."""
+        return tuple(name for name in GROUPS_SHOWN if name == GROUPS_SHOWN[0] or not self.describe_absence(name))
+
+    @property
+    def absent_groups(self) -> list[str]:
+        """A line per group that has no mean average precision, such as ``medium: no classes``."""
+        return [
+            f"{self.title(name)}: {self.describe_absence(name)}"
+            for name in GROUPS_SHOWN[1:]
+            if name not in self.groups_shown
+        ]
 
     def __repr__(self) -> str:
         shown = self._printed()
@@ -256,8 +305,9 @@ class Result(Printed, Measures):
     """The evaluation of one prediction file on one subset of a split.
 
     ``other_protocols`` has the means by every other protocol that gives a different value for a group. ``notes`` are
-    the watermarks among the warnings and the sentences of ``Split.notes``. ``cross_check`` is not in the JSON, which
-    has the same bytes without it.
+    the watermarks among the warnings and the sentences of ``Split.notes``. ``thresholds`` is None where the groups of
+    the classes are by list. ``group_names`` has a benchmark's own names of groups, for tables. ``cross_check`` is not
+    in the JSON, which has the same bytes without it.
     """
 
     dataset: str
@@ -272,6 +322,7 @@ class Result(Printed, Measures):
     other_protocols: dict[str, MeanAP]
     content_digest: str = ""
     thresholds: Thresholds | None = None
+    group_names: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     intervals: Intervals | None = None
@@ -282,9 +333,15 @@ class Result(Printed, Measures):
         """Return the result as JSON: sorted keys, no time or host, null for undefined numbers."""
         content = asdict(self)
         del content["cross_check"]
+        if not self.group_names:
+            del content["group_names"]
         for entry in content["per_class"]:
             entry["class"] = entry.pop("index")
         return render_json(content)
+
+    def list_classes(self) -> Sequence[ClassFacts]:
+        """Return the result of each class."""
+        return self.per_class
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a DataFrame with one row per class, its index as index.
@@ -308,7 +365,8 @@ class Result(Printed, Measures):
         header += [column.measure for column in COLUMNS if column.key == GROUPS_SHOWN[0]]
         rows = []
         for name in GROUPS_SHOWN:
-            row = [name, format_value(getattr(self.mAP, name))]
+            mean = getattr(self.mAP, name)
+            row = [self.title(name), self.describe_absence(name) if math.isnan(mean) else format_value(mean)]
             if self.intervals is not None:
                 row.append(format_range(*vars(self.intervals.mAP[name]).values()))
             row += [format_value(column.value(self)) for column in COLUMNS if column.key == name]

@@ -89,7 +89,9 @@ def mean_chart(comparison: Comparison, group: str) -> str:
     reference = next((m.mAP[group].value for m in methods if m.name == comparison.reference), math.nan)
     if len(methods) > 1 and not math.isnan(reference):
         parts.append(draw_vertical_line(scale(reference), bands, "reference"))
-    return draw_svg(f"mean-{group}", (width, bottom + 18), f"Mean average precision, {group}", facts, parts)
+    return draw_svg(
+        f"mean-{group}", (width, bottom + 18), f"Mean average precision, {comparison.title(group)}", facts, parts
+    )
 
 
 def head_tail_chart(comparison: Comparison) -> str:
@@ -118,8 +120,8 @@ def head_tail_chart(comparison: Comparison) -> str:
         facts.append(f"{method.name}: {numbers}")
     parts += [
         *dots,
-        draw_text(right, bottom + 28, "head mAP", "tick", "end"),
-        draw_text(2, 10, "tail mAP", "tick"),
+        draw_text(right, bottom + 28, f"{comparison.title('head')} mAP", "tick", "end"),
+        draw_text(2, 10, f"{comparison.title('tail')} mAP", "tick"),
     ]
     return draw_svg("head-tail", (340, round(bottom) + 34), "Mean of the head and of the tail classes", facts, parts)
 
@@ -143,8 +145,8 @@ def change_charts(comparison: Comparison) -> dict[str, list[Chart]]:
     return {
         name: [
             _draw_profile(f"change-{index}", name, comparison, found, shared),
-            _draw_largest(f"gain-{index}", name, found, 1),
-            _draw_largest(f"loss-{index}", name, found, -1),
+            _draw_largest(f"gain-{index}", name, comparison, found, 1),
+            _draw_largest(f"loss-{index}", name, comparison, found, -1),
             _draw_changes_by_frequency(f"trend-{index}", name, comparison, found),
         ]
         for index, (name, found) in enumerate(changes.items())
@@ -192,9 +194,11 @@ def _draw_profile(
         lower = sum(change.value < -EQUAL for _, change in entries)
         tally = f"{higher} / {len(entries) - higher - lower} / {lower}"
         parts.append(draw(group, entries, left, width / len(entries), y))
-        parts.append(draw_text(left + width / 2, bottom + 16, f"{group} ({len(entries):,})", "name", "middle"))
+        parts.append(
+            draw_text(left + width / 2, bottom + 16, f"{comparison.title(group)} ({len(entries):,})", "name", "middle")
+        )
         parts.append(draw_text(left + width / 2, bottom + 30, tally, "number", "middle"))
-        facts.append(f"{group}: higher, equal and lower in {tally} classes")
+        facts.append(f"{comparison.title(group)}: higher, equal and lower in {tally} classes")
         left += width + gap
     for sign, word in ((1, "gain"), (-1, "loss")):
         for largest, change in _find_changed(changes, sign)[:1]:
@@ -227,7 +231,7 @@ def _draw_sorted_area(group: str, entries: Sequence[Change], left: float, step: 
     return f'<path class="area {group}" d="M{format_coordinate(left)} {zero}{d}H{end}V{zero}z"/>'
 
 
-def _draw_largest(identifier: str, name: str, changes: Sequence[Change], sign: int) -> Chart:
+def _draw_largest(identifier: str, name: str, comparison: Comparison, changes: Sequence[Change], sign: int) -> Chart:
     """Draw the largest gains or losses: the name of each class left of the axis, its number right of it."""
     word = "gain" if sign > 0 else "loss"
     changed = _find_changed(changes, sign)
@@ -249,7 +253,7 @@ def _draw_largest(identifier: str, name: str, changes: Sequence[Change], sign: i
             parts.append(draw_interval(x(change.low), x(change.high), middle, "limits"))
         tooltip = f"{named.name}: {_describe_change(change)}"
         parts.append(draw_mark(named.group, x(change.value), middle, 4, tooltip) + "</g>")
-        facts.append(f"{named.name} ({named.group}): {_describe_change(change)}")
+        facts.append(f"{named.name} ({comparison.title(named.group)}): {_describe_change(change)}")
     if not entries:
         parts, facts = [draw_text(2, 16, "no class", "tick")], ["no class"]
     many = {"gain": "gains", "loss": "losses"}[word]
@@ -278,7 +282,7 @@ def frequency_charts(comparison: Comparison) -> list[str]:
         title = f"Average precision of each class against its training videos, {method.name}"
         dashed = () if method is reference else reference.ap
         few = len(comparison.classes) <= FEW_CLASSES
-        plot = _Plot(f"frequency-{index}", title, "AP", format_number, y, few)
+        plot = _Plot(f"frequency-{index}", title, "AP", format_number, y, few, comparison.title)
         charts.append(_draw_by_frequency(plot, comparison.classes, method.ap, dashed))
     return charts
 
@@ -286,7 +290,15 @@ def frequency_charts(comparison: Comparison) -> list[str]:
 def _draw_changes_by_frequency(identifier: str, name: str, comparison: Comparison, changes: Sequence[Change]) -> Chart:
     limits = _change_limits([change for _, change in changes], with_intervals=False)
     title = f"Difference of average precision against training videos, {name} against {comparison.reference}"
-    plot = _Plot(identifier, title, "difference", format_signed, Scale(*limits, 190.0, 10.0), _are_few(comparison))
+    plot = _Plot(
+        identifier,
+        title,
+        "difference",
+        format_signed,
+        Scale(*limits, 190.0, 10.0),
+        _are_few(comparison),
+        comparison.title,
+    )
     svg = _draw_by_frequency(plot, [named for named, _ in changes], [change.value for _, change in changes])
     return Chart(name, svg)
 
@@ -320,6 +332,7 @@ class _Plot:
     write: Callable[[float], str]
     y: Scale
     tooltips: bool
+    name_group: Callable[[str], str]
 
 
 def _draw_by_frequency(
@@ -351,7 +364,7 @@ def _draw_by_frequency(
             d = "".join(mark_outline(group, px, py, radius) for px, py in places)
             parts.append(f'<path class="points {group}" d="{d}"/>')
         median = float(np.median([value for _, value, _, _ in members]))
-        facts.append(f"{group}: median {plot.write(median)} of {len(members):,} classes")
+        facts.append(f"{plot.name_group(group)}: median {plot.write(median)} of {len(members):,} classes")
     for kind, chosen in (("dashed", dashed), ("solid", values)):
         curve = _running_median(logs, np.array(chosen)) if len(chosen) else []
         d = "L".join(format_point(x(at), y(value)) for at, value in curve)

@@ -40,7 +40,6 @@ from meidbench.report.text import (
     format_signed,
     is_significant,
 )
-from meidbench.splits.groups import GROUP_NAMES
 
 _MARKS = {"head": "●", "medium": "■", "tail": "▲"}
 _CLASS_FACTS = 5  # columns of the table of classes before its columns per method
@@ -160,9 +159,9 @@ def _means(comparison: Comparison) -> str:
     )
     figures = ""
     for place, group in enumerate(GROUPS_SHOWN, 1):
-        caption = _key(group) if group in _MARKS else f"<b>{group}</b>"
-        known = comparison.group_classes[group]
-        chart = mean_chart(comparison, group) if known else '<p class="soft">no class with a positive</p>'
+        caption = _key(comparison, group) if group in _MARKS else f"<b>{group}</b>"
+        absent = comparison.describe_absence(group)
+        chart = f'<p class="soft">{absent}</p>' if absent else mean_chart(comparison, group)
         figures += _figure(caption, chart, f"means-table 0 {place}")
     whisker = ", line: interval over videos" if replicates else ""
     dashed = ", dashed line: the reference" if len(methods) > 1 else ""
@@ -193,7 +192,7 @@ def _seeds(comparison: Comparison) -> str:
         "Spread over training seeds",
         "Standard deviation of the mAP over training seeds, below it lowest to highest. The intervals of the other "
         "tables cover the choice of videos, not of seeds. All other values are averages over the seeds.",
-        heads + [_head(group, notes="low|high") for group in GROUPS_SHOWN],
+        heads + [_head(_group_title(comparison, group), notes="low|high") for group in GROUPS_SHOWN],
         rows,
     )
     return _section("seeds", table)
@@ -240,7 +239,9 @@ def _differences(comparison: Comparison) -> str:
         rows,
     )
     links = " · ".join(f'<a href="#against-{place}">{escape(method.name)}</a>' for place, method in compared)
-    parts = [f'<p class="soft">Below, per class: {links} · <a href="#gains">gain and frequency</a>. {_keys()}</p>']
+    parts = [
+        f'<p class="soft">Below, per class: {links} · <a href="#gains">gain and frequency</a>. {_keys(comparison)}</p>'
+    ]
     by_frequency = ""
     column = _CLASS_FACTS + len(comparison.methods)
     for (place, _), (name, charts) in zip(compared, change_charts(comparison).items(), strict=True):
@@ -282,7 +283,7 @@ def _frequency(comparison: Comparison) -> str:
     median = f"Line: running median over neighbouring classes{dashed}. " if enough else ""
     return _section(
         "frequency",
-        f'<p class="soft">One mark per class, by its number of training videos. {median}{_keys()}</p>\n'
+        f'<p class="soft">One mark per class, by its number of training videos. {median}{_keys(comparison)}</p>\n'
         f'<div class="charts">{figures}</div>',
     )
 
@@ -295,7 +296,7 @@ def _classes(comparison: Comparison) -> str:
     heads += [_head(escape(f"difference, {name}"), notes=notes) for name, _ in against]
     rows = []
     for place, facts in enumerate(comparison.classes):
-        cells = [_cell(str(facts.index)), f'<td class="word">{escape(facts.group)}</td>']
+        cells = [_cell(str(facts.index)), f'<td class="word">{escape(comparison.title(facts.group))}</td>']
         cells += [_cell(f"{facts.train_count:,}"), _cell(f"{facts.positives:,}")]
         cells += [_cell(format_number(method.ap[place])) for method in comparison.methods]
         for entry in (differences[place] for _, differences in against):
@@ -342,8 +343,16 @@ def _name(comparison: Comparison, method: MethodResult) -> str:
 
 
 def _group_heads(comparison: Comparison, notes: str) -> list[str]:
-    counts = comparison.group_classes
-    return [_head(f"{group}<small>{counts[group]:,} classes</small>", notes=notes) for group in GROUPS_SHOWN]
+    heads = []
+    for group in GROUPS_SHOWN:
+        count = comparison.describe_absence(group) or f"{comparison.group_classes[group]:,} classes"
+        heads.append(_head(f"{escape(comparison.title(group))}<small>{count}</small>", notes=notes))
+    return heads
+
+
+def _group_title(comparison: Comparison, group: str) -> str:
+    absent = comparison.describe_absence(group)
+    return escape(comparison.title(group)) + (f"<small>{absent}</small>" if absent else "")
 
 
 def _cell(value: str, notes: Sequence[str] = (), kind: str = "") -> str:
@@ -378,9 +387,10 @@ def _figure(caption: str, chart: str, source: str, rows: str = "") -> str:
     return f'<figure data-source="{source}"{rows}><figcaption>{caption}</figcaption>{chart}</figure>'
 
 
-def _key(group: str) -> str:
-    return f'<span class="key {group}"><i aria-hidden="true">{_MARKS[group]}</i> <b>{group}</b></span>'
+def _key(comparison: Comparison, group: str) -> str:
+    title = escape(comparison.title(group))
+    return f'<span class="key {group}"><i aria-hidden="true">{_MARKS[group]}</i> <b>{title}</b></span>'
 
 
-def _keys() -> str:
-    return "".join(map(_key, GROUP_NAMES))
+def _keys(comparison: Comparison) -> str:
+    return "".join(_key(comparison, group) for group in comparison.groups_shown[1:])

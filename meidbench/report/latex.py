@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from meidbench.errors import escape_controls
 from meidbench.evaluation.compare import Comparison, MethodResult
-from meidbench.evaluation.results import GROUPS_SHOWN, Difference, Estimate, SeedSpread, find_watermarks
+from meidbench.evaluation.results import Difference, Estimate, SeedSpread, find_watermarks
 from meidbench.report.text import (
     DASH,
     MINUS,
@@ -17,6 +17,7 @@ from meidbench.report.text import (
     format_signed,
     is_significant,
 )
+from meidbench.splits.groups import BY_LIST
 
 _ESCAPES = str.maketrans(
     {
@@ -46,9 +47,10 @@ def comparison_latex(comparison: Comparison) -> str:
     """
     differences = any(method.difference is not None for method in comparison.methods)
     environment = "table*" if differences else "table"
-    columns = len(GROUPS_SHOWN)
+    groups = comparison.groups_shown
+    columns, titles = len(groups), [escape_latex(comparison.title(group)) for group in groups]
     words = re.findall(r"[a-z0-9]+", f"{comparison.dataset} {comparison.variant} {comparison.subset}".lower())
-    best = {group: find_best([method.mAP[group].value for method in comparison.methods]) for group in GROUPS_SHOWN}
+    best = {group: find_best([method.mAP[group].value for method in comparison.methods]) for group in groups}
     lines = [
         "% \\usepackage{booktabs}",
         *(f"% {' '.join(note.split())}" for note in comparison.notes),
@@ -68,25 +70,32 @@ def comparison_latex(comparison: Comparison) -> str:
             f"    & {over}{{mAP}} & {over}{{difference to {escape_latex(comparison.reference)}}} \\\\",
             f"    \\cmidrule(lr){{2-{columns + 1}}} \\cmidrule(l){{{columns + 2}-{2 * columns + 1}}}",
         ]
-    lines += [_row(["Method", *GROUPS_SHOWN, *(GROUPS_SHOWN if differences else ())]), "    \\midrule"]
+    lines += [_row(["Method", *titles, *(titles if differences else ())]), "    \\midrule"]
     for place, method in enumerate(comparison.methods):
         if place:
             lines.append("    \\addlinespace")
-        lines += _method_rows(method, {group for group in GROUPS_SHOWN if place in best[group]}, differences)
+        lines += _method_rows(method, groups, {group for group in groups if place in best[group]}, differences)
     lines += ["    \\bottomrule", "  \\end{tabular}", *_budget_lines(comparison), f"\\end{{{environment}}}"]
     return "\n".join(lines) + "\n"
 
 
 def _caption(comparison: Comparison, differences: bool) -> str:
-    counts = [f"{group} ({comparison.group_classes[group]:,})" for group in GROUPS_SHOWN[1:]]
+    groups = [
+        f"{escape_latex(comparison.title(group))} ({comparison.group_classes[group]:,})"
+        for group in comparison.groups_shown[1:]
+    ]
+    last = " and ".join([", ".join(groups[:-1]), *groups[-1:]]) if len(groups) > 1 else "".join(groups)
+    over = f" and over the {last} classes" if groups else ""
     sentences = [f"\\textbf{{{escape_latex(mark)}.}}" for mark in find_watermarks(comparison.notes)]
     sentences.append(
         f"Mean average precision on the {escape_latex(comparison.subset)} subset of "
         f"{escape_latex(comparison.dataset)} (split: {escape_latex(comparison.variant)}; "
         f"{comparison.videos:,} videos, {comparison.group_classes['overall']:,} classes), "
-        f"overall and over the {counts[0]}, {counts[1]} and {counts[2]} classes; "
-        f"protocol: {escape_latex(comparison.protocol)}."
+        f"overall{over}; protocol: {escape_latex(comparison.protocol)}."
     )
+    if comparison.thresholds is None:
+        sentences.append(f"The groups of the classes are {BY_LIST}.")
+    sentences += [f"{escape_latex(absent)}." for absent in comparison.absent_groups]
     if comparison.replicates:
         sentences.append(
             f"In brackets: {100 * comparison.level:g}\\,\\% intervals of the Bayesian bootstrap over videos "
@@ -118,15 +127,15 @@ def _budget_lines(comparison: Comparison) -> list[str]:
     return [f"  \\par\\smallskip{{\\footnotesize {sentences}}}"]
 
 
-def _method_rows(method: MethodResult, best: set[str], differences: bool) -> list[str]:
+def _method_rows(method: MethodResult, groups: Sequence[str], best: set[str], differences: bool) -> list[str]:
     name = escape_latex(method.name)
     # After the \\ of the row above, TeX would read an asterisk or a bracket as an argument.
     values, intervals = ["{}" + name if name.startswith(("*", "[")) else name], [""]
-    for group in GROUPS_SHOWN:
+    for group in groups:
         spread = method.seed_spread[group] if method.seed_spread else None
         values.append(_value(method.mAP[group], group in best, spread))
         intervals.append(_interval(method.mAP[group]))
-    for group in GROUPS_SHOWN if differences else ():
+    for group in groups if differences else ():
         difference = None if method.difference is None else method.difference[group]
         change = "" if difference is None else _symbols(format_signed(difference.value))
         values.append(f"\\textbf{{\\boldmath {change}}}" if is_significant(method, group) else change)

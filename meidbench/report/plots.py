@@ -13,7 +13,7 @@ from meidbench.evaluation.results import Result, find_watermarks
 from meidbench.files import written_whole
 from meidbench.names import DATASETS, PLOT_FORMATS, RELEASED
 from meidbench.report.text import make_cells_safe
-from meidbench.splits.groups import GROUP_NAMES
+from meidbench.splits.groups import BY_LIST, GROUP_NAMES
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.split import Split
 
@@ -78,15 +78,20 @@ def _draw_frequencies(axes: Any, split: Split) -> None:
 
 
 def write_per_class(result: Result, path: Path) -> Path:
-    """Write the result of each class as CSV; the AP cell of a class without positives stays empty."""
+    """Write the result of each class as CSV; the AP cell of a class without positives stays empty.
+
+    A column tells the watermark of the scores, another one that the groups of the classes are by list.
+    """
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         mark = "; ".join(find_watermarks(result.notes))
-        marks = (mark,) if mark else ()
+        marks = {"watermark": mark} if mark else {}
+        if result.thresholds is None:
+            marks["groups"] = BY_LIST
         header = ("class", "name", "group", "train_count", "positives", "ap")
-        writer.writerow((*header, *("watermark" for _ in marks)))
+        writer.writerow((*header, *marks))
         for entry in result.per_class:
             ap = "" if math.isnan(entry.ap) else repr(entry.ap)
-            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap, *marks)
+            row = (entry.index, entry.name, entry.group, entry.train_count, entry.positives, ap, *marks.values())
             writer.writerow(make_cells_safe(row))
     return path

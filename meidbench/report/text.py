@@ -118,8 +118,8 @@ def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[st
     """Return a line per fact that a reader of a column of Table 1 needs besides its numbers."""
     lines = []
     for title, entry in zip(titles, statistics, strict=True):
-        sizes = {subset: getattr(entry, subset) for subset in SUBSETS}
-        lines += [f"{title}: {note}" for note in (*entry.notes, *describe_missing_subsets(sizes))]
+        sizes, by_list = {subset: getattr(entry, subset) for subset in SUBSETS}, entry.head_above is None
+        lines += [f"{title}: {note}" for note in (*entry.notes, *describe_missing_subsets(sizes, by_list=by_list))]
         if entry.classes_without_videos:
             what = "classes have no video in any subset and count in no group"
             lines.append(f"{title}: {entry.classes_without_videos:,} of the {what}")
@@ -129,7 +129,9 @@ def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[st
 def table_1_comparison(statistics: Statistics, manifest: Manifest) -> str:
     """Lay out the row of Table 1 of a built split next to the paper's row."""
     built = {"built": _statistics_column(asdict(statistics))} | _paper_column(manifest)
-    return _lay_out_columns([manifest.title, *built], list(built.values()))
+    table = _lay_out_columns([manifest.title, *built], list(built.values()))
+    own = " / ".join(manifest.group_names.get(name, name) for name in GROUP_NAMES)
+    return table.replace(" / ".join(GROUP_NAMES), own)
 
 
 def _paper_column(manifest: Manifest) -> dict[str, list[str]]:
@@ -187,7 +189,11 @@ def evaluation_table(result: Result) -> str:
     if result.protocol != "tie-aware":
         lines.append(f"protocol {result.protocol}")
     for name, means in result.other_protocols.items():
-        values = "  ".join(f"{group} {_number(getattr(means, group), 4)}" for group in GROUPS_SHOWN)
+        numbers = {group: getattr(means, group) for group in GROUPS_SHOWN}
+        values = "  ".join(
+            f"{result.title(group)} {result.describe_absence(group) if math.isnan(mean) else _number(mean, 4)}"
+            for group, mean in numbers.items()
+        )
         lines.append(f"by {name}: {values}")
     if result.diagnostics.classes_without_positives:
         fate = "count as 0" if result.protocol == "apmeter" else "are left out of the means"
@@ -220,13 +226,15 @@ def _is_formula(text: str) -> bool:
 def comparison_table(comparison: Comparison) -> str:
     """Lay out the means with their intervals, and the differences to the reference, group by group, in 80 columns.
 
+    A group without a mean has a line in the place of its table.
     Wins, ties and losses, the spread over seeds, and the budgets that are known have a table each.
     """
     several = len(comparison.methods) > 1
     corrected = len(comparison.methods) > 2 and comparison.replicates > 0
     header = ["mAP", *(["difference ", "P"] if several else []), *(["Holm"] if corrected else [])]
-    tables = []
-    for group in GROUPS_SHOWN:
+    tables, shown = [], comparison.groups_shown
+    titles = list(map(comparison.title, shown))
+    for group in shown:
         rows = []
         for method in comparison.methods:
             row = [escape_controls(method.name), _with_interval(method.mAP[group])]
@@ -239,11 +247,13 @@ def comparison_table(comparison: Comparison) -> str:
             elif several:
                 row += ["reference ", *"-" * (2 if corrected else 1)]
             rows.append(row)
-        tables.append(_right_aligned([group, *header], rows))
+        tables.append(_right_aligned([comparison.title(group), *header], rows))
+    if absent := comparison.absent_groups:
+        tables.append("\n".join(map(escape_controls, absent)))
     if several:
-        tables.append(_right_aligned(["win/tie/loss", *GROUPS_SHOWN], _tallies(comparison)))
+        tables.append(_right_aligned(["win/tie/loss", *titles], _tallies(comparison)))
     if spreads := _spreads_over_seeds(comparison):
-        tables.append(_right_aligned(["over seeds", *GROUPS_SHOWN], spreads))
+        tables.append(_right_aligned(["over seeds", *titles], spreads))
     if budgets := budget_rows(comparison):
         tables.append(_right_aligned(["budget", *COLUMNS], [[escape_controls(row[0]), *row[1:]] for row in budgets]))
     return "\n\n".join([*tables, _explain_comparison(comparison, bool(spreads), bool(budgets))])
@@ -253,7 +263,7 @@ def _tallies(comparison: Comparison) -> list[list[str]]:
     rows = []
     for method in comparison.methods:
         if method.tally is not None:
-            tallies = [method.tally[group] for group in GROUPS_SHOWN]
+            tallies = [method.tally[group] for group in comparison.groups_shown]
             rows.append([escape_controls(method.name), *(f"{n.wins}/{n.ties}/{n.losses}" for n in tallies)])
     return rows
 
@@ -262,7 +272,7 @@ def _spreads_over_seeds(comparison: Comparison) -> list[list[str]]:
     rows = []
     for method in comparison.methods:
         if (spread := method.seed_spread) is not None:
-            ends = [(spread[group].low, spread[group].high) for group in GROUPS_SHOWN]
+            ends = [(spread[group].low, spread[group].high) for group in comparison.groups_shown]
             cells = ["-" if math.isnan(low) else f"{format_number(low)} to {format_number(high)}" for low, high in ends]
             rows.append([f"{escape_controls(method.name)} ({len(method.seeds)})", *cells])
     return rows
@@ -345,7 +355,10 @@ def construction_report(
 
 
 def _describe_targets(made: Construction) -> str:
-    values = {name: value for name, value in asdict(made.targets).items() if value not in (None, ())}
+    unused = () if made.split.thresholds else ("head_above", "tail_up_to")
+    values = {
+        name: value for name, value in asdict(made.targets).items() if value not in (None, ()) and name not in unused
+    }
     texts = {
         name: "+".join(value) if isinstance(value, tuple) else str(value) if isinstance(value, int) else f"{value:g}"
         for name, value in values.items()

@@ -42,10 +42,11 @@ def make_clips(folder: Path, count: int, seconds: int, height: int, width: int) 
         shutil.copy(folder / "clip000.mp4", folder / f"clip{number:03d}.mp4")
 
 
-def decode_only(videos: list[Video], rule: FrameRule, processes: int) -> tuple[float, int]:
+def decode_only(videos: list[Video], extractor: Extractor, processes: int) -> tuple[float, int]:
     """Seconds and frames of decoding into shared memory, from the first frame that arrives."""
     frames, begun = 0, None
-    with DecoderPool(videos, DecodingSettings(rule), processes) as pool:
+    settings = DecodingSettings(extractor.rule, geometry=extractor.encoder.preprocessing.geometry)
+    with DecoderPool(videos, settings, processes) as pool:
         for event in pool:
             if isinstance(event, FrameBatch):
                 begun = begun or time.perf_counter()
@@ -58,7 +59,7 @@ def decode_only(videos: list[Video], rule: FrameRule, processes: int) -> tuple[f
 
 def forward_only(extractor: Extractor, frames: int, size: tuple[int, int]) -> float:
     """Seconds of preprocessing and backbone on frames in memory, in batches as extraction makes them."""
-    window = find_crop_window(*size)
+    window = find_crop_window(*size, extractor.encoder.preprocessing.geometry)
     shape = (min(extractor.batch_size, frames), window.bottom - window.top, window.right - window.left, 3)
     batch = torch.randint(0, 255, shape, dtype=torch.uint8).to(extractor.device)
     extractor.encode(extractor.crop(batch, window))
@@ -120,7 +121,7 @@ def measure(arguments: argparse.Namespace, folder: Path, scratch: Path) -> None:
     for processes in arguments.workers or [default_workers(extractor.device)]:
         tries = []
         for number in range(arguments.repeat):
-            seconds, frames = decode_only(videos, rule, processes)
+            seconds, frames = decode_only(videos, extractor, processes)
             backbone = forward_only(extractor, frames, size)
             extractor.spans.clear()
             out = scratch / f"{processes}-{number}.h5"

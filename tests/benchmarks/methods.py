@@ -60,7 +60,7 @@ def main() -> None:
             config = resolve(
                 method,
                 split,
-                aggregator=None if method.startswith(("move", "linear_probe")) else asked.aggregator,
+                aggregator=None if method.startswith(("move", "linear_probe", "text_adapter")) else asked.aggregator,
                 settings=[
                     *SETTINGS,
                     f"schedule.epochs={asked.epochs}",

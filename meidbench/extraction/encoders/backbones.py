@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -281,23 +282,34 @@ def for_inference(model: nn.Module, device: torch.device | str, precision: str =
     copied = copy.deepcopy(model)
     if fold := getattr(copied, "fold_batch_norms", None):
         fold()
-    copied.requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copied.requires_grad_(False).to(device)
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        if tensor.ndim == 4:  # convolutions over frames have 5 dimensions, for which this layout does not exist
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return InferenceModel(copied, device, precision).eval()
 
 
 @contextmanager
 def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
     """Compute in the given precision, whatever the settings of the process are."""
-    # Convolutions must not use TF32, the default on GPUs, which would leave three digits of fp32.
-    backend = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cudnn
-    holder, name, value = getattr(backend, "conv", None), "fp32_precision", "ieee"
-    if not hasattr(holder, name):  # before torch 2.9
-        holder, name, value = torch.backends.cudnn, "allow_tf32", False  # type: ignore[assignment]
-    before = getattr(holder, name)
-    setattr(holder, name, value)
+    # TF32, which GPUs use by default for convolutions and on request for products, would leave three digits of fp32.
+    before = [(holder, name, getattr(holder, name)) for holder, name, _ in _exact_settings(device)]
     dtype = PRECISIONS[precision]
     try:
+        for holder, name, value in _exact_settings(device):
+            setattr(holder, name, value)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             yield
     finally:
-        setattr(holder, name, before)
+        for holder, name, value in reversed(before):
+            setattr(holder, name, value)
+
+
+def _exact_settings(device: torch.device) -> list[tuple[Any, str, Any]]:
+    """Return the settings of the process, as object, attribute and value, under which float32 is not shortened."""
+    backends: Any = torch.backends
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
+        return [(backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
+    cpu, name, value = backends.mkldnn, "fp32_precision", "ieee"
+    holders = (cpu.conv, cpu.matmul) if device.type == "cpu" else (backends.cudnn.conv, backends.cuda.matmul)
+    return [(holder, name, value) for holder in holders]

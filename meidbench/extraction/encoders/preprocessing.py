@@ -96,9 +96,11 @@ class Preprocessor:
     bit, on every device. TF32, autocast and the precision set for float32 products do not matter, because they do not
     touch float64.
 
-    Pillow 13 filters some images along the columns first, which changes a few values by 1; among usual sizes these
-    are tall portraits only (999 rows, 281 columns; not 720 and 405). Here the rows always come first, so that
-    features do not depend on the installed Pillow.
+    Pillow 13 filters some images along the columns first. Where the short side is resized, these are tall portraits
+    only (999 rows, 281 columns; not 720 and 405); with ``square`` they are most portraits. Bilinear values then differ
+    by 1 at most, bicubic ones by 2 in smooth images and by more at hard edges, which are clipped between the passes.
+    Here the rows always come first, as in all versions up to 12, so that features do not depend on the installed
+    Pillow.
 
     Examples
     --------
