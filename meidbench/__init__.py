@@ -6,6 +6,7 @@ AnimalKingdom           the FeatureDataset of that benchmark
 CharadesEgoLT           the FeatureDataset of that benchmark
 CharadesLT              the FeatureDataset of that benchmark
 Comparison              what compare returns: methods side by side
+EpicKitchens100         the FeatureDataset of that benchmark, for each of its tasks
 FeatureDataset          features and labels of any split, for a PyTorch DataLoader
 MeanAveragePrecision    a metric that takes batches, and merges processes
 MeidbenchError          the base class of every error that data or a call can cause
@@ -39,7 +40,14 @@ if TYPE_CHECKING:
     from meidbench.evaluation.metric import MeanAveragePrecision
     from meidbench.evaluation.results import Result
     from meidbench.features import open_features
-    from meidbench.loading.datasets import AnimalKingdom, CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
+    from meidbench.loading.datasets import (
+        AnimalKingdom,
+        CharadesEgoLT,
+        CharadesLT,
+        EpicKitchens100,
+        FeatureDataset,
+        VideoLT,
+    )
     from meidbench.predictions.align import read_predictions
     from meidbench.predictions.values import write_predictions
     from meidbench.report.html import comparison_html
@@ -47,10 +55,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AnimalKingdom", "CharadesEgoLT", "CharadesLT", "Comparison", "FeatureDataset", "MeanAveragePrecision",
-    "MeidbenchError", "Result", "Split", "VideoLT", "__version__", "average_precision", "compare", "comparison_html",
-    "evaluate", "load_split", "open_features", "read_predictions", "split_from_pandas", "write_predictions",
-    "write_split",
+    "AnimalKingdom", "CharadesEgoLT", "CharadesLT", "Comparison", "EpicKitchens100", "FeatureDataset",
+    "MeanAveragePrecision", "MeidbenchError", "Result", "Split", "VideoLT", "__version__", "average_precision",
+    "compare", "comparison_html", "evaluate", "load_split", "open_features", "read_predictions", "split_from_pandas",
+    "write_predictions", "write_split",
 ]  # fmt: skip
 # As the imports above, which type checkers read; here a name is imported at its first use, so that this import is fast.
 _HOMES = {
@@ -61,7 +69,9 @@ _HOMES = {
     "evaluation.metric": ("MeanAveragePrecision",),
     "evaluation.results": ("Result",),
     "features": ("open_features",),
-    "loading.datasets": ("AnimalKingdom", "CharadesEgoLT", "CharadesLT", "FeatureDataset", "VideoLT"),
+    "loading.datasets": (
+        *("AnimalKingdom", "CharadesEgoLT", "CharadesLT", "EpicKitchens100", "FeatureDataset", "VideoLT"),
+    ),
     "predictions.align": ("read_predictions",),
     "predictions.values": ("write_predictions",),
     "report.html": ("comparison_html",),

@@ -4,12 +4,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 DATASETS = ("videolt", "charadeslt", "charadesegolt", "animalkingdom")
+# Built from official files of which not all are known by a digest; see splits/epic.py.
+EPIC_DATASETS = ("epic100-verbs", "epic100-nouns", "epic100-all-nouns")
+BENCHMARKS = (*DATASETS, *EPIC_DATASETS)
 SUBSETS = ("train", "val", "test")
 # Other names of subsets, in tables and in names of files.
 SUBSET_NAMES = {name: name for name in SUBSETS} | {
     **{"training": "train", "validate": "val", "validation": "val", "valid": "val", "testing": "test"},
 }
 RELEASED = "released"
+OFFICIAL = "official"  # of EPIC_DATASETS, from the official files
 DRAWN_VARIANTS = ("pareto", "grouped", "exact")
 VARIANTS = (RELEASED, *DRAWN_VARIANTS)
 GROUP_KEYS = ("pair", "subject")

@@ -19,7 +19,7 @@ from meidbench.annotations import Annotations
 from meidbench.checks import describe_missing, match_name, one_of, suggest
 from meidbench.errors import SplitError, bullet_list, describe_content, escape_controls, first_few
 from meidbench.files import written_whole
-from meidbench.names import DATASETS, RELEASED, SUBSETS
+from meidbench.names import BENCHMARKS, DATASETS, RELEASED, SUBSETS
 from meidbench.splits.groups import BY_LIST, Groups, Thresholds, find_group_problems
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
 from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, content_digest
@@ -406,7 +406,7 @@ def contradictions(split: Split) -> list[str]:
 def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     """Return a split by its benchmark's name or its file's path; a ``Split`` is returned unchanged.
 
-    A benchmark (one of ``meidbench.names.DATASETS``, also as ``CharadesLT``) must have been built under
+    A benchmark (one of ``meidbench.names.BENCHMARKS``, also as ``CharadesLT``) must have been built under
     ``MEIDBENCH_HOME``; ``check`` is as in ``read_split``. ``SplitError`` if the split does not exist or cannot be used.
     """
     if isinstance(split, Split):
@@ -416,13 +416,13 @@ def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
             f"split is {'missing' if split is None else f'of type {type(split).__name__}'}; expected a Split, its "
             "path, or a benchmark's name"
         )
-    path, name = Path(split), match_name(str(split), DATASETS)
-    if name in DATASETS and not path.is_file():
+    path, name = Path(split), match_name(str(split), BENCHMARKS)
+    if name in BENCHMARKS and not path.is_file():
         path = split_path(name)
         if not path.is_file():
             remedy = f"Build it: meidbench build-splits {name} --annotations DIR"
             raise SplitError(f"the split {name} is not built yet (looked for {path})\n{remedy}")
     if not path.exists() and path.name == str(split) and not path.suffix:
-        found = suggest(name, DATASETS)
-        raise SplitError(f"{str(split)!r} is neither a split file nor one of {', '.join(DATASETS)}{found}")
+        found = suggest(name, BENCHMARKS)
+        raise SplitError(f"{str(split)!r} is neither a split file nor one of {', '.join(BENCHMARKS)}{found}")
     return read_split(path, check=check)

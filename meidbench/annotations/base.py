@@ -1,5 +1,6 @@
 """Annotated videos as one table; the lines, checks and labels that the readers of all formats share."""
 
+import csv
 import hashlib
 import math
 import re
@@ -173,6 +174,28 @@ def read_benchmark(
     problems += [f"video {video_id} occurs more than once" for video_id in find_repeated(table.video_ids)]
     check_problems(problems, f"in the annotations in {class_file.parent}", manifest.remedy)
     return table
+
+
+def read_csv_rows(lines: LineReader, columns: Sequence[str], problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place where each row ends (file and line, for messages) and its cells in the order of ``columns``."""
+    name = lines.path.name
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = next(reader, [])
+        missing = [column for column in columns if column not in header]
+        if missing:
+            problems.append(f"{name}, line 1: no column {', '.join(missing)}; the header is {first_few(header, 15)!r}")
+            return
+        places = [header.index(column) for column in columns]
+        for row in reader:
+            if len(row) == len(header):
+                yield f"{name}, line {lines.number} ({row[places[0]]})", [row[place] for place in places]
+            elif row:
+                wanted = f"expected {len(header)} ({first_few(header, 15)})"
+                what = f"{write_count(len(row), 'cell')}, {wanted}; a cut-off line?"
+                problems.append(f"{name}, line {lines.number} ({row[0]}): {what}")
+    except csv.Error as error:
+        problems.append(f"{name}, line {lines.number}: {error}; a quotation mark is open or the file is cut off")
 
 
 def check_codes(path: Path, codes: Sequence[str], form: str, manifest: Manifest) -> None:

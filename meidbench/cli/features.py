@@ -56,7 +56,6 @@ def _split_ids(split: str | None) -> list[str] | None:
 
 
 def _find_of_split(videos: Path, split: str) -> "VideoList":
-    """Find the videos of a split's samples, which may be parts of longer videos."""
     from meidbench.extraction.videos import find_samples
     from meidbench.splits.split import load_split
 

@@ -27,7 +27,8 @@ from meidbench.cli.parameters import (
 )
 from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few, write_count
 from meidbench.names import (
-    DATASETS,
+    BENCHMARKS,
+    EPIC_DATASETS,
     GROUP_KEYS,
     IMPORT_FORMATS,
     PLOT_FORMATS,
@@ -106,17 +107,19 @@ def build_splits(
 ) -> None:
     """Build the split of DATASET and write it.
 
-    DATASET is videolt, charadeslt, charadesegolt or animalkingdom, or a file of your own (NAME.toml): a manifest, or a
-    plan, which names your videos and describes the split. Of a benchmark, the published split is built: ids, labels and
-    statistics must be the released ones. If they differ, the videos and classes that differ are named and nothing is
-    written.
+    DATASET is videolt, charadeslt, charadesegolt, animalkingdom, epic100-verbs, epic100-nouns or epic100-all-nouns, or
+    a file of your own (NAME.toml): a manifest, or a plan, which names your videos and describes the split. Of a
+    benchmark, the published split is built: ids, labels and statistics must be the released ones. If they differ, the
+    videos and classes that differ are named and nothing is written.
 
     With --variant or a plan a new split is drawn from the annotated videos, the same for the same seed. It is written
     as NAME-VARIANT-SEED, and beside it NAME-VARIANT-SEED.plan.toml, which makes it again.
     """
     from meidbench.construction.plans import is_plan, plan_for_benchmark, read_plan
 
-    given_plan = dataset not in DATASETS and is_plan(Path(dataset))
+    if dataset in EPIC_DATASETS and variant is not None:
+        raise click.UsageError(f"{dataset} has its official split only: --variant has no meaning for it")
+    given_plan = dataset not in BENCHMARKS and is_plan(Path(dataset))
     if variant in (None, RELEASED) and not given_plan:
         drawn = (("--seed", seed), ("--group-by", group_by), ("--set", settings))
         for what, value in (*drawn, ("--accept-other-annotations", accept_other or None)):
@@ -162,13 +165,15 @@ def _build_released(
 ) -> None:
     from meidbench.files import file_sha256
     from meidbench.report.text import table_1_comparison
+    from meidbench.splits.epic import build_epic
     from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
     from meidbench.splits.released import build_released
     from meidbench.splits.statistics import split_statistics
 
     manifest = load_manifest(dataset)
-    split = build_released(dataset, annotations or annotations_folder(manifest.annotations))
-    target = split_path(manifest.name)
+    folder = annotations or annotations_folder(manifest.annotations)
+    split, told = build_epic(dataset, folder) if dataset in EPIC_DATASETS else (build_released(dataset, folder), [])
+    target = split_path(manifest.name, split.variant)
     places = _places(out or target.parent, target.stem, manifest.list_names, formats)
     _refuse_lost_sources(places.values(), _annotation_files(manifest, annotations))
     written = _write(split, places)
@@ -183,8 +188,7 @@ def _build_released(
         echo_json(json.dumps(content, indent=2))
         return
     _print_result(table_1_comparison(statistics, manifest), written)
-    for defect in manifest.defects:
-        echo(f"known defect: {defect}", err=True)
+    echo("\n".join([*told, *(f"known defect: {defect}" for defect in manifest.defects)]), err=True)
 
 
 def _annotation_files(manifest: "Manifest | None", annotations: Path | None) -> list[Path]:
