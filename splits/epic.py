@@ -26,8 +26,8 @@ def build_epic(dataset: str, folder: Path) -> tuple[Split, list[str]]:
     """Build a split of EPIC-KITCHENS-100 from the folder of its official files, and tell what of it was verified.
 
     The variant is ``official``, or ``source-domain`` where the folder lacks ``EPIC_100_train.csv`` and has the training
-    file of the source domain, of 12 participants. An ``AnnotationError`` names the segments that differ from the official
-    ones where the digest of a file is known, else the number of segments.
+    file of the source domain, of 12 participants. An ``AnnotationError`` names the segments that differ from the
+    official ones where the digest of a file is known, else the number of segments.
     """
     manifest = load_manifest(dataset)
     used, variant = _choose_files(manifest, Path(folder))

@@ -108,9 +108,8 @@ def build_splits(
     """Build the split of DATASET and write it.
 
     DATASET is videolt, charadeslt, charadesegolt, animalkingdom, epic100-verbs, epic100-nouns or epic100-all-nouns, or
-    a file of your own (NAME.toml): a manifest, or a plan, which names your videos and describes the split. Of a
-    benchmark, the published split is built: ids, labels and statistics must be the released ones. If they differ, the
-    videos and classes that differ are named and nothing is written.
+    a file of your own (NAME.toml): a manifest, or a plan, which names your videos and describes the split. The split of
+    a benchmark must be the published one; where it is not, the videos and classes that differ are named.
 
     With --variant or a plan a new split is drawn from the annotated videos, the same for the same seed. It is written
     as NAME-VARIANT-SEED, and beside it NAME-VARIANT-SEED.plan.toml, which makes it again.
@@ -188,7 +187,8 @@ def _build_released(
         echo_json(json.dumps(content, indent=2))
         return
     _print_result(table_1_comparison(statistics, manifest), written)
-    echo("\n".join([*told, *(f"known defect: {defect}" for defect in manifest.defects)]), err=True)
+    for line in (*told, *(f"known defect: {defect}" for defect in manifest.defects)):
+        echo(line, err=True)
 
 
 def _annotation_files(manifest: "Manifest | None", annotations: Path | None) -> list[Path]:
