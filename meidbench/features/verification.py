@@ -173,8 +173,7 @@ def verify(
     found["axes"] += [f"{video_id} {source.squeezed[video_id]}" for video_id in ready if video_id in source.squeezed]
     wanted = set(ready) if split is None else set(split.table.column("video_id").to_pylist())
     if split is not None:
-        found["missing"] += wanted - ids
-        found["extra"] += ids - wanted
+        found["missing"], found["extra"] = [*(wanted - ids)], [*(ids - wanted)]
         found["span"] += _other_spans(header, split)
     stored_recipe: Recipe | None = None if header is None else header.recipe
     found["recipe"] += _recipe_faults(stored_recipe, recipe or {})
@@ -182,9 +181,7 @@ def verify(
     chosen = [] if extract is None else _draw([video_id for video_id in ready if video_id in wanted], sample, seed)
     similarities = [] if extract is None else _compare(stored, chosen, extract, found, progress)
     skipped = {"width", "dtype"} if header is not None else {"failed", "pending", "checksum", "salvaged"}
-    if header is None or not header.layout.spans or split is None:
-        skipped.add("span")
-    skipped.add("axes")  # no check, but a remark where there is one
+    skipped |= {"axes", "span"}  # no checks, but remarks where there are some
     options = (("missing", split), ("extra", split), ("recipe", recipe), ("similarity", extract))
     skipped |= {check for check, given in options if not given}
     return Verification(
