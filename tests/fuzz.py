@@ -99,6 +99,7 @@ FORMS = {
     "table, JSON lines": Form("t.jsonl", "json", (IMPORT,)),
     "list": Form("l.txt", "text", (IMPORT.replace("{}", "train={}"),)),
     "list of mmaction2": Form("m.txt", "text", (IMPORT.replace("{}", "train={} --format mmaction2"),)),
+    "list of SlowFast": Form("s.csv", "text", (IMPORT.replace("{}", "train={} --format slowfast"),)),
     "class names": Form("names.txt", "text", ("import-split t.csv --class-names {}" + IMPORT.split("{}")[1],)),
     "feature file": Form("f.h5", "hdf5", (PREDICT,), checksum=True),
     "feature file, verified": Form("f.h5", "hdf5", ("verify-features {} --split split.parquet",), checksum=True),
