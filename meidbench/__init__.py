@@ -7,6 +7,7 @@ CharadesEgoLT           the FeatureDataset of that benchmark
 CharadesLT              the FeatureDataset of that benchmark
 ClassAverageAccuracy    a metric of single labels that takes batches, and merges processes
 Comparison              what compare returns: methods side by side
+EpicKitchens100         the FeatureDataset of that benchmark, for each of its tasks
 FeatureDataset          features and labels of any split, for a PyTorch DataLoader
 MeanAveragePrecision    a metric that takes batches, and merges processes
 MeidbenchError          the base class of every error that data or a call can cause
@@ -42,7 +43,14 @@ if TYPE_CHECKING:
     from meidbench.evaluation.metric import ClassAverageAccuracy, MeanAveragePrecision
     from meidbench.evaluation.results import Result
     from meidbench.features import open_features
-    from meidbench.loading.datasets import AnimalKingdom, CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
+    from meidbench.loading.datasets import (
+        AnimalKingdom,
+        CharadesEgoLT,
+        CharadesLT,
+        EpicKitchens100,
+        FeatureDataset,
+        VideoLT,
+    )
     from meidbench.predictions.align import read_predictions
     from meidbench.predictions.values import write_predictions
     from meidbench.report.html import comparison_html
@@ -50,10 +58,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AnimalKingdom", "CharadesEgoLT", "CharadesLT", "ClassAverageAccuracy", "Comparison", "FeatureDataset", "MeanAveragePrecision",
-    "MeidbenchError", "Result", "Split", "VideoLT", "__version__", "average_precision", "compare", "comparison_html",
-    "evaluate", "hold_out_val", "load_split", "open_features", "read_predictions", "split_from_pandas",
-    "write_predictions", "write_split",
+    "AnimalKingdom", "CharadesEgoLT", "CharadesLT", "ClassAverageAccuracy", "Comparison", "EpicKitchens100",
+    "FeatureDataset", "MeanAveragePrecision", "MeidbenchError", "Result", "Split", "VideoLT", "__version__",
+    "average_precision", "compare", "comparison_html", "evaluate", "hold_out_val", "load_split", "open_features",
+    "read_predictions", "split_from_pandas", "write_predictions", "write_split",
 ]  # fmt: skip
 # As the imports above, which type checkers read; here a name is imported at its first use, so that this import is fast.
 _HOMES = {
@@ -65,7 +73,9 @@ _HOMES = {
     "evaluation.metric": ("ClassAverageAccuracy", "MeanAveragePrecision"),
     "evaluation.results": ("Result",),
     "features": ("open_features",),
-    "loading.datasets": ("AnimalKingdom", "CharadesEgoLT", "CharadesLT", "FeatureDataset", "VideoLT"),
+    "loading.datasets": (
+        *("AnimalKingdom", "CharadesEgoLT", "CharadesLT", "EpicKitchens100", "FeatureDataset", "VideoLT"),
+    ),
     "predictions.align": ("read_predictions",),
     "predictions.values": ("write_predictions",),
     "report.html": ("comparison_html",),

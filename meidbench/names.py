@@ -4,6 +4,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 DATASETS = ("videolt", "charadeslt", "charadesegolt", "animalkingdom")
+# Built from official files of which not all are known by a digest; see splits/epic.py.
+EPIC_DATASETS = ("epic100-verbs", "epic100-nouns", "epic100-all-nouns")
+BENCHMARKS = (*DATASETS, *EPIC_DATASETS)
 SUBSETS = ("train", "val", "test")
 # Other names of subsets, in tables and in names of files.
 SUBSET_NAMES = {name: name for name in SUBSETS} | {
@@ -11,6 +14,7 @@ SUBSET_NAMES = {name: name for name in SUBSETS} | {
 }
 RELEASED = "released"
 HELD_OUT = "heldout"  # begins the variant of a split whose val was taken out of train
+OFFICIAL = "official"  # of EPIC_DATASETS, from the official files
 DRAWN_VARIANTS = ("pareto", "grouped", "exact")
 VARIANTS = (RELEASED, *DRAWN_VARIANTS)
 GROUP_KEYS = ("pair", "subject")

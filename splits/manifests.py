@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from meidbench.checks import FieldReader, parse_toml, read_dataclass, suggest
 from meidbench.errors import MeidbenchError, bullet_list
-from meidbench.names import DATASETS, RELEASED, SUBSETS
+from meidbench.names import BENCHMARKS, DATASETS, EPIC_DATASETS, OFFICIAL, RELEASED, SUBSETS
 from meidbench.splits.groups import GROUP_NAMES, Thresholds, read_group_names
 
 CELLS = 240  # of a sketch
@@ -100,7 +100,7 @@ class Assignment:
 
     ``symbols`` has one symbol per video of the pooled official annotations, sorted by id in code-point order: ``.``
     unused, ``t`` train, ``v`` val, ``e`` test. ``ids_digest`` and ``names_digest`` are the sha256 of the sorted ids and
-    of the class names (one per line), ``split_digest`` that of ``meidbench.splits.split.rows_digest``. By official
+    of the class names (one per line), ``split_digest`` that of ``meidbench.splits.rows.rows_digest``. By official
     subset, ``source_videos`` has the number of videos, ``source_digests`` the sha256 of the sorted ids, and
     ``source_positives`` the videos per class; ``positives`` has the videos per class by subset.
 
@@ -133,7 +133,8 @@ class Manifest:
     ``list``, where the annotations have the group of each class: the reader sets ``Annotations.groups``, and the
     manifest has no thresholds. ``group_names`` has the benchmark's own names of groups for tables and pages.
     ``released`` has the lists of the split's authors; it is empty where the official subsets are the split. ``media``
-    tells in a sentence where the videos or features come from, if they are not public.
+    tells in a sentence where the videos or features come from, if they are not public. ``group_file`` is the official
+    list of groups, where it is a file of its own, and ``substitute`` a smaller file of the first of ``files``.
     """
 
     name: str = ""
@@ -149,6 +150,8 @@ class Manifest:
     licence: Licence = Licence()
     files: tuple[SourceFile, ...] = ()
     class_file: SourceFile = SourceFile()
+    group_file: SourceFile = SourceFile()
+    substitute: SourceFile = SourceFile()
     downloads: tuple[Download, ...] = ()
     released: dict[str, ReleasedList] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
@@ -167,8 +170,9 @@ class Manifest:
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """The names of the annotation files, each once, and that of the class names last."""
-        return tuple(dict.fromkeys(entry.name for entry in (*self.files, self.class_file)))
+        """The names of the annotation files, each once: of videos, of the class names, and of the groups."""
+        entries = (*self.files, self.class_file, *([self.group_file] if self.group_file.name else []))
+        return tuple(dict.fromkeys(entry.name for entry in entries))
 
     @property
     def file_of(self) -> dict[str, str]:
@@ -199,17 +203,19 @@ class Manifest:
         """The advice to a user whose annotation files are missing or wrong."""
         if self.name in DATASETS:
             return f"Get the official files: meidbench download {self.name} --accept-licence"
+        if self.name in EPIC_DATASETS:
+            return f"Get the official files: {self.licence.url}"
         return f"Get the files named in the manifest of {self.title} from their source again."
 
 
 def _manifest_text(dataset: str, ending: str) -> str:
     """Read one of a dataset's two files, from the package by name or from beside a manifest given as a path."""
-    if dataset in DATASETS:
+    if dataset in BENCHMARKS:
         return resources.files("meidbench.splits").joinpath(dataset + ending).read_text(encoding="utf-8")
     path = Path(dataset)
     if path.suffix != ".toml":
-        known = f"{', '.join(DATASETS)}, or the path of a manifest (.toml)"
-        raise MeidbenchError(f"unknown dataset {dataset!r}{suggest(dataset, DATASETS)}; known: {known}")
+        known = f"{', '.join(BENCHMARKS)}, or the path of a manifest (.toml)"
+        raise MeidbenchError(f"unknown dataset {dataset!r}{suggest(dataset, BENCHMARKS)}; known: {known}")
     try:
         return path.with_suffix(ending).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -220,7 +226,7 @@ def _manifest_text(dataset: str, ending: str) -> str:
 def load_manifest(dataset: str) -> Manifest:
     """Read the manifest of a benchmark.
 
-    ``dataset`` is one of ``meidbench.names.DATASETS``, or the path of the user's own manifest
+    ``dataset`` is one of ``meidbench.names.BENCHMARKS``, or the path of the user's own manifest
     (``NAME.toml``). A ``MeidbenchError`` names all problems at once.
 
     >>> manifest = load_manifest("charadeslt")
@@ -239,7 +245,7 @@ def load_manifest(dataset: str) -> Manifest:
     if problems := problems or _find_contradictions(manifest):
         plan = (
             ""
-            if dataset in DATASETS
+            if dataset in BENCHMARKS
             else "\nA plan of a new split has table, format or benchmark instead of these keys."
         )
         raise MeidbenchError(f"{dataset} is not a manifest:\n{bullet_list(problems)}{plan}")
@@ -349,7 +355,7 @@ def annotations_folder(source: str) -> Path:
 
 def split_path(dataset: str, variant: str = RELEASED, file_format: str = "parquet") -> Path:
     """Return the path of the built split of a dataset."""
-    stem = dataset if variant == RELEASED else f"{dataset}-{variant}"
+    stem = dataset if variant in (RELEASED, OFFICIAL) else f"{dataset}-{variant}"
     return home() / "splits" / f"{stem}.{file_format}"
 
 

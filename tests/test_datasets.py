@@ -27,7 +27,7 @@ from meidbench.loading.datasets import (
     VideoLT,
 )
 from meidbench.loading.motion import Motion
-from meidbench.names import DATASETS, SAMPLINGS
+from meidbench.names import BENCHMARKS, SAMPLINGS
 from meidbench.splits.manifests import split_path
 from meidbench.splits.split import Split, write_split
 
@@ -180,9 +180,9 @@ def test_defaults(kind, frames, folder):
 
 
 def test_every_benchmark_has_its_dataset():
-    assert set(DATASET_CLASSES) == set(DATASETS)
+    assert set(DATASET_CLASSES) == set(BENCHMARKS)
     for name, kind in DATASET_CLASSES.items():
-        assert kind.dataset == name
+        assert name in (kind.dataset, *kind.other_tasks)
         assert issubclass(kind, FeatureDataset)
         assert getattr(meidbench, kind.__name__) is kind
 

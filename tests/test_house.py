@@ -15,7 +15,7 @@ from material import real_data
 import meidbench
 from meidbench.baselines import AGGREGATORS, AUGMENTATIONS, LOSSES, METHODS, SAMPLERS
 from meidbench.cli import main
-from meidbench.names import DATASETS
+from meidbench.names import BENCHMARKS
 from meidbench.splits.statistics import CHECKS
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def test_linters_are_content(arguments):
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
-@pytest.mark.parametrize("name", [*main.commands, *DATASETS, *CHECKS, *BASELINES])
+@pytest.mark.parametrize("name", [*main.commands, *BENCHMARKS, *CHECKS, *BASELINES])
 def test_everything_with_a_name_has_a_test_and_a_line_in_the_docs(name):
     assert re.search(rf"\b{name}\b", text_of("tests/test_*.py")), f"no test names {name}"
     assert re.search(rf"\b{name}\b", text_of("README.md", "docs/*.md")), f"no documentation names {name}"

@@ -10,6 +10,7 @@ from meidbench.annotations.activitynet import ACTIVITYNET
 from meidbench.annotations.animalkingdom import ANIMALKINGDOM
 from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, Format, Segment
 from meidbench.annotations.charades import CHARADES, CHARADESEGO
+from meidbench.annotations.epic import EPIC_ALL_NOUNS, EPIC_NOUNS, EPIC_VERBS
 from meidbench.annotations.videolt import VIDEOLT
 from meidbench.annotations.youtube8m import YOUTUBE8M
 from meidbench.errors import AnnotationError, bullet_list, first_few
@@ -33,6 +34,9 @@ FORMATS: dict[str, Format] = {
     "charadesego": CHARADESEGO,
     "lists": VIDEOLT,
     "animalkingdom": ANIMALKINGDOM,
+    "epic-verbs": EPIC_VERBS,
+    "epic-nouns": EPIC_NOUNS,
+    "epic-all-nouns": EPIC_ALL_NOUNS,
     "activitynet": ACTIVITYNET,
     "youtube8m": YOUTUBE8M,
 }

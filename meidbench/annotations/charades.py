@@ -4,14 +4,21 @@ Their quirks are kept: empty ``actions``, segments that end before they start or
 times in a video. Cells that cannot be read are refused with file, line and column.
 """
 
-import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from meidbench.annotations.base import Annotations, Format, LineReader, Segment, check_codes, quote, read_benchmark
-from meidbench.errors import first_few, write_count
+from meidbench.annotations.base import (
+    Annotations,
+    Format,
+    LineReader,
+    Segment,
+    check_codes,
+    quote,
+    read_benchmark,
+    read_csv_rows,
+)
 from meidbench.splits.manifests import Manifest
 
 # Python's float() also takes 1_0, 1e308 and full-width digits.
@@ -38,7 +45,7 @@ def read_charades_texts(paths: Sequence[Path], manifest: Manifest) -> dict[str, 
     texts: dict[str, tuple[str, str]] = {}
 
     def append_rows(lines: LineReader, source: str, table: Annotations, problems: list[str]) -> None:
-        for where, (video_id, descriptions, script) in _csv_rows(lines, ("id", "descriptions", "script"), problems):
+        for where, (video_id, descriptions, script) in read_csv_rows(lines, ("id", "descriptions", "script"), problems):
             try:
                 _check_id(video_id)
             except ValueError as error:
@@ -59,7 +66,7 @@ def _read_class_names(lines: LineReader, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _append_rows(lines: LineReader, source: str, table: Annotations, problems: list[str], ego: bool = False) -> None:
-    for where, cells in _csv_rows(lines, _COLUMNS if ego else _COLUMNS[:-1], problems):
+    for where, cells in read_csv_rows(lines, _COLUMNS if ego else _COLUMNS[:-1], problems):
         video_id, subject, actions, length = cells[:4]
         column = "id"
         try:
@@ -82,28 +89,6 @@ def _append_rows(lines: LineReader, source: str, table: Annotations, problems: l
 def _check_id(video_id: str) -> None:
     if not video_id or video_id.strip() != video_id or any(mark in video_id for mark in "/\\\t\n"):
         raise ValueError(f"{quote(video_id)} is not a video id")
-
-
-def _csv_rows(lines: LineReader, columns: Sequence[str], problems: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the place where each row ends (file and line, for messages) and its cells in the order of ``columns``."""
-    name = lines.path.name
-    reader = csv.reader(lines, strict=True)
-    try:
-        header = next(reader, [])
-        missing = [column for column in columns if column not in header]
-        if missing:
-            problems.append(f"{name}, line 1: no column {', '.join(missing)}; the header is {first_few(header, 15)!r}")
-            return
-        places = [header.index(column) for column in columns]
-        for row in reader:
-            if len(row) == len(header):
-                yield f"{name}, line {lines.number} ({row[places[0]]})", [row[place] for place in places]
-            elif row:
-                wanted = f"expected {len(header)} ({first_few(header, 15)})"
-                what = f"{write_count(len(row), 'cell')}, {wanted}; a cut-off line?"
-                problems.append(f"{name}, line {lines.number} ({row[0]}): {what}")
-    except csv.Error as error:
-        problems.append(f"{name}, line {lines.number}: {error}; a quotation mark is open or the file is cut off")
 
 
 def _parse_actions(cell: str, num_classes: int) -> tuple[Segment, ...]:

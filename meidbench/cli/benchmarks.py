@@ -9,7 +9,7 @@ import click
 
 from meidbench.cli.parameters import DATASET, FOLDER, as_json, command, echo, echo_json
 from meidbench.errors import escape_controls
-from meidbench.names import DATASETS
+from meidbench.names import BENCHMARKS
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -28,7 +28,7 @@ def datasets(as_json: bool) -> None:
     from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
 
     entries = []
-    for name in DATASETS:
+    for name in BENCHMARKS:
         manifest = load_manifest(name)
         folder = annotations_folder(manifest.annotations)
         places = annotation_paths(manifest, folder)
@@ -49,7 +49,7 @@ def datasets(as_json: bool) -> None:
         state = f"missing {', '.join(missing)}" if missing else "all there"
         lines = [f"{manifest.title} ({name})", f"  annotations  {folder}: {state}"]
         if missing:
-            lines.append(f"               get them: meidbench download {name} --accept-licence")
+            lines.append(f"               {manifest.remedy}")
         lines.append(f"  split        {split}: {'built' if entry['split_built'] else 'not built'}")
         if not entry["split_built"]:
             lines.append(f"               build it: meidbench build-splits {name}")

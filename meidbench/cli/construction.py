@@ -22,7 +22,7 @@ from meidbench.cli.parameters import (
     hold_out_option,
 )
 from meidbench.errors import MeidbenchError, SplitError, bullet_list, write_count
-from meidbench.names import DATASETS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
+from meidbench.names import BENCHMARKS, EPIC_DATASETS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
 
 if TYPE_CHECKING:
     from meidbench.construction.plans import SplitPlan
@@ -92,10 +92,9 @@ def build_splits(
 ) -> None:
     """Build the split of DATASET and write it.
 
-    DATASET is videolt, charadeslt, charadesegolt or animalkingdom, or a file of your own (NAME.toml): a manifest, or a
-    plan, which names your videos and describes the split. Of a benchmark, the published split is built: ids, labels and
-    statistics must be the released ones. If they differ, the videos and classes that differ are named and nothing is
-    written.
+    DATASET is videolt, charadeslt, charadesegolt, animalkingdom, epic100-verbs, epic100-nouns or epic100-all-nouns, or
+    a file of your own (NAME.toml): a manifest, or a plan, which names your videos and describes the split. The split of
+    a benchmark must be the published one; where it is not, the videos and classes that differ are named.
 
     With --variant or a plan a new split is drawn from the annotated videos, the same for the same seed. It is written
     as NAME-VARIANT-SEED, and beside it NAME-VARIANT-SEED.plan.toml, which makes it again.
@@ -105,7 +104,9 @@ def build_splits(
     """
     from meidbench.construction.plans import is_plan, plan_for_benchmark, read_plan
 
-    given_plan = dataset not in DATASETS and is_plan(Path(dataset))
+    if dataset in EPIC_DATASETS and variant is not None:
+        raise click.UsageError(f"{dataset} has its official split only: --variant has no meaning for it")
+    given_plan = dataset not in BENCHMARKS and is_plan(Path(dataset))
     if variant in (None, RELEASED) and not given_plan:
         drawn = () if share is not None else (("--seed", seed), ("--group-by", group_by))
         for what, value in (*drawn, ("--set", settings), ("--accept-other-annotations", accept_other or None)):
@@ -161,13 +162,15 @@ def _build_released(
     from meidbench.construction.held_out import hold_out_val, measure_shares
     from meidbench.files import file_sha256
     from meidbench.report.text import held_out_report, table_1_comparison
+    from meidbench.splits.epic import build_epic
     from meidbench.splits.manifests import annotations_folder, load_manifest, split_path
     from meidbench.splits.released import build_released
     from meidbench.splits.statistics import split_statistics
 
     manifest = load_manifest(dataset)
-    split = build_released(dataset, annotations or annotations_folder(manifest.annotations))
-    stem, names = manifest.name, manifest.list_names
+    folder = annotations or annotations_folder(manifest.annotations)
+    split, told = build_epic(dataset, folder) if dataset in EPIC_DATASETS else (build_released(dataset, folder), [])
+    stem, names = split_path(manifest.name, split.variant).stem, manifest.list_names
     if held_out is not None:
         share, seed, group_by = held_out
         split = hold_out_val(split, share, seed=seed, group_by=group_by)
@@ -191,8 +194,8 @@ def _build_released(
     if held_out is not None:
         text += f"\n\n{held_out_report(split, measure_shares(split, share))}"
     _print_result(text, written)
-    for defect in manifest.defects:
-        echo(f"known defect: {defect}", err=True)
+    for line in (*told, *(f"known defect: {defect}" for defect in manifest.defects)):
+        echo(line, err=True)
 
 
 def _annotation_files(manifest: "Manifest | None", annotations: Path | None) -> list[Path]:

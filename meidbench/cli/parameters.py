@@ -18,7 +18,7 @@ from typing import Any, TextIO, cast
 import click
 
 from meidbench.errors import MeidbenchError, escape_controls, escape_json
-from meidbench.names import DATASETS, GROUP_KEYS, SUBSET_NAMES, SUBSETS, Advance
+from meidbench.names import BENCHMARKS, DATASETS, GROUP_KEYS, SUBSET_NAMES, SUBSETS, Advance
 
 
 class InputPath(click.Path):
@@ -145,17 +145,17 @@ def _describe_making_features(split: str) -> str:
 
 def _match_dataset(text: str) -> str:
     """Return a benchmark's name for its spelling in the paper (``Charades-LT``), any other text as it is."""
-    if text in DATASETS:
+    if text in BENCHMARKS:
         return text
     from meidbench.checks import match_name
 
-    return match_name(text, DATASETS)
+    return match_name(text, BENCHMARKS)
 
 
 def _suggest_dataset(text: str) -> str:
     from meidbench.checks import suggest
 
-    return suggest(text, DATASETS)
+    return suggest(text, BENCHMARKS)
 
 
 class _Dataset(click.Choice):  # type: ignore[type-arg,unused-ignore]
@@ -171,7 +171,7 @@ class _Dataset(click.Choice):  # type: ignore[type-arg,unused-ignore]
 def _split_files(value: str) -> list[Path]:
     from meidbench.splits.manifests import split_path
 
-    return [Path(value), *([split_path(value)] if value in DATASETS and not Path(value).is_file() else [])]
+    return [Path(value), *([split_path(value)] if value in BENCHMARKS and not Path(value).is_file() else [])]
 
 
 _FORMAT_ENDINGS = {".csv", ".tsv", ".json", ".jsonl", ".html", ".tex", ".parquet", ".h5", ".hdf5", ".npy", ".npz"}
@@ -255,8 +255,8 @@ class _DatasetOrManifest(click.ParamType):  # type: ignore[type-arg,unused-ignor
         if text.endswith(".toml") and not Path(text).is_file():
             problem = f"{text!r} is a folder" if Path(text).is_dir() else f"the file {text!r} does not exist"
             self.fail(f"{problem}; expected a manifest or a plan", param, ctx)
-        if text not in DATASETS and not text.endswith(".toml"):
-            known = f"one of {', '.join(DATASETS)}{_suggest_dataset(text)}"
+        if text not in BENCHMARKS and not text.endswith(".toml"):
+            known = f"one of {', '.join(BENCHMARKS)}{_suggest_dataset(text)}"
             self.fail(f"{text!r} is neither {known} nor a manifest or a plan (.toml)", param, ctx)
         return text
 
@@ -268,8 +268,8 @@ class _SplitName(InputName):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value) if Path(str(value)).is_file() else _match_dataset(str(value))
-        if text not in DATASETS and not Path(text).exists():
-            known = f"one of {', '.join(DATASETS)}{_suggest_dataset(text)}"
+        if text not in BENCHMARKS and not Path(text).exists():
+            known = f"one of {', '.join(BENCHMARKS)}{_suggest_dataset(text)}"
             self.fail(f"{text!r} is neither a split file nor {known}", param, ctx)
         return text
 

@@ -25,7 +25,7 @@ from meidbench.errors import FeatureError, SplitError, write_count
 from meidbench.features import FeatureSource, NpyFolder, PackedFile, open_features
 from meidbench.features.frame_sampling import FrameRows
 from meidbench.loading.motion import Indices, Motion, independent_seed, motion_rows
-from meidbench.names import SAMPLINGS
+from meidbench.names import EPIC_DATASETS, SAMPLINGS
 from meidbench.splits.split import Split, load_split
 
 
@@ -93,6 +93,7 @@ class FeatureDataset(Dataset[Sample]):
     # The benchmark whose splits are accepted; empty accepts any.
     dataset: ClassVar[str] = ""
     default_frames: ClassVar[int] = 200
+    other_tasks: ClassVar[tuple[str, ...]] = ()  # other splits of the benchmark that the class takes
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class FeatureDataset(Dataset[Sample]):
                 f"{type(self).__name__} needs a split; only a benchmark's own class knows which is its own"
             )
         split = load_split(self.dataset if split is None else split)
-        if self.dataset not in ("", split.dataset):
+        if self.dataset and split.dataset not in (self.dataset, *self.other_tasks):
             fitting = DATASET_CLASSES.get(split.dataset)
             use = f"meidbench.{fitting.__name__}" if fitting else "meidbench.FeatureDataset"
             raise SplitError(
@@ -275,8 +276,21 @@ class AnimalKingdom(FeatureDataset):
     default_frames = 150
 
 
+class EpicKitchens100(FeatureDataset):
+    """EPIC-KITCHENS-100: segments of long videos, 8 rows; see ``FeatureDataset``.
+
+    The split of any of its three tasks is taken, by default ``epic100-verbs``.
+    """
+
+    dataset, *_others = EPIC_DATASETS
+    other_tasks = tuple(_others)
+    default_frames = 8
+
+
 DATASET_CLASSES: dict[str, type[FeatureDataset]] = {
-    kind.dataset: kind for kind in (VideoLT, CharadesLT, CharadesEgoLT, AnimalKingdom)
+    name: kind
+    for kind in (VideoLT, CharadesLT, CharadesEgoLT, AnimalKingdom, EpicKitchens100)
+    for name in (kind.dataset, *kind.other_tasks)
 }
 
 
