@@ -43,7 +43,7 @@ class GroupMeans:
     tail: float
 
 
-def implied_overall(published: MeanAP, sizes: Sequence[int]) -> float | None:
+def implied_overall(published: GroupMeans, sizes: Sequence[int]) -> float | None:
     """Return the overall value that the groups of a published row imply, None where its own agrees with it.
 
     ``sizes`` are the classes of head, medium and tail that are scored: the mean over all classes is the mean of the
