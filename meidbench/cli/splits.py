@@ -24,6 +24,7 @@ from meidbench.cli.parameters import (
     command,
     echo,
     echo_json,
+    report,
 )
 from meidbench.errors import MeidbenchError, SplitError, bullet_list, first_few, write_count
 from meidbench.names import (
@@ -171,7 +172,7 @@ def _build_released(
 
     manifest = load_manifest(dataset)
     folder = annotations or annotations_folder(manifest.annotations)
-    split, told = build_epic(dataset, folder) if dataset in EPIC_DATASETS else (build_released(dataset, folder), [])
+    split = build_epic(dataset, folder, report) if dataset in EPIC_DATASETS else build_released(dataset, folder)
     target = split_path(manifest.name, split.variant)
     places = _places(out or target.parent, target.stem, manifest.list_names, formats)
     _refuse_lost_sources(places.values(), _annotation_files(manifest, annotations))
@@ -187,18 +188,16 @@ def _build_released(
         echo_json(json.dumps(content, indent=2))
         return
     _print_result(table_1_comparison(statistics, manifest), written)
-    for line in (*told, *(f"known defect: {defect}" for defect in manifest.defects)):
-        echo(line, err=True)
+    for defect in manifest.defects:
+        echo(f"known defect: {defect}", err=True)
 
 
 def _annotation_files(manifest: "Manifest | None", annotations: Path | None) -> list[Path]:
     from meidbench.annotations import annotation_paths
     from meidbench.splits.manifests import annotations_folder
 
-    if manifest is None:
-        return []
-    places = annotation_paths(manifest, annotations or annotations_folder(manifest.annotations))
-    return [path for paths in places.values() for path in paths]
+    folder = annotations or annotations_folder(manifest.annotations if manifest else "")
+    return [path for paths in annotation_paths(manifest, folder).values() for path in paths] if manifest else []
 
 
 def _print_result(text: str, written: list[Path]) -> None:
@@ -297,8 +296,8 @@ def _draw(
         echo_json(render_json(content))
         return
     width = shutil.get_terminal_size((100, 24)).columns
-    report = construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width)
-    _print_result(report, written)
+    text = construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width)
+    _print_result(text, written)
 
 
 def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":
