@@ -118,7 +118,7 @@ def test_a_file_without_an_encoder_is_refused(tmp_path, text, message):
 
 
 def test_a_file_may_name_its_weights_and_hold_dataclasses(tmp_path, two_clips):
-    head = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    a: int = 3\n"
+    head = "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    a: int = 3\n"
     named = 'layer="", weights=LoadedWeights("mine", "0" * 64, "")'
     text = OWN.replace('layer="mean of patches"', named)
     (tmp_path / "e.py").write_text(

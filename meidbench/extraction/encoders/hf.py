@@ -1,7 +1,6 @@
 """Encoders of transformers: models on the Hugging Face hub, and folders as ``save_pretrained`` writes them."""
 
 import json
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,15 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from PIL import Image
 from torch import Tensor, nn
 from transformers.image_processing_backends import PilBackend
@@ -30,6 +20,7 @@ from transformers.utils import logging
 from meidbench.errors import FeatureError, MeidbenchError, first_few
 from meidbench.extraction.encoders.backbones import check_clips
 from meidbench.extraction.encoders.encoder import Encoder, FrameTransform, TextEncoder
+from meidbench.extraction.encoders.hub import fetch_folder, first_line
 from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.extraction.encoders.weights import RANDOM, LoadedWeights, state_digest
 from meidbench.names import Report
@@ -154,10 +145,10 @@ def _find_folder(name: str, revision: str, offline: bool, *, with_weights: bool 
         raise FeatureError(f"{folder} holds no config.json; expected a folder as save_pretrained writes it")
     else:
         patterns = _SMALL_FILES + (_SAFETENSORS if with_weights else ())
-        folder = _fetch(name, revision, offline, patterns)
+        folder = fetch_folder("hf:", name, patterns, revision=revision, offline=offline)
         commit = folder.name
         if with_weights and not _has_weights(folder):
-            _fetch(name, commit, offline, _PICKLES)
+            fetch_folder("hf:", name, _PICKLES, revision=commit, offline=offline)
     if with_weights and not _has_weights(folder):
         raise FeatureError(f"{folder} holds no weights; expected model.safetensors or pytorch_model.bin")
     return folder, commit
@@ -165,51 +156,6 @@ def _find_folder(name: str, revision: str, offline: bool, *, with_weights: bool 
 
 def _has_weights(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in (*_SAFETENSORS, *_PICKLES))
-
-
-def _fetch(name: str, revision: str, offline: bool, patterns: Sequence[str]) -> Path:
-    """Fetch files of a model into the hub's cache, and return their folder, whose name is the commit."""
-    at = f"{name}@{revision}" if revision else name
-    command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
-    options = {"revision": revision or None, "local_files_only": offline, "ignore_patterns": ["*/*"]}
-    try:
-        with _bars_on_terminals():
-            # config.json is there in any case: without any file that fits, the library warns.
-            return Path(snapshot_download(name, allow_patterns=["config.json", *patterns], **options))
-    except GatedRepoError:
-        problem = "is gated: only users who accepted its conditions can fetch it"
-        remedy = f"accept them on the page of {name}, log in (hf auth login), and run the same again"
-    except RepositoryNotFoundError:
-        problem = "is not on the hub, or it is private"
-        remedy = "check the name; for a private model, log in (hf auth login); for a folder, hf:FOLDER"
-    except RevisionNotFoundError:
-        problem, remedy = "is not on the hub: the model has no such revision", "name a branch, a tag or a commit of it"
-    except HFValidationError:
-        problem, remedy = "is neither a folder nor a name on the hub", "name it as in openai/clip-vit-base-patch16"
-    except LocalEntryNotFoundError:
-        problem = "is not complete in the hub's cache, and the hub cannot be reached (no network, or offline)"
-        remedy = f"run '{command}' where there is a network; or copy the model's folder, and name it: hf:FOLDER"
-    except Exception as error:  # networks, servers and file systems raise errors of their own
-        problem = f"cannot be fetched: {_first_line(error)}"
-        remedy = f"run the same again, or '{command}'; or name a folder with the model: hf:FOLDER"
-    raise FeatureError(f"hf:{at} {problem}\n  remedy: {remedy}")
-
-
-@contextmanager
-def _bars_on_terminals() -> Iterator[None]:
-    """Let the hub's progress bars appear on terminals alone, where they overwrite themselves."""
-    hide = not (sys.stderr.isatty() or are_progress_bars_disabled())
-    if hide:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            enable_progress_bars()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 @contextmanager
@@ -237,7 +183,8 @@ def _library_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise FeatureError(
-            f"hf:{name} cannot be loaded with transformers {transformers.__version__}\n  {_first_line(error)}"
+            f"hf:{name} cannot be loaded with transformers {transformers.__version__}\n"
+            f"  {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
