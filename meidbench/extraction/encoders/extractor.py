@@ -181,9 +181,10 @@ class Extractor:
             images = [transform.function(frame) for frame in frames.cpu().numpy()]
             got = {(tuple(image.shape), image.dtype) for image in images}
             if len(got) > 1 or any(len(shape) != 3 or shape[0] != 3 or dtype != torch.float32 for shape, dtype in got):
+                found = " and ".join(f"{shape} of {dtype}" for shape, dtype in sorted(got, key=str))
                 raise FeatureError(
                     f"the FrameTransform of {self.encoder.name} must give tensors (3, height, width) of torch.float32 "
-                    f"and of one size, got {' and '.join(f'{shape} of {dtype}' for shape, dtype in sorted(got, key=str))}"
+                    f"and of one size, got {found}"
                 )
             return torch.stack(images).to(self.device)
         return self._preprocessor.resize(frames, window)
