@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers.utils import logging
 from meidbench.errors import FeatureError, MeidbenchError, first_few
 from meidbench.extraction.encoders.backbones import check_clips
 from meidbench.extraction.encoders.encoder import Encoder, FrameTransform, TextEncoder
-from meidbench.extraction.encoders.hub import fetch_folder, first_line
+from meidbench.extraction.encoders.hub import draw_weights, fetch_folder, first_line
 from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.extraction.encoders.weights import RANDOM, LoadedWeights, state_digest
 from meidbench.names import Report
@@ -82,20 +82,18 @@ def load(
             f"hf: takes no file of weights, got {weights!r}\n"
             "  remedy: name a folder with config.json, preprocessor_config.json and model.safetensors: hf:FOLDER"
         )
-    if weights == RANDOM and seed is None:
-        raise FeatureError("random weights need a seed, to draw them again (--seed N)")
-    folder, commit = _find_folder(name, revision, offline, with_weights=weights != RANDOM)
-    with _quiet(), _library_errors(name):
-        model, take, layer = _make_model(name, folder, seed)
+    is_random = weights == RANDOM
+    drawing = draw_weights(f"hf:{name}", seed, report or (lambda line: None)) if is_random else nullcontext()
+    with drawing, _quiet(), _library_errors(name):
+        folder, commit = _find_folder(name, revision, offline, with_weights=not is_random)
+        model, take, layer = _make_model(name, folder, is_random)
         clip = int(model.config.num_frames) if model.config.model_type in _VIDEO_TYPES else 1
         network = _Rows(model, take, clip).eval().requires_grad_(False)
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         preprocessing = _read_numbers(processor) or _make_transform(processor)
         dim = _try_out(network, preprocessing, clip)
     sha256 = state_digest(network.state_dict())
-    if weights == RANDOM and report is not None:
-        report(f"hf:{name} has RANDOM weights (seed {seed}): its features mean nothing and are for tests only")
-    loaded = LoadedWeights(weights, sha256, f"hf:{name}" if weights == "default" else f"random, seed {seed}")
+    loaded = LoadedWeights(weights, sha256, f"random, seed {seed}" if is_random else f"hf:{name}")
     versions = {"transformers": transformers.__version__}
     return Encoder(network, dim, preprocessing, layer, clip, clip > 1, f"hf:{name}", loaded, commit, versions)
 
@@ -220,8 +218,8 @@ def _read_config(folder: Path) -> Any:
     return config
 
 
-def _make_model(name: str, folder: Path, seed: int | None) -> tuple[Any, str, str]:
-    """Make the image part of a model, with random weights where there is a seed; also what of its output is the row."""
+def _make_model(name: str, folder: Path, is_random: bool) -> tuple[Any, str, str]:
+    """Make the image part of a model; also what of its output is the row."""
     config = _read_config(folder)
     kind, made_for = config.model_type, (config.architectures or [""])[0]
     take, layer = "pooler_output", "pooled output"
@@ -244,7 +242,7 @@ def _make_model(name: str, folder: Path, seed: int | None) -> tuple[Any, str, st
             take, layer = "mean", "mean over the tokens of the last hidden state"
     if model_class.main_input_name != "pixel_values":
         raise FeatureError(f"hf:{name} is no model of images: its input is {model_class.main_input_name}")
-    model, missing = _load_weights(model_class, config, folder, seed)
+    model, missing = _load_weights(model_class, config, folder, is_random)
     if kind in _CLASS_TOKEN_TYPES and (any(key.startswith("pooler.") for key in missing) or kind == "vit_msn"):
         model.pooler = None
         missing = [key for key in missing if not key.startswith("pooler.")]
@@ -255,13 +253,10 @@ def _make_model(name: str, folder: Path, seed: int | None) -> tuple[Any, str, st
     return model, take, layer
 
 
-def _load_weights(model_class: Any, config: Any, folder: Path, seed: int | None = None) -> tuple[Any, list[str]]:
+def _load_weights(model_class: Any, config: Any, folder: Path, is_random: bool = False) -> tuple[Any, list[str]]:
     """Make a model in float32; also the keys that its weights lack, which the library fills with random numbers."""
-    if seed is not None:
-        # The GPUs' generators, which no initialisation uses here, are left alone.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return model_class(config).float(), []
+    if is_random:
+        return model_class(config).float(), []
     model, found = model_class.from_pretrained(
         folder, config=config, dtype=torch.float32, local_files_only=True, weights_only=True, output_loading_info=True
     )

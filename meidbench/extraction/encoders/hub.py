@@ -136,7 +136,7 @@ def draw_weights(name: str, seed: int | None, report: Report) -> Iterator[None]:
             "random weights need a seed, to draw them again (--seed N; for verify-features: --weights-seed N)"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # GPUs' generators, which no initialisation uses here, stay
         yield
     report(f"{name} has RANDOM weights (seed {seed}): its features mean nothing and are for tests only")
 
