@@ -201,7 +201,7 @@ def test_the_classifier_in_a_file_does_not_matter(suffix, tmp_path):
 
 
 def test_files_that_hold_no_weights_are_refused(tmp_path):
-    with pytest.raises(RequestError, match="not a file, and not default or random"):
+    with pytest.raises(RequestError, match="not a file, and not default or random; name it by --weights FILE"):
         load_encoder("timm:resnet10t", str(tmp_path / "none.pth"))
     text = tmp_path / "weights.pth"
     text.write_text("<html>not found</html>")

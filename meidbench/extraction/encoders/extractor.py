@@ -167,7 +167,8 @@ class Extractor:
         if extractor.encoder.weights.sha256 != recipe["weights_sha256"]:
             raise FeatureError(
                 f"these weights are others than those of the file: sha256 {extractor.encoder.weights.sha256}, expected "
-                f"{recipe['weights_sha256']} ({recipe['weights']}); name the right ones with --weights"
+                f"{recipe['weights_sha256']} ({recipe['weights']}); name the right ones with --weights, "
+                "or random ones with --weights-seed"
             )
         return extractor
 

@@ -187,7 +187,9 @@ def _load_file(name: str, path: Path) -> nn.Module:
     from timm.models import load_state_dict
 
     if not path.is_file():
-        raise RequestError(f"there are no weights {show(str(path))}: not a file, and not default or random")
+        raise RequestError(
+            f"there are no weights {show(str(path))}: not a file, and not default or random; name it by --weights FILE"
+        )
     read_checkpoint(path)  # refuses what is damaged or no state dict, and tells what it is
     try:
         state = load_state_dict(str(path))
