@@ -270,6 +270,19 @@ def test_a_missing_extra_is_one_line_that_names_it(monkeypatch, two_clips, run, 
     assert outcome.exit_code == 1 and outcome.stderr == f"Error: {needed}\n"
 
 
+@pytest.mark.parametrize("error", [ImportError("cannot import name 'PilBackend'"), RuntimeError("no operator nms")])
+def test_a_library_that_cannot_be_used_is_told_with_a_remedy(monkeypatch, tmp_path, error):
+    (tmp_path / "timm.py").write_text(f"raise {error!r}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(FeatureError) as caught:
+        load_encoder("timm:a")
+    assert str(caught.value) == (
+        f"timm: cannot use the installed timm: {type(error).__name__}: {error}\n"
+        "  remedy: install versions that fit together: pip install 'meidbench[timm]' --upgrade"
+    )
+
+
 def test_names_that_mean_no_encoder_are_refused(two_clips, run, tmp_path):
     for name, message in (
         ("resnet10", "unknown encoder 'resnet10' (did you mean resnet101?)"),

@@ -220,14 +220,18 @@ def _import_library(name: str) -> ModuleType:
     prefix = name.partition(":")[0]
     check_encoder_name(name)
     package = ENCODER_LIBRARIES[prefix]
+    extra = f"pip install 'meidbench[{prefix}]'"
     try:
         import_module(package)
-    except ModuleNotFoundError as error:
-        missing = (error.name or package).partition(".")[0]
+        return import_module(f"meidbench.extraction.encoders.{prefix}")
+    except Exception as error:  # an older version, or one that does not fit torch, fails with any error
+        missing = (error.name or package).partition(".")[0] if isinstance(error, ModuleNotFoundError) else package
+        if importlib.util.find_spec(missing) is None:
+            raise FeatureError(f"{prefix}: needs the package {missing}, which is not installed: {extra}") from None
         raise FeatureError(
-            f"{prefix}: needs the package {missing}, which is not installed: pip install 'meidbench[{prefix}]'"
-        ) from None
-    return import_module(f"meidbench.extraction.encoders.{prefix}")
+            f"{prefix}: cannot use the installed {missing}: {type(error).__name__}: {error}\n"
+            f"  remedy: install versions that fit together: {extra} --upgrade"
+        ) from error
 
 
 def _load_own(name: str, path: Path, weights: str) -> Encoder:
