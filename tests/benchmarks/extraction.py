@@ -1,6 +1,7 @@
 """Measures the speed of decoding alone, of the backbone alone, and of extraction, which is bound by the slower one.
 
     python tests/benchmarks/extraction.py                       # makes its own clips
+    python tests/benchmarks/extraction.py --backbone light --count 32  # a small CLIP
     python tests/benchmarks/extraction.py --videos DIR --device cuda --precision fp16 --workers 1 2 4 8 16
 
 Prints markdown. Needs nothing but the package itself.
@@ -24,6 +25,8 @@ from meidbench.extraction.extraction import default_workers, extract_features
 from meidbench.extraction.frames import FrameRule, find_crop_window
 from meidbench.extraction.videos import Video, find_videos
 from meidbench.features.feature_file import read_header
+
+LIGHT = "light"
 
 
 def make_clips(folder: Path, count: int, seconds: int, height: int, width: int) -> None:
@@ -102,11 +105,23 @@ class BusyExtractor(Extractor):
         return sum(begun.elapsed_time(ended) for begun, ended in self.spans) / 1000
 
 
+def save_light_model(folder: Path) -> str:
+    """Save a small vision transformer of CLIP's kind with random weights, at CLIP's size, and return its name."""
+    import transformers
+
+    sizes = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 3}
+    config = transformers.CLIPVisionConfig(**sizes, image_size=224, patch_size=32, projection_dim=128)
+    transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    transformers.CLIPImageProcessorPil().save_pretrained(folder)
+    return f"hf:{folder}"
+
+
 def measure(arguments: argparse.Namespace, folder: Path, scratch: Path) -> None:
     videos = list(find_videos(folder).videos)[: arguments.count]
     rule = FrameRule.from_text(arguments.sampling, frames=arguments.frames)
+    backbone = save_light_model(scratch / "light") if arguments.backbone == LIGHT else arguments.backbone
     extractor = BusyExtractor(
-        arguments.backbone, "random", seed=0, rule=rule, device=arguments.device, precision=arguments.precision,
+        backbone, "random", seed=0, rule=rule, device=arguments.device, precision=arguments.precision,
         batch_size=arguments.batch_size,
     )  # fmt: skip
     extractor.spans = []
@@ -163,7 +178,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--sampling", default="uniform")
-    parser.add_argument("--backbone", default="resnet101")
+    parser.add_argument("--backbone", default="resnet101", help=f"an encoder, or {LIGHT}: a small CLIP made here")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--batch-size", type=int)

@@ -259,7 +259,7 @@ class InferenceModel(nn.Module):
         """Compute (n, dim) float32 rows of (n, 3, height, width) normalised images."""
         images = images.to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode(), _arithmetic(self.device, self.precision):
-            rows: Tensor = self.model(images)
+            rows: Tensor = self.model(images).float()  # autocast may leave half precision
         return rows
 
 
