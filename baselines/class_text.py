@@ -327,6 +327,10 @@ def make_class_text(
     name, revision = _choose_encoder(features, encoder)
     prompts = make_prompts(split.class_names, templates, dataset=split.dataset, own=own)
     loaded = load_text_encoder(name, revision=revision, report=report)
+    header = read_feature_header(features)
+    stored = "" if header is None else str(header.recipe.get("revision", ""))
+    if stored and loaded.revision and loaded.revision != stored:
+        report(f"warning: the text is of revision {loaded.revision} of {loaded.name}, the features are of {stored}")
     used = tuple(templates) or default_templates(split.dataset)
     if own and all(class_name in own for class_name in split.class_names):
         used = ()
@@ -340,6 +344,10 @@ def _choose_encoder(features: FeatureSource, asked: str) -> tuple[str, str]:
     header = read_feature_header(features)
     recipe = {} if header is None else header.recipe
     made_by, revision = str(recipe.get("backbone", "")), str(recipe.get("revision", ""))
+    if made_by == "unknown":  # as pack-features writes it
+        made_by = ""
+    if not revision and not Path(made_by.partition(":")[2]).is_dir():  # pack-features --backbone NAME@REVISION
+        made_by, _, revision = made_by.partition("@")
     remedy = "name a file of text vectors (zero-shot: --text FILE, train: --set model.text=FILE)"
     if not asked and not made_by:
         raise RequestError(

@@ -12,7 +12,7 @@ from meidbench.annotations import annotation_paths, read_annotations
 from meidbench.annotations.base import LineReader
 from meidbench.annotations.epic import EpicSegment, read_segments
 from meidbench.errors import AnnotationError, bullet_list, write_count
-from meidbench.names import OFFICIAL
+from meidbench.names import OFFICIAL, Report
 from meidbench.splits.manifests import Manifest, Row, RowSketch, lines_digest, load_manifest, row_tag
 from meidbench.splits.split import Split
 
@@ -22,8 +22,8 @@ SOURCE_DOMAIN = "source-domain"
 _MOST_NAMED = 15
 
 
-def build_epic(dataset: str, folder: Path) -> tuple[Split, list[str]]:
-    """Build a split of EPIC-KITCHENS-100 from the folder of its official files, and tell what of it was verified.
+def build_epic(dataset: str, folder: Path, report: Report = lambda line: None) -> Split:
+    """Build a split of EPIC-KITCHENS-100 from the folder of its official files, and report what of it was verified.
 
     The variant is ``official``, or ``source-domain`` where the folder lacks ``EPIC_100_train.csv`` and has the training
     file of the source domain, of 12 participants. An ``AnnotationError`` names the segments that differ from the
@@ -32,14 +32,15 @@ def build_epic(dataset: str, folder: Path) -> tuple[Split, list[str]]:
     manifest = load_manifest(dataset)
     used, variant = _choose_files(manifest, Path(folder))
     annotations = read_annotations(used, Path(folder))
-    told, problems = [], []
+    problems = []
     for entry in used.files:
         (path,) = annotation_paths(used, Path(folder))[entry.name]
         known, rows = load_fingerprints()[entry.name], list(read_segments(LineReader(path), []))
         found = _find_differences(entry.name, rows, known)
         problems += found
         what = "every row" if "digest" in known else "the number of its segments only"
-        told.append(f"{entry.name}: verified {what}")
+        if not found:
+            report(f"{entry.name}: verified {what}")
     if problems:
         listed = bullet_list(problems, _MOST_NAMED)
         raise AnnotationError(
@@ -48,12 +49,12 @@ def build_epic(dataset: str, folder: Path) -> tuple[Split, list[str]]:
         )
     if variant != OFFICIAL:
         train = write_count(annotations.sources.count("train"), "segment")
-        told.append(
+        report(
             f"{manifest.files[0].name} is not there: train has the {train} of {manifest.substitute.name}, so this is "
             "not the official split"
         )
     subsets = [SUBSET_OF[source] for source in annotations.sources]
-    return Split.from_annotations(annotations, subsets, dataset=dataset, variant=variant), told
+    return Split.from_annotations(annotations, subsets, dataset=dataset, variant=variant)
 
 
 def _choose_files(manifest: Manifest, folder: Path) -> tuple[Manifest, str]:

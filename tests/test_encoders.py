@@ -117,6 +117,57 @@ def test_a_file_without_an_encoder_is_refused(tmp_path, text, message):
         load_encoder(f"python:{tmp_path / 'absent.py'}")
 
 
+def test_a_file_may_name_its_weights_and_hold_dataclasses(tmp_path, two_clips):
+    head = "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n    a: int = 3\n"
+    named = 'layer="", weights=LoadedWeights("mine", "0" * 64, "")'
+    text = OWN.replace('layer="mean of patches"', named)
+    (tmp_path / "e.py").write_text(
+        f"{head}from meidbench.extraction.encoders.weights import LoadedWeights\n{text}",
+    )
+    extractor = Extractor(f"python:{tmp_path / 'e.py'}", device="cpu")
+    assert extractor.recipe["weights_sha256"] == "0" * 64
+    assert Extractor.from_recipe(extractor.recipe, device="cpu").recipe == extractor.recipe
+
+
+class Returns(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, images):
+        return self.function(images)
+
+
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [
+        (lambda images: images.mean((2, 3), keepdim=True), r"\(2, 3, 1, 1\)"),
+        (lambda images: images.mean((1, 2, 3)), r"\(2,\)"),
+        (lambda images: images.mean((2, 3))[:1], r"\(1, 3\)"),
+        (lambda images: (images.mean((2, 3)),), "tuple"),
+    ],
+)
+def test_a_network_that_gives_other_rows_than_it_says_is_refused(clips, function, got):
+    encoder = Encoder(Returns(function).eval(), 3, Preprocessing(resize=40, crop=32), name="own")
+    extractor = Extractor(encoder, rule=FrameRule("uniform", frames=2), device="cpu")
+    with pytest.raises(FeatureError, match=rf"own must give rows of shape \(2, 3\) for 2 images, got {got}$"):
+        extractor.extract(find_videos(clips, ["clip0"]).videos[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "got"),
+    [
+        (lambda frame: torch.zeros(frame.shape), r"\(64, 96, 3\) of torch.float32"),
+        (lambda frame: torch.zeros((3, 64, 96), dtype=torch.float64), r"\(3, 64, 96\) of torch.float64"),
+        (lambda frame: frame.transpose(2, 0, 1), r"\(3, 64, 96\) of uint8"),
+    ],
+)
+def test_a_transform_that_gives_other_images_is_refused(clips, function, got):
+    encoder = Encoder(Returns(lambda images: images).eval(), 3, FrameTransform(function, "any"), name="own")
+    with pytest.raises(FeatureError, match=rf"the FrameTransform of own must give .*, got {got}$"):
+        Extractor(encoder, device="cpu").extract(find_videos(clips, ["clip0"]).videos[0])
+
+
 class ClipNet(torch.nn.Module):
     """The frames of a clip, each with its own weight, so that their order counts."""
 
@@ -217,6 +268,19 @@ def test_a_missing_extra_is_one_line_that_names_it(monkeypatch, two_clips, run, 
     outcome = run("extract-features", two_clips, "--out", tmp_path / "f.h5", "--backbone", f"{prefix}:a/b")
     needed = f"{prefix}: needs the package {package}, which is not installed: pip install 'meidbench[{prefix}]'"
     assert outcome.exit_code == 1 and outcome.stderr == f"Error: {needed}\n"
+
+
+@pytest.mark.parametrize("error", [ImportError("cannot import name 'PilBackend'"), RuntimeError("no operator nms")])
+def test_a_library_that_cannot_be_used_is_told_with_a_remedy(monkeypatch, tmp_path, error):
+    (tmp_path / "timm.py").write_text(f"raise {error!r}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(FeatureError) as caught:
+        load_encoder("timm:a")
+    assert str(caught.value) == (
+        f"timm: cannot use the installed timm: {type(error).__name__}: {error}\n"
+        "  remedy: install versions that fit together: pip install 'meidbench[timm]' --upgrade"
+    )
 
 
 def test_names_that_mean_no_encoder_are_refused(two_clips, run, tmp_path):

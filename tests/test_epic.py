@@ -36,7 +36,8 @@ def seconds(text):
 @pytest.mark.parametrize("dataset", EPIC_DATASETS)
 def test_counts_of_the_real_files_are_those_of_the_csv_module(dataset):
     folder = real_data("epic100")
-    split, told = build_epic(dataset, folder)
+    told = []
+    split = build_epic(dataset, folder, told.append)
     manifest = load_manifest(dataset)
     assert split.variant == "source-domain" and split.default_subset == "test" and not split.video_ids("val")
     groups = {}
@@ -76,13 +77,13 @@ def test_repeated_nouns_of_the_real_files_are_one_label():
     folder = real_data("epic100")
     with (folder / FILES["test"]).open(newline="") as stream:
         lists = [literal_eval(row["all_noun_classes"]) for row in csv.DictReader(stream)]
-    split, _ = build_epic("epic100-all-nouns", folder)
+    split = build_epic("epic100-all-nouns", folder)
     assert sum(len(set(row)) < len(row) for row in lists) == 19
     assert int(split.positives("test").sum()) == sum(len(set(row)) for row in lists) < sum(map(len, lists))
 
 
 def test_the_real_split_has_no_long_video_in_two_subsets_and_shares_participants():
-    split, _ = build_epic("epic100-verbs", real_data("epic100"))
+    split = build_epic("epic100-verbs", real_data("epic100"))
     checks = {finding.check: finding.count for finding in audit_split(split)}
     assert "video-overlap" not in checks and "pair-leakage" not in checks
     assert checks["subject-overlap"] == 12 and split.groups.empty == ("medium",)
@@ -158,13 +159,13 @@ def test_the_official_files_give_the_official_split(invented, tmp_path, run):
     assert split.table.column("length_s").to_pylist()[0] == 60.75
     assert "groups: by list; no classes in medium" in run("stats", "epic100-all-nouns").stdout
     assert "EPIC_100_validation.csv" in run("datasets").stdout
-    verbs, _ = build_epic("epic100-verbs", invented)
+    verbs = build_epic("epic100-verbs", invented)
     assert verbs.groups.tail.tolist() == [3, 96] and len(verbs.groups.head) == 95
 
 
 def test_each_task_is_a_dataset_of_one_class(invented, tmp_path):
     for name in EPIC_DATASETS:
-        split, _ = build_epic(name, invented)
+        split = build_epic(name, invented)
         for each in split.video_ids("train"):
             np.save(tmp_path / f"{each}.npy", np.ones((3, 4), np.float16))
         data = mb.EpicKitchens100(split, "train", features=tmp_path)

@@ -228,6 +228,8 @@ def test_random_weights_are_of_their_seed(clip_folder):
     first, again, other = (
         load_encoder(f"hf:{clip_folder}", "random", seed=seed, report=reports.append) for seed in (1, 1, 2)
     )
+    stored = load_encoder(f"hf:{clip_folder}").weights
+    assert load_encoder(f"hf:{clip_folder}", seed=1).weights == stored != first.weights  # the seed is for random ones
     assert torch.equal(torch.get_rng_state(), state)
     assert first.weights == again.weights != other.weights and first.weights.source == "random, seed 1"
     assert "RANDOM" in reports[0]

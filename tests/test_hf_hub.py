@@ -21,11 +21,15 @@ SCRIPT = """
 import json, sys
 from meidbench.errors import FeatureError
 from meidbench.extraction.encoders.encoder import load_encoder, load_text_encoder
+from meidbench.extraction.encoders.hub import find_hub_file
 for name in sys.argv[1:]:
     kind, _, name = name.partition(" ")
     try:
         if kind == "text":
             answer = {"revision": load_text_encoder(name).revision}
+        elif kind == "file":
+            found = find_hub_file("timm:hf-hub:", name, ["model.safetensors", "pytorch_model.bin"])
+            answer = {"revision": found.commit, "file": found.path.name, "size": found.path.stat().st_size}
         else:
             encoder = load_encoder(name, offline=kind == "offline")
             answer = {"name": encoder.name, "revision": encoder.revision, "sha256": encoder.weights.sha256}
@@ -105,6 +109,27 @@ def test_models_are_fetched_pinned_and_found_again_offline(models, tmp_path):
         path.unlink()
     (lost,) = ask({**here, "HF_HUB_OFFLINE": "1"}, "image hf:acme/clip@v1")
     assert lost["error"].startswith(f"hf:acme/clip@v1 {away}'hf download acme/clip --revision v1'")
+
+
+def test_files_of_the_hub_are_found_or_missing_for_a_reason(models, tmp_path):
+    names = ("clip@v1", "pickled", "bare", "gated", "unknown", "clip@v9", "other")
+    weights = {"first": models["acme/clip"]["v1"] / "model.safetensors"}
+    weights["pickled"] = models["acme/pickled"]["main"] / "pytorch_model.bin"
+    sizes = {name: path.stat().st_size for name, path in weights.items()}
+    with hf_hub.serve(models) as (address, _):
+        here = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        first, pickled, bare, gated, unknown, revision = ask(here, *(f"file acme/{name}" for name in names[:-1]))
+    commit = hf_hub.commit_of(models["acme/clip"]["v1"])
+    assert first == {"revision": commit, "file": "model.safetensors", "size": sizes["first"]}
+    assert (pickled["file"], pickled["size"]) == ("pytorch_model.bin", sizes["pickled"])
+    said = {"bare": bare, "gated": gated, "unknown": unknown, "clip@v9": revision}
+    reasons = ("@{} has no model.safetensors or pytorch_model.bin", " is gated", " is not on the hub, or", " is not on")
+    for (name, answer), reason in zip(said.items(), reasons, strict=True):
+        reason = reason.format(hf_hub.commit_of(models["acme/bare"]["main"]))
+        assert answer["error"].startswith(f"timm:hf-hub:acme/{name}{reason}") and "\n  remedy: " in answer["error"]
+    answers = ask(here, "file acme/clip@v1", "file acme/pickled", "file acme/other")
+    assert answers[:2] == [first, pickled]
+    assert "is not complete in the hub's cache" in answers[2]["error"] and "timm:FOLDER" in answers[2]["error"]
 
 
 def test_the_recipe_pins_the_commit(models, tmp_path):

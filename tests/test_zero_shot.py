@@ -27,6 +27,7 @@ from meidbench.cli import main
 from meidbench.errors import FeatureError, MeidbenchError, RequestError
 from meidbench.extraction.encoders.encoder import TextEncoder
 from meidbench.features import open_features
+from meidbench.features.packing import pack
 from meidbench.features.simulation import simulate_features, simulate_split
 from meidbench.names import DATASETS, WATERMARKS
 from meidbench.predictions.align import align_predictions, read_predictions
@@ -365,6 +366,36 @@ def test_features_without_a_recipe_need_a_name_and_others_have_no_text(world, tm
     outcome = invoke("--text", tmp_path / "text.npz", features=simulated)
     assert outcome.exit_code == 0 and f"warning: {WATERMARKS['simulation']}" in outcome.stderr
     assert read_predictions(tmp_path / "out.parquet").metadata["run"]["backbone"] == "simulation"
+
+
+def test_packed_features_have_the_encoder_that_the_user_names(world, tmp_path, invoke):
+    split, path, loads = world
+    (tmp_path / "npy").mkdir()
+    for video_id in split.video_ids("test"):
+        np.save(tmp_path / "npy" / f"{video_id}.npy", open_features(path).read(video_id))
+    pack(tmp_path / "npy", tmp_path / "unknown.h5", dtype="int8")
+    outcome = invoke(features=tmp_path / "unknown.h5")
+    assert outcome.exit_code == 2 and "is unknown; name it (zero-shot: --text-encoder NAME)" in outcome.stderr
+    assert invoke("--text-encoder", "hf:toy/clip", features=tmp_path / "unknown.h5").exit_code == 0
+    scores = align_predictions(read_predictions(tmp_path / "out.parquet"), split, "test")
+    packed = open_features(tmp_path / "unknown.h5")
+    expected = naive_scores(packed, split.video_ids("test"), text_vectors(), "mean", 20.0, -3.0)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    pack(tmp_path / "npy", tmp_path / "named.h5", backbone="hf:toy/clip@v1")
+    for arguments in ((), ("--text-encoder", "hf:toy/clip"), ("--text-encoder", "hf:toy/clip@v1")):
+        assert invoke(*arguments, features=tmp_path / "named.h5").exit_code == 0
+    assert loads == [("hf:toy/clip", ""), *[("hf:toy/clip", "v1")] * 2, ("hf:toy/clip@v1", "")]
+
+
+def test_text_of_another_revision_is_told(world, invoke, monkeypatch):
+    monkeypatch.setattr(
+        "meidbench.extraction.encoders.encoder.load_text_encoder",
+        lambda name, *, revision="", report=None: fake_encoder(name, revision or "def456"),
+    )
+    assert "warning" not in invoke().stderr
+    outcome = invoke("--text-encoder", "hf:toy/clip@new")
+    said = "warning: the text is of revision def456 of hf:toy/clip, the features are of abc123"
+    assert outcome.exit_code == 0 and said in outcome.stderr
 
 
 def test_text_of_other_classes_or_of_another_width_is_refused(world, tmp_path, invoke):

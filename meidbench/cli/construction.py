@@ -20,6 +20,7 @@ from meidbench.cli.parameters import (
     echo_json,
     group_option,
     hold_out_option,
+    report,
 )
 from meidbench.errors import MeidbenchError, SplitError, bullet_list, write_count
 from meidbench.names import BENCHMARKS, EPIC_DATASETS, RELEASED, SPLIT_FORMATS, SUBSETS, VARIANTS
@@ -169,7 +170,7 @@ def _build_released(
 
     manifest = load_manifest(dataset)
     folder = annotations or annotations_folder(manifest.annotations)
-    split, told = build_epic(dataset, folder) if dataset in EPIC_DATASETS else (build_released(dataset, folder), [])
+    split = build_epic(dataset, folder, report) if dataset in EPIC_DATASETS else build_released(dataset, folder)
     stem, names = split_path(manifest.name, split.variant).stem, manifest.list_names
     if held_out is not None:
         share, seed, group_by = held_out
@@ -194,8 +195,8 @@ def _build_released(
     if held_out is not None:
         text += f"\n\n{held_out_report(split, measure_shares(split, share))}"
     _print_result(text, written)
-    for line in (*told, *(f"known defect: {defect}" for defect in manifest.defects)):
-        echo(line, err=True)
+    for defect in manifest.defects:
+        echo(f"known defect: {defect}", err=True)
 
 
 def _annotation_files(manifest: "Manifest | None", annotations: Path | None) -> list[Path]:
@@ -307,8 +308,8 @@ def _draw(
         echo_json(render_json(content))
         return
     width = shutil.get_terminal_size((100, 24)).columns
-    report = construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width)
-    _print_result(report, written)
+    text = construction_report(made, manifest=plan.manifest, released=released, distance=distance, width=width)
+    _print_result(text, written)
 
 
 def _released(plan: "SplitPlan", annotations: Path | None) -> "Split | None":

@@ -1,6 +1,7 @@
 """Encoders by name: this package's networks, those of libraries, and those of a user's file."""
 
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -219,14 +220,18 @@ def _import_library(name: str) -> ModuleType:
     prefix = name.partition(":")[0]
     check_encoder_name(name)
     package = ENCODER_LIBRARIES[prefix]
+    extra = f"pip install 'meidbench[{prefix}]'"
     try:
         import_module(package)
-    except ModuleNotFoundError as error:
-        missing = (error.name or package).partition(".")[0]
+        return import_module(f"meidbench.extraction.encoders.{prefix}")
+    except Exception as error:  # an older version, or one that does not fit torch, fails with any error
+        missing = (error.name or package).partition(".")[0] if isinstance(error, ModuleNotFoundError) else package
+        if importlib.util.find_spec(missing) is None:
+            raise FeatureError(f"{prefix}: needs the package {missing}, which is not installed: {extra}") from None
         raise FeatureError(
-            f"{prefix}: needs the package {missing}, which is not installed: pip install 'meidbench[{prefix}]'"
-        ) from None
-    return import_module(f"meidbench.extraction.encoders.{prefix}")
+            f"{prefix}: cannot use the installed {missing}: {type(error).__name__}: {error}\n"
+            f"  remedy: install versions that fit together: {extra} --upgrade"
+        ) from error
 
 
 def _load_own(name: str, path: Path, weights: str) -> Encoder:
@@ -235,14 +240,17 @@ def _load_own(name: str, path: Path, weights: str) -> Encoder:
         raise FeatureError(f"{name} loads its own weights; leave --weights out")
     if not path.is_file():
         raise RequestError(f"there is no file {path}, which {name} names")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"meidbench_encoder_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise RequestError(f"{path} is no file of Python; expected {_OWN_FILE}:FILE.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses with annotations as text look their module up
     spec.loader.exec_module(module)
     encoder = getattr(module, _MAKER, lambda: None)()
     if not isinstance(encoder, Encoder):
         raise FeatureError(f"{path} must have a function {_MAKER}() that returns an Encoder; see docs/features.md")
     with torch.no_grad():
         encoder.network.eval().requires_grad_(False)
-    return replace(encoder, name=name, revision=file_sha256(path))
+    # The file is named alone when features are extracted again, so its weights need no name of their own.
+    loaded = replace(encoder.weights, name="default")
+    return replace(encoder, name=name, weights=loaded, revision=file_sha256(path))

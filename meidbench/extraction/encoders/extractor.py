@@ -167,7 +167,8 @@ class Extractor:
         if extractor.encoder.weights.sha256 != recipe["weights_sha256"]:
             raise FeatureError(
                 f"these weights are others than those of the file: sha256 {extractor.encoder.weights.sha256}, expected "
-                f"{recipe['weights_sha256']} ({recipe['weights']}); name the right ones with --weights"
+                f"{recipe['weights_sha256']} ({recipe['weights']}); name the right ones with --weights, "
+                "or random ones with --weights-seed"
             )
         return extractor
 
@@ -178,7 +179,15 @@ class Extractor:
         """
         transform = self.encoder.preprocessing
         if isinstance(transform, FrameTransform):
-            return torch.stack([transform.function(frame) for frame in frames.cpu().numpy()]).to(self.device)
+            images = [transform.function(frame) for frame in frames.cpu().numpy()]
+            got = {(tuple(image.shape), image.dtype) for image in images}
+            if len(got) > 1 or any(len(shape) != 3 or shape[0] != 3 or dtype != torch.float32 for shape, dtype in got):
+                found = " and ".join(f"{shape} of {dtype}" for shape, dtype in sorted(got, key=str))
+                raise FeatureError(
+                    f"the FrameTransform of {self.encoder.name} must give tensors (3, height, width) of torch.float32 "
+                    f"and of one size, got {found}"
+                )
+            return torch.stack(images).to(self.device)
         return self._preprocessor.resize(frames, window)
 
     def encode(self, crops: Tensor) -> Tensor:
@@ -190,6 +199,12 @@ class Extractor:
         if not isinstance(transform, FrameTransform):
             crops = normalise(crops, transform, channels_last=True)
         rows: Tensor = self._model(crops)
+        expected = (len(crops) // (self.encoder.clip if self.encoder.row_per_clip else 1), self.encoder.dim)
+        if (got := tuple(getattr(rows, "shape", ()))) != expected:
+            raise FeatureError(
+                f"the network of {self.encoder.name} must give rows of shape {expected} for {len(crops)} images, "
+                f"got {got or type(rows).__name__}"
+            )
         return rows if self.encoder.row_per_clip else rows[: len(crops) - short]
 
     def extract(self, video: Video) -> VideoRows:

@@ -1,10 +1,9 @@
 """Encoders of transformers: models on the Hugging Face hub, and folders as ``save_pretrained`` writes them."""
 
 import json
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from PIL import Image
 from torch import Tensor, nn
 from transformers.image_processing_backends import PilBackend
@@ -30,6 +20,7 @@ from transformers.utils import logging
 from meidbench.errors import FeatureError, MeidbenchError, first_few
 from meidbench.extraction.encoders.backbones import check_clips
 from meidbench.extraction.encoders.encoder import Encoder, FrameTransform, TextEncoder
+from meidbench.extraction.encoders.hub import draw_weights, fetch_folder, first_line
 from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.extraction.encoders.weights import RANDOM, LoadedWeights, state_digest
 from meidbench.names import Report
@@ -91,20 +82,18 @@ def load(
             f"hf: takes no file of weights, got {weights!r}\n"
             "  remedy: name a folder with config.json, preprocessor_config.json and model.safetensors: hf:FOLDER"
         )
-    if weights == RANDOM and seed is None:
-        raise FeatureError("random weights need a seed, to draw them again (--seed N)")
-    folder, commit = _find_folder(name, revision, offline, with_weights=weights != RANDOM)
-    with _quiet(), _library_errors(name):
-        model, take, layer = _make_model(name, folder, seed)
+    is_random = weights == RANDOM
+    drawing = draw_weights(f"hf:{name}", seed, report or (lambda line: None)) if is_random else nullcontext()
+    with drawing, _quiet(), _library_errors(name):
+        folder, commit = _find_folder(name, revision, offline, with_weights=not is_random)
+        model, take, layer = _make_model(name, folder, is_random)
         clip = int(model.config.num_frames) if model.config.model_type in _VIDEO_TYPES else 1
         network = _Rows(model, take, clip).eval().requires_grad_(False)
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         preprocessing = _read_numbers(processor) or _make_transform(processor)
         dim = _try_out(network, preprocessing, clip)
     sha256 = state_digest(network.state_dict())
-    if weights == RANDOM and report is not None:
-        report(f"hf:{name} has RANDOM weights (seed {seed}): its features mean nothing and are for tests only")
-    loaded = LoadedWeights(weights, sha256, f"hf:{name}" if weights == "default" else f"random, seed {seed}")
+    loaded = LoadedWeights(weights, sha256, f"random, seed {seed}" if is_random else f"hf:{name}")
     versions = {"transformers": transformers.__version__}
     return Encoder(network, dim, preprocessing, layer, clip, clip > 1, f"hf:{name}", loaded, commit, versions)
 
@@ -154,10 +143,10 @@ def _find_folder(name: str, revision: str, offline: bool, *, with_weights: bool 
         raise FeatureError(f"{folder} holds no config.json; expected a folder as save_pretrained writes it")
     else:
         patterns = _SMALL_FILES + (_SAFETENSORS if with_weights else ())
-        folder = _fetch(name, revision, offline, patterns)
+        folder = fetch_folder("hf:", name, patterns, revision=revision, offline=offline)
         commit = folder.name
         if with_weights and not _has_weights(folder):
-            _fetch(name, commit, offline, _PICKLES)
+            fetch_folder("hf:", name, _PICKLES, revision=commit, offline=offline)
     if with_weights and not _has_weights(folder):
         raise FeatureError(f"{folder} holds no weights; expected model.safetensors or pytorch_model.bin")
     return folder, commit
@@ -165,51 +154,6 @@ def _find_folder(name: str, revision: str, offline: bool, *, with_weights: bool 
 
 def _has_weights(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in (*_SAFETENSORS, *_PICKLES))
-
-
-def _fetch(name: str, revision: str, offline: bool, patterns: Sequence[str]) -> Path:
-    """Fetch files of a model into the hub's cache, and return their folder, whose name is the commit."""
-    at = f"{name}@{revision}" if revision else name
-    command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
-    options = {"revision": revision or None, "local_files_only": offline, "ignore_patterns": ["*/*"]}
-    try:
-        with _bars_on_terminals():
-            # config.json is there in any case: without any file that fits, the library warns.
-            return Path(snapshot_download(name, allow_patterns=["config.json", *patterns], **options))
-    except GatedRepoError:
-        problem = "is gated: only users who accepted its conditions can fetch it"
-        remedy = f"accept them on the page of {name}, log in (hf auth login), and run the same again"
-    except RepositoryNotFoundError:
-        problem = "is not on the hub, or it is private"
-        remedy = "check the name; for a private model, log in (hf auth login); for a folder, hf:FOLDER"
-    except RevisionNotFoundError:
-        problem, remedy = "is not on the hub: the model has no such revision", "name a branch, a tag or a commit of it"
-    except HFValidationError:
-        problem, remedy = "is neither a folder nor a name on the hub", "name it as in openai/clip-vit-base-patch16"
-    except LocalEntryNotFoundError:
-        problem = "is not complete in the hub's cache, and the hub cannot be reached (no network, or offline)"
-        remedy = f"run '{command}' where there is a network; or copy the model's folder, and name it: hf:FOLDER"
-    except Exception as error:  # networks, servers and file systems raise errors of their own
-        problem = f"cannot be fetched: {_first_line(error)}"
-        remedy = f"run the same again, or '{command}'; or name a folder with the model: hf:FOLDER"
-    raise FeatureError(f"hf:{at} {problem}\n  remedy: {remedy}")
-
-
-@contextmanager
-def _bars_on_terminals() -> Iterator[None]:
-    """Let the hub's progress bars appear on terminals alone, where they overwrite themselves."""
-    hide = not (sys.stderr.isatty() or are_progress_bars_disabled())
-    if hide:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            enable_progress_bars()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 @contextmanager
@@ -237,7 +181,8 @@ def _library_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise FeatureError(
-            f"hf:{name} cannot be loaded with transformers {transformers.__version__}\n  {_first_line(error)}"
+            f"hf:{name} cannot be loaded with transformers {transformers.__version__}\n"
+            f"  {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -273,8 +218,8 @@ def _read_config(folder: Path) -> Any:
     return config
 
 
-def _make_model(name: str, folder: Path, seed: int | None) -> tuple[Any, str, str]:
-    """Make the image part of a model, with random weights where there is a seed; also what of its output is the row."""
+def _make_model(name: str, folder: Path, is_random: bool) -> tuple[Any, str, str]:
+    """Make the image part of a model; also what of its output is the row."""
     config = _read_config(folder)
     kind, made_for = config.model_type, (config.architectures or [""])[0]
     take, layer = "pooler_output", "pooled output"
@@ -297,7 +242,7 @@ def _make_model(name: str, folder: Path, seed: int | None) -> tuple[Any, str, st
             take, layer = "mean", "mean over the tokens of the last hidden state"
     if model_class.main_input_name != "pixel_values":
         raise FeatureError(f"hf:{name} is no model of images: its input is {model_class.main_input_name}")
-    model, missing = _load_weights(model_class, config, folder, seed)
+    model, missing = _load_weights(model_class, config, folder, is_random)
     if kind in _CLASS_TOKEN_TYPES and (any(key.startswith("pooler.") for key in missing) or kind == "vit_msn"):
         model.pooler = None
         missing = [key for key in missing if not key.startswith("pooler.")]
@@ -308,13 +253,10 @@ def _make_model(name: str, folder: Path, seed: int | None) -> tuple[Any, str, st
     return model, take, layer
 
 
-def _load_weights(model_class: Any, config: Any, folder: Path, seed: int | None = None) -> tuple[Any, list[str]]:
+def _load_weights(model_class: Any, config: Any, folder: Path, is_random: bool = False) -> tuple[Any, list[str]]:
     """Make a model in float32; also the keys that its weights lack, which the library fills with random numbers."""
-    if seed is not None:
-        # The GPUs' generators, which no initialisation uses here, are left alone.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return model_class(config).float(), []
+    if is_random:
+        return model_class(config).float(), []
     model, found = model_class.from_pretrained(
         folder, config=config, dtype=torch.float32, local_files_only=True, weights_only=True, output_loading_info=True
     )

@@ -1,5 +1,6 @@
 """Parts that the encoders of libraries share: files of the Hugging Face hub, random weights, the width of rows."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,7 @@ from torch import nn
 from meidbench.errors import FeatureError
 from meidbench.names import Report
 
-# Errors of the hub's library where a file cannot be had: no network, no such repository, revision or rights.
-_UNAVAILABLE = (OSError, ValueError)
+_CONFIGS = ("config.json", "open_clip_config.json")
 
 
 @dataclass(frozen=True)
@@ -23,50 +23,106 @@ class HubFile:
     commit: str
 
 
-def find_hub_file(repository: str, names: Sequence[str], *, revision: str = "", offline: bool = False) -> HubFile:
+def find_hub_file(
+    prefix: str, repository: str, names: Sequence[str], *, revision: str = "", offline: bool = False
+) -> HubFile:
     """Return the first of these files that a model on the Hugging Face hub has; it is fetched into the hub's cache.
 
     Parameters
     ----------
+    prefix, revision, offline
+        As for :func:`fetch_folder`.
     repository : str
         ``OWNER/NAME``, or ``OWNER/NAME@REVISION``.
     names : sequence of str
         File names, the preferred one first.
-    revision : str
-        Branch, tag or commit; in place of the one in ``repository``.
-    offline : bool
-        Take files of the cache only. The library does so, too, where ``HF_HUB_OFFLINE=1`` is set.
 
     Raises
     ------
     FeatureError
         No file is in the cache, and none can be fetched.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     repository, _, named = repository.partition("@")
     revision = revision or named
-    reason = ""
     for name in names:
-        try:
-            path = Path(hf_hub_download(repository, name, revision=revision or None, local_files_only=offline))
-        except EntryNotFoundError as error:
-            # Without a network, the library tries for half a minute: the other names are looked for in the cache only.
-            offline = offline or isinstance(error, LocalEntryNotFoundError)
-            reason = reason or str(error)
-        except _UNAVAILABLE as error:
-            reason = str(error)
-            break
-        else:
-            # CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE, and a file may lie in folders.
-            return HubFile(path, path.parts[-1 - len(Path(name).parts)])
-    at = f" at revision {revision}" if revision else ""
+        folder = fetch_folder(prefix, repository, [name], revision=revision, offline=offline)
+        revision = folder.name
+        if (folder / name).is_file():
+            return HubFile(folder / name, revision)
     raise FeatureError(
-        f"{repository}{at} is not in the cache of the Hugging Face hub (HF_HOME), and cannot be fetched\n"
-        f"  missing: {' or '.join(names)}; {first_line(reason)}\n"
-        "  remedy: check the name; run once where there is a network, or name a local folder"
+        f"{prefix}{repository}@{revision} has no {' or '.join(names)}\n"
+        f"  remedy: where only the cache lacks it, run 'hf download {repository} --revision {revision}'; "
+        f"{_offer_folder(prefix)}"
     )
+
+
+def fetch_folder(
+    prefix: str, repository: str, patterns: Sequence[str], *, revision: str = "", offline: bool = False
+) -> Path:
+    """Fetch files of a model into the Hugging Face hub's cache, and return their folder, whose name is the commit.
+
+    Parameters
+    ----------
+    prefix : str
+        What stands before the repository in an encoder's name, for messages: ``hf:``, ``timm:hf-hub:``.
+    repository : str
+        ``OWNER/NAME``.
+    patterns : sequence of str
+        Of the files' names. Files that the repository does not have are left out.
+    revision : str
+        Branch, tag or commit.
+    offline : bool
+        Take files of the cache only. The library does so, too, where ``HF_HUB_OFFLINE=1`` is set.
+
+    Raises
+    ------
+    FeatureError
+        They are not in the cache and cannot be fetched; the message says why, and what to do.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+    options = {"revision": revision or None, "local_files_only": offline, "ignore_patterns": ["*/*"]}
+    try:
+        with _bars_on_terminals():
+            # A configuration is there in any case: without any file that fits, the library warns.
+            return Path(snapshot_download(repository, allow_patterns=[*_CONFIGS, *patterns], **options))
+    except errors.GatedRepoError:
+        problem = "is gated: only users who accepted its conditions can fetch it"
+        remedy = f"accept them on the page of {repository}, log in (hf auth login), and run the same again"
+    except errors.RepositoryNotFoundError:
+        problem = "is not on the hub, or it is private"
+        remedy = f"check the name; for a private model, log in (hf auth login); {_offer_folder(prefix)}"
+    except errors.RevisionNotFoundError:
+        problem, remedy = "is not on the hub: the model has no such revision", "name a branch, a tag or a commit of it"
+    except errors.HFValidationError:
+        problem, remedy = "is neither a folder nor a name on the hub", "name it as in openai/clip-vit-base-patch16"
+    except errors.LocalEntryNotFoundError:
+        problem = "is not complete in the hub's cache, and the hub cannot be reached (no network, or offline)"
+        remedy = f"run '{command}' where there is a network; {_offer_folder(prefix)}"
+    except Exception as error:  # networks, servers and file systems raise errors of their own
+        problem = f"cannot be fetched: {type(error).__name__}: {first_line(error)}"
+        remedy = f"run the same again, or '{command}'; {_offer_folder(prefix)}"
+    raise FeatureError(f"{prefix}{repository}{revision and f'@{revision}'} {problem}\n  remedy: {remedy}")
+
+
+def _offer_folder(prefix: str) -> str:
+    return f"or name a folder with the model: {prefix.partition(':')[0]}:FOLDER"
+
+
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """Let the hub's progress bars appear on terminals alone, where they overwrite themselves."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hide = not (sys.stderr.isatty() or are_progress_bars_disabled())
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
 
 
 @contextmanager
@@ -80,7 +136,7 @@ def draw_weights(name: str, seed: int | None, report: Report) -> Iterator[None]:
             "random weights need a seed, to draw them again (--seed N; for verify-features: --weights-seed N)"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # GPUs' generators, which no initialisation uses here, stay
         yield
     report(f"{name} has RANDOM weights (seed {seed}): its features mean nothing and are for tests only")
 

@@ -24,6 +24,7 @@ from meidbench.names import Report
 
 _LAYER = "image embedding, not normalised"
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
+_LABEL = f"openclip:{_HUB}"
 _CONFIG = "open_clip_config.json"
 _NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _TEXTS_PER_BATCH = 64
@@ -208,8 +209,8 @@ def _find_weights(name: str, revision: str, offline: bool, report: Report) -> tu
 
     if name.startswith(_HUB):
         repository = name.removeprefix(_HUB)
-        config = find_hub_file(repository, [_CONFIG], revision=revision, offline=offline)
-        find_hub_file(repository.partition("@")[0], _NAMES, revision=config.commit, offline=offline)
+        config = find_hub_file(_LABEL, repository, [_CONFIG], revision=revision, offline=offline)
+        find_hub_file(_LABEL, repository.partition("@")[0], _NAMES, revision=config.commit, offline=offline)
         return f"{_FOLDER}{config.path.parent}", {"require_pretrained": True}, config.commit
     if Path(name, _CONFIG).is_file():
         return f"{_FOLDER}{name}", {"require_pretrained": True}, ""
@@ -239,7 +240,7 @@ def _find_weights(name: str, revision: str, offline: bool, report: Report) -> tu
         )
     repository, file = os.path.split(published["hf_hub"])
     names = [f"{Path(file).stem}.safetensors", file] if file else _NAMES
-    found = find_hub_file(repository, names, revision=revision, offline=offline)
+    found = find_hub_file(_LABEL, repository, names, revision=revision, offline=offline)
     return model, {**options, "pretrained": str(found.path)}, found.commit
 
 

@@ -23,6 +23,7 @@ from meidbench.names import Report
 
 _LAYER = "pooled features before the classifier"
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
+_LABEL = f"timm:{_HUB}"
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -132,8 +133,8 @@ def _resolve(name: str, revision: str, offline: bool) -> tuple[str, str]:
 
     if name.startswith(_HUB):
         repository = name.removeprefix(_HUB)
-        config = find_hub_file(repository, ["config.json"], revision=revision, offline=offline)
-        find_hub_file(repository.partition("@")[0], _NAMES, revision=config.commit, offline=offline)
+        config = find_hub_file(_LABEL, repository, ["config.json"], revision=revision, offline=offline)
+        find_hub_file(_LABEL, repository.partition("@")[0], _NAMES, revision=config.commit, offline=offline)
         return f"{_FOLDER}{config.path.parent}", config.commit
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture):
@@ -166,7 +167,7 @@ def _find_published(name: str, revision: str, offline: bool) -> tuple[dict[str, 
     published = get_pretrained_cfg(name)
     if published.hf_hub_id:
         names = [published.hf_hub_filename] if published.hf_hub_filename else _NAMES
-        found = find_hub_file(published.hf_hub_id, names, revision=revision, offline=offline)
+        found = find_hub_file(_LABEL, published.hf_hub_id, names, revision=revision, offline=offline)
         return {"file": str(found.path), "custom_load": False}, found.commit
     if revision:
         raise FeatureError(
@@ -186,7 +187,9 @@ def _load_file(name: str, path: Path) -> nn.Module:
     from timm.models import load_state_dict
 
     if not path.is_file():
-        raise RequestError(f"there are no weights {show(str(path))}: not a file, and not default or random")
+        raise RequestError(
+            f"there are no weights {show(str(path))}: not a file, and not default or random; name it by --weights FILE"
+        )
     read_checkpoint(path)  # refuses what is damaged or no state dict, and tells what it is
     try:
         state = load_state_dict(str(path))

@@ -109,7 +109,9 @@ def load_weights(
     path = Path(name)
     if not path.exists():
         known = ", ".join(["default", *owners, RANDOM])
-        raise RequestError(f"there are no weights {name!r}: not a file, and not one of {known}")
+        raise RequestError(
+            f"there are no weights {name!r}: not a file, and not one of {known}; name a file by --weights FILE"
+        )
     return _load_file(model, backbone, path, path.name, "file", report)
 
 
