@@ -92,13 +92,15 @@ def load(
             "  remedy: name a folder with config.json, preprocessor_config.json and model.safetensors: hf:FOLDER"
         )
     if weights == RANDOM and seed is None:
-        raise FeatureError("random weights need a seed, to draw them again (--seed N)")
+        raise FeatureError(
+            "random weights need a seed, to draw them again (--seed N; for verify-features: --weights-seed N)"
+        )
     folder, commit = _find_folder(name, revision, offline, with_weights=weights != RANDOM)
     with _quiet(), _library_errors(name):
         model, take, layer = _make_model(name, folder, seed)
         clip = int(model.config.num_frames) if model.config.model_type in _VIDEO_TYPES else 1
         network = _Rows(model, take, clip).eval().requires_grad_(False)
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        processor = _load_processor(name, folder)
         preprocessing = _read_numbers(processor) or _make_transform(processor)
         dim = _try_out(network, preprocessing, clip)
     sha256 = state_digest(network.state_dict())
@@ -187,8 +189,10 @@ def _fetch(name: str, revision: str, offline: bool, patterns: Sequence[str]) -> 
     except HFValidationError:
         problem, remedy = "is neither a folder nor a name on the hub", "name it as in openai/clip-vit-base-patch16"
     except LocalEntryNotFoundError:
-        problem = "is not complete in the hub's cache, and the hub cannot be reached (no network, or offline)"
-        remedy = f"run '{command}' where there is a network; or copy the model's folder, and name it: hf:FOLDER"
+        problem = (
+            "is no folder, nor complete in the hub's cache, and the hub cannot be reached (no network, or offline)"
+        )
+        remedy = f"check the name; run '{command}' where there is a network; or copy the model's folder: hf:FOLDER"
     except Exception as error:  # networks, servers and file systems raise errors of their own
         problem = f"cannot be fetched: {_first_line(error)}"
         remedy = f"run the same again, or '{command}'; or name a folder with the model: hf:FOLDER"
@@ -349,6 +353,18 @@ def _try_out(network: nn.Module, preprocessing: Preprocessing | FrameTransform, 
 
 
 # --- preprocessing ---
+
+
+def _load_processor(name: str, folder: Path) -> Any:
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+    except OSError as error:
+        raise FeatureError(
+            f"hf:{name} has no image processor that can be read; expected preprocessor_config.json in its folder\n"
+            "  remedy: save that of the model whose weights these began with, in Python:\n"
+            f"  transformers.AutoImageProcessor.from_pretrained('OWNER/NAME').save_pretrained({name!r})"
+        ) from error
+
 
 _STEPS = ("preprocess", "process_image", "resize", "center_crop", "rescale", "normalize", "_preprocess")
 _FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}

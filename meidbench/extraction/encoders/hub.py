@@ -61,11 +61,11 @@ def find_hub_file(repository: str, names: Sequence[str], *, revision: str = "", 
         else:
             # CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE, and a file may lie in folders.
             return HubFile(path, path.parts[-1 - len(Path(name).parts)])
-    at = f" at revision {revision}" if revision else ""
+    at, command = (f" at revision {revision}", f" --revision {revision}") if revision else ("", "")
     raise FeatureError(
         f"{repository}{at} is not in the cache of the Hugging Face hub (HF_HOME), and cannot be fetched\n"
         f"  missing: {' or '.join(names)}; {first_line(reason)}\n"
-        "  remedy: check the name; run once where there is a network, or name a local folder"
+        f"  remedy: check the name; 'hf download {repository}{command}' with a network; or name a local folder"
     )
 
 
