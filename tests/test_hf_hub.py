@@ -132,7 +132,7 @@ def test_files_of_the_hub_are_found_or_missing_for_a_reason(models, tmp_path):
         assert answer["error"].startswith(f"timm:hf-hub:acme/{name}{reason}") and "\n  remedy: " in answer["error"]
     answers = ask(here, "file acme/clip@v1", "file acme/pickled", "file acme/other")
     assert answers[:2] == [first, pickled]
-    assert "is not complete in the hub's cache" in answers[2]["error"] and "timm:FOLDER" in answers[2]["error"]
+    assert "nor complete in the hub's cache" in answers[2]["error"] and "timm:FOLDER" in answers[2]["error"]
 
 
 def test_the_recipe_pins_the_commit(models, tmp_path):
