@@ -381,3 +381,4 @@ def test_arguments_in_messages_are_shown_as_the_options_of_the_command(run, toy_
         "give it with --split, and pass --allow-float16 or --subset val"
     )
     assert name_options(message, main.commands["merge-features"]) == message
+    assert name_options("--set model.text=FILE", main.commands["zero-shot"]) == "--set model.text=FILE"

@@ -105,6 +105,16 @@ def test_an_encoder_of_ones_own_is_one_file(own_file, two_clips, run, tmp_path):
     [
         ("x = 1", r"must have a function make_encoder\(\) that returns an Encoder"),
         ("def make_encoder(): return 3", r"must have a function make_encoder\(\) that returns an Encoder"),
+        (
+            "import torch, absent_package",
+            r"e\.py, line 1: ModuleNotFoundError: .*'absent_package'; install it, or name",
+        ),
+        ("x = 1\ndef make_encoder()", r"e\.py, line 2: SyntaxError: expected ':'$"),
+        ("def make_encoder():\n    return absent", r"e\.py, line 2: NameError: name 'absent' is not defined$"),
+        (
+            OWN.replace("dim=12", "dim=13"),
+            r"e\.py: the network gives shape \(1, 12\) for one frame; its dim expects \(1, 13\)$",
+        ),
     ],
 )
 def test_a_file_without_an_encoder_is_refused(tmp_path, text, message):
@@ -141,16 +151,16 @@ class Returns(torch.nn.Module):
 @pytest.mark.parametrize(
     ("function", "got"),
     [
-        (lambda images: images.mean((2, 3), keepdim=True), r"\(2, 3, 1, 1\)"),
-        (lambda images: images.mean((1, 2, 3)), r"\(2,\)"),
-        (lambda images: images.mean((2, 3))[:1], r"\(1, 3\)"),
-        (lambda images: (images.mean((2, 3)),), "tuple"),
+        (lambda images: images.mean((2, 3), keepdim=True), r"of shape \(2, 3\) for 2 images, got \(2, 3, 1, 1\)"),
+        (lambda images: images.mean((1, 2, 3)), r"of shape \(2, 3\) for 2 images, got \(2,\)"),
+        (lambda images: images.mean((2, 3))[:1], r"of shape \(2, 3\) for 2 images, got \(1, 3\)"),
+        (lambda images: (images.mean((2, 3)),), "as a tensor, got tuple"),
     ],
 )
 def test_a_network_that_gives_other_rows_than_it_says_is_refused(clips, function, got):
     encoder = Encoder(Returns(function).eval(), 3, Preprocessing(resize=40, crop=32), name="own")
     extractor = Extractor(encoder, rule=FrameRule("uniform", frames=2), device="cpu")
-    with pytest.raises(FeatureError, match=rf"own must give rows of shape \(2, 3\) for 2 images, got {got}$"):
+    with pytest.raises(FeatureError, match=rf"must give rows {got}$"):
         extractor.extract(find_videos(clips, ["clip0"]).videos[0])
 
 
@@ -236,7 +246,9 @@ def test_options_that_an_encoder_does_not_use_are_refused(own_file, two_clips, r
     )
     assert outcome.exit_code == 2 and "gives one row per frame (--frames, --sampling)" in outcome.stderr
     clip_file = tmp_path / "clips.py"
-    clip_file.write_text(OWN.replace('layer="mean of patches"', "clip=4, row_per_clip=True"))
+    joined = OWN.replace("Flatten())", "Flatten(), torch.nn.Unflatten(0, (-1, 4)), torch.nn.Flatten())")
+    joined = joined.replace("dim=12", "dim=48").replace('layer="mean of patches"', "clip=4, row_per_clip=True")
+    clip_file.write_text(joined)
     outcome = run(
         "extract-features", two_clips, "--out", tmp_path / "f.h5", "--backbone", f"python:{clip_file}", "--frames", 3
     )
@@ -286,6 +298,9 @@ def test_a_library_that_cannot_be_used_is_told_with_a_remedy(monkeypatch, tmp_pa
 def test_names_that_mean_no_encoder_are_refused(two_clips, run, tmp_path):
     for name, message in (
         ("resnet10", "unknown encoder 'resnet10' (did you mean resnet101?)"),
+        ("clip", "others have a prefix: timm:MODEL, hf:NAME, openclip:MODEL/TAG, python:FILE.py"),
+        ("openai/clip", "(did you mean hf:openai/clip?)"),
+        ("mine.py", "(did you mean python:mine.py?)"),
         ("tim:vit", "unknown prefix of an encoder 'tim' (did you mean timm?)"),
         ("hf:", "'hf:' names no model; expected hf:NAME"),
     ):

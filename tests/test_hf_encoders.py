@@ -354,6 +354,11 @@ def test_other_models_and_weights_are_refused(clip_folder, tmp_path):
     with pytest.raises(FeatureError, match=r"holds no config\.json"):
         load_encoder(f"hf:{tmp_path / 'none'}")
     folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(
+        FeatureError, match=r"has no image processor that can be read; expected preprocessor_config\.json"
+    ):
+        load_encoder(f"hf:{folder}")
     (folder / "model.safetensors").unlink()
     with pytest.raises(FeatureError, match="holds no weights"):
         load_encoder(f"hf:{folder}")

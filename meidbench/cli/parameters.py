@@ -229,7 +229,7 @@ def name_options(message: str, command: click.Command | None) -> str:
         value = "" if found[2] in ("True", "...") else " " + shlex.quote(found[2].strip('"'))
         return option + value if option.startswith("--") else found[0]
 
-    return re.sub(r'\b([a-z_0-9]+)=("[^"\n]*"|True\b|\.\.\.|[A-Z]+\b)', replace, message)
+    return re.sub(r'(?<![\w.])([a-z_0-9]+)=("[^"\n]*"|True\b|\.\.\.|[A-Z]+\b)', replace, message)
 
 
 json_file = click.option("--json", "json_file", type=JSON_FILE, help="Write the result as JSON; - is stdout.")

@@ -256,11 +256,13 @@ class InferenceModel(nn.Module):
         self.model, self.device, self.precision = model, device, precision
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute (n, dim) float32 rows of (n, 3, height, width) normalised images."""
+        """Compute (n, dim) float32 rows of (n, 3, height, width) normalised images; refuse what is no tensor."""
         images = images.to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode(), _arithmetic(self.device, self.precision):
-            rows: Tensor = self.model(images).float()  # autocast may leave half precision
-        return rows
+            rows = self.model(images)
+        if not isinstance(rows, Tensor):
+            raise FeatureError(f"the network must give rows as a tensor, got {type(rows).__name__}")
+        return rows.float()  # autocast may leave half precision
 
 
 def for_inference(model: nn.Module, device: torch.device | str, precision: str = "fp32") -> InferenceModel:

@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -14,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from meidbench.checks import one_of, whole_number
-from meidbench.errors import FeatureError, RequestError
+from meidbench.checks import one_of, show, suggest, whole_number
+from meidbench.errors import FeatureError, MeidbenchError, RequestError
 from meidbench.extraction.encoders.backbones import BACKBONES, build, find_backbone
 from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.extraction.encoders.weights import LoadedWeights, load_weights, state_digest
@@ -23,6 +25,7 @@ from meidbench.files import file_sha256
 from meidbench.names import ENCODER_LIBRARIES, DownloadProgress, Report
 
 _OWN_FILE = "python"
+_OTHERS = f"others have a prefix: timm:MODEL, hf:NAME, openclip:MODEL/TAG, {_OWN_FILE}:FILE.py"
 _MAKER = "make_encoder"
 _OF_NETWORK = LoadedWeights("", "", "")
 
@@ -200,7 +203,12 @@ def check_encoder_name(name: str) -> str:
     """Return the name of an encoder, or raise RequestError where neither a network nor a library has that name."""
     prefix, separator, rest = name.partition(":")
     if not separator:
-        return one_of("encoder", name, tuple(BACKBONES), RequestError)
+        if name not in BACKBONES:
+            own = f"{_OWN_FILE}:{name}" if name.endswith(".py") else ""
+            like = own or (f"hf:{name}" if "/" in name else "")
+            hint = f" (did you mean {like}?)" if like else suggest(name, BACKBONES)
+            raise RequestError(f"unknown encoder {show(name)}{hint}; known: {', '.join(BACKBONES)}; {_OTHERS}")
+        return name
     one_of("prefix of an encoder", prefix, (*ENCODER_LIBRARIES, _OWN_FILE), RequestError)
     if not rest:
         raise RequestError(f"{name!r} names no model; expected {prefix}:NAME")
@@ -245,12 +253,42 @@ def _load_own(name: str, path: Path, weights: str) -> Encoder:
         raise RequestError(f"{path} is no file of Python; expected {_OWN_FILE}:FILE.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses with annotations as text look their module up
-    spec.loader.exec_module(module)
-    encoder = getattr(module, _MAKER, lambda: None)()
+    with _errors_of_file(path):
+        spec.loader.exec_module(module)
+        encoder = getattr(module, _MAKER, lambda: None)()
     if not isinstance(encoder, Encoder):
         raise FeatureError(f"{path} must have a function {_MAKER}() that returns an Encoder; see docs/features.md")
-    with torch.no_grad():
-        encoder.network.eval().requires_grad_(False)
+    encoder.network.eval().requires_grad_(False)
+    with _errors_of_file(path), torch.no_grad():
+        device = next((tensor.device for tensor in encoder.network.parameters()), None)
+        rows = encoder.network(_black_frame(encoder.preprocessing).expand(encoder.clip, -1, -1, -1).to(device))
+    expected = (1 if encoder.row_per_clip else encoder.clip, encoder.dim)
+    if (given := tuple(getattr(rows, "shape", ()))) != expected:
+        unit = f"one clip of {encoder.clip} frames" if encoder.clip > 1 else "one frame"
+        raise FeatureError(f"{path}: the network gives shape {given} for {unit}; its dim expects {expected}")
     # The file is named alone when features are extracted again, so its weights need no name of their own.
     loaded = replace(encoder.weights, name="default")
     return replace(encoder, name=name, weights=loaded, revision=file_sha256(path))
+
+
+def _black_frame(preprocessing: Preprocessing | FrameTransform) -> torch.Tensor:
+    """Return what the network gets of a black frame: (3, H, W) float32."""
+    if isinstance(preprocessing, FrameTransform):
+        return preprocessing.function(np.zeros((240, 320, 3), np.uint8))
+    return torch.zeros(3, preprocessing.crop, preprocessing.crop)
+
+
+@contextmanager
+def _errors_of_file(path: Path) -> Iterator[None]:
+    """Raise FeatureError with the line of the user's file in place of any error in it."""
+    try:
+        yield
+    except MeidbenchError as error:
+        raise FeatureError(f"{path}: {error}") from error
+    except Exception as error:
+        traced = traceback.TracebackException.from_exception(error)
+        lines = [frame.lineno for frame in traced.stack if Path(frame.filename).resolve() == path.resolve()]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+        what = list(traced.format_exception_only())[-1].strip()
+        missing = "; install it, or name its folder in PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
+        raise FeatureError(f"{path}{f', line {line}' if line else ''}: {what}{missing}") from error

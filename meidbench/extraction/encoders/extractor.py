@@ -200,10 +200,10 @@ class Extractor:
             crops = normalise(crops, transform, channels_last=True)
         rows: Tensor = self._model(crops)
         expected = (len(crops) // (self.encoder.clip if self.encoder.row_per_clip else 1), self.encoder.dim)
-        if (got := tuple(getattr(rows, "shape", ()))) != expected:
+        if rows.shape != expected:
             raise FeatureError(
                 f"the network of {self.encoder.name} must give rows of shape {expected} for {len(crops)} images, "
-                f"got {got or type(rows).__name__}"
+                f"got {tuple(rows.shape)}"
             )
         return rows if self.encoder.row_per_clip else rows[: len(crops) - short]
 

@@ -89,7 +89,7 @@ def load(
         model, take, layer = _make_model(name, folder, is_random)
         clip = int(model.config.num_frames) if model.config.model_type in _VIDEO_TYPES else 1
         network = _Rows(model, take, clip).eval().requires_grad_(False)
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        processor = _load_processor(name, folder)
         preprocessing = _read_numbers(processor) or _make_transform(processor)
         dim = _try_out(network, preprocessing, clip)
     sha256 = state_digest(network.state_dict())
@@ -291,6 +291,18 @@ def _try_out(network: nn.Module, preprocessing: Preprocessing | FrameTransform, 
 
 
 # --- preprocessing ---
+
+
+def _load_processor(name: str, folder: Path) -> Any:
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+    except OSError as error:
+        raise FeatureError(
+            f"hf:{name} has no image processor that can be read; expected preprocessor_config.json in its folder\n"
+            "  remedy: save that of the model whose weights these began with, in Python:\n"
+            f"  transformers.AutoImageProcessor.from_pretrained('OWNER/NAME').save_pretrained({name!r})"
+        ) from error
+
 
 _STEPS = ("preprocess", "process_image", "resize", "center_crop", "rescale", "normalize", "_preprocess")
 _FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
