@@ -92,7 +92,8 @@ def test_numbers_and_budgets_are_those_of_the_runs(made):
             means.append(json.loads((folder / "result-test.json").read_text())["mAP"]["overall"])
             given = read_predictions(folder / "predictions-test.parquet")
             assert given.video_ids == split.video_ids("test")
-            assert given.metadata["run"]["budget"] == budget and budget["trials"] == TRIALS
+            assert given.metadata["run"]["budget"] | {"select_on": "val"} == budget and budget["trials"] == TRIALS
+            assert given.metadata["run"]["select_on"] == "val"
         assert row["ours"]["mAP"]["overall"]["value"] == pytest.approx(np.mean(means))
     # Trials that did not win are not scored on test.
     scored = {path.parent for path in (out / "studies").glob("*/trials/*/result-test.json")}
