@@ -18,6 +18,7 @@ PUBLISHED_TABLES = {
     "supp5": "MEID, supplementary Table 5",
     "rivals": "MOVE, from a second-hand source",
     "modelzoo": "VideoLT, MODELZOO.md",
+    "animalkingdom": "Animal Kingdom, README",
 }
 COMPAT_ENDING = "-compat"
 # The forms of a method that behave like public code, by the section of its recipe: ending of the name, description.

@@ -2,6 +2,7 @@
 
 The public names, as ``import meidbench as mb`` has them; the baselines are in ``meidbench.baselines``:
 
+AnimalKingdom           the FeatureDataset of that benchmark
 CharadesEgoLT           the FeatureDataset of that benchmark
 CharadesLT              the FeatureDataset of that benchmark
 Comparison              what compare returns: methods side by side
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from meidbench.evaluation.metric import MeanAveragePrecision
     from meidbench.evaluation.results import Result
     from meidbench.features import open_features
-    from meidbench.loading.datasets import CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
+    from meidbench.loading.datasets import AnimalKingdom, CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
     from meidbench.predictions.align import read_predictions
     from meidbench.predictions.values import write_predictions
     from meidbench.report.html import comparison_html
@@ -48,9 +49,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "CharadesEgoLT", "CharadesLT", "Comparison", "FeatureDataset", "MeanAveragePrecision", "MeidbenchError", "Result",
-    "Split", "VideoLT", "__version__", "average_precision", "compare", "comparison_html", "evaluate", "hold_out_val",
-    "load_split", "open_features", "read_predictions", "split_from_pandas", "write_predictions", "write_split",
+    "AnimalKingdom", "CharadesEgoLT", "CharadesLT", "Comparison", "FeatureDataset", "MeanAveragePrecision",
+    "MeidbenchError", "Result", "Split", "VideoLT", "__version__", "average_precision", "compare", "comparison_html",
+    "evaluate", "hold_out_val", "load_split", "open_features", "read_predictions", "split_from_pandas",
+    "write_predictions", "write_split",
 ]  # fmt: skip
 # As the imports above, which type checkers read; here a name is imported at its first use, so that this import is fast.
 _HOMES = {
@@ -62,7 +64,7 @@ _HOMES = {
     "evaluation.metric": ("MeanAveragePrecision",),
     "evaluation.results": ("Result",),
     "features": ("open_features",),
-    "loading.datasets": ("CharadesEgoLT", "CharadesLT", "FeatureDataset", "VideoLT"),
+    "loading.datasets": ("AnimalKingdom", "CharadesEgoLT", "CharadesLT", "FeatureDataset", "VideoLT"),
     "predictions.align": ("read_predictions",),
     "predictions.values": ("write_predictions",),
     "report.html": ("comparison_html",),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-DATASETS = ("videolt", "charadeslt", "charadesegolt")
+DATASETS = ("videolt", "charadeslt", "charadesegolt", "animalkingdom")
 SUBSETS = ("train", "val", "test")
 # Other names of subsets, in tables and in names of files.
 SUBSET_NAMES = {name: name for name in SUBSETS} | {
@@ -15,7 +15,7 @@ DRAWN_VARIANTS = ("pareto", "grouped", "exact")
 VARIANTS = (RELEASED, *DRAWN_VARIANTS)
 GROUP_KEYS = ("pair", "subject")
 SPLIT_FORMATS = ("parquet", "csv", "lst")
-IMPORT_FORMATS = ("table", "lists", "mmaction2")
+IMPORT_FORMATS = ("table", "lists", "mmaction2", "slowfast")
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 PROTOCOLS = ("tie-aware", "apmeter", "charades")
 BACKBONES = {"resnet101": 2048, "resnet50": 2048, "tsm-resnet50": 2048}  # with the numbers per row
@@ -39,7 +39,10 @@ RECORDED_SELECTIONS = (*SUBSETS, LAST_EPOCH)  # in prediction files, also of oth
 TUNED_GROUPS = ("overall", "tail")
 RESIDENT = ("auto", "never", "always")
 STATISTICS_TABLE = "table1"
-TABLES = (STATISTICS_TABLE, "table2", "table3", "table4", "table5", "table6", "table7", "supp1", "supp2", "supp5")
+TABLES = (
+    *(STATISTICS_TABLE, "table2", "table3", "table4", "table5", "table6", "table7", "supp1", "supp2", "supp5"),
+    "animalkingdom",
+)
 
 # Marks in every output of runs on features for which no video was seen, by the backbone in the recipe of the features.
 WATERMARKS = {

@@ -2,8 +2,9 @@
 
     python -m meidbench.splits.make charadeslt --annotations DIR --lists DIR --out splits
 
-writes ``charadeslt.assignment.json``. The result is without video ids and labels: one symbol per video in the order of
-the sorted official ids, digests, counts, and sketches in which every cell mixes many videos.
+writes ``charadeslt.assignment.json``. Where the official subsets are the split, there are no lists. The result is
+without video ids and labels: one symbol per video in the order of the sorted official ids, digests, counts, and
+sketches in which every cell mixes many videos.
 """
 
 import json
@@ -20,6 +21,11 @@ from meidbench.splits.manifests import Manifest, RowSketch, lines_digest, load_m
 
 _SYMBOL_OF = {subset: symbol for symbol, subset in released.SYMBOLS.items()}
 _WIDTH = 100
+
+
+def read_sources(annotations: Annotations) -> dict[str, str]:
+    """Return the subset of each id of a benchmark whose split is the official subsets."""
+    return dict(zip(annotations.video_ids, annotations.sources, strict=True))
 
 
 def read_lists(manifest: Manifest, folder: Path, annotations: Annotations) -> dict[str, str]:
@@ -80,17 +86,20 @@ def to_json(content: dict[str, Any]) -> str:
 @click.command()
 @click.argument("dataset")
 @click.option("--annotations", "annotations_folder", type=click.Path(path_type=Path), required=True)
-@click.option("--lists", type=click.Path(path_type=Path), required=True, help="Folder of the released lists.")
+@click.option("--lists", type=click.Path(path_type=Path), help="Folder of the released lists, where there are some.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("splits"), show_default=True)
-def main(dataset: str, annotations_folder: Path, lists: Path, out: Path) -> None:
-    """Write DATASET.assignment.json from the annotations and the released lists.
+def main(dataset: str, annotations_folder: Path, lists: Path | None, out: Path) -> None:
+    """Write DATASET.assignment.json from the annotations and the released lists, or from the official subsets.
 
-    DATASET is videolt, charadeslt or charadesegolt, or the path of a manifest.
+    DATASET is the name of a benchmark, or the path of a manifest. Its manifest names the lists, if there are some.
     """
     try:
         manifest = load_manifest(dataset)
         annotations = read_annotations(manifest, annotations_folder)
-        subset_of = read_lists(manifest, lists, annotations)
+        if bool(manifest.released) != (lists is not None):
+            what = "needs --lists" if manifest.released else "names no released lists, so leave out --lists"
+            raise click.UsageError(f"the manifest of {manifest.title} {what}")
+        subset_of = read_sources(annotations) if lists is None else read_lists(manifest, lists, annotations)
     except MeidbenchError as error:
         raise click.ClickException(str(error)) from None
     if unknown := set(subset_of) - set(annotations.video_ids):

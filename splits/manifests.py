@@ -32,7 +32,10 @@ EXPECTED_FACTS = (
 
 @dataclass(frozen=True)
 class SourceFile:
-    """An official annotation file; ``source`` is the official subset it holds, empty for the class names."""
+    """An official annotation file; ``source`` is the official subset it holds, empty for the class names.
+
+    A file that holds several subsets has one entry for each.
+    """
 
     name: str = ""
     source: str = ""
@@ -129,12 +132,15 @@ class Manifest:
     ``groups`` is ``thresholds``, where ``head_above`` and ``tail_up_to`` group the classes by their training videos, or
     ``list``, where the annotations have the group of each class: the reader sets ``Annotations.groups``, and the
     manifest has no thresholds. ``group_names`` has the benchmark's own names of groups for tables and pages.
+    ``released`` has the lists of the split's authors; it is empty where the official subsets are the split. ``media``
+    tells in a sentence where the videos or features come from, if they are not public.
     """
 
     name: str = ""
     title: str = ""
     annotations: str = ""
     reader: str = ""
+    media: str = ""
     num_classes: int = 0
     groups: str = "thresholds"
     head_above: int | None = None
@@ -151,13 +157,36 @@ class Manifest:
 
     _known: ClassVar = {"groups": ("thresholds", "list")}
     _required: ClassVar = (
-        *("name", "title", "annotations", "reader", "num_classes", "licence", "files", "class_file", "released"),
+        *("name", "title", "annotations", "reader", "num_classes", "licence", "files", "class_file"),
     )
 
     @property
     def thresholds(self) -> Thresholds | None:
         """The thresholds of head and tail, None where the annotations have the groups."""
         return Thresholds.from_numbers(self.head_above, self.tail_up_to)
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The names of the annotation files, each once, and that of the class names last."""
+        return tuple(dict.fromkeys(entry.name for entry in (*self.files, self.class_file)))
+
+    @property
+    def file_of(self) -> dict[str, str]:
+        """The file of each official subset, for a message; with the subset where a file holds several."""
+        names = [entry.name for entry in self.files]
+        several = {entry.source: f"{entry.name}, {entry.source}" for entry in self.files if names.count(entry.name) > 1}
+        return {entry.source: several.get(entry.source, entry.name) for entry in self.files}
+
+    @property
+    def list_names(self) -> dict[str, str]:
+        """The names of the lists that ``--format lst`` writes, by subset."""
+        released = {subset: entry.file for subset, entry in self.released.items()}
+        return released or {subset: f"{self.name}_{subset}.txt" for subset in SUBSETS}
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """The numbers of classes by group and of videos by subset: the paper's, else those measured."""
+        return self.paper or self.expected
 
     @property
     def licence_text(self) -> str:
@@ -191,7 +220,7 @@ def _manifest_text(dataset: str, ending: str) -> str:
 def load_manifest(dataset: str) -> Manifest:
     """Read the manifest of a benchmark.
 
-    ``dataset`` is ``videolt``, ``charadeslt`` or ``charadesegolt``, or the path of the user's own manifest
+    ``dataset`` is one of ``meidbench.names.DATASETS``, or the path of the user's own manifest
     (``NAME.toml``). A ``MeidbenchError`` names all problems at once.
 
     >>> manifest = load_manifest("charadeslt")
@@ -241,7 +270,7 @@ def _find_contradictions(manifest: Manifest) -> list[str]:
     """Return the problems of a manifest that would fail, or write elsewhere, later on."""
     problems = []
     names = [manifest.name, manifest.annotations, *(entry.file for entry in manifest.released.values())]
-    names += [entry.name for entry in (*manifest.files, manifest.class_file)]
+    names += manifest.file_names
     for name in names:
         # Files of these names are read and written: none may lead out of its folder.
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
@@ -314,7 +343,7 @@ def home() -> Path:
 
 
 def annotations_folder(source: str) -> Path:
-    """Return the folder of the annotations of a source (``charades``, ``charadesego``, ``videolt``)."""
+    """Return the folder of the annotations of a source, such as ``charades``."""
     return home() / "annotations" / source
 
 

@@ -124,7 +124,7 @@ def check_pool(dataset: str, annotations: Annotations, folder: Path) -> bool:
         problems.append(_other_names(manifest))
     problems += _other_groups(annotations, assignment)
     if not problems:  # the ids are the official ones, so each fits into a sketch
-        file_of = {file.source: file.name for file in manifest.files}
+        file_of = manifest.file_of
         source_of = dict(zip(annotations.video_ids, annotations.sources, strict=True))
         _, other, complete = RowSketch.from_cells(assignment.pool_sketch).difference(RowSketch(pool_rows(annotations)))
         what = "its labels, length, subject or segments are not the official ones"
@@ -176,16 +176,17 @@ def _differing_videos(annotations: Annotations, manifest: Manifest, assignment: 
         return []
     if swapped := _swapped_files(annotations, manifest, assignment, digests):
         return swapped
-    file_of = {file.source: file.name for file in manifest.files}
+    file_of = manifest.file_of
     problems = []
     for file in manifest.files:
         got, expected = annotations.sources.count(file.source), assignment.source_videos[file.source]
         if got != expected:
             last = max(row for row, source in enumerate(annotations.sources) if source == file.source)
-            count = f"{file.name} holds {write_count(got, 'video')}, expected {expected:,}"
+            count = f"{file_of[file.source]} holds {write_count(got, 'video')}, expected {expected:,}"
             problems.append(f"{count}; the last is {annotations.video_ids[last]}")
             counts = source_positives(annotations, file.source), assignment.source_positives[file.source]
-            problems += _differing_counts(*counts, f"videos per class in {file.name}", annotations.class_names)
+            where = f"videos per class in {file_of[file.source]}"
+            problems += _differing_counts(*counts, where, annotations.class_names)
     rows = id_rows(annotations)
     fitting = [row for row in rows if len(row[0].encode()) <= ID_BYTES]
     misfits = [video_id for video_id, _ in rows if len(video_id.encode()) > ID_BYTES]
@@ -212,7 +213,7 @@ def _swapped_files(
 ) -> list[str]:
     """Recognise official files that lie under one another's names."""
     official = {digest: source for source, digest in assignment.source_digests.items()}
-    file_of = {file.source: file.name for file in manifest.files}
+    file_of = manifest.file_of
     problems = []
     for source, digest in digests.items():
         if official.get(digest, source) != source:
@@ -239,7 +240,7 @@ def _differing_labels(annotations: Annotations, split: Split, manifest: Manifest
     wanted = dict(missing)
     found = dict(zip(annotations.video_ids, annotations.labels, strict=True))
     source_of = dict(zip(annotations.video_ids, annotations.sources, strict=True))
-    file_of = {file.source: file.name for file in manifest.files}
+    file_of = manifest.file_of
     for number, (video_id, _) in enumerate(extra):
         # The search for the classes takes time, so it is done for the first few videos only.
         tag = wanted.get(video_id) if number < _MOST_SEARCHED else None

@@ -477,7 +477,7 @@ def repeated_ids(table: pa.Table) -> list[str]:
 def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
     """Return a split by its benchmark's name or its file's path; a ``Split`` is returned unchanged.
 
-    A benchmark (``videolt``, ``charadeslt`` or ``charadesegolt``, also as ``CharadesLT``) must have been built under
+    A benchmark (one of ``meidbench.names.DATASETS``, also as ``CharadesLT``) must have been built under
     ``MEIDBENCH_HOME``; ``check`` is as in ``read_split``. ``SplitError`` if the split does not exist or cannot be used.
     """
     if isinstance(split, Split):

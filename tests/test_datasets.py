@@ -18,7 +18,14 @@ from meidbench.baselines import resolve
 from meidbench.errors import FeatureError, MeidbenchError, SplitError
 from meidbench.features import open_features
 from meidbench.features.frame_sampling import random_indices
-from meidbench.loading.datasets import DATASET_CLASSES, CharadesEgoLT, CharadesLT, FeatureDataset, VideoLT
+from meidbench.loading.datasets import (
+    DATASET_CLASSES,
+    AnimalKingdom,
+    CharadesEgoLT,
+    CharadesLT,
+    FeatureDataset,
+    VideoLT,
+)
 from meidbench.loading.motion import Motion
 from meidbench.names import DATASETS, SAMPLINGS
 from meidbench.splits.manifests import split_path
@@ -160,7 +167,7 @@ def test_what_a_dataset_knows(split, stored):
 
 @pytest.mark.parametrize(
     ("kind", "frames"),
-    [(VideoLT, 150), (CharadesLT, 200), (CharadesEgoLT, 200)],
+    [(VideoLT, 150), (CharadesLT, 200), (CharadesEgoLT, 200), (AnimalKingdom, 150)],
     ids=lambda value: str(value),
 )
 def test_defaults(kind, frames, folder):

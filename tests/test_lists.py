@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from material import REAL, TOY, TOY_MANIFEST, real_data, released_split
 
-from meidbench.annotations.rows import ROW_FORMATS
+from meidbench.annotations.lists import ROW_FORMATS
 from meidbench.annotations.tables import read_class_names, split_from_files
 from meidbench.errors import SplitError
 from meidbench.names import IMPORT_FORMATS, SUBSETS

@@ -8,8 +8,10 @@ from typing import Any
 
 from meidbench.checks import one_of, parse_toml, suggest
 from meidbench.errors import RequestError, bullet_list
-from meidbench.evaluation.results import MeanAP
+from meidbench.evaluation.results import MeanAP, implied_overall
 from meidbench.names import STATISTICS_TABLE, TABLES
+from meidbench.splits.groups import GROUP_NAMES
+from meidbench.splits.manifests import load_manifest
 
 RUN_TABLES = tuple(name for name in TABLES if name != STATISTICS_TABLE)
 
@@ -47,7 +49,13 @@ class PaperTable:
     protocol: tuple[str, ...]  # differences between the paper's way to measure and ours
     notes: tuple[str, ...]
     rows: tuple[Row, ...]
+    scored_classes: tuple[int, ...] = ()  # classes with a positive in test, by group; empty where all classes have one
     base: str = ""  # the row from which the others differ by their switches; empty for a table of different methods
+
+    def implied_overall(self, row: Row) -> float | None:
+        """Return the overall value that a row's groups imply, None where the published one agrees with it."""
+        sizes = [int(load_manifest(row.dataset).sizes[group]) for group in GROUP_NAMES]
+        return implied_overall(row.published, self.scored_classes or sizes)
 
 
 @cache

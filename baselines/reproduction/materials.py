@@ -71,8 +71,8 @@ def stand_in(dataset: str) -> Split:
     manifest = load_manifest(dataset)
     by = manifest.thresholds or Thresholds(100, 20)  # by a list, the classes of a group have any numbers of videos
     # The fewest training videos that a class of its group can have; the first classes are the most frequent.
-    counts = [by.head_above + 1] * int(manifest.paper["head"])
-    counts += [by.tail_up_to + 1] * int(manifest.paper["medium"])
+    counts = [by.head_above + 1] * int(manifest.sizes["head"])
+    counts += [by.tail_up_to + 1] * int(manifest.sizes["medium"])
     counts += [1] * (manifest.num_classes - len(counts))
     train = [tuple(range(sum(count > video for count in counts))) for video in range(by.head_above + 1)]
     names, size = tuple(f"class {index}" for index in range(manifest.num_classes)), len(train) + 2

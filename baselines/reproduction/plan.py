@@ -197,11 +197,16 @@ def feature_need(dataset: str, encoder: str, *, named: bool = False) -> FeatureN
     """Return the feature file that rows of an encoder on a benchmark need."""
     needs = table_content("needs")
     facts, frames = needs["encoders"][encoder], needs["frames"][dataset]
-    videos = sum(int(load_manifest(dataset).paper[subset]) for subset in SUBSETS)
+    videos = sum(int(load_manifest(dataset).sizes[subset]) for subset in SUBSETS)
     size, backbone = videos * frames * facts["width"] * _STORED_BYTES, facts["backbone"]
+    command = f"meidbench pack-features FOLDER --split {dataset} --out {dataset}_{encoder.lower()}.h5"
     command = (
-        f"meidbench extract-features VIDEOS --split {dataset} --backbone {backbone} --frames {frames}"
-        f"{' --weights FILE' if backbone.startswith('tsm') else ''} --out {dataset}_{backbone}.h5"
+        command
+        if not backbone
+        else (
+            f"meidbench extract-features VIDEOS --split {dataset} --backbone {backbone} --frames {frames}"
+            f"{' --weights FILE' if backbone.startswith('tsm') else ''} --out {dataset}_{backbone}.h5"
+        )
     )
     facts = {**facts, "source": needs["videos"][dataset], "videos": videos, "frames": frames}
     return FeatureNeed(dataset, encoder, **facts, bytes=size, command=command, named=named)
@@ -243,7 +248,7 @@ def run_cost(config: Config, split: Split, dataset: str, dim: int, gpu: str = "A
     """Estimate the cost of a run without its first stage; the numbers of videos are the benchmark's own."""
     assumed, gpus = (table_content("needs")[name] for name in ("assumed", "gpus"))
     peak = gpus[one_of("GPU", gpu, tuple(gpus), RequestError)][config.schedule.precision] * 1e12
-    sizes, schedule, frames = load_manifest(dataset).paper, config.schedule, config.frames
+    sizes, schedule, frames = load_manifest(dataset).sizes, config.schedule, config.frames
     trained = -(-sizes["train"] // schedule.batch_size) * schedule.epochs * schedule.batch_size
     selected = schedule.epochs // config.selection.every * sizes.get(config.selection.subset, 0)
     scored = selected + sizes["val"] + sizes["test"]

@@ -32,6 +32,8 @@ ENDINGS = ("json", "md", "csv")  # of the files that hold a table; the first tel
 STATISTICS = ("classes", "head", "medium", "tail", "train", "val", "test", "labels_per_video", "imbalance_ratio")
 _RATIOS = STATISTICS[-2:]  # printed with one decimal
 _DASH = "-"
+MARK = "!"  # at the published overall value of a row that contradicts its groups
+CONTRADICTIONS = f"{MARK} Published overall values that are not the mean of their groups, weighted by their classes"
 _HEADER = ("paper", "ours", "95% interval", "difference")
 
 Content = dict[str, Any]  # a table as its JSON has it
@@ -87,7 +89,7 @@ def render_tables(
         remarks = [f"row {row} needs {' and '.join(real)}; {hint}" for row, real in needs.items() if real]
         remarks += [] if only_plan else [f"nothing of {name} can be run yet: no number is filled in"]
         plan = make_plan(table, jobs[name], gpu)
-        yield RenderedTable(name, asdict(plan), _plan_text(plan, table.source, width), {}, remarks, only_plan)
+        yield RenderedTable(name, asdict(plan), _plan_text(plan, table, width), {}, remarks, only_plan)
 
 
 def find_foreign_files(out: Path, names: Iterable[str]) -> list[Path]:
@@ -150,6 +152,7 @@ def _result_content(
                 **facts,
                 **marked,
                 "published": None if watermark else published,
+                "implied_overall": None if watermark else table.implied_overall(row),
                 "status": outcome.status,
                 "reason": outcome.reason,
                 "config": None if config is None else without_execution(config.to_tables()),
@@ -202,7 +205,8 @@ def _numbers(row: Content, group: str) -> list[float]:
 
 def _cells(row: Content, group: str) -> list[str]:
     paper, ours, low, high, difference = _numbers(row, group)
-    cells = [(paper, f"{paper:.3f}"), (ours, f"{ours:.3f}"), (low, f"[{low:.3f}, {high:.3f}]")]
+    marked = MARK if group == "overall" and row["implied_overall"] is not None else ""
+    cells = [(paper, f"{paper:.3f}{marked}"), (ours, f"{ours:.3f}"), (low, f"[{low:.3f}, {high:.3f}]")]
     return [_DASH if math.isnan(value) else text for value, text in (*cells, (difference, f"{difference:+.3f}"))]
 
 
@@ -216,13 +220,24 @@ def _sections(content: Content, shown: Sequence[str]) -> dict[str, list[str]]:
     without += [f"{runs.NOT_ASKED}: {', '.join(others)}"] if others else []
     made = [_describe_run(row) for row in done]
     made += [table_content("texts")["intervals"].format(**content["bootstrap"])] if done else []
-    sections = {"Without numbers of ours": without, "Budgets": _describe_budgets(done), "How ours was made": made}
+    against = {row["name"]: row["implied_overall"] for row in rows if row["implied_overall"] is not None}
+    texts = [
+        f"`{row['name']}`: {_contradiction(row['published']['overall'], against[row['name']])}"
+        for row in rows
+        if row["name"] in against
+    ]
+    sections = {CONTRADICTIONS: texts, "Without numbers of ours": without, "Budgets": _describe_budgets(done)}
+    sections |= {"How ours was made": made}
     for differs in dict.fromkeys(row["differs"] for row in done):
         names = [row["name"] for row in done if row["differs"] == differs]
         title = "every row" if len(names) == len(rows) else ", ".join(names)
         sections[f"Set otherwise than the paper's row: {title}"] = [f"`{text}`" for text in differs]
     sections |= {"Protocol": content["protocol"], "Notes": content["notes"]}
     return {title: texts for title, texts in sections.items() if texts}
+
+
+def _contradiction(published: float, implied: float) -> str:
+    return f"{published:.3f} is published, its groups imply {implied:.3f}"
 
 
 def _describe_budgets(rows: Sequence[Content]) -> list[str]:
@@ -334,8 +349,8 @@ def _result_csv(content: Content) -> str:
     return _csv(lines)
 
 
-def _plan_text(plan: CostPlan, source: str, width: int) -> str:
-    parts = [_wrap(f"{plan.table}: {plan.title} ({source})", width), "", "Needs:"]
+def _plan_text(plan: CostPlan, table: PaperTable, width: int) -> str:
+    parts = [_wrap(f"{plan.table}: {plan.title} ({table.source})", width), "", "Needs:"]
     for dataset, split in plan.splits.items():
         parts.append(_wrap(f"split of {dataset}: {'there' if split['built'] else 'MISSING'}", width, "  ", "    "))
         parts += [] if split["built"] else [_wrap_command(split["command"], width)]
@@ -356,7 +371,11 @@ def _plan_text(plan: CostPlan, source: str, width: int) -> str:
     total = f"{trainings} training{'' if trainings == 1 else 's'}, about {hours:.1f} hours together"
     parts += ["", _text_table(header, lines, "llrr", width), ""]
     parts += [_wrap(f"{total} ({table_content('texts')['shared']})", width), _wrap(plan.estimate["formula"], width)]
-    return "\n".join(parts)
+    planned = [row for row in table.rows if row.name in {entry.name for entry in plan.rows}]
+    implied = {row.name: (row.published.overall, table.implied_overall(row)) for row in planned}
+    against = [f"{name}: {_contradiction(*pair)}" for name, pair in implied.items() if pair[1] is not None]
+    parts += ["", _wrap(f"{CONTRADICTIONS}:", width)] if against else []
+    return "\n".join([*parts, *(_wrap(text, width, "  - ", "    ") for text in against)])
 
 
 def _render_statistics(files: InputFiles, datasets: Sequence[str], only_plan: bool, width: int) -> RenderedTable:

@@ -7,6 +7,7 @@ the files of a benchmark, ``meidbench.annotations.tables`` a table of the user's
 from pathlib import Path
 
 from meidbench.annotations.activitynet import ACTIVITYNET
+from meidbench.annotations.animalkingdom import ANIMALKINGDOM
 from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, Format, Segment
 from meidbench.annotations.charades import CHARADES, CHARADESEGO
 from meidbench.annotations.videolt import VIDEOLT
@@ -31,6 +32,7 @@ FORMATS: dict[str, Format] = {
     "charades": CHARADES,
     "charadesego": CHARADESEGO,
     "lists": VIDEOLT,
+    "animalkingdom": ANIMALKINGDOM,
     "activitynet": ACTIVITYNET,
     "youtube8m": YOUTUBE8M,
 }
@@ -81,20 +83,16 @@ def _find_format(manifest: Manifest) -> Format:
 def annotation_paths(manifest: Manifest, folder: Path) -> dict[str, list[Path]]:
     """Return where each annotation file of a benchmark lies: in the folder, or at most two folders deeper."""
     places: dict[str, list[Path]] = {}
-    for name in _file_names(manifest):
+    for name in manifest.file_names:
         hits = ([path for path in sorted(folder.glob(depth + name)) if path.is_file()] for depth in ("", "*/", "*/*/"))
         places[name] = next((found for found in hits if found), [])
     return places
 
 
-def _file_names(manifest: Manifest) -> list[str]:
-    return [entry.name for entry in (*manifest.files, manifest.class_file)]
-
-
 def _find_files(folder: Path, manifest: Manifest) -> list[Path]:
     """Return the path of every file, in the order of the manifest; refuse a folder that lacks one."""
     if not folder.is_dir():
-        names = ", ".join(_file_names(manifest))
+        names = ", ".join(manifest.file_names)
         raise AnnotationError(f"there is no folder {folder}; expected it to hold {names}\n{manifest.remedy}")
     places = annotation_paths(manifest, folder)
     problems = []

@@ -76,7 +76,7 @@ def download_annotations(
         fetch(download, target, progress=progress, report=report)
         if target.suffix == ".zip":
             unpack(target, folder, report=report)
-    paths = [folder / file.name for file in (*manifest.files, manifest.class_file)]
+    paths = [folder / name for name in manifest.file_names]
     if missing := [path.name for path in paths if not path.is_file()]:
         expected = f"  expected in {folder}: {first_few(path.name for path in paths)}\n  missing: {first_few(missing)}"
         remedy = f"  remedy: get the missing files from {manifest.licence.url} into {folder} by hand"

@@ -1,12 +1,10 @@
-"""The forms of tables and lists: each gives the rows of a file, one per video. ``ROW_FORMATS`` names those of files."""
+"""The rows of tables, one per video: CSV, Parquet, JSON and DataFrames."""
 
 import csv
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +14,6 @@ import pyarrow.parquet as pq
 
 from meidbench.annotations.base import find_repeated
 from meidbench.errors import SplitError, bullet_list, describe_content, first_few, write_count
-from meidbench.names import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +47,7 @@ class Rows:
         places = [self.columns.index(name) if name in self.columns else None for name in names]
         expected = len(self.columns)
         reader = self.source
-        with _readable(self.path, "CSV"):
+        with readable(self.path, "CSV"):
             for row in reader:
                 if len(row) == expected:
                     yield reader.line_num, [None if place is None else row[place].strip() for place in places]
@@ -74,7 +71,7 @@ class _ParquetRows(Rows):
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
         present = [name for name in names if name in self.columns]
         number = 0
-        with _readable(self.path, "Parquet"):
+        with readable(self.path, "Parquet"):
             for batch in self.source.iter_batches(1 << 16, columns=present):
                 values = {name: batch.column(name).to_pylist() for name in present}
                 blank = [None] * len(batch)
@@ -100,7 +97,7 @@ class _JsonLines(Rows):
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
         keys = set(self.columns)
-        with _readable(self.path, "JSON"):
+        with readable(self.path, "JSON"):
             for number, entry in self.entries():
                 if not isinstance(entry, dict):
                     self.problems.append(f"{self.path.name}, {self.noun} {number:,}: not an object")
@@ -122,73 +119,6 @@ class _JsonList(_JsonLines):
 
     def entries(self) -> Iterator[tuple[int, Any]]:
         yield from enumerate(json.load(self.source, object_pairs_hook=_unique), start=1)
-
-
-class ListRows(Rows):
-    """Lines of an id and its labels."""
-
-    is_text = False
-
-    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
-        """Yield the number of every line, and its id and labels among some columns."""
-        places = {"video_id": names.index("video_id"), "labels": names.index("labels")}
-        with _readable(self.path, "text"):
-            for number, line in enumerate(self.source, start=1):
-                if not line.strip():
-                    continue
-                row: list[Any] = [None] * len(names)
-                try:
-                    row[places["video_id"]], row[places["labels"]] = self.parse(line.strip())
-                except ValueError as error:
-                    self.problems.append(f"{self.place(number, line.split()[0])}: {error}")
-                else:
-                    yield number, row
-        self.problems += self.find_problems()
-
-    def parse(self, line: str) -> tuple[str, list[str]]:
-        """Return the id and the labels of a line; ``ValueError`` where it has another form."""
-        video_id, *rest = line.split(None, 1)
-        labels = "".join(rest)
-        parts = labels.split()
-        # Names hold blanks, indices do not.
-        return video_id, parts if all(map(str.isdigit, parts)) else labels.split(",")
-
-    def find_problems(self) -> list[str]:
-        """Return the problems of all lines together, after the last."""
-        return []
-
-
-@dataclass
-class _Mmaction2Rows(ListRows):
-    """Lines of a path and its labels; for a folder of frames, their number stands between the two."""
-
-    are_videos: bool | None = None  # None before the first line
-    lengths: set[int] = field(default_factory=set)  # how many numbers the lines have
-
-    id_remedy: ClassVar[str] = (
-        "; an id is the last name of a path without its ending, so write a table with ids of your own"
-    )
-
-    def parse(self, line: str) -> tuple[str, list[str]]:
-        path, *numbers = line.split()
-        is_video = _is_video(path)
-        if self.are_videos is None:
-            self.are_videos = is_video
-        if is_video != self.are_videos:
-            raise ValueError("a list is of videos (with an ending such as .mp4) or of folders of frames, not of both")
-        if wrong := [text for text in numbers if not text.isascii() or not text.isdigit()]:
-            raise ValueError(f"{wrong[0]!r} is not a number; a line is {ROW_FORMATS['mmaction2'].description}")
-        if not is_video and len(numbers) < 2:
-            raise ValueError("a folder of frames needs the number of frames and a label")
-        self.lengths.add(len(numbers))
-        name = _last_name(path)
-        return (name[: name.rindex(".")], numbers) if is_video else (name, numbers[1:])
-
-    def find_problems(self) -> list[str]:
-        if self.are_videos or self.lengths != {3}:
-            return []
-        two = "the number of frames and two labels, or a first frame, the number of frames and one label"
-        return [f"{self.path.name}: every line has three numbers ({two}); write a table with video_id and labels"]
 
 
 class FrameRows(Rows):
@@ -344,13 +274,13 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
 @contextmanager
 def open_table(path: Path) -> Iterator[Rows]:
     """Open a table: Parquet or JSON by its first bytes, else text with commas, or tabs or semicolons by its header."""
-    start = _read_start(path, 1 << 10)
+    start = read_start(path, 1 << 10)
     if (kind := describe_content(path)) == "a split file":  # its labels are indices of names that a table does not have
         raise SplitError(f"{path} is a split file already: name it where a command takes SPLIT")
     if kind == "a prediction file":
         raise SplitError(f"{path} is a prediction file; a table has the columns video_id and labels")
     if start.startswith(b"PAR1"):
-        with _readable(path, "Parquet"):
+        with readable(path, "Parquet"):
             file = pq.ParquetFile(path)
         with file:
             _check_types(path, file.schema_arrow)
@@ -363,7 +293,7 @@ def open_table(path: Path) -> Iterator[Rows]:
         if first in (b"[", b"{"):
             yield (_JsonList if first == b"[" else _JsonLines)(path, (), stream)
             return
-        with _readable(path, "CSV"):
+        with readable(path, "CSV"):
             line = start.partition(b"\n")[0]
             others = [mark for mark in "\t;" if mark.encode() in line and b"," not in line]
             delimiter = "\t" if path.suffix.lower() == ".tsv" else [*others, ","][0]
@@ -372,107 +302,13 @@ def open_table(path: Path) -> Iterator[Rows]:
         yield Rows(path, header, reader)
 
 
-@contextmanager
-def _open_list(path: Path, kind: type[ListRows]) -> Iterator[Rows]:
-    _read_start(path, 1)  # names a file that cannot be read
-    if (content := describe_content(path)) not in ("", "empty"):
-        raise SplitError(f"{path} is {content}; a list is text, one line per video")
-    with path.open(encoding="utf-8-sig") as stream:
-        yield kind(path, ("video_id", "labels"), stream)
-
-
-def _read_start(path: Path, size: int) -> bytes:
+def read_start(path: Path, size: int) -> bytes:
+    """Return the first bytes of a file; a ``SplitError`` names one that cannot be read."""
     try:
         with path.open("rb") as stream:
             return stream.read(size)
     except (OSError, ValueError) as error:  # a path may hold a zero byte
         raise SplitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-# --- which form a file has --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RowFormat:
-    """A format of import-split: how a line or a file looks, how it is opened, and whether a line may be of it."""
-
-    description: str
-    open: Callable[[Path], AbstractContextManager[Rows]]
-    fits: Callable[[str], bool]
-
-
-_LIST_LINE = re.compile(r"[^\s,;/\\]+(\s+\d+((\s*,\s*|\s+)\d+)*)?")
-_MMACTION2_LINE = re.compile(r"(\S+)((?:\s+\d+)*)")
-_CLASS_LINE = re.compile(r"(.*\S)\s+(\d{1,9})\s+\d+(?:\.0)?|c(\d{3})\s+(\S.*)")  # of VideoLT, and of Charades
-
-
-def _is_video(path: str) -> bool:
-    return path.lower().endswith(VIDEO_SUFFIXES)
-
-
-def _last_name(path: str) -> str:
-    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
-
-
-def _fits_list(line: str) -> bool:
-    return bool(_LIST_LINE.fullmatch(line)) and not _is_video(line.split()[0])
-
-
-def _fits_mmaction2(line: str) -> bool:
-    found = _MMACTION2_LINE.fullmatch(line)
-    return found is not None and (_is_video(found[1]) or len(found[2].split()) > 1)
-
-
-ROW_FORMATS: dict[str, RowFormat] = {
-    "table": RowFormat("rows with video_id and labels", open_table, lambda line: False),
-    "lists": RowFormat(
-        "VIDEO_ID and labels, joined by commas or blanks", partial(_open_list, kind=ListRows), _fits_list
-    ),
-    "mmaction2": RowFormat(
-        "PATH and labels, or FOLDER, its number of frames and labels, all joined by blanks",
-        partial(_open_list, kind=_Mmaction2Rows),
-        _fits_mmaction2,
-    ),
-}
-
-
-def guess_format(paths: Sequence[Path]) -> str:
-    """Return the one format that the first lines of all files have; refuse files that leave a choice."""
-    found: dict[Path, set[str]] = {}
-    for path in paths:
-        start = _read_start(path, 1 << 16)
-        text = "" if b"\0" in start else start.decode("utf-8-sig", errors="replace")
-        lines = [line.strip() for line in text.splitlines()[: None if len(start) < 1 << 16 else -1] if line.strip()]
-        if strip_class_indices(lines):
-            raise SplitError(f"{path.name} is a list of classes, with their indices; give it as --class-names")
-        shares = {name: sum(map(form.fits, lines)) / max(1, len(lines)) for name, form in ROW_FORMATS.items()}
-        most = max(shares.values())
-        # A few damaged lines are named by the reader.
-        found[path] = {name for name, share in shares.items() if share == most} if most >= 0.5 else {"table"}
-        if not lines:
-            del found[path]
-    common = set.intersection(set(ROW_FORMATS), *found.values()) if found else {"table"}
-    if len(common) == 1:
-        return common.pop()
-    if not common:
-        kinds = (f"{path.name} ({' or '.join(sorted(names))})" for path, names in found.items())
-        raise SplitError(f"the files are of different formats: {first_few(kinds)}; import files of one format")
-    choice = bullet_list(f"--format {name}: {ROW_FORMATS[name].description}" for name in sorted(common))
-    raise SplitError(
-        f"the lines of {first_few(path.name for path in found)} can be read in more than one way; choose one:\n{choice}"
-    )
-
-
-def strip_class_indices(lines: Sequence[str]) -> list[str]:
-    """Return the names of lines ``NAME INDEX COUNT`` or ``c000 NAME``; empty where other lines are among them.
-
-    >>> strip_class_indices(["3DPainting 0 137.0", "3DPrinter 1 308.0"])
-    ['3DPainting', '3DPrinter']
-    """
-    found = [_CLASS_LINE.fullmatch(line) for line in lines]
-    numbers = [int(match[2] or match[3]) if match else -1 for match in found]
-    is_list = len(lines) > 1 and numbers == list(range(len(lines)))
-    return [match[1] or match[4] for match in found if match] if is_list else []
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -485,7 +321,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _readable(path: Path, form: str) -> Iterator[None]:
+def readable(path: Path, form: str) -> Iterator[None]:
     """Turn the errors of a reader on a damaged file into one that names the file."""
     try:
         yield

@@ -12,19 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex, find_repeated, quote
 from meidbench.annotations.groups import check_grouping, read_groups, resolve_groups
-from meidbench.annotations.rows import (
-    COLUMNS,
-    PAIR,
-    ROW_FORMATS,
-    TABLES,
-    FrameRows,
-    ListRows,
-    Rows,
-    guess_format,
-    read_class_columns,
-    read_frame,
-    strip_class_indices,
-)
+from meidbench.annotations.lists import ROW_FORMATS, ListRows, guess_format, strip_class_indices
+from meidbench.annotations.rows import COLUMNS, PAIR, TABLES, FrameRows, Rows, read_class_columns, read_frame
 from meidbench.errors import RequestError, SplitError, bullet_list, first_few, write_count
 from meidbench.files import file_sha256
 from meidbench.names import RELEASED, SUBSET_NAMES, SUBSETS
@@ -131,7 +120,7 @@ def split_from_files(
         The subset of a file's videos, and its path. An empty subset is that of a column ``subset``, or that in the
         name of the file.
     form : str
-        A key of ``meidbench.annotations.rows.ROW_FORMATS``; empty for the one that the content shows.
+        A key of ``meidbench.annotations.lists.ROW_FORMATS``; empty for the one that the content shows.
     dataset, head_above, tail_up_to : str and int
         The benchmark's name. Head: more training videos than ``head_above``; tail: at most ``tail_up_to``.
     class_names : Path, optional

@@ -68,8 +68,8 @@ def datasets(as_json: bool) -> None:
 def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
     """Fetch annotations or label lists, verified.
 
-    DATASET is videolt, charadeslt or charadesegolt. A file is kept only if its size and sha256 are right. A
-    download that was cut off is resumed, and a file that is there already is not fetched again. The paths go
+    DATASET is videolt, charadeslt, charadesegolt or animalkingdom. A file is kept only if its size and sha256 are
+    right. A download that was cut off is resumed, and a file that is there already is not fetched again. The paths go
     to stdout, one per line.
     """
     from meidbench.annotations.download import download_annotations
@@ -90,9 +90,8 @@ def download(dataset: str, folder: Path | None, accept_licence: bool) -> None:
         display.close()
     for path in paths:
         echo(str(path))
-    if dataset == "videolt":
-        note = "These are the labels. The authors send the features by e-mail on request, see"
-        echo(f"{note}\n{manifest.licence.url}", err=True)
+    if manifest.media:
+        echo(f"These are the labels. {manifest.media}, see\n{manifest.licence.url}", err=True)
 
 
 def _on_terminal() -> bool:

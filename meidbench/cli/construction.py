@@ -92,9 +92,10 @@ def build_splits(
 ) -> None:
     """Build the split of DATASET and write it.
 
-    DATASET is videolt, charadeslt or charadesegolt, or a file of your own (NAME.toml): a manifest, or a plan, which
-    names your videos and describes the split. Of a benchmark, the published split is built: ids, labels and statistics
-    must be the released ones. If they differ, the videos and classes that differ are named and nothing is written.
+    DATASET is videolt, charadeslt, charadesegolt or animalkingdom, or a file of your own (NAME.toml): a manifest, or a
+    plan, which names your videos and describes the split. Of a benchmark, the published split is built: ids, labels and
+    statistics must be the released ones. If they differ, the videos and classes that differ are named and nothing is
+    written.
 
     With --variant or a plan a new split is drawn from the annotated videos, the same for the same seed. It is written
     as NAME-VARIANT-SEED, and beside it NAME-VARIANT-SEED.plan.toml, which makes it again.
@@ -166,7 +167,7 @@ def _build_released(
 
     manifest = load_manifest(dataset)
     split = build_released(dataset, annotations or annotations_folder(manifest.annotations))
-    stem, names = manifest.name, {subset: released.file for subset, released in manifest.released.items()}
+    stem, names = manifest.name, manifest.list_names
     if held_out is not None:
         share, seed, group_by = held_out
         split = hold_out_val(split, share, seed=seed, group_by=group_by)

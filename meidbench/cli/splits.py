@@ -98,6 +98,9 @@ def import_split(
                blanks, such as the lists of VideoLT, MEID and build-splits.
     mmaction2  A line per video: PATH/ID.mp4 and class indices, or a folder of
                frames, the number of frames and class indices.
+    slowfast   A line per frame under a header, as SlowFast has them for
+               Charades: VIDEO_ID, its number, the frame's number and path,
+               and "class indices"; a video has the labels of all its frames.
     """  # noqa: D301
     if share is None and (seed is not None or group_by):
         raise click.UsageError("nothing is drawn: --seed and --group-by go with --hold-out-val")

@@ -42,6 +42,23 @@ class MeanAP:
     tail: float
 
 
+def implied_overall(published: MeanAP, sizes: Sequence[int]) -> float | None:
+    """Return the overall value that the groups of a published row imply, None where its own agrees with it.
+
+    ``sizes`` are the classes of head, medium and tail that are scored: the mean over all classes is the mean of the
+    groups, weighted by their classes. Both may differ by one unit of the last printed digit, half by the rounding of
+    the groups and half by that of the overall value. Numbers have three digits or more.
+
+    >>> implied_overall(MeanAP(0.567, 0.720, 0.607, 0.436), (47, 617, 340))
+    0.554...
+    >>> implied_overall(MeanAP(0.518, 0.687, 0.572, 0.397), (47, 617, 340))
+    """
+    overall, *groups = (published.overall, published.head, published.medium, published.tail)
+    implied = sum(size * value for size, value in zip(sizes, groups, strict=True)) / sum(sizes)
+    digits = max(3, *(len(repr(value).partition(".")[2]) for value in (overall, *groups)))
+    return implied if abs(implied - overall) > 10.0**-digits + 1e-9 else None
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Share of the videos that have a label among their k best classes."""

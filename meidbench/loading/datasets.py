@@ -1,4 +1,4 @@
-"""The three benchmarks as PyTorch datasets: features and labels of one subset of a split, video by video.
+"""The benchmarks as PyTorch datasets: features and labels of one subset of a split, video by video.
 
 At the end, ``RowTable`` and ``VideoReader`` read the rows of many videos at once, for ``meidbench.loading.batches``.
 """
@@ -61,8 +61,9 @@ class FeatureDataset(Dataset[Sample]):
         The path of features, or a source of ``open_features(path, prefix=..., suffix=..., dataset=...)`` where names
         have more than the id. A warning tells where arrays are not stored as T x D.
     frames : int, "default" or None
-        Rows of each video, 200 by default (``VideoLT``: 150); a video with fewer rows repeats some. None takes all:
-        videos then differ in length, and a ``DataLoader`` needs ``batch_size=1`` or a ``collate_fn`` that pads.
+        Rows of each video, 200 by default (``VideoLT``, ``AnimalKingdom``: 150); a video with fewer rows repeats some.
+        None takes all: videos then differ in length, and a ``DataLoader`` needs ``batch_size=1`` or a ``collate_fn``
+        that pads.
     sampling : str
         ``uniform`` (evenly spaced) or ``random`` (new rows per epoch); see ``meidbench.features.frame_sampling``.
     replacement, seed : bool and int
@@ -267,7 +268,16 @@ class CharadesEgoLT(FeatureDataset):
     dataset = "charadesegolt"
 
 
-DATASET_CLASSES: dict[str, type[FeatureDataset]] = {kind.dataset: kind for kind in (VideoLT, CharadesLT, CharadesEgoLT)}
+class AnimalKingdom(FeatureDataset):
+    """Animal Kingdom: 140 classes of actions in clips of a few seconds, 150 rows. See ``FeatureDataset``."""
+
+    dataset = "animalkingdom"
+    default_frames = 150
+
+
+DATASET_CLASSES: dict[str, type[FeatureDataset]] = {
+    kind.dataset: kind for kind in (VideoLT, CharadesLT, CharadesEgoLT, AnimalKingdom)
+}
 
 
 class RowTable:

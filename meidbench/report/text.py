@@ -130,7 +130,9 @@ def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[st
 def table_1_comparison(statistics: Statistics, manifest: Manifest) -> str:
     """Lay out the row of Table 1 of a built split next to the paper's row."""
     built = {"built": _statistics_column(asdict(statistics))} | _paper_column(manifest)
-    return _lay_out_columns([manifest.title, *built], list(built.values()))
+    table = _lay_out_columns([manifest.title, *built], list(built.values()))
+    own = " / ".join(manifest.group_names.get(name, name) for name in GROUP_NAMES)
+    return table.replace(" / ".join(GROUP_NAMES), own)
 
 
 def _paper_column(manifest: Manifest) -> dict[str, list[str]]:

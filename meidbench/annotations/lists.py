@@ -1,0 +1,225 @@
+"""The rows of lists, one per video; ``ROW_FORMATS`` names the forms of files, tables included."""
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from meidbench.annotations.rows import Rows, open_table, read_start, readable
+from meidbench.errors import SplitError, bullet_list, describe_content, first_few, write_count
+from meidbench.names import VIDEO_SUFFIXES
+
+
+class ListRows(Rows):
+    """Lines of an id and its labels."""
+
+    is_text = False
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Yield the number of every line, and its id and labels among some columns."""
+        places = {"video_id": names.index("video_id"), "labels": names.index("labels")}
+        with readable(self.path, "text"):
+            for number, line in enumerate(self.source, start=1):
+                if not line.strip():
+                    continue
+                row: list[Any] = [None] * len(names)
+                try:
+                    row[places["video_id"]], row[places["labels"]] = self.parse(line.strip())
+                except ValueError as error:
+                    self.problems.append(f"{self.place(number, line.split()[0])}: {error}")
+                else:
+                    yield number, row
+        self.problems += self.find_problems()
+
+    def parse(self, line: str) -> tuple[str, list[str]]:
+        """Return the id and the labels of a line; ``ValueError`` where it has another form."""
+        video_id, *rest = line.split(None, 1)
+        labels = "".join(rest)
+        parts = labels.split()
+        # Names hold blanks, indices do not.
+        return video_id, parts if all(map(str.isdigit, parts)) else labels.split(",")
+
+    def find_problems(self) -> list[str]:
+        """Return the problems of all lines together, after the last."""
+        return []
+
+
+@dataclass
+class _Mmaction2Rows(ListRows):
+    """Lines of a path and its labels; for a folder of frames, their number stands between the two."""
+
+    are_videos: bool | None = None  # None before the first line
+    lengths: set[int] = field(default_factory=set)  # how many numbers the lines have
+
+    id_remedy: ClassVar[str] = (
+        "; an id is the last name of a path without its ending, so write a table with ids of your own"
+    )
+
+    def parse(self, line: str) -> tuple[str, list[str]]:
+        path, *numbers = line.split()
+        is_video = _is_video(path)
+        if self.are_videos is None:
+            self.are_videos = is_video
+        if is_video != self.are_videos:
+            raise ValueError("a list is of videos (with an ending such as .mp4) or of folders of frames, not of both")
+        if wrong := [text for text in numbers if not text.isascii() or not text.isdigit()]:
+            raise ValueError(f"{wrong[0]!r} is not a number; a line is {ROW_FORMATS['mmaction2'].description}")
+        if not is_video and len(numbers) < 2:
+            raise ValueError("a folder of frames needs the number of frames and a label")
+        self.lengths.add(len(numbers))
+        name = _last_name(path)
+        return (name[: name.rindex(".")], numbers) if is_video else (name, numbers[1:])
+
+    def find_problems(self) -> list[str]:
+        if self.are_videos or self.lengths != {3}:
+            return []
+        two = "the number of frames and two labels, or a first frame, the number of frames and one label"
+        return [f"{self.path.name}: every line has three numbers ({two}); write a table with video_id and labels"]
+
+
+class SlowfastRows(ListRows):
+    """Lines of a frame each: the id of the video, its number, the frame's number and path, and the frame's labels.
+
+    A video has the labels of all its frames, as in the loader of SlowFast.
+    """
+
+    def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Yield the number of the first line of every video, and its id and labels among some columns."""
+        videos: dict[str, tuple[int, set[str]]] = {}
+        with readable(self.path, "text"):
+            reader = csv.reader(self.source, delimiter=" ", skipinitialspace=True)
+            if header := self._check_header(next(reader, [])):
+                raise SplitError(header)
+            for cells in reader:
+                if len(cells) == len(SLOWFAST_COLUMNS):
+                    _, seen = videos.setdefault(cells[0], (reader.line_num, set()))
+                    seen.add(cells[-1])
+                elif cells:
+                    what = f"{write_count(len(cells), 'column')}, expected {len(SLOWFAST_COLUMNS)}"
+                    self.problems.append(f"{self.place(reader.line_num, cells[0])}: {what}")
+        places = names.index("video_id"), names.index("labels")
+        for video_id, (number, cells_seen) in videos.items():
+            labels = {label for cell in cells_seen for label in cell.split(",") if cell}
+            if wrong := sorted(text for text in labels if not text.isascii() or not text.isdigit()):
+                self.problems.append(f"{self.place(number, video_id)}: label {wrong[0]!r} is not the index of a class")
+                continue
+            row: list[Any] = [None] * len(names)
+            row[places[0]], row[places[1]] = video_id, sorted(labels, key=int)
+            yield number, row
+
+    def _check_header(self, header: Sequence[str]) -> str:
+        """Return the problem of the first line; the columns may also have the names in Animal Kingdom's README."""
+        known = (SLOWFAST_COLUMNS, ("clip_id", "clip_number", "frame_number", "clip_path", "action_labels"))
+        # The first name is a slip of SlowFast that some lists correct.
+        found = tuple(name.replace("original_video_id", SLOWFAST_COLUMNS[0]) for name in header)
+        return "" if found in known else f"{self.path} does not begin with the line {' '.join(SLOWFAST_COLUMNS)}"
+
+
+@contextmanager
+def _open_list(path: Path, kind: type[ListRows]) -> Iterator[Rows]:
+    read_start(path, 1)  # names a file that cannot be read
+    if (content := describe_content(path)) not in ("", "empty"):
+        raise SplitError(f"{path} is {content}; a list is text, one line per video")
+    with path.open(encoding="utf-8-sig") as stream:
+        yield kind(path, ("video_id", "labels"), stream)
+
+
+# --- which form a file has --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A format of import-split: how a line or a file looks, how it is opened, and whether a line may be of it."""
+
+    description: str
+    open: Callable[[Path], AbstractContextManager[Rows]]
+    fits: Callable[[str], bool]
+
+
+SLOWFAST_COLUMNS = ("original_vido_id", "video_id", "frame_id", "path", "labels")
+_LIST_LINE = re.compile(r"[^\s,;/\\]+(\s+\d+((\s*,\s*|\s+)\d+)*)?")
+_MMACTION2_LINE = re.compile(r"(\S+)((?:\s+\d+)*)")
+_SLOWFAST_LINE = re.compile(r'\S+ +\d+ +\d+ +\S+ +("[\d,]*"|[\d,]+)')
+_CLASS_LINE = re.compile(r"(.*\S)\s+(\d{1,9})\s+\d+(?:\.0)?|c(\d{3})\s+(\S.*)")  # of VideoLT, and of Charades
+
+
+def _is_video(path: str) -> bool:
+    return path.lower().endswith(VIDEO_SUFFIXES)
+
+
+def _last_name(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def _fits_list(line: str) -> bool:
+    return bool(_LIST_LINE.fullmatch(line)) and not _is_video(line.split()[0])
+
+
+def _fits_slowfast(line: str) -> bool:
+    return bool(_SLOWFAST_LINE.fullmatch(line)) or tuple(line.split()) == SLOWFAST_COLUMNS
+
+
+def _fits_mmaction2(line: str) -> bool:
+    found = _MMACTION2_LINE.fullmatch(line)
+    return found is not None and (_is_video(found[1]) or len(found[2].split()) > 1)
+
+
+ROW_FORMATS: dict[str, RowFormat] = {
+    "table": RowFormat("rows with video_id and labels", open_table, lambda line: False),
+    "lists": RowFormat(
+        "VIDEO_ID and labels, joined by commas or blanks", partial(_open_list, kind=ListRows), _fits_list
+    ),
+    "mmaction2": RowFormat(
+        "PATH and labels, or FOLDER, its number of frames and labels, all joined by blanks",
+        partial(_open_list, kind=_Mmaction2Rows),
+        _fits_mmaction2,
+    ),
+    "slowfast": RowFormat(
+        'frames: VIDEO_ID, its number, the frame\'s number and path, "labels", under a header',
+        partial(_open_list, kind=SlowfastRows),
+        _fits_slowfast,
+    ),
+}
+
+
+def guess_format(paths: Sequence[Path]) -> str:
+    """Return the one format that the first lines of all files have; refuse files that leave a choice."""
+    found: dict[Path, set[str]] = {}
+    for path in paths:
+        start = read_start(path, 1 << 16)
+        text = "" if b"\0" in start else start.decode("utf-8-sig", errors="replace")
+        lines = [line.strip() for line in text.splitlines()[: None if len(start) < 1 << 16 else -1] if line.strip()]
+        if strip_class_indices(lines):
+            raise SplitError(f"{path.name} is a list of classes, with their indices; give it as --class-names")
+        shares = {name: sum(map(form.fits, lines)) / max(1, len(lines)) for name, form in ROW_FORMATS.items()}
+        most = max(shares.values())
+        # A few damaged lines are named by the reader.
+        found[path] = {name for name, share in shares.items() if share == most} if most >= 0.5 else {"table"}
+        if not lines:
+            del found[path]
+    common = set.intersection(set(ROW_FORMATS), *found.values()) if found else {"table"}
+    if len(common) == 1:
+        return common.pop()
+    if not common:
+        kinds = (f"{path.name} ({' or '.join(sorted(names))})" for path, names in found.items())
+        raise SplitError(f"the files are of different formats: {first_few(kinds)}; import files of one format")
+    choice = bullet_list(f"--format {name}: {ROW_FORMATS[name].description}" for name in sorted(common))
+    raise SplitError(
+        f"the lines of {first_few(path.name for path in found)} can be read in more than one way; choose one:\n{choice}"
+    )
+
+
+def strip_class_indices(lines: Sequence[str]) -> list[str]:
+    """Return the names of lines ``NAME INDEX COUNT`` or ``c000 NAME``; empty where other lines are among them.
+
+    >>> strip_class_indices(["3DPainting 0 137.0", "3DPrinter 1 308.0"])
+    ['3DPainting', '3DPrinter']
+    """
+    found = [_CLASS_LINE.fullmatch(line) for line in lines]
+    numbers = [int(match[2] or match[3]) if match else -1 for match in found]
+    is_list = len(lines) > 1 and numbers == list(range(len(lines)))
+    return [match[1] or match[4] for match in found if match] if is_list else []
