@@ -100,7 +100,7 @@ class Assignment:
 
     ``symbols`` has one symbol per video of the pooled official annotations, sorted by id in code-point order: ``.``
     unused, ``t`` train, ``v`` val, ``e`` test. ``ids_digest`` and ``names_digest`` are the sha256 of the sorted ids and
-    of the class names (one per line), ``split_digest`` that of ``meidbench.splits.split.rows_digest``. By official
+    of the class names (one per line), ``split_digest`` that of ``meidbench.splits.rows.rows_digest``. By official
     subset, ``source_videos`` has the number of videos, ``source_digests`` the sha256 of the sorted ids, and
     ``source_positives`` the videos per class; ``positives`` has the videos per class by subset.
 

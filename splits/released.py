@@ -28,7 +28,7 @@ from meidbench.splits.manifests import (
     row_tag,
 )
 from meidbench.splits.metadata import content_digest
-from meidbench.splits.split import SCHEMA, Split
+from meidbench.splits.split import Split
 from meidbench.splits.statistics import deviations, split_statistics
 
 SYMBOLS = {".": "", "t": "train", "v": "val", "e": "test"}
@@ -92,7 +92,8 @@ def id_rows(annotations: Annotations) -> list[Row]:
 def pool_lines(annotations: Annotations) -> Iterator[tuple[str, str]]:
     """Yield the id of each video and, as a line of JSON, everything that is read of it."""
     columns = ("video_ids", "sources", "labels", "lengths", "subjects", "views", "pair_ids", "segments")
-    for row in zip(*(getattr(annotations, column) for column in columns), strict=True):
+    spans = [[str(span or "") for span in annotations.spans]] if any(annotations.spans) else []
+    for row in zip(*(getattr(annotations, column) for column in columns), *spans, strict=True):
         yield row[0], json.dumps(row)
 
 
@@ -287,7 +288,7 @@ def write_csv(split: Split, path: Path) -> Path:
     an unknown length is an empty cell.
     """
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, SCHEMA.names, lineterminator="\n")
+        writer = csv.DictWriter(stream, split.table.column_names, lineterminator="\n")
         writer.writeheader()
         for batch in split.table.to_batches():
             for row in batch.to_pylist():
@@ -295,6 +296,8 @@ def write_csv(split: Split, path: Path) -> Path:
                 row["length_s"] = "" if row["length_s"] != row["length_s"] else f"{row['length_s']:.7g}"
                 parts = (f"{part['label']} {part['start_s']:.7g} {part['end_s']:.7g}" for part in row["segments"])
                 row["segments"] = ";".join(parts)
+                for name in set(row) & {"start_s", "end_s"}:
+                    row[name] = "" if row[name] != row[name] else repr(row[name])
                 writer.writerow(row)
     return path
 

@@ -22,46 +22,26 @@ from meidbench.files import written_whole
 from meidbench.names import DATASETS, HELD_OUT, RELEASED, SUBSETS
 from meidbench.splits.groups import BY_LIST, Groups, Thresholds, find_group_problems
 from meidbench.splits.manifests import lines_digest, load_assignment, load_manifest, split_path
-from meidbench.splits.metadata import SplitMetadata, content_digest
+from meidbench.splits.metadata import FORMAT_VERSION, SplitMetadata, content_digest
+from meidbench.splits.rows import (
+    SCHEMA,
+    Span,
+    add_spans,
+    cast_rows,
+    find_time_problems,
+    has_spans,
+    label_pairs,
+    make_segments,
+    read_spans,
+    repeated_ids,
+    rows_digest,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CHANGED, UNVERIFIED = "changed", "unverified"  # variants of what calls itself released
 METADATA_KEY = b"meidbench"
-
-SEGMENT = pa.struct([("label", pa.int16()), ("start_s", pa.float32()), ("end_s", pa.float32())])
-SCHEMA = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("subset", pa.string()),
-        ("labels", pa.list_(pa.int16())),
-        ("source", pa.string()),
-        ("length_s", pa.float32()),
-        ("subject", pa.string()),
-        ("view", pa.string()),
-        ("pair_id", pa.string()),
-        ("segments", pa.list_(SEGMENT)),
-    ]
-)
-
-
-def rows_digest(table: pa.Table) -> str:
-    """Return the sha256 over rows of a split's table, sorted by id.
-
-    Each is ``video_id TAB subset TAB comma-joined sorted labels LF`` in UTF-8.
-    """
-    labels = table.column("labels").combine_chunks()
-    texts = pa.ListArray.from_arrays(labels.offsets, pc.cast(labels.values, pa.string()))
-    ids, subsets = (table.column(name).combine_chunks() for name in ("video_id", "subset"))
-    lines = pc.binary_join_element_wise(ids, subsets, pc.binary_join(texts, ","), "\t")
-    lines = pc.binary_join_element_wise(lines, "\n", "").take(pc.sort_indices(table.column("video_id")))
-    # The array's own buffer holds the lines one after another.
-    _, offsets, data = lines.buffers()
-    if data is None:
-        return hashlib.sha256().hexdigest()
-    bounds = np.frombuffer(offsets, dtype=np.int32)[lines.offset : lines.offset + len(lines) + 1]
-    return hashlib.sha256(memoryview(data)[bounds[0] : bounds[-1]]).hexdigest()
 
 
 @cache
@@ -83,7 +63,8 @@ class Split:
     Attributes
     ----------
     table : pyarrow.Table
-        One row per video in official order; columns as in ``meidbench.splits.split.SCHEMA``.
+        One row per video in official order; columns as in ``meidbench.splits.rows.SCHEMA``,
+        with those of ``SPAN_FIELDS`` where samples are a part of a longer video.
     metadata : SplitMetadata
     """
 
@@ -130,7 +111,7 @@ class Split:
             texts(annotations.subjects),
             texts(annotations.views),
             texts(annotations.pair_ids),
-            _segments_array([annotations.segments[row] for row in used]),
+            make_segments([annotations.segments[row] for row in used]),
         ]
         metadata = SplitMetadata(
             dataset=dataset,
@@ -147,7 +128,8 @@ class Split:
         )
         if not thresholds and (problems := find_group_problems(annotations.groups, annotations.class_names)):
             raise SplitError(f"without thresholds, a list must have the group of each class:\n{bullet_list(problems)}")
-        split = cls(pa.Table.from_arrays(columns, schema=SCHEMA), metadata)
+        table = pa.Table.from_arrays(columns, schema=SCHEMA)
+        split = cls(add_spans(table, [annotations.spans[row] for row in used if annotations.spans]), metadata)
         counts = tuple(split.positives("train").tolist())
         split.metadata = replace(metadata, train_counts=counts, digest=split.computed_digest)
         split.metadata = replace(split.metadata, content_digest=split.content_digest)
@@ -265,6 +247,11 @@ class Split:
         return np.asarray(self.metadata.train_counts, dtype=np.int64)
 
     @cached_property
+    def spans(self) -> dict[str, Span]:
+        """The part of a longer video that a sample is, by id; empty where all samples are whole videos."""
+        return read_spans(self.table)
+
+    @cached_property
     def groups(self) -> Groups:
         """Head, medium and tail classes, by the split's own thresholds or by its list; a group may be empty."""
         if self.thresholds is None:
@@ -301,7 +288,7 @@ class Split:
 
     def label_pairs(self, subset: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16]]:
         """Return row (as in ``video_ids``) and class index of every label of one subset, row by row."""
-        return _label_pairs(self.rows(subset))
+        return label_pairs(self.rows(subset))
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return the videos as a DataFrame, with a list of class names as ``labels``; segments are left out.
@@ -324,28 +311,11 @@ class Split:
         return self._positives[subset]
 
 
-def _segments_array(segments: list[tuple[tuple[int, float, float], ...]]) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in segments])]).astype(np.int32)
-    flat = [segment for row in segments for segment in row]
-    labels, starts, ends = zip(*flat, strict=True) if flat else ((), (), ())
-    values = pa.StructArray.from_arrays(
-        [pa.array(labels, pa.int16()), pa.array(starts, pa.float32()), pa.array(ends, pa.float32())],
-        fields=list(SEGMENT),
-    )
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
-
-
-def _label_pairs(rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16]]:
-    labels = rows.column("labels").combine_chunks()
-    counts = np.asarray(pc.list_value_length(labels)).astype(np.int64)
-    return np.repeat(np.arange(len(counts)), counts), np.asarray(labels.flatten())
-
-
 def write_split(split: Split, path: str | os.PathLike[str]) -> Path:
     """Write a split file; the same split gives the same bytes, and one that contradicts itself a ``SplitError``."""
     path = Path(path)
     content, variant = split.content_digest, split.variant
-    version = split.metadata.written_version
+    version = FORMAT_VERSION if has_spans(split.table) else split.metadata.written_version
     metadata = replace(split.metadata, variant=variant, content_digest=content, format_version=version)
     SplitMetadata.from_json(metadata.to_json())
     if problems := _unusable(split) or contradictions(split):
@@ -362,7 +332,7 @@ _ORIGIN = "A split file is made by meidbench build-splits, or of a table by meid
 
 
 def read_split(path: Path, *, check: bool = True) -> Split:
-    """Read a split file, a Parquet file in the format of ``SCHEMA``.
+    """Read a split file, a Parquet file with the columns of ``meidbench.splits.rows.SCHEMA``.
 
     Without ``check``, rows that contradict the metadata are accepted, as by the audit. A ``SplitError`` names all
     problems of a file that cannot be read, is of another format, or contradicts itself.
@@ -383,7 +353,7 @@ def read_split(path: Path, *, check: bool = True) -> Split:
         raise SplitError(f"{path} lacks the metadata 'meidbench', so it is not a split file\n{_ORIGIN}")
     try:
         metadata = SplitMetadata.from_json(raw.decode(errors="replace"))
-        split = Split(_with_schema(table), metadata)
+        split = Split(cast_rows(table), metadata)
         if problems := _unusable(split) or (check and contradictions(split)):
             raise SplitError(f"it contradicts itself:\n{bullet_list(problems)}")
     except SplitError as error:
@@ -391,35 +361,12 @@ def read_split(path: Path, *, check: bool = True) -> Split:
     return split
 
 
-def _with_schema(table: pa.Table) -> pa.Table:
-    problems = [f"no column {name!r}" for name in SCHEMA.names if name not in table.column_names]
-    if not problems:
-        try:
-            table = table.select(SCHEMA.names).cast(SCHEMA)
-        except (pa.ArrowException, ValueError) as error:
-            problems = [str(error).splitlines()[0]]
-        else:
-            problems = [f"column {name!r} has empty cells" for name in SCHEMA.names if _has_nulls(table, name)]
-    if problems:
-        raise SplitError(f"its columns are not those of a split file: {'; '.join(problems)}")
-    return table
-
-
-def _has_nulls(table: pa.Table, name: str) -> bool:
-    column = table.column(name)
-    if column.null_count or not pa.types.is_list(column.type):
-        return bool(column.null_count)
-    values = column.combine_chunks().flatten()
-    parts = values.flatten() if pa.types.is_struct(values.type) else []
-    return any(part.null_count for part in (values, *parts))
-
-
 def _unusable(split: Split) -> list[str]:
     """Return the problems that make rows meaningless, even for an audit."""
     problems = []
     if strange := sorted(set(pc.unique(split.table.column("subset")).to_pylist()) - set(SUBSETS)):
         problems.append(f"subset(s) {first_few(map(repr, strange))} are not among {', '.join(SUBSETS)}")
-    rows, classes = _label_pairs(split.table)
+    rows, classes = label_pairs(split.table)
     ids = split.table.column("video_id")
     outside = np.unique(rows[(classes < 0) | (classes >= split.num_classes)])
     unsorted = np.unique(rows[1:][(np.diff(rows) == 0) & (np.diff(classes.astype(np.int32)) <= 0)])
@@ -433,6 +380,10 @@ def _unusable(split: Split) -> list[str]:
         if len(where):
             named = first_few(ids[int(row)].as_py() for row in where)
             problems.append(f"{len(where):,} video(s) have {what}: {named}")
+    try:
+        read_spans(split.table)
+    except ValueError as error:
+        problems.append(str(error))
     return problems
 
 
@@ -447,31 +398,11 @@ def contradictions(split: Split) -> list[str]:
     if stored not in ("", split.content_digest):
         digests = f"{split.content_digest[:12]}..., its metadata says {stored[:12]}..."
         problems.append(f"the content digest is {digests}: class names, groups or training counts were changed")
-    lengths = split.table.column("length_s").to_numpy()
-    segments = split.table.column("segments").combine_chunks()
-    times = [np.asarray(segments.flatten().field(name)) for name in ("start_s", "end_s")]
-    wrong = (lengths < 0) | np.isinf(lengths)  # NaN stands for an unknown length
-    strange = ~np.isfinite(times).all(axis=0) | (np.min(times, axis=0, initial=0) < 0)
-    owners = np.repeat(np.arange(len(segments)), np.asarray(pc.list_value_length(segments)))
-    for what, rows in (("length_s", np.flatnonzero(wrong)), ("segments", np.unique(owners[strange]))):
-        if len(rows):
-            named = first_few(split.table.column("video_id")[int(row)].as_py() for row in rows)
-            what = f"negative or infinite times in {what}"
-            problems.append(f"{len(rows):,} video(s) have {what}: {named}")
+    problems += find_time_problems(split.table)
     if split.computed_digest != split.digest:
         digests = f"{split.computed_digest[:12]}..., its metadata says {split.digest[:12]}..."
         problems.append(f"the digest of its rows is {digests}: rows were changed")
     return problems
-
-
-def repeated_ids(table: pa.Table) -> list[str]:
-    """Return the ids that occur more than once, sorted."""
-    ids = table.column("video_id")
-    if pc.count_distinct(ids).as_py() == len(ids):
-        return []
-    counts = pc.value_counts(ids)
-    repeated: list[str] = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
-    return sorted(repeated)
 
 
 def load_split(split: Split | str | Path, *, check: bool = True) -> Split:

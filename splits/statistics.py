@@ -1,5 +1,6 @@
 """Table 1: the statistics that describe a long-tailed multi-label split; and the audit of a split."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -8,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from meidbench.errors import write_count
 from meidbench.names import SUBSETS
 from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.manifests import Manifest
-from meidbench.splits.split import Split, contradictions, repeated_ids
+from meidbench.splits.rows import repeated_ids
+from meidbench.splits.split import Split, contradictions
 
 FRAMES_PER_SECOND = 24.0  # of the official Charades frame folders
 LEAST_FRAMES = 200  # frames per video that the MEID protocol samples
@@ -84,8 +87,18 @@ def split_statistics(split: Split) -> Statistics:
         classes_without_videos=int((~has_videos).sum()),
         head_above=split.metadata.head_above,
         tail_up_to=split.metadata.tail_up_to,
-        notes=split.notes,
+        notes=(*split.notes, *_describe_spans(split)),
     )
+
+
+def _describe_spans(split: Split) -> list[str]:
+    """Return how many samples are a part of a video, of how many videos, and how long they are."""
+    if not (spans := list(split.spans.values())):
+        return []
+    lengths = np.array([span.end_s - span.start_s for span in spans])
+    videos = write_count(len({span.video for span in spans}), "video")
+    shown = f"{lengths.min():.1f} to {lengths.max():.1f} s long, {lengths.mean():.1f} s on average"
+    return [f"{len(spans):,} of {write_count(len(split.table), 'sample')} are a part of one of {videos}, {shown}"]
 
 
 def describe_missing_subsets(videos: Mapping[str, int], *, by_list: bool = False) -> list[str]:
@@ -216,6 +229,45 @@ def _find_unlabelled(split: Split) -> _Findings:
     return [("videos without a label", split.table.filter(empty).column("video_id").to_pylist())]
 
 
+def _find_video_overlap(split: Split) -> _Findings:
+    """Find samples of one long video that overlap in time, and long videos with samples, in two subsets."""
+    if not split.spans:
+        return []
+    samples: dict[str, list[tuple[float, float, str, str]]] = {}
+    for video_id, subset in zip(
+        *(split.table.column(name).to_pylist() for name in ("video_id", "subset")), strict=True
+    ):
+        span = split.spans.get(video_id)
+        video, *times = (span.video, span.start_s, span.end_s) if span else (video_id, 0.0, math.inf)
+        samples.setdefault(video, []).append((*times, video_id, subset))
+    found: dict[tuple[str, str], tuple[list[str], list[str]]] = {pair: ([], []) for pair in combinations(SUBSETS, 2)}
+    for video, rows in samples.items():
+        for pair in found:
+            in_pair = sorted(row for row in rows if row[3] in pair)
+            if len({row[3] for row in in_pair}) == 2:
+                found[pair][1].append(video)
+                found[pair][0].extend(_overlapping(in_pair))
+    return [
+        finding
+        for (a, b), (overlaps, videos) in found.items()
+        for finding in (
+            (f"pairs of samples that overlap in time within one video, one in {a} and one in {b}", overlaps),
+            (f"long videos with samples in both {a} and {b}", videos),
+        )
+    ]
+
+
+def _overlapping(rows: list[tuple[float, float, str, str]]) -> list[str]:
+    """Return the pairs of two subsets that overlap in time, of samples sorted by their start."""
+    found: list[str] = []
+    active: list[tuple[float, float, str, str]] = []
+    for row in rows:
+        active = [other for other in active if other[1] > row[0]]
+        found += [f"{other[2]} / {row[2]}" for other in active if other[3] != row[3]]
+        active.append(row)
+    return found
+
+
 def _without_pair(split: Split) -> int:
     # A video may be on its own, so only a table without any pair lacks the data.
     return len(split.table) if not any(_values(split, "pair_id").values()) else 0
@@ -241,6 +293,7 @@ CHECKS: dict[str, Callable[[Split], _Findings]] = {
     "duplicate-ids": _find_repeated,
     "missing-classes": _find_missing_classes,
     "pair-leakage": _find_pair_leakage,
+    "video-overlap": _find_video_overlap,
     "subject-overlap": _find_subject_overlap,
     "short-videos": _find_short_videos,
     "unlabelled-videos": _find_unlabelled,

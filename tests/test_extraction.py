@@ -238,8 +238,8 @@ def test_large_frames_and_full_slots_come_through(clips):
             for event in pool:
                 if isinstance(event, FrameBatch):
                     window = event.window
-                    for index, frame in zip(event.indices, event.frames.copy(), strict=True):
-                        seen[videos[event.job].video_id].append((index, frame, window))
+                    for (job,), index, frame in zip(event.jobs, event.indices, event.frames.copy(), strict=True):
+                        seen[videos[job].video_id].append((index, frame, window))
                     event.release()
                 else:
                     assert isinstance(event, VideoFinished) and event.result.status == "ok"

@@ -84,7 +84,7 @@ class PoolInThisProcess:
                 continue
             window = find_crop_window(*frame.image.shape[:2], self.settings.geometry)
             pixels = frame.image[None, window.top : window.bottom, window.left : window.right]
-            yield FrameBatch(job, np.array([frame.index]), pixels, window, lambda: None)
+            yield FrameBatch(((job,),), np.array([frame.index]), pixels, window, lambda: None)
 
 
 def die_at(number: int, calls: tuple[str, ...]) -> None:

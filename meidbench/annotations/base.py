@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from meidbench.errors import AnnotationError, bullet_list, first_few, write_count
 from meidbench.splits.manifests import Manifest
+from meidbench.splits.rows import Span
 
 Segment = tuple[int, float, float]
 MOST_CLASSES = (1 << 15) - 1  # a split file keeps labels as int16
@@ -36,8 +37,9 @@ class Annotations:
     subsets; ``views`` is ``first``, ``third`` or empty; ``pair_ids`` is shared by the first- and third-person takes of
     one script and empty elsewhere. ``labels`` are class indices in the order of their first occurrence, each at most
     once. ``lengths`` are in seconds, NaN where the annotation has no length. ``segments`` are class index, start and
-    end in seconds, verbatim and in official order. ``other_annotations`` is set where a user accepted files of a
-    benchmark that are not the official ones; a split records it.
+    end in seconds, verbatim and in official order. ``spans`` are None for a whole video, else the part of a longer one
+    that the sample is; there may be no entries where every sample is a whole video. ``other_annotations`` is set where
+    a user accepted files of a benchmark that are not the official ones; a split records it.
 
     ``groups`` has the group of each class by index, ``head``, ``medium`` or ``tail``, where the annotations or the user
     list them; empty where thresholds group the classes. The reader of a benchmark sets it where the manifest has
@@ -58,6 +60,7 @@ class Annotations:
     views: list[str] = field(default_factory=list)
     pair_ids: list[str] = field(default_factory=list)
     segments: list[tuple[Segment, ...]] = field(default_factory=list)
+    spans: list[Span | None] = field(default_factory=list)
     files: list[FileRecord] = field(default_factory=list)
     other_annotations: bool = False
     groups: tuple[str, ...] = ()
@@ -73,11 +76,13 @@ class Annotations:
         subject: str = "",
         view: str = "",
         pair_id: str = "",
+        span: Span | None = None,
     ) -> None:
         """Append one video."""
         self.extend([video_id], [labels], source)
         self.lengths[-1], self.segments[-1] = length, segments
         self.subjects[-1], self.views[-1], self.pair_ids[-1] = subject, view, pair_id
+        self.spans[-1] = span
 
     def extend(self, video_ids: Sequence[str], labels: Sequence[tuple[int, ...]], source: str) -> None:
         """Append many videos of one official subset of which only ids and labels are known."""
@@ -90,6 +95,7 @@ class Annotations:
         for column in (self.subjects, self.views, self.pair_ids):
             column += [""] * count
         self.segments += [()] * count
+        self.spans += [None] * count
 
 
 @dataclass(frozen=True)
@@ -218,6 +224,39 @@ def quote(value: object) -> str:
     """
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
+
+
+def read_text(value: Any, what: str) -> str:
+    """Return a cell of text, empty where it is not given; ``what`` names it in the ``ValueError``, empty for an id."""
+    if value is None:
+        return ""
+    if type(value) is int:
+        return str(value)
+    text = value.strip() if isinstance(value, str) else value
+    if not isinstance(text, str) or not text.isprintable():
+        kind = "text in one line" if what else "a video id"
+        raise ValueError(f"{what} {quote(value)} is not {kind}".lstrip())
+    return text
+
+
+def read_seconds(value: Any, what: str = "length_s", least: float = math.ulp(0.0)) -> float:
+    """Return a number of seconds, at least ``least``, NaN where it is not given; ``what`` names it in the error."""
+    if value is None or value == "" or value != value:
+        return math.nan
+    try:
+        # float() also takes 1_0 and full-width digits.
+        seconds = float(value) if not isinstance(value, str) or (value.isascii() and "_" not in value) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if isinstance(value, bool) or not least <= seconds < 1e9:
+        raise ValueError(f"{what} {quote(value)} is not a {'length' if least else 'time'} in seconds")
+    return seconds
+
+
+def read_span(video: Any, start: Any, end: Any) -> Span | None:
+    """Return the part of a video that a row of a table names, None where it has no times; ``ValueError`` for others."""
+    times = read_seconds(start, "start_s", 0.0), read_seconds(end, "end_s", 0.0)
+    return None if all(map(math.isnan, times)) else Span(read_text(video, "video"), *times)
 
 
 # Text that looks like a number but is not an index is a slip, never a name: -1, 2.0, 1e3.

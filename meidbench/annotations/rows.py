@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 
 from meidbench.annotations.base import find_repeated
 from meidbench.errors import SplitError, bullet_list, describe_content, first_few, write_count
+from meidbench.splits.rows import SPAN_FIELDS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("video_id", "labels", "group", "subset", "length_s", "subject")
+SPAN = tuple(SPAN_FIELDS.names)  # a table may have a column video of another meaning, without the times
 PAIR = "pair_id"  # the name of the group in a split file, and in a split as CSV
-_NO_CLASS = {*COLUMNS, PAIR, "source", "view"}  # in a table with a column per class
+_NO_CLASS = {*COLUMNS, PAIR, *SPAN, "source", "view"}  # in a table with a column per class
 
 
 @dataclass
@@ -145,7 +147,7 @@ def read_frame(
 
     columns = [str(name) for name in frame.columns]
     index = frame.index
-    source = {name: _plain(frame[name]) for name in (*COLUMNS, PAIR) if columns.count(name) == 1}
+    source = {name: _plain(frame[name]) for name in (*COLUMNS, PAIR, *SPAN) if columns.count(name) == 1}
     is_text = is_object_dtype(index) or is_string_dtype(index)
     if "video_id" not in columns and index.nlevels == 1 and (index.name == "video_id" or is_text):
         columns.append("video_id")
@@ -255,14 +257,14 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
     is_number = (*is_text[:2], types.is_integer, types.is_floating, types.is_decimal, types.is_null)
     is_list = (types.is_list, types.is_large_list, types.is_fixed_size_list)
     problems = []
-    for name in (*COLUMNS, PAIR):
+    for name in (*COLUMNS, PAIR, *(SPAN if set(SPAN[1:]) & set(schema.names) else ())):
         for kind in [column.type for column in schema if column.name == name]:
             plain, wanted = kind, "text"
             if name == "labels":
                 wanted = "text or a list of text or whole numbers"
                 plain = kind.value_type if any(check(kind) for check in is_list) else kind
             plain = plain.value_type if types.is_dictionary(plain) else plain
-            allowed, wanted = (is_number, "a number") if name == "length_s" else (is_text, wanted)
+            allowed, wanted = (is_number, "a number") if name in ("length_s", *SPAN[1:]) else (is_text, wanted)
             if name == "labels" and types.is_floating(plain):
                 continue  # the cells are refused one by one
             if not any(check(plain) for check in allowed):

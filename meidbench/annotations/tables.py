@@ -1,6 +1,5 @@
 """Annotated videos, or a whole split, from tables of the user (``video_id, labels[, group][, subset]``) or lists."""
 
-import math
 import re
 from array import array
 from collections import Counter
@@ -10,10 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meidbench.annotations.base import MOST_NAMED, Annotations, FileRecord, LabelIndex, find_repeated, quote
+from meidbench.annotations.base import (
+    MOST_NAMED,
+    Annotations,
+    FileRecord,
+    LabelIndex,
+    find_repeated,
+    quote,
+    read_seconds,
+    read_span,
+    read_text,
+)
 from meidbench.annotations.groups import check_grouping, read_groups, resolve_groups
 from meidbench.annotations.lists import ROW_FORMATS, ListRows, guess_format, strip_class_indices
-from meidbench.annotations.rows import COLUMNS, PAIR, TABLES, FrameRows, Rows, read_class_columns, read_frame
+from meidbench.annotations.rows import COLUMNS, PAIR, SPAN, TABLES, FrameRows, Rows, read_class_columns, read_frame
 from meidbench.errors import RequestError, SplitError, bullet_list, first_few, write_count
 from meidbench.files import file_sha256
 from meidbench.names import RELEASED, SUBSET_NAMES, SUBSETS
@@ -73,6 +82,8 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
           one film. Empty for a video on its own.
         - ``subset``, ``subject``: the subset in which the dataset has it; the person in the video.
         - ``length_s``: seconds; empty where not known.
+        - ``video``, ``start_s``, ``end_s``: where the row is a part of a longer video, the id of that video, and
+          seconds since its first frame. Without a ``group``, the parts of one video are a group.
 
         Others are ignored, but names such as ``Group`` or ``groups``, which look like a slip, are refused.
     class_names : Path, optional
@@ -164,9 +175,9 @@ def split_from_pandas(
     ----------
     frame : pandas.DataFrame
         Columns as in ``read_table``: ``video_id`` (or the index), ``subset`` (train, val or test) and ``labels``, and
-        optional ``group`` or ``pair_id``, ``length_s``, ``subject``. A cell of ``labels`` is a list, or text joined by
-        ``;``, of class names or indices. Instead of ``labels``, there may be a column of bool, or of 0 and 1, for each
-        class.
+        optional ``group`` or ``pair_id``, ``length_s``, ``subject``, ``video``, ``start_s`` and ``end_s``. A cell of
+        ``labels`` is a list, or text joined by ``;``, of class names or indices. Instead of ``labels``, there may be a
+        column of bool, or of 0 and 1, for each class.
     dataset : str
         The benchmark's name.
     head_above, tail_up_to : int
@@ -382,7 +393,7 @@ def _check_header(rows: Rows, required: tuple[str, ...]) -> bool:
             no_header = "a list without a header is read with --format lists"
             remedy = f"; {no_header if is_list else 'the first line of a table names its columns'}"
         raise SplitError(f"{rows.path} has no column {', '.join(missing)}; its columns are {found}{remedy}")
-    twice = [name for name in (*COLUMNS, PAIR) if rows.columns.count(name) > 1]
+    twice = [name for name in (*COLUMNS, PAIR, *SPAN) if rows.columns.count(name) > 1]
     if "group" in rows.columns and PAIR in rows.columns:
         twice.append(f"group (also called {PAIR})")
     if twice:
@@ -401,7 +412,7 @@ def _slips(columns: tuple[str, ...]) -> list[str]:
     ]
 
 
-_NAMES = (*COLUMNS[:3], PAIR, *COLUMNS[3:])
+_NAMES = (*COLUMNS[:3], PAIR, *COLUMNS[3:], *SPAN)
 
 
 def _append_rows(
@@ -413,29 +424,32 @@ def _append_rows(
 ) -> tuple[list[str], Sequence[int]]:
     """Put all entries into a table, and their problems into ``rows.problems``; return all ids and numbers of rows."""
     seen, numbers = list[str](), array("q")
+    has_spans = bool(set(SPAN[1:]) & set(rows.columns)) or not rows.has_header
     shared: dict[str, str] = {}  # one object for each text of a column, however many rows have it
-    for number, (video_id, cell, group, pair, subset, length, subject) in entries:
+    for number, (video_id, cell, group, pair, subset, length, subject, *part) in entries:
         try:
-            video_id = _text(video_id, "")
+            video_id = read_text(video_id, "")
             if not video_id:
                 raise ValueError("'' is not a video id")
             seen.append(video_id)
             numbers.append(number)
-            subset = _text(subset, "subset")
+            subset = read_text(subset, "subset")
             subset = subset if file_subset is None else file_subset.resolve(subset)
             labels = index.parse(cell, row=number, is_text=rows.is_text)
             if group is not None and pair is not None:
                 raise ValueError(f"both a group and a {PAIR}")
-            group = _text(pair if group is None else group, "group")
-            subject = _text(subject, "subject")
-            seconds = _seconds(length)
+            group = read_text(pair if group is None else group, "group")
+            subject = read_text(subject, "subject")
+            seconds, span = read_seconds(length), read_span(*part) if has_spans else None
         except ValueError as error:
             rows.problems.append(f"{rows.place(number, video_id)}: {error}")
             continue
         table.video_ids.append(video_id)
         table.labels.append(labels)
         table.sources.append(shared.setdefault(subset, subset))
+        group = group or (span.video if span else "")
         table.pair_ids.append(shared.setdefault(group, group))
+        table.spans.append(span)
         table.subjects.append(shared.setdefault(subject, subject))
         table.lengths.append(seconds)
     return seen, numbers
@@ -460,29 +474,3 @@ def _repeated(seen: Sequence[tuple[Rows, list[str], Sequence[int]]], table: Anno
     remedy = "; the rows of a video differ only in labels: write one row per video, with all its labels"
     remedy = seen[0][0].id_remedy or (remedy if only_labels else "")
     return [f"{len(places):,} video(s) occur more than once: {first_few(named)}{remedy}"]
-
-
-def _text(value: Any, what: str) -> str:
-    if value is None:
-        return ""
-    if type(value) is int:
-        return str(value)
-    text = value.strip() if isinstance(value, str) else value
-    if not isinstance(text, str) or not text.isprintable():
-        kind = "text in one line" if what else "a video id"
-        raise ValueError(f"{what} {quote(value)} is not {kind}".lstrip())
-    return text
-
-
-def _seconds(value: Any) -> float:
-    """Return a length, NaN where it is not given."""
-    if value is None or value == "" or value != value:
-        return math.nan
-    try:
-        # float() also takes 1_0 and full-width digits.
-        seconds = float(value) if not isinstance(value, str) or (value.isascii() and "_" not in value) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if isinstance(value, bool) or not 0 < seconds < 1e9:
-        raise ValueError(f"length_s {quote(value)} is not a length in seconds")
-    return seconds

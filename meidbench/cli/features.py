@@ -36,6 +36,7 @@ from meidbench.names import BACKBONES, CLIP_STRIDE, CLIPS, EXTRACTED_DTYPES, PRE
 
 if TYPE_CHECKING:
     from meidbench.extraction.extraction import ExtractionSummary
+    from meidbench.extraction.videos import VideoList
     from meidbench.features import FeatureSource
     from meidbench.features.packing import PackingSummary
     from meidbench.features.records import VideoRows
@@ -52,6 +53,15 @@ def _split_ids(split: str | None) -> list[str] | None:
     from meidbench.splits.split import load_split
 
     return None if split is None else load_split(split).table.column("video_id").to_pylist()
+
+
+def _find_of_split(videos: Path, split: str) -> "VideoList":
+    """Find the videos of a split's samples, which may be parts of longer videos."""
+    from meidbench.extraction.videos import find_samples
+    from meidbench.splits.split import load_split
+
+    loaded = load_split(split)
+    return find_samples(videos, loaded.table.column("video_id").to_pylist(), loaded.spans)
 
 
 @command(
@@ -122,7 +132,8 @@ def extract_features(
     VIDEOS is a folder of video files (mp4, mkv, avi, webm, mov, flv, wmv, ...), or of frame folders
     (ID/ID-000001.jpg, ID/frame_000001.jpg, ...); a video's id is its name, and other files are counted. Run the same
     command again and it continues where it stopped; a finished video is not decoded again. A video that cannot be read
-    is recorded with the reason, the others are extracted, and the exit code is 1.
+    is recorded with the reason, the others are extracted, and the exit code is 1. Where samples of the split are parts
+    of longer videos, VIDEOS holds the long videos; each is decoded once.
 
     Started by torchrun, each process takes a shard and writes its part; 'merge-features' joins the parts.
     """
@@ -137,7 +148,7 @@ def extract_features(
     with reading_options():
         rule = FrameRule.from_text(sampling, frames=frames)
         own = Shard.from_text(shard) if shard else Shard.from_environment()
-    found = find_videos(videos, _split_ids(split))
+    found = find_videos(videos) if split is None else _find_of_split(videos, split)
     for line in found.describe_left_out():
         report(line)
 
@@ -163,7 +174,7 @@ def extract_features(
         folder_fps=folder_fps, device=device, precision=precision, batch_size=batch_size, dtype=dtype,
     )  # fmt: skip
     title = "extracting" if own is None else f"extracting {own}"
-    with progress_bar(title, len(found.videos if own is None else own.select(found.videos))) as progress:
+    with progress_bar(title, len(found.videos if own is None else own.select_videos(found.videos))) as progress:
         summary = extract(
             found.videos, out, extractor, shard=own, workers=workers, timeout=timeout, retry_failed=retry_failed,
             progress=progress, report=report,
@@ -437,10 +448,14 @@ def _make_extract(
         )
 
     from meidbench.extraction.encoders.extractor import Extractor
-    from meidbench.extraction.videos import find_videos
+    from meidbench.extraction.videos import find_samples
+    from meidbench.splits.rows import Span
 
     extractor = Extractor.from_recipe(header.recipe, weights, seed=seed, device=device, report=report)
-    found = {video.video_id: video for video in find_videos(videos, header.layout.video_ids).videos}
+    ids = header.layout.video_ids
+    texts = ((each, header.layout.span(place)) for place, each in enumerate(ids))
+    spans = {each: Span.from_text(text) for each, text in texts if text}
+    found = {video.video_id: video for video in find_samples(videos, ids, spans).videos}
 
     def extract(video_id: str) -> "VideoRows":
         if (stored := source.naming.stored(video_id)) not in found:

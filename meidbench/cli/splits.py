@@ -93,7 +93,8 @@ def import_split(
                video_id and labels: names or indices of classes, joined by
                semicolons, or a list; or a column of 0 and 1 per class.
                Optional: subset; group (videos that belong together, which the
-               audit checks), length_s, subject.
+               audit checks), length_s, subject. Where a sample is a part of a
+               longer video: video (its id), start_s, end_s, in seconds.
     lists      A line per video: VIDEO_ID and labels, joined by commas or
                blanks, such as the lists of VideoLT, MEID and build-splits.
     mmaction2  A line per video: PATH/ID.mp4 and class indices, or a folder of
@@ -190,8 +191,9 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
 def audit(split: str, strict: bool, as_json: bool) -> None:
     """Look for facts that a reader of results on SPLIT should know.
 
-    Groups (takes of one script, parts of one film) or subjects in several subsets, ids that occur twice, classes
-    missing from a subset, videos shorter than 200 frames at 24 frames per second, and contradictions within the file.
+    Groups (takes of one script, parts of one film) or subjects in several subsets, samples of one long video that
+    overlap in time in two subsets, ids that occur twice, classes missing from a subset, videos shorter than 200 frames
+    at 24 frames per second, and contradictions within the file.
     A check whose data the split lacks is named as not checked.
     """
     from meidbench.splits.split import load_split

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from meidbench.checks import whole_number
 from meidbench.errors import FeatureError
 from meidbench.extraction import frames
-from meidbench.extraction.decoding import count_rows, read_frames
+from meidbench.extraction.decoding import count_sample_rows, read_samples
 from meidbench.extraction.frames import (
     IMAGENET_GEOMETRY,
     CropWindow,
@@ -28,24 +29,33 @@ from meidbench.extraction.frames import (
     Geometry,
     Restart,
 )
+from meidbench.extraction.selection import SampleResult
 from meidbench.extraction.videos import Video
 
 SLOT_BYTES = 16 << 20
 SLOTS = 2  # one is filled while the other is read
 TIMEOUT_S = 600.0
-_ASSIGNED = 2  # videos that a process knows of, so that it need not wait for the next
+_ASSIGNED = 2  # files that a process knows of, so that it need not wait for the next
 _HEARTBEAT_S = 5.0
 
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Some frames of a video, in shared memory."""
+    """Some frames of a file, in shared memory."""
 
-    job: int  # the video's position in the list of videos
+    jobs: tuple[tuple[int, ...], ...]  # of each frame, the positions in the list of videos of those that take it
     indices: npt.NDArray[np.int64]  # the source's frame of each
     frames: npt.NDArray[np.uint8]  # (n, h, w, 3), the window of each; valid until release is called
     window: CropWindow
     release: Callable[[], None]  # to be called when the frames have been copied
+
+    def places(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Return for each job which of the frames it takes."""
+        found: dict[int, list[int]] = {}
+        for place, jobs in enumerate(self.jobs):
+            for job in jobs:
+                found.setdefault(job, []).append(place)
+        return {job: np.array(places) for job, places in found.items()}
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ class _Decoder:
     process: Any
     connection: Connection
     memory: npt.NDArray[np.uint8]
-    jobs: deque[int] = field(default_factory=deque)
+    files: deque[int] = field(default_factory=deque)
     is_ready: bool = False
     held_slots: int = 0  # slots that the parent has not released
     last_message: float = 0.0
@@ -106,10 +116,11 @@ class _Decoder:
 class DecoderPool:
     """Decodes a list of videos; iterate over it for events, whose order between videos is arbitrary.
 
+    A job is the position of a video in the list. Videos with the same path, parts of one file, are decoded in one pass.
     With ``counting`` it only counts rows (``RowsCounted`` events), and decodes only where counting needs it.
 
-    Where a process dies, one video has failed, and a new process takes its place. Processes share no lock, which a
-    dead one could leave locked. They end with their parent, even where that is killed.
+    Where a process dies, the videos of one file that were not finished have failed, and a new process takes its place.
+    Processes share no lock, which a dead one could leave locked. They end with their parent, even where that is killed.
     """
 
     def __init__(
@@ -118,10 +129,15 @@ class DecoderPool:
         self._videos = list(videos)
         self._settings = settings
         self._counting = counting
-        self._waiting = deque(range(len(self._videos)))
-        self._num_open = len(self._videos)
+        files: dict[Path, list[int]] = {}
+        for job, video in enumerate(self._videos):
+            files.setdefault(video.path, []).append(job)
+        self._files = list(files.values())  # the jobs of each
+        self._unfinished = [dict.fromkeys(jobs) for jobs in self._files]
+        self._waiting = deque(range(len(self._files)))
+        self._num_open = len(self._files)
         self._decoders: list[_Decoder] = []
-        self._size = min(whole_number("decoding processes", processes, 1, FeatureError), len(self._videos))
+        self._size = min(whole_number("decoding processes", processes, 1, FeatureError), len(self._files))
         # spawn: a fork would inherit the locks of torch's and CUDA's threads.
         self._context = multiprocessing.get_context("spawn")
 
@@ -146,7 +162,7 @@ class DecoderPool:
                 yield from self._receive(decoder)
             for decoder in list(self._decoders):
                 # A process whose slots are all held waits for its parent, not the parent for it.
-                expected = decoder.jobs and decoder.held_slots < SLOTS
+                expected = decoder.files and decoder.held_slots < SLOTS
                 silent_s = time.monotonic() - decoder.last_message
                 if expected and silent_s > self._settings.timeout and not decoder.connection.poll():
                     yield from self._replace(decoder, f"gave no frame in {self._settings.timeout:,.0f} s")
@@ -161,27 +177,46 @@ class DecoderPool:
             yield from self._replace(decoder, f"the decoder crashed on it ({how})")
             return
         decoder.last_message = time.monotonic()
-        kind, job = message[:2]
+        kind, file = message[:2]
         if kind == "ready":
             decoder.is_ready = True
             self._assign(decoder)
         elif kind == "frames":
-            yield self._to_batch(decoder, job, *message[2:])
+            yield self._to_batch(decoder, file, *message[2:])
         elif kind == "restart":
-            yield VideoRestarted(job)
-        elif kind in ("finished", "counted"):
-            decoder.jobs.popleft()
+            yield from map(VideoRestarted, self._unfinished[file])
+        elif kind == "finished":
+            job = self._files[file][message[2]]
+            self._finish(decoder, file, [job])
+            yield VideoFinished(job, message[3])
+        elif kind == "counted":
+            self._finish(decoder, file, self._files[file])
+            yield from map(RowsCounted, self._files[file], message[2])
+
+    def _finish(self, decoder: _Decoder, file: int, jobs: list[int]) -> None:
+        """Note jobs of a file as finished; with its last one the process begins another file."""
+        for job in jobs:
+            del self._unfinished[file][job]
+        if not self._unfinished[file]:
+            decoder.files.popleft()
             self._num_open -= 1
             self._assign(decoder)
-            yield VideoFinished(job, message[2]) if kind == "finished" else RowsCounted(job, message[2])
 
     def _to_batch(
-        self, decoder: _Decoder, job: int, slot: int, indices: list[int], window: CropWindow, data: Any
+        self,
+        decoder: _Decoder,
+        file: int,
+        slot: int,
+        takers: list[tuple[int, ...]],
+        indices: list[int],
+        window: CropWindow,
+        data: Any,
     ) -> FrameBatch:
+        jobs = tuple([tuple([self._files[file][sample] for sample in samples]) for samples in takers])
         shape = (len(indices), window.bottom - window.top, window.right - window.left, 3)
         if data is not None:  # a frame larger than a slot
             large = np.frombuffer(data, np.uint8).reshape(shape)
-            return FrameBatch(job, np.array(indices), large, window, lambda: None)
+            return FrameBatch(jobs, np.array(indices), large, window, lambda: None)
         decoder.held_slots += 1
         start = slot * self._settings.slot_bytes
         pixels = decoder.memory[start : start + int(np.prod(shape))].reshape(shape)
@@ -192,31 +227,32 @@ class DecoderPool:
             with suppress(OSError):  # the end of the process is noticed where its messages are read
                 decoder.connection.send(("free", slot))
 
-        return FrameBatch(job, np.array(indices), pixels, window, release)
+        return FrameBatch(jobs, np.array(indices), pixels, window, release)
 
     def _assign(self, decoder: _Decoder) -> None:
-        # Towards the end no video waits behind another one while a process is idle.
-        while self._waiting and len(decoder.jobs) < (_ASSIGNED if len(self._waiting) > len(self._decoders) else 1):
-            job = self._waiting.popleft()
-            decoder.jobs.append(job)
+        # Towards the end no file waits behind another one while a process is idle.
+        while self._waiting and len(decoder.files) < (_ASSIGNED if len(self._waiting) > len(self._decoders) else 1):
+            file = self._waiting.popleft()
+            decoder.files.append(file)
             with suppress(OSError):
-                decoder.connection.send(("job", job, self._videos[job]))
+                decoder.connection.send(("file", file, [self._videos[job] for job in self._files[file]]))
 
     def _replace(self, decoder: _Decoder, reason: str) -> Iterator[Event]:
-        """Replace a process: its current video has failed, the next one is given to another process."""
+        """Replace a process: its current file has failed, the next one is given to another process."""
         self._end(decoder)
         self._decoders.remove(decoder)
-        if not decoder.jobs:
+        if not decoder.files:
             if not decoder.is_ready:
                 raise FeatureError(
                     f"a decoding process could not be started: {reason}; in a script of your own, start the work "
                     "below 'if __name__ == \"__main__\":'"
                 )
             return
-        job, *untouched = decoder.jobs
+        file, *untouched = decoder.files
         self._waiting.extendleft(reversed(untouched))
         self._num_open -= 1
-        yield RowsCounted(job, 0) if self._counting else VideoFinished(job, DecodingResult.from_failure(reason))
+        for job in self._unfinished[file]:
+            yield RowsCounted(job, 0) if self._counting else VideoFinished(job, DecodingResult.from_failure(reason))
         if self._waiting:
             self._decoders.append(self._start())
 
@@ -266,24 +302,27 @@ def _run_worker(connection: Connection, memory: Any, settings: DecodingSettings,
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended
         worker.send("ready")
         while True:
-            video = worker.next_video()
+            videos = worker.next_file()
             try:
                 if counting:
-                    worker.send("counted", count_rows(video, settings.rule, folder_fps=settings.folder_fps))
+                    worker.send("counted", count_sample_rows(videos, settings.rule, folder_fps=settings.folder_fps))
                 else:
-                    worker.decode(video)
+                    worker.decode(videos)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:
-                # One video must not end a run of days; the feature file and the summary name the error.
+                # One file must not end a run of days; the feature file and the summary name the error.
                 worker.discard_batch()
                 failure = DecodingResult.from_failure(f"internal error: {type(error).__name__}: {error}")
-                worker.send("counted", 0) if counting else worker.send("finished", failure)
+                if counting:
+                    worker.send("counted", [0] * len(videos))
+                else:
+                    worker.fail(failure)
     os._exit(0)
 
 
 class _Worker:
-    """Receives videos, and sends batches of their frames."""
+    """Receives the videos of one file after another, and sends batches of their frames."""
 
     def __init__(self, connection: Connection, memory: npt.NDArray[np.uint8], settings: DecodingSettings) -> None:
         self._connection = connection
@@ -291,11 +330,13 @@ class _Worker:
         self._settings = settings
         self._heartbeat_s = min(_HEARTBEAT_S, settings.timeout / 4)
         self._last_sent = time.monotonic()
-        self._assigned: deque[tuple[int, Video]] = deque()
-        self._job = 0
+        self._assigned: deque[tuple[int, list[Video]]] = deque()
+        self._file = 0
+        self._unfinished: dict[int, None] = {}
         self._free_slots = list(range(SLOTS))
         # The batch that is being filled; no indices mean no batch.
         self._indices: list[int] = []
+        self._takers: list[tuple[int, ...]] = []
         self._slot = 0
         self._used = 0
         self._window: CropWindow | None = None
@@ -306,34 +347,40 @@ class _Worker:
             self.send("alive")
 
     def send(self, kind: str, *content: Any) -> None:
-        self._connection.send((kind, self._job, *content))
+        self._connection.send((kind, self._file, *content))
         self._last_sent = time.monotonic()
 
-    def next_video(self) -> Video:
+    def next_file(self) -> list[Video]:
         while not self._assigned:
             self._receive()
-        self._job, video = self._assigned.popleft()
-        return video
+        self._file, videos = self._assigned.popleft()
+        self._unfinished = dict.fromkeys(range(len(videos)))
+        return videos
 
-    def decode(self, video: Video) -> None:
-        stream = read_frames(video, self._settings.rule, folder_fps=self._settings.folder_fps)
-        while True:
-            try:
-                item = next(stream)
-            except StopIteration as end:
-                self._send_batch()
-                self.send("finished", end.value)
-                return
-            if isinstance(item, Restart):
+    def decode(self, videos: list[Video]) -> None:
+        for item in read_samples(videos, self._settings.rule, folder_fps=self._settings.folder_fps):
+            if isinstance(item, Frame):
+                self._add(item)
+            elif isinstance(item, Restart):
                 self.discard_batch()
                 self.send("restart")
-            else:
-                self._add(item)
+            elif isinstance(item, SampleResult):
+                self._send_batch()
+                self._finish(item.sample, item.result)
+
+    def fail(self, failure: DecodingResult) -> None:
+        """Give all videos of the file that are not finished this result."""
+        for sample in list(self._unfinished):
+            self._finish(sample, failure)
+
+    def _finish(self, sample: int, result: DecodingResult) -> None:
+        del self._unfinished[sample]
+        self.send("finished", sample, result)
 
     def discard_batch(self) -> None:
         if self._indices:
             self._free_slots.append(self._slot)
-            self._indices = []
+            self._indices, self._takers = [], []
 
     def _receive(self) -> None:
         kind, *content = self._connection.recv()
@@ -350,7 +397,7 @@ class _Worker:
         if window != self._window or self._used + pixels.nbytes > slot_bytes:
             self._send_batch()
         if pixels.nbytes > slot_bytes:
-            self.send("frames", 0, [frame.index], window, pixels.tobytes())
+            self.send("frames", 0, [frame.takers], [frame.index], window, pixels.tobytes())
             return
         if not self._indices:
             while not self._free_slots:
@@ -360,9 +407,10 @@ class _Worker:
         self._memory[start : start + pixels.nbytes].reshape(pixels.shape)[:] = pixels
         self._used += pixels.nbytes
         self._indices.append(frame.index)
+        self._takers.append(frame.takers)
         self.heartbeat()
 
     def _send_batch(self) -> None:
         if self._indices:
-            self.send("frames", self._slot, self._indices, self._window, None)
-            self._indices = []
+            self.send("frames", self._slot, self._takers, self._indices, self._window, None)
+            self._indices, self._takers = [], []

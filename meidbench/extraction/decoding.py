@@ -3,7 +3,7 @@
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,7 +24,8 @@ from av.video.stream import VideoStream
 from meidbench.errors import FeatureError, write_count
 from meidbench.extraction import frames
 from meidbench.extraction.frame_folders import count_images, read_images
-from meidbench.extraction.frames import DecodingResult, Frame, FrameRule, FrameStream, Restart, join_lines
+from meidbench.extraction.frames import Frame, FrameRule, FrameStream, join_lines
+from meidbench.extraction.selection import FrameSelection, SampleResult, SampleStream, find_range
 from meidbench.extraction.videos import Video
 
 # Codecs of which a frame that is marked as no reference can be left out without changing any other frame. HEVC's mark
@@ -50,31 +51,27 @@ class _UnexpectedFrameError(Exception):
     """The frames are not those that the packets announced."""
 
 
-def _read_file(path: Path, rule: FrameRule) -> FrameStream:
-    """Read the chosen frames of a file; see :func:`read_frames`."""
+def _read_file(path: Path, selection: FrameSelection) -> SampleStream:
+    """Read the chosen frames of a file; see :func:`read_samples`."""
     try:
         scan = _scan_packets(path)
-        if scan.doubt:
-            return (yield from _read_counted(path, rule, scan))
-        rows = rule.choose(scan.times)
-        given = False
-        try:
-            for frame in _read_announced(path, scan, np.unique(rows)):
-                yield frame
-                given = True
-        except _UnexpectedFrameError:
-            if given:
-                yield Restart()
-            return (yield from _read_counted(path, rule, scan, most_rows=len(rows)))
-        status = "salvaged" if scan.cut else "ok"
-        return DecodingResult(rows.astype(np.int32), scan.times[rows], status, scan.cut, len(scan.pts), 0)
+        if not scan.doubt:
+            yield from selection.choose(scan.times, cut=scan.cut)
+            try:
+                yield from _read_announced(path, scan, selection)
+                return
+            except _UnexpectedFrameError:
+                pass
+        yield from _read_counted(path, scan, selection)
     except _UnusableError as error:
-        return DecodingResult.from_failure(str(error))
+        yield from selection.fail(str(error))
 
 
-def _read_announced(path: Path, scan: "_PacketScan", chosen: npt.NDArray[np.int64]) -> Iterator[Frame]:
-    """Yield frames by their positions among the packets' timestamps, or raise ``_UnexpectedFrameError``."""
-    wanted = {int(scan.pts[index]): int(index) for index in chosen}
+def _read_announced(path: Path, scan: "_PacketScan", selection: FrameSelection) -> SampleStream:
+    """Read frames by their positions among the packets' timestamps, or raise ``_UnexpectedFrameError``."""
+    wanted = {int(scan.pts[index]): index for index in selection.frames}
+    if not wanted:
+        return
     known = frozenset(scan.pts.tolist())
     reformatter = VideoReformatter()
     damage = _Damage()
@@ -92,37 +89,36 @@ def _read_announced(path: Path, scan: "_PacketScan", chosen: npt.NDArray[np.int6
                 raise _UnexpectedFrameError
             last, position = pts, position + 1
             if pts in wanted:
-                yield Frame(wanted.pop(pts), _to_image(frame, reformatter))
+                yield from selection.take(Frame(wanted.pop(pts), _to_image(frame, reformatter)))
                 if not wanted:
                     return
     raise _UnexpectedFrameError
 
 
-def _read_counted(path: Path, rule: FrameRule, scan: "_PacketScan", most_rows: int | None = None) -> FrameStream:
+def _read_counted(path: Path, scan: "_PacketScan", selection: FrameSelection) -> SampleStream:
     """Decode everything, choose among the decoded frames, and decode everything again to take them."""
     damage = _Damage()
     times = _count_frames(path, damage, scan)
     if not len(times):
-        return DecodingResult.from_failure(f"no frame could be decoded: {damage.first or scan.doubt or 'none came'}")
-    rows = rule.choose(times)
-    # The feature file has space for the rows that were counted from the packets.
-    surplus = 0 if most_rows is None else max(0, len(rows) - most_rows)
-    rows = rows[: len(rows) - surplus]
-    wanted = set(rows.tolist())
+        yield from selection.fail(f"no frame could be decoded: {damage.first or scan.doubt or 'none came'}")
+        return
+    yield from selection.choose(
+        times,
+        damage.describe(len(times)),
+        damaged_from=0 if damage.lost else damage.before or 0,
+        cut=scan.cut,
+        corrupt_frames=damage.frames,
+    )
+    wanted = set(selection.frames)
     reformatter = VideoReformatter()
     with _open_file(path) as (container, stream):
-        for index, frame in enumerate(_decode_frames(container, stream, _Damage())):
+        for index, frame in enumerate(_decode_frames(container, stream, _Damage()) if wanted else ()):
             if index in wanted:
-                yield Frame(index, _to_image(frame, reformatter))
+                yield from selection.take(Frame(index, _to_image(frame, reformatter)))
                 wanted.remove(index)
                 if not wanted:
                     break
-    if wanted:
-        return DecodingResult.from_failure("decodes differently each time")
-    left_out = f"more frames than packets, {write_count(surplus, 'row')} left out" if surplus else ""
-    reason = join_lines("; ".join(filter(None, (damage.describe(len(times)), scan.cut, left_out))))
-    status = "salvaged" if reason else "ok"
-    return DecodingResult(rows.astype(np.int32), times[rows], status, reason, len(times), damage.frames)
+    yield from selection.fail("decodes differently each time")
 
 
 def _count_frames(path: Path, damage: "_Damage", scan: "_PacketScan") -> npt.NDArray[np.float64]:
@@ -131,8 +127,10 @@ def _count_frames(path: Path, damage: "_Damage", scan: "_PacketScan") -> npt.NDA
     with _open_file(path) as (container, stream):
         complete = stream.codec_context.codec.name in _FRAME_PER_PACKET and not scan.doubt
         for frame in _decode_frames(container, stream, damage):
-            pts.append(frame.pts)
             damage.frames += bool(frame.is_corrupt)
+            if damage.before is None and (damage.packets or damage.reads or damage.frames):
+                damage.before = len(pts)
+            pts.append(frame.pts)
         rates = [stream.average_rate, stream.guessed_rate]
     if not pts:
         return np.empty(0)
@@ -159,6 +157,7 @@ class _Damage:
     packets: int = 0
     reads: int = 0
     frames: int = 0
+    before: int | None = None  # frames that came before the first damage
     lost: int = 0  # frames that packets announced and that did not come
     first: str = ""
 
@@ -400,8 +399,43 @@ def read_frames(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> F
     and VP9. The pixels of a damaged frame may depend on what the decoder's memory held, so
     that they, unlike all others, may differ when the file is read again.
     """
+    return _read_one(read_samples([video], rule, folder_fps=folder_fps))
+
+
+def _read_one(stream: SampleStream) -> FrameStream:
+    for item in stream:
+        if isinstance(item, SampleResult):
+            stream.close()
+            return item.result
+        yield item
+    raise AssertionError("every sample has a result")
+
+
+def read_samples(videos: Sequence[Video], rule: FrameRule, *, folder_fps: float = 24.0) -> SampleStream:
+    """Read the chosen frames of several samples of one video in one pass, one frame at a time.
+
+    Parameters
+    ----------
+    videos : sequence of Video
+        At least one; all have the same ``path``, and each its own ``span`` or none.
+    rule, folder_fps : FrameRule and float
+        As for ``read_frames``. The rule chooses among the frames of each span.
+
+    Returns
+    -------
+    generator of Frame, Restart or SampleResult
+        Every frame that a sample takes once, with the samples that take it (``Frame.takers``), and after the last frame
+        of each sample its result. A ``Restart`` voids the frames of the samples that have no result yet.
+
+    Notes
+    -----
+    A sample without damage has the rows that it has when it is read alone. Damage that lies before the end of a
+    sample, also outside of it, is told in its reason.
+    """
     folder_fps = check_folder_fps(folder_fps)
-    return read_images(video.path, rule, folder_fps) if video.is_folder else _read_file(video.path, rule)
+    selection = FrameSelection([video.span for video in videos], rule)
+    path = videos[0].path
+    return read_images(path, selection, folder_fps) if videos[0].is_folder else _read_file(path, selection)
 
 
 def count_rows(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> int:
@@ -410,19 +444,26 @@ def count_rows(video: Video, rule: FrameRule, *, folder_fps: float = 24.0) -> in
     It is exact for an undamaged video; a damaged one may give fewer rows, never more. It is 0 where the video cannot
     be opened. A ``folder_fps`` that is not a positive number raises FeatureError.
     """
+    return count_sample_rows([video], rule, folder_fps=folder_fps)[0]
+
+
+def count_sample_rows(videos: Sequence[Video], rule: FrameRule, *, folder_fps: float = 24.0) -> list[int]:
+    """Return what ``count_rows`` does for each of several samples of one video, whose packets are read once."""
     folder_fps = check_folder_fps(folder_fps)
+    path = videos[0].path
     try:
-        if video.is_folder:
-            times = np.arange(count_images(video.path)) / folder_fps
+        if videos[0].is_folder:
+            times = np.arange(count_images(path)) / folder_fps
         elif rule.fixed_rows is not None:
-            with _open_file(video.path):
-                return rule.fixed_rows
+            with _open_file(path):
+                return [rule.fixed_rows] * len(videos)
         else:
-            scan = _scan_packets(video.path)
-            times = _count_frames(video.path, _Damage(), scan) if scan.doubt else scan.times
-        return len(rule.choose(times)) if len(times) else 0
+            scan = _scan_packets(path)
+            times = _count_frames(path, _Damage(), scan) if scan.doubt else scan.times
     except _UnusableError:
-        return 0
+        times = np.empty(0)
+    ranges = [find_range(times, video.span) for video in videos]
+    return [len(rule.choose(times[first:end])) if first < end else 0 for first, end in ranges]
 
 
 def check_folder_fps(folder_fps: float) -> float:

@@ -92,6 +92,11 @@ class Shard:
         """Return every N-th item, beginning with the I-th."""
         return list(items[self.number - 1 :: self.count])
 
+    def select_videos(self, videos: Sequence[Video]) -> list[Video]:
+        """Return the videos of every N-th file, so that no file is decoded by two processes."""
+        files = set(self.select(list(dict.fromkeys(video.path for video in videos))))
+        return [video for video in videos if video.path in files]
+
     def part_path(self, out: Path) -> Path:
         """Return the path of this shard's part of a file."""
         return out.with_name(f"{out.stem}.part-{self.number}-of-{self.count}{out.suffix}")
@@ -99,8 +104,10 @@ class Shard:
 
 def describe_list(videos: Sequence[Video]) -> dict[str, object]:
     """Return what identifies the list of all videos, so that parts of different lists are not mixed."""
-    lines = "".join(f"{video.video_id}\t{video.size}\n" for video in videos)
-    return {"videos": len(videos), "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+    rows = ([video.video_id, str(video.size), *([str(video.span)] if video.span else [])] for video in videos)
+    lines = "".join("\t".join(row) + "\n" for row in rows)
+    files = {"files": len({video.path for video in videos})} if any(video.span for video in videos) else {}
+    return {"videos": len(videos), **files, "sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
 
 def merge_features(
@@ -138,11 +145,13 @@ def merge_features(
         raise FeatureError(
             f"{write_count(len(doubled), 'video is', 'videos are')} in more than one part: {first_few(doubled)}"
         )
+    spans = tuple(headers[path].layout.span(position) for _, path, position in entries)
     layout = replace(
         next(iter(headers.values())).layout,
         video_ids=ids,
         rows=np.array([headers[path].layout.rows[position] for _, path, position in entries], np.int64),
         source_sizes=np.array([headers[path].layout.source_sizes[position] for _, path, position in entries], np.int64),
+        spans=spans if any(spans) else (),
     )
     part_checksums = {path: stored_checksums(path) for path in headers}
     checksums = [part_checksums[path][position] for _, path, position in entries]
@@ -198,8 +207,8 @@ def _check_parts(headers: Mapping[Path, Header]) -> dict[str, object]:
     if len(counts := {shard.count for shard in paths}) > 1:
         problems.append(f"parts of extractions by {first_few(sorted(counts))} processes are mixed")
     elif counts:
-        # Shards beyond the number of videos are empty and write no part.
-        expected = min(*counts, next(int(entry["videos"]) for entry in lists if entry))
+        # Shards beyond the number of files are empty and write no part.
+        expected = min(*counts, next(int(entry.get("files", entry["videos"])) for entry in lists if entry))
         if missing := sorted(set(range(1, expected + 1)) - {shard.number for shard in paths}):
             problems.append(f"of {max(counts)} parts these are missing: {first_few(missing)}")
     if problems or recipe is None:
@@ -250,7 +259,7 @@ def extract_features(
     Parameters
     ----------
     videos : sequence of Video
-        From ``find_videos``.
+        From ``find_videos`` or ``find_samples``. Parts of one file are decoded in one pass over it.
     out : Path
         The feature file, of which nothing is left where every video failed; a shard writes ``shard.part_path(out)``.
     extractor : Extractor
@@ -282,7 +291,7 @@ def extract_features(
     recipe = extractor.recipe
     if shard is not None:
         recipe = {**recipe, "shard": str(shard), "shared_list": describe_list(videos)}
-        videos, out = shard.select(videos), shard.part_path(out)
+        videos, out = shard.select_videos(videos), shard.part_path(out)
         if not videos:
             report(f"nothing is left for shard {shard}: there are fewer videos than processes")
             return ExtractionSummary(out)
@@ -298,6 +307,7 @@ def extract_features(
         dtype=extractor.dtype,
         timed=True,
         source_sizes=np.array([video.size for video in videos], np.int64),
+        spans=tuple(str(video.span or "") for video in videos) if any(video.span for video in videos) else (),
     )
     with feature_writer(out, layout, recipe, retry_failed=retry_failed, report=report) as writer:
         pending = writer.pending.tolist()
@@ -339,14 +349,13 @@ def _find_row_counts(
     if (fixed := extractor.rule.fixed_rows) is not None:
         return np.full(len(videos), fixed, np.int64)
     known = {
-        (video_id, int(size)): int(rows)
+        (video_id, int(header.layout.source_sizes[place]), header.layout.span(place)): int(header.layout.rows[place])
         for header in stored_headers(out, recipe).values()
-        for video_id, size, rows, status in zip(
-            header.layout.video_ids, header.layout.source_sizes, header.layout.rows, header.status, strict=True
-        )
-        if not (retry_failed and STATUSES[status] == "failed")
+        for place, video_id in enumerate(header.layout.video_ids)
+        if not (retry_failed and STATUSES[header.status[place]] == "failed")
     }
-    counts = np.array([known.get((video.video_id, video.size), -1) for video in videos], np.int64)
+    keys = [(video.video_id, video.size, str(video.span or "")) for video in videos]
+    counts = np.array([known.get(key, -1) for key in keys], np.int64)
     if len(unknown := np.flatnonzero(counts < 0)):
         report(f"counting the frames of {write_count(len(unknown), 'video')}")
         with make_pool([videos[position] for position in unknown.tolist()], counting=True) as pool:
@@ -363,8 +372,11 @@ def _encode_videos(pool: DecoderPool, extractor: Extractor, positions: list[int]
         with _open_device_copy(extractor.device, pool) as copy_to_device:
             for event in pool:
                 if isinstance(event, FrameBatch):
-                    encoding = encodings.setdefault(event.job, VideoEncoding(extractor))
-                    encoding.add(event.indices, extractor.crop(copy_to_device(event), event.window))
+                    crops = extractor.crop(copy_to_device(event), event.window)
+                    for job, places in event.places().items():
+                        encoding = encodings.setdefault(job, VideoEncoding(extractor))
+                        taken = crops if len(places) == len(crops) else crops[torch.from_numpy(places)]
+                        encoding.add(event.indices[places], taken)
                 elif isinstance(event, VideoRestarted):
                     encodings.pop(event.job, None)
                 elif isinstance(event, VideoFinished):

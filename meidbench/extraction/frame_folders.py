@@ -11,7 +11,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from meidbench.extraction import frames
-from meidbench.extraction.frames import DecodingResult, Frame, FrameRule, FrameStream, Restart, join_lines
+from meidbench.extraction.frames import Frame, join_lines
+from meidbench.extraction.selection import FrameSelection, SampleStream
 
 _IMAGES = frozenset({"jpg", "jpeg", "png"})
 # Text before the number, besides the folder's name. Of a folder with several kinds of names the first is the video.
@@ -46,31 +47,28 @@ def count_images(folder: Path) -> int:
         return 0
 
 
-def read_images(folder: Path, rule: FrameRule, folder_fps: float) -> FrameStream:
-    """Read the chosen frames of a folder; see ``meidbench.extraction.decoding.read_frames``."""
+def read_images(folder: Path, selection: FrameSelection, folder_fps: float) -> SampleStream:
+    """Read the chosen frames of a folder; see ``meidbench.extraction.decoding.read_samples``."""
     try:
         names = _list_images(folder)
     except OSError as error:
-        return DecodingResult.from_failure(f"the folder cannot be listed: {error.strerror}")
+        yield from selection.fail(f"the folder cannot be listed: {error.strerror}")
+        return
     except _UnreadableError as error:
-        return DecodingResult.from_failure(str(error))
+        yield from selection.fail(str(error))
+        return
     if not names:
-        return DecodingResult.from_failure("no images that are numbered as frames")
-    indices = np.arange(len(names))
-    rows = rule.choose(indices / folder_fps)
-    given = False
+        yield from selection.fail("no images that are numbered as frames")
+        return
+    yield from selection.choose(np.arange(len(names)) / folder_fps)
     try:
-        for index in np.unique(rows).tolist():
-            yield Frame(index, _load_image(folder / names[index]))
-            given = True
+        for index in selection.frames:
+            yield from selection.take(Frame(index, _load_image(folder / names[index])))
     except _UnreadableError:
-        if given:
-            yield Restart()
-        return (yield from _read_undamaged(folder, names, rule, folder_fps))
-    return DecodingResult(rows.astype(np.int32), rows / folder_fps, "ok", "", len(names), 0)
+        yield from _read_undamaged(folder, names, selection, folder_fps)
 
 
-def _read_undamaged(folder: Path, names: list[str], rule: FrameRule, folder_fps: float) -> FrameStream:
+def _read_undamaged(folder: Path, names: list[str], selection: FrameSelection, folder_fps: float) -> SampleStream:
     """Choose among the images that can be read."""
     readable, first = [], ""
     for index, name in enumerate(names):
@@ -80,19 +78,22 @@ def _read_undamaged(folder: Path, names: list[str], rule: FrameRule, folder_fps:
             readable.append(index)
         except _UnreadableError as error:
             first = first or f"{name}: {error}"
-    num_bad = len(names) - len(readable)
-    reason = f"{num_bad:,} of {len(names):,} images cannot be read ({first})"
+    counts = len(names), len(names) - len(readable)
+    reason = f"{counts[1]:,} of {counts[0]:,} images cannot be read ({first})"
     if not readable:
-        return DecodingResult.from_failure(reason, len(names), num_bad)
+        yield from selection.fail(reason, *counts)
+        return
     indices = np.array(readable)
-    rows = indices[rule.choose(indices / folder_fps)]
-    for index in np.unique(rows).tolist():
+    yield from selection.choose(
+        indices / folder_fps, reason, numbers=indices, num_frames=counts[0], corrupt_frames=counts[1]
+    )
+    for index in selection.frames:
         try:
-            yield Frame(index, _load_image(folder / names[index]))
+            image = _load_image(folder / names[index])
         except _UnreadableError as error:
-            reason = f"{names[index]} could be read once and not again: {error}"
-            return DecodingResult.from_failure(reason, len(names), num_bad)
-    return DecodingResult(rows.astype(np.int32), rows / folder_fps, "salvaged", join_lines(reason), len(names), num_bad)
+            yield from selection.fail(f"{names[index]} could be read once and not again: {error}", *counts)
+            return
+        yield from selection.take(Frame(index, image))
 
 
 def _list_images(folder: Path) -> list[str]:

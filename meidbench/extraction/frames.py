@@ -177,6 +177,7 @@ class Frame:
 
     index: int  # among the source's frames, from 0
     image: npt.NDArray[np.uint8]  # (height, width, 3), RGB, upright, C-contiguous
+    takers: tuple[int, ...] = (0,)  # which of the samples that are read together take it
 
 
 @dataclass(frozen=True)

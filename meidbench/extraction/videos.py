@@ -3,8 +3,8 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from meidbench.errors import FeatureError, bullet_list, first_few, write_count
 from meidbench.extraction.frame_folders import parse_frame_name
 from meidbench.features.source import is_usable_id
 from meidbench.names import VIDEO_SUFFIXES
+from meidbench.splits.rows import Span
 
 _MOST_OTHERS = 100
 
@@ -24,6 +25,7 @@ class Video:
     path: Path
     is_folder: bool
     size: int  # bytes of a file, images of a folder
+    span: Span | None = None  # where ``video_id`` is of a sample that is a part of the video; then there may be others
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,23 @@ def find_videos(folder: str | os.PathLike[str], only: Iterable[str] | None = Non
     videos = tuple(found[video_id][0] for video_id in sorted(found))
     missing = tuple(sorted((wanted or set()).difference(found)))
     return VideoList(videos, missing, dict(others.most_common()), tuple(sorted(dangling)))
+
+
+def find_samples(folder: str | os.PathLike[str], sample_ids: Iterable[str], spans: Mapping[str, Span]) -> VideoList:
+    """Find the videos of samples, of which those in ``spans``, by id, are a part of a longer video.
+
+    The videos of the result are the samples, each with its id and its span; ``missing`` are samples. Errors are those
+    of ``find_videos``.
+    """
+    names = {each: spans[each].video if each in spans else each for each in sample_ids}
+    found = find_videos(folder, names.values())
+    videos = {video.video_id: video for video in found.videos}
+    samples = [
+        replace(videos[name], video_id=each, span=spans.get(each)) for each, name in names.items() if name in videos
+    ]
+    _refuse_unusable_ids(Path(folder), names)
+    missing = tuple(sorted(each for each, name in names.items() if name not in videos))
+    return replace(found, videos=tuple(sorted(samples, key=lambda video: video.video_id)), missing=missing)
 
 
 def _walk(

@@ -48,7 +48,8 @@ class Layout:
     same number T of rows, ``features`` is (V, T, D); otherwise it is (R, D), the rows of the videos end to end without
     padding. ``dtype`` is a key of ``DTYPES``; int8 has one scale per row. Of a ``timed`` file, the frame index and the
     time of each row are known. ``source_sizes`` (V,) are the bytes of each video's file (frames of a folder), which
-    reveal a changed video; 0 where unknown.
+    reveal a changed video; 0 where unknown. ``spans`` (V,) are the texts of ``meidbench.splits.rows.Span`` where videos
+    are a part of a longer one, empty for the others; there are no entries where all are whole videos.
     """
 
     video_ids: tuple[str, ...]
@@ -58,6 +59,7 @@ class Layout:
     dtype: str
     timed: bool
     source_sizes: npt.NDArray[np.int64]
+    spans: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.video_ids:
@@ -67,6 +69,8 @@ class Layout:
         one_of("dtype", self.dtype, tuple(DTYPES), FeatureError)
         if self.dim < 1 or self.rows.shape != (len(self.video_ids),) or self.rows.min() < 0:
             raise FeatureError(f"no room for {self.rows.shape} videos of {self.dim} numbers per row")
+        if len(self.spans) not in (0, len(self.video_ids)):
+            raise FeatureError(f"{len(self.spans)} spans for {len(self.video_ids)} videos")
         if self.fixed and len(set(self.rows.tolist())) > 1:
             raise FeatureError("videos with different numbers of rows cannot share one number of rows")
 
@@ -74,6 +78,10 @@ class Layout:
     def starts(self) -> npt.NDArray[np.int64]:
         """The first row of each video, (V,) int64."""
         return np.concatenate([[0], np.cumsum(self.rows)[:-1]]).astype(np.int64)
+
+    def span(self, position: int) -> str:
+        """Return the text of a video's span, empty for a whole video."""
+        return self.spans[position] if self.spans else ""
 
     @property
     def num_bytes(self) -> int:
@@ -93,6 +101,9 @@ def create(path: Path, layout: Layout, recipe: Recipe) -> None:
         encoded = [video_id.encode() for video_id in layout.video_ids]
         names = np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded))))
         file.create_dataset("video_ids", data=names)
+        if any(layout.spans):
+            texts = [text.encode() for text in layout.spans]
+            file.create_dataset("spans", data=np.array(texts, h5py.string_dtype("utf-8", max(map(len, texts)))))
         _allocate(file, "status", (videos,), _STATUS)
         _allocate(file, "reasons", (videos,), h5py.string_dtype("utf-8", REASON_BYTES))
         for name, code in PER_VIDEO.items():
@@ -182,6 +193,7 @@ def _read_header(file: h5py.File) -> Header:
             dtype=next((name for name, known in DTYPES.items() if known == dtype), str(dtype)),
             timed="timestamps" in datasets,
             source_sizes=datasets["source_sizes"][:].astype(np.int64),
+            spans=tuple(raw.decode() for raw in datasets["spans"][:].tolist()) if "spans" in datasets else (),
         )
     except FeatureError as error:
         raise FeatureError(f"is damaged: {error}") from None

@@ -316,7 +316,8 @@ def _take_over(writer: FeatureWriter, source: Path, header: Header, retry_failed
             at = known.get(new.video_ids[position])
             if at is None or header.status[at] == PENDING or (retry_failed and header.status[at] == FAILED):
                 continue
-            if (old.rows[at], old.source_sizes[at]) != (new.rows[position], new.source_sizes[position]):
+            facts = [(each.rows[k], each.source_sizes[k], each.span(k)) for each, k in ((old, at), (new, position))]
+            if facts[0] != facts[1]:
                 continue
             video = read_rows(stream, header, at)
             if video.checksum() == checksums[at]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from meidbench.checks import parse_json
 from meidbench.errors import FeatureError, write_count
 from meidbench.features import open_features
-from meidbench.features.feature_file import STATUSES, Recipe
+from meidbench.features.feature_file import STATUSES, Header, Recipe
 from meidbench.features.packing import map_ahead
 from meidbench.features.records import StoredVideos, VideoRows, all_finite, decode
 from meidbench.features.source import FeatureSource, UnusableVideo, with_detail
@@ -37,6 +37,7 @@ CHECKS = {
     "checksum": ("error", "videos differ from the rows that were written: the file was damaged"),
     "not-finite": ("error", "videos have NaN or infinity"),
     "constant-rows": ("error", "videos have rows of one and the same number"),
+    "span": ("error", "videos are other parts of a video than in the split"),
     "recipe": ("error", "entries of the recipe are not as expected"),
     "similarity": ("error", f"videos differ when they are made again (cosine below {LEAST_SIMILARITY})"),
     "zero-rows": ("warning", "videos have rows of zeros"),
@@ -174,12 +175,15 @@ def verify(
     if split is not None:
         found["missing"] += wanted - ids
         found["extra"] += ids - wanted
+        found["span"] += _other_spans(header, split)
     stored_recipe: Recipe | None = None if header is None else header.recipe
     found["recipe"] += _recipe_faults(stored_recipe, recipe or {})
     extract = extract if npy is None else _read_originals(npy)
     chosen = [] if extract is None else _draw([video_id for video_id in ready if video_id in wanted], sample, seed)
     similarities = [] if extract is None else _compare(stored, chosen, extract, found, progress)
     skipped = {"width", "dtype"} if header is not None else {"failed", "pending", "checksum", "salvaged"}
+    if header is None or not header.layout.spans or split is None:
+        skipped.add("span")
     skipped.add("axes")  # no check, but a remark where there is one
     options = (("missing", split), ("extra", split), ("recipe", recipe), ("similarity", extract))
     skipped |= {check for check, given in options if not given}
@@ -194,6 +198,17 @@ def verify(
         findings=_problems(found),
         similarities=tuple(similarities),
     )
+
+
+def _other_spans(header: Header | None, split: Split) -> Iterator[str]:
+    """Yield the videos of a file that are a part of a video, and in the split another part or a whole video."""
+    if header is None or not header.layout.spans:
+        return
+    wanted = set(split.table.column("video_id").to_pylist())
+    for video_id, there in zip(header.layout.video_ids, header.layout.spans, strict=True):
+        expected = str(split.spans.get(video_id, ""))
+        if there and video_id in wanted and there != expected:
+            yield f"{video_id} ({there}, expected {expected or 'the whole video'})"
 
 
 def _read_originals(npy: str | os.PathLike[str] | FeatureSource) -> Extract:
