@@ -99,6 +99,7 @@ FORMS = {
     "table, JSON lines": Form("t.jsonl", "json", (IMPORT,)),
     "list": Form("l.txt", "text", (IMPORT.replace("{}", "train={}"),)),
     "list of mmaction2": Form("m.txt", "text", (IMPORT.replace("{}", "train={} --format mmaction2"),)),
+    "list of SlowFast": Form("s.csv", "text", (IMPORT.replace("{}", "train={} --format slowfast"),)),
     "Something-Something": Form("something.json", "json", (IMPORT.replace("{}", "train={}"),)),
     "Something-Something, classes": Form(
         "labels.json", "json", ("import-split train=something.json --class-names {}" + IMPORT.split("{}")[1],)

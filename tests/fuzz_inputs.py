@@ -87,6 +87,10 @@ def make_tables(split) -> None:
     Path("m.txt").write_text(
         "".join(f"frames/{row[0]} {row[4]} {row[2].replace(';', ' ')}\n" for row in rows if row[2])
     )
+    frames = [
+        f'{row[0]} 0 {frame} {row[0]}/{frame}.jpg "{row[2].replace(";", ",")}"' for row in rows for frame in (1, 2)
+    ]
+    Path("s.csv").write_text("\n".join(["original_vido_id video_id frame_id path labels", *frames]) + "\n")
     records = [dict(zip(header, row, strict=True)) for row in rows]
     pq.write_table(pa.Table.from_pylist(records), "t.parquet")
     Path("t.json").write_text(json.dumps(records))

@@ -233,10 +233,11 @@ def test_datasets_lists_present_and_missing_files(run, toy_split):
     (folder / "Charades_v1_train.csv").write_text("")
     write_split(toy_split, split_path("charadesegolt"))
     entries = {entry["dataset"]: entry for entry in json.loads(run("datasets", "--json").stdout)}
-    assert set(entries) == {"videolt", "charadeslt", "charadesegolt"}
+    assert set(entries) == {"videolt", "charadeslt", "charadesegolt", "animalkingdom"}
+    assert entries["animalkingdom"]["missing"] == ["AR_metadata.xlsx", "df_action.xlsx"]
     assert entries["charadeslt"]["present"] == ["Charades_v1_train.csv"]
     assert entries["charadeslt"]["missing"] == ["Charades_v1_test.csv", "Charades_v1_classes.txt"]
-    assert [entry["split_built"] for entry in entries.values()] == [False, False, True]
+    assert [entry["split_built"] for entry in entries.values()] == [False, False, True, False]
     text = run("datasets").stdout
     assert "missing Charades_v1_test.csv, Charades_v1_classes.txt" in text
     assert "meidbench download charadeslt --accept-licence" in text and "non-commercial" in text

@@ -461,6 +461,14 @@ def test_the_tail_cannot_be_the_objective_where_it_is_empty(toy_split):
     with pytest.raises(MeidbenchError, match="toylt has no classes in the tail"):
         check_val(split, resolve("bce", split), "tail")
     check_val(split, resolve("bce", split), "overall")
+    absent = int(np.argmin(toy_split.positives("val")))
+    rows = toy_split.table.to_pylist()
+    for row in rows:
+        row["labels"] = [label for label in row["labels"] if label != absent]
+    groups = tuple("tail" if index == absent else "head" for index in range(12))
+    bare = Split(split.table.from_pylist(rows, split.table.schema), by_list(toy_split, groups).metadata)
+    with pytest.raises(MeidbenchError, match="no video in val of toylt has a label of the tail"):
+        check_val(bare, resolve("bce", bare), "tail")
 
 
 def test_a_run_tells_the_empty_group(toy_split, run, tmp_path):

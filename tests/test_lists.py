@@ -10,6 +10,8 @@ from meidbench.errors import SplitError
 from meidbench.names import IMPORT_FORMATS, SUBSETS
 from meidbench.splits.split import load_split
 
+HEADER = "original_vido_id video_id frame_id path labels\n"  # of SlowFast, with its slip
+
 THRESHOLDS = {"dataset": "mine", "head_above": 2, "tail_up_to": 1}
 
 
@@ -89,6 +91,11 @@ def test_the_official_lists_are_the_built_splits(name):
                                                  ("d", "train", [])]),
     ({"TestList1.lst": "a\t1,0\n\n"}, "", [("a", "test", [0, 1])]),
     ({"train.txt": "a swim,run fast\nb run fast\n"}, "lists", [("a", "train", [0, 1]), ("b", "train", [0])]),
+    ({"train.csv": HEADER + 'a 0 1 a/1.jpg "2,0"\na 0 2 a/2.jpg "2,1"\nb 1 1 b/1.jpg ""\n',
+      "test=val.csv": HEADER.replace("vido", "video") + 'c 0 1 c/1.jpg "1"\n'}, "",
+     [("a", "train", [0, 1, 2]), ("b", "train", []), ("c", "test", [1])]),
+    ({"train.csv": "clip_id clip_number frame_number clip_path action_labels\na 0 1 a/1.jpg 1\n"}, "slowfast",
+     [("a", "train", [1])]),
     ({"train.csv": "video_id,labels\na,run\n", "val.csv": "video_id,labels\nb,jump;run\n"}, "",
      [("a", "train", [1]), ("b", "val", [0, 1])]),
     ({"train=a.csv": "video_id,subset,labels\na,train,0\n"}, "", [("a", "train", [0])]),
@@ -131,6 +138,10 @@ def test_class_names_of_a_list_are_given_or_inferred(tmp_path):
      "train.txt, line 2 (b.mp4): a list is of videos (with an ending"),
     ({"train.txt": "x/a 120\nx/b 3 0\n"}, "",
      "line 1 (x/a): a folder of frames needs the number of frames and a label"),
+    ({"train.csv": HEADER + "a 0 1 a/1.jpg 1\na 0 a/2.jpg 1\n"}, "",
+     "train.csv, line 3 (a): 4 columns, expected 5"),
+    ({"train.csv": HEADER + 'a 0 1 a/1.jpg "0,run"\n'}, "slowfast", "line 2 (a): label 'run' is not the index of a"),
+    ({"train.csv": "a 0 1 a/1.jpg 1\n"}, "", "does not begin with the line original_vido_id video_id frame_id path"),
     ({"train.txt": "a 0,1\nb 1,,2\nc 0\n"}, "", "train.txt, line 2 (b): label '' is not one of"),
     ({"train.txt": "a 0,1\nb 1,1\n"}, "", "line 2 (b): a label occurs twice in"),
     ({"train.txt": "a 0\nb zap\n"}, "lists",

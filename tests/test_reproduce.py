@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import h5py
+import pyarrow.compute as pc
 import pytest
 import torch
 from click.testing import CliRunner
@@ -27,7 +28,7 @@ from meidbench.evaluation.evaluate import evaluate
 from meidbench.features.simulation import simulate_features
 from meidbench.features.words import make_word_features
 from meidbench.predictions.align import read_predictions
-from meidbench.splits.split import load_split, write_split
+from meidbench.splits.split import Split, load_split, rows_digest, write_split
 
 WATERMARK = "SIMULATED: numbers say nothing of real data"
 PROXY = "PROXY: word features, no vision; numbers say nothing of video recognition"
@@ -72,6 +73,48 @@ def toy_videolt(toy_split, tmp_path):
 def real_arguments(toy_videolt, out):
     return (*toy_videolt, "--out", out, *TINY, "--device", "cpu", "--set", "frames.train=4", "--set", "frames.test=4",
             "--set", "schedule.batch_size=16")  # fmt: skip
+
+
+@pytest.fixture
+def toy_kingdom(toy_split, tmp_path):
+    """The toy split under Animal Kingdom's name, without val, with features of its I3D."""
+    table = toy_split.table.filter(pc.not_equal(toy_split.table.column("subset"), "val"))
+    without_val = Split(table, dataclasses.replace(toy_split.metadata, digest=rows_digest(table), content_digest=""))
+    split = write_split(renamed(without_val, "animalkingdom", "subset"), tmp_path / "animalkingdom.parquet")
+    features = simulate_features(toy_split, tmp_path / "i3d.h5", frames=4, dim=8)
+    with h5py.File(features, "r+") as file:
+        file.attrs["recipe"] = json.dumps({"backbone": "i3d"})
+    return ("--split", split, "--features", f"animalkingdom:i3d={features}")
+
+
+def test_published_rows_that_contradict_their_groups_are_marked(run, toy_kingdom, toy_videolt, tmp_path):
+    out = tmp_path / "kingdom"
+    rows = ("--row", "bce-i3d", "--row", "focal-i3d")
+    outcome = run("reproduce", "animalkingdom", *rows, *real_arguments(toy_kingdom, out))
+    assert outcome.exit_code == 0, outcome.stderr
+    assert re.search(r"bce-i3d +overall +0\.165! ", outcome.stdout) and "head          0.464 " in outcome.stdout
+    assert "! Published overall values that are not the mean of their groups" in outcome.stdout
+    assert "- bce-i3d: 0.165 is published, its groups imply 0.188" in outcome.stdout
+    written = table_of(out, "animalkingdom")
+    assert all(row["implied_overall"] > row["published"]["overall"] for row in written["rows"])
+    assert (
+        "0.165!" in (out / "animalkingdom.md").read_text() and "0.165!" not in (out / "animalkingdom.csv").read_text()
+    )
+    config = {row["name"]: row["config"] for row in written["rows"]}
+    assert config["focal-i3d"]["loss"]["gamma"] == 0 and config["bce-i3d"]["aggregator"]["name"] == "mean"
+    # A table whose rows agree with their groups has no mark.
+    out = tmp_path / "videolt"
+    outcome = run("reproduce", "table2", "--row", "eql-resnet50", *real_arguments(toy_videolt, out))
+    assert outcome.exit_code == 0 and "!" not in outcome.stdout
+    marked = {row["name"] for row in table_of(out)["rows"] if row["implied_overall"] is not None}
+    assert marked == {"medc-resnet50", "medc-resnet101"}
+
+
+def test_the_plan_of_animal_kingdom_needs_the_users_features_and_tells_the_contradictions(run):
+    outcome = run("reproduce", "animalkingdom", "--plan")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "meidbench pack-features FOLDER --split animalkingdom" in outcome.stdout
+    assert outcome.stdout.count("its groups imply") == 12
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +314,7 @@ def test_rows_with_inputs_are_run_and_the_others_have_dashes(run, toy_videolt, t
         expected = eql["ours"]["mAP"][group]["value"] - eql["published"][group]
         assert eql["difference"][group] == pytest.approx(expected)
     lines = dict(re.findall(r"^(\S+) +overall +(\S.*)$", outcome.stdout, re.MULTILINE))
-    assert lines["medc-resnet50"].split() == ["0.567", "quoted", "-", "-"]
+    assert lines["medc-resnet50"].split() == ["0.567!", "quoted", "-", "-"]
     assert lines["eql-resnet101"].split() == ["0.518", "not", "run", "-", "-"]
     assert lines["eql-resnet50"].split()[0] == "0.502" and lines["eql-resnet50"].split()[-1] == (
         f"{eql['difference']['overall']:+.3f}"

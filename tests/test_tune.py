@@ -459,7 +459,7 @@ NO_TAIL = simulate_split((200, 20, 12), num_classes=3, tail_up_to=1)
     ({"objective": "head"}, RequestError, "unknown objective 'head'"),
     ({"settings": (*TINY, "selection.subset=test")}, RequestError, "val chooses the winner; leave out selection.sub"),
     ({"settings": (*TINY, "schedule.lr=1e-3", "aggregator.dropout=0.1")}, RequestError, "nothing is left to search"),
-    ({"split": NO_TAIL, "objective": "tail"}, MeidbenchError, "label of the tail"),
+    ({"split": NO_TAIL, "objective": "tail"}, MeidbenchError, "has no classes in the tail"),
 ])  # fmt: skip
 def test_a_call_that_cannot_be_meant_is_refused(arguments, tmp_path, changed, kind, message):
     if "split" in changed:

@@ -120,9 +120,11 @@ def _resolve_job(job: Job, request: Request) -> Job:
                 it = "it" if key == switch and not stage else f"{stage}{'.' if stage else ''}{key}"
                 raise RequestError(f"{job.table} ablates {switch}; leave {it} out of --set")
     device = (f"execution.device={request.device}",) if request.device else ()
+    # A study chooses on val, so a row of a benchmark without val needs a split that holds one out.
+    own = tuple(text for text in row.settings if not (request.trials and text.startswith("selection.subset=")))
 
     def lay(substituted: tuple[str, ...], *seed: str) -> tuple[str, ...]:
-        return layered(row.settings, substituted, device, seed, asked)
+        return layered(own, substituted, device, seed, asked)
 
     def resolve_with(substituted: tuple[str, ...], *seed: str) -> Config:
         return resolve(method, split, aggregator=row.aggregator, settings=lay(substituted, *seed))

@@ -220,13 +220,9 @@ def _sections(content: Content, shown: Sequence[str]) -> dict[str, list[str]]:
     without += [f"{runs.NOT_ASKED}: {', '.join(others)}"] if others else []
     made = [_describe_run(row) for row in done]
     made += [table_content("texts")["intervals"].format(**content["bootstrap"])] if done else []
-    against = {row["name"]: row["implied_overall"] for row in rows if row["implied_overall"] is not None}
-    texts = [
-        f"`{row['name']}`: {_contradiction(row['published']['overall'], against[row['name']])}"
-        for row in rows
-        if row["name"] in against
-    ]
-    sections = {CONTRADICTIONS: texts, "Without numbers of ours": without, "Budgets": _describe_budgets(done)}
+    values = [(f"`{row['name']}`", row["published"] or {}, row["implied_overall"]) for row in rows]
+    against = _contradictions((name, published.get("overall", math.nan), value) for name, published, value in values)
+    sections = {CONTRADICTIONS: against, "Without numbers of ours": without, "Budgets": _describe_budgets(done)}
     sections |= {"How ours was made": made}
     for differs in dict.fromkeys(row["differs"] for row in done):
         names = [row["name"] for row in done if row["differs"] == differs]
@@ -236,8 +232,13 @@ def _sections(content: Content, shown: Sequence[str]) -> dict[str, list[str]]:
     return {title: texts for title, texts in sections.items() if texts}
 
 
-def _contradiction(published: float, implied: float) -> str:
-    return f"{published:.3f} is published, its groups imply {implied:.3f}"
+def _contradictions(values: Iterable[tuple[str, float, float | None]]) -> list[str]:
+    """Return a text per row whose groups imply another overall value; values are name, published and implied."""
+    return [
+        f"{name}: {published:.3f} is published, its groups imply {implied:.3f}"
+        for name, published, implied in values
+        if implied is not None
+    ]
 
 
 def _describe_budgets(rows: Sequence[Content]) -> list[str]:
@@ -372,8 +373,7 @@ def _plan_text(plan: CostPlan, table: PaperTable, width: int) -> str:
     parts += ["", _text_table(header, lines, "llrr", width), ""]
     parts += [_wrap(f"{total} ({table_content('texts')['shared']})", width), _wrap(plan.estimate["formula"], width)]
     planned = [row for row in table.rows if row.name in {entry.name for entry in plan.rows}]
-    implied = {row.name: (row.published.overall, table.implied_overall(row)) for row in planned}
-    against = [f"{name}: {_contradiction(*pair)}" for name, pair in implied.items() if pair[1] is not None]
+    against = _contradictions((row.name, row.published.overall, table.implied_overall(row)) for row in planned)
     parts += ["", _wrap(f"{CONTRADICTIONS}:", width)] if against else []
     return "\n".join([*parts, *(_wrap(text, width, "  - ", "    ") for text in against)])
 

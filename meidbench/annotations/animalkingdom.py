@@ -1,7 +1,6 @@
 """The workbooks of Animal Kingdom (Ng et al., CVPR 2022): its clips, and its classes with their groups."""
 
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,7 +105,7 @@ def _read_frame(path: Path, sheet: str) -> "pd.DataFrame":
         raise MeidbenchError(f"{what}; install it: pip install 'meidbench[excel]'") from None
     except OSError as error:
         raise AnnotationError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, zipfile.BadZipFile, SyntaxError, EOFError) as error:  # openpyxl passes on many kinds
+    except Exception as error:  # openpyxl passes on a dozen kinds: BadZipFile, zlib.error, KeyError, ParseError, ...
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise AnnotationError(f"{path.name} is not a readable workbook with a sheet {sheet}: {reason}") from None
 

@@ -50,8 +50,8 @@ from meidbench.names import STATISTICS_TABLE, TABLES
     "--features",
     type=NAMED_FILE,
     metavar="ENCODER=PATH",
-    help="Features of ResNet50, ResNet101 or TSM-ResNet50, or DATASET:ENCODER=PATH; repeatable. Where names have more "
-    "than the id, 'pack-features' makes a file of them.",
+    help="Features of ResNet50, ResNet101 or TSM-ResNet50, or of I3D, SlowFast or X3D for animalkingdom; or "
+    "DATASET:ENCODER=PATH; repeatable. Where names have more than the id, 'pack-features' makes a file of them.",
 )
 @repeatable("--split", "split_files", type=INPUT_FILE, help="A split file that is not under MEIDBENCH_HOME.")
 @repeatable("--annotations", type=INPUT_FOLDER, help="Official annotations, for missing splits and for words.")
@@ -94,10 +94,10 @@ def reproduce(
 ) -> None:
     """Run the rows of the paper's tables, and print our numbers beside the paper's.
 
-    table1 to table7 are the paper's tables, and supp1, supp2 and supp5 are its supplement's. Rows whose split and
-    features exist are trained; the same command resumes after an interruption. Missing inputs are listed with their
-    size and the command that makes them. Our numbers are those of runs in OUT, and no others. OUT/TABLE.md, .csv and
-    .json hold the printed table.
+    table1 to table7 are MEID's tables, and supp1, supp2 and supp5 are its supplement's; animalkingdom is that of Animal
+    Kingdom. Rows whose split and features exist are trained; the same command resumes after an interruption. Missing
+    inputs are listed with their size and the command that makes them. Our numbers are those of runs in OUT, and no
+    others. OUT/TABLE.md, .csv and .json hold the printed table.
 
     Exit code 1: nothing could be run, a row failed, or a cell of table1 differs.
     """
