@@ -112,6 +112,20 @@ def test_a_large_file_in_one_line_is_recognised(tmp_path):
     assert len(read(tmp_path, {"train.json": json.dumps(database)})[0].table) == 2000
 
 
+@pytest.mark.parametrize("text", [
+    "video_id,subset,labels,label,youtube_id,time_start,time_end\na,train,run,swim,x,1,2\n",
+    '[{"video_id": "a", "subset": "train", "labels": ["run"], "template": "Swim [x]"}]',
+    '{"labels": ["run"], "video_id": "a", "subset": "train", "annotations": [3]}',
+    '{"extra": {"annotations": 1}, "labels": ["run"], "video_id": "a", "subset": "train"}',
+])  # fmt: skip
+def test_a_table_with_such_columns_stays_a_table(tmp_path, text):
+    split, notes = read(tmp_path, {"mine.txt": text})
+    assert notes[0].startswith("read as table") and (rows(split), split.class_names) == (
+        [("a", "train", [0])],
+        ("run",),
+    )
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 

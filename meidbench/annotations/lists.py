@@ -181,12 +181,15 @@ def _fits_slowfast(line: str) -> bool:
 
 
 def _has_columns(text: str, columns: Sequence[str]) -> bool:
-    return set(columns) <= {name.strip().strip('"') for name in text.partition("\n")[0].split(",")}
+    names = {name.strip().strip('"') for name in text.partition("\n")[0].split(",")}
+    return set(columns) <= names and "video_id" not in names  # with it, a table has columns of its own
 
 
 def _fits_something(text: str) -> bool:
     """Return whether a text begins a list whose first object has a template, or an id alone, as in the test file."""
     first = text.partition("}")[0]
+    if '"video_id"' in first:  # a table with a template of its own
+        return False
     return text.lstrip().startswith("[") and ('"template"' in first or bool(_TEST_ENTRY.fullmatch(first)))
 
 
@@ -195,7 +198,8 @@ def _fits_activitynet(text: str) -> bool:
     first = _FIRST_KEY.match(text)
     if first is None or first[1] in (*COLUMNS, *SPAN):
         return False
-    return first[1] in ("database", "taxonomy", "version") or (first[2] == "{" and '"annotations"' in text)
+    is_first = first[1] in ("database", "taxonomy", "version")
+    return is_first or (first[2] == "{" and '"annotations"' in text and '"video_id"' not in text.partition("\n")[0])
 
 
 def _fits_label_indices(text: str) -> bool:

@@ -49,7 +49,11 @@ def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.argument("files", type=SPLIT_SOURCE, nargs=-1, required=True, metavar="FILE...")
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The split file to write (Parquet).")
 @click.option(
-    "--format", "form", type=click.Choice(IMPORT_FORMATS), help="Of the files [default: the one that they show]."
+    "--format",
+    "form",
+    type=click.Choice(IMPORT_FORMATS),
+    metavar="FORMAT",
+    help="Of the files, one of those above [default: the one that they show].",
 )
 @click.option("--head-above", type=click.IntRange(min=0), help="Head: more training videos than this.")
 @click.option("--tail-up-to", type=click.IntRange(min=0), help="Tail: at most this many.")
