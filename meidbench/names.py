@@ -19,7 +19,9 @@ DRAWN_VARIANTS = ("pareto", "grouped", "exact")
 VARIANTS = (RELEASED, *DRAWN_VARIANTS)
 GROUP_KEYS = ("pair", "subject")
 SPLIT_FORMATS = ("parquet", "csv", "lst")
-IMPORT_FORMATS = ("table", "lists", "mmaction2", "slowfast")
+IMPORT_FORMATS = (
+    *("table", "lists", "mmaction2", "slowfast", "something-something", "kinetics", "hacs", "activitynet"),
+)
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 PROTOCOLS = ("tie-aware", "apmeter", "charades")
 BACKBONES = {"resnet101": 2048, "resnet50": 2048, "tsm-resnet50": 2048}  # with the numbers per row

@@ -100,6 +100,13 @@ FORMS = {
     "list": Form("l.txt", "text", (IMPORT.replace("{}", "train={}"),)),
     "list of mmaction2": Form("m.txt", "text", (IMPORT.replace("{}", "train={} --format mmaction2"),)),
     "list of SlowFast": Form("s.csv", "text", (IMPORT.replace("{}", "train={} --format slowfast"),)),
+    "Something-Something": Form("something.json", "json", (IMPORT.replace("{}", "train={}"),)),
+    "Something-Something, classes": Form(
+        "labels.json", "json", ("import-split train=something.json --class-names {}" + IMPORT.split("{}")[1],)
+    ),
+    "Kinetics": Form("kinetics.csv", "text", (IMPORT,)),
+    "HACS Clips": Form("hacs.csv", "text", (IMPORT,)),
+    "ActivityNet without database": Form("anet_train.json", "json", (IMPORT,)),
     "class names": Form("names.txt", "text", ("import-split t.csv --class-names {}" + IMPORT.split("{}")[1],)),
     "feature file": Form("f.h5", "hdf5", (PREDICT,), checksum=True),
     "feature file, verified": Form("f.h5", "hdf5", ("verify-features {} --split split.parquet",), checksum=True),

@@ -96,6 +96,28 @@ def make_tables(split) -> None:
     Path("t.json").write_text(json.dumps(records))
     Path("t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     Path("names.txt").write_text("".join(f"thing {index}\n" for index in range(12)))
+    make_clips([(row[0], row[1], int(row[2].split(";")[0]), row[4]) for row in rows if row[2]])
+
+
+def make_clips(rows: list[tuple[str, str, int, int]]) -> None:
+    """The forms of Something-Something, Kinetics, HACS Clips and ActivityNet, of id, subset, class and second."""
+    templates = [f"Moving [something] {index} times" for index in range(12)]
+    Path("something.json").write_text(
+        json.dumps(
+            [{"id": video_id, "template": templates[label], "placeholders": ["x"]} for video_id, _, label, _ in rows]
+        )
+    )
+    names = {template.replace("[", "").replace("]", ""): str(index) for index, template in enumerate(templates)}
+    Path("labels.json").write_text(json.dumps(names))
+    kinetics = ([f"thing {label}", video_id, second, second + 10, subset] for video_id, subset, label, second in rows)
+    write_rows("kinetics.csv", [["label", "youtube_id", "time_start", "time_end", "split"], *kinetics])
+    hacs = ([f"thing {label}", video_id, subset, second, second + 2, 1] for video_id, subset, label, second in rows)
+    write_rows("hacs.csv", [["classname", "youtube_id", "subset", "start", "end", "label"], *hacs])
+    videos = {
+        video_id: {"annotations": [{"label": f"thing {label}", "segment": [0, second]}], "duration_second": second}
+        for video_id, _, label, second in rows
+    }
+    Path("anet_train.json").write_text(json.dumps(videos))
 
 
 def make_lists(split) -> None:

@@ -131,7 +131,7 @@ def test_a_split_made_of_it_is_written_and_read_back(tmp_path):
 @pytest.mark.parametrize(("content", "complaint"), [
     ({"database": {}}, "no video has a label"),
     ({"database": {"a": {"subset": "testing"}}}, "no video has a label"),
-    ({"results": {}, "version": "1"}, "expected a key 'database' with videos, found results, version"),
+    ({"results": {}, "version": "1"}, "or videos with annotations by id, found results, version"),
     ([], "found a list"),
     ({"database": [ONE]}, "expected a key 'database'"),
     ('{"database": {"a": {"annota', "is not a readable JSON file"),

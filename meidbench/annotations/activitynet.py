@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from meidbench.annotations.base import (  # fmt: skip
     check_annotations,
     check_video_id,
     find_repeated,
+    find_spellings,
     quote,
 )
 from meidbench.errors import AnnotationError, first_few
@@ -24,13 +26,17 @@ _NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]+)?")
 _TAXONOMY_REMEDY = "Where the taxonomy is not about these labels, take the key 'taxonomy' out of a copy of the file."
 
 
-def read_activitynet(paths: Sequence[Path]) -> Annotations:
+def read_activitynet(paths: Sequence[Path], subset_of: Callable[[int, str], str] | None = None) -> Annotations:
     """Read files of the form of ActivityNet 1.3.
 
     Each is an object with the key ``database`` and, optionally, ``taxonomy``; other keys are ignored. ``database`` has
     one object per video, by id: ``subset`` (kept verbatim: ``training`` in one dataset, ``Test`` in another),
     ``duration`` in seconds, and ``annotations``, a list of objects with ``label`` and ``segment`` (start and end in
-    seconds). Only ``label`` is required; ActivityNet's subset ``testing`` has no annotations.
+    seconds). Only ``label`` is required; ActivityNet's subset ``testing`` has no annotations. The videos may also be
+    the file's own keys, and ``duration`` be called ``duration_second``, as in the files of mmaction2.
+
+    ``subset_of`` returns the subset of a video, from the place of its file in ``paths`` and its own ``subset`` (empty
+    where it has none); without it, that is kept. A ``ValueError`` of it is a problem of the video.
 
     The classes are the leaves of the taxonomy, with or without videos; its nodes have ``nodeName``, ``parentName``,
     ``nodeId`` and ``parentId``. Without a taxonomy, the classes are the labels that occur. They are sorted by code
@@ -66,9 +72,10 @@ def read_activitynet(paths: Sequence[Path]) -> Annotations:
     names = leaves[0] or _used_labels([content["database"] for _, _, content in contents])
     table = Annotations(names)
     index = {name: position for position, name in enumerate(names)}
-    problems: list[str] = []
-    for path, record, content in contents:
-        _append(path.name, content["database"], index, table, problems)
+    problems = find_spellings(names)
+    for place, (path, record, content) in enumerate(contents):
+        convert = partial(subset_of, place) if subset_of else str
+        _append(path.name, content["database"], index, table, problems, convert)
         table.files.append(record)
     strange = any("not a leaf of the taxonomy" in problem for problem in problems)
     check_annotations(table, problems, "ActivityNet", _TAXONOMY_REMEDY if strange else "")
@@ -89,13 +96,20 @@ def _read_json(path: Path) -> tuple[FileRecord, dict[str, Any]]:
         raise AnnotationError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{path} is not a readable JSON file: {error}; is it cut off?") from None
+    if isinstance(content, dict) and "database" not in content and _are_videos(content):
+        content = {"database": content}
     if not isinstance(content, dict) or not isinstance(content.get("database"), dict):
         found = first_few(content) if isinstance(content, dict) else f"a {type(content).__name__}"
-        wanted = "expected a key 'database' with videos"
+        wanted = "expected a key 'database' with videos, or videos with annotations by id"
         raise AnnotationError(f"{path} is not of ActivityNet's form: {wanted}, found {found}")
     if twice:  # one of the two would be lost
         raise AnnotationError(f"{path}: {len(twice):,} key(s) occur twice in one object: {first_few(map(repr, twice))}")
     return FileRecord(path.name, len(raw), hashlib.sha256(raw).hexdigest()), content
+
+
+def _are_videos(content: dict[str, Any]) -> bool:
+    entries = content.values()
+    return all(isinstance(entry, dict) for entry in entries) and any("annotations" in entry for entry in entries)
 
 
 def _leaves(path: Path, taxonomy: Any) -> tuple[str, ...]:
@@ -126,7 +140,12 @@ def _used_labels(databases: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def _append(
-    name: str, database: dict[str, Any], index: dict[str, int], table: Annotations, problems: list[str]
+    name: str,
+    database: dict[str, Any],
+    index: dict[str, int],
+    table: Annotations,
+    problems: list[str],
+    convert_subset: Callable[[str], str],
 ) -> None:
     for video_id, video in database.items():
         try:
@@ -136,7 +155,8 @@ def _append(
             subset = video.get("subset", "")
             if not isinstance(subset, str) or not subset.isprintable():
                 raise ValueError(f"subset {quote(subset)} is not text in one line")
-            duration = video.get("duration")
+            subset = convert_subset(subset)
+            duration = video.get("duration", video.get("duration_second"))
             length = math.nan if duration is None else _seconds(duration)
             if length <= 0:
                 raise ValueError(f"duration {quote(duration)} is not a length in seconds")
@@ -180,6 +200,6 @@ def _seconds(value: Any) -> float:
 ACTIVITYNET = Format(
     title="ActivityNet JSON",
     description="videos with a subset, a duration and labelled segments; also HACS Segments, FineAction, THUMOS14",
-    files="one JSON file with the key 'database', or several",
+    files="one JSON file with the key 'database' or with videos by id, or several",
     read=read_activitynet,
 )

@@ -407,8 +407,8 @@ class LabelIndex:
         if names and indices:
             mixed = f"{self._placed(names)} beside {self._placed(indices)}"
             problems = [f"labels are names in some rows and indices in others, which needs class names: {mixed}"]
-        elif spellings := _spellings(names):
-            problems = [f"names that differ only in case or spacing: {first_few(spellings)}; write them alike"]
+        elif spellings := find_spellings(names):
+            problems = spellings
         elif joined := _joined(names):
             what = "labels that look like a list of other labels, and are joined by semicolons then"
             problems = [f"{what}: {self._placed(joined)}; give class names if they are class names"]
@@ -448,9 +448,23 @@ def _joined(names: list[str]) -> list[str]:
     return [name for name, ways in parts_of.items() if any(len(way) > 1 and known.issuperset(way) for way in ways)]
 
 
-def _spellings(names: list[str]) -> list[str]:
-    """Return the groups of names that differ only in case, spacing or Unicode form."""
+def fold_name(name: str) -> str:
+    """Return a class name without case, Unicode form and surplus blanks: names that are alike then are one class.
+
+    >>> fold_name("Passing  American football") == fold_name("passing american football")
+    True
+    """
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def find_spellings(names: Sequence[str]) -> list[str]:
+    """Return the problem of class names that differ only in case, spacing or Unicode form; empty without such names.
+
+    >>> find_spellings(["Run", "swim", "run"])
+    ["names that differ only in case or spacing: 'Run' / 'run'; write them alike"]
+    """
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
-    return [" / ".join(map(repr, sorted(group))) for group in alike.values() if len(group) > 1]
+        alike.setdefault(fold_name(name), []).append(name)
+    groups = [" / ".join(map(repr, sorted(group))) for group in alike.values() if len(group) > 1]
+    return [f"names that differ only in case or spacing: {first_few(groups)}; write them alike"] if groups else []

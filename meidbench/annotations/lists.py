@@ -9,7 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from meidbench.annotations.rows import Rows, open_table, read_start, readable
+from meidbench.annotations.records import (
+    HACS_COLUMNS,
+    KINETICS_COLUMNS,
+    HacsRows,
+    KineticsRows,
+    open_clips,
+    open_something,
+)
+from meidbench.annotations.rows import COLUMNS, SPAN, Rows, open_table, read_start, readable
 from meidbench.errors import SplitError, bullet_list, describe_content, first_few, write_count
 from meidbench.names import VIDEO_SUFFIXES
 
@@ -60,7 +68,7 @@ class _Mmaction2Rows(ListRows):
     )
 
     def parse(self, line: str) -> tuple[str, list[str]]:
-        path, *numbers = line.split()
+        path, *numbers = _blank_separated(line).split()
         is_video = _is_video(path)
         if self.are_videos is None:
             self.are_videos = is_video
@@ -133,17 +141,26 @@ def _open_list(path: Path, kind: type[ListRows]) -> Iterator[Rows]:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """A format of import-split: how a line or a file looks, how it is opened, and whether a line may be of it."""
+    """A format of import-split: how a line or a file looks, how it is opened, and whether a line may be of it.
+
+    ``open`` is None where ``meidbench.annotations.FORMATS`` reads the files. ``fits_start`` tells whether a file that
+    begins with a text is of the format, whatever its lines are.
+    """
 
     description: str
-    open: Callable[[Path], AbstractContextManager[Rows]]
-    fits: Callable[[str], bool]
+    open: Callable[[Path], AbstractContextManager[Rows]] | None
+    fits: Callable[[str], bool] = lambda line: False
+    fits_start: Callable[[str], bool] = lambda text: False
 
 
 SLOWFAST_COLUMNS = ("original_vido_id", "video_id", "frame_id", "path", "labels")
 _LIST_LINE = re.compile(r"[^\s,;/\\]+(\s+\d+((\s*,\s*|\s+)\d+)*)?")
 _MMACTION2_LINE = re.compile(r"(\S+)((?:\s+\d+)*)")
 _SLOWFAST_LINE = re.compile(r'\S+ +\d+ +\d+ +\S+ +("[\d,]*"|[\d,]+)')
+_FIRST_KEY = re.compile(r'\s*\{\s*"([^"]*)"\s*:\s*(.)')
+_INDEX = re.compile(r'("\d+"|\d+)\s*[,}]')
+_TEST_ENTRY = re.compile(r'\s*\[\s*\{\s*"id"\s*:\s*"\d+"\s*')
+_COMMA_LINE = re.compile(r"(\S+?)\s*,\s*(\d+(?:\s*,\s*\d+)*)")  # of SlowFast, with a comma as separator
 _CLASS_LINE = re.compile(r"(.*\S)\s+(\d{1,9})\s+\d+(?:\.0)?|c(\d{3})\s+(\S.*)")  # of VideoLT, and of Charades
 
 
@@ -163,13 +180,47 @@ def _fits_slowfast(line: str) -> bool:
     return bool(_SLOWFAST_LINE.fullmatch(line)) or tuple(line.split()) == SLOWFAST_COLUMNS
 
 
+def _has_columns(text: str, columns: Sequence[str]) -> bool:
+    names = {name.strip().strip('"') for name in text.partition("\n")[0].split(",")}
+    return set(columns) <= names and "video_id" not in names  # with it, a table has columns of its own
+
+
+def _fits_something(text: str) -> bool:
+    """Return whether a text begins a list whose first object has a template, or an id alone, as in the test file."""
+    first = text.partition("}")[0]
+    if '"video_id"' in first:  # a table with a template of its own
+        return False
+    return text.lstrip().startswith("[") and ('"template"' in first or bool(_TEST_ENTRY.fullmatch(first)))
+
+
+def _fits_activitynet(text: str) -> bool:
+    """Return whether a text begins an object of objects, or of ActivityNet's first keys, and not a row of a table."""
+    first = _FIRST_KEY.match(text)
+    if first is None or first[1] in (*COLUMNS, *SPAN):
+        return False
+    is_first = first[1] in ("database", "taxonomy", "version")
+    return is_first or (first[2] == "{" and '"annotations"' in text and '"video_id"' not in text.partition("\n")[0])
+
+
+def _fits_label_indices(text: str) -> bool:
+    """Return whether a text begins an object of class names and indices, and not a row of a table."""
+    first = _FIRST_KEY.match(text)
+    return first is not None and first[1] not in COLUMNS and bool(_INDEX.match(text, first.start(2)))
+
+
+def _blank_separated(line: str) -> str:
+    """Return a line ``VIDEO,LABEL`` with blanks in place of the commas behind the path; other lines as they are."""
+    found = _COMMA_LINE.fullmatch(line)
+    return f"{found[1]} {found[2].replace(',', ' ')}" if found and _is_video(found[1]) else line
+
+
 def _fits_mmaction2(line: str) -> bool:
-    found = _MMACTION2_LINE.fullmatch(line)
+    found = _MMACTION2_LINE.fullmatch(_blank_separated(line))
     return found is not None and (_is_video(found[1]) or len(found[2].split()) > 1)
 
 
 ROW_FORMATS: dict[str, RowFormat] = {
-    "table": RowFormat("rows with video_id and labels", open_table, lambda line: False),
+    "table": RowFormat("rows with video_id and labels", open_table),
     "lists": RowFormat(
         "VIDEO_ID and labels, joined by commas or blanks", partial(_open_list, kind=ListRows), _fits_list
     ),
@@ -183,6 +234,22 @@ ROW_FORMATS: dict[str, RowFormat] = {
         partial(_open_list, kind=SlowfastRows),
         _fits_slowfast,
     ),
+    "something-something": RowFormat(
+        "a JSON list of objects with id and template", open_something, fits_start=_fits_something
+    ),
+    "kinetics": RowFormat(
+        f"a CSV with {', '.join(KINETICS_COLUMNS)}; the id is YOUTUBE_ID_START_END",
+        partial(open_clips, kind=KineticsRows, columns=("video_id", "labels", "group", "subset", "length_s")),
+        fits_start=partial(_has_columns, columns=KINETICS_COLUMNS[1:4]),
+    ),
+    "hacs": RowFormat(
+        f"HACS Clips: a CSV with {', '.join(HACS_COLUMNS)}; the id is YOUTUBE_ID_START_END",
+        partial(open_clips, kind=HacsRows, columns=("video_id", "labels", "subset", *SPAN)),
+        fits_start=partial(_has_columns, columns=HACS_COLUMNS),
+    ),
+    "activitynet": RowFormat(
+        "JSON with videos by id and labelled segments, also of HACS Segments", None, fits_start=_fits_activitynet
+    ),
 }
 
 
@@ -193,13 +260,16 @@ def guess_format(paths: Sequence[Path]) -> str:
         start = read_start(path, 1 << 16)
         text = "" if b"\0" in start else start.decode("utf-8-sig", errors="replace")
         lines = [line.strip() for line in text.splitlines()[: None if len(start) < 1 << 16 else -1] if line.strip()]
-        if strip_class_indices(lines):
+        started = {name for name, form in ROW_FORMATS.items() if form.fits_start(text)}
+        if strip_class_indices(lines) or (not started and _fits_label_indices(text)):
             raise SplitError(f"{path.name} is a list of classes, with their indices; give it as --class-names")
         shares = {name: sum(map(form.fits, lines)) / max(1, len(lines)) for name, form in ROW_FORMATS.items()}
         most = max(shares.values())
         # A few damaged lines are named by the reader.
         found[path] = {name for name, share in shares.items() if share == most} if most >= 0.5 else {"table"}
-        if not lines:
+        if started:
+            found[path] = started
+        elif not lines:
             del found[path]
     common = set.intersection(set(ROW_FORMATS), *found.values()) if found else {"table"}
     if len(common) == 1:

@@ -43,6 +43,7 @@ class Rows:
     is_text: ClassVar[bool] = True
     has_header: ClassVar[bool] = True
     id_remedy: ClassVar[str] = ""
+    cells_remedy: ClassVar[str] = "labels are joined by semicolons"
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
         """Yield the number of every row, and its values of some columns: None where the table lacks the column."""
@@ -56,7 +57,7 @@ class Rows:
                 elif any(cell.strip() for cell in row):
                     # Or a row whose labels are joined by commas would lose all but the first label.
                     is_split = reader.dialect.delimiter == ";"
-                    remedy = "quote a cell that holds semicolons" if is_split else "labels are joined by semicolons"
+                    remedy = "quote a cell that holds semicolons" if is_split else self.cells_remedy
                     what = f"{write_count(len(row), 'cell')}, expected {expected}; {remedy}"
                     self.problems.append(f"{self.place(reader.line_num, row[0])}: {what}")
 
@@ -92,7 +93,7 @@ class _JsonLines(Rows):
         for number, line in enumerate(self.source, start=1):
             if line.strip():
                 try:
-                    yield number, json.loads(line, object_pairs_hook=_unique)
+                    yield number, json.loads(line, object_pairs_hook=unique_keys)
                 except (ValueError, RecursionError) as error:
                     what = f"line {number:,}: {error}; expected one object per line, or a list of objects"
                     raise SplitError(f"{self.path} is not a readable JSON file: {what}") from None
@@ -120,7 +121,7 @@ class _JsonList(_JsonLines):
     noun = "entry"
 
     def entries(self) -> Iterator[tuple[int, Any]]:
-        yield from enumerate(json.load(self.source, object_pairs_hook=_unique), start=1)
+        yield from enumerate(json.load(self.source, object_pairs_hook=unique_keys), start=1)
 
 
 class FrameRows(Rows):
@@ -313,7 +314,7 @@ def read_start(path: Path, size: int) -> bytes:
         raise SplitError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of its keys and values; refuse a key that occurs twice, because one value would be lost."""
     entry = dict(pairs)
     if len(entry) < len(pairs):

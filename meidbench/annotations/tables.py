@@ -1,6 +1,5 @@
 """Annotated videos, or a whole split, from tables of the user (``video_id, labels[, group][, subset]``) or lists."""
 
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meidbench.annotations.activitynet import read_activitynet
 from meidbench.annotations.base import (
     MOST_NAMED,
     Annotations,
     FileRecord,
     LabelIndex,
     find_repeated,
+    find_spellings,
     quote,
     read_seconds,
     read_span,
@@ -22,10 +23,12 @@ from meidbench.annotations.base import (
 )
 from meidbench.annotations.groups import check_grouping, read_groups, resolve_groups
 from meidbench.annotations.lists import ROW_FORMATS, ListRows, guess_format, strip_class_indices
+from meidbench.annotations.records import SomethingRows, parse_label_indices
 from meidbench.annotations.rows import COLUMNS, PAIR, SPAN, TABLES, FrameRows, Rows, read_class_columns, read_frame
+from meidbench.annotations.subsets import FileSubset, FileSubsets
 from meidbench.errors import RequestError, SplitError, bullet_list, first_few, write_count
 from meidbench.files import file_sha256
-from meidbench.names import RELEASED, SUBSET_NAMES, SUBSETS
+from meidbench.names import RELEASED, SUBSET_NAMES
 from meidbench.splits.split import Split
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ class TableContent:
     ``annotations`` have the table's groups as ``pair_ids`` and its subsets, verbatim, as ``sources``; empty where it
     gives none. ``subsets`` are ``train``, ``val`` or ``test`` for each video, None unless the table has a column
     ``subset`` with no other names. ``classes_from`` is the source of the class names: ``class names``, or the
-    ``labels``, ``indices`` or ``columns`` of the table.
+    ``labels``, ``indices``, ``columns`` or ``segments`` of the files.
     """
 
     annotations: Annotations
@@ -54,6 +57,7 @@ class TableContent:
             "columns": "the columns of 0 and 1",
             "labels": "the distinct names among the labels, sorted by code points",
             "indices": "0 to the highest index among the labels",
+            "segments": "the leaves of the taxonomy, or the labels of the segments, sorted by code points",
         }
         names = self.annotations.class_names
         shown = first_few(map(repr, names) if any("," in name for name in names) else names)
@@ -107,9 +111,17 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
     >>> content.note
     '3 classes, the distinct names among the labels, sorted by code points: jump, run, swim'
     """
+    return read_rows([path], "table", class_names=class_names)
+
+
+def read_rows(paths: Sequence[Path], form: str, *, class_names: Path | None = None) -> TableContent:
+    """Read annotated videos from files of a format of rows, a key of ``meidbench.annotations.lists.ROW_FORMATS``.
+
+    As ``read_table``; the subset of a video is that of its row, and empty where the rows have none.
+    """
     names = None if class_names is None else read_class_names(Path(class_names))
-    content = _read([ROW_FORMATS["table"].open(Path(path))], names)
-    _record_files(content.annotations, [path, class_names])
+    content = _read(_open_rows(paths, form), names)
+    _record_files(content.annotations, [*paths, class_names])
     return content
 
 
@@ -149,11 +161,16 @@ def split_from_files(
     names = None if class_names is None else read_class_names(Path(class_names))
     chosen = form or guess_format(paths)
     notes = [f"read as {chosen} ({ROW_FORMATS[chosen].description})"] if not form else []
-    opened = [ROW_FORMATS[chosen].open(Path(path)) for path in paths]
-    subsets = _FileSubsets([subset for subset, _ in files])
-    content = _read(opened, names, subsets)
+    subsets = FileSubsets([subset for subset, _ in files])
+    if ROW_FORMATS[chosen].open is not None:
+        content = _read(_open_rows(paths, chosen), names, subsets)
+        _record_files(content.annotations, [*paths, class_names])
+    elif names is None:
+        content = _read_segments(paths, subsets)
+    else:
+        raise SplitError(f"{chosen} files have class names of their own: leave out the list of class names")
     table = content.annotations
-    _record_files(table, [*paths, class_names, groups])
+    _record_files(table, [groups])
     table.groups = () if groups is None else read_groups(groups, table.class_names)
     split = _make_split(content, dataset, chosen, head_above, tail_up_to)
     return split, [*notes, *subsets.notes, content.note, *_count_unlabelled(split)]
@@ -231,7 +248,7 @@ def split_from_pandas(
     rows, found = read_frame(frame, names)
     if names is None and found is not None:
         names = check_class_names(list(found), "the columns of frame", "column")
-    content = _read([nullcontext(rows)], names, _FileSubsets([""]))
+    content = _read([nullcontext(rows)], names, FileSubsets([""]))
     table = content.annotations
     table.groups = () if groups is None else resolve_groups(groups, table.class_names)
     return _make_split(content, dataset, variant, head_above, tail_up_to)
@@ -250,59 +267,35 @@ def _count_unlabelled(split: Split) -> list[str]:
     return [f"{count:,} of {write_count(len(split.table), 'video')} have no label"] if count else []
 
 
+def _open_rows(paths: Sequence[Path], form: str) -> list[AbstractContextManager[Rows]]:
+    opened = ROW_FORMATS[form].open
+    if opened is None:
+        raise SplitError(f"{form} files are not rows")
+    return [opened(Path(path)) for path in paths]
+
+
+def _read_segments(paths: Sequence[Path], subsets: FileSubsets) -> TableContent:
+    """Read files of ActivityNet's form as a split, where each video needs a subset."""
+    chosen: dict[tuple[int, bool], FileSubset] = {}
+
+    def subset_of(place: int, own: str) -> str:
+        if (key := (place, bool(own))) not in chosen:
+            chosen[key] = subsets.choose(place, Path(paths[place]), bool(own))
+        return SUBSET_NAMES[chosen[key].resolve(own).lower()]
+
+    table = read_activitynet(paths, subset_of)
+    return TableContent(table, tuple(table.sources), "segments")
+
+
 def _record_files(table: Annotations, paths: Iterable[Path | None]) -> None:
     found = [Path(path) for path in paths if path is not None]
     table.files += [FileRecord(path.name, path.stat().st_size, file_sha256(path)) for path in found]
 
 
-@dataclass(frozen=True)
-class _FileSubset:
-    """The subset of the videos of a file that have none of their own, empty where each needs one."""
-
-    name: str
-    is_given: bool  # by the user; else it is from the file's name
-
-    def resolve(self, own: str) -> str:
-        """Return the subset of a video; ``own`` is that in its row. ``ValueError`` for one that it cannot be."""
-        if not own and self.name:
-            return self.name
-        if (known := SUBSET_NAMES.get(own.lower())) is None:
-            raise ValueError(f"subset {quote(own)} is not one of {', '.join(SUBSETS)}")
-        if self.is_given and known != self.name:
-            raise ValueError(f"its subset is {known}, but the file was given as {self.name}")
-        return own
-
-
-class _FileSubsets:
-    """The subset of each file's videos: as given, or that in its name; ``notes`` tell which are from names."""
-
-    def __init__(self, given: Sequence[str]) -> None:
-        self._given = given
-        self._from_names: list[str] = []
-
-    def choose(self, place: int, rows: Rows) -> _FileSubset:
-        """Return the subset of a file's videos."""
-        given = self._given[place]
-        if given or (rows.has_header and "subset" in rows.columns):
-            return _FileSubset(given, bool(given))
-        # Words of any case: CharadesLT_train, kinetics-val, myTestList, trainlist01.
-        words = (word.lower().removesuffix("list") for word in re.findall(r"[A-Z]*[a-z]+|[A-Z]+", rows.path.stem))
-        named = {SUBSET_NAMES[word] for word in words if word in SUBSET_NAMES}
-        if len(named) != 1:
-            return _FileSubset("", False)
-        self._from_names.append(f"{rows.path.name} is {min(named)}")
-        return _FileSubset(min(named), False)
-
-    @property
-    def notes(self) -> list[str]:
-        """A note for a person, where names told subsets."""
-        return [f"subsets by the names of the files: {', '.join(self._from_names)}"] if self._from_names else []
-
-
 def _read(
     opened: Sequence[AbstractContextManager[Rows]],
     names: tuple[str, ...] | None,
-    subsets: _FileSubsets | None = None,
+    subsets: FileSubsets | None = None,
 ) -> TableContent:
     """Read all files; with ``subsets`` each video needs one, as in a split."""
     table, index, from_columns = Annotations(()), LabelIndex(names), False
@@ -310,8 +303,9 @@ def _read(
     seen: list[tuple[Rows, list[str], Sequence[int]]] = []
     for place, entry in enumerate(opened):
         with entry as rows:
-            subset = None if subsets is None else subsets.choose(place, rows)
-            if isinstance(rows, ListRows) and subset and not subset.name:
+            have_own = rows.has_header and "subset" in rows.columns
+            subset = None if subsets is None else subsets.choose(place, rows.path, have_own)
+            if isinstance(rows, ListRows | SomethingRows) and subset and not subset.name:
                 name = rows.path.name
                 problems.append(f"the name of {name} does not tell the subset; name it, as in train={name}")
                 continue
@@ -349,15 +343,17 @@ def _read(
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read one class name per line, in the order of the indices; also the class lists of VideoLT and Charades."""
+    """Read one class name per line, in the order of the indices; or VideoLT's or Charades' list, or labels.json."""
     try:
+        text = path.read_text(encoding="utf-8-sig").rstrip()
         # Only \n ends a line, unlike in str.splitlines: an index is the number of its line.
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
-    except (OSError, ValueError) as error:
+        is_json = text.lstrip().startswith("{")
+        names = parse_label_indices(text) if is_json else [line.strip() for line in text.split("\n")]
+    except (OSError, ValueError, RecursionError) as error:
         raise SplitError(f"cannot read the class names in {path}: {error}") from None
     if names == [""]:
         raise SplitError(f"{path} is empty; write one class name per line, in the order of the indices")
-    return check_class_names(strip_class_indices(names) or names, str(path), "line")
+    return check_class_names(strip_class_indices(names) or names, str(path), "entry" if is_json else "line")
 
 
 def check_class_names(names: list[str], where: str, noun: str) -> tuple[str, ...]:
@@ -368,6 +364,8 @@ def check_class_names(names: list[str], where: str, noun: str) -> tuple[str, ...
         )
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise SplitError(f"{where}: class names occur more than once: {first_few(repeated)}")
+    if spellings := find_spellings(names):
+        raise SplitError(f"{where}: {spellings[0]}")
     if numbers := [name for index, name in enumerate(names) if name.isdecimal() and name != str(index)]:
         what = f"class names that are numbers, but not those of their own {noun}s, could be confused with indices"
         raise SplitError(f"{where}: {what}: {first_few(numbers)}")
@@ -420,7 +418,7 @@ def _append_rows(
     entries: Iterable[tuple[int, Sequence[Any]]],
     table: Annotations,
     index: LabelIndex,
-    file_subset: _FileSubset | None,
+    file_subset: FileSubset | None,
 ) -> tuple[list[str], Sequence[int]]:
     """Put all entries into a table, and their problems into ``rows.problems``; return all ids and numbers of rows."""
     seen, numbers = list[str](), array("q")
@@ -465,7 +463,8 @@ def _repeated(seen: Sequence[tuple[Rows, list[str], Sequence[int]]], table: Anno
         for video_id, number in zip(ids, numbers, strict=True):
             if video_id in places:
                 places[video_id].append(f"{number:,}" if len(seen) == 1 else f"{rows.path.name} {rows.noun} {number:,}")
-    plural = f"{seen[0][0].noun}s " if len(seen) == 1 else ""
+    noun = seen[0][0].noun
+    plural = ("entries " if noun == "entry" else f"{noun}s ") if len(seen) == 1 else ""
     named = (f"{video_id} ({plural}{first_few(places[video_id])})" for video_id in places)
     facts = zip(table.video_ids, table.sources, table.pair_ids, table.subjects, map(str, table.lengths), strict=True)
     repeated = [(row, labels) for row, labels in zip(facts, table.labels, strict=True) if row[0] in places]

@@ -14,6 +14,7 @@ from meidbench.annotations.base import (  # fmt: skip
     check_annotations,
     check_problems,
     check_video_id,
+    fold_name,
     quote,
 )
 from meidbench.errors import AnnotationError, first_few, write_count
@@ -36,7 +37,7 @@ def read_youtube8m(paths: Sequence[Path]) -> Annotations:
     ``Name`` and, optionally, ``KnowledgeGraphId``; others are ignored. The indices are kept, because features, label
     tables and predictions use them: the classes are 0 to the highest, even where the vocabulary lacks some (that of
     2019 has 1,000 of the 3,862 of 2018). A missing class is named ``Entity 17``, one with an empty name by its
-    ``KnowledgeGraphId``; several entities with the same name get theirs in parentheses.
+    ``KnowledgeGraphId``; several entities with the same name, case aside, get theirs in parentheses.
 
     The videos have no lengths and no segments, and are in the order of the files. An ``AnnotationError`` names the
     first five problems with their lines.
@@ -118,7 +119,8 @@ def _class_names(entries: dict[int, tuple[str, str]]) -> tuple[str, ...]:
     for index in range(max(entries) + 1):
         name, identifier = entries.get(index, ("", ""))
         plain.append(name or identifier or f"Entity {index}")
-    shared = {name for name, count in Counter(plain).items() if count > 1}
+    folded = Counter(map(fold_name, plain))
+    shared = {name for name in plain if folded[fold_name(name)] > 1}
     taken = set(plain)
     names = []
     for index, name in enumerate(plain):

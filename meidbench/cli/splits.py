@@ -49,7 +49,11 @@ def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.argument("files", type=SPLIT_SOURCE, nargs=-1, required=True, metavar="FILE...")
 @click.option("--out", type=OutputFile(".parquet"), required=True, help="The split file to write (Parquet).")
 @click.option(
-    "--format", "form", type=click.Choice(IMPORT_FORMATS), help="Of the files [default: the one that they show]."
+    "--format",
+    "form",
+    type=click.Choice(IMPORT_FORMATS),
+    metavar="FORMAT",
+    help="Of the files, one of those above [default: the one that they show].",
 )
 @click.option("--head-above", type=click.IntRange(min=0), help="Head: more training videos than this.")
 @click.option("--tail-up-to", type=click.IntRange(min=0), help="Tail: at most this many.")
@@ -62,7 +66,7 @@ def _read_name(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.option(
     "--class-names",
     type=INPUT_FILE,
-    help="One name per line, by class index, or VideoLT's or Charades' list of classes "
+    help="One name per line, by class index, or VideoLT's or Charades' list of classes, or labels.json "
     "[default: the names in the labels, sorted, or c000 and so on for indices].",
 )
 @hold_out_option
@@ -102,6 +106,15 @@ def import_split(
     slowfast   A line per frame under a header, as SlowFast has them for
                Charades: VIDEO_ID, its number, the frame's number and path,
                and "class indices"; a video has the labels of all its frames.
+    something-something
+               The JSON list of Something-Something: objects with id and
+               template; labels.json may be given as --class-names.
+    kinetics   CSV with label, youtube_id, time_start, time_end and split; the
+               id is YOUTUBE_ID_START_END, as the clips are called.
+    hacs       The CSV of HACS Clips: a sample is a part of a video.
+    activitynet
+               JSON with videos by id and labelled segments, with the key
+               database or without, also of HACS Segments.
     """  # noqa: D301
     if share is None and (seed is not None or group_by):
         raise click.UsageError("nothing is drawn: --seed and --group-by go with --hold-out-val")

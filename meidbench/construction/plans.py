@@ -10,7 +10,8 @@ from typing import Any, ClassVar, get_type_hints
 
 from meidbench.annotations import FORMATS, Annotations, read_annotations
 from meidbench.annotations.groups import read_groups
-from meidbench.annotations.tables import read_table
+from meidbench.annotations.lists import ROW_FORMATS
+from meidbench.annotations.tables import read_rows, read_table
 from meidbench.checks import FieldReader, convert, describe_type, parse_toml, read_dataclass, read_toml
 from meidbench.construction import Construction, construct, construct_exactly
 from meidbench.construction.drawing import default_targets
@@ -21,6 +22,7 @@ from meidbench.splits.manifests import Manifest, annotations_folder, load_manife
 from meidbench.splits.released import check_pool
 
 PLAN_SUFFIX = ".plan.toml"
+_ROWS = tuple(name for name, form in ROW_FORMATS.items() if form.open is not None and name != "table")
 _NONE = "none"  # a target that is not set, because TOML has no word for it
 _DERIVED = ("alpha", "head_above", "tail_up_to", "least_seconds", "group_by")  # parameters of default_targets
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it becomes part of file names
@@ -32,7 +34,8 @@ class SplitPlan:
 
     ``name`` is that of the benchmark and, with variant and seed, of its files. The videos are those of a ``benchmark``
     (a name or a manifest's path), of a ``table`` as in ``meidbench.annotations.tables.read_table`` with its
-    ``class_names`` (one per line), or of ``files`` in a ``format``, a key of ``meidbench.annotations.FORMATS``.
+    ``class_names`` (one per line), or of ``files`` in a ``format``: a key of ``meidbench.annotations.FORMATS``, or one
+    of ``meidbench.annotations.lists.ROW_FORMATS``, which may have ``class_names``.
     ``groups`` is a file as for ``meidbench.annotations.groups.read_groups``; the groups of the classes are this list
     then, and not by thresholds.
     ``variant`` is ``pareto``, ``grouped`` or ``exact``. ``digest`` is the ``plan_digest`` that the split must have,
@@ -247,15 +250,17 @@ def _find_contradictions(facts: Mapping[str, Any]) -> list[str]:
         problems.append(f"one of {', '.join(needed)} must give the videos, got {found}")
     needs = {name for source in given for name in needed[source]}
     problems += [f"{given[0]} needs {name}" for name in sorted(needs - set(facts))]
-    owners = {"class_names": "table", "files": "format"}
-    problems += [f"{name} goes with {owner}" for name, owner in owners.items() if name in facts and owner not in facts]
+    if "files" in facts and "format" not in facts:
+        problems.append("files goes with format")
+    if "class_names" in facts and "table" not in facts and facts.get("format") not in _ROWS:
+        problems.append(f"class_names goes with table, or with a format of rows: {', '.join(_ROWS)}")
     if "benchmark" in facts and "name" in facts:
         problems.append("a benchmark has its name: leave name out")
     name = facts.get("name") or "x"
     if isinstance(name, str) and (not _NAME.fullmatch(name) or name in DATASETS):
         why = "that of a published benchmark" if name in DATASETS else "not of letters, digits and . _ - alone"
         problems.append(f"name {name!r} is {why}")
-    formats = [key for key, form in FORMATS.items() if not form.needs_manifest]
+    formats = [*(key for key, form in FORMATS.items() if not form.needs_manifest), *_ROWS]
     targets = facts.get("targets", {})
     has_groups = isinstance(targets, dict) and bool(targets.get("group_by"))
     variant = facts.get("variant", "grouped" if has_groups else "pareto")
@@ -291,6 +296,9 @@ def read_videos(plan: SplitPlan, folder: Path | None = None, *, accept_other: bo
 def _read_videos(plan: SplitPlan, folder: Path | None, accept_other: bool) -> PlanVideos:
     if plan.table is not None:
         content = read_table(plan.table, class_names=plan.class_names)
+        return PlanVideos(content.annotations, content.note)
+    if plan.format in _ROWS:
+        content = read_rows(plan.files, plan.format, class_names=plan.class_names)
         return PlanVideos(content.annotations, content.note)
     if plan.format:
         return PlanVideos(FORMATS[plan.format].read(plan.files))
