@@ -53,6 +53,10 @@ WORK = {
         ["--split", "SPLIT", "--features", TOY, "--method", "bce", "--trials", 1, "--out", "OUT"],
     ),
     "predict": ("baselines.inference.predict", [TOY, "--out", "OUT"]),
+    "zero-shot": (
+        "baselines.zero_shot.predict_zero_shot",
+        ["--split", "SPLIT", "--features", TOY, "--out", "OUT"],
+    ),
     "evaluate": ("evaluation.evaluate.evaluate_scores", [TOY / "predictions.npz", "--split", "SPLIT"]),
     "compare": ("evaluation.compare.compare", [TOY / "predictions.npz", "--split", "SPLIT"]),
     "reproduce": ("baselines.reproduction.render.render_tables", ["table1", "--out", "OUT"]),
