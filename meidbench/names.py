@@ -15,6 +15,7 @@ SUBSET_NAMES = {name: name for name in SUBSETS} | {
 RELEASED = "released"
 HELD_OUT = "heldout"  # begins the variant of a split whose val was taken out of train
 OFFICIAL = "official"  # of EPIC_DATASETS, from the official files
+SOURCE_DOMAIN = "source-domain"  # of EPIC_DATASETS, where the official training file is not there
 DRAWN_VARIANTS = ("pareto", "grouped", "exact")
 VARIANTS = (RELEASED, *DRAWN_VARIANTS)
 GROUP_KEYS = ("pair", "subject")

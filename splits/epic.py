@@ -12,13 +12,12 @@ from meidbench.annotations import annotation_paths, read_annotations
 from meidbench.annotations.base import LineReader
 from meidbench.annotations.epic import EpicSegment, read_segments
 from meidbench.errors import AnnotationError, bullet_list, write_count
-from meidbench.names import OFFICIAL, Report
+from meidbench.names import OFFICIAL, SOURCE_DOMAIN, Report
 from meidbench.splits.manifests import Manifest, Row, RowSketch, lines_digest, load_manifest, row_tag
 from meidbench.splits.split import Split
 
 # Subsets are called as the field uses them: methods report on the official validation subset.
 SUBSET_OF = {"train": "train", "validation": "test"}
-SOURCE_DOMAIN = "source-domain"
 _MOST_NAMED = 15
 
 

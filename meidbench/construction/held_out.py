@@ -12,7 +12,7 @@ import pyarrow as pa
 from meidbench.construction.drawing import check_seed
 from meidbench.construction.pool import Flags, Integers, Pool, shuffled
 from meidbench.errors import SplitError
-from meidbench.names import GROUP_KEYS, HELD_OUT
+from meidbench.names import GROUP_KEYS, HELD_OUT, SOURCE_DOMAIN
 from meidbench.splits.groups import GROUP_NAMES
 from meidbench.splits.split import Split
 
@@ -26,7 +26,8 @@ def hold_out_val(split: Split, share: float, *, seed: int, group_by: Sequence[st
     every class keeps a training video. Videos with the same ``pair_id`` stay together. Head, medium and tail stay those
     of the whole training subset, so that scores by group are comparable with those of the original split; the training
     counts, which losses and samplers use, are those of the remaining videos. The variant is ``heldout-SHARE-SEED``, or
-    ``heldout-SHARE-subject-SEED`` where subjects stay together.
+    ``heldout-SHARE-subject-SEED`` where subjects stay together; of EPIC-KITCHENS-100 without the official training
+    file, it ends in ``-source-domain``.
 
     Parameters
     ----------
@@ -75,7 +76,8 @@ def hold_out_val(split: Split, share: float, *, seed: int, group_by: Sequence[st
     subsets = np.asarray(split.table.column("subset").to_pylist(), dtype=object)
     subsets[pool.rows[in_val]] = "val"
     table = split.table.set_column(1, split.table.schema.field("subset"), pa.array(subsets, pa.string()))
-    variant = "-".join([HELD_OUT, str(share), *(key for key in kept if key != "pair"), str(seed)])
+    source = [SOURCE_DOMAIN] if split.variant == SOURCE_DOMAIN else []
+    variant = "-".join([HELD_OUT, str(share), *(key for key in kept if key != "pair"), str(seed), *source])
     return _with_groups_of(split, table, variant, seed)
 
 
