@@ -13,13 +13,14 @@ from material import real_annotations, real_folder, released_split
 import meidbench as mb
 from meidbench.annotations import animalkingdom, read_annotations
 from meidbench.errors import AnnotationError, MeidbenchError
+from meidbench.features.simulation import simulate_features, simulate_split
 from meidbench.files import file_sha256
 from meidbench.names import SUBSETS
 from meidbench.splits import make
 from meidbench.splits.groups import Groups
 from meidbench.splits.manifests import load_manifest
 from meidbench.splits.released import build_released
-from meidbench.splits.split import Split, released_content
+from meidbench.splits.split import Split, released_content, write_split
 from meidbench.splits.statistics import audit_split, split_statistics
 
 NAME = "animalkingdom"
@@ -278,6 +279,21 @@ def test_an_invented_benchmark_of_workbooks_is_made_and_built(workbooks, run):
     outcome = run("build-splits", manifest, "--annotations", workbooks, "--out", workbooks / "out")
     assert outcome.exit_code == 0, outcome.output
     assert "head / middle / tail          1 / 1 / 1" in outcome.stdout
+    assert "head / middle / tail" in run("stats", workbooks / "out" / "inventedlt.parquet").stdout
+
+
+def test_train_prints_the_own_names_of_groups(run, tmp_path):
+    split = simulate_split((30, 8, 10), num_classes=3)
+    groups = {"groups": ("head", "medium", "tail"), "head_above": None, "tail_up_to": None}
+    split = Split(split.table, replace(split.metadata, **groups, group_names={"medium": "middle"}))
+    split.metadata = replace(split.metadata, content_digest=split.content_digest)
+    path = write_split(split, tmp_path / "mine.parquet")
+    simulate_features(path, tmp_path / "mine.h5", frames=2, dim=4)
+    settings = ["--epochs", "1"] + [word for name in ("train", "test") for word in ("--set", f"frames.{name}=2")]
+    features = ["--features", tmp_path / "mine.h5", "--out", tmp_path / "run"]
+    outcome = run("train", "--split", path, *features, "--method", "bce", "--aggregator", "mean", *settings)
+    assert outcome.exit_code == 0, outcome.output
+    assert " middle " in outcome.stdout and "medium" not in outcome.stdout
 
 
 def test_the_extra_is_named_in_one_line_where_it_is_missing(workbooks, monkeypatch, run):

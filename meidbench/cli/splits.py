@@ -134,7 +134,7 @@ def import_split(
     if share is not None:
         split = hold_out_val(split, share, seed=seed or 0, group_by=group_by)
     write_split(split, out)
-    echo(statistics_table([split_statistics(split)]))
+    echo(statistics_table([split_statistics(split)], split.group_names))
     if share is not None:
         echo(f"\n{held_out_report(split, measure_shares(split, share))}")
     echo(f"\nwrote {out}")
@@ -187,7 +187,8 @@ def stats(splits: tuple[str, ...], plot: Path | None, as_json: bool) -> None:
         rows = [{k: None if v != v else v for k, v in asdict(entry).items()} for entry in statistics]
         echo_json(json.dumps(rows, indent=2))
     else:
-        echo(statistics_table(statistics))
+        names = loaded[0].group_names
+        echo(statistics_table(statistics, names if all(split.group_names == names for split in loaded) else {}))
     if plot is not None:
         from meidbench.report.plots import plot_class_frequencies
 

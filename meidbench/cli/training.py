@@ -1,7 +1,7 @@
 """``meidbench methods``, ``train``, ``predict`` and ``zero-shot``: baselines, from features to scored predictions."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,11 +213,11 @@ def train(
         means = {subset: asdict(values) for subset, values in trained.mAP.items()}
         echo_json(render_json({"run": str(trained.path), "mAP": means, "warnings": trained.warnings}))
     else:
-        echo(describe_trained(trained))
+        echo(describe_trained(trained, loaded.group_names))
 
 
-def describe_trained(trained: "Trained") -> str:
-    """Return the mAP of each subset that was scored, and the folder of a run."""
+def describe_trained(trained: "Trained", group_names: Mapping[str, str]) -> str:
+    """Return the mAP of each subset that was scored, and the folder of a run; groups have a benchmark's own names."""
     from dataclasses import asdict
 
     from tabulate import tabulate
@@ -225,7 +225,8 @@ def describe_trained(trained: "Trained") -> str:
     from meidbench.evaluation.results import NO_CLASSES
 
     rows = [
-        {"mAP": subset, **{group: NO_CLASSES if mean != mean else mean for group, mean in asdict(means).items()}}
+        {"mAP": subset}
+        | {group_names.get(name, name): NO_CLASSES if mean != mean else mean for name, mean in asdict(means).items()}
         for subset, means in trained.mAP.items()
     ]
     return f"{tabulate(rows, headers='keys', floatfmt='.4f')}\n\n{trained.path}"

@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 
 import numpy as np
 from tabulate import tabulate
@@ -117,11 +118,11 @@ _STATISTICS_ROWS = {
 }
 
 
-def statistics_table(statistics: Sequence[Statistics]) -> str:
-    """Lay out Table 1 with one column per split."""
+def statistics_table(statistics: Sequence[Statistics], group_names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Lay out Table 1 with one column per split; ``group_names`` are their own names of groups, the same of all."""
     titles = [entry.dataset + ("" if entry.variant == RELEASED else f" {entry.variant}") for entry in statistics]
     table = _lay_out_columns(["", *titles], [_statistics_column(asdict(entry)) for entry in statistics])
-    return "\n".join([table, *_remarks(titles, statistics)])
+    return "\n".join([_name_groups(table, group_names), *_remarks(titles, statistics)])
 
 
 def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[str]:
@@ -130,9 +131,7 @@ def _remarks(titles: Sequence[str], statistics: Sequence[Statistics]) -> list[st
     for title, entry in zip(titles, statistics, strict=True):
         sizes, by_list = {subset: getattr(entry, subset) for subset in SUBSETS}, entry.head_above is None
         lines += [f"{title}: {note}" for note in (*entry.notes, *describe_missing_subsets(sizes, by_list=by_list))]
-        if entry.classes_without_videos:
-            what = "classes have no video in any subset and count in no group"
-            lines.append(f"{title}: {entry.classes_without_videos:,} of the {what}")
+        lines += _count_absent_classes(title, entry)
     return lines
 
 
@@ -140,8 +139,19 @@ def table_1_comparison(statistics: Statistics, manifest: Manifest) -> str:
     """Lay out the row of Table 1 of a built split next to the paper's row."""
     built = {"built": _statistics_column(asdict(statistics))} | _paper_column(manifest)
     table = _lay_out_columns([manifest.title, *built], list(built.values()))
-    own = " / ".join(manifest.group_names.get(name, name) for name in GROUP_NAMES)
-    return table.replace(" / ".join(GROUP_NAMES), own)
+    return "\n".join([_name_groups(table, manifest.group_names), *_count_absent_classes(manifest.title, statistics)])
+
+
+def _name_groups(table: str, group_names: Mapping[str, str]) -> str:
+    """Return Table 1 with the own names of groups at its row."""
+    return table.replace(" / ".join(GROUP_NAMES), " / ".join(group_names.get(name, name) for name in GROUP_NAMES))
+
+
+def _count_absent_classes(title: str, statistics: Statistics) -> list[str]:
+    if not statistics.classes_without_videos:
+        return []
+    what = "classes have no video in any subset and count in no group"
+    return [f"{title}: {statistics.classes_without_videos:,} of the {what}"]
 
 
 def _paper_column(manifest: Manifest) -> dict[str, list[str]]:
@@ -194,8 +204,17 @@ def title_lines(result: Result | Comparison, videos: int) -> str:
 
 
 def evaluation_table(result: Result) -> str:
-    """Lay out mAP and the other measures: overall, head, medium and tail, then the measures without groups."""
-    lines = [_right_aligned(*result.group_table()), "", result.single_measures()]
+    """Lay out mAP and the other measures: overall, head, medium and tail, then the measures without groups.
+
+    Two means per group with their intervals would be wider than 80 columns: class-average accuracy then has a table.
+    """
+    header, rows = result.group_table()
+    tables = [(header, rows)]
+    if CLASS_AVERAGE in header and result.intervals is not None:
+        start, end = header.index(CLASS_AVERAGE), len(header) - 2
+        first, second = [*range(start), *range(end, end + 2)], [0, *range(start, end)]
+        tables = [([header[k] for k in kept], [[row[k] for k in kept] for row in rows]) for kept in (first, second)]
+    lines = [line for table in tables for line in (_right_aligned(*table), "")] + [result.single_measures()]
     if result.protocol != "tie-aware":
         lines.append(f"protocol {result.protocol}")
     for name, means in result.other_protocols.items():
