@@ -423,6 +423,8 @@ def load_split(split: Split | str | Path, *, check: bool = True) -> Split:
         path = split_path(name)
         if not path.is_file():
             remedy = f"Build it: meidbench build-splits {name} --annotations DIR"
+            if others := sorted(map(str, path.parent.glob(f"{name}-*.parquet"))):
+                remedy += f"\nor give the path of another split of it: {first_few(others)}"
             raise SplitError(f"the split {name} is not built yet (looked for {path})\n{remedy}")
     if not path.exists() and path.name == str(split) and not path.suffix:
         found = suggest(name, BENCHMARKS)

@@ -98,7 +98,7 @@ def _describe_spans(split: Split) -> list[str]:
     lengths = np.array([span.end_s - span.start_s for span in spans])
     videos = write_count(len({span.video for span in spans}), "video")
     shown = f"{lengths.min():.1f} to {lengths.max():.1f} s long, {lengths.mean():.1f} s on average"
-    return [f"{len(spans):,} of {write_count(len(split.table), 'sample')} are a part of one of {videos}, {shown}"]
+    return [f"{len(spans):,} of {write_count(len(split.table), 'sample')} are parts of {videos}, {shown}"]
 
 
 def describe_missing_subsets(videos: Mapping[str, int], *, by_list: bool = False) -> list[str]:

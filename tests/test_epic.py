@@ -163,6 +163,28 @@ def test_the_official_files_give_the_official_split(invented, tmp_path, run):
     assert verbs.groups.tail.tolist() == [3, 96] and len(verbs.groups.head) == 95
 
 
+def test_a_val_subset_out_of_the_source_domain_keeps_its_name(invented, run):
+    (invented / "EPIC_100_train.csv").rename(invented / "EPIC_100_uda_source_train.csv")
+    epic.load_fingerprints()["EPIC_100_uda_source_train.csv"] = {"segments": 4}
+    with (invented / "EPIC_100_uda_source_train.csv").open("a") as stream:
+        stream.write(row(3, video="other_film"))
+    arguments = ["build-splits", "epic100-verbs", "--annotations", invented]
+    outcome = run(*arguments, "--hold-out-val", "0.3")
+    assert outcome.exit_code == 0, outcome.output
+    assert "94 of the classes have no video in any subset and count in no group" in outcome.stdout
+    name = outcome.stdout.split("wrote ")[1].strip()
+    assert name.endswith("epic100-verbs-heldout-0.3-0-source-domain.parquet")
+    split = mb.load_split(name)
+    assert split.variant == "heldout-0.3-0-source-domain" and any("val was taken" in note for note in split.notes)
+    lacking = run("stats", "epic100-verbs")
+    assert lacking.exit_code == 1 and f"or give the path of another split of it: {name}" in lacking.stderr
+
+
+def test_download_tells_where_the_files_are(run):
+    outcome = run("download", "epic100-verbs")
+    assert outcome.exit_code == 2 and "https://github.com/epic-kitchens" in outcome.stderr
+
+
 def test_each_task_is_a_dataset_of_one_class(invented, tmp_path):
     for name in EPIC_DATASETS:
         split = build_epic(name, invented)
@@ -171,7 +193,7 @@ def test_each_task_is_a_dataset_of_one_class(invented, tmp_path):
         data = mb.EpicKitchens100(split, "train", features=tmp_path)
         assert data[0]["features"].shape == (8, 4) and data[0]["labels"].sum() == 1
     charades = mb.Split(split.table, split.metadata.__class__(**{**split.metadata.__dict__, "dataset": "videolt"}))
-    with pytest.raises(mb.MeidbenchError, match="needs a split of epic100-verbs"):
+    with pytest.raises(mb.MeidbenchError, match=f"needs a split of {' or '.join(EPIC_DATASETS)}, got"):
         mb.EpicKitchens100(charades, "train", features=tmp_path)
 
 

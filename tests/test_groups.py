@@ -293,7 +293,7 @@ def test_python_values_are_groups():
 
 
 @pytest.mark.parametrize(("given", "found"), [
-    ((None, None, None), "none of them"), ((1, None, None), "got head_above"), ((1, 0, "g"), "tail_up_to and groups"),
+    ((None, None, None), "none of them"), ((1, None, None), "got head_above"), ((1, 0, "g"), "tail_up_to=... and groups"),
     ((1, 2, None), "tail_up_to 2 lies above head_above 1"),
 ])  # fmt: skip
 def test_a_split_has_either_thresholds_or_a_list(given, found):
@@ -332,7 +332,7 @@ def test_the_import_takes_a_list(toy_split, run, tmp_path):
     both = run("import-split", table, "--out", out, *rest, "--head-above", 3)
     neither = run("import-split", table, "--out", out)
     assert both.exit_code == neither.exit_code == 2
-    assert "got head_above and groups" in both.stderr and "got none of them" in neither.stderr
+    assert "got --head-above and --groups" in both.stderr and "got none of them" in neither.stderr
 
 
 def test_a_plan_takes_a_list(toy_split, run, tmp_path):

@@ -181,7 +181,7 @@ def test_audit_and_statistics_tell_what_lies_in_one_video(tmp_path, run):
     overlaps = [f for f in audit_split(split_of(tmp_path, text)) if f.what == pairs.format("val", "test")]
     assert [each.examples for each in overlaps] == [("long / a4",)]
     (note,) = split_statistics(split).notes[-1:]
-    assert note == "5 of 6 samples are a part of one of 2 videos, 0.1 to 0.8 s long, 0.5 s on average"
+    assert note == "5 of 6 samples are parts of 2 videos, 0.1 to 0.8 s long, 0.5 s on average"
     assert note in run("stats", path).stdout
 
 

@@ -92,8 +92,9 @@ def check_grouping(head_above: int | None, tail_up_to: int | None, groups: objec
     """
     given = [name for name, value in (("head_above", head_above), ("tail_up_to", tail_up_to)) if value is not None]
     if len(given) != (0 if groups is not None else 2):
-        found = " and ".join([*given, *(["groups"] if groups is not None else [])]) or "none of them"
-        raise RequestError(f"the groups of classes need either head_above and tail_up_to, or groups; got {found}")
+        given += ["groups"] if groups is not None else []
+        found = " and ".join(f"{name}=..." for name in given) or "none of them"
+        raise RequestError(f"the groups of classes need head_above=... and tail_up_to=..., or groups=...; got {found}")
     if head_above is None or tail_up_to is None:
         return
     for name, value in (("head_above", head_above), ("tail_up_to", tail_up_to)):

@@ -18,7 +18,7 @@ from typing import Any, TextIO, cast
 import click
 
 from meidbench.errors import MeidbenchError, escape_controls, escape_json
-from meidbench.names import BENCHMARKS, DATASETS, GROUP_KEYS, SUBSET_NAMES, SUBSETS, Advance
+from meidbench.names import BENCHMARKS, DATASETS, EPIC_DATASETS, GROUP_KEYS, SUBSET_NAMES, SUBSETS, Advance
 
 
 class InputPath(click.Path):
@@ -163,6 +163,11 @@ class _Dataset(click.Choice):  # type: ignore[type-arg,unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         name = _match_dataset(str(value))
+        if name in EPIC_DATASETS:
+            from meidbench.splits.manifests import load_manifest
+
+            remedy = load_manifest(name).remedy
+            self.fail(f"the files of {name} are not downloaded by this command. {remedy}", param, ctx)
         if name not in DATASETS:
             self.fail(f"{name!r} is not one of {', '.join(DATASETS)}{_suggest_dataset(name)}", param, ctx)
         return name

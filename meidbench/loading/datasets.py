@@ -126,9 +126,8 @@ class FeatureDataset(Dataset[Sample]):
         if self.dataset and split.dataset not in (self.dataset, *self.other_tasks):
             fitting = DATASET_CLASSES.get(split.dataset)
             use = f"meidbench.{fitting.__name__}" if fitting else "meidbench.FeatureDataset"
-            raise SplitError(
-                f"{type(self).__name__} needs a split of {self.dataset}, got one of {split.dataset}: use {use}"
-            )
+            own = " or ".join((self.dataset, *self.other_tasks))
+            raise SplitError(f"{type(self).__name__} needs a split of {own}, got one of {split.dataset}: use {use}")
         self.subset = subset
         self.video_ids = split.video_ids(subset)
         if not self.video_ids:
