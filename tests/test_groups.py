@@ -293,8 +293,8 @@ def test_python_values_are_groups():
 
 
 @pytest.mark.parametrize(("given", "found"), [
-    ((None, None, None), "none of them"), ((1, None, None), "got head_above"), ((1, 0, "g"), "tail_up_to=... and groups"),
-    ((1, 2, None), "tail_up_to 2 lies above head_above 1"),
+    ((None, None, None), "none of them"), ((1, None, None), "got head_above"),
+    ((1, 0, "g"), "tail_up_to=... and groups"), ((1, 2, None), "tail_up_to 2 lies above head_above 1"),
 ])  # fmt: skip
 def test_a_split_has_either_thresholds_or_a_list(given, found):
     check_grouping(2, 1, None)
