@@ -97,9 +97,9 @@ def test_published_rows_that_contradict_their_groups_are_marked(run, toy_kingdom
     assert "- bce-i3d: 0.165 is published, its groups imply 0.188" in outcome.stdout
     written = table_of(out, "animalkingdom")
     assert all(row["implied_overall"] > row["published"]["overall"] for row in written["rows"])
-    assert (
-        "0.165!" in (out / "animalkingdom.md").read_text() and "0.165!" not in (out / "animalkingdom.csv").read_text()
-    )
+    page = (out / "animalkingdom.md").read_text()
+    assert "0.165!" in page and "0.165!" not in (out / "animalkingdom.csv").read_text()
+    assert "| middle |" in page and " middle " in outcome.stdout and "| medium |" not in page
     config = {row["name"]: row["config"] for row in written["rows"]}
     assert config["focal-i3d"]["loss"]["gamma"] == 0 and config["bce-i3d"]["aggregator"]["name"] == "mean"
     # A table whose rows agree with their groups has no mark.

@@ -203,6 +203,11 @@ def _numbers(row: Content, group: str) -> list[float]:
     return [paper.get(group, math.nan), *values, difference.get(group, math.nan)]
 
 
+def _title(row: Content, group: str) -> str:
+    """Return a group's name, or the own name that the benchmark of a row has for it."""
+    return load_manifest(row["dataset"]).group_names.get(group, group)
+
+
 def _cells(row: Content, group: str) -> list[str]:
     paper, ours, low, high, difference = _numbers(row, group)
     marked = MARK if group == "overall" and row["implied_overall"] is not None else ""
@@ -297,7 +302,7 @@ def _result_text(content: Content, sections: Mapping[str, Sequence[str]], shown:
             cells = _cells(row, group)
             if group == "overall" and row["status"] != runs.DONE:
                 cells[1] = row["status"]
-            lines.append([name if group == "overall" else "", group, *cells])
+            lines.append([name if group == "overall" else "", _title(row, group), *cells])
     header, title = ["row", "test mAP", *_HEADER], f"{content['table']}: {content['title']} ({content['source']})"
     head, below = [title], []
     if mark:  # without the columns of the paper's value and the difference
@@ -317,7 +322,7 @@ def _result_markdown(content: Content, sections: Mapping[str, Sequence[str]]) ->
     parts += [f"**{content['watermark']}.** {table_content('texts')['not_comparable']}", ""] if mark else []
     parts += [f"Published: {content['source']}.", ""]
     lines = [
-        [row["name"], mark or row["dataset"], group, *_cells(row, group)]
+        [row["name"], mark or row["dataset"], _title(row, group), *_cells(row, group)]
         for row in content["rows"]
         for group in GROUPS_SHOWN
     ]
