@@ -33,6 +33,7 @@ from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTIONS
 if TYPE_CHECKING:
     from meidbench.baselines.class_text import ClassText
     from meidbench.baselines.inference import Trained
+    from meidbench.splits.split import Split
 
 check_option = click.option(
     "--check",
@@ -213,19 +214,24 @@ def train(
         means = {subset: asdict(values) for subset, values in trained.mAP.items()}
         echo_json(render_json({"run": str(trained.path), "mAP": means, "warnings": trained.warnings}))
     else:
-        echo(describe_trained(trained))
+        echo(describe_trained(trained, loaded))
 
 
-def describe_trained(trained: "Trained") -> str:
-    """Return the mAP of each subset that was scored, and the folder of a run."""
+def describe_trained(trained: "Trained", split: "Split") -> str:
+    """Return the mAP of each subset that was scored, by the split's names of groups, and the folder of a run."""
     from dataclasses import asdict
 
     from tabulate import tabulate
 
-    from meidbench.evaluation.results import NO_CLASSES
+    from meidbench.evaluation.results import NO_CLASSES, NO_POSITIVE
 
+    empty = dict.fromkeys(split.groups.empty, NO_CLASSES)
     rows = [
-        {"mAP": subset, **{group: NO_CLASSES if mean != mean else mean for group, mean in asdict(means).items()}}
+        {"mAP": subset}
+        | {
+            split.group_names.get(group, group): f"{mean:.4f}" if mean == mean else empty.get(group, NO_POSITIVE)
+            for group, mean in asdict(means).items()
+        }
         for subset, means in trained.mAP.items()
     ]
     return f"{tabulate(rows, headers='keys', floatfmt='.4f')}\n\n{trained.path}"

@@ -96,8 +96,9 @@ def tune(
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise click.UsageError("tune runs in one process; start the same command several times to share the trials")
+    loaded = load_split(split)
     with reading_options():
-        resolve(options["method"], load_split(split), aggregator=options["aggregator"], settings=options["settings"])
+        resolve(options["method"], loaded, aggregator=options["aggregator"], settings=options["settings"])
     source = open_features(features, prefix=prefix, suffix=suffix, dataset=dataset)
     tuned = tune_method(split, source, out=out, progress=progress_bar, report=report, **options)
     train = ["meidbench", "train", "--split", split, "--features", str(features)]
@@ -117,7 +118,7 @@ def tune(
     if tuned.winner is not None:
         echo(f"\ntrial {tuned.winner.number} won. Its command:\n\n{_wrap_command(train)}")
     if tuned.trained is not None:
-        echo(f"\n{describe_trained(tuned.trained)}")
+        echo(f"\n{describe_trained(tuned.trained, loaded)}")
 
 
 def _describe(tuned: "Tuned", train: str) -> dict[str, Any]:
