@@ -26,7 +26,8 @@ def build_epic(dataset: str, folder: Path, report: Report = lambda line: None) -
 
     The variant is ``official``, or ``source-domain`` where the folder lacks ``EPIC_100_train.csv`` and has the training
     file of the source domain, of 12 participants. An ``AnnotationError`` names the segments that differ from the
-    official ones where the digest of a file is known, else the number of segments.
+    official ones where the digest of a file is known, else the number of segments; or the file of class names or of
+    tail classes, if that differs.
     """
     manifest = load_manifest(dataset)
     used, variant = _choose_files(manifest, Path(folder))
@@ -40,6 +41,12 @@ def build_epic(dataset: str, folder: Path, report: Report = lambda line: None) -
         what = "every row" if "digest" in known else "the number of its segments only"
         if not found:
             report(f"{entry.name}: verified {what}")
+    for name, lines, what in (
+        (manifest.class_file.name, annotations.class_names, "class names"),
+        (manifest.group_file.name, annotations.groups, "tail classes"),
+    ):
+        if lines_digest(lines) != load_fingerprints()[name]["digest"]:
+            problems.append(f"{name}: the {what} are not the official ones")
     if problems:
         listed = bullet_list(problems, _MOST_NAMED)
         raise AnnotationError(
@@ -86,7 +93,10 @@ def _tag_rows(rows: Iterable[EpicSegment]) -> list[Row]:
 
 @cache
 def load_fingerprints() -> Mapping[str, Mapping[str, Any]]:
-    """Read what is known of the official files, by name: of one that was not at hand, the number of segments only."""
+    """Read what is known of the official files, by name: of one that was not at hand, the number of segments only.
+
+    Of a file of classes or tail classes it is the digest of the names or groups by index, one per line.
+    """
     text = resources.files("meidbench.splits").joinpath("epic100.fingerprints.json").read_text(encoding="utf-8")
     found: dict[str, dict[str, Any]] = json.loads(text)
     return found

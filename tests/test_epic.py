@@ -17,7 +17,7 @@ from meidbench.annotations.epic import read_segments
 from meidbench.names import DATASETS, EPIC_DATASETS
 from meidbench.splits import epic
 from meidbench.splits.epic import build_epic, load_fingerprints, make_fingerprint
-from meidbench.splits.manifests import load_manifest
+from meidbench.splits.manifests import lines_digest, load_manifest
 from meidbench.splits.statistics import audit_split
 
 COLUMN_OF = {"epic100-verbs": "verb_class", "epic100-nouns": "noun_class", "epic100-all-nouns": "all_noun_classes"}
@@ -117,6 +117,29 @@ def test_altered_real_files_are_refused_with_the_segments_named(tmp_path):
     assert f"segment {missing} of EPIC_100_validation.csv is missing" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "name", "what"),
+    [
+        ("epic100-verbs", "EPIC_100_tail_verbs.csv", "tail classes"),
+        ("epic100-nouns", "EPIC_100_tail_nouns.csv", "tail classes"),
+        ("epic100-verbs", "EPIC_100_verb_classes.csv", "class names"),
+        ("epic100-all-nouns", "EPIC_100_noun_classes_v2.csv", "class names"),
+    ],
+)
+def test_altered_real_lists_of_classes_are_refused(tmp_path, dataset, name, what):
+    folder = shutil.copytree(real_data("epic100"), tmp_path / "epic100", copy_function=shutil.copyfile)
+    with (folder / name).open(newline="") as stream:
+        header, *rows = csv.reader(stream)
+    with (folder / name).open("w", newline="") as stream:  # other ends of lines are no change
+        csv.writer(stream, lineterminator="\r\n").writerows([header, *rows])
+    build_epic(dataset, folder)
+    changed = rows[:-1] if len(header) == 1 else [[*rows[0][:1], "another", *rows[0][2:]], *rows[1:]]
+    with (folder / name).open("w", newline="") as stream:
+        csv.writer(stream).writerows([header, *changed])
+    with pytest.raises(mb.MeidbenchError, match=f"{name}: the {what} are not the official ones"):
+        build_epic(dataset, folder)
+
+
 # --- invented files -----------------------------------------------------------------------------------------
 
 
@@ -142,6 +165,12 @@ def invented(tmp_path, monkeypatch):
     (folder / "EPIC_100_tail_verbs.csv").write_text("verb\n3\n96\n")
     (folder / "EPIC_100_tail_nouns.csv").write_text("noun\n21\n")
     known = {"EPIC_100_train.csv": {"segments": 3}, "EPIC_100_validation.csv": {"segments": 2}}
+    for what, classes, tail in (("verb", 97, {3, 96}), ("noun", 300, {21})):
+        names = [f"{what} {k}" for k in range(classes)]
+        file = f"EPIC_100_{what}_classes{'_v2' * (what == 'noun')}.csv"
+        known[file] = {"digest": lines_digest(names)}
+        groups = ["tail" if k in tail else "head" for k in range(classes)]
+        known[f"EPIC_100_tail_{what}s.csv"] = {"digest": lines_digest(groups)}
     monkeypatch.setattr(epic, "load_fingerprints", lambda: known)
     return folder
 

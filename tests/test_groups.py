@@ -17,12 +17,14 @@ import meidbench as mb
 from meidbench.annotations import FORMATS, read_annotations
 from meidbench.annotations.groups import check_grouping, read_groups, resolve_groups
 from meidbench.baselines import resolve
+from meidbench.baselines.inference import Trained
 from meidbench.baselines.losses.eql import EQL
 from meidbench.baselines.reproduction.materials import stand_in
 from meidbench.baselines.tuning import check_val
+from meidbench.cli.training import describe_trained
 from meidbench.construction.plans import make_split, read_plan, read_videos, render_plan
 from meidbench.errors import AnnotationError, MeidbenchError, RequestError, SplitError
-from meidbench.evaluation.results import GROUPS_SHOWN
+from meidbench.evaluation.results import GROUPS_SHOWN, MeanAP
 from meidbench.report.html import comparison_html
 from meidbench.report.latex import comparison_latex
 from meidbench.report.plots import plot_class_frequencies, write_per_class
@@ -385,6 +387,15 @@ def test_a_group_without_positives_is_told_apart_from_one_without_classes(toy_sp
     assert result.absent_groups == ["medium: no classes", "tail: no class with a positive"]
     assert result.groups_shown == ("overall", "head") and result.describe_absence("head") == ""
     assert re.search("tail +no class with a positive", evaluation_table(result))
+
+
+def test_the_table_of_a_run_has_the_groups_own_names_and_tells_why_a_mean_is_missing(toy_split):
+    split = by_list(toy_split, NO_TAIL, MIDDLE)
+    means = {"val": MeanAP(0.25, 0.25, float("nan"), float("nan")), "test": MeanAP(0.2, 0.3, 0.1, float("nan"))}
+    head, _, val, test, *_ = describe_trained(Trained(Path("run"), means, (), False), split).splitlines()
+    assert head.split() == ["mAP", "overall", "head", "middle", "tail"]
+    assert words_of(val).strip() == "val 0.2500 0.2500 no class with a positive no classes"
+    assert words_of(test).strip() == "test 0.2000 0.3000 0.1000 no classes"
 
 
 def test_a_comparison_tells_the_groups_and_the_empty_one(toy_split):

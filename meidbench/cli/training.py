@@ -1,7 +1,7 @@
 """``meidbench methods``, ``train``, ``predict`` and ``zero-shot``: baselines, from features to scored predictions."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from meidbench.names import PRECISIONS, RESIDENT, ROW_CHECKS, SELECTIONS
 if TYPE_CHECKING:
     from meidbench.baselines.class_text import ClassText
     from meidbench.baselines.inference import Trained
+    from meidbench.splits.split import Split
 
 check_option = click.option(
     "--check",
@@ -213,20 +214,24 @@ def train(
         means = {subset: asdict(values) for subset, values in trained.mAP.items()}
         echo_json(render_json({"run": str(trained.path), "mAP": means, "warnings": trained.warnings}))
     else:
-        echo(describe_trained(trained, loaded.group_names))
+        echo(describe_trained(trained, loaded))
 
 
-def describe_trained(trained: "Trained", group_names: Mapping[str, str]) -> str:
-    """Return the mAP of each subset that was scored, and the folder of a run; groups have a benchmark's own names."""
+def describe_trained(trained: "Trained", split: "Split") -> str:
+    """Return the mAP of each subset that was scored, by the split's names of groups, and the folder of a run."""
     from dataclasses import asdict
 
     from tabulate import tabulate
 
-    from meidbench.evaluation.results import NO_CLASSES
+    from meidbench.evaluation.results import NO_CLASSES, NO_POSITIVE
 
+    empty = dict.fromkeys(split.groups.empty, NO_CLASSES)
     rows = [
         {"mAP": subset}
-        | {group_names.get(name, name): NO_CLASSES if mean != mean else mean for name, mean in asdict(means).items()}
+        | {
+            split.group_names.get(group, group): f"{mean:.4f}" if mean == mean else empty.get(group, NO_POSITIVE)
+            for group, mean in asdict(means).items()
+        }
         for subset, means in trained.mAP.items()
     ]
     return f"{tabulate(rows, headers='keys', floatfmt='.4f')}\n\n{trained.path}"

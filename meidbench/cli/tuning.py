@@ -118,7 +118,7 @@ def tune(
     if tuned.winner is not None:
         echo(f"\ntrial {tuned.winner.number} won. Its command:\n\n{_wrap_command(train)}")
     if tuned.trained is not None:
-        echo(f"\n{describe_trained(tuned.trained, loaded.group_names)}")
+        echo(f"\n{describe_trained(tuned.trained, loaded)}")
 
 
 def _describe(tuned: "Tuned", train: str) -> dict[str, Any]:

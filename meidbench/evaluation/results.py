@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 GROUPS_SHOWN = ("overall", *GROUP_NAMES)
 CLASS_AVERAGE = "class-average accuracy"
 NO_CLASSES = "no classes"  # in the place of a mean over an empty group
+NO_POSITIVE = "no class with a positive"
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ class Printed:
         members = [facts for facts in self.list_classes() if group in (facts.group, GROUPS_SHOWN[0])]
         if any(facts.positives for facts in members):
             return ""
-        return "no class with a positive" if members else NO_CLASSES
+        return NO_POSITIVE if members else NO_CLASSES
 
     @property
     def groups_shown(self) -> tuple[str, ...]:
