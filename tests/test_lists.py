@@ -141,6 +141,8 @@ def test_class_names_of_a_list_are_given_or_inferred(tmp_path):
     ({"train.csv": HEADER + "a 0 1 a/1.jpg 1\na 0 a/2.jpg 1\n"}, "",
      "train.csv, line 3 (a): 4 columns, expected 5"),
     ({"train.csv": HEADER + 'a 0 1 a/1.jpg "0,run"\n'}, "slowfast", "line 2 (a): label 'run' is not the index of a"),
+    ({"train.csv": HEADER + 'a 0 1 a/1.jpg "0"\na 0 2 a/2.jpg "0,x"\na 0 3 a/3.jpg "x"\n'}, "slowfast",
+     "line 3 (a): label 'x'"),
     ({"train.csv": "a 0 1 a/1.jpg 1\n"}, "", "does not begin with the line original_vido_id video_id frame_id path"),
     ({"train.txt": "a 0,1\nb 1,,2\nc 0\n"}, "", "train.txt, line 2 (b): label '' is not one of"),
     ({"train.txt": "a 0,1\nb 1,1\n"}, "", "line 2 (b): a label occurs twice in"),

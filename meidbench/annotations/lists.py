@@ -97,27 +97,27 @@ class SlowfastRows(ListRows):
 
     def read(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
         """Yield the number of the first line of every video, and its id and labels among some columns."""
-        videos: dict[str, tuple[int, set[str]]] = {}
+        videos: dict[str, dict[str, int]] = {}  # the first line of each cell with labels
         with readable(self.path, "text"):
             reader = csv.reader(self.source, delimiter=" ", skipinitialspace=True)
             if header := self._check_header(next(reader, [])):
                 raise SplitError(header)
             for cells in reader:
                 if len(cells) == len(SLOWFAST_COLUMNS):
-                    _, seen = videos.setdefault(cells[0], (reader.line_num, set()))
-                    seen.add(cells[-1])
+                    videos.setdefault(cells[0], {}).setdefault(cells[-1], reader.line_num)
                 elif cells:
                     what = f"{write_count(len(cells), 'column')}, expected {len(SLOWFAST_COLUMNS)}"
                     self.problems.append(f"{self.place(reader.line_num, cells[0])}: {what}")
         places = names.index("video_id"), names.index("labels")
-        for video_id, (number, cells_seen) in videos.items():
-            labels = {label for cell in cells_seen for label in cell.split(",") if cell}
+        for video_id, lines in videos.items():
+            labels = {label: number for cell, number in reversed(lines.items()) for label in cell.split(",") if cell}
             if wrong := sorted(text for text in labels if not text.isascii() or not text.isdigit()):
-                self.problems.append(f"{self.place(number, video_id)}: label {wrong[0]!r} is not the index of a class")
+                where = self.place(labels[wrong[0]], video_id)
+                self.problems.append(f"{where}: label {wrong[0]!r} is not the index of a class")
                 continue
             row: list[Any] = [None] * len(names)
             row[places[0]], row[places[1]] = video_id, sorted(labels, key=int)
-            yield number, row
+            yield next(iter(lines.values())), row
 
     def _check_header(self, header: Sequence[str]) -> str:
         """Return the problem of the first line; the columns may also have the names in Animal Kingdom's README."""
