@@ -98,7 +98,7 @@ def test_models_are_fetched_pinned_and_found_again_offline(models, tmp_path):
 
     # The server is gone: what the cache holds serves, with and without the library's switch.
     away = (
-        "is no folder, nor complete in the hub's cache, and the hub cannot be reached (no network, or offline)\n"
+        "is not complete in the hub's cache, and the hub cannot be reached (no network, or offline)\n"
         "  remedy: check the name; run "
     )
     for offline in ({}, {"HF_HUB_OFFLINE": "1"}):
@@ -132,7 +132,7 @@ def test_files_of_the_hub_are_found_or_missing_for_a_reason(models, tmp_path):
         assert answer["error"].startswith(f"timm:hf-hub:acme/{name}{reason}") and "\n  remedy: " in answer["error"]
     answers = ask(here, "file acme/clip@v1", "file acme/pickled", "file acme/other")
     assert answers[:2] == [first, pickled]
-    assert "nor complete in the hub's cache" in answers[2]["error"] and "timm:FOLDER" in answers[2]["error"]
+    assert "not complete in the hub's cache" in answers[2]["error"] and "timm:FOLDER" in answers[2]["error"]
 
 
 def test_the_recipe_pins_the_commit(models, tmp_path):

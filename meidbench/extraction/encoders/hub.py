@@ -98,9 +98,7 @@ def fetch_folder(
     except errors.HFValidationError:
         problem, remedy = "is neither a folder nor a name on the hub", "name it as in openai/clip-vit-base-patch16"
     except errors.LocalEntryNotFoundError:
-        problem = (
-            "is no folder, nor complete in the hub's cache, and the hub cannot be reached (no network, or offline)"
-        )
+        problem = "is not complete in the hub's cache, and the hub cannot be reached (no network, or offline)"
         remedy = f"check the name; run '{command}' where there is a network; {_offer_folder(prefix)}"
     except Exception as error:  # networks, servers and file systems raise errors of their own
         problem = f"cannot be fetched: {type(error).__name__}: {first_line(error)}"
