@@ -67,7 +67,7 @@ def list_methods() -> list[MethodFacts]:
     Examples
     --------
     >>> [method.name for method in list_methods()][:2], list_methods()[0].benchmarks
-    (['bce', 'bce-compat'], ('videolt',))
+    (['bce', 'bce-compat'], ('videolt', 'animalkingdom'))
     """
     methods = []
     for name in METHOD_NAMES:
