@@ -205,7 +205,7 @@ def describe_run(folder: RunFolder, config: Config, epoch: int) -> dict[str, Any
         # One stage that selects on test is enough to make the scores too good.
         "select_on": "test" if "test" in subsets else config.selection.subset,
         "budget": _describe_budget(folder, config, inputs).to_facts(),
-        **_describe_features(inputs.backbone),
+        **describe_backbone(inputs.backbone),
         **({"text_digest": inputs.text_digest} if inputs.text_digest else {}),
     }
 
@@ -224,14 +224,9 @@ def _describe_budget(folder: RunFolder, config: Config, inputs: Inputs) -> Budge
     return Budget(tuple(stages), inputs.trials)
 
 
-def _describe_features(backbone: str) -> dict[str, str]:
+def describe_backbone(backbone: str) -> dict[str, str]:
     """Return the fact about features that becomes a watermark, where no video was seen for them."""
     return {"backbone": backbone} if backbone in WATERMARKS else {}
-
-
-def describe_backbone(features: FeatureSource) -> dict[str, str]:
-    """Return the fact about stored features that becomes a watermark, where no video was seen for them."""
-    return _describe_features(read_backbone(features))
 
 
 def write_scores(
@@ -409,7 +404,7 @@ def predict(
             scores = score_subset(learner.module, loader, processes, progress)
         if processes.is_first:
             facts = describe_run(folder, config, epoch) | ({} if rows.kind == "full" else {"rows_check": rows.kind})
-            facts |= describe_backbone(source)
+            facts |= describe_backbone(read_backbone(source))
             for mark in find_watermarks(run_warnings({"run": facts})):
                 report(f"warning: {mark}")
             write_predictions(Path(out), loaded.video_ids(subset), scores, loaded, subset, facts)

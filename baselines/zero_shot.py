@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from meidbench.baselines.class_text import ClassText
 from meidbench.baselines.inference import describe_backbone, report_notes, show_no_progress
+from meidbench.baselines.inputs import read_backbone
 from meidbench.checks import refuse_lost_inputs
 from meidbench.errors import FeatureError, MeidbenchError, RequestError, first_few, write_count
 from meidbench.evaluation.budget import Budget
@@ -179,7 +180,7 @@ def predict_zero_shot(
     text = make_text()
     scores = score_zero_shot(split, subset, features, text, pool=pool, progress=progress)
     facts = {"method": METHOD, "pool": pool, **text.to_facts(), "budget": Budget(()).to_facts()}
-    facts |= describe_backbone(features)
+    facts |= describe_backbone(read_backbone(features))
     for mark in find_watermarks(run_warnings({"run": facts})):
         report(f"warning: {mark}")
     write_predictions(out, split.video_ids(subset), scores, split, subset, facts)
