@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -211,12 +212,11 @@ def make_prompts(
         like = suggest(unknown[0], class_names)
         raise RequestError(f"the prompts name {len(unknown):,} unknown class(es): {first_few(unknown)}{like}")
     chosen = tuple(templates) or default_templates(dataset)
-    return tuple(
-        tuple(own[name])
-        if name in own
-        else tuple(template.replace("{}", clean_class_name(name, dataset)) for template in chosen)
-        for name in class_names
-    )
+    prompts = []
+    for name in class_names:
+        words = clean_class_name(name, dataset)
+        prompts.append(tuple(own[name] if name in own else (template.replace("{}", words) for template in chosen)))
+    return tuple(prompts)
 
 
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
@@ -264,11 +264,10 @@ def embed_classes(
     FeatureError
         A vector is zero or not finite.
     """
-    from contextlib import nullcontext
-
+    progress = progress or (lambda title, total: nullcontext(lambda steps: None))
     texts = list(dict.fromkeys(text for several in prompts for text in several))
     parts = []
-    with nullcontext(lambda steps: None) if progress is None else progress("encoding prompts", len(texts)) as advance:
+    with progress("encoding prompts", len(texts)) as advance:
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             several = texts[start : start + _TEXTS_PER_CALL]
             parts.append(np.asarray(encoder.encode(several), np.float64))
@@ -325,15 +324,14 @@ def make_class_text(
     from meidbench.extraction.encoders.encoder import load_text_encoder
 
     name, revision = _choose_encoder(features, encoder)
-    prompts = make_prompts(split.class_names, templates, dataset=split.dataset, own=own)
+    own, chosen = own or {}, tuple(templates) or default_templates(split.dataset)
+    prompts = make_prompts(split.class_names, chosen, own=own, dataset=split.dataset)
     loaded = load_text_encoder(name, revision=revision, report=report)
     header = read_feature_header(features)
     stored = "" if header is None else str(header.recipe.get("revision", ""))
     if stored and loaded.revision and loaded.revision != stored:
         report(f"warning: the text is of revision {loaded.revision} of {loaded.name}, the features are of {stored}")
-    used = tuple(templates) or default_templates(split.dataset)
-    if own and all(class_name in own for class_name in split.class_names):
-        used = ()
+    used = () if all(class_name in own for class_name in split.class_names) else chosen
     text = embed_classes(split.class_names, loaded, prompts, used, progress=progress)
     text.check(split, features)
     return text
