@@ -277,10 +277,6 @@ class TrainingLoop:
             line += f", C {model_facts['C']:g}"
         is_last = position.epoch == epochs
         is_scored = selection.subset != LAST_EPOCH and (position.epoch % selection.every == 0 or is_last)
-        if selection.subset == LAST_EPOCH and is_last:
-            position.best_epoch = position.epoch
-            if self.processes.is_first:
-                learner.save_weights(self.folder.best, {})
         if is_scored:
             means = self._compute_means(selection.subset)
             is_best = means.overall > position.best
@@ -290,6 +286,10 @@ class TrainingLoop:
                     learner.save_weights(self.folder.best, {selection.subset: asdict(means)})
             facts |= {selection.subset: asdict(means), "best": is_best}
             line += f", {selection.subset} mAP {means.overall:.4f}{' (best so far)' if is_best else ''}"
+        elif is_last:
+            position.best_epoch = position.epoch
+            if self.processes.is_first:
+                learner.save_weights(self.folder.best, {})
         position.loss_sum, position.penalty_sum, position.summed_steps = 0.0, 0.0, 0
         self._write_log("epoch", **facts)
         self.report(line + self.clock.estimate_time_left(position.epoch, epochs))
