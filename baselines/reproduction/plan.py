@@ -202,14 +202,11 @@ def feature_need(dataset: str, encoder: str, *, named: bool = False) -> FeatureN
     videos = sum(int(load_manifest(dataset).sizes[subset]) for subset in SUBSETS)
     size, backbone = videos * frames * facts["width"] * _STORED_BYTES, facts["backbone"]
     command = f"meidbench pack-features FOLDER --split {dataset} --out {dataset}_{encoder.lower()}.h5"
-    command = (
-        command
-        if not backbone
-        else (
+    if backbone:
+        command = (
             f"meidbench extract-features VIDEOS --split {dataset} --backbone {backbone} --frames {frames}"
             f"{' --weights FILE' if backbone.startswith('tsm') else ''} --out {dataset}_{backbone}.h5"
         )
-    )
     facts = {**facts, "source": needs["videos"][dataset], "videos": videos, "frames": frames}
     return FeatureNeed(dataset, encoder, **facts, bytes=size, command=command, named=named)
 

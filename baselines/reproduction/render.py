@@ -225,8 +225,11 @@ def _sections(content: Content, shown: Sequence[str]) -> dict[str, list[str]]:
     without += [f"{runs.NOT_ASKED}: {', '.join(others)}"] if others else []
     made = [_describe_run(row) for row in done]
     made += [table_content("texts")["intervals"].format(**content["bootstrap"])] if done else []
-    values = [(f"`{row['name']}`", row["published"] or {}, row["implied_overall"]) for row in rows]
-    against = _contradictions((name, published.get("overall", math.nan), value) for name, published, value in values)
+    against = [
+        _contradiction(f"`{row['name']}`", row["published"]["overall"], row["implied_overall"])
+        for row in rows
+        if row["implied_overall"] is not None
+    ]
     sections = {CONTRADICTIONS: against, "Without numbers of ours": without, "Budgets": _describe_budgets(done)}
     sections |= {"How ours was made": made}
     for differs in dict.fromkeys(row["differs"] for row in done):
@@ -237,13 +240,9 @@ def _sections(content: Content, shown: Sequence[str]) -> dict[str, list[str]]:
     return {title: texts for title, texts in sections.items() if texts}
 
 
-def _contradictions(values: Iterable[tuple[str, float, float | None]]) -> list[str]:
-    """Return a text per row whose groups imply another overall value; values are name, published and implied."""
-    return [
-        f"{name}: {published:.3f} is published, its groups imply {implied:.3f}"
-        for name, published, implied in values
-        if implied is not None
-    ]
+def _contradiction(name: str, published: float, implied: float) -> str:
+    """Return the text of a row whose groups imply another overall value."""
+    return f"{name}: {published:.3f} is published, its groups imply {implied:.3f}"
 
 
 def _describe_budgets(rows: Sequence[Content]) -> list[str]:
@@ -377,8 +376,12 @@ def _plan_text(plan: CostPlan, table: PaperTable, width: int) -> str:
     total = f"{trainings} training{'' if trainings == 1 else 's'}, about {hours:.1f} hours together"
     parts += ["", _text_table(header, lines, "llrr", width), ""]
     parts += [_wrap(f"{total} ({table_content('texts')['shared']})", width), _wrap(plan.estimate["formula"], width)]
-    planned = [row for row in table.rows if row.name in {entry.name for entry in plan.rows}]
-    against = _contradictions((row.name, row.published.overall, table.implied_overall(row)) for row in planned)
+    planned = {row.name for row in plan.rows}
+    against = [
+        _contradiction(row.name, row.published.overall, implied)
+        for row in table.rows
+        if row.name in planned and (implied := table.implied_overall(row)) is not None
+    ]
     parts += ["", _wrap(f"{CONTRADICTIONS}:", width)] if against else []
     return "\n".join([*parts, *(_wrap(text, width, "  - ", "    ") for text in against)])
 
