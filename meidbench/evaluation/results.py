@@ -134,13 +134,13 @@ def average_measures(results: Sequence[Measures]) -> dict[str, Any]:
 
 
 def drop_undefined(content: dict[str, Any]) -> None:
-    """Remove what belongs to class-average accuracy from a part of the JSON where it is not defined.
+    """Remove the keys of class-average accuracy from a part of the JSON where the measure is not defined.
 
-    So the JSON of a split with several labels per video has the same bytes as before this measure.
+    The JSON of a split with several labels per video then has the same bytes as before this measure existed.
     """
     for key in ("class_average", "recall"):
-        if key in content and content[key] is None:
-            del content[key]
+        if content.get(key) is None:
+            content.pop(key, None)
 
 
 @dataclass(frozen=True)
