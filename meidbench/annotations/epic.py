@@ -69,11 +69,8 @@ def read_epic(paths: Sequence[Path], manifest: Manifest, task: str) -> Annotatio
             if max(labels) >= len(names):
                 where = f"{path.name} ({row.narration_id})"
                 problems.append(f"{where}: class {max(labels)} does not exist (0 to {len(names) - 1})")
-            seconds = round(row.span.end_s - row.span.start_s, 6)
-            group = row.span.video
-            table.append(
-                row.narration_id, entry.source, labels, seconds, (), row.participant, pair_id=group, span=row.span
-            )
+            facts = {"subject": row.participant, "pair_id": row.span.video, "span": row.span}
+            table.append(row.narration_id, entry.source, labels, row.span.length_s, **facts)
         if not rows and len(problems) == before:
             problems.append(f"{path.name} holds no segment")
         table.files.append(lines.record())
