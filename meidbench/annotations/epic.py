@@ -69,8 +69,10 @@ def read_epic(paths: Sequence[Path], manifest: Manifest, task: str) -> Annotatio
             if max(labels) >= len(names):
                 where = f"{path.name} ({row.narration_id})"
                 problems.append(f"{where}: class {max(labels)} does not exist (0 to {len(names) - 1})")
-            facts = {"subject": row.participant, "pair_id": row.span.video, "span": row.span}
-            table.append(row.narration_id, entry.source, labels, row.span.length_s, **facts)
+            span, who = row.span, row.participant
+            table.append(
+                row.narration_id, entry.source, labels, span.length_s, subject=who, pair_id=span.video, span=span
+            )
         if not rows and len(problems) == before:
             problems.append(f"{path.name} holds no segment")
         table.files.append(lines.record())
