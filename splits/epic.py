@@ -32,9 +32,9 @@ def build_epic(dataset: str, folder: Path, report: Report = lambda line: None) -
     manifest = load_manifest(dataset)
     used, variant = _choose_files(manifest, Path(folder))
     annotations = read_annotations(used, Path(folder))
-    problems = []
+    places, problems = annotation_paths(used, Path(folder)), []
     for entry in used.files:
-        (path,) = annotation_paths(used, Path(folder))[entry.name]
+        (path,) = places[entry.name]
         known, rows = load_fingerprints()[entry.name], list(read_segments(LineReader(path), []))
         found = _find_differences(entry.name, rows, known)
         problems += found
@@ -66,11 +66,10 @@ def build_epic(dataset: str, folder: Path, report: Report = lambda line: None) -
 def _choose_files(manifest: Manifest, folder: Path) -> tuple[Manifest, str]:
     """Return the manifest with the training file that is there, and the variant of the split."""
     train, *others = manifest.files
-    substitute = replace(manifest, files=(manifest.substitute, *others))
-    is_there = {name: bool(paths) for name, paths in annotation_paths(substitute, folder).items()}
-    if annotation_paths(manifest, folder)[train.name] or not is_there[manifest.substitute.name]:
+    places = annotation_paths(replace(manifest, files=(train, manifest.substitute)), folder)
+    if places[train.name] or not places[manifest.substitute.name]:
         return manifest, OFFICIAL
-    return substitute, SOURCE_DOMAIN
+    return replace(manifest, files=(manifest.substitute, *others)), SOURCE_DOMAIN
 
 
 def make_fingerprint(rows: Iterable[EpicSegment]) -> dict[str, Any]:

@@ -182,12 +182,6 @@ class Manifest:
         return {entry.source: several.get(entry.source, entry.name) for entry in self.files}
 
     @property
-    def list_names(self) -> dict[str, str]:
-        """The names of the lists that ``--format lst`` writes, by subset."""
-        released = {subset: entry.file for subset, entry in self.released.items()}
-        return released or {subset: f"{self.name}_{subset}.txt" for subset in SUBSETS}
-
-    @property
     def sizes(self) -> dict[str, float]:
         """The numbers of classes by group and of videos by subset: the paper's, else those measured."""
         return self.paper or self.expected

@@ -55,6 +55,11 @@ class Span:
     def __str__(self) -> str:
         return f"{self.video}:{float(self.start_s)!r}-{float(self.end_s)!r}"
 
+    @property
+    def length_s(self) -> float:
+        """The length in seconds, to the microsecond: a difference of decimal times has rounding errors."""
+        return round(self.end_s - self.start_s, 6)
+
     @classmethod
     def from_text(cls, text: str) -> "Span":
         """Read the text of a span; ``ValueError`` for other text."""

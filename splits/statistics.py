@@ -95,7 +95,7 @@ def _describe_spans(split: Split) -> list[str]:
     """Return how many samples are a part of a video, of how many videos, and how long they are."""
     if not (spans := list(split.spans.values())):
         return []
-    lengths = np.array([span.end_s - span.start_s for span in spans])
+    lengths = np.array([span.length_s for span in spans])
     videos = write_count(len({span.video for span in spans}), "video")
     shown = f"{lengths.min():.1f} to {lengths.max():.1f} s long, {lengths.mean():.1f} s on average"
     return [f"{len(spans):,} of {write_count(len(split.table), 'sample')} are parts of {videos}, {shown}"]

@@ -205,6 +205,8 @@ def test_a_val_subset_out_of_the_source_domain_keeps_its_name(invented, run):
     assert name.endswith("epic100-verbs-heldout-0.3-0-source-domain.parquet")
     split = mb.load_split(name)
     assert split.variant == "heldout-0.3-0-source-domain" and any("val was taken" in note for note in split.notes)
+    lists = run(*arguments, "--format", "lst").stdout.split("wrote ")[1:]
+    assert all("epic100-verbs-source-domain_" in path for path in lists) and len(lists) == 3
     lacking = run("stats", "epic100-verbs")
     assert lacking.exit_code == 1 and f"or give the path of another split of it: {name}" in lacking.stderr
 

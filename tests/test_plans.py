@@ -118,6 +118,7 @@ targets = { alpha = "6" }
     ('name = "a"\nformat = "activitynet"\nfiles = "x.json"', "files must be a list of file names, got 'x.json'"),
     ('name = "a"\ntable = "t"\nfiles = ["x"]', "files goes with format"),
     ('name = "charadeslt"\ntable = "t"', "name 'charadeslt' is that of a published benchmark"),
+    ('name = "epic100-verbs"\ntable = "t"', "name 'epic100-verbs' is that of a published benchmark"),
     ('name = ""\ntable = "t"', "name must be text, got ''"),
     ('name = "../a"\ntable = "t"', "name '../a' is not of letters"),
     ('name = "a"\ntable = "t"\nseed = -1', "seed must be at least 0, got -1"),

@@ -96,13 +96,16 @@ def test_a_split_keeps_the_spans_and_its_digests_do_not_depend_on_them(tmp_path)
     assert split.table.column_names == [*SCHEMA.names, *SPAN_FIELDS.names]
     assert split.spans["a2"] == Span("long", 0.25, 1.0) and "whole" not in split.spans and len(split.spans) == 5
     assert split.table.column("pair_id").to_pylist() == ["long"] * 4 + ["other", ""]
+    lengths = [*np.float32([0.5, 0.75, 0.1, 0.5, 0.7]), np.nan]
+    np.testing.assert_array_equal(split.table.column("length_s").to_numpy(), lengths)
     path = mb.write_split(split, tmp_path / "mine.parquet")
     again = mb.load_split(path)
     assert again.spans == split.spans and again.metadata.format_version == 3
     bare = split_of(tmp_path, "\n".join(line.rsplit(",", 3)[0] for line in TABLE.splitlines()))
     assert bare.table.schema.names == SCHEMA.names and not bare.spans
     assert (bare.digest, bare.content_digest) == (split.digest, split.content_digest)
-    assert bare.plan_digest != split.plan_digest
+    later = split_of(tmp_path, TABLE.replace("0.3,0.4", "0.35,0.45"))  # of the same length
+    assert len({each.plan_digest for each in (bare, split, later)}) == 3
     assert mb.load_split(mb.write_split(bare, tmp_path / "bare.parquet")).metadata.format_version == 2
 
 

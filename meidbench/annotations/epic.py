@@ -69,10 +69,9 @@ def read_epic(paths: Sequence[Path], manifest: Manifest, task: str) -> Annotatio
             if max(labels) >= len(names):
                 where = f"{path.name} ({row.narration_id})"
                 problems.append(f"{where}: class {max(labels)} does not exist (0 to {len(names) - 1})")
-            seconds = round(row.span.end_s - row.span.start_s, 6)
-            group = row.span.video
+            span, who = row.span, row.participant
             table.append(
-                row.narration_id, entry.source, labels, seconds, (), row.participant, pair_id=group, span=row.span
+                row.narration_id, entry.source, labels, span.length_s, subject=who, pair_id=span.video, span=span
             )
         if not rows and len(problems) == before:
             problems.append(f"{path.name} holds no segment")

@@ -1,5 +1,6 @@
 """Annotated videos, or a whole split, from tables of the user (``video_id, labels[, group][, subset]``) or lists."""
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,7 +88,8 @@ def read_table(path: Path, *, class_names: Path | None = None) -> TableContent:
         - ``subset``, ``subject``: the subset in which the dataset has it; the person in the video.
         - ``length_s``: seconds; empty where not known.
         - ``video``, ``start_s``, ``end_s``: where the row is a part of a longer video, the id of that video, and
-          seconds since its first frame. Without a ``group``, the parts of one video are a group.
+          seconds since its first frame. Without a ``group``, the parts of one video are a group; without a
+          ``length_s``, it is the time from start to end.
 
         Others are ignored, but names such as ``Group`` or ``groups``, which look like a slip, are refused.
     class_names : Path, optional
@@ -445,7 +447,9 @@ def _append_rows(
         table.video_ids.append(video_id)
         table.labels.append(labels)
         table.sources.append(shared.setdefault(subset, subset))
-        group = group or (span.video if span else "")
+        if span is not None:
+            group = group or span.video
+            seconds = span.length_s if math.isnan(seconds) else seconds
         table.pair_ids.append(shared.setdefault(group, group))
         table.spans.append(span)
         table.subjects.append(shared.setdefault(subject, subject))

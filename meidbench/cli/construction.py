@@ -171,13 +171,14 @@ def _build_released(
     manifest = load_manifest(dataset)
     folder = annotations or annotations_folder(manifest.annotations)
     split = build_epic(dataset, folder, report) if dataset in EPIC_DATASETS else build_released(dataset, folder)
-    stem, names = split_path(manifest.name, split.variant).stem, manifest.list_names
+    stem = split_path(manifest.name, split.variant).stem
+    authors_lists = {subset: entry.file for subset, entry in manifest.released.items()}
     if held_out is not None:
         share, seed, group_by = held_out
         split = hold_out_val(split, share, seed=seed, group_by=group_by)
-        stem = f"{manifest.name}-{split.variant}"
-        names = _list_names(manifest.name, stem)
-    places = _places(out or split_path(manifest.name).parent, stem, names, formats)
+        stem, authors_lists = f"{manifest.name}-{split.variant}", {}
+    lists = authors_lists or _list_names(manifest.name, stem)
+    places = _places(out or split_path(manifest.name).parent, stem, lists, formats)
     _refuse_lost_sources(places.values(), _annotation_files(manifest, annotations))
     written = _write(split, places)
     digests = {released.file: released.sha256 for released in manifest.released.values()}

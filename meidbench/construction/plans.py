@@ -17,7 +17,7 @@ from meidbench.construction import Construction, construct, construct_exactly
 from meidbench.construction.drawing import default_targets
 from meidbench.construction.targets import EXACT_PRESETS, PRESETS, ExactTargets, Targets
 from meidbench.errors import AnnotationError, SplitError, bullet_list
-from meidbench.names import DATASETS, DRAWN_VARIANTS, GROUP_KEYS
+from meidbench.names import BENCHMARKS, DATASETS, DRAWN_VARIANTS, GROUP_KEYS
 from meidbench.splits.manifests import Manifest, annotations_folder, load_manifest
 from meidbench.splits.released import check_pool
 
@@ -257,8 +257,8 @@ def _find_contradictions(facts: Mapping[str, Any]) -> list[str]:
     if "benchmark" in facts and "name" in facts:
         problems.append("a benchmark has its name: leave name out")
     name = facts.get("name") or "x"
-    if isinstance(name, str) and (not _NAME.fullmatch(name) or name in DATASETS):
-        why = "that of a published benchmark" if name in DATASETS else "not of letters, digits and . _ - alone"
+    if isinstance(name, str) and (not _NAME.fullmatch(name) or name in BENCHMARKS):
+        why = "that of a published benchmark" if name in BENCHMARKS else "not of letters, digits and . _ - alone"
         problems.append(f"name {name!r} is {why}")
     formats = [*(key for key, form in FORMATS.items() if not form.needs_manifest), *_ROWS]
     targets = facts.get("targets", {})

@@ -11,7 +11,7 @@ import numpy as np
 from meidbench.errors import MeidbenchError
 from meidbench.evaluation.results import NO_CLASSES, Result, find_watermarks
 from meidbench.files import written_whole
-from meidbench.names import DATASETS, PLOT_FORMATS, RELEASED
+from meidbench.names import BENCHMARKS, PLOT_FORMATS, RELEASED
 from meidbench.report.text import make_cells_safe
 from meidbench.splits.groups import BY_LIST, GROUP_NAMES
 from meidbench.splits.manifests import load_manifest
@@ -71,7 +71,7 @@ def _draw_frequencies(axes: Any, split: Split) -> None:
     axes.set_xlim(1 - margin, max(split.num_classes, 1) + margin)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("class, by descending frequency" + (f" ({without} without a training video)" if without else ""))
-    title = load_manifest(split.dataset).title if split.dataset in DATASETS else split.dataset
+    title = load_manifest(split.dataset).title if split.dataset in BENCHMARKS else split.dataset
     axes.set_title(title if split.variant == RELEASED else f"{title} ({split.variant})")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, title="classes" if split.thresholds else "classes, by list", markerscale=1.5)
