@@ -261,7 +261,7 @@ def _load_own(name: str, path: Path, weights: str) -> Encoder:
     encoder.network.eval().requires_grad_(False)
     with _errors_of_file(path), torch.no_grad():
         device = next((tensor.device for tensor in encoder.network.parameters()), None)
-        rows = encoder.network(_black_frame(encoder.preprocessing).expand(encoder.clip, -1, -1, -1).to(device))
+        rows = encoder.network(black_frame(encoder.preprocessing).expand(encoder.clip, -1, -1, -1).to(device))
     expected = (1 if encoder.row_per_clip else encoder.clip, encoder.dim)
     if (given := tuple(getattr(rows, "shape", ()))) != expected:
         unit = f"one clip of {encoder.clip} frames" if encoder.clip > 1 else "one frame"
@@ -271,7 +271,7 @@ def _load_own(name: str, path: Path, weights: str) -> Encoder:
     return replace(encoder, name=name, weights=loaded, revision=file_sha256(path))
 
 
-def _black_frame(preprocessing: Preprocessing | FrameTransform) -> torch.Tensor:
+def black_frame(preprocessing: Preprocessing | FrameTransform) -> torch.Tensor:
     """Return what the network gets of a black frame: (3, H, W) float32."""
     if isinstance(preprocessing, FrameTransform):
         return preprocessing.function(np.zeros((240, 320, 3), np.uint8))

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from meidbench.errors import FeatureError, MeidbenchError, first_few
 from meidbench.extraction.encoders.backbones import check_clips
 from meidbench.extraction.encoders.encoder import Encoder, FrameTransform, TextEncoder
-from meidbench.extraction.encoders.hub import draw_weights, fetch_folder, first_line
+from meidbench.extraction.encoders.hub import draw_weights, fetch_folder, find_width, first_line
 from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.extraction.encoders.weights import RANDOM, LoadedWeights, state_digest
 from meidbench.names import Report
@@ -91,7 +91,8 @@ def load(
         network = _Rows(model, take, clip).eval().requires_grad_(False)
         processor = _load_processor(name, folder)
         preprocessing = _read_numbers(processor) or _make_transform(processor)
-        dim = _try_out(network, preprocessing, clip)
+        _refuse_sizes(name, preprocessing)
+        dim = find_width(f"hf:{name}", network, preprocessing, clip)
     sha256 = state_digest(network.state_dict())
     loaded = LoadedWeights(weights, sha256, f"random, seed {seed}" if is_random else f"hf:{name}")
     versions = {"transformers": transformers.__version__}
@@ -271,23 +272,16 @@ def _refuse_missing(name: str, missing: Sequence[str]) -> None:
         )
 
 
-def _try_out(network: nn.Module, preprocessing: Preprocessing | FrameTransform, clip: int) -> int:
-    """Return the width of the rows of one clip, so that sizes that do not fit are errors here."""
+def _refuse_sizes(name: str, preprocessing: Preprocessing | FrameTransform) -> None:
+    """Refuse a preprocessing whose images have the shape of their frames."""
     if isinstance(preprocessing, Preprocessing):
-        images = torch.zeros(1, 3, preprocessing.crop, preprocessing.crop)
-    else:
-        wide, tall = (preprocessing.function(np.zeros(shape, np.uint8)) for shape in ((240, 320, 3), (320, 240, 3)))
-        if wide.shape != tall.shape:
-            raise FeatureError(
-                f"its preprocessing gives images of many sizes: {tuple(wide.shape)} and {tuple(tall.shape)} of frames "
-                "of 320x240 and 240x320"
-            )
-        images = wide[None]
-    with torch.no_grad():
-        rows = network(images.expand(clip, -1, -1, -1))
-    if rows.ndim != 2 or len(rows) != 1:
-        raise FeatureError(f"its rows have the shape {tuple(rows.shape)}; expected (1, D) of one image or clip")
-    return int(rows.shape[1])
+        return
+    wide, tall = (preprocessing.function(np.zeros(shape, np.uint8)).shape for shape in ((240, 320, 3), (320, 240, 3)))
+    if wide != tall:
+        raise FeatureError(
+            f"the preprocessing of hf:{name} gives images of many sizes: {tuple(wide)} and {tuple(tall)} of frames of "
+            "320x240 and 240x320"
+        )
 
 
 # --- preprocessing ---

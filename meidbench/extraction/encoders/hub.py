@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from meidbench.errors import FeatureError
+from meidbench.extraction.encoders.encoder import FrameTransform, black_frame
+from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.names import Report
 
 _CONFIGS = ("config.json", "open_clip_config.json")
@@ -141,16 +143,19 @@ def draw_weights(name: str, seed: int | None, report: Report) -> Iterator[None]:
     report(f"{name} has RANDOM weights (seed {seed}): its features mean nothing and are for tests only")
 
 
-def find_width(name: str, network: nn.Module, height: int, width: int) -> int:
-    """Return the numbers per row of a network, from a black image; FeatureError: it does not give one row per image."""
+def find_width(name: str, network: nn.Module, preprocessing: Preprocessing | FrameTransform, clip: int = 1) -> int:
+    """Return the numbers per row of a network, from black images; FeatureError: it does not give one row per clip."""
+    images = black_frame(preprocessing).expand(clip, -1, -1, -1)
     try:
         with torch.no_grad():
-            rows = network(torch.zeros((1, 3, height, width)))
+            rows = network(images)
     except RuntimeError as error:
+        height, width = images.shape[2:]
         raise FeatureError(f"{name} takes no RGB images of {width}x{height} pixels: {first_line(error)}") from None
     if not isinstance(rows, torch.Tensor) or rows.ndim != 2 or len(rows) != 1:
+        unit = "image" if clip == 1 else f"clip of {clip} images"
         given = f"shape {tuple(rows.shape)}" if isinstance(rows, torch.Tensor) else type(rows).__name__
-        raise FeatureError(f"{name} does not give one row per image: expected shape (1, dim), got {given}")
+        raise FeatureError(f"{name} does not give one row per {unit}: expected shape (1, dim), got {given}")
     return rows.shape[1]
 
 

@@ -78,12 +78,12 @@ def load(
     else:
         identifier, options, commit = _find_weights(name, revision, offline, report)
         model = _create(name, identifier, options)
-    config = model.visual.preprocess_cfg
+    preprocessing = find_preprocessing(model.visual.preprocess_cfg)
     network = _Rows(model.visual).eval().requires_grad_(False)
     return Encoder(
         network,
-        find_width(name, network, *_sides(config["size"])),
-        find_preprocessing(config),
+        find_width(name, network, preprocessing),
+        preprocessing,
         _LAYER,
         weights=LoadedWeights(weights, state_digest(model.visual.state_dict()), source),
         revision=commit,
@@ -126,7 +126,8 @@ def find_preprocessing(config: dict[str, Any]) -> Preprocessing | FrameTransform
     >>> find_preprocessing({**config, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}).to_recipe()["resize"]
     '224 x 224, bicubic as Pillow'
     """
-    height, width = _sides(config["size"])
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
     mode, filter = config["resize_mode"], config["interpolation"]
     if height == width and mode in ("shortest", "squash") and filter in ("bilinear", "bicubic"):
         numbers = {key: tuple(map(float, config[key])) for key in ("mean", "std")}
@@ -143,10 +144,6 @@ def _transform(transform: Any, frame: npt.NDArray[np.uint8]) -> Tensor:
 
     pixels: Tensor = transform(Image.fromarray(frame))
     return pixels
-
-
-def _sides(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class _Rows(nn.Module):

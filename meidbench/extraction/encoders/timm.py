@@ -82,11 +82,11 @@ def load(
         overlay, commit = _find_published(identifier, revision, offline)
         model = _create(identifier, overlay)
     model.eval().requires_grad_(False)
-    config = resolve_data_config({}, model=model)
+    preprocessing = find_preprocessing(resolve_data_config({}, model=model))
     return Encoder(
         model,
-        find_width(name, model, *config["input_size"][1:]),
-        find_preprocessing(config),
+        find_width(name, model, preprocessing),
+        preprocessing,
         _LAYER,
         weights=LoadedWeights(label, state_digest(model.state_dict()), source),
         revision=commit,
