@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers.utils import logging
 from meidbench.errors import FeatureError, MeidbenchError, first_few
 from meidbench.extraction.encoders.backbones import check_clips
 from meidbench.extraction.encoders.encoder import Encoder, FrameTransform, TextEncoder
-from meidbench.extraction.encoders.hub import draw_weights, fetch_folder, find_width, first_line
+from meidbench.extraction.encoders.hub import draw_weights, encode_texts, fetch_folder, find_width, first_line
 from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.extraction.encoders.weights import RANDOM, LoadedWeights, state_digest
 from meidbench.names import Report
@@ -37,7 +38,6 @@ _CLASS_TOKEN_TYPES = ("vit", "deit", "vit_msn")
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
-_TEXTS_PER_BATCH = 64
 
 
 def load(
@@ -116,7 +116,7 @@ def load_text(name: str, *, revision: str = "", report: Report | None = None) ->
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         bias = getattr(model, "logit_bias", None)
         found = TextEncoder(
-            _Texts(model, tokenizer),
+            partial(encode_texts, partial(_encode_batch, model, tokenizer)),
             scale=float(model.logit_scale.exp()),
             bias=0.0 if bias is None else float(bias),
             name=f"hf:{name}",
@@ -364,26 +364,12 @@ def _make_transform(processor: Any) -> FrameTransform:
 # --- texts ---
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """A function from n texts to their (n, D) float32 embeddings, in batches."""
-
-    model: Any
-    tokenizer: Any
-
-    def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        config = self.model.config
-        siglip = config.model_type == "siglip"
-        length = config.text_config.max_position_embeddings
-        if not texts:
-            return self(["a word"])[:0]
-        rows = []
-        for first in range(0, len(texts), _TEXTS_PER_BATCH):
-            batch = list(texts[first : first + _TEXTS_PER_BATCH])
-            padding = "max_length" if siglip else True
-            tokens = self.tokenizer(batch, padding=padding, truncation=True, max_length=length, return_tensors="pt")
-            inputs = {"input_ids": tokens["input_ids"]} if siglip else dict(tokens)
-            with torch.inference_mode():
-                output = self.model.get_text_features(**inputs)
-            rows.append(getattr(output, "pooler_output", output).float().numpy())
-        return np.concatenate(rows)
+def _encode_batch(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
+    """Compute the (n, D) embeddings of n texts."""
+    siglip = model.config.model_type == "siglip"
+    length = model.config.text_config.max_position_embeddings
+    padding = "max_length" if siglip else True
+    tokens = tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+    output: Any = model.get_text_features(**({"input_ids": tokens["input_ids"]} if siglip else tokens))
+    rows: Tensor = getattr(output, "pooler_output", output)
+    return rows
