@@ -187,14 +187,10 @@ def load_text_encoder(name: str, *, revision: str = "", report: Report | None = 
     unknown, or a package is missing.
     """
     prefix, separator, rest = name.partition(":")
-    if not separator or prefix == _OWN_FILE:
-        raise FeatureError(f"{name} has no text encoder; those of hf:NAME and openclip:MODEL/TAG have one")
+    library = _import_library(name) if separator and prefix != _OWN_FILE else None
+    if library is None or not hasattr(library, "load_text"):
+        raise FeatureError(f"{name} has no text encoder; models of hf:NAME and openclip:MODEL/TAG have one")
     rest, asked = _split_revision(rest)
-    library = _import_library(name)
-    if not hasattr(library, "load_text"):
-        raise FeatureError(
-            f"models of {prefix}: have no text encoder; those of hf:NAME and openclip:MODEL/TAG have one"
-        )
     found: TextEncoder = library.load_text(rest, revision=revision or asked, report=report or (lambda line: None))
     return replace(found, name=f"{prefix}:{rest}")
 
