@@ -22,7 +22,7 @@ from PIL import Image
 
 from meidbench.cli import main
 from meidbench.errors import FeatureError
-from meidbench.extraction.encoders import hf
+from meidbench.extraction.encoders import hub
 from meidbench.extraction.encoders.encoder import load_encoder, load_text_encoder
 from meidbench.extraction.encoders.extractor import Extractor
 from meidbench.features import open_features
@@ -244,7 +244,7 @@ TEXTS = ["a dog runs", "A man opens the door, 2 times", "", "dog " * 40]
 
 
 def test_texts_of_clip_are_those_of_the_library(clip_folder, monkeypatch):
-    monkeypatch.setattr(hf, "_TEXTS_PER_BATCH", 3)
+    monkeypatch.setattr(hub, "TEXTS_PER_BATCH", 3)
     encoder = load_text_encoder(f"hf:{clip_folder}")
     model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(clip_folder)

@@ -245,9 +245,9 @@ def test_models_without_published_weights_or_without_one_row_per_image_are_refus
     with pytest.raises(FeatureError, match=f"timm has no published weights for {unpublished}(.|\n)*--weights FILE"):
         load_encoder(f"timm:{unpublished}")
     with pytest.raises(FeatureError, match=r"expected shape \(1, dim\), got shape \(1, 3, 8, 8\)"):
-        find_width("Maps", torch.nn.Identity(), 8, 8)
+        find_width("Maps", torch.nn.Identity(), Preprocessing(8, 8))
     with pytest.raises(FeatureError, match="Grey takes no RGB images of 8x8 pixels"):
-        find_width("Grey", torch.nn.Conv2d(1, 2, 3), 8, 8)
+        find_width("Grey", torch.nn.Conv2d(1, 2, 3), Preprocessing(8, 8))
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (224, 224), (97, 640)])

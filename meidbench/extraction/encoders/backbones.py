@@ -276,7 +276,8 @@ def for_inference(model: nn.Module, device: torch.device | str, precision: str =
     one_of("precision", precision, tuple(PRECISIONS), FeatureError)
     if model.training:
         raise FeatureError("the backbone is in training mode, in which rows depend on their neighbours; call eval()")
-    if any(parameter.isnan().any() for parameter in [*model.parameters()][:1]):
+    first = next(model.parameters(), None)  # a transform without parameters is a network, too
+    if first is not None and first.isnan().any():
         raise FeatureError(
             "the backbone has no weights yet; call meidbench.extraction.encoders.weights.load_weights first"
         )

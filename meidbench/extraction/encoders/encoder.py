@@ -187,14 +187,10 @@ def load_text_encoder(name: str, *, revision: str = "", report: Report | None = 
     unknown, or a package is missing.
     """
     prefix, separator, rest = name.partition(":")
-    if not separator or prefix == _OWN_FILE:
-        raise FeatureError(f"{name} has no text encoder; those of hf:NAME and openclip:MODEL/TAG have one")
+    library = _import_library(name) if separator and prefix != _OWN_FILE else None
+    if library is None or not hasattr(library, "load_text"):
+        raise FeatureError(f"{name} has no text encoder; models of hf:NAME and openclip:MODEL/TAG have one")
     rest, asked = _split_revision(rest)
-    library = _import_library(name)
-    if not hasattr(library, "load_text"):
-        raise FeatureError(
-            f"models of {prefix}: have no text encoder; those of hf:NAME and openclip:MODEL/TAG have one"
-        )
     found: TextEncoder = library.load_text(rest, revision=revision or asked, report=report or (lambda line: None))
     return replace(found, name=f"{prefix}:{rest}")
 
@@ -261,7 +257,7 @@ def _load_own(name: str, path: Path, weights: str) -> Encoder:
     encoder.network.eval().requires_grad_(False)
     with _errors_of_file(path), torch.no_grad():
         device = next((tensor.device for tensor in encoder.network.parameters()), None)
-        rows = encoder.network(_black_frame(encoder.preprocessing).expand(encoder.clip, -1, -1, -1).to(device))
+        rows = encoder.network(black_frame(encoder.preprocessing).expand(encoder.clip, -1, -1, -1).to(device))
     expected = (1 if encoder.row_per_clip else encoder.clip, encoder.dim)
     if (given := tuple(getattr(rows, "shape", ()))) != expected:
         unit = f"one clip of {encoder.clip} frames" if encoder.clip > 1 else "one frame"
@@ -271,7 +267,7 @@ def _load_own(name: str, path: Path, weights: str) -> Encoder:
     return replace(encoder, name=name, weights=loaded, revision=file_sha256(path))
 
 
-def _black_frame(preprocessing: Preprocessing | FrameTransform) -> torch.Tensor:
+def black_frame(preprocessing: Preprocessing | FrameTransform) -> torch.Tensor:
     """Return what the network gets of a black frame: (3, H, W) float32."""
     if isinstance(preprocessing, FrameTransform):
         return preprocessing.function(np.zeros((240, 320, 3), np.uint8))

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers.utils import logging
 from meidbench.errors import FeatureError, MeidbenchError, first_few
 from meidbench.extraction.encoders.backbones import check_clips
 from meidbench.extraction.encoders.encoder import Encoder, FrameTransform, TextEncoder
-from meidbench.extraction.encoders.hub import draw_weights, fetch_folder, first_line
+from meidbench.extraction.encoders.hub import draw_weights, encode_texts, fetch_folder, find_width, first_line
 from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.extraction.encoders.weights import RANDOM, LoadedWeights, state_digest
 from meidbench.names import Report
@@ -37,7 +38,6 @@ _CLASS_TOKEN_TYPES = ("vit", "deit", "vit_msn")
 _SMALL_FILES = ("*.json", "*.txt", "*.model")
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
-_TEXTS_PER_BATCH = 64
 
 
 def load(
@@ -91,7 +91,8 @@ def load(
         network = _Rows(model, take, clip).eval().requires_grad_(False)
         processor = _load_processor(name, folder)
         preprocessing = _read_numbers(processor) or _make_transform(processor)
-        dim = _try_out(network, preprocessing, clip)
+        _refuse_sizes(name, preprocessing)
+        dim = find_width(f"hf:{name}", network, preprocessing, clip)
     sha256 = state_digest(network.state_dict())
     loaded = LoadedWeights(weights, sha256, f"random, seed {seed}" if is_random else f"hf:{name}")
     versions = {"transformers": transformers.__version__}
@@ -115,7 +116,7 @@ def load_text(name: str, *, revision: str = "", report: Report | None = None) ->
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         bias = getattr(model, "logit_bias", None)
         found = TextEncoder(
-            _Texts(model, tokenizer),
+            partial(encode_texts, partial(_encode_batch, model, tokenizer)),
             scale=float(model.logit_scale.exp()),
             bias=0.0 if bias is None else float(bias),
             name=f"hf:{name}",
@@ -271,23 +272,16 @@ def _refuse_missing(name: str, missing: Sequence[str]) -> None:
         )
 
 
-def _try_out(network: nn.Module, preprocessing: Preprocessing | FrameTransform, clip: int) -> int:
-    """Return the width of the rows of one clip, so that sizes that do not fit are errors here."""
+def _refuse_sizes(name: str, preprocessing: Preprocessing | FrameTransform) -> None:
+    """Refuse a preprocessing whose images have the shape of their frames."""
     if isinstance(preprocessing, Preprocessing):
-        images = torch.zeros(1, 3, preprocessing.crop, preprocessing.crop)
-    else:
-        wide, tall = (preprocessing.function(np.zeros(shape, np.uint8)) for shape in ((240, 320, 3), (320, 240, 3)))
-        if wide.shape != tall.shape:
-            raise FeatureError(
-                f"its preprocessing gives images of many sizes: {tuple(wide.shape)} and {tuple(tall.shape)} of frames "
-                "of 320x240 and 240x320"
-            )
-        images = wide[None]
-    with torch.no_grad():
-        rows = network(images.expand(clip, -1, -1, -1))
-    if rows.ndim != 2 or len(rows) != 1:
-        raise FeatureError(f"its rows have the shape {tuple(rows.shape)}; expected (1, D) of one image or clip")
-    return int(rows.shape[1])
+        return
+    wide, tall = (preprocessing.function(np.zeros(shape, np.uint8)).shape for shape in ((240, 320, 3), (320, 240, 3)))
+    if wide != tall:
+        raise FeatureError(
+            f"the preprocessing of hf:{name} gives images of many sizes: {tuple(wide)} and {tuple(tall)} of frames of "
+            "320x240 and 240x320"
+        )
 
 
 # --- preprocessing ---
@@ -370,26 +364,12 @@ def _make_transform(processor: Any) -> FrameTransform:
 # --- texts ---
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """A function from n texts to their (n, D) float32 embeddings, in batches."""
-
-    model: Any
-    tokenizer: Any
-
-    def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        config = self.model.config
-        siglip = config.model_type == "siglip"
-        length = config.text_config.max_position_embeddings
-        if not texts:
-            return self(["a word"])[:0]
-        rows = []
-        for first in range(0, len(texts), _TEXTS_PER_BATCH):
-            batch = list(texts[first : first + _TEXTS_PER_BATCH])
-            padding = "max_length" if siglip else True
-            tokens = self.tokenizer(batch, padding=padding, truncation=True, max_length=length, return_tensors="pt")
-            inputs = {"input_ids": tokens["input_ids"]} if siglip else dict(tokens)
-            with torch.inference_mode():
-                output = self.model.get_text_features(**inputs)
-            rows.append(getattr(output, "pooler_output", output).float().numpy())
-        return np.concatenate(rows)
+def _encode_batch(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
+    """Compute the (n, D) embeddings of n texts."""
+    siglip = model.config.model_type == "siglip"
+    length = model.config.text_config.max_position_embeddings
+    padding = "max_length" if siglip else True
+    tokens = tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+    output: Any = model.get_text_features(**({"input_ids": tokens["input_ids"]} if siglip else tokens))
+    rows: Tensor = getattr(output, "pooler_output", output)
+    return rows

@@ -1,17 +1,24 @@
-"""Parts that the encoders of libraries share: files of the Hugging Face hub, random weights, the width of rows."""
+"""Parts that the encoders of libraries share: files of the Hugging Face hub, weights, preprocessing, texts, errors."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from meidbench.errors import FeatureError
+from meidbench.extraction.encoders.encoder import FrameTransform, black_frame
+from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.names import Report
 
+TEXTS_PER_BATCH = 64
 _CONFIGS = ("config.json", "open_clip_config.json")
 
 
@@ -141,17 +148,49 @@ def draw_weights(name: str, seed: int | None, report: Report) -> Iterator[None]:
     report(f"{name} has RANDOM weights (seed {seed}): its features mean nothing and are for tests only")
 
 
-def find_width(name: str, network: nn.Module, height: int, width: int) -> int:
-    """Return the numbers per row of a network, from a black image; FeatureError: it does not give one row per image."""
+def find_width(name: str, network: nn.Module, preprocessing: Preprocessing | FrameTransform, clip: int = 1) -> int:
+    """Return the numbers per row of a network, from black images; FeatureError: it does not give one row per clip."""
+    images = black_frame(preprocessing).expand(clip, -1, -1, -1)
     try:
         with torch.no_grad():
-            rows = network(torch.zeros((1, 3, height, width)))
+            rows = network(images)
     except RuntimeError as error:
+        height, width = images.shape[2:]
         raise FeatureError(f"{name} takes no RGB images of {width}x{height} pixels: {first_line(error)}") from None
-    if not isinstance(rows, torch.Tensor) or rows.ndim != 2 or len(rows) != 1:
-        given = f"shape {tuple(rows.shape)}" if isinstance(rows, torch.Tensor) else type(rows).__name__
-        raise FeatureError(f"{name} does not give one row per image: expected shape (1, dim), got {given}")
+    if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != 1:
+        unit = "image" if clip == 1 else f"clip of {clip} images"
+        given = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise FeatureError(f"{name} does not give one row per {unit}: expected shape (1, dim), got {given}")
     return rows.shape[1]
+
+
+def make_transform(function: Callable[[Any], Tensor], name: str, config: Mapping[str, Any]) -> FrameTransform:
+    """Return a library's transform of Pillow images, which it made from this configuration, as one of frames."""
+    described = ", ".join(f"{key} {value}" for key, value in sorted(config.items()))
+    return FrameTransform(partial(_transform, function), f"{name}: {described}")
+
+
+def _transform(function: Callable[[Any], Tensor], frame: npt.NDArray[np.uint8]) -> Tensor:
+    from PIL import Image
+
+    return function(Image.fromarray(frame))
+
+
+def encode_texts(encode: Callable[[list[str]], Tensor], texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Compute the (n, D) embeddings of n texts, in batches.
+
+    Examples
+    --------
+    >>> encode_texts(lambda batch: torch.ones(len(batch), 3), []).shape
+    (0, 3)
+    """
+    if not texts:
+        return encode_texts(encode, ["a word"])[:0]
+    with torch.inference_mode():
+        batches = [
+            encode(list(texts[first : first + TEXTS_PER_BATCH])) for first in range(0, len(texts), TEXTS_PER_BATCH)
+        ]
+        return torch.cat(batches).float().numpy()
 
 
 def first_line(error: object) -> str:
@@ -162,5 +201,10 @@ def first_line(error: object) -> str:
     >>> first_line(ValueError(" cannot open it\n  because ..."))
     'cannot open it'
     """
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return first_lines(error, 1)
+
+
+def first_lines(error: object, count: int = 4) -> str:
+    """Return the first lines of an error, each at most 300 characters, indented from the second on."""
+    lines = [line.strip()[:300] for line in str(error).strip().splitlines()[:count]]
+    return "\n  ".join(lines) or type(error).__name__

@@ -3,21 +3,25 @@
 import logging
 import os
 import warnings
-from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from meidbench.checks import show, suggest
 from meidbench.errors import FeatureError, first_few
 from meidbench.extraction.encoders.encoder import Encoder, FrameTransform, TextEncoder
-from meidbench.extraction.encoders.hub import draw_weights, find_hub_file, find_width, first_line
+from meidbench.extraction.encoders.hub import (
+    draw_weights,
+    encode_texts,
+    find_hub_file,
+    find_width,
+    first_line,
+    first_lines,
+    make_transform,
+)
 from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.extraction.encoders.weights import RANDOM, LoadedWeights, read_checkpoint, state_digest
 from meidbench.names import Report
@@ -27,7 +31,6 @@ _HUB, _FOLDER = "hf-hub:", "local-dir:"
 _LABEL = f"openclip:{_HUB}"
 _CONFIG = "open_clip_config.json"
 _NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_TEXTS_PER_BATCH = 64
 
 
 def load(
@@ -78,12 +81,12 @@ def load(
     else:
         identifier, options, commit = _find_weights(name, revision, offline, report)
         model = _create(name, identifier, options)
-    config = model.visual.preprocess_cfg
+    preprocessing = find_preprocessing(model.visual.preprocess_cfg)
     network = _Rows(model.visual).eval().requires_grad_(False)
     return Encoder(
         network,
-        find_width(name, network, *_sides(config["size"])),
-        find_preprocessing(config),
+        find_width(name, network, preprocessing),
+        preprocessing,
         _LAYER,
         weights=LoadedWeights(weights, state_digest(model.visual.state_dict()), source),
         revision=commit,
@@ -106,7 +109,7 @@ def load_text(name: str, *, revision: str = "", report: Report | None = None) ->
         raise FeatureError(f"cannot make the tokenizer of openclip:{name}: {first_line(error)}") from None
     bias = getattr(model, "logit_bias", None)
     return TextEncoder(
-        partial(_encode_texts, model, tokenizer),
+        partial(encode_texts, partial(_encode_batch, model, tokenizer)),
         scale=float(model.logit_scale.exp()),
         bias=0.0 if bias is None else float(bias),
         revision=commit,
@@ -126,7 +129,8 @@ def find_preprocessing(config: dict[str, Any]) -> Preprocessing | FrameTransform
     >>> find_preprocessing({**config, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}).to_recipe()["resize"]
     '224 x 224, bicubic as Pillow'
     """
-    height, width = _sides(config["size"])
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
     mode, filter = config["resize_mode"], config["interpolation"]
     if height == width and mode in ("shortest", "squash") and filter in ("bilinear", "bicubic"):
         numbers = {key: tuple(map(float, config[key])) for key in ("mean", "std")}
@@ -134,19 +138,7 @@ def find_preprocessing(config: dict[str, Any]) -> Preprocessing | FrameTransform
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     transform = image_transform_v2(PreprocessCfg(**config), is_train=False)
-    described = ", ".join(f"{key} {value}" for key, value in sorted(config.items()))
-    return FrameTransform(partial(_transform, transform), f"open_clip.image_transform_v2: {described}")
-
-
-def _transform(transform: Any, frame: npt.NDArray[np.uint8]) -> Tensor:
-    from PIL import Image
-
-    pixels: Tensor = transform(Image.fromarray(frame))
-    return pixels
-
-
-def _sides(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    return make_transform(transform, "open_clip.image_transform_v2", config)
 
 
 class _Rows(nn.Module):
@@ -163,14 +155,10 @@ class _Rows(nn.Module):
         return rows
 
 
-def _encode_texts(model: Any, tokenizer: Any, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+def _encode_batch(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
     """Compute the (n, D) embeddings of n texts, not normalised."""
-    with torch.inference_mode():
-        parts = [
-            model.encode_text(tokenizer(list(texts[first : first + _TEXTS_PER_BATCH])), normalize=False)
-            for first in range(0, len(texts), _TEXTS_PER_BATCH)
-        ]
-    return torch.cat(parts).float().numpy()
+    rows: Tensor = model.encode_text(tokenizer(texts), normalize=False)
+    return rows
 
 
 def _versions() -> dict[str, str]:
@@ -210,7 +198,7 @@ def _find_weights(name: str, revision: str, offline: bool, report: Report) -> tu
     if name.startswith(_HUB):
         repository = name.removeprefix(_HUB)
         config = find_hub_file(_LABEL, repository, [_CONFIG], revision=revision, offline=offline)
-        find_hub_file(_LABEL, repository.partition("@")[0], _NAMES, revision=config.commit, offline=offline)
+        find_hub_file(_LABEL, repository, _NAMES, revision=config.commit, offline=offline)
         return f"{_FOLDER}{config.path.parent}", {"require_pretrained": True}, config.commit
     if Path(name, _CONFIG).is_file():
         return f"{_FOLDER}{name}", {"require_pretrained": True}, ""
@@ -260,7 +248,6 @@ def _create(name: str, identifier: str, options: dict[str, Any]) -> Any:
             warnings.simplefilter("ignore")
             return open_clip.create_model(identifier, **options)
     except Exception as error:  # damaged files, weights of another model: the library fails with any error
-        lines = "\n  ".join(line.strip()[:300] for line in str(error).strip().splitlines()[:4]) or type(error).__name__
-        raise FeatureError(f"OpenCLIP cannot load {name}: {lines}") from None
+        raise FeatureError(f"OpenCLIP cannot load {name}: {first_lines(error)}") from None
     finally:
         logging.disable(level)

@@ -3,20 +3,24 @@
 import json
 import math
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from meidbench.checks import show, suggest
 from meidbench.errors import FeatureError, RequestError, first_few
 from meidbench.extraction.encoders.encoder import Encoder, FrameTransform
-from meidbench.extraction.encoders.hub import draw_weights, find_hub_file, find_width, first_line
+from meidbench.extraction.encoders.hub import (
+    draw_weights,
+    find_hub_file,
+    find_width,
+    first_line,
+    first_lines,
+    make_transform,
+)
 from meidbench.extraction.encoders.preprocessing import Preprocessing
 from meidbench.extraction.encoders.weights import RANDOM, LoadedWeights, read_checkpoint, state_digest
 from meidbench.names import Report
@@ -82,11 +86,11 @@ def load(
         overlay, commit = _find_published(identifier, revision, offline)
         model = _create(identifier, overlay)
     model.eval().requires_grad_(False)
-    config = resolve_data_config({}, model=model)
+    preprocessing = find_preprocessing(resolve_data_config({}, model=model))
     return Encoder(
         model,
-        find_width(name, model, *config["input_size"][1:]),
-        find_preprocessing(config),
+        find_width(name, model, preprocessing),
+        preprocessing,
         _LAYER,
         weights=LoadedWeights(label, state_digest(model.state_dict()), source),
         revision=commit,
@@ -115,15 +119,7 @@ def find_preprocessing(config: dict[str, Any]) -> Preprocessing | FrameTransform
     from timm.data import create_transform
 
     transform = create_transform(**config, is_training=False)
-    described = ", ".join(f"{key} {value}" for key, value in sorted(config.items()))
-    return FrameTransform(partial(_transform, transform), f"timm.data.create_transform: {described}")
-
-
-def _transform(transform: Any, frame: npt.NDArray[np.uint8]) -> Tensor:
-    from PIL import Image
-
-    pixels: Tensor = transform(Image.fromarray(frame))
-    return pixels
+    return make_transform(transform, "timm.data.create_transform", config)
 
 
 def _resolve(name: str, revision: str, offline: bool) -> tuple[str, str]:
@@ -134,7 +130,7 @@ def _resolve(name: str, revision: str, offline: bool) -> tuple[str, str]:
     if name.startswith(_HUB):
         repository = name.removeprefix(_HUB)
         config = find_hub_file(_LABEL, repository, ["config.json"], revision=revision, offline=offline)
-        find_hub_file(_LABEL, repository.partition("@")[0], _NAMES, revision=config.commit, offline=offline)
+        find_hub_file(_LABEL, repository, _NAMES, revision=config.commit, offline=offline)
         return f"{_FOLDER}{config.path.parent}", config.commit
     architecture, _, tag = name.partition(".")
     if timm.is_model(architecture):
@@ -226,8 +222,9 @@ def _create(name: str, overlay: dict[str, Any], **options: int) -> nn.Module:
             "  remedy: run once where there is a network, or name a file of weights (--weights FILE)"
         ) from None
     except Exception as error:  # weights of another network make timm's adaptation of keys fail with any error
-        lines = "\n  ".join(line.strip()[:300] for line in str(error).strip().splitlines()[:4]) or type(error).__name__
-        raise FeatureError(f"timm cannot load these weights into {name.removeprefix(_FOLDER)}: {lines}") from None
+        raise FeatureError(
+            f"timm cannot load these weights into {name.removeprefix(_FOLDER)}: {first_lines(error)}"
+        ) from None
     if getattr(model, "num_classes", 0):
         model.reset_classifier(0)  # type: ignore[operator]
     return model
