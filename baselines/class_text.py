@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +133,9 @@ def read_class_text(path: Path) -> ClassText:
     """
     if not path.is_file():
         raise FeatureError(f"there is no file of text vectors {path}; {_EXPECTED}")
+    if not is_zipfile(path):  # of other files, NumPy's message speaks of pickles
+        kind = describe_content(path) or "text, or of an unknown kind"
+        raise FeatureError(f"cannot read {path}, which is {kind}; {_EXPECTED}")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             held = {name: archive[name] for name in archive.files}
@@ -151,7 +155,8 @@ def read_class_text(path: Path) -> ClassText:
     except MemoryError:
         raise
     except Exception as error:  # NumPy reads headers with Python's tokenizer, and zip files raise many kinds
-        raise FeatureError(f"cannot read {path}, {describe_content(path)} ({error!r:.200}); {_EXPECTED}") from None
+        kind = describe_content(path)
+        raise FeatureError(f"cannot read {path}, which is {kind} ({error!r:.200}); {_EXPECTED}") from None
 
 
 def clean_class_name(name: str, dataset: str = "") -> str:
@@ -222,9 +227,12 @@ def make_prompts(
 def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     """Read prompts by class name from JSON: ``{"NAME": "PROMPT"}`` or ``{"NAME": ["PROMPT", ...]}``.
 
-    RequestError: a value is neither a text nor a list of texts.
+    RequestError: it is no such JSON.
     """
-    content = read_json(path, RequestError)
+    try:
+        content = read_json(path, RequestError)
+    except RequestError as error:
+        raise RequestError(f'{error}; expected JSON: {{"NAME": "PROMPT" or ["PROMPT", ...]}}') from None
     found = {name: (texts,) if isinstance(texts, str) else texts for name, texts in content.items()}
     wrong = [
         name

@@ -92,6 +92,9 @@ def test_prompts_are_templates_or_the_users_own(tmp_path):
         path.write_text(json.dumps(content))
         with pytest.raises(RequestError, match="the prompts of B are neither a text nor a list of texts"):
             read_prompts(path)
+    path.write_text("a photo")
+    with pytest.raises(RequestError, match=r'is damaged: .*; expected JSON: \{"NAME": "PROMPT" or'):
+        read_prompts(path)
     with pytest.raises(RequestError, match=r"must contain \{\} once, for the class name; got 'a photo'"):
         make_prompts(["A"], ["a photo", "a {}"])
     with pytest.raises(RequestError, match=r"1 unknown class\(es\): sitting down \(did you mean sitting_down\?\)"):
@@ -173,7 +176,8 @@ def damaged(path, kind):
 
 
 @pytest.mark.parametrize(("kind", "said"), [
-    ("text", "cannot read"), ("cut", "cannot read"), ("objects", "cannot read"), ("facts", "cannot read"),
+    ("text", "cannot read .*, which is text, or of an unknown kind"),
+    ("cut", "cannot read"), ("objects", "cannot read"), ("facts", "cannot read"),
     ("other", "cannot read"),
     ({"vectors": np.eye(3, dtype=int)}, r"must be floats \(C, D\)"),
     ({"vectors": np.ones(3)}, r"must be floats \(C, D\)"),

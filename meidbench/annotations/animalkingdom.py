@@ -40,7 +40,7 @@ def read_animalkingdom(paths: Sequence[Path], manifest: Manifest) -> Annotations
     table = Annotations(names, groups=groups)
     sources = {entry.source for entry in manifest.files}
     problems: list[str] = []
-    for number, (video_id, source, cell) in _read_sheet(clips, *CLIPS):
+    for number, (video_id, source, cell) in _read_sheet(clips, *CLIPS, manifest.remedy):
         labels = tuple(map(int, cell.split(","))) if _LABELS.fullmatch(cell) else ()
         try:
             check_video_id(video_id)
@@ -64,7 +64,7 @@ def _read_classes(path: Path, manifest: Manifest) -> tuple[tuple[str, ...], tupl
     """Return the names and the groups of the classes, by index."""
     classes: dict[int, tuple[str, str]] = {}
     problems = []
-    for number, (name, index, group) in _read_sheet(path, *CLASSES):
+    for number, (name, index, group) in _read_sheet(path, *CLASSES, manifest.remedy):
         where = f"{path.name}, row {number:,}"
         if not name or not name.isprintable():
             problems.append(f"{where}: {quote(name)} is not the name of a class")
@@ -83,12 +83,16 @@ def _read_classes(path: Path, manifest: Manifest) -> tuple[tuple[str, ...], tupl
     return names, groups
 
 
-def _read_sheet(path: Path, sheet: str, columns: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
+def _read_sheet(path: Path, sheet: str, columns: Sequence[str], remedy: str) -> list[tuple[int, tuple[str, ...]]]:
     """Return the number of each row in the sheet, from 2, and its cells in the columns, as text without blanks."""
-    frame = _read_frame(path, sheet)
+    try:
+        frame = _read_frame(path, sheet)
+    except AnnotationError as error:
+        raise AnnotationError(f"{error}\n{remedy}") from None
     if missing := [name for name in columns if name not in frame.columns]:
         found = first_few(frame.columns) or "none"
-        raise AnnotationError(f"{path.name}, sheet {sheet}: no column {first_few(missing)}; its columns are {found}")
+        what = f"no column {first_few(missing)}; its columns are {found}"
+        raise AnnotationError(f"{path.name}, sheet {sheet}: {what}\n{remedy}")
     rows = zip(*([cell.strip() for cell in frame[name]] for name in columns), strict=True)
     # Sheets often end with empty rows.
     return [(number, row) for number, row in enumerate(rows, start=2) if any(row)]
