@@ -23,8 +23,9 @@ from meidbench.features.feature_file import DTYPES, Layout
 from meidbench.features.frame_sampling import FrameRows, random_indices
 from meidbench.features.records import VideoRows
 from meidbench.features.store import feature_writer
-from meidbench.loading.batches import BatchLoader, BufferPool, Prefetcher
+from meidbench.loading.batches import BatchLoader, Prefetcher
 from meidbench.loading.datasets import FeatureDataset
+from meidbench.loading.gathering import BufferPool
 from meidbench.loading.motion import Motion
 from meidbench.splits.split import Split
 
@@ -262,7 +263,7 @@ def test_motion_of_batches_is_that_of_the_items(split, stored, frames, replaceme
     expected = of_items(data, range(VIDEOS), 6)
     # A batch in parts of few videos, and in one.
     for part in (4 * WIDTH * 21, 1 << 20):
-        monkeypatch.setattr("meidbench.loading.batches._PART", part)
+        monkeypatch.setattr("meidbench.loading.gathering._PART", part)
         assert_same(list(BatchLoader(data, 6, resident=resident, prefetch=0)), expected)
 
 
